@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    netpol_trace::cli::run()
+}

@@ -1,0 +1,5 @@
+//! The record, `schema: "netpol-trace/v1"`: one JSON object a line. Pure data: what it says was decided upstream.
+
+pub mod schema;
+
+pub use schema::*;

@@ -1,0 +1,457 @@
+//! The record's types. Names of fields and values are a contract; absent means unknown, never a default.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The value of every record's `schema` field.
+pub const SCHEMA: &str = "netpol-trace/v1";
+
+/// A string constant or a decoded one.
+pub type Text = Cow<'static, str>;
+
+/// One line of the output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Record {
+    /// Always `netpol-trace/v1`.
+    pub schema: Text,
+    #[serde(flatten)]
+    pub body: Body,
+    /// `run/number`, the same in every sink.
+    pub id: String,
+    /// The run's id: one start of the agent.
+    pub run: String,
+    /// Gapless per sink and run, from 1.
+    pub seq: u64,
+    /// When it happened; of a folded drop, the first packet.
+    #[schemars(with = "String")]
+    pub time: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+/// What kind of record, told by `kind`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Body {
+    Drop(Box<Drop>),
+    Loss(Loss),
+    Status(Box<Status>),
+}
+
+/// One packet that the kernel dropped, or several of one flow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Drop {
+    /// The last packet's time, when `count` is more than 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub last_time: Option<Timestamp>,
+    /// Packets, as nft and iptables count them (skbs).
+    pub count: u64,
+    /// What the packets would be on the wire, where segmentation offload makes that more than `count`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub segments: Option<u64>,
+    /// L3 length in octets, of all packets together.
+    pub bytes: u64,
+    pub cause: Cause,
+    /// The side whose policy denied.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction: Option<Direction>,
+    pub action: Action,
+    pub source: Endpoint,
+    pub destination: Endpoint,
+    pub network: Network,
+    /// The packet goes against the direction of its connection; `source` and `destination` are the connection's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reply: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<Icmp>,
+    pub kernel: Kernel,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<Hint>,
+    pub enrichment: Enrichment,
+}
+
+/// Why the packet was dropped: the kernel's word joined with the verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    Policy,
+    Disagrees,
+    EnforcerUnavailable,
+    ServiceWithoutEndpoints,
+    Unknown,
+    HostFirewall,
+    PodLocal,
+    ConntrackInvalid,
+    NotPolicy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    Ingress,
+    Egress,
+}
+
+/// What the enforcer did with the packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    Drop,
+    Reject,
+    Unknown,
+}
+
+/// How complete the naming of both ends is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Enrichment {
+    /// Looked up in a synced index.
+    Complete,
+    /// An address inside the pod network had no owner within the waiting time.
+    Timeout,
+    /// The index is older than its source.
+    Stale,
+}
+
+/// One end of the connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Endpoint {
+    pub kind: EndpointKind,
+    pub ip: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
+    /// The node's name, when the end is a node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceRef>,
+    /// The address before NAT, where it differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original: Option<Address>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    /// Why an end is `unknown`, or who shares its address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<Text>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EndpointKind {
+    Pod,
+    Node,
+    Service,
+    External,
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PodRef {
+    pub namespace: String,
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<OwnerRef>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OwnerRef {
+    pub kind: String,
+    pub name: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServiceRef {
+    pub namespace: String,
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Address {
+    pub ip: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Network {
+    /// `tcp`, `udp`, `sctp`, `icmp`, `ipv6-icmp`, or the protocol's number.
+    pub transport: String,
+    pub family: Family,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tcp_flags: Vec<Text>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub community_id: Option<String>,
+    /// L3 length in octets of the first packet.
+    pub length: u32,
+    /// A later fragment: it has no ports.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fragment: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Icmp {
+    #[serde(rename = "type")]
+    pub kind: u8,
+    pub code: u8,
+}
+
+/// What the kernel said of the drop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Kernel {
+    /// The drop reason without `SKB_DROP_REASON_`; absent before Linux 5.17.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The function that freed the packet, a bare symbol.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub location: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<Hook>,
+    pub mechanism: Mechanism,
+    /// The packet's device at the drop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Inode number of the network namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Hook {
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    Postrouting,
+    Ingress,
+    Egress,
+    Bridge,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mechanism {
+    Nftables,
+    IptablesLegacy,
+    Nfqueue,
+    Tc,
+    Xdp,
+    Cgroup,
+    Ovs,
+    Netfilter,
+    Unknown,
+}
+
+/// What NetworkPolicy v1 says of the connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Verdict {
+    pub result: VerdictResult,
+    /// `networkpolicy_v1`, `policy_changing`, `addresses_only`, `stale`, `ip_reused`, `undefined_…`.
+    pub basis: Text,
+    pub egress: Side,
+    pub ingress: Side,
+    /// What the reader should know of how far this verdict reaches, such as other policy APIs in the cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VerdictResult {
+    Allowed,
+    Denied,
+    Undetermined,
+}
+
+/// One direction of a verdict: egress of the source, or ingress of the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Side {
+    pub result: VerdictResult,
+    /// Every policy that isolates the pod in this direction; empty means not isolated.
+    pub isolated_by: Vec<PolicyRef>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_by: Option<RuleRef>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nearest: Option<Nearest>,
+    /// Why this side is `undetermined`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PolicyRef {
+    pub namespace: String,
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changed_ago_seconds: Option<u64>,
+}
+
+/// A rule by its place: policy `namespace/name`, rule `ingress[0]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RuleRef {
+    pub policy: String,
+    pub rule: String,
+}
+
+/// The rule that came closest to a match, and what it missed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Nearest {
+    pub policy: String,
+    /// `ingress[0]`; absent when the policy has no rule in this direction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    pub misses: Vec<Miss>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Miss {
+    /// `ingress[0].from[1].podSelector`
+    pub field: String,
+    /// `app=api`
+    pub want: String,
+    /// `app=frontend`
+    pub have: String,
+}
+
+/// The usual mistake behind the drop and the smallest change that would allow the flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Hint {
+    pub code: Text,
+    pub message: String,
+}
+
+/// Packets or records that did not make it, declared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Loss {
+    pub stage: LossStage,
+    pub reason: Text,
+    /// Packets; absent where nobody can know (time without hooks).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// The count is an estimate (the kernel's recursion guard).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub estimate: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub last_time: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sink: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_id: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LossStage {
+    KernelMap,
+    KernelRing,
+    KernelRecursion,
+    AgentQueue,
+    Sink,
+    NotAttached,
+}
+
+/// The agent's own state and its books.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Status {
+    pub phase: Phase,
+    pub version: Text,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_run: Option<String>,
+    pub totals: Totals,
+    /// Packets by cause, written or not.
+    pub causes: BTreeMap<Cause, u64>,
+    pub hooks: Vec<HookState>,
+    pub sources: Vec<SourceState>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    Started,
+    Running,
+    Stopped,
+}
+
+/// `matched = emitted + folded + lost` and `read = written + held + lost`, in packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Totals {
+    pub kernel: KernelTotals,
+    pub agent: AgentTotals,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KernelTotals {
+    pub seen: u64,
+    pub matched: u64,
+    pub emitted: u64,
+    pub folded: u64,
+    pub lost: u64,
+    pub recursion_misses: u64,
+}
+
+/// `written` holds what the output keeps and what it leaves out by cause: see `Status::causes`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentTotals {
+    pub read: u64,
+    pub written: u64,
+    /// Not written because of its cause (without --all-drops); counted in `causes`.
+    pub filtered: u64,
+    pub held: u64,
+    pub lost: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HookState {
+    pub name: Text,
+    pub state: Text,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// A source of cluster objects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SourceState {
+    pub name: String,
+    /// What is in force is what the source says now.
+    pub synced: bool,
+    /// Since the state in force was read, in seconds.
+    pub age_seconds: u64,
+    /// Objects by kind; kinds that are not used are counted as `skipped`.
+    pub objects: BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
