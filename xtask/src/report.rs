@@ -126,12 +126,12 @@ impl Steps {
         println!("\n=== Summary ({} in all)", seconds(self.start.elapsed()));
         let width = self.done.iter().map(|(name, ..)| name.len()).max().unwrap_or(0);
         for (name, tally, took) in self.done {
-            let mark = if tally.failed > 0 {
-                "FAILED"
-            } else if tally.passed == 0 {
-                "skipped"
-            } else {
-                "ok"
+            let mark = match &tally {
+                Tally { failed: 1.., .. } => "FAILED",
+                Tally { passed: 1.., .. } => "ok",
+                Tally { skips, .. } if !skips.is_empty() => "skipped",
+                // A crate without tests or examples.
+                _ => continue,
             };
             println!("{mark:<8}{name:<width$}  {:>7}  {tally}", seconds(took));
             sum.add(tally);
