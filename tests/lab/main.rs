@@ -1,0 +1,3 @@
+//! Tests against the real kernel, in namespaces of their own. They need root; without it they say so and pass.
+
+mod demo;
