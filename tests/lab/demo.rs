@@ -1,6 +1,7 @@
 //! The demo as an end-to-end test.
 
 use anyhow::Result;
+use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::demo::flows::{Expect, FLOWS};
 use netpol_trace_tests::demo::{Demo, check};
 use netpol_trace_tests::traffic::Outcome;
@@ -48,5 +49,27 @@ fn no_ftp_helper(demo: &Demo) -> Result<()> {
     assert_eq!(read("/proc/thread-self/net/nf_conntrack_expect"), "", "conntrack expects connections");
     let ruleset = node.command("nft", &["list", "ruleset"], "")?;
     assert!(!String::from_utf8_lossy(&ruleset.stdout).contains("ct helper"), "the ruleset sets a conntrack helper");
+    Ok(())
+}
+
+/// The whole way: kernel, agent, records. The records hold exactly the expected drops.
+#[test]
+fn records_hold_exactly_the_expected_drops() -> Result<()> {
+    if skip("records_hold_exactly_the_expected_drops") {
+        return Ok(());
+    }
+    // With --all-drops the failures that are no policy's are there to be checked too.
+    for options in [&["--all-drops"][..], &[]] {
+        let demo = Demo::start()?;
+        let manifests = netpol_trace_tests::demo::manifests();
+        let agent = Agent::start(&[&["--manifests", &manifests.to_string_lossy()][..], options].concat())?;
+        let attempts = demo.send()?;
+        let run = agent.stop()?;
+        let counters = nft::counters(demo.lab.node())?;
+        run.balance()?;
+        let all = !options.is_empty();
+        let wrong = check::records(&demo.lab, &run.records, &attempts, &counters, run.lost()?, all);
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
     Ok(())
 }

@@ -14,6 +14,7 @@ pub mod demo;
 pub mod netns;
 pub mod nft;
 pub mod packet;
+pub mod pair;
 pub mod record;
 pub mod server;
 pub mod topology;

@@ -44,9 +44,9 @@ pub fn sctp_init(from: u16, to: u16) -> Vec<u8> {
     packet
 }
 
-/// An ICMP echo request (type 8), IPv4.
-pub fn echo_request(identifier: u16, sequence: u16) -> Vec<u8> {
-    let mut packet = vec![8, 0, 0, 0];
+/// An echo request: type 8 of ICMP, 128 of ICMPv6 (whose checksum the kernel writes).
+pub fn echo_request(kind: u8, identifier: u16, sequence: u16) -> Vec<u8> {
+    let mut packet = vec![kind, 0, 0, 0];
     packet.extend_from_slice(&identifier.to_be_bytes());
     packet.extend_from_slice(&sequence.to_be_bytes());
     packet.extend_from_slice(b"netpol-trace lab");

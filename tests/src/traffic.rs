@@ -178,3 +178,30 @@ fn read_greeting(stream: TcpStream) -> io::Result<()> {
     BufReader::new(stream).read_line(&mut line)?;
     if line.starts_with("hello from ") { Ok(()) } else { Err(io::Error::other(format!("greeted with {line:?}"))) }
 }
+
+/// Sends one datagram of `size` octets to each port of `to`; nobody waits for an answer. Returns the source.
+pub fn udp(
+    netns: &Netns,
+    from: IpAddr,
+    to: impl IntoIterator<Item = SocketAddr> + Send,
+    size: usize,
+) -> Result<SocketAddr> {
+    netns.run(|| {
+        let socket = UdpSocket::bind((from, 0))?;
+        let datagram = vec![b'.'; size];
+        for address in to {
+            socket.send_to(&datagram, address)?;
+        }
+        Ok(socket.local_addr()?)
+    })
+}
+
+/// Sends one packet of a protocol without the kernel's own socket for it.
+pub fn raw(netns: &Netns, from: IpAddr, to: IpAddr, protocol: Protocol, payload: &[u8]) -> Result<()> {
+    netns.run(|| {
+        let socket = Socket::new(Domain::for_address((to, 0).into()), Type::RAW, Some(protocol))?;
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+        socket.send_to(payload, &SocketAddr::new(to, 0).into())?;
+        Ok(())
+    })
+}

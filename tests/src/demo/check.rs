@@ -44,14 +44,17 @@ pub fn counters(counters: &BTreeMap<String, u64>) -> Vec<String> {
     wrong
 }
 
-/// The records against all of it. `lost` is the loss that the agent declared: so many packets may be missing.
+/// The records against all of it. `lost` is the loss that the agent declared: so many packets may be missing. `all_drops` says
+/// that the agent was to write every cause.
 pub fn records(
     lab: &Lab,
     all: &[Record],
     attempts: &[Attempt],
     counters: &BTreeMap<String, u64>,
     lost: u64,
+    all_drops: bool,
 ) -> Vec<String> {
+    let written = |cause: &str| all_drops || WRITTEN.contains(&cause);
     let mut wrong = Vec::new();
     let own: Vec<&Record> = drops(all).filter(|record| lab.owns(record)).collect();
     for (flow, attempt) in FLOWS.iter().zip(attempts) {
@@ -68,7 +71,7 @@ pub fn records(
                 }
             }
             Expect::Fails { cause, .. } => {
-                if !mine.iter().any(|record| record.cause() == *cause) && lost == 0 {
+                if written(cause) && lost == 0 && !mine.iter().any(|record| record.cause() == *cause) {
                     wrong.push(format!("{flow}: no record with cause {cause}"));
                 }
             }
@@ -81,7 +84,13 @@ pub fn records(
             wrong.push(format!("{whose}: a record that was not expected: {record}"));
         }
     }
+    for record in own.iter().filter(|record| !written(record.cause())) {
+        wrong.push(format!("written without --all-drops: {record}"));
+    }
     for (name, counted) in counters {
+        if FLOWS.iter().any(|flow| flow.counter() == Some(name) && !cause(flow).is_some_and(written)) {
+            continue;
+        }
         let hits = |record: &&Record| {
             FLOWS.iter().zip(attempts).any(|(flow, attempt)| {
                 flow.counter() == Some(name) && is_of(record, attempt) && cause(flow) == Some(record.cause())

@@ -131,7 +131,8 @@ impl fmt::Display for Flow {
             Traffic::Tcp | Traffic::Dns(_) => "",
         };
         match self.traffic {
-            Traffic::FtpActive => write!(f, "{} -> {}{note}", self.to.name, self.from),
+            // The connection that counts is the server's, from port 20.
+            Traffic::FtpActive => write!(f, "{} -> {}{note}", self.to.name.trim_end_matches(":21"), self.from),
             _ => write!(f, "{} -> {}{note}", self.from, self.to.name),
         }
     }
