@@ -22,7 +22,9 @@ pub mod traffic;
 
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
 
 /// How long to wait for something that should take milliseconds, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,6 +50,21 @@ pub fn skip(test: &str) -> bool {
         let _ = writeln!(std::io::stderr(), "{test}: skipped: {why}");
     }
     obstacle.is_some()
+}
+
+/// Asks again and again until there is an answer; an error after [`PATIENCE`].
+pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        if Instant::now() > deadline {
+            bail!("not within {PATIENCE:?}: {what}");
+        }
+        // Between two questions, for what gives no sign of its own.
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn on_path(program: &str) -> bool {
