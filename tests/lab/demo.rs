@@ -4,6 +4,7 @@ use anyhow::Result;
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::demo::flows::{Expect, FLOWS};
 use netpol_trace_tests::demo::{Demo, check};
+use netpol_trace_tests::record::Record;
 use netpol_trace_tests::traffic::Outcome;
 use netpol_trace_tests::{nft, skip};
 
@@ -68,8 +69,21 @@ fn records_hold_exactly_the_expected_drops() -> Result<()> {
         let counters = nft::counters(demo.lab.node())?;
         run.balance()?;
         let all = !options.is_empty();
+        let check = |records: &[Record]| check::records(&demo.lab, records, &attempts, &counters, 0, all);
         let wrong = check::records(&demo.lab, &run.records, &attempts, &counters, run.lost()?, all);
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        // The check itself: one record less, and one blamed on policy, must not go unnoticed.
+        for (number, record) in run.records.iter().enumerate().filter(|(_, record)| demo.lab.owns(record)) {
+            let mut changed = run.records.clone();
+            if record.cause() == "policy" {
+                changed.remove(number);
+                assert_ne!(check(&changed), [""; 0], "its absence goes unnoticed: {record}");
+            } else {
+                let cause = format!("\"cause\":\"{}\"", record.cause());
+                changed[number] = Record::parse(&record.to_string().replace(&cause, "\"cause\":\"policy\""))?;
+                assert_ne!(check(&changed), [""; 0], "blaming policy goes unnoticed: {record}");
+            }
+        }
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Why the lab can't run here, if it can't.
 pub fn obstacle() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
-        return Some("the lab makes network namespaces and needs root".into());
+        return Some("the lab makes network namespaces and loads BPF programs, and needs root (sudo)".into());
     }
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
         if !on_path(program) {

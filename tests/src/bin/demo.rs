@@ -29,12 +29,17 @@ fn main() -> Result<ExitCode> {
 
     let demo = Demo::start().context("the demo's cluster")?;
     let manifests = demo::manifests();
+    let here = std::env::current_dir()?;
+    let manifests = manifests.strip_prefix(&here).unwrap_or(&manifests);
     let agent = Agent::start(&["--all-drops", "--node-name", "worker-1", "--manifests", &manifests.to_string_lossy()])?;
     let attempts = demo.send()?;
     let run = agent.stop()?;
     let counters = nft::counters(demo.lab.node())?;
 
     let lines: String = run.records.iter().map(|record| format!("{record}\n")).collect();
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
     fs::write(&path, lines).with_context(|| format!("write {}", path.display()))?;
     let mut wrong = [check::reality(&attempts), check::counters(&counters)].concat();
     wrong.extend(check::records(&demo.lab, &run.records, &attempts, &counters, run.lost()?, true));
