@@ -5,5 +5,7 @@
 
 pub mod cli;
 pub mod cluster;
+pub mod kernel;
+pub mod packet;
 pub mod record;
 pub mod verdict;
