@@ -47,10 +47,9 @@ table inet host {
 fn input() -> Result<()> {
     const RULES: &str = "
 table inet host {
-	counter in { }
 	chain input {
 		type filter hook input priority filter; policy accept;
-		udp dport 8472 counter name in drop
+		udp dport 8472 counter drop comment "in"
 	}
 }";
     if skip("input") {

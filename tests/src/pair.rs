@@ -78,9 +78,11 @@ impl Pair {
         Agent::start(&["--all-drops", "--manifests", &self.manifests().to_string_lossy()])
     }
 
-    /// Packets of a named counter.
+    /// Packets of a named counter, or of the rules with this comment.
     pub fn counted(&self, counter: &str) -> Result<u64> {
-        nft::counters(self.lab.node())?.remove(counter).with_context(|| format!("no counter {counter}"))
+        let node = self.lab.node();
+        let named = nft::counters(node)?.remove(counter);
+        named.or(nft::rule_counters(node)?.remove(counter)).with_context(|| format!("no counter {counter}"))
     }
 
     /// Stops the agent, checks its books, and that netfilter's drops in this lab are what `counter` counted. Returns them.
