@@ -8,7 +8,7 @@
 //!   `libstd-rust-web-dev-bpf`);
 //! - a rustup nightly with `rust-src`, which builds `core` itself (`-Z build-std`).
 //!
-//! Either needs bpf-linker, linked with an LLVM of the compiler's version or a later one.
+//! Either needs bpf-linker, linked with the LLVM library of that compiler.
 #![allow(dead_code, reason = "each of the two users needs only a part")]
 
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ use std::{env, fs};
 pub const TARGET: &str = "bpfel-unknown-none";
 /// The bpf-linker that setup installs. Older ones lack the features that name an LLVM version.
 pub const BPF_LINKER_VERSION: &str = "0.13.0";
+/// The oldest compiler that takes the workspace (`rust-version` in Cargo.toml).
+const MIN_RUSTC: (u32, u32) = (1, 95);
 /// The distribution's compiler; rustup's lies elsewhere and comes first in PATH.
 const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
 
@@ -30,6 +32,15 @@ pub struct Toolchain {
     pub linker: PathBuf,
     /// The major version of the compiler's LLVM.
     pub llvm: u32,
+}
+
+/// A compiler with `core` for the eBPF target.
+#[derive(Debug, Clone)]
+pub struct Compiler {
+    pub kind: Kind,
+    /// The major version of its LLVM.
+    pub llvm: u32,
+    pub sysroot: PathBuf,
 }
 
 /// Where `core` for the eBPF target comes from.
@@ -46,7 +57,7 @@ pub enum Kind {
 /// # Errors
 /// What is missing, and what to do about it, as text for people.
 pub fn find() -> Result<Toolchain, String> {
-    let (kind, llvm) = find_compiler().ok_or_else(|| {
+    let Compiler { kind, llvm, .. } = find_compiler().ok_or_else(|| {
         format!(
             "no Rust compiler for the eBPF target {TARGET} on this machine.\n\
              Run: cargo xtask setup\n\
@@ -66,23 +77,28 @@ pub fn find() -> Result<Toolchain, String> {
     Ok(Toolchain { kind, linker, llvm })
 }
 
-/// The compiler and its LLVM's major version, the distribution's first: it needs no nightly.
-pub fn find_compiler() -> Option<(Kind, u32)> {
+/// The compiler, the distribution's first: it needs no nightly.
+pub fn find_compiler() -> Option<Compiler> {
     let rustc = PathBuf::from(DISTRIBUTION_RUSTC);
     if let Some(sysroot) = sysroot(&mut plain(&rustc))
         && has_core(&sysroot)
         && let Some(llvm) = llvm_version(&mut plain(&rustc))
     {
-        return Some((Kind::Debian { rustc }, llvm));
+        return Some(Compiler { kind: Kind::Debian { rustc }, llvm, sysroot });
     }
-    let list = stdout(plain("rustup").args(["toolchain", "list"]))?;
-    list.lines().filter_map(|line| line.split_whitespace().next()).filter(|name| name.starts_with("nightly")).find_map(
-        |name| {
-            let sysroot = sysroot(&mut rustup(name, "rustc"))?;
-            sysroot.join("lib/rustlib/src/rust/library/core").is_dir().then_some(())?;
-            Some((Kind::Nightly { toolchain: name.to_owned() }, llvm_version(&mut rustup(name, "rustc"))?))
-        },
-    )
+    nightlies().into_iter().find_map(|toolchain| {
+        let sysroot = sysroot(&mut rustup(&toolchain, "rustc"))?;
+        sysroot.join("lib/rustlib/src/rust/library/core").is_dir().then_some(())?;
+        let llvm = llvm_version(&mut rustup(&toolchain, "rustc"))?;
+        Some(Compiler { kind: Kind::Nightly { toolchain }, llvm, sysroot })
+    })
+}
+
+/// rustup's nightly toolchains, by name; with or without `rust-src`.
+pub fn nightlies() -> Vec<String> {
+    let list = stdout(plain("rustup").args(["toolchain", "list"])).unwrap_or_default();
+    let names = list.lines().filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| name.starts_with("nightly")).map(str::to_owned).collect()
 }
 
 /// A bpf-linker that runs: the one setup installed, else one in PATH that is recent enough.
@@ -194,14 +210,17 @@ fn has_core(sysroot: &Path) -> bool {
     dir.flatten().any(|entry| entry.file_name().to_str().is_some_and(|n| n.starts_with("libcore-")))
 }
 
-/// `LLVM version: 22.1.8` in `rustc -vV` is 22.
+/// `LLVM version: 22.1.8` in `rustc -vV` is 22. `None` for a compiler that is too old.
 fn llvm_version(rustc: &mut Command) -> Option<u32> {
     let text = stdout(rustc.arg("-vV"))?;
-    let version = text.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
-    version.split('.').next()?.trim().parse().ok()
+    let field = |name| text.lines().find_map(|line| line.strip_prefix(name));
+    if release(field("release: ")?)? < MIN_RUSTC {
+        return None;
+    }
+    field("LLVM version: ")?.split('.').next()?.trim().parse().ok()
 }
 
-/// `0.13.0` as numbers that compare.
+/// The first two numbers of `0.13.0`, which compare.
 fn release(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split('.').map(|part| part.parse().ok());
     Some((parts.next()??, parts.next()??))
