@@ -5,12 +5,13 @@
 
 use std::net::IpAddr;
 
+use jiff::Timestamp;
+
 use crate::cluster::Index;
 use crate::cluster::index::{Owner, PodView};
-use crate::cluster::model::Protocol;
 use crate::packet::{self, Packet};
 use crate::record::{Address, EndpointKind, ServiceRef};
-use crate::verdict::{Connection, End, Who};
+use crate::verdict::{Connection, End, Transport, Who};
 
 /// A packet with both ends of its connection named.
 #[derive(Debug, Clone)]
@@ -118,9 +119,8 @@ fn end(index: &Index, ip: IpAddr, port: Option<u16>) -> Named<'_> {
 
 /// Adds the service that the client asked for at `ip` and `port`.
 fn with_service<'a>(index: &'a Index, mut named: Named<'a>, protocol: u8, ip: IpAddr, port: Option<u16>) -> Named<'a> {
-    let Some((service, found)) = protocol_of(protocol).and_then(|p| index.service_at(ip, p, port.unwrap_or(0))) else {
-        return named;
-    };
+    let Transport::Named(protocol) = Transport::from_number(protocol) else { return named };
+    let Some((service, found)) = index.service_at(ip, protocol, port.unwrap_or(0)) else { return named };
     named.service = Some(ServiceRef {
         namespace: service.namespace.to_string(),
         name: service.name.to_string(),
@@ -133,27 +133,20 @@ fn with_service<'a>(index: &'a Index, mut named: Named<'a>, protocol: u8, ip: Ip
     named
 }
 
-fn protocol_of(number: u8) -> Option<Protocol> {
-    match number {
-        packet::TCP => Some(Protocol::Tcp),
-        packet::UDP => Some(Protocol::Udp),
-        packet::SCTP => Some(Protocol::Sctp),
-        _ => None,
-    }
-}
-
 impl<'a> Flow<'a> {
     /// Whether an end may get its name soon: new pods send before the API knows their address.
     pub fn may_be_named_later(&self) -> bool {
         [&self.source, &self.destination].iter().any(|end| matches!(end.owner, OwnedBy::Unknown))
     }
 
-    pub fn connection(&self) -> Connection<'a> {
+    /// What the verdict judges, as of `at`.
+    pub fn connection(&self, at: Timestamp) -> Connection<'a> {
         Connection {
             source: self.source.as_end(),
             destination: self.destination.as_end(),
-            protocol: protocol_of(self.protocol),
+            transport: Transport::from_number(self.protocol),
             port: self.destination.port,
+            at: Some(at),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::kernel::clock::Clock;
 use crate::output::Output;
 use crate::packet::{self, Candidate, Packet, PacketError};
 use crate::record::build::{Decision, drop_body};
-use crate::record::{Body, Cause, Enrichment, Verdict};
+use crate::record::{Body, Cause, Enrichment};
 use crate::sink::SinkError;
 use crate::verdict;
 
@@ -158,14 +158,13 @@ impl Pipeline {
                 Decision { cause, direction: None, verdict: None, hint: None, enrichment: self.enrichment(&flow) }
             }
             None => {
-                let connection = flow.connection();
+                let connection = flow.connection(time);
                 let mut verdict = verdict::judge(index, &connection, &self.options);
                 let cause = cause::with_verdict(&mut verdict, &about);
-                date_policies(index, &mut verdict, time);
                 Decision {
                     cause,
                     direction: cause::direction(&flow, &verdict, about.node),
-                    hint: (cause == Cause::Policy).then(|| verdict::hint(index, &connection, &verdict)).flatten(),
+                    hint: None,
                     verdict: Some(verdict),
                     enrichment: self.enrichment(&flow),
                 }
@@ -218,13 +217,4 @@ fn policy_changing(flow: &Flow<'_>, time: Timestamp) -> bool {
         .flat_map(|view| view.namespace.policies())
         .filter_map(|policy| policy.changed)
         .any(|changed| time.duration_since(changed).unsigned_abs() <= GRACE)
-}
-
-/// Adds how long before `time` each isolating policy changed.
-fn date_policies(index: &Index, verdict: &mut Verdict, time: Timestamp) {
-    for reference in verdict.egress.isolated_by.iter_mut().chain(&mut verdict.ingress.isolated_by) {
-        let changed = index.policy(&reference.namespace, &reference.name).and_then(|policy| policy.changed);
-        reference.changed_ago_seconds =
-            changed.and_then(|changed| u64::try_from(time.duration_since(changed).as_secs()).ok());
-    }
 }
