@@ -84,8 +84,10 @@ pub mod flags {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offsets {
     pub skb_len: u32,
-    /// `tail`, `end`, `head`, `data`, side by side.
-    pub skb_ends: u32,
+    pub skb_tail: u32,
+    pub skb_end: u32,
+    /// `head`, and `data` right behind it.
+    pub skb_head: u32,
     pub skb_network_header: u32,
     pub skb_mac_header: u32,
     pub skb_transport_header: u32,
@@ -183,8 +185,8 @@ layout!(DropEvent, 296,
     network_header @ 144, mac_header @ 146, transport_header @ 148, protocol @ 150, ifindex @ 152, iif @ 156,
     out_ifindex @ 160, netns @ 164, mark @ 168, gso_segs @ 172, gso_size @ 174, ctinfo @ 176, flags @ 177,
     device @ 184, head @ 200);
-layout!(Offsets, 88, skb_len @ 0, skb_dev @ 32, dev_ifindex @ 48, dst_dev @ 68, ct_tuple @ 76, shinfo_gso_size @ 84);
+layout!(Offsets, 96, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76, ct_tuple @ 84, shinfo_gso_size @ 92);
 layout!(Filter, 64, anywhere @ 0, by_location @ 32);
-layout!(Config, 160, arguments @ 0, ovs_subsystem @ 4, filter @ 8, offsets @ 72);
+layout!(Config, 168, arguments @ 0, ovs_subsystem @ 4, filter @ 8, offsets @ 72);
 layout!(Locations, 512);
 layout!(Counters, 24, matched @ 0, emitted @ 8, lost_ring @ 16);

@@ -42,13 +42,11 @@ fn copy(to: *mut u8, len: u32, from: u64) -> bool {
     unsafe { bpf_probe_read_kernel(to.cast(), len, from as *const _) == 0 }
 }
 
-/// `tail`, `end`, `head` and `data` stand side by side in every sk_buff. Read with the helper even where typed loads
-/// work: later verifiers make `head` and `data` pointers, which can't be subtracted.
+/// `head` and `data` stand side by side in every sk_buff. Read with the helper even where typed loads work: later
+/// verifiers make them pointers, which can't be subtracted.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Ends {
-    tail: u32,
-    end: u32,
+struct Buffer {
     head: u64,
     data: u64,
 }
@@ -74,7 +72,7 @@ macro_rules! place {
 #[inline(always)]
 pub fn fill<M: Memory>(event: &mut MaybeUninit<DropEvent>, skb: *const u8, location: u64, reason: u32) {
     let event = event.as_mut_ptr();
-    let ends: Ends = Probed::load(skb, field!(offsets.skb_ends));
+    let buffer: Buffer = Probed::load(skb, field!(offsets.skb_head));
     let network_header: u16 = M::load(skb, field!(offsets.skb_network_header));
     let mut flag = 0u8;
 
@@ -82,8 +80,8 @@ pub fn fill<M: Memory>(event: &mut MaybeUninit<DropEvent>, skb: *const u8, locat
     set!(event.location = location);
     set!(event.reason = reason);
     set!(event.len = M::load(skb, field!(offsets.skb_len)));
-    set!(event.data_offset = ends.data.wrapping_sub(ends.head) as u32);
-    set!(event.tail = ends.tail);
+    set!(event.data_offset = buffer.data.wrapping_sub(buffer.head) as u32);
+    set!(event.tail = M::load(skb, field!(offsets.skb_tail)));
     set!(event.network_header = network_header);
     set!(event.mac_header = M::load(skb, field!(offsets.skb_mac_header)));
     set!(event.transport_header = M::load(skb, field!(offsets.skb_transport_header)));
@@ -92,11 +90,12 @@ pub fn fill<M: Memory>(event: &mut MaybeUninit<DropEvent>, skb: *const u8, locat
     set!(event.iif = M::load(skb, field!(offsets.skb_iif)));
     set!(event.pad = [0; 6]);
 
-    if !copy(place!(event.head), HEAD_LEN as u32, ends.head.wrapping_add(network_header as u64)) {
+    if !copy(place!(event.head), HEAD_LEN as u32, buffer.head.wrapping_add(network_header as u64)) {
         flag |= flags::NO_HEAD;
     }
     // gso_size and gso_segs are neighbours in skb_shared_info.
-    let shared_info = ends.head.wrapping_add(ends.end as u64) as *const u8;
+    let end: u32 = M::load(skb, field!(offsets.skb_end));
+    let shared_info = buffer.head.wrapping_add(end as u64) as *const u8;
     let gso: [u16; 2] = Probed::load(shared_info, field!(offsets.shinfo_gso_size));
     set!(event.gso_size = gso[0]);
     set!(event.gso_segs = gso[1]);

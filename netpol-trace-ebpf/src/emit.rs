@@ -13,7 +13,9 @@ static CONFIG: Config = Config {
     filter: Filter { anywhere: [0; REASONS / 64], by_location: [0; REASONS / 64] },
     offsets: Offsets {
         skb_len: 0,
-        skb_ends: 0,
+        skb_tail: 0,
+        skb_end: 0,
+        skb_head: 0,
         skb_network_header: 0,
         skb_mac_header: 0,
         skb_transport_header: 0,

@@ -12,3 +12,5 @@ pub mod index;
 pub mod model;
 
 pub use index::Index;
+pub mod source;
+pub use source::{Cluster, SourceStatus};

@@ -13,6 +13,7 @@ pub mod clock;
 pub mod counters;
 pub mod filter;
 pub mod layout;
+pub mod log;
 pub mod probe;
 pub mod ring;
 pub mod symbols;

@@ -29,9 +29,9 @@ impl Layout {
 fn offsets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
     let at = |name: &str, path: &str| btf.offset_of(name, path);
     let skb = |path: &str| at("sk_buff", path);
-    let ends = skb("tail")?;
-    if (skb("end")?, skb("head")?, skb("data")?) != (ends + 4, ends + 8, ends + 16) {
-        return Err(BtfError::Missing("sk_buff with tail, end, head and data side by side".into()));
+    let head = skb("head")?;
+    if skb("data")? != head + 8 {
+        return Err(BtfError::Missing("sk_buff with data behind head".into()));
     }
     let gso_size = at("skb_shared_info", "gso_size")?;
     if at("skb_shared_info", "gso_segs")? != gso_size + 2 {
@@ -51,7 +51,9 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
     };
     Ok(Offsets {
         skb_len: skb("len")?,
-        skb_ends: ends,
+        skb_tail: skb("tail")?,
+        skb_end: skb("end")?,
+        skb_head: head,
         skb_network_header: skb("network_header")?,
         skb_mac_header: skb("mac_header")?,
         skb_transport_header: skb("transport_header")?,
