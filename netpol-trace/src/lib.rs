@@ -6,4 +6,5 @@
 pub mod cli;
 pub mod cluster;
 pub mod record;
+pub mod text;
 pub mod verdict;
