@@ -119,7 +119,7 @@ fn unknown_kinds_are_counted() -> Result<()> {
     fs::write(pair.manifests().join("config.yaml"), config)?;
     let agent = pair.watch()?;
     let started = agent.records().into_iter().find(is_status);
-    let skipped = started.as_ref().and_then(|status| status.number("/sources/0/objects/skipped"));
+    let skipped = started.as_ref().and_then(|status| status.number("/sources/0/skipped/ConfigMap"));
     assert_eq!(skipped, Some(1), "{started:?}");
     agent.stop()?.balance()
 }
