@@ -67,7 +67,9 @@ pub fn records(
                 }
                 for record in mine {
                     let faults = policy_drop(flow, attempt, record, direction, isolated_by);
-                    wrong.extend(faults.into_iter().map(|fault| format!("{flow}: {fault}: {record}")));
+                    if !faults.is_empty() {
+                        wrong.push(format!("{flow}: {}: {record}", faults.join(", ")));
+                    }
                 }
             }
             Expect::Fails { cause, .. } => {
