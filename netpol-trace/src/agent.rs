@@ -83,9 +83,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Fires when the worker ends by itself: the output's reader has gone, or a bug.
     let (ended, mut worker_ended) = tokio::sync::oneshot::channel();
 
-    // Before the worker tells that we have started: whoever reads that may stop us at once.
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
     let worker = std::thread::Builder::new().name("worker".into()).spawn({
         let counters = counters.clone();
         move || {
