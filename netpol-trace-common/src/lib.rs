@@ -1,1 +1,192 @@
+//! What crosses the boundary between the eBPF programs and the agent. Both sides compile this file, so a layout can't
+//! drift between them; the asserts at the end keep it from drifting between compilers.
+//!
+//! All of it is plain words in the machine's byte order, except packet bytes and conntrack tuples, which stay in
+//! network order as the kernel holds them.
 #![no_std]
+
+/// Bytes copied from the packet's network header on: IPv6 with a few extension headers and a TCP header fit.
+pub const HEAD_LEN: usize = 96;
+/// Words of `struct nf_conn` from `tuplehash[0].tuple` up to and with `status`.
+pub const CT_WORDS: usize = 13;
+/// Offset in octets between the two tuples of that copy: a tuple (40) and a list node (16).
+pub const CT_REPLY_OFFSET: usize = 56;
+/// Offset in octets of `status` in that copy.
+pub const CT_STATUS_OFFSET: usize = 96;
+/// Slots of [`Filter`]'s bitmaps and of the per-reason counters. Linux 7.3 has about 130 reasons.
+pub const REASONS: usize = 256;
+/// The slot that counts reasons of subsystems (OVS, mac80211) and any beyond the table.
+pub const REASON_OTHER: u32 = REASONS as u32 - 1;
+/// Code ranges that make an unspecific reason interesting.
+pub const LOCATIONS: usize = 32;
+/// `DropEvent::reason` on kernels before 5.17, which have none.
+pub const NO_REASON: u32 = u32::MAX;
+
+/// The record of one `kfree_skb`, built in the ring buffer's reservation.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct DropEvent {
+    /// CLOCK_MONOTONIC, ns.
+    pub time: u64,
+    /// Return address in the function that freed the packet.
+    pub location: u64,
+    /// `dst->input`, which tells the hook; 0 without a dst.
+    pub dst_input: u64,
+    /// Copy of `struct nf_conn`, see [`CT_WORDS`]; all zero without [`flags::CONNTRACK`].
+    pub conntrack: [u64; CT_WORDS],
+    /// `enum skb_drop_reason`, or [`NO_REASON`].
+    pub reason: u32,
+    /// `skb->len`: octets from `skb->data` on.
+    pub len: u32,
+    /// `skb->data - skb->head`.
+    pub data_offset: u32,
+    /// `skb->tail`, from `skb->head`: where the linear part ends.
+    pub tail: u32,
+    pub network_header: u16,
+    pub mac_header: u16,
+    pub transport_header: u16,
+    /// `skb->protocol` (EtherType) in network order.
+    pub protocol: u16,
+    /// `skb->dev`'s index, 0 without a device.
+    pub ifindex: u32,
+    /// `skb->skb_iif`: the device the packet came in by.
+    pub iif: u32,
+    /// Index of `dst->dev`.
+    pub out_ifindex: u32,
+    /// Inode number of the network namespace; 0 when nothing names one.
+    pub netns: u32,
+    pub mark: u32,
+    pub gso_segs: u16,
+    pub gso_size: u16,
+    /// Low bits of `skb->_nfct`: `enum ip_conntrack_info`.
+    pub ctinfo: u8,
+    pub flags: u8,
+    pub pad: [u8; 6],
+    /// `skb->dev->name`: 16 octets, NUL-padded, in memory order.
+    pub device: [u64; 2],
+    pub head: [u8; HEAD_LEN],
+}
+
+/// Bits of [`DropEvent::flags`].
+pub mod flags {
+    pub const CONNTRACK: u8 = 1;
+    pub const DST: u8 = 2;
+    pub const DEVICE: u8 = 4;
+    pub const SOCKET: u8 = 8;
+    /// The packet's head could not be read.
+    pub const NO_HEAD: u8 = 16;
+    /// `skb->_nfct` is `IP_CT_UNTRACKED` (7): conntrack was told to leave the packet alone.
+    pub const UNTRACKED: u8 = 32;
+}
+
+/// Offsets in octets, found in the running kernel's BTF at start. A field that the kernel lacks is [`ABSENT`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offsets {
+    pub skb_len: u32,
+    pub skb_tail: u32,
+    pub skb_end: u32,
+    /// `head`, and `data` right behind it.
+    pub skb_head: u32,
+    pub skb_network_header: u32,
+    pub skb_mac_header: u32,
+    pub skb_transport_header: u32,
+    pub skb_protocol: u32,
+    pub skb_mark: u32,
+    pub skb_iif: u32,
+    pub skb_dev: u32,
+    pub skb_sk: u32,
+    pub skb_nfct: u32,
+    pub skb_refdst: u32,
+    pub dev_ifindex: u32,
+    pub dev_name: u32,
+    pub dev_net: u32,
+    pub net_inum: u32,
+    pub sk_net: u32,
+    pub dst_dev: u32,
+    pub dst_input: u32,
+    /// `nf_conn.tuplehash[0].tuple`.
+    pub ct_tuple: u32,
+    pub ct_net: u32,
+    /// `gso_size`, and `gso_segs` right behind it.
+    pub shinfo_gso_size: u32,
+}
+
+/// An offset of a field that this kernel doesn't have.
+pub const ABSENT: u32 = u32::MAX;
+
+/// What the loader tells the programs; frozen before they load, so the verifier sees constants.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Arguments of the kfree_skb tracepoint: 2 (to 5.16), 3, or 4 (from 6.11).
+    pub arguments: u32,
+    /// Id of the OVS drop-reason subsystem, 0 when there is none.
+    pub ovs_subsystem: u32,
+    pub filter: Filter,
+    pub offsets: Offsets,
+}
+
+/// Which reasons are recorded.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Reasons that are recorded wherever they come from.
+    pub anywhere: [u64; REASONS / 64],
+    /// Reasons that are recorded when the location lies in one of [`Locations`].
+    pub by_location: [u64; REASONS / 64],
+}
+
+impl Filter {
+    /// Whether `bits` has the bit of `reason`; false beyond the table.
+    #[inline(always)]
+    pub fn has(bits: &[u64; REASONS / 64], reason: u32) -> bool {
+        // An array index that the verifier can follow without a panic branch.
+        let word = (reason as usize / 64) & (REASONS / 64 - 1);
+        (reason as usize) < REASONS && bits[word] >> (reason % 64) & 1 == 1
+    }
+}
+
+/// A function's code: `start <= location < end`. An unused entry is empty.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CodeRange {
+    pub start: u64,
+    pub end: u64,
+}
+
+/// The ranges that the agent fills, again when a module brings new ones.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Locations(pub [CodeRange; LOCATIONS]);
+
+/// The kernel's side of the books, one per CPU, in packets.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Passed the filter.
+    pub matched: u64,
+    /// Handed to the ring.
+    pub emitted: u64,
+    /// The ring was full.
+    pub lost_ring: u64,
+}
+
+macro_rules! layout {
+    ($type:ty, $size:expr $(, $field:ident @ $offset:expr)* $(,)?) => {
+        const _: () = assert!(core::mem::size_of::<$type>() == $size);
+        const _: () = assert!(core::mem::align_of::<$type>() <= 8);
+        $(const _: () = assert!(core::mem::offset_of!($type, $field) == $offset);)*
+    };
+}
+
+layout!(DropEvent, 296,
+    time @ 0, location @ 8, dst_input @ 16, conntrack @ 24, reason @ 128, len @ 132, data_offset @ 136, tail @ 140,
+    network_header @ 144, mac_header @ 146, transport_header @ 148, protocol @ 150, ifindex @ 152, iif @ 156,
+    out_ifindex @ 160, netns @ 164, mark @ 168, gso_segs @ 172, gso_size @ 174, ctinfo @ 176, flags @ 177,
+    device @ 184, head @ 200);
+layout!(Offsets, 96, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76, ct_tuple @ 84, shinfo_gso_size @ 92);
+layout!(Filter, 64, anywhere @ 0, by_location @ 32);
+layout!(Config, 168, arguments @ 0, ovs_subsystem @ 4, filter @ 8, offsets @ 72);
+layout!(Locations, 512);
+layout!(Counters, 24, matched @ 0, emitted @ 8, lost_ring @ 16);

@@ -1,5 +1,8 @@
 //! The command line: one file per verb.
 
+pub mod agent;
+
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -14,17 +17,35 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Agent(agent::AgentArgs),
     /// Print the record's JSON Schema.
     Schema,
 }
 
-/// Parses the arguments and runs the verb.
+/// Parses the arguments and runs the verb. Errors go to stderr in one line each; a panic is never part of an answer.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    match cli.command {
-        Command::Schema => {
-            println!("{}", serde_json::to_string_pretty(&schemars::schema_for!(crate::record::Record)).unwrap());
-            ExitCode::SUCCESS
+    crate::telemetry::init();
+    let result = match cli.command {
+        Command::Agent(args) => agent::run(args),
+        Command::Schema => schema(),
+    };
+    result.unwrap_or_else(|error| {
+        if is_broken_pipe(&error) {
+            return ExitCode::SUCCESS;
         }
-    }
+        eprintln!("netpol-trace: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn schema() -> anyhow::Result<ExitCode> {
+    let schema = schemars::schema_for!(crate::record::Record);
+    writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&schema)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `| head` is no error.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }

@@ -3,8 +3,18 @@
 //!
 //! The data's path is the module list, in order; [`pipeline`] calls the stages. ARCHITECTURE.md has the map.
 
+pub mod agent;
+pub mod books;
+pub mod cause;
 pub mod cli;
 pub mod cluster;
+pub mod enrich;
+pub mod kernel;
+pub mod output;
+pub mod packet;
+pub mod pipeline;
 pub mod record;
+pub mod sink;
+pub mod telemetry;
 pub mod text;
 pub mod verdict;

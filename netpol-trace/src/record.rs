@@ -1,5 +1,7 @@
 //! The record, `schema: "netpol-trace/v1"`: one JSON object a line. Pure data: what it says was decided upstream.
 
+pub mod build;
+pub mod encode;
 pub mod schema;
 
 pub use schema::*;

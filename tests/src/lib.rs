@@ -1,1 +1,75 @@
-//! The lab.
+//! The lab: network namespaces, a real enforcer, real packets, and the agent that watches them.
+//!
+//! A [`Lab`](topology::Lab) is a node: a network namespace that routes between hosts (pods, servers outside), each in a namespace of its own
+//! behind a veth pair. An nftables ruleset in the node's namespace enforces; its counters are the truth that records
+//! are compared with. [`Agent`](agent::Agent) runs the real binary.
+//!
+//! Nothing outside the lab's own namespaces is touched. They have no names, only file descriptors, so they end with the
+//! process, however it ends. Drops of the whole host reach the agent: a test picks its own by the namespaces' inode
+//! numbers ([`Lab::owns`](topology::Lab::owns)).
+
+pub mod agent;
+pub mod books;
+pub mod demo;
+pub mod netns;
+pub mod nft;
+pub mod packet;
+pub mod pair;
+pub mod record;
+pub mod server;
+pub mod topology;
+pub mod traffic;
+
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+/// How long to wait for something that should take milliseconds, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why the lab can't run here, if it can't.
+pub fn obstacle() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("the lab makes network namespaces and loads BPF programs, and needs root (sudo)".into());
+    }
+    for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
+        if !on_path(program) {
+            return Some(format!("the lab needs `{program}`: apt-get install {package}"));
+        }
+    }
+    netns::Netns::new("probe").err().map(|error| format!("this machine makes no network namespaces: {error:#}"))
+}
+
+/// Whether to skip a test; prints why, past the test harness's capture.
+pub fn skip(test: &str) -> bool {
+    let obstacle = obstacle();
+    if let Some(why) = &obstacle {
+        // A closed stderr is no reason to fail.
+        let _ = writeln!(std::io::stderr(), "{test}: skipped: {why}");
+    }
+    obstacle.is_some()
+}
+
+/// Asks again and again until there is an answer; an error after [`PATIENCE`].
+pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask()? {
+            return Ok(answer);
+        }
+        if Instant::now() > deadline {
+            bail!("not within {PATIENCE:?}: {what}");
+        }
+        // Between two questions, for what gives no sign of its own.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([Path::new("/usr/sbin").into(), Path::new("/sbin").into()])
+        .any(|dir| dir.join(program).is_file())
+}

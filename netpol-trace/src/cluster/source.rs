@@ -78,6 +78,11 @@ impl Cluster {
         self.shared.state.read().unwrap_or_else(PoisonError::into_inner).index.clone()
     }
 
+    /// Whether what is in force is what the source says now.
+    pub fn synced(&self) -> bool {
+        self.shared.state.read().unwrap_or_else(PoisonError::into_inner).status.synced
+    }
+
     pub fn sources(&self) -> Vec<SourceStatus> {
         vec![self.shared.state.read().unwrap_or_else(PoisonError::into_inner).status.clone()]
     }

@@ -19,8 +19,6 @@ pub type Text = Cow<'static, str>;
 pub struct Record {
     /// Always `netpol-trace/v1`.
     pub schema: Text,
-    #[serde(flatten)]
-    pub body: Body,
     /// `run/number`, the same in every sink.
     pub id: String,
     /// The run's id: one start of the agent.
@@ -34,6 +32,8 @@ pub struct Record {
     pub cluster: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    #[serde(flatten)]
+    pub body: Body,
 }
 
 /// What kind of record, told by `kind`.
@@ -78,6 +78,9 @@ pub struct Drop {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<Hint>,
     pub enrichment: Enrichment,
+    /// Labels, or all but the first policies, were left out to keep the line under 16 KiB.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
 }
 
 /// Why the packet was dropped: the kernel's word joined with the verdict.
@@ -423,13 +426,15 @@ pub struct KernelTotals {
     pub recursion_misses: u64,
 }
 
-/// `written` holds what the output keeps and what it leaves out by cause: see `Status::causes`.
+/// What became of the packets that the agent read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentTotals {
     pub read: u64,
+    /// Dealt with in full: on the output or, `filtered` of them, left off it because of their cause.
     pub written: u64,
-    /// Not written because of its cause (without --all-drops); counted in `causes`.
+    /// The part of `written` that is counted in `causes` only (without --all-drops).
     pub filtered: u64,
+    /// Waiting in the agent.
     pub held: u64,
     pub lost: u64,
 }
@@ -450,8 +455,11 @@ pub struct SourceState {
     pub synced: bool,
     /// Since the state in force was read, in seconds.
     pub age_seconds: u64,
-    /// Objects by kind; kinds that are not used are counted as `skipped`.
+    /// Objects in force, by kind.
     pub objects: BTreeMap<String, u64>,
+    /// Objects of kinds that are not used, by kind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -1,0 +1,116 @@
+//! How every record leaves the kernel, and the books of it: what was matched is emitted or counted as lost.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
+use core::mem::MaybeUninit;
+use netpol_trace_common::{Config, Counters, DropEvent, Filter, Locations, Offsets, REASONS};
+
+/// The loader overrides it, and sets the size below too.
+#[unsafe(no_mangle)]
+static CONFIG: Config = Config {
+    arguments: 2,
+    ovs_subsystem: 0,
+    filter: Filter { anywhere: [0; REASONS / 64], by_location: [0; REASONS / 64] },
+    offsets: Offsets {
+        skb_len: 0,
+        skb_tail: 0,
+        skb_end: 0,
+        skb_head: 0,
+        skb_network_header: 0,
+        skb_mac_header: 0,
+        skb_transport_header: 0,
+        skb_protocol: 0,
+        skb_mark: 0,
+        skb_iif: 0,
+        skb_dev: 0,
+        skb_sk: 0,
+        skb_nfct: 0,
+        skb_refdst: 0,
+        dev_ifindex: 0,
+        dev_name: 0,
+        dev_net: 0,
+        net_inum: 0,
+        sk_net: 0,
+        dst_dev: 0,
+        dst_input: 0,
+        ct_tuple: 0,
+        ct_net: 0,
+        shinfo_gso_size: 0,
+    },
+};
+
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+#[map]
+static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+/// Every kfree_skb by its reason, recorded or not.
+#[map]
+static SEEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS as u32, 0);
+#[map]
+static LOCATIONS: Array<Locations> = Array::with_max_entries(1, 0);
+
+/// The address of the configuration: read its fields with [`field!`], one volatile load each, so that the compiler
+/// can't fold in the zeros above and the verifier sees the loader's constants.
+#[inline(always)]
+pub fn config() -> *const Config {
+    &raw const CONFIG
+}
+
+macro_rules! field {
+    ($($path:tt)+) => {
+        // SAFETY: CONFIG is a live static; the read is volatile because the loader changes it before load.
+        unsafe { core::ptr::read_volatile(&raw const (*$crate::emit::config()).$($path)+) }
+    };
+}
+pub(crate) use field;
+
+/// Whether `location` lies in one of the functions that make an unspecific reason interesting.
+#[inline(always)]
+pub fn location_matters(location: u64) -> bool {
+    let Some(locations) = LOCATIONS.get(0) else { return false };
+    let mut i = 0;
+    while i < locations.0.len() {
+        let range = &locations.0[i];
+        if location >= range.start && location < range.end {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
+/// Counts an event before anything is decided about it.
+#[inline(always)]
+pub fn count_seen(slot: u32) {
+    if let Some(seen) = SEEN.get_ptr_mut(slot) {
+        // SAFETY: the slot is this CPU's own. A plain add: `seen` only bounds `matched` from above, and a lost increment
+        // (a nested run before 6.1) is worth less than an atomic on every freed packet.
+        unsafe { *seen += 1 };
+    }
+}
+
+#[inline(always)]
+fn add(counter: *mut u64) {
+    // SAFETY: `counter` is a field of a live per-CPU map value. Atomic because before 6.1 a softirq can run the program
+    // again in the middle of itself on the same CPU.
+    unsafe { core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(counter, 1) };
+}
+
+/// Reserves room for one record, lets `fill` write all of it, and submits it. A full ring is counted.
+///
+/// The record is built in the reservation itself: per-CPU scratch would be overwritten by a nested run.
+#[inline(always)]
+pub fn emit(fill: impl FnOnce(&mut MaybeUninit<DropEvent>)) -> bool {
+    let Some(counters) = COUNTERS.get_ptr_mut(0) else { return false };
+    // SAFETY (here and below): a live per-CPU map value.
+    add(unsafe { &raw mut (*counters).matched });
+    let Some(mut entry) = EVENTS.reserve::<DropEvent>(0) else {
+        add(unsafe { &raw mut (*counters).lost_ring });
+        return false;
+    };
+    fill(&mut entry);
+    // Default flags: the kernel wakes the reader only when it has caught up, so a busy ring costs no wake-ups.
+    entry.submit(0);
+    add(unsafe { &raw mut (*counters).emitted });
+    true
+}

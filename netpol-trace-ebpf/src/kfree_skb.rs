@@ -1,0 +1,59 @@
+//! Hook 1: the `kfree_skb` tracepoint, as BTF tracepoint and, for kernels that refuse that, as raw tracepoint.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use aya_log_ebpf::debug;
+use netpol_trace_common::{NO_REASON, REASON_OTHER, REASONS};
+
+use crate::drop::{self, Memory, Probed, Typed};
+use crate::emit::{self, field};
+
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn kfree_skb(ctx: BtfTracePointContext) -> u32 {
+    // An argument that the kernel lacks is behind a constant false: the verifier never looks at the load.
+    let reason = if field!(arguments) >= 3 { ctx.arg::<u64>(2) as u32 } else { NO_REASON };
+    handle::<_, Typed>(&ctx, ctx.arg(0), ctx.arg(1), reason)
+}
+
+#[raw_tracepoint(tracepoint = "kfree_skb")]
+pub fn kfree_skb_raw(ctx: RawTracePointContext) -> u32 {
+    let reason = if field!(arguments) >= 3 { ctx.arg::<u64>(2) as u32 } else { NO_REASON };
+    handle::<_, Probed>(&ctx, ctx.arg(0), ctx.arg(1), reason)
+}
+
+#[inline(always)]
+fn handle<C: EbpfContext, M: Memory>(ctx: &C, skb: *const u8, location: u64, reason: u32) -> u32 {
+    let slot = if reason < REASONS as u32 { reason } else { REASON_OTHER };
+    emit::count_seen(slot);
+    if !interesting(slot, reason, location) {
+        return 0;
+    }
+    if !emit::emit(|event| drop::fill::<M>(event, skb, location, reason)) {
+        debug!(ctx, "ring full: a drop with reason {} is lost", reason);
+    }
+    0
+}
+
+/// One bitmap test throws out nearly everything.
+#[inline(always)]
+fn interesting(slot: u32, reason: u32, location: u64) -> bool {
+    // The slot of a two-argument kernel is REASON_OTHER, whose bit in `by_location` the loader sets there.
+    let word = slot / 64;
+    let bit = slot % 64;
+    let (anywhere, by_location) = match word {
+        0 => (field!(filter.anywhere[0]), field!(filter.by_location[0])),
+        1 => (field!(filter.anywhere[1]), field!(filter.by_location[1])),
+        2 => (field!(filter.anywhere[2]), field!(filter.by_location[2])),
+        _ => (field!(filter.anywhere[3]), field!(filter.by_location[3])),
+    };
+    if anywhere >> bit & 1 == 1 {
+        return true;
+    }
+    if by_location >> bit & 1 == 1 {
+        return emit::location_matters(location);
+    }
+    let subsystem = field!(ovs_subsystem);
+    subsystem != 0 && reason != NO_REASON && reason >> 16 == subsystem
+}
+

@@ -1,0 +1,203 @@
+//! Runs the pipeline, and tells once a second what was lost and once a minute how things stand.
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::kernel::RawDrop;
+use crate::kernel::attach::{Attached, Hook};
+use crate::kernel::clock::Clock;
+use crate::kernel::counters::{Counters, Reading};
+use crate::kernel::symbols::SymbolsError;
+use crate::pipeline::Pipeline;
+use crate::record::{Body, Cause, HookState, Loss, LossStage, Phase, SourceState, Status, Totals};
+use crate::sink::SinkError;
+
+/// What the worker is told.
+#[derive(Debug)]
+pub enum Message {
+    Drops(Vec<RawDrop>),
+    SourceChanged,
+}
+
+/// Loss is looked for, and clocks are compared, this often.
+const TICK: Duration = Duration::from_secs(1);
+/// What waits for a name is looked at this often.
+const REVISIT: Duration = Duration::from_millis(50);
+/// A status is written this often.
+const STATUS: Duration = Duration::from_secs(60);
+
+/// Until the reader ends. A reader of the output that went away is a good end.
+pub fn run(
+    pipeline: Pipeline,
+    messages: &Receiver<Message>,
+    counters: &Counters,
+    hooks: Vec<HookState>,
+) -> anyhow::Result<()> {
+    let mut worker = Worker { pipeline, counters, hooks, told: Told::default() };
+    match worker.work(messages) {
+        Ok(()) | Err(SinkError::Closed) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+struct Worker<'a> {
+    pipeline: Pipeline,
+    counters: &'a Counters,
+    hooks: Vec<HookState>,
+    told: Told,
+}
+
+/// Losses that have their record.
+#[derive(Debug, Default)]
+struct Told {
+    ring: u64,
+    recursion: u64,
+    queue: u64,
+    undecoded: u64,
+    since: Option<Timestamp>,
+}
+
+impl Worker<'_> {
+    fn work(&mut self, messages: &Receiver<Message>) -> Result<(), SinkError> {
+        self.status(Phase::Started)?;
+        let (mut next_tick, mut next_status) = (Instant::now() + TICK, Instant::now() + STATUS);
+        loop {
+            match messages.recv_timeout(REVISIT) {
+                Ok(message) => {
+                    self.take(message)?;
+                    // Whatever else is there already goes out with the same write.
+                    while let Ok(message) = messages.try_recv() {
+                        self.take(message)?;
+                    }
+                    self.flush()?;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.pipeline.revisit(false)?;
+            self.flush()?;
+            let now = Instant::now();
+            if now >= next_tick {
+                next_tick = now + TICK;
+                self.pipeline.clock = Clock::now();
+                self.losses()?;
+                if self.pipeline.output.is_closed() {
+                    return Err(SinkError::Closed);
+                }
+            }
+            if now >= next_status {
+                next_status = now + STATUS;
+                self.status(Phase::Running)?;
+            }
+        }
+        self.pipeline.revisit(true)?;
+        self.flush()?;
+        self.losses()?;
+        self.status(Phase::Stopped)
+    }
+
+    fn take(&mut self, message: Message) -> Result<(), SinkError> {
+        match message {
+            Message::Drops(drops) => {
+                let count = drops.len() as u64;
+                for drop in drops {
+                    self.pipeline.handle(drop)?;
+                }
+                self.pipeline.intake.queued.fetch_sub(count, Ordering::AcqRel);
+                Ok(())
+            }
+            Message::SourceChanged => self.status(Phase::Running),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), SinkError> {
+        let Pipeline { output, books, .. } = &mut self.pipeline;
+        output.flush(books)
+    }
+
+    fn reading(&self) -> Reading {
+        self.counters.read().unwrap_or_else(|error| {
+            tracing::error!(%error, "the kernel's counters can't be read");
+            Reading::default()
+        })
+    }
+
+    /// A record for each kind of loss that has grown since the last look.
+    fn losses(&mut self) -> Result<(), SinkError> {
+        let now = Timestamp::now();
+        let since = self.told.since.replace(now).unwrap_or(now);
+        let kernel = self.reading().totals;
+        let queue = self.pipeline.intake.lost.load(Ordering::Acquire);
+        let undecoded = self.pipeline.books.lost_undecoded;
+        let grown = [
+            (LossStage::KernelRing, "ring_full", kernel.lost, &mut self.told.ring, false),
+            (LossStage::KernelRecursion, "nested_run", kernel.recursion_misses, &mut self.told.recursion, true),
+            (LossStage::AgentQueue, "queue_full", queue, &mut self.told.queue, false),
+            (LossStage::AgentQueue, "unreadable_packet", undecoded, &mut self.told.undecoded, false),
+        ]
+        .map(|(stage, reason, total, told, estimate)| {
+            let count = total.saturating_sub(std::mem::replace(told, total));
+            (count > 0).then(|| Loss {
+                stage,
+                reason: reason.into(),
+                count: Some(count),
+                estimate,
+                last_time: Some(now),
+                sink: None,
+                first_id: None,
+                last_id: None,
+            })
+        });
+        for loss in grown.into_iter().flatten() {
+            self.pipeline.tell(Body::Loss(loss), since)?;
+        }
+        Ok(())
+    }
+
+    fn status(&mut self, phase: Phase) -> Result<(), SinkError> {
+        self.flush()?;
+        let now = Timestamp::now();
+        let reading = self.reading();
+        let pipeline = &mut self.pipeline;
+        let mut causes = pipeline.books.causes.clone();
+        if reading.not_recorded > 0 {
+            *causes.entry(Cause::NotPolicy).or_default() += reading.not_recorded;
+        }
+        let status = Status {
+            phase,
+            version: env!("CARGO_PKG_VERSION").into(),
+            previous_run: None,
+            totals: Totals { kernel: reading.totals, agent: pipeline.books.totals(&pipeline.intake) },
+            causes,
+            hooks: self.hooks.clone(),
+            sources: pipeline.cluster().sources().iter().map(|source| source_state(source, now)).collect(),
+        };
+        pipeline.tell(Body::Status(Box::new(status)), now)
+    }
+}
+
+fn source_state(source: &crate::cluster::source::SourceStatus, now: Timestamp) -> SourceState {
+    SourceState {
+        name: source.name.clone(),
+        synced: source.synced,
+        age_seconds: u64::try_from(now.duration_since(source.loaded_at).as_secs()).unwrap_or(0),
+        objects: source.objects.clone(),
+        skipped: source.skipped.clone(),
+        error: source.error.clone(),
+    }
+}
+
+/// The hooks as a status tells them.
+pub fn hook_states(attached: &Attached, symbols: Option<&SymbolsError>) -> Vec<HookState> {
+    let (state, mut detail) = match attached.hook() {
+        Hook::BtfTracepoint => ("btf_tracepoint", None),
+        Hook::RawTracepoint(why) => ("raw_tracepoint", Some(format!("BTF tracepoint refused: {why}"))),
+    };
+    if let Some(error) = symbols {
+        detail = Some(format!("{}reasons only: {error}", detail.map(|d| d + "; ").unwrap_or_default()));
+    }
+    vec![HookState { name: "kfree_skb".into(), state: state.into(), detail }]
+}

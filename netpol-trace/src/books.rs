@@ -1,0 +1,44 @@
+//! The agent's side of the books: every packet that was read is written, held or lost, and counted where that happens.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::record::{AgentTotals, Cause};
+
+/// What the reader thread counts: shared, because it runs while the worker is busy or blocked.
+#[derive(Debug, Default)]
+pub struct Intake {
+    /// Packets taken from the ring.
+    pub read: AtomicU64,
+    /// Packets handed to the worker that it has not taken yet.
+    pub queued: AtomicU64,
+    /// Packets for which the queue had no room.
+    pub lost: AtomicU64,
+}
+
+/// What the worker counts.
+#[derive(Debug, Default)]
+pub struct Books {
+    pub written: u64,
+    pub filtered: u64,
+    pub held: u64,
+    /// Packets whose record could not be written.
+    pub lost_sink: u64,
+    /// Packets that are not IP or can't be read: there is no record to make of them.
+    pub lost_undecoded: u64,
+    pub causes: BTreeMap<Cause, u64>,
+}
+
+impl Books {
+    pub fn totals(&self, intake: &Intake) -> AgentTotals {
+        // Queued before read: a packet that moves in between is then counted as read and not as held, never the other way.
+        let queued = intake.queued.load(Ordering::Acquire);
+        AgentTotals {
+            read: intake.read.load(Ordering::Acquire),
+            written: self.written,
+            filtered: self.filtered,
+            held: self.held + queued,
+            lost: self.lost_sink + self.lost_undecoded + intake.lost.load(Ordering::Acquire),
+        }
+    }
+}

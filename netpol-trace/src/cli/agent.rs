@@ -1,0 +1,83 @@
+//! `netpol-trace agent`: record drops on this node.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::agent::{self, Config};
+
+/// Record drops on this node, one JSON object a line on stdout; own logs go to stderr.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  netpol-trace agent --manifests ./cluster/            the cluster's objects from files, records on stdout
+  kubectl get pods,ns,netpol,svc,endpointslices,nodes -A -o yaml > cluster.yaml
+  netpol-trace agent --manifests cluster.yaml --node-name worker-7 | jq 'select(.kind == \"drop\")'
+  netpol-trace agent --manifests cluster.yaml --all-drops --duration 30s --output drops.jsonl
+
+Exit codes: 0 stopped by a signal, by --duration or by the end of its reader; 1 drops can't be recorded; 2 bad arguments.")]
+pub struct AgentArgs {
+    /// File or folder with pods, namespaces, policies, services, endpoint slices and nodes (YAML or JSON, what `kubectl get -A
+    /// -o yaml` writes); may be given more than once. Re-read when it changes.
+    #[arg(long, value_name = "PATH", required = true)]
+    manifests: Vec<PathBuf>,
+
+    /// This node's name in the cluster.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+
+    /// The cluster's name, written into every record.
+    #[arg(long, value_name = "NAME")]
+    cluster_name: Option<String>,
+
+    /// Record drops that have another cause than policy too: closed ports, no route, conntrack INVALID, host firewalls.
+    #[arg(long)]
+    all_drops: bool,
+
+    /// Append records to this file instead of stdout.
+    #[arg(long, value_name = "PATH")]
+    output: Option<PathBuf>,
+
+    /// Stop after this time: 30s, 5m, 1h.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    duration: Option<Duration>,
+
+    /// Ring buffer between kernel and agent, in KiB: a power of two from 64.
+    #[arg(long, value_name = "KIB", default_value = "4096", value_parser = ring_kib)]
+    ring_kib: u32,
+
+    /// Show the eBPF programs' own messages in the log.
+    #[arg(long)]
+    program_logs: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time such as 30s, 5m or 1h");
+    let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
+    Duration::try_from(span).map_err(|_| wrong())
+}
+
+fn ring_kib(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(kib) if kib.is_power_of_two() && (64..=1024 * 1024).contains(&kib) => Ok(kib),
+        _ => Err("must be a power of two from 64 to 1048576".into()),
+    }
+}
+
+pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
+    let config = Config {
+        manifests: args.manifests,
+        node: args.node_name,
+        cluster: args.cluster_name,
+        all_drops: args.all_drops,
+        output: args.output,
+        duration: args.duration,
+        ring_bytes: args.ring_kib * 1024,
+        program_logs: args.program_logs,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(agent::run(config))?;
+    Ok(ExitCode::SUCCESS)
+}

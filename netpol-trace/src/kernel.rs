@@ -1,0 +1,204 @@
+//! The kernel's side: resolves what the running kernel looks like, loads and attaches the programs, reads their records
+//! and their counters. The only module that names aya or calls bpf(2).
+//!
+//! ```text
+//! /sys/kernel/btf/vmlinux ─> layout ─┐
+//! /proc/kallsyms ─────────> symbols ─┼─> filter ─> programs (attached) ─> ring ─> RawDrop
+//!                                    └──────────────────────────────────> counters
+//! ```
+
+pub mod attach;
+pub mod btf;
+pub mod clock;
+pub mod counters;
+pub mod filter;
+pub mod layout;
+pub mod log;
+pub mod probe;
+pub mod ring;
+pub mod symbols;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use netpol_trace_common::{DropEvent, NO_REASON, flags};
+
+use self::attach::Attached;
+use self::filter::Place;
+use self::layout::Layout;
+use self::symbols::{Symbols, SymbolsError};
+use crate::packet::{Facts, Str};
+
+/// Where the kernel publishes its types.
+pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// Why drops can't be recorded here. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    #[error(
+        "this kernel has no BTF ({BTF_PATH}: {0}): netpol-trace needs Linux 5.10 or later built with CONFIG_DEBUG_INFO_BTF=y"
+    )]
+    NoBtf(std::io::Error),
+    #[error("this kernel's BTF does not fit: {0}; `netpol-trace doctor` shows what is missing")]
+    Btf(#[from] btf::BtfError),
+    #[error(
+        "not permitted to load BPF programs ({0}): run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)"
+    )]
+    NotPermitted(String),
+    #[error("the kernel is locked down (confidentiality) and refuses BPF programs that read its memory: {0}")]
+    LockedDown(String),
+    #[error("the kernel refuses the kfree_skb programs: {0}")]
+    Refused(String),
+    #[error("the eBPF object is damaged or from another build: {0}")]
+    Object(String),
+}
+
+/// How the kernel's side is set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Record drops of every reason but noise, not only those a policy may have made.
+    pub all_drops: bool,
+    /// Octets of the ring buffer, a power of two.
+    pub ring_bytes: u32,
+    /// Let the programs log (aya-log, at the agent's log level).
+    pub program_logs: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { all_drops: false, ring_bytes: 4 << 20, program_logs: false }
+    }
+}
+
+/// One record of the kernel with its names resolved; the packet's bytes are still bytes.
+#[derive(Debug, Clone)]
+pub struct RawDrop {
+    pub event: DropEvent,
+    pub facts: Facts,
+}
+
+/// Names for what the programs report as numbers.
+#[derive(Debug)]
+pub struct Names {
+    layout: Layout,
+    symbols: Option<Symbols>,
+    nft_has_location: bool,
+    /// Names handed out, so that each exists once: drops repeat few places.
+    interned: HashMap<(u32, u64, u64), Interned>,
+    /// The loaded modules when the symbols were read.
+    modules: String,
+}
+
+#[derive(Debug, Clone)]
+struct Interned {
+    reason: Option<Str>,
+    location: Option<Str>,
+    input: Option<Str>,
+}
+
+/// Places remembered before the table is dropped and filled anew; a node has a few dozen.
+const MAX_PLACES: usize = 4096;
+
+impl Names {
+    fn new(layout: Layout, symbols: Option<Symbols>) -> Names {
+        Names { layout, symbols, nft_has_location: release() >= (6, 7), interned: HashMap::new(), modules: modules() }
+    }
+
+    /// Whether `event` comes from a place not seen before. Such a place may lie in a module that was loaded since: ask
+    /// [`Names::modules_changed`] before naming it.
+    pub fn is_new(&self, event: &DropEvent) -> bool {
+        !self.interned.contains_key(&(event.reason, event.location, event.dst_input))
+    }
+
+    pub fn modules_changed(&self) -> bool {
+        self.symbols.is_some() && modules() != self.modules
+    }
+
+    /// Reads the symbols anew and tells the programs, after a module came or went.
+    pub fn refresh(&mut self, attached: &mut Attached) {
+        self.modules = modules();
+        match Symbols::read() {
+            Ok(symbols) => {
+                if let Err(error) = attached.set_locations(&symbols, &self.layout) {
+                    tracing::warn!(%error, "the programs' code ranges could not be updated");
+                }
+                self.symbols = Some(symbols);
+                self.interned.clear();
+            }
+            Err(error) => tracing::warn!(%error, "kernel symbols could not be read again"),
+        }
+    }
+
+    /// The facts of one record.
+    pub fn resolve(&mut self, event: &DropEvent) -> Facts {
+        let key = (event.reason, event.location, event.dst_input);
+        if self.interned.len() >= MAX_PLACES {
+            self.interned.clear();
+        }
+        let (layout, symbols) = (&self.layout, self.symbols.as_ref());
+        let names = self.interned.entry(key).or_insert_with(|| {
+            let symbol = |address: u64| symbols?.name(address).map(Arc::from);
+            Interned {
+                reason: match event.reason {
+                    NO_REASON => None,
+                    value => Some(layout.reasons.name(value).map_or_else(|| value.to_string().into(), Arc::from)),
+                },
+                location: symbol(event.location),
+                input: if event.dst_input == 0 { None } else { symbol(event.dst_input) },
+            }
+        });
+        let site = filter::classify(&Place {
+            reason: names.reason.as_deref(),
+            location: names.location.as_deref(),
+            input: names.input.as_deref(),
+            has_dst: event.flags & flags::DST != 0,
+            has_device: event.flags & flags::DEVICE != 0,
+            ifindex: event.ifindex,
+            iif: event.iif,
+            out_ifindex: event.out_ifindex,
+            nft_has_location: self.nft_has_location,
+        });
+        Facts {
+            reason: names.reason.clone(),
+            location: names.location.clone(),
+            site,
+            device: device_name(event),
+            netns: (event.netns != 0).then_some(event.netns),
+        }
+    }
+}
+
+fn device_name(event: &DropEvent) -> Option<Str> {
+    if event.flags & flags::DEVICE == 0 {
+        return None;
+    }
+    let bytes: Vec<u8> = event.device.iter().flat_map(|word| word.to_ne_bytes()).take_while(|b| *b != 0).collect();
+    (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into())
+}
+
+/// Names of the loaded modules with their addresses; sizes and use counts left out.
+fn modules() -> String {
+    let text = std::fs::read_to_string("/proc/modules").unwrap_or_default();
+    text.lines().filter_map(|line| Some([line.split(' ').next()?, line.split(' ').nth(5)?].join(" "))).collect()
+}
+
+/// Major and minor of the running kernel; (0, 0) when it can't be told.
+pub fn release() -> (u32, u32) {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Resolves, loads, attaches. Nothing of it outlives the process.
+pub fn open(options: &Options) -> Result<(Attached, Names, Option<SymbolsError>), KernelError> {
+    let blob = std::fs::read(Path::new(BTF_PATH)).map_err(KernelError::NoBtf)?;
+    let layout = Layout::from_btf(&blob)?;
+    drop(blob);
+    let (symbols, symbols_error) = match Symbols::read() {
+        Ok(symbols) => (Some(symbols), None),
+        Err(error) => (None, Some(error)),
+    };
+    let attached = Attached::new(&layout, symbols.as_ref(), options)?;
+    Ok((attached, Names::new(layout, symbols), symbols_error))
+}

@@ -1,0 +1,237 @@
+//! Loads the embedded object and attaches its programs. Links are file descriptors: when the process ends, however it
+//! ends, the kernel detaches.
+
+use aya::maps::{Array, Map, RingBuf};
+use aya::programs::raw_trace_point::RawTracePointLink;
+use aya::programs::tp_btf::BtfTracePointLink;
+use aya::programs::{BtfTracePoint, ProgramError, ProgramFd, RawTracePoint};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+use netpol_trace_common::{Config, Counters as RawCounters, Filter, Locations, REASONS};
+
+use super::counters::Counters;
+use super::layout::Layout;
+use super::ring::Ring;
+use super::symbols::Symbols;
+use super::{KernelError, Options, filter};
+
+/// The programs, built by the build script.
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol-trace.bpf.o"));
+
+macro_rules! pod {
+    ($($(#[$doc:meta])* $name:ident($inner:ty);)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        #[repr(transparent)]
+        pub struct $name(pub $inner);
+        // SAFETY: a transparent wrapper of plain words, valid for every bit pattern and without padding (the common crate
+        // asserts the layout).
+        unsafe impl aya::Pod for $name {}
+    )*};
+}
+
+pod! {
+    /// [`RawCounters`] as aya reads it from a map.
+    CountersPod(RawCounters);
+    ConfigPod(Config);
+    LocationsPod(Locations);
+}
+
+/// The attached programs and their maps.
+pub struct Attached {
+    /// Dropping it detaches.
+    link: Option<Link>,
+    ring: Option<Ring>,
+    counters: Option<Counters>,
+    locations: Array<aya::maps::MapData, LocationsPod>,
+    hook: Hook,
+    all_drops: bool,
+    /// Code ranges that found no room in the programs' table.
+    pub locations_left_out: usize,
+    /// Keeps the programs' log map and the rest of the object alive.
+    ebpf: Ebpf,
+}
+
+/// Kept only to be dropped.
+#[derive(Debug)]
+#[allow(dead_code, reason = "the links detach when dropped")]
+enum Link {
+    Btf(BtfTracePointLink),
+    Raw(RawTracePointLink),
+}
+
+/// How the kernel let us attach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hook {
+    BtfTracepoint,
+    /// With why the BTF tracepoint was refused.
+    RawTracepoint(String),
+}
+
+impl Attached {
+    pub(super) fn new(layout: &Layout, symbols: Option<&Symbols>, options: &Options) -> Result<Attached, KernelError> {
+        let filter = filter::bitmaps(&layout.reasons, options.all_drops);
+        let config = ConfigPod(Config {
+            arguments: layout.arguments,
+            ovs_subsystem: layout.reasons.ovs_subsystem,
+            filter,
+            offsets: layout.offsets,
+        });
+        let log_level: u8 = if options.program_logs { 5 } else { 0 };
+        let mut ebpf = EbpfLoader::new()
+            .override_global("CONFIG", &config, true)
+            .override_global(aya_log::LEVEL, &log_level, false)
+            .map_max_entries("EVENTS", options.ring_bytes)
+            .load(OBJECT)
+            .map_err(load_error)?;
+
+        let (link, hook, program) = attach_kfree_skb(&mut ebpf)?;
+        let mut locations: Array<_, LocationsPod> = take(&mut ebpf, "LOCATIONS")?;
+        let (ranges, locations_left_out) = symbols
+            .map(|symbols| filter::locations(symbols, &layout.reasons, options.all_drops))
+            .unwrap_or((Locations::default(), 0));
+        locations.set(0, LocationsPod(ranges), 0).map_err(|e| KernelError::Object(e.to_string()))?;
+        let counters = Counters::new(
+            take(&mut ebpf, "COUNTERS")?,
+            take(&mut ebpf, "SEEN")?,
+            program,
+            unrecorded(&filter, &filter::bitmaps(&layout.reasons, true)),
+        );
+        let ring = Ring::new(take::<RingBuf<_>>(&mut ebpf, "EVENTS")?);
+        Ok(Attached {
+            link: Some(link),
+            ring: Some(ring),
+            counters: Some(counters),
+            locations,
+            hook,
+            all_drops: options.all_drops,
+            locations_left_out,
+            ebpf,
+        })
+    }
+
+    /// The reading end of the ring, once.
+    pub fn take_ring(&mut self) -> Option<Ring> {
+        self.ring.take()
+    }
+
+    /// The counters, once.
+    pub fn take_counters(&mut self) -> Option<Counters> {
+        self.counters.take()
+    }
+
+    pub fn hook(&self) -> &Hook {
+        &self.hook
+    }
+
+    /// The object, for its logger.
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Fills the programs' code ranges anew, after a module came.
+    pub fn set_locations(&mut self, symbols: &Symbols, layout: &Layout) -> Result<(), aya::maps::MapError> {
+        let (ranges, left_out) = filter::locations(symbols, &layout.reasons, self.all_drops);
+        self.locations_left_out = left_out;
+        self.locations.set(0, LocationsPod(ranges), 0)
+    }
+
+    /// Takes the programs off their hooks; maps stay readable.
+    pub fn detach(&mut self) {
+        self.link = None;
+    }
+}
+
+fn attach_kfree_skb(ebpf: &mut Ebpf) -> Result<(Link, Hook, ProgramFd), KernelError> {
+    let why = match attach_btf(ebpf) {
+        Ok((link, fd)) => return Ok((Link::Btf(link), Hook::BtfTracepoint, fd)),
+        Err(error) => error,
+    };
+    // A refused permission is refused there too, and its message is the better one.
+    let program: &mut RawTracePoint = program(ebpf, "kfree_skb_raw")?;
+    let attach = |program: &mut RawTracePoint| -> Result<_, ProgramError> {
+        program.load()?;
+        let id = program.attach("kfree_skb")?;
+        Ok((program.take_link(id)?, program.fd()?.try_clone()?))
+    };
+    match attach(program) {
+        Ok((link, fd)) => Ok((Link::Raw(link), Hook::RawTracepoint(why.to_string()), fd)),
+        Err(error) => Err(program_error(error)),
+    }
+}
+
+fn attach_btf(ebpf: &mut Ebpf) -> Result<(BtfTracePointLink, ProgramFd), KernelError> {
+    let btf = Btf::from_sys_fs().map_err(|e| KernelError::Object(e.to_string()))?;
+    let program: &mut BtfTracePoint = program(ebpf, "kfree_skb")?;
+    let attach = |program: &mut BtfTracePoint| -> Result<_, ProgramError> {
+        program.load("kfree_skb", &btf)?;
+        let id = program.attach()?;
+        Ok((program.take_link(id)?, program.fd()?.try_clone()?))
+    };
+    attach(program).map_err(program_error)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, KernelError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+{
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| KernelError::Object(format!("it has no program {name}")))
+}
+
+fn take<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<M, KernelError> {
+    ebpf.take_map(name)
+        .and_then(|map| M::try_from(map).ok())
+        .ok_or_else(|| KernelError::Object(format!("it has no map {name}")))
+}
+
+/// Reasons that only `--all-drops` records.
+fn unrecorded(default: &Filter, all: &Filter) -> Vec<u32> {
+    (0..REASONS as u32).filter(|r| Filter::has(&all.anywhere, *r) && !Filter::has(&default.anywhere, *r)).collect()
+}
+
+fn load_error(error: EbpfError) -> KernelError {
+    permission(&error).unwrap_or_else(|| KernelError::Object(chain(&error)))
+}
+
+fn program_error(error: ProgramError) -> KernelError {
+    if let ProgramError::LoadError { verifier_log, .. } = &error {
+        tracing::debug!("verifier: {verifier_log}");
+    }
+    permission(&error).unwrap_or_else(|| KernelError::Refused(short(&chain(&error))))
+}
+
+/// EPERM and EACCES anywhere in the chain: a missing capability, or lockdown.
+fn permission(error: &(dyn std::error::Error + 'static)) -> Option<KernelError> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>()
+            && matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+        {
+            let confidential = std::fs::read_to_string("/sys/kernel/security/lockdown")
+                .is_ok_and(|text| text.contains("[confidentiality]"));
+            let text = io.to_string();
+            return Some(if confidential { KernelError::LockedDown(text) } else { KernelError::NotPermitted(text) });
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = error.source();
+    }
+    text
+}
+
+/// One line: a verifier log has thousands.
+fn short(text: &str) -> String {
+    text.lines().next().unwrap_or_default().chars().take(300).collect()
+}

@@ -1,0 +1,206 @@
+//! Which drops are interesting, and what a drop's reason and location say: drop-taxonomy in code.
+//!
+//! Names, not numbers: values of reasons and addresses of functions differ between kernels and are resolved at start.
+
+use netpol_trace_common::{CodeRange, Filter, LOCATIONS, Locations, REASON_OTHER, REASONS};
+
+use super::layout::Reasons;
+use super::symbols::Symbols;
+use crate::packet::{Candidate, Site};
+use crate::record::{Hook, Mechanism};
+
+/// Reasons of drops that a policy may have made, wherever they happen.
+const POLICY_REASONS: [&str; 4] = ["NETFILTER_DROP", "TC_INGRESS", "TC_EGRESS", "BPF_CGROUP_EGRESS"];
+/// Functions whose unspecific drops a policy may have made, on every kernel.
+const POLICY_LOCATIONS: [&str; 5] = ["nfqnl_reinject", "nf_reinject", "nf_queue", "veth_xdp_rcv_skb", "do_xdp_generic"];
+/// The same on kernels that give netfilter's drops no reason (to 5.17).
+const POLICY_LOCATIONS_BEFORE_REASONS: [&str; 4] =
+    ["nf_hook_slow", "nf_hook_slow_list", "__netif_receive_skb_core", "__dev_queue_xmit"];
+/// Unspecific drops that have another cause than policy: recorded with `--all-drops`.
+const OTHER_LOCATIONS: [&str; 4] = ["ip_error", "ip6_pkt_drop", "dst_discard_out", "ip_forward"];
+/// What healthy traffic does all the time: never recorded.
+const NOISE_REASONS: [&str; 12] = [
+    "NOT_DROPPED_YET",
+    "CONSUMED",
+    "QUEUE_PURGE",
+    "TCP_OLD_DATA",
+    "TCP_OLD_ACK",
+    "TCP_OFOMERGE",
+    "TCP_OVERWINDOW",
+    "TCP_ACK_UNSENT_DATA",
+    "TCP_OFO_DROP",
+    "TCP_OFO_QUEUE_PRUNE",
+    "PACKET_SOCK_ERROR",
+    "DUP_FRAG",
+];
+/// Functions where an otherwise telling reason is noise: each answered ping ends so.
+const NOISE_LOCATIONS: [&str; 1] = ["ping_rcv"];
+
+/// The bitmaps that the programs test.
+pub fn bitmaps(reasons: &Reasons, all_drops: bool) -> Filter {
+    let mut filter = Filter::default();
+    let mut set = |bits: fn(&mut Filter) -> &mut [u64; REASONS / 64], value: u32| {
+        if let Some(word) = bits(&mut filter).get_mut(value as usize / 64) {
+            *word |= 1 << (value % 64);
+        }
+    };
+    for (value, name) in reasons.iter().filter(|(value, _)| *value < REASONS as u32) {
+        if name == "NOT_SPECIFIED" {
+            set(|f| &mut f.by_location, value);
+        } else if POLICY_REASONS.contains(&name) || all_drops && !NOISE_REASONS.contains(&name) {
+            set(|f| &mut f.anywhere, value);
+        }
+    }
+    if !reasons.known() {
+        set(|f| &mut f.by_location, REASON_OTHER);
+    }
+    filter
+}
+
+/// Where unspecific drops are interesting. The count says how many ranges found no room.
+pub fn locations(symbols: &Symbols, reasons: &Reasons, all_drops: bool) -> (Locations, usize) {
+    let mut names: Vec<&str> = POLICY_LOCATIONS.to_vec();
+    if !reasons.has("NETFILTER_DROP") {
+        names.extend(POLICY_LOCATIONS_BEFORE_REASONS);
+    }
+    if all_drops {
+        names.extend(OTHER_LOCATIONS);
+    }
+    let ranges: Vec<CodeRange> = names.iter().flat_map(|name| symbols.ranges(name)).collect();
+    let mut locations = Locations::default();
+    for (slot, range) in locations.0.iter_mut().zip(&ranges) {
+        *slot = *range;
+    }
+    (locations, ranges.len().saturating_sub(LOCATIONS))
+}
+
+/// What is known of the place of one drop before its packet is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    pub reason: Option<&'a str>,
+    pub location: Option<&'a str>,
+    /// The function that `dst->input` points to.
+    pub input: Option<&'a str>,
+    pub has_dst: bool,
+    pub has_device: bool,
+    pub ifindex: u32,
+    pub iif: u32,
+    pub out_ifindex: u32,
+    /// nft's own drops are located in nft_do_chain (from 6.7), so nf_hook_slow is somebody else's.
+    pub nft_has_location: bool,
+}
+
+/// Joins reason, location and route into mechanism, hook and whether a policy may be behind it.
+pub fn classify(place: &Place<'_>) -> Site {
+    let location = place.location.unwrap_or_default();
+    let reason = place.reason.unwrap_or_default();
+    let (mechanism, candidate) = match (reason, location) {
+        (_, "nf_queue") => (Mechanism::Nfqueue, Candidate::Outage),
+        (_, "nfqnl_reinject" | "nf_reinject") => (Mechanism::Nfqueue, Candidate::Policy),
+        ("NETFILTER_DROP", "nft_do_chain") => (Mechanism::Nftables, Candidate::Policy),
+        ("NETFILTER_DROP" | "", "nf_hook_slow" | "nf_hook_slow_list") if place.nft_has_location => {
+            (Mechanism::IptablesLegacy, Candidate::Policy)
+        }
+        ("NETFILTER_DROP", _) | ("", "nf_hook_slow" | "nf_hook_slow_list") => (Mechanism::Netfilter, Candidate::Policy),
+        ("TC_INGRESS" | "TC_EGRESS", _) | ("", "__netif_receive_skb_core" | "__dev_queue_xmit") => {
+            (Mechanism::Tc, Candidate::Maybe)
+        }
+        ("BPF_CGROUP_EGRESS", _) => (Mechanism::Cgroup, Candidate::Maybe),
+        (_, "veth_xdp_rcv_skb" | "do_xdp_generic") => (Mechanism::Xdp, Candidate::Maybe),
+        (reason, _) if reason.starts_with("OVS_DROP") => (Mechanism::Ovs, Candidate::Policy),
+        (_, location) if NOISE_LOCATIONS.contains(&location) => (Mechanism::Unknown, Candidate::Noise),
+        _ => (Mechanism::Unknown, Candidate::No),
+    };
+    Site { mechanism, candidate, hook: hook(place, mechanism, reason) }
+}
+
+/// The hook, from the route that the packet has got by then.
+fn hook(place: &Place<'_>, mechanism: Mechanism, reason: &str) -> Option<Hook> {
+    match (mechanism, reason) {
+        (_, "TC_INGRESS") | (Mechanism::Xdp, _) => return Some(Hook::Ingress),
+        (_, "TC_EGRESS") => return Some(Hook::Egress),
+        (Mechanism::Cgroup, _) => return Some(Hook::Output),
+        (Mechanism::Unknown | Mechanism::Ovs | Mechanism::Tc, _) => return None,
+        _ => {}
+    }
+    if !place.has_dst {
+        return place.has_device.then_some(Hook::Prerouting);
+    }
+    let leaving = place.has_device && place.ifindex == place.out_ifindex && place.iif != place.ifindex;
+    match place.input {
+        Some("ip_forward" | "ip6_forward" | "ip_mr_input" | "ip6_mr_input") if leaving => Some(Hook::Postrouting),
+        Some("ip_forward" | "ip6_forward" | "ip_mr_input" | "ip6_mr_input") => Some(Hook::Forward),
+        Some("ip_local_deliver" | "ip6_input" | "ip6_mc_input") => Some(Hook::Input),
+        Some("dst_discard") if place.has_device => Some(Hook::Postrouting),
+        Some("dst_discard") => Some(Hook::Output),
+        // br_netfilter lends bridged packets a dst without functions.
+        None if place.has_device => Some(Hook::Bridge),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place<'a>(reason: &'a str, location: &'a str, input: &'a str) -> Place<'a> {
+        let some = |s: &'a str| (!s.is_empty()).then_some(s);
+        Place {
+            reason: some(reason),
+            location: some(location),
+            input: some(input),
+            has_dst: !input.is_empty(),
+            has_device: true,
+            ifindex: 2,
+            iif: 2,
+            out_ifindex: 3,
+            nft_has_location: true,
+        }
+    }
+
+    #[test]
+    fn mechanisms() {
+        let check = |reason, location, mechanism, candidate| {
+            let site = classify(&place(reason, location, "ip_forward"));
+            assert_eq!((site.mechanism, site.candidate), (mechanism, candidate), "{reason} {location}");
+        };
+        check("NETFILTER_DROP", "nft_do_chain", Mechanism::Nftables, Candidate::Policy);
+        check("NETFILTER_DROP", "nf_hook_slow", Mechanism::IptablesLegacy, Candidate::Policy);
+        check("NOT_SPECIFIED", "nfqnl_reinject", Mechanism::Nfqueue, Candidate::Policy);
+        check("NOT_SPECIFIED", "nf_queue", Mechanism::Nfqueue, Candidate::Outage);
+        check("TC_INGRESS", "__netif_receive_skb_core", Mechanism::Tc, Candidate::Maybe);
+        check("NO_SOCKET", "tcp_v4_rcv", Mechanism::Unknown, Candidate::No);
+        check("", "nf_hook_slow", Mechanism::IptablesLegacy, Candidate::Policy);
+        let old = Place { nft_has_location: false, ..place("NETFILTER_DROP", "nf_hook_slow", "ip_forward") };
+        assert_eq!(classify(&old).mechanism, Mechanism::Netfilter, "before 6.7 nft drops are located there too");
+    }
+
+    #[test]
+    fn hooks() {
+        let hook = |place: Place<'_>| classify(&place).hook;
+        let nft = |input| place("NETFILTER_DROP", "nft_do_chain", input);
+        assert_eq!(hook(nft("ip_forward")), Some(Hook::Forward));
+        assert_eq!(hook(nft("ip6_input")), Some(Hook::Input));
+        assert_eq!(hook(nft("")), Some(Hook::Prerouting));
+        assert_eq!(hook(Place { ifindex: 3, ..nft("ip_forward") }), Some(Hook::Postrouting));
+        assert_eq!(hook(Place { has_device: false, ifindex: 0, iif: 0, ..nft("dst_discard") }), Some(Hook::Output));
+        assert_eq!(hook(Place { iif: 0, ifindex: 3, ..nft("dst_discard") }), Some(Hook::Postrouting));
+        assert_eq!(hook(place("TC_EGRESS", "__dev_queue_xmit", "ip_forward")), Some(Hook::Egress));
+    }
+
+    #[test]
+    fn only_policy_reasons_pass_by_default() {
+        let Ok(blob) = std::fs::read("/sys/kernel/btf/vmlinux") else {
+            eprintln!("skipped: this kernel has no /sys/kernel/btf/vmlinux");
+            return;
+        };
+        let reasons = super::super::layout::Layout::from_btf(&blob).unwrap().reasons;
+        let value = |name: &str| reasons.iter().find(|(_, n)| *n == name).map(|(v, _)| v);
+        let (default, all) = (bitmaps(&reasons, false), bitmaps(&reasons, true));
+        if let (Some(drop), Some(socket)) = (value("NETFILTER_DROP"), value("NO_SOCKET")) {
+            assert!(Filter::has(&default.anywhere, drop) && Filter::has(&all.anywhere, drop));
+            assert!(!Filter::has(&default.anywhere, socket) && Filter::has(&all.anywhere, socket));
+        }
+        assert!(value("QUEUE_PURGE").is_none_or(|purge| !Filter::has(&all.anywhere, purge)));
+    }
+}

@@ -1,0 +1,131 @@
+//! Kernel code addresses to function names, and names to code ranges, from /proc/kallsyms.
+
+use std::io;
+use std::path::Path;
+
+use netpol_trace_common::CodeRange;
+
+/// The kernel's functions by address. About 4 MB for the 120,000 functions of a distribution kernel with modules.
+#[derive(Debug, Default)]
+pub struct Symbols {
+    /// Sorted; with each the place of its name in `names`.
+    addresses: Vec<(u64, u32)>,
+    names: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SymbolsError {
+    #[error("can't read /proc/kallsyms: {0}")]
+    Read(#[from] io::Error),
+    /// `kernel.kptr_restrict` or a missing CAP_SYSLOG.
+    #[error("/proc/kallsyms shows no addresses: grant CAP_SYSLOG, or set kernel.kptr_restrict to 1 or 0")]
+    Hidden,
+}
+
+impl Symbols {
+    pub fn read() -> Result<Symbols, SymbolsError> {
+        Symbols::parse(&read_lossy(Path::new("/proc/kallsyms"))?)
+    }
+
+    /// Lines of `address type name [module]`; everything but code (types t, T, w, W) is left out.
+    pub fn parse(text: &str) -> Result<Symbols, SymbolsError> {
+        let mut symbols = Symbols::default();
+        let mut any = false;
+        for line in text.lines() {
+            let mut words = line.split_ascii_whitespace();
+            let (Some(address), Some(kind), Some(name)) = (words.next(), words.next(), words.next()) else { continue };
+            if !matches!(kind, "t" | "T" | "w" | "W") {
+                continue;
+            }
+            any = true;
+            let Ok(address) = u64::from_str_radix(address, 16) else { continue };
+            if address == 0 {
+                continue;
+            }
+            symbols.addresses.push((address, symbols.names.len() as u32));
+            symbols.names.push_str(name);
+            symbols.names.push('\n');
+        }
+        if any && symbols.addresses.is_empty() {
+            return Err(SymbolsError::Hidden);
+        }
+        symbols.addresses.sort_unstable();
+        symbols.addresses.shrink_to_fit();
+        symbols.names.shrink_to_fit();
+        Ok(symbols)
+    }
+
+    fn name_at(&self, offset: u32) -> &str {
+        let tail = self.names.get(offset as usize..).unwrap_or_default();
+        tail.split('\n').next().unwrap_or_default()
+    }
+
+    /// The function that contains `address`, as a bare name: a clone (`.constprop.0`, `.isra.0`, `.part.0`, `.cold`) is named after
+    /// its origin.
+    pub fn name(&self, address: u64) -> Option<&str> {
+        let after = self.addresses.partition_point(|(start, _)| *start <= address);
+        let (_, name) = *self.addresses.get(after.checked_sub(1)?)?;
+        // Behind the last function lies unknown code, not more of it.
+        (after < self.addresses.len()).then(|| bare(self.name_at(name)))
+    }
+
+    /// The code ranges of the function `name`, its clones included.
+    pub fn ranges(&self, name: &str) -> Vec<CodeRange> {
+        let mut ranges = Vec::new();
+        for (i, (start, offset)) in self.addresses.iter().enumerate() {
+            if bare(self.name_at(*offset)) != name {
+                continue;
+            }
+            // Aliases share an address: the end is the next different one.
+            let end = self.addresses[i..].iter().map(|(a, _)| *a).find(|a| a > start);
+            if let Some(end) = end {
+                ranges.push(CodeRange { start: *start, end });
+            }
+        }
+        ranges
+    }
+}
+
+fn bare(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
+
+fn read_lossy(path: &Path) -> io::Result<String> {
+    Ok(match String::from_utf8(std::fs::read(path)?) {
+        Ok(text) => text,
+        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "ffff1000 T nf_hook_slow\nffff1100 t nf_queue.isra.0\nffff1180 d some_data\nffff1200 t nf_queue.cold\n\
+                        ffff1300 W alias_a\nffff1300 t alias_b\nffff1400 t nft_do_chain\t[nf_tables]\nffff1500 t last\n";
+
+    #[test]
+    fn clones_and_modules_are_named_after_their_function() {
+        let symbols = Symbols::parse(TEXT).unwrap();
+        assert_eq!(symbols.name(0xffff1004), Some("nf_hook_slow"));
+        assert_eq!(symbols.name(0xffff1190), Some("nf_queue"));
+        assert_eq!(symbols.name(0xffff1401), Some("nft_do_chain"));
+        assert_eq!(symbols.name(0xfff), None);
+        assert_eq!(symbols.name(0xffff9999), None, "beyond the last function");
+    }
+
+    #[test]
+    fn a_function_may_have_several_ranges() {
+        let symbols = Symbols::parse(TEXT).unwrap();
+        assert_eq!(
+            symbols.ranges("nf_queue"),
+            [CodeRange { start: 0xffff1100, end: 0xffff1200 }, CodeRange { start: 0xffff1200, end: 0xffff1300 }]
+        );
+        assert_eq!(symbols.ranges("alias_b"), [CodeRange { start: 0xffff1300, end: 0xffff1400 }]);
+    }
+
+    #[test]
+    fn hidden_addresses_are_an_error() {
+        assert!(matches!(Symbols::parse("0000000000000000 T nf_hook_slow\n"), Err(SymbolsError::Hidden)));
+    }
+}

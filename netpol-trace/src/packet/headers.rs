@@ -1,0 +1,180 @@
+//! IP and transport headers, from as much of them as there is.
+
+use std::net::IpAddr;
+
+use etherparse::{LaxNetSlice, LaxSlicedPacket};
+
+use super::{ICMP, ICMPV6, PacketError, SCTP, TCP, UDP};
+
+/// The fields of a packet's headers that a record or a verdict uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Headers {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// The IP protocol behind all extension headers.
+    pub protocol: u8,
+    pub source_port: Option<u16>,
+    pub destination_port: Option<u16>,
+    /// The flags octet: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32.
+    pub tcp_flags: Option<u8>,
+    /// Type and code.
+    pub icmp: Option<(u8, u8)>,
+    /// A fragment other than the first: it has no transport header.
+    pub fragment: bool,
+    /// L3 length in octets as the header states it.
+    pub length: u32,
+    /// Octets from the network header to the transport's payload, as far as they can be told.
+    pub payload_offset: u32,
+}
+
+const TCP_FLAGS: [(u8, &str); 6] = [(1, "fin"), (2, "syn"), (4, "rst"), (8, "psh"), (16, "ack"), (32, "urg")];
+pub const SYN: u8 = 2;
+pub const RST: u8 = 4;
+pub const ACK: u8 = 16;
+
+/// Parses from the first octet of the IP header. The slice may end anywhere behind the fixed IP header.
+pub fn parse(head: &[u8]) -> Result<Headers, PacketError> {
+    let packet = LaxSlicedPacket::from_ip(head).map_err(|_| PacketError::Truncated)?;
+    let net = packet.net.as_ref().ok_or(PacketError::NotIp)?;
+    let (source, destination, length) = match net {
+        LaxNetSlice::Ipv4(ip) => {
+            let header = ip.header();
+            (header.source_addr().into(), header.destination_addr().into(), u32::from(header.total_len()))
+        }
+        LaxNetSlice::Ipv6(ip) => {
+            let header = ip.header();
+            (header.source_addr().into(), header.destination_addr().into(), 40 + u32::from(header.payload_length()))
+        }
+        LaxNetSlice::Arp(_) => return Err(PacketError::NotIp),
+    };
+    let payload = net.ip_payload_ref().ok_or(PacketError::Truncated)?;
+    let protocol = payload.ip_number.0;
+    let transport = payload.payload;
+    let mut headers = Headers {
+        source,
+        destination,
+        protocol,
+        source_port: None,
+        destination_port: None,
+        tcp_flags: None,
+        icmp: None,
+        fragment: fragment_offset(head) > 0,
+        length,
+        payload_offset: (head.len() - transport.len()) as u32,
+    };
+    if headers.fragment {
+        return Ok(headers);
+    }
+    let word = |at: usize| Some(u16::from_be_bytes(transport.get(at..at + 2)?.try_into().ok()?));
+    match protocol {
+        // Only the first octets of each are needed, so a header that is cut short later still gives its ports.
+        TCP | UDP | SCTP => {
+            (headers.source_port, headers.destination_port) = (word(0), word(2));
+            if protocol == TCP {
+                headers.tcp_flags = transport.get(13).copied();
+            }
+            let length = match protocol {
+                TCP => transport.get(12).map_or(20, |octet| u32::from(octet >> 4) * 4),
+                UDP => 8,
+                _ => 12,
+            };
+            headers.payload_offset += length;
+        }
+        ICMP | ICMPV6 => headers.icmp = transport.first().copied().zip(transport.get(1).copied()),
+        _ => {}
+    }
+    Ok(headers)
+}
+
+/// Offset of a fragment in octets, 0 for whole packets and first fragments.
+fn fragment_offset(head: &[u8]) -> u16 {
+    match head.first().map(|octet| octet >> 4) {
+        Some(4) => head.get(6..8).map_or(0, |b| (u16::from_be_bytes([b[0], b[1]]) & 0x1fff) * 8),
+        Some(6) => ipv6_fragment_offset(head).unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Walks IPv6 extension headers (RFC 8200, 4.1) up to the fragment header.
+fn ipv6_fragment_offset(head: &[u8]) -> Option<u16> {
+    const HOP_BY_HOP: u8 = 0;
+    const ROUTING: u8 = 43;
+    const FRAGMENT: u8 = 44;
+    const DESTINATION: u8 = 60;
+    let (mut next, mut at) = (*head.get(6)?, 40usize);
+    // Each step advances by 8 octets or more, so the slice bounds the walk.
+    while matches!(next, HOP_BY_HOP | ROUTING | DESTINATION) {
+        next = *head.get(at)?;
+        at += (usize::from(*head.get(at + 1)?) + 1) * 8;
+    }
+    let offset = head.get(at + 2..at + 4).filter(|_| next == FRAGMENT)?;
+    Some(u16::from_be_bytes([offset[0], offset[1]]) & 0xfff8)
+}
+
+impl Headers {
+    pub fn tcp_flag_names(&self) -> Vec<&'static str> {
+        let flags = self.tcp_flags.unwrap_or(0);
+        TCP_FLAGS.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect()
+    }
+
+    /// A TCP segment that opens a connection: SYN without ACK or RST.
+    pub fn opens(&self) -> bool {
+        self.tcp_flags.is_some_and(|flags| flags & (SYN | ACK | RST) == SYN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ipv6(next: u8, rest: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0x60, 0, 0, 0, 0, rest.len() as u8, next, 64];
+        bytes.extend("fd00::1".parse::<std::net::Ipv6Addr>().unwrap().octets());
+        bytes.extend("fd00::2".parse::<std::net::Ipv6Addr>().unwrap().octets());
+        bytes.extend(rest);
+        bytes
+    }
+
+    #[test]
+    fn ipv6_extension_headers_are_walked() {
+        // hop-by-hop, then destination options, then UDP 5353 to 53.
+        let mut rest = vec![60, 0, 1, 4, 0, 0, 0, 0, 17, 0, 1, 4, 0, 0, 0, 0];
+        rest.extend([0x14, 0xe9, 0, 53, 0, 8, 0, 0]);
+        let headers = parse(&ipv6(0, &rest)).unwrap();
+        assert_eq!((headers.protocol, headers.source_port, headers.destination_port), (UDP, Some(5353), Some(53)));
+        assert!(!headers.fragment);
+    }
+
+    #[test]
+    fn later_fragments_have_no_ports() {
+        let first = ipv6(44, &[17, 0, 0, 1, 0, 0, 0, 7, 0x14, 0xe9, 0, 53, 0, 8, 0, 0]);
+        let later = ipv6(44, &[17, 0, 0x05, 0xa9, 0, 0, 0, 7, 0x14, 0xe9, 0, 53, 0, 8, 0, 0]);
+        let (first, later) = (parse(&first).unwrap(), parse(&later).unwrap());
+        assert_eq!((first.fragment, first.destination_port), (false, Some(53)));
+        assert_eq!((later.fragment, later.destination_port, later.protocol), (true, None, UDP));
+
+        let mut v4 = vec![0x45, 0, 0, 28, 0, 1, 0x20, 0xb9, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        v4.extend([0x14, 0xe9, 0, 53, 0, 8, 0, 0]);
+        assert!(parse(&v4).unwrap().fragment);
+    }
+
+    #[test]
+    fn sctp_and_icmp() {
+        let mut sctp = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 132, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        sctp.extend([0x0b, 0xb8, 0x0f, 0xa0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(parse(&sctp).unwrap().destination_port, Some(4000));
+        let mut icmp = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        icmp.extend([8, 0, 0, 0, 0, 1, 0, 1]);
+        assert_eq!(parse(&icmp).unwrap().icmp, Some((8, 0)));
+        assert_eq!(parse(&ipv6(58, &[128, 0, 0, 0])).unwrap().icmp, Some((128, 0)));
+    }
+
+    #[test]
+    fn a_cut_header_is_an_error_and_a_cut_transport_is_not() {
+        assert_eq!(parse(&[0x45, 0, 0]), Err(PacketError::Truncated));
+        assert_eq!(parse(&[]), Err(PacketError::Truncated));
+        let syn = [0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x9c, 0x40, 0, 80];
+        let headers = parse(&syn).unwrap();
+        assert_eq!((headers.destination_port, headers.tcp_flags), (Some(80), None));
+    }
+}

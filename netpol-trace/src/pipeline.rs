@@ -1,0 +1,218 @@
+//! The stages, called in order: the map of the program.
+//!
+//! ```text
+//! kernel event ─> packet ─> enriched flow ─> verdict ─> record ─> sink
+//! ```
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::books::{Books, Intake};
+use crate::cause::{self, Circumstances};
+use crate::cluster::{Cluster, Index};
+use crate::enrich::{self, Flow};
+use crate::kernel::RawDrop;
+use crate::kernel::clock::Clock;
+use crate::output::Output;
+use crate::packet::{self, Candidate, Packet, PacketError};
+use crate::record::build::{Decision, drop_body};
+use crate::record::{Body, Cause, Enrichment};
+use crate::sink::SinkError;
+use crate::verdict;
+
+/// How long an end inside the pod network without a known owner may wait for its name.
+const NAMING_TIME: Duration = Duration::from_secs(3);
+/// Packets that may wait at once; more go out unnamed.
+const MAX_HELD: usize = 10_000;
+/// A policy younger than this may not be enforced everywhere yet.
+const GRACE: Duration = Duration::from_secs(10);
+/// Network namespaces remembered as conntrack's.
+const MAX_NETNS: usize = 4096;
+
+pub struct Pipeline {
+    cluster: Cluster,
+    node: Option<String>,
+    all_drops: bool,
+    options: verdict::Options,
+    pub clock: Clock,
+    pub books: Books,
+    pub intake: Arc<Intake>,
+    held: VecDeque<Held>,
+    tracked_netns: HashSet<u32>,
+    pub output: Output,
+}
+
+/// A drop that waits for the name of one of its ends.
+struct Held {
+    packet: Packet,
+    facts: packet::Facts,
+    deadline: Instant,
+}
+
+impl Pipeline {
+    pub fn new(
+        cluster: Cluster,
+        node: Option<String>,
+        all_drops: bool,
+        intake: Arc<Intake>,
+        output: Output,
+    ) -> Pipeline {
+        Pipeline {
+            cluster,
+            node,
+            all_drops,
+            options: verdict::Options::default(),
+            clock: Clock::now(),
+            books: Books::default(),
+            intake,
+            held: VecDeque::new(),
+            tracked_netns: HashSet::new(),
+            output,
+        }
+    }
+
+    /// One drop, through all stages.
+    pub fn handle(&mut self, raw: RawDrop) -> Result<(), SinkError> {
+        let RawDrop { event, facts } = raw;
+        let packet = match packet::decode(&event) {
+            Ok(packet) => packet,
+            // ARP, LLDP and the like: no policy speaks of them.
+            Err(PacketError::NotIp) => {
+                self.leave_out(Some(Cause::NotPolicy));
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::debug!(
+                    reason = facts.reason.as_deref(),
+                    kind = error.kind(),
+                    "a drop without a readable packet"
+                );
+                self.books.lost_undecoded += 1;
+                return Ok(());
+            }
+        };
+        if facts.site.candidate == Candidate::Noise {
+            self.leave_out(None);
+            return Ok(());
+        }
+        if let (Some(netns), true) = (facts.netns, packet.conntrack.is_some())
+            && self.tracked_netns.len() < MAX_NETNS
+        {
+            self.tracked_netns.insert(netns);
+        }
+        let may_wait =
+            self.held.len() < MAX_HELD && matches!(facts.site.candidate, Candidate::Policy | Candidate::Maybe);
+        let index = self.cluster.read();
+        let flow = enrich::name(&packet, &index);
+        if may_wait && flow.may_be_named_later() {
+            self.books.held += 1;
+            self.held.push_back(Held { packet, facts, deadline: Instant::now() + NAMING_TIME });
+            return Ok(());
+        }
+        self.finish(&index, &packet, &facts, flow)
+    }
+
+    /// Looks again at what waits: named now, or out of time.
+    pub fn revisit(&mut self, all: bool) -> Result<(), SinkError> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        let index = self.cluster.read();
+        let now = Instant::now();
+        for held in std::mem::take(&mut self.held) {
+            let flow = enrich::name(&held.packet, &index);
+            if !all && flow.may_be_named_later() && held.deadline > now {
+                self.held.push_back(held);
+            } else {
+                self.books.held -= 1;
+                self.finish(&index, &held.packet, &held.facts, flow)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Judges a named flow and writes its record.
+    fn finish(
+        &mut self,
+        index: &Index,
+        packet: &Packet,
+        facts: &packet::Facts,
+        flow: Flow<'_>,
+    ) -> Result<(), SinkError> {
+        let time = self.clock.wall(packet.time);
+        let about = Circumstances {
+            site: facts.site,
+            headers: &packet.headers,
+            untracked: packet.untracked,
+            netns_tracks: facts.netns.is_some_and(|netns| self.tracked_netns.contains(&netns)),
+            policy_changing: policy_changing(&flow, time),
+            node: self.node.as_deref(),
+        };
+        let decision = match cause::without_verdict(&flow, &about) {
+            Some(cause) => {
+                Decision { cause, direction: None, verdict: None, hint: None, enrichment: self.enrichment(&flow) }
+            }
+            None => {
+                let connection = flow.connection(time);
+                let mut verdict = verdict::judge(index, &connection, &self.options);
+                let cause = cause::with_verdict(&mut verdict, &about);
+                Decision {
+                    cause,
+                    direction: cause::direction(&flow, &verdict, about.node),
+                    hint: None,
+                    verdict: Some(verdict),
+                    enrichment: self.enrichment(&flow),
+                }
+            }
+        };
+        if !self.all_drops && !decision.cause.is_default() {
+            self.leave_out(Some(decision.cause));
+            return Ok(());
+        }
+        *self.books.causes.entry(decision.cause).or_default() += 1;
+        let body = drop_body(packet, facts, &flow, decision);
+        self.output.write(body, time, 1, &mut self.books)
+    }
+
+    /// Counts a packet that gets no line: its cause is not asked for, or (`None`) it is noise.
+    fn leave_out(&mut self, cause: Option<Cause>) {
+        self.books.written += 1;
+        self.books.filtered += 1;
+        if let Some(cause) = cause {
+            *self.books.causes.entry(cause).or_default() += 1;
+        }
+    }
+
+    fn enrichment(&self, flow: &Flow<'_>) -> Enrichment {
+        if !self.cluster.synced() {
+            Enrichment::Stale
+        } else if flow.may_be_named_later() {
+            Enrichment::Timeout
+        } else {
+            Enrichment::Complete
+        }
+    }
+
+    /// Writes a record that is not a drop, at once.
+    pub fn tell(&mut self, body: Body, time: Timestamp) -> Result<(), SinkError> {
+        self.output.write(body, time, 0, &mut self.books)?;
+        self.output.flush(&mut self.books)
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
+/// Whether a policy of either end's namespace changed within [`GRACE`] before `time`.
+fn policy_changing(flow: &Flow<'_>, time: Timestamp) -> bool {
+    [flow.source.pod(), flow.destination.pod()]
+        .into_iter()
+        .flatten()
+        .flat_map(|view| view.namespace.policies())
+        .filter_map(|policy| policy.changed)
+        .any(|changed| time.duration_since(changed).unsigned_abs() <= GRACE)
+}

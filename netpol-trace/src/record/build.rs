@@ -1,0 +1,108 @@
+//! Flow, facts and verdict put into the record's shape. Pure.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Action, Body, Cause, Direction, Drop, Endpoint, Enrichment, Hint, Icmp, Kernel, Network, OwnerRef, PodRef, Verdict,
+};
+use crate::cluster::index::PodView;
+use crate::cluster::model::Labels;
+use crate::enrich::{Flow, Named, OwnedBy};
+use crate::packet::{Facts, Packet, transport_name};
+
+/// Labels per pod in a record, and octets of one label or name: strangers write them.
+const MAX_LABELS: usize = 64;
+const MAX_TEXT: usize = 253;
+
+/// What was decided about a drop.
+#[derive(Debug)]
+pub struct Decision {
+    pub cause: Cause,
+    pub direction: Option<Direction>,
+    pub verdict: Option<Verdict>,
+    pub hint: Option<Hint>,
+    pub enrichment: Enrichment,
+}
+
+pub fn drop_body(packet: &Packet, facts: &Facts, flow: &Flow<'_>, decision: Decision) -> Body {
+    let headers = &packet.headers;
+    Body::Drop(Box::new(Drop {
+        last_time: None,
+        count: 1,
+        segments: (packet.segments > 1).then_some(u64::from(packet.segments)),
+        bytes: u64::from(packet.length),
+        cause: decision.cause,
+        direction: decision.direction,
+        // A rejecting rule frees its packet just as a dropping one does, so netfilter's word is not enough.
+        action: match facts.site.mechanism {
+            super::Mechanism::Tc | super::Mechanism::Xdp | super::Mechanism::Nfqueue => Action::Drop,
+            _ => Action::Unknown,
+        },
+        source: endpoint(&flow.source),
+        destination: endpoint(&flow.destination),
+        network: Network {
+            transport: transport_name(headers.protocol),
+            family: packet.family(),
+            tcp_flags: headers.tcp_flag_names().into_iter().map(Into::into).collect(),
+            community_id: None,
+            length: packet.length,
+            fragment: headers.fragment,
+        },
+        reply: flow.reply,
+        icmp: headers.icmp.map(|(kind, code)| Icmp { kind, code }),
+        kernel: Kernel {
+            reason: facts.reason.as_deref().map(str::to_owned),
+            location: facts.location.as_deref().map(str::to_owned),
+            hook: facts.site.hook,
+            mechanism: facts.site.mechanism,
+            device: facts.device.as_deref().map(str::to_owned),
+            netns: facts.netns,
+        },
+        verdict: decision.verdict,
+        hint: decision.hint,
+        enrichment: decision.enrichment,
+        truncated: false,
+    }))
+}
+
+fn endpoint(named: &Named<'_>) -> Endpoint {
+    Endpoint {
+        kind: named.owner.kind(),
+        ip: named.ip,
+        port: named.port,
+        pod: named.pod().map(pod),
+        node: match named.owner {
+            OwnedBy::Node(name) => Some(clip(name)),
+            _ => None,
+        },
+        service: named.service.clone(),
+        original: named.original.clone(),
+        names: Vec::new(),
+        note: match named.owner {
+            OwnedBy::Ambiguous(pods) => Some(format!("{pods} pods claim this address").into()),
+            OwnedBy::Unknown => Some("in the pod network, but no known pod has this address".into()),
+            _ => None,
+        },
+    }
+}
+
+fn pod(view: PodView<'_>) -> PodRef {
+    let pod = view.pod;
+    PodRef {
+        namespace: clip(&pod.namespace),
+        name: clip(&pod.name),
+        uid: pod.uid.as_deref().map(clip),
+        labels: labels(&pod.labels),
+        owner: pod.owner.as_ref().map(|o| OwnerRef { kind: clip(&o.kind), name: clip(&o.name) }),
+        node: pod.node.as_deref().map(clip),
+    }
+}
+
+fn labels(labels: &Labels) -> BTreeMap<String, String> {
+    labels.iter().take(MAX_LABELS).map(|(k, v)| (clip(k), clip(v))).collect()
+}
+
+/// At most [`MAX_TEXT`] octets, cut between characters.
+fn clip(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_TEXT)].to_owned()
+}

@@ -1,0 +1,160 @@
+//! The judgement in the shape of the record: owned, and in words.
+
+use std::fmt::Write;
+
+use jiff::Timestamp;
+
+use super::evaluate::{Because, Finding, Judgement, Side, evaluate};
+use super::matching::{Assumed, Doubt, Matcher};
+use super::nearest::nearest;
+use super::{Connection, Options, Who};
+use crate::cluster::Index;
+use crate::cluster::model::{Direction, OtherPolicy, Policy};
+use crate::record;
+
+/// How many policies of other APIs a note names.
+const OTHERS_NAMED: usize = 3;
+
+/// Judges `connection` in both directions, in the shape of the record.
+pub fn judge(index: &Index, connection: &Connection<'_>, options: &Options) -> record::Verdict {
+    let judgement = &evaluate(index, connection, options);
+    let finding = judgement.finding();
+    let basis = match finding {
+        Finding::Undetermined(doubt) => doubt.basis(),
+        _ => "networkpolicy_v1",
+    };
+    let matcher = |direction| Matcher::new(index, connection, options, direction);
+    record::Verdict {
+        result: result(finding),
+        basis: basis.into(),
+        egress: side(&matcher(Direction::Egress), &judgement.egress),
+        ingress: side(&matcher(Direction::Ingress), &judgement.ingress),
+        notes: notes(index, connection, judgement),
+    }
+}
+
+fn result(finding: Finding<'_>) -> record::VerdictResult {
+    match finding {
+        Finding::Allowed(_) => record::VerdictResult::Allowed,
+        Finding::Denied => record::VerdictResult::Denied,
+        Finding::Undetermined(_) => record::VerdictResult::Undetermined,
+    }
+}
+
+fn side<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> record::Side {
+    let direction = matcher.direction;
+    let (allowed_by, why) = match side.finding {
+        Finding::Allowed(Because::Rule { policy, rule }) => {
+            let rule = record::RuleRef { policy: policy_name(policy), rule: format!("{direction}[{rule}]") };
+            (Some(rule), None)
+        }
+        Finding::Undetermined(doubt) => (None, Some(doubt.why(direction).to_owned())),
+        Finding::Allowed(_) | Finding::Denied => (None, None),
+    };
+    record::Side {
+        result: result(side.finding),
+        isolated_by: side.isolated_by.iter().map(|policy| policy_ref(policy, matcher.connection.at)).collect(),
+        allowed_by,
+        nearest: nearest(matcher, side).map(|nearest| record::Nearest {
+            policy: policy_name(nearest.policy),
+            rule: nearest.rule.map(|rule| format!("{direction}[{rule}]")),
+            misses: nearest.misses(matcher),
+        }),
+        why,
+    }
+}
+
+pub(super) fn policy_name(policy: &Policy) -> String {
+    format!("{}/{}", policy.namespace, policy.name)
+}
+
+fn policy_ref(policy: &Policy, at: Option<Timestamp>) -> record::PolicyRef {
+    let changed_ago = at.zip(policy.changed).map(|(at, changed)| at.duration_since(changed).as_secs());
+    record::PolicyRef {
+        namespace: policy.namespace.to_string(),
+        name: policy.name.to_string(),
+        uid: policy.uid.as_ref().map(ToString::to_string),
+        generation: policy.generation,
+        changed_ago_seconds: changed_ago.map(|seconds| u64::try_from(seconds).unwrap_or(0)),
+    }
+}
+
+fn notes(index: &Index, connection: &Connection<'_>, judgement: &Judgement<'_>) -> Vec<String> {
+    let assumed = judgement.egress.assumed.and(judgement.ingress.assumed);
+    let said = [
+        (Assumed::IPBLOCK, "assumes how this CNI compares an ipBlock with a pod's address (Kubernetes leaves it open)"),
+        (Assumed::HOST_NETWORK, "assumes how this CNI treats hostNetwork pods (Kubernetes leaves it open)"),
+        (Assumed::OWN_NODE, "assumes how this CNI treats traffic between a pod and its own node"),
+        (Assumed::OTHER_PROTOCOL, "assumes how this CNI treats protocols that NetworkPolicy can't name"),
+        (Assumed::SIDECAR_PORT, "the named port is declared by a native sidecar: older plugins don't resolve it"),
+    ];
+    let mut notes: Vec<String> =
+        said.iter().filter(|(point, _)| assumed.contains(*point)).map(|(_, text)| (*text).to_owned()).collect();
+    notes.extend(other_policies_note(index.other_policies(), connection));
+    notes
+}
+
+/// Policies of other APIs that could speak of either end: those of the ends' namespaces, and the cluster-wide ones.
+fn other_policies_note(others: &[OtherPolicy], connection: &Connection<'_>) -> Option<String> {
+    let namespace = |who: &Who<'_>| match who {
+        Who::Pod(view) => Some(view.pod.namespace.clone()),
+        _ => None,
+    };
+    let ends = [namespace(&connection.source.who), namespace(&connection.destination.who)];
+    let mut relevant = others.iter().filter(|o| o.namespace.is_none() || ends.contains(&o.namespace));
+    let mut names = String::new();
+    for other in relevant.by_ref().take(OTHERS_NAMED) {
+        let separator = if names.is_empty() { "" } else { ", " };
+        // Writing to a String can't fail.
+        _ = match &other.namespace {
+            Some(namespace) => write!(names, "{separator}{} {namespace}/{}", other.kind, other.name),
+            None => write!(names, "{separator}{} {}", other.kind, other.name),
+        };
+    }
+    if names.is_empty() {
+        return None;
+    }
+    let more = relevant.count();
+    if more > 0 {
+        _ = write!(names, " and {more} more");
+    }
+    Some(format!("speaks of NetworkPolicy v1 only; also present, not evaluated: {names}"))
+}
+
+impl Doubt {
+    /// The record's `basis`.
+    pub fn basis(self) -> &'static str {
+        match self {
+            Doubt::UnknownEnd | Doubt::UnknownPort => "addresses_only",
+            Doubt::NamespaceLabels => "undefined_namespace_labels",
+            Doubt::HostNetwork => "undefined_host_network",
+            Doubt::IpBlock => "undefined_ipblock",
+            Doubt::OwnNode => "undefined_own_node",
+            Doubt::Icmp => "undefined_icmp",
+            Doubt::Protocol => "undefined_protocol",
+            Doubt::ServiceAddress => "undefined_service_address",
+        }
+    }
+
+    /// Why a side is undetermined, in words.
+    pub fn why(self, direction: Direction) -> &'static str {
+        match (self, direction) {
+            (Doubt::UnknownEnd, _) => "an end's owner is not known, only its address, and a rule depends on it",
+            (Doubt::UnknownPort, _) => "the destination port is not known, and a rule depends on it",
+            (Doubt::NamespaceLabels, _) => {
+                "a rule selects namespaces by labels, and the peer's Namespace was not given"
+            }
+            (Doubt::HostNetwork, _) => "hostNetwork: whether policy sees the pod or its node depends on the CNI",
+            (Doubt::IpBlock, _) => "whether an ipBlock matches a pod's address depends on the CNI",
+            (Doubt::OwnNode, _) => "whether a pod and its own node may always talk depends on the CNI",
+            (Doubt::Icmp, _) => "NetworkPolicy v1 can't name ICMP; what isolation does to it depends on the CNI",
+            (Doubt::Protocol, _) => "NetworkPolicy v1 names TCP, UDP and SCTP only; for others it depends on the CNI",
+            (Doubt::ServiceAddress, Direction::Egress) => {
+                "the destination is a service's address: policy sees the backend, which is not known"
+            }
+            (Doubt::ServiceAddress, Direction::Ingress) => {
+                "the destination is a service's address: the backend, and what isolates it, is not known"
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! How long from a dropped packet to its line, and from exec to attached hooks: on the demo's manifests, real drops.
+
+use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
+use netpol_trace_tests::record::Record;
+use netpol_trace_tests::{agent, skip};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const STARTS: usize = 9;
+const PACKETS: usize = 500;
+/// Packets are this far apart, so that each one wakes the agent anew.
+const PAUSE: Duration = Duration::from_millis(7);
+
+fn main() -> Result<()> {
+    if skip("latency") {
+        return Ok(());
+    }
+    let mut started = Vec::new();
+    for _ in 0..STARTS {
+        let (mut child, took) = start(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/manifests"))?;
+        started.push(took);
+        stop(&mut child)?;
+    }
+    let latencies = latencies()?;
+    println!("{:<44} {:>10} {:>10} {:>10}", "", "median", "p99", "max");
+    row("exec to attached, demo manifests, ms", started);
+    row("packet to written line, one at a time, ms", latencies);
+    Ok(())
+}
+
+/// Starts the agent and waits for its `started` status.
+fn start(manifests: &str) -> Result<(Child, Duration)> {
+    let binary = agent::binary()?;
+    let begin = Instant::now();
+    let mut child = Command::new(binary)
+        .args(["agent", "--manifests", manifests])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut first = String::new();
+    let stdout = child.stdout.as_mut().context("a piped stdout")?;
+    // One octet at a time: nothing behind the first line is swallowed.
+    let mut unbuffered = BufReader::with_capacity(1, stdout);
+    unbuffered.read_line(&mut first)?;
+    let took = begin.elapsed();
+    ensure!(Record::parse(&first)?.text("/phase") == "started", "{first}");
+    Ok((child, took))
+}
+
+fn stop(child: &mut Child) -> Result<()> {
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    child.wait()?;
+    Ok(())
+}
+
+/// Sends [`PACKETS`] datagrams that the policy drops; of each, the time from the kernel's stamp to its line being read.
+fn latencies() -> Result<Vec<Duration>> {
+    let pair = Pair::start(DENY)?;
+    let (mut child, _) = start(&pair.manifests().to_string_lossy())?;
+    let stdout = child.stdout.take().context("a piped stdout")?;
+    let reader = std::thread::spawn(move || -> Result<Vec<Duration>> {
+        let mut took = Vec::new();
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+            let record = Record::parse(&line)?;
+            if record.is_drop() && record.pod("destination") == "lab/server" {
+                let stamp: jiff::Timestamp = record.text("/time").parse()?;
+                let stamp = Duration::from_nanos(u64::try_from(stamp.as_nanosecond())?);
+                took.push(now.saturating_sub(stamp));
+            }
+        }
+        Ok(took)
+    });
+    pair.client()?.netns.run(|| -> Result<()> {
+        let socket = UdpSocket::bind((CLIENT, 0))?;
+        for _ in 0..PACKETS {
+            socket.send_to(b"bench", (SERVER, 9))?;
+            // The pace of the load, not a wait for a result.
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    })?;
+    stop(&mut child)?;
+    let took = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+    ensure!(took.len() == PACKETS, "{} lines for {PACKETS} packets", took.len());
+    Ok(took)
+}
+
+fn row(what: &str, mut values: Vec<Duration>) {
+    values.sort_unstable();
+    let ms = |at: usize| values.get(at.min(values.len().saturating_sub(1))).map_or(0.0, |d| d.as_secs_f64() * 1e3);
+    println!(
+        "{what:<44} {:>10.2} {:>10.2} {:>10.2}",
+        ms(values.len() / 2),
+        ms(values.len() * 99 / 100),
+        ms(values.len() - 1)
+    );
+}

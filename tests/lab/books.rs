@@ -1,0 +1,133 @@
+//! Every packet is accounted for. All tests of the lab settle the same way (`Pair::settle`); these press harder.
+
+use std::net::SocketAddr;
+use std::thread;
+
+use anyhow::Result;
+use netpol_trace_tests::agent::Agent;
+use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, NODE, Pair, SERVER, SERVER6};
+use netpol_trace_tests::record::{drops, packets};
+use netpol_trace_tests::{nft, skip, traffic};
+use nix::sys::signal::Signal;
+
+/// One flow, many packets: the first is sent at once, the others are folded into few records, and none is forgotten.
+#[test]
+fn one_flow_many_packets() -> Result<()> {
+    const PACKETS: usize = 20_000;
+    if skip("one_flow_many_packets") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let agent = pair.watch()?;
+    let to = std::iter::repeat_n(SocketAddr::from((SERVER, 5000)), PACKETS);
+    traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 100)?;
+    let records = pair.settle(agent, "denied")?;
+    assert_eq!(pair.counted("denied")?, PACKETS as u64, "nft counts what was sent");
+    assert!(records.len() < PACKETS / 10, "{} records of one flow", records.len());
+    Ok(())
+}
+
+/// Many flows, few packets each, of both families at once.
+#[test]
+fn many_flows() -> Result<()> {
+    const PORTS: u16 = 3000;
+    if skip("many_flows") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let agent = pair.watch()?;
+    let client = &pair.client()?.netns;
+    let send = |from: std::net::IpAddr, to: std::net::IpAddr| {
+        let ports = (0..3).flat_map(|_| 10_000..10_000 + PORTS);
+        traffic::udp(client, from, ports.map(move |port| (to, port).into()), 64)
+    };
+    thread::scope(|scope| -> Result<()> {
+        let other = scope.spawn(|| send(CLIENT6.into(), SERVER6.into()));
+        send(CLIENT.into(), SERVER.into())?;
+        other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok(())
+    })?;
+    let records = pair.settle(agent, "denied")?;
+    assert_eq!(pair.counted("denied")?, 2 * 3 * u64::from(PORTS), "nft counts what was sent");
+    assert!(records.iter().all(|record| record.cause() == "policy"), "every one is the policy's");
+    Ok(())
+}
+
+/// Drops of the node's own processes (process context) while forwarded ones (softirq) interrupt them: what the kernel's
+/// recursion guard skips is declared.
+#[test]
+fn output_under_forwarded_load() -> Result<()> {
+    const PACKETS: usize = 20_000;
+    const OUTPUT: &str = "
+table inet host {
+	counter out { }
+	chain output {
+		type filter hook output priority filter; policy accept;
+		ip daddr 10.244.1.3 counter name out drop
+	}
+}";
+    if skip("output_under_forwarded_load") {
+        return Ok(());
+    }
+    let pair = Pair::start(&[DENY, OUTPUT].concat())?;
+    let agent = pair.watch()?;
+    let client = &pair.client()?.netns;
+    thread::scope(|scope| -> Result<()> {
+        let node = pair.lab.node();
+        let own = scope.spawn(move || {
+            for _ in 0..PACKETS / 10 {
+                // EPERM: the rule has dropped it.
+                let _ = traffic::udp(node, NODE.into(), [(SERVER, 5001).into()], 64);
+            }
+        });
+        traffic::udp(client, CLIENT.into(), std::iter::repeat_n((SERVER, 5000).into(), PACKETS), 64)?;
+        own.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok(())
+    })?;
+    let run = agent.stop()?;
+    run.balance()?;
+    let counted: u64 = nft::counters(pair.lab.node())?.values().sum();
+    run.account_for("denied and out", counted, &pair.netfilter_drops(&run))
+}
+
+/// Two labs with the same addresses: their drops stay apart, and one agent's books hold for both.
+#[test]
+fn two_nodes_with_the_same_addresses() -> Result<()> {
+    if skip("two_nodes_with_the_same_addresses") {
+        return Ok(());
+    }
+    let (one, two) = (Pair::start(DENY)?, Pair::start(DENY)?);
+    let agent = one.watch()?;
+    for (pair, packets) in [(&one, 5), (&two, 7)] {
+        let to = std::iter::repeat_n(SocketAddr::from((SERVER, 5000)), packets);
+        traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 64)?;
+    }
+    let run = agent.stop()?;
+    run.balance()?;
+    for (pair, sent) in [(&one, 5), (&two, 7)] {
+        let own = drops(&run.records).filter(|record| pair.lab.owns(record));
+        assert_eq!((pair.counted("denied")?, packets(own)), (sent, sent));
+    }
+    Ok(())
+}
+
+/// An agent that does not get to read: what the ring has no room for is counted, declared, and not forgotten.
+#[test]
+fn a_full_ring_is_declared() -> Result<()> {
+    const PORTS: u16 = 10_000;
+    if skip("a_full_ring_is_declared") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let manifests = pair.manifests().to_string_lossy().into_owned();
+    let agent = Agent::start(&["--ring-kib", "64", "--manifests", &manifests])?;
+    agent.signal(Signal::SIGSTOP)?;
+    let to = (10_000..10_000 + PORTS).map(|port| (SERVER, port).into());
+    traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 64)?;
+    agent.signal(Signal::SIGCONT)?;
+    let run = agent.stop()?;
+    run.balance()?;
+    assert!(run.lost()? > 0, "64 KiB held {PORTS} events");
+    assert!(run.records.iter().any(|record| record.kind() == "loss"), "loss without a record of it");
+    run.account_for("denied", pair.counted("denied")?, &pair.netfilter_drops(&run))
+}

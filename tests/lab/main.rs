@@ -1,0 +1,8 @@
+//! Tests against the real kernel, in namespaces of their own. They need root; without it they say so and pass.
+
+mod bad_input;
+mod books;
+mod demo;
+mod lifecycle;
+mod packets;
+mod places;

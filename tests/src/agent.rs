@@ -1,0 +1,216 @@
+//! The agent as a user runs it: the real binary, its lines on stdout read as they come.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::PATIENCE;
+use crate::record::Record;
+
+/// Overrides where the agent's binary is, for machines without cargo.
+pub const BINARY: &str = "NETPOL_TRACE_BIN";
+
+/// A running agent; killed when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    pid: Pid,
+    shared: Arc<Shared>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+/// All that one run of the agent left behind.
+#[derive(Debug)]
+pub struct Run {
+    pub records: Vec<Record>,
+    pub stderr: String,
+    pub exit: ExitStatus,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    seen: Mutex<Seen>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    records: Vec<Record>,
+    /// Lines of stdout that are no record.
+    broken: Vec<String>,
+    stderr: String,
+    exit: Option<ExitStatus>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Seen)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits until `done`; `None` when it isn't within [`PATIENCE`].
+    fn wait(&self, mut done: impl FnMut(&Seen) -> bool) -> Option<MutexGuard<'_, Seen>> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = self.lock();
+        while !done(&seen) {
+            let left = deadline.checked_duration_since(Instant::now())?;
+            seen = self.changed.wait_timeout(seen, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Some(seen)
+    }
+}
+
+impl Agent {
+    /// Starts `netpol-trace agent` with these arguments and waits until its hooks are attached and its sources in sync.
+    pub fn start<S: AsRef<str>>(arguments: &[S]) -> Result<Agent> {
+        let mut command = Command::new(binary()?);
+        command.arg("agent").args(arguments.iter().map(AsRef::as_ref));
+        let agent = Agent::spawn(command)?;
+        agent.wait_for("its status `started`", |records| records.iter().any(|r| r.text("/phase") == "started"))?;
+        Ok(agent)
+    }
+
+    /// Starts a command that becomes the agent, and waits for nothing.
+    pub fn spawn(mut command: Command) -> Result<Agent> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A panic must show itself.
+            .env("RUST_BACKTRACE", "1")
+            .spawn()
+            .with_context(|| format!("start {command:?}"))?;
+        let pid = Pid::from_raw(i32::try_from(child.id())?);
+        let shared = Arc::new(Shared::default());
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let to_records = Arc::clone(&shared);
+        let to_log = Arc::clone(&shared);
+        let to_exit = Arc::clone(&shared);
+        let readers = vec![
+            thread::spawn(move || stdout.into_iter().for_each(|stdout| read_records(stdout, &to_records))),
+            thread::spawn(move || stderr.into_iter().for_each(|stderr| read_log(stderr, &to_log))),
+            thread::spawn(move || {
+                let exit = child.wait().expect("a child that nobody else waits for");
+                to_exit.update(|seen| seen.exit = Some(exit));
+            }),
+        ];
+        Ok(Agent { pid, shared, readers })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw().unsigned_abs()
+    }
+
+    /// Waits until the records so far fulfil a condition; an error says `what` was waited for and what came instead.
+    pub fn wait_for(&self, what: &str, mut done: impl FnMut(&[Record]) -> bool) -> Result<()> {
+        let seen = self.shared.wait(|seen| done(&seen.records) || seen.exit.is_some());
+        match seen {
+            Some(seen) if done(&seen.records) => Ok(()),
+            Some(seen) => bail!("the agent ended before {what}: {:?}, stderr:\n{}", seen.exit, seen.stderr),
+            None => {
+                let seen = self.shared.lock();
+                let records: String = seen.records.iter().map(|record| format!("{record}\n")).collect();
+                bail!("the agent: no sign of {what} in {PATIENCE:?}; records:\n{records}stderr:\n{}", seen.stderr)
+            }
+        }
+    }
+
+    /// The records so far.
+    pub fn records(&self) -> Vec<Record> {
+        self.shared.lock().records.clone()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(self.pid, signal).with_context(|| format!("{signal} to the agent"))
+    }
+
+    /// Stops it as Ctrl-C does and returns all that it said.
+    pub fn stop(self) -> Result<Run> {
+        self.signal(Signal::SIGINT)?;
+        self.finish()
+    }
+
+    /// Waits for its end and returns all that it said. A line on stdout that is no record is an error.
+    pub fn finish(mut self) -> Result<Run> {
+        if self.shared.wait(|seen| seen.exit.is_some()).is_none() {
+            bail!("the agent did not end within {PATIENCE:?}; stderr:\n{}", self.shared.lock().stderr);
+        }
+        for reader in self.readers.drain(..) {
+            reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+        let seen = std::mem::take(&mut *self.shared.lock());
+        if let Some(line) = seen.broken.first() {
+            bail!("the agent printed a line that is no record: {line}\nstderr:\n{}", seen.stderr);
+        }
+        let exit = seen.exit.context("an exit status was seen")?;
+        Ok(Run { records: seen.records, stderr: seen.stderr, exit })
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // `readers` is empty once `finish` has seen the end; the process id may be somebody else's by then.
+        if !self.readers.is_empty() && self.shared.lock().exit.is_none() {
+            let _ = kill(self.pid, Signal::SIGKILL);
+        }
+    }
+}
+
+fn read_records(stdout: impl Read, shared: &Shared) {
+    for line in BufReader::new(stdout).lines() {
+        let parsed = line.map_err(anyhow::Error::from).and_then(|line| Record::parse(&line));
+        shared.update(|seen| match parsed {
+            Ok(record) => seen.records.push(record),
+            Err(error) => seen.broken.push(format!("{error:#}")),
+        });
+    }
+}
+
+fn read_log(stderr: impl Read, shared: &Shared) {
+    for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+        shared.update(|seen| {
+            seen.stderr.push_str(&String::from_utf8_lossy(&line));
+            seen.stderr.push('\n');
+        });
+    }
+}
+
+/// The agent's binary: what [`BINARY`] names, else the one beside this program, which cargo brings up to date first.
+pub fn binary() -> Result<PathBuf> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    FOUND.get_or_init(|| find_binary().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
+}
+
+fn find_binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(BINARY) {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe()?;
+    let profile = own.ancestors().skip(1).find(|dir| !dir.ends_with("deps")).context("a folder of this program")?;
+    let path = profile.join("netpol-trace");
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        let mut build = Command::new(cargo);
+        // The whole workspace's features, as other commands build it: nothing is built twice.
+        build.args(["build", "--quiet", "--workspace", "--bin", "netpol-trace"]);
+        build.args(profile.ends_with("release").then_some("--release"));
+        let output = build.current_dir(env!("CARGO_MANIFEST_DIR")).output().context("run cargo")?;
+        if !output.status.success() {
+            bail!("the agent does not build:\n{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+    if !path.is_file() {
+        bail!("no agent at {}: cargo build --workspace, or set {BINARY}", path.display());
+    }
+    Ok(path)
+}

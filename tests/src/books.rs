@@ -1,0 +1,137 @@
+//! The books: every packet that the agent matched is in its records or in a declared loss.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result};
+
+use crate::agent::Run;
+use crate::record::{Record, packets};
+
+impl Run {
+    /// The status with which the agent ended.
+    pub fn stopped(&self) -> Result<&Record> {
+        let last = self.records.last().context("the agent wrote nothing")?;
+        anyhow::ensure!(last.text("/phase") == "stopped", "the last record is not the status `stopped`: {last}");
+        Ok(last)
+    }
+
+    /// Packets that this run declares lost, the recursion guard's estimate among them.
+    pub fn lost(&self) -> Result<u64> {
+        let stopped = self.stopped()?;
+        let total = |name: &str| stopped.number(&format!("/totals/{name}")).with_context(|| format!("no {name}"));
+        Ok(total("kernel/lost")? + total("kernel/recursion_misses")? + total("agent/lost")?)
+    }
+
+    /// Fails unless it ended well, and its last status balances and agrees with its records.
+    pub fn balance(&self) -> Result<()> {
+        anyhow::ensure!(self.exit.success(), "the agent ended with {}; stderr:\n{}", self.exit, self.stderr);
+        let wrong = imbalances(self)?;
+        anyhow::ensure!(wrong.is_empty(), "{}\nlast status: {}", wrong.join("\n"), self.stopped()?);
+        Ok(())
+    }
+
+    /// Fails unless packets that a rule counted are in these records, or declared lost.
+    pub fn account_for<'a>(
+        &self,
+        what: &str,
+        counted: u64,
+        records: impl IntoIterator<Item = &'a Record>,
+    ) -> Result<()> {
+        let (recorded, lost) = (packets(records), self.lost()?);
+        anyhow::ensure!(
+            recorded <= counted && counted <= recorded + lost,
+            "{what}: nft counted {counted} packets, the records hold {recorded}, declared lost {lost}"
+        );
+        Ok(())
+    }
+}
+
+/// What does not add up in a run that ended cleanly; one line each.
+pub fn imbalances(run: &Run) -> Result<Vec<String>> {
+    let stopped = run.stopped()?;
+    let total = |name: &str| stopped.number(&format!("/totals/{name}")).with_context(|| format!("no totals/{name}"));
+    let (seen, matched) = (total("kernel/seen")?, total("kernel/matched")?);
+    let (emitted, folded, kernel_lost) = (total("kernel/emitted")?, total("kernel/folded")?, total("kernel/lost")?);
+    let (read, written, filtered) = (total("agent/read")?, total("agent/written")?, total("agent/filtered")?);
+    let (held, agent_lost) = (total("agent/held")?, total("agent/lost")?);
+    let causes: u64 =
+        stopped.value()["causes"].as_object().into_iter().flatten().filter_map(|(_, packets)| packets.as_u64()).sum();
+    let declared: u64 = run
+        .records
+        .iter()
+        .filter(|record| record.kind() == "loss" && record.value()["estimate"] != true)
+        .filter_map(|record| record.number("/count"))
+        .sum();
+
+    let mut wrong = Vec::new();
+    let mut equal = |what: &str, left: u64, right: u64| {
+        if left != right {
+            wrong.push(format!("{what}: {left} is not {right}"));
+        }
+    };
+    equal("kernel: matched = emitted + folded + lost", matched, emitted + folded + kernel_lost);
+    equal("agent: read = written + held + lost", read, written + held + agent_lost);
+    equal("between: read = emitted + folded", read, emitted + folded);
+    equal("held at the end", held, 0);
+    equal("packets in records = written - filtered", packets(&run.records), written.saturating_sub(filtered));
+    equal("packets by cause = written", causes, written);
+    equal("loss records = lost", declared, kernel_lost + agent_lost);
+    if seen < matched {
+        wrong.push(format!("kernel: seen {seen} is less than matched {matched}"));
+    }
+    for (expected, record) in (1..).zip(&run.records) {
+        if record.number("/seq") != Some(expected) {
+            wrong.push(format!("seq: expected {expected}: {record}"));
+        }
+    }
+    let ids: BTreeSet<&str> = run.records.iter().map(|record| record.text("/id")).collect();
+    if ids.len() != run.records.len() {
+        wrong.push("ids are not unique".to_owned());
+    }
+    if let Some(stray) = run.records.iter().find(|record| record.text("/run") != stopped.text("/run")) {
+        wrong.push(format!("another run's record: {stray}"));
+    }
+    Ok(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    fn run(lines: &[&str]) -> Run {
+        let records = lines.iter().map(|line| Record::parse(line).unwrap()).collect();
+        Run { records, stderr: String::new(), exit: ExitStatus::from_raw(0) }
+    }
+
+    const DROP: &str = r#"{"schema":"netpol-trace/v1","kind":"drop","run":"a","id":"a/1","seq":1,"count":3}"#;
+    const STOPPED: &str = r#"{"schema":"netpol-trace/v1","kind":"status","run":"a","id":"a/2","seq":2,"phase":"stopped",
+        "totals":{"kernel":{"seen":9,"matched":4,"emitted":1,"folded":3,"lost":0,"recursion_misses":0},
+        "agent":{"read":4,"written":4,"filtered":1,"held":0,"lost":0}},"causes":{"policy":3,"not_policy":1}}"#;
+
+    #[test]
+    fn a_good_run_balances() {
+        run(&[DROP, STOPPED]).balance().unwrap();
+    }
+
+    #[test]
+    fn each_term_is_missed() {
+        for (from, to) in [
+            ("\"matched\":4", "\"matched\":5"),
+            ("\"seen\":9", "\"seen\":3"),
+            ("\"read\":4", "\"read\":5"),
+            ("\"filtered\":1", "\"filtered\":0"),
+            ("\"held\":0", "\"held\":1"),
+            ("\"policy\":3", "\"policy\":2"),
+            ("\"seq\":2", "\"seq\":3"),
+            ("a/2", "a/1"),
+            ("\"run\":\"a\"", "\"run\":\"b\""),
+        ] {
+            let changed = STOPPED.replacen(from, to, 1);
+            assert!(run(&[DROP, &changed]).balance().is_err(), "{from} -> {to} went unnoticed");
+        }
+        assert!(run(&[DROP]).balance().is_err(), "no `stopped`");
+    }
+}

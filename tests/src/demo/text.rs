@@ -1,0 +1,159 @@
+//! The demo's result for a person: one line a flow, the answer first.
+
+use std::fmt::Write;
+
+use super::check::is_of;
+use super::flows::{Expect, FLOWS, Flow};
+use crate::record::{Record, drops};
+use crate::topology::Lab;
+use crate::traffic::{Attempt, Outcome};
+
+/// Every flow with what became of it, the policies' drops first. `width` is the terminal's, in columns.
+pub fn flows(lab: &Lab, records: &[Record], attempts: &[Attempt], width: usize) -> String {
+    let label = FLOWS.iter().map(|flow| flow.to_string().len()).max().unwrap_or_default();
+    let mut groups = [
+        ("Dropped by NetworkPolicy", String::new()),
+        ("Passed", String::new()),
+        ("Failed for another reason", String::new()),
+    ];
+    for (flow, attempt) in FLOWS.iter().zip(attempts) {
+        let record = drops(records)
+            .filter(|record| lab.owns(record) && is_of(record, attempt))
+            .max_by_key(|record| rank(flow, record));
+        let group = match (&attempt.outcome, record) {
+            (Outcome::Passed, _) => 1,
+            (_, Some(record)) if record.cause() == "policy" => 0,
+            _ => 2,
+        };
+        let out = &mut groups[group].1;
+        let (name, result) = (flow.to_string(), plain(&describe(flow, attempt, record)));
+        if label + 4 + result.chars().count() <= width {
+            let _ = writeln!(out, "  {name:label$}  {result}");
+        } else {
+            let _ = writeln!(out, "  {name}");
+            wrap(out, &result, 6, width);
+        }
+    }
+    let filled = groups.iter().filter(|(_, lines)| !lines.is_empty());
+    filled.map(|(title, lines)| format!("{title}\n{lines}\n")).collect()
+}
+
+/// The first line: how many of the policies' drops the records explain.
+pub fn headline(attempts: &[Attempt], wrong: usize) -> String {
+    let dropped = FLOWS.iter().filter(|flow| matches!(flow.expect, Expect::Dropped { .. })).count();
+    let passed = attempts.iter().filter(|attempt| attempt.outcome == Outcome::Passed).count();
+    let other = FLOWS.len() - dropped - passed.min(FLOWS.len() - dropped);
+    match wrong {
+        0 => format!(
+            "{} connections: {passed} passed, {dropped} dropped by NetworkPolicy and each explained, {other} failed for \
+             other reasons and not blamed on policy.",
+            FLOWS.len()
+        ),
+        n => format!("{n} disagreements between what happened and what the records say; they are listed at the end."),
+    }
+}
+
+/// Of several records of a flow, the one with the expected cause is shown.
+fn rank(flow: &Flow, record: &Record) -> u8 {
+    let expected = match flow.expect {
+        Expect::Passes => "",
+        Expect::Dropped { .. } => "policy",
+        Expect::Fails { cause, .. } => cause,
+    };
+    u8::from(record.cause() == expected)
+}
+
+fn describe(flow: &Flow, attempt: &Attempt, record: Option<&Record>) -> String {
+    let seen = outcome(&attempt.outcome);
+    match record {
+        _ if attempt.outcome == Outcome::Passed => format!("passes - {}", flow.because),
+        None => format!("{seen}, and no record says why - {}", flow.because),
+        Some(record) if record.cause() == "policy" => {
+            let direction = record.text("/direction");
+            let policies = record.isolated_by(direction).join(", ");
+            format!("DROPPED {direction} by {policies} - {}", nearest(record, direction))
+        }
+        Some(record) => {
+            let cause = record.cause().replace('_', " ");
+            let reason = record.text("/kernel/reason");
+            format!("{seen}: {cause} ({reason} in {}) - {}", record.text("/kernel/location"), flow.because)
+        }
+    }
+}
+
+/// `nearest staging/db-np ingress[0].from[0].podSelector app=api, has app=frontend`
+fn nearest(record: &Record, direction: &str) -> String {
+    let at = |field: &str| record.text(&format!("/verdict/{direction}/nearest/{field}")).to_owned();
+    let misses: Vec<String> = record
+        .list(&format!("/verdict/{direction}/nearest/misses"))
+        .iter()
+        .map(|miss| {
+            let text = |field: &str| miss[field].as_str().unwrap_or_default();
+            format!("{} {}, has {}", text("field"), text("want"), text("have"))
+        })
+        .collect();
+    match (at("policy"), at("rule")) {
+        (policy, _) if policy.is_empty() => format!("no rule of these policies allows this {direction}"),
+        (policy, rule) if misses.is_empty() => format!("nearest {policy} {rule}"),
+        (policy, _) => format!("nearest {policy} {}", misses.join("; ")),
+    }
+}
+
+fn outcome(outcome: &Outcome) -> &str {
+    match outcome {
+        Outcome::Passed => "passes",
+        Outcome::TimedOut => "no answer",
+        Outcome::Refused => "refused",
+        Outcome::Unreachable => "unreachable",
+        Outcome::Failed(why) => why,
+    }
+}
+
+/// Text from records on a terminal: control characters become `\u{…}`.
+pub fn plain(text: &str) -> String {
+    text.chars().fold(String::new(), |mut plain, c| {
+        if c.is_control() {
+            plain.extend(c.escape_default())
+        } else {
+            plain.push(c)
+        }
+        plain
+    })
+}
+
+/// Words of `text`, indented, in lines of at most `width` columns; a longer word has a line to itself.
+fn wrap(out: &mut String, text: &str, indent: usize, width: usize) {
+    let mut column = 0;
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length <= width {
+            out.push(' ');
+            column += 1 + length;
+        } else {
+            if column > 0 {
+                out.push('\n');
+            }
+            out.extend(std::iter::repeat_n(' ', indent));
+            column = indent + length;
+        }
+        out.push_str(word);
+    }
+    out.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wraps_at_the_width() {
+        let mut out = String::new();
+        wrap(&mut out, "one two three averyveryverylongword end", 2, 12);
+        assert_eq!(out, "  one two\n  three\n  averyveryverylongword\n  end\n");
+    }
+
+    #[test]
+    fn a_label_cannot_move_the_cursor() {
+        assert_eq!(plain("app=\u{1b}[2Jx"), "app=\\u{1b}[2Jx");
+    }
+}

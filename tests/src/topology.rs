@@ -1,0 +1,114 @@
+//! A node and its hosts: `pod -- veth -- node -- veth -- server outside`, all routed, IPv4 and IPv6.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result};
+
+use crate::netns::Netns;
+use crate::nft;
+use crate::record::Record;
+
+/// What every host has as its IPv4 router: the node's address on each of its veths.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
+const GATEWAY6: &str = "fe80::1";
+
+/// One namespace that routes, and the hosts around it.
+#[derive(Debug)]
+pub struct Lab {
+    node: Netns,
+    hosts: BTreeMap<String, Host>,
+}
+
+/// A pod or a server outside, by its namespace and its address of each family.
+#[derive(Debug)]
+pub struct Host {
+    pub name: String,
+    pub netns: Netns,
+    pub ipv4: Ipv4Addr,
+    pub ipv6: Ipv6Addr,
+    /// The node's end of its veth pair.
+    pub device: String,
+}
+
+impl Host {
+    /// This host's address of the family of `other`.
+    pub fn ip_like(&self, other: IpAddr) -> IpAddr {
+        if other.is_ipv4() { self.ipv4.into() } else { self.ipv6.into() }
+    }
+}
+
+impl Lab {
+    /// A node with these addresses and no hosts yet.
+    pub fn new(name: &str, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Lab> {
+        let node = Netns::new(name)?;
+        quiet(&node)?;
+        node.sysctl("ipv4/ip_forward", "1")?;
+        node.sysctl("ipv6/conf/all/forwarding", "1")?;
+        node.ip(&format!("link set lo up\naddr add {ipv4}/32 dev lo\naddr add {ipv6}/128 dev lo nodad\n"))?;
+        Ok(Lab { node, hosts: BTreeMap::new() })
+    }
+
+    /// Adds a host behind a veth pair of its own.
+    pub fn attach(&mut self, name: &str, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<&Host> {
+        let netns = Netns::new(name)?;
+        quiet(&netns)?;
+        let device = format!("veth{}", self.hosts.len());
+        self.node.ip(&format!(
+            "link add {device} type veth peer name eth0 netns {path}\n\
+             addr add {GATEWAY}/32 dev {device}\n\
+             addr add {GATEWAY6}/64 dev {device} nodad\n\
+             link set {device} up\n\
+             route add {ipv4}/32 dev {device}\n\
+             route add {ipv6}/128 dev {device}\n",
+            path = netns.path(),
+        ))?;
+        netns.ip(&format!(
+            "link set lo up\n\
+             addr add {ipv4}/32 dev eth0\n\
+             addr add fe80::2/64 dev eth0 nodad\n\
+             addr add {ipv6}/128 dev eth0 nodad\n\
+             link set eth0 up\n\
+             route add {GATEWAY} dev eth0 scope link\n\
+             route add default via {GATEWAY} dev eth0\n\
+             route add default via {GATEWAY6} dev eth0\n"
+        ))?;
+        let host = Host { name: name.to_owned(), netns, ipv4, ipv6, device };
+        Ok(self.hosts.entry(name.to_owned()).or_insert(host))
+    }
+
+    /// Makes a host the node's way to everywhere else.
+    pub fn route_default(&self, name: &str) -> Result<()> {
+        let Host { device, ipv4, ipv6, .. } = self.host(name)?;
+        self.node.ip(&format!("route add default via {ipv4} dev {device}\nroute add default via {ipv6} dev {device}\n"))
+    }
+
+    pub fn node(&self) -> &Netns {
+        &self.node
+    }
+
+    pub fn host(&self, name: &str) -> Result<&Host> {
+        self.hosts.get(name).with_context(|| format!("the lab has no host {name}"))
+    }
+
+    /// Loads an nftables ruleset on the node.
+    pub fn enforce(&self, ruleset: &str) -> Result<()> {
+        nft::load(&self.node, ruleset)
+    }
+
+    /// Whether a record's drop happened in one of this lab's namespaces.
+    pub fn owns(&self, record: &Record) -> bool {
+        record.netns().is_some_and(|inode| self.inodes().contains(&inode))
+    }
+
+    fn inodes(&self) -> BTreeSet<u32> {
+        self.hosts.values().map(|host| host.netns.inode()).chain([self.node.inode()]).collect()
+    }
+}
+
+/// No packets of the kernel's own accord: no duplicate address detection, router solicitation or made-up addresses.
+fn quiet(netns: &Netns) -> Result<()> {
+    netns.sysctl("ipv6/conf/default/accept_dad", "0")?;
+    netns.sysctl("ipv6/conf/default/accept_ra", "0")?;
+    netns.sysctl("ipv6/conf/default/addr_gen_mode", "1")
+}

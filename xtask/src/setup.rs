@@ -1,0 +1,97 @@
+//! `cargo xtask setup`: finds out what the machine has and installs what is missing.
+
+mod ebpf;
+mod packages;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+pub use ebpf::cargo_deny;
+
+use crate::toolchain;
+
+/// Install what building, the demo and the tests need.
+///
+/// On Debian: packages, as root. Elsewhere: a rustup nightly with rust-src; other programs are named for you to
+/// install. bpf-linker is built once into a cache outside the checkout (XDG_CACHE_HOME or ~/.cache). When nothing is
+/// missing, nothing is done.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only say what is missing; exit code 1 if anything is
+    #[arg(long)]
+    check: bool,
+}
+
+/// What a verb needs of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The eBPF compiler and linker: for every build.
+    Build,
+    /// What the lab and the demo enforce policies with.
+    Lab,
+    /// Checks of the code itself: clippy for the eBPF crate, cargo-deny.
+    Lint,
+    /// Virtual machines with other kernels.
+    Vm,
+}
+
+impl Need {
+    pub const ALL: [Need; 4] = [Need::Build, Need::Lab, Need::Lint, Need::Vm];
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let start = Instant::now();
+    if args.check {
+        let missing = missing(&Need::ALL);
+        missing.iter().for_each(|what| println!("missing: {what}"));
+        return Ok(if missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    ensure(&Need::ALL)?;
+    match toolchain::find() {
+        Ok(found) => println!("eBPF compiler: {}\nbpf-linker:    {}", ebpf::name(&found.kind), found.linker.display()),
+        Err(why) => bail!("{why}"),
+    }
+    println!(
+        "Ready in {:.1} s. Next: cargo xtask demo, cargo xtask test, cargo build --release",
+        start.elapsed().as_secs_f32()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Installs what these needs miss. Returns at once when that is nothing.
+///
+/// # Errors
+/// What could not be installed and what to do; everything that could be, is.
+pub fn ensure(needs: &[Need]) -> Result<()> {
+    let mut errors = Vec::new();
+    if let Err(error) = packages::ensure(needs) {
+        errors.push(format!("{error:#}"));
+    }
+    if needs.contains(&Need::Build)
+        && let Err(error) = ebpf::ensure()
+    {
+        errors.push(format!("{error:#}"));
+    }
+    if needs.contains(&Need::Lint)
+        && let Err(error) = ebpf::ensure_cargo_deny()
+    {
+        errors.push(format!("{error:#}"));
+    }
+    if errors.is_empty() { Ok(()) } else { bail!(errors.join("\n")) }
+}
+
+/// What is missing for these needs, in words.
+pub fn missing(needs: &[Need]) -> Vec<String> {
+    let mut missing = packages::missing(needs).iter().map(|package| format!("package {package}")).collect::<Vec<_>>();
+    if needs.contains(&Need::Build)
+        && let Err(why) = toolchain::find()
+    {
+        missing.push(why.lines().next().unwrap_or_default().to_owned());
+    }
+    if needs.contains(&Need::Lint) && cargo_deny().is_none() {
+        missing.push("cargo-deny".into());
+    }
+    missing
+}

@@ -1,0 +1,97 @@
+//! Debian packages, by the program that tells whether one is there.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use super::Need;
+use crate::machine;
+use crate::toolchain;
+
+/// A program, the package that has it, and who needs it.
+const PROGRAMS: [(Need, &str, &str); 15] = [
+    (Need::Build, "cc", "gcc libc6-dev"),
+    (Need::Lab, "ip", "iproute2"),
+    (Need::Lab, "nft", "nftables"),
+    (Need::Lab, "iptables-legacy", "iptables"),
+    (Need::Lab, "ipset", "ipset"),
+    (Need::Lab, "bpftool", "bpftool"),
+    (Need::Lab, "modprobe", "kmod"),
+    (Need::Lab, "ping", "iputils-ping"),
+    (Need::Lint, "git", "git"),
+    (Need::Vm, "qemu-system-x86_64", "qemu-system-x86"),
+    (Need::Vm, "busybox", "busybox-static"),
+    (Need::Vm, "cpio", "cpio"),
+    (Need::Vm, "xz", "xz-utils"),
+    (Need::Vm, "zstd", "zstd"),
+    (Need::Vm, "depmod", "kmod"),
+];
+/// The eBPF compiler and its linter, on the releases that have them (Debian 12's security suite and later).
+const COMPILER: &str = "rustc-web libstd-rust-web-dev-bpf";
+const LINTER: &str = "rust-web-clippy";
+
+/// The packages that these needs miss.
+pub fn missing(needs: &[Need]) -> Vec<&'static str> {
+    let mut packages: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(need, program, _)| needs.contains(need) && machine::program(program).is_none())
+        .flat_map(|(_, _, packages)| packages.split(' '))
+        .collect();
+    let compiler = toolchain::find_compiler();
+    if needs.contains(&Need::Build) && compiler.is_none() && toolchain::nightlies().is_empty() {
+        packages.extend(COMPILER.split(' '));
+    }
+    let by_distribution = match compiler {
+        Some(compiler) => matches!(compiler.kind, toolchain::Kind::Debian { .. }),
+        None => packages.contains(&"rustc-web"),
+    };
+    if needs.contains(&Need::Lint) && by_distribution && !std::path::Path::new("/usr/bin/clippy-driver").exists() {
+        packages.push(LINTER);
+    }
+    packages.dedup();
+    packages
+}
+
+/// Installs the packages that these needs miss.
+pub fn ensure(needs: &[Need]) -> Result<()> {
+    let wanted = missing(needs);
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let list = wanted.join(" ");
+    if machine::program("apt-get").is_none() {
+        bail!("this is not Debian; install with your package manager what Debian calls: {list}");
+    }
+    if !machine::is_root() {
+        bail!("packages are missing, and installing them takes root: sudo apt-get install -y {list}");
+    }
+    let start = Instant::now();
+    println!("Installing packages: {list}");
+    machine::run(apt().args(["update", "-qq"]))?;
+    let (there, unknown): (Vec<&str>, Vec<&str>) = wanted.into_iter().partition(|package| known(package));
+    if !there.is_empty() {
+        machine::run(apt().args(["install", "-y", "-qq", "--no-install-recommends"]).args(&there))?;
+    }
+    println!("Installed {} packages in {:.0} s", there.len(), start.elapsed().as_secs_f32());
+    // The compiler may come from rustup instead; the caller looks there next.
+    let unknown: Vec<&str> = unknown.into_iter().filter(|p| !COMPILER.contains(p) && *p != LINTER).collect();
+    if !unknown.is_empty() {
+        bail!("this release of Debian has no package {}", unknown.join(" "));
+    }
+    Ok(())
+}
+
+fn apt() -> Command {
+    let mut command = Command::new("apt-get");
+    // On a fresh machine another dpkg may be at work.
+    command.args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]);
+    command.env("DEBIAN_FRONTEND", "noninteractive").stdin(std::process::Stdio::null());
+    command
+}
+
+/// Whether apt can install the package.
+fn known(package: &str) -> bool {
+    machine::output(Command::new("apt-cache").args(["policy", package]))
+        .is_ok_and(|text| text.lines().any(|line| line.trim().starts_with("Candidate:") && !line.contains("(none)")))
+}

@@ -1,0 +1,76 @@
+//! `cargo xtask vm`: the lab's tests inside other kernels.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::machine;
+use crate::report::{Steps, Tally, count};
+use crate::setup::{self, Need};
+use crate::test::{self, Program};
+
+/// Boot real Debian kernels in QEMU and run the lab's tests inside, as root.
+///
+/// Kernels are downloaded once from the Debian archive into the cache. Without hardware help QEMU emulates, and a boot
+/// takes half a minute.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Version prefixes: the newest Debian kernel that begins with each
+    #[arg(value_name = "KERNEL", default_values = KERNELS)]
+    kernels: Vec<String>,
+}
+
+/// The kernels that the agent is tested on.
+const KERNELS: [&str; 1] = ["6.1"];
+/// The test program of the lab.
+const LAB: &str = "lab";
+/// boot.sh's exit code for a machine that can't boot one.
+const CANNOT: i32 = 126;
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    setup::ensure(&[Need::Build, Need::Lab, Need::Vm])?;
+    let programs = test::build()?;
+    let mut steps = Steps::new();
+    for kernel in &args.kernels {
+        steps.step(&format!("lab on kernel {kernel}"), || lab(kernel, &programs));
+    }
+    Ok(steps.finish())
+}
+
+/// Runs the lab's tests inside `kernel`. Skipped, with the reason, where no virtual machine can be had.
+pub fn lab(kernel: &str, programs: &[Program]) -> Result<Tally> {
+    let skipped = |why: String| Ok(Tally::skipped(format!("lab on kernel {kernel}: {why}")));
+    if let Err(why) = setup::ensure(&[Need::Vm]) {
+        return skipped(format!("{why:#}").replace('\n', "; "));
+    }
+    let lab =
+        programs.iter().find(|program| program.target == LAB).context("cargo built no test program of the lab")?;
+    let fetch = boot().args(["--fetch", kernel]).output().context("can't run tests/vm/boot.sh")?;
+    if fetch.status.code() == Some(CANNOT) {
+        let why = String::from_utf8_lossy(&fetch.stderr);
+        return skipped(why.lines().last().unwrap_or_default().to_owned());
+    }
+    let mut command = boot();
+    command
+        .arg("-f")
+        .arg(agent())
+        .arg("-f")
+        .arg(machine::root().join("tests/demo"))
+        .args([kernel, "--"])
+        .arg(&lab.path);
+    // Emulation has one slow processor: one test at a time.
+    command.args(["--test-threads", "1"]);
+    count(&mut command)
+}
+
+fn boot() -> Command {
+    let mut command = Command::new("bash");
+    command.arg(machine::root().join("tests/vm/boot.sh")).stdin(Stdio::null());
+    command
+}
+
+/// The agent that `cargo build` made.
+fn agent() -> PathBuf {
+    machine::target().join("debug/netpol-trace")
+}
