@@ -12,5 +12,3 @@ pub mod index;
 pub mod model;
 
 pub use index::Index;
-pub mod source;
-pub use source::{Cluster, SourceStatus};

@@ -201,7 +201,8 @@ fn find_binary() -> Result<PathBuf> {
     let path = profile.join("netpol-trace");
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--package", "netpol-trace", "--bin", "netpol-trace"]);
+        // The whole workspace's features, as other commands build it: nothing is built twice.
+        build.args(["build", "--quiet", "--workspace", "--bin", "netpol-trace"]);
         build.args(profile.ends_with("release").then_some("--release"));
         let output = build.current_dir(env!("CARGO_MANIFEST_DIR")).output().context("run cargo")?;
         if !output.status.success() {
@@ -209,7 +210,7 @@ fn find_binary() -> Result<PathBuf> {
         }
     }
     if !path.is_file() {
-        bail!("no agent at {}: cargo build --package netpol-trace, or set {BINARY}", path.display());
+        bail!("no agent at {}: cargo build --workspace, or set {BINARY}", path.display());
     }
     Ok(path)
 }

@@ -300,8 +300,3 @@ impl PodEntry {
         }
     }
 }
-impl Index {
-    pub fn in_pod_network(&self, ip: IpAddr) -> bool {
-        self.nodes.values().any(|n| n.pod_cidrs.iter().any(|c| c.contains(&ip)))
-    }
-}
