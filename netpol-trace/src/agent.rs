@@ -40,7 +40,7 @@ pub struct Config {
 
 /// Runs until a signal, the given duration, or the end of whoever reads the output.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let (cluster, loaded) = Cluster::from_manifests(config.manifests.clone());
+    let (cluster, loaded) = Cluster::from_manifests(&config.manifests);
     for problem in &loaded.problems {
         tracing::warn!("{problem}");
     }

@@ -105,8 +105,7 @@ impl Pipeline {
         }
         let may_wait =
             self.held.len() < MAX_HELD && matches!(facts.site.candidate, Candidate::Policy | Candidate::Maybe);
-        let cluster = self.cluster.clone();
-        let index = cluster.read();
+        let index = self.cluster.read();
         let flow = enrich::name(&packet, &index);
         if may_wait && flow.may_be_named_later() {
             self.books.held += 1;
@@ -121,8 +120,7 @@ impl Pipeline {
         if self.held.is_empty() {
             return Ok(());
         }
-        let cluster = self.cluster.clone();
-        let index = cluster.read();
+        let index = self.cluster.read();
         let now = Instant::now();
         for held in std::mem::take(&mut self.held) {
             let flow = enrich::name(&held.packet, &index);

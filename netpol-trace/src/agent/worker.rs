@@ -179,12 +179,13 @@ impl Worker<'_> {
     }
 }
 
-fn source_state(source: &crate::cluster::SourceStatus, now: Timestamp) -> SourceState {
+fn source_state(source: &crate::cluster::source::SourceStatus, now: Timestamp) -> SourceState {
     SourceState {
         name: source.name.clone(),
         synced: source.synced,
         age_seconds: u64::try_from(now.duration_since(source.loaded_at).as_secs()).unwrap_or(0),
         objects: source.objects.clone(),
+        skipped: source.skipped.clone(),
         error: source.error.clone(),
     }
 }

@@ -455,8 +455,11 @@ pub struct SourceState {
     pub synced: bool,
     /// Since the state in force was read, in seconds.
     pub age_seconds: u64,
-    /// Objects by kind; kinds that are not used are counted as `skipped`.
+    /// Objects in force, by kind.
     pub objects: BTreeMap<String, u64>,
+    /// Objects of kinds that are not used, by kind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
