@@ -10,6 +10,7 @@
 //! CNI, [`Options`] decides, and the verdict's notes say that it did.
 
 mod evaluate;
+mod hint;
 mod matching;
 mod miss;
 mod nearest;
@@ -23,6 +24,7 @@ use crate::cluster::index::PodView;
 use crate::cluster::model::Protocol;
 
 pub use evaluate::{Because, Finding, Judgement, Policies, Side, evaluate};
+pub use hint::{Asked, hint};
 pub use matching::{Assumed, Doubt};
 pub use miss::describe;
 pub use report::judge;
