@@ -116,6 +116,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // A second signal must end even an agent whose output is blocked.
     tokio::spawn(async move {
         tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        #[expect(clippy::disallowed_methods, reason = "a second signal asks for no more than an end")]
         std::process::exit(130);
     });
     tokio::task::spawn_blocking(move || {

@@ -8,6 +8,7 @@ pub mod books;
 pub mod cause;
 pub mod cli;
 pub mod cluster;
+pub mod doctor;
 pub mod enrich;
 pub mod kernel;
 pub mod output;
