@@ -6,6 +6,8 @@
 //!                 └─ matching: one rule, peer or port                 └─ nearest: the rule that came closest
 //! ```
 //!
+//! [`check_rules`] tells of every rule what fits and what does not, for `explain`; [`hint`] names the usual mistake.
+//!
 //! [`evaluate`] is the fast core; [`judge`] makes the record's form of it. Where Kubernetes leaves a point to the
 //! CNI, [`Options`] decides, and the verdict's notes say that it did.
 
@@ -15,6 +17,7 @@ mod matching;
 mod miss;
 mod nearest;
 mod report;
+mod rules;
 
 use std::net::IpAddr;
 
@@ -28,6 +31,7 @@ pub use hint::{Asked, hint};
 pub use matching::{Assumed, Doubt};
 pub use miss::describe;
 pub use report::judge;
+pub use rules::{Fit, ItemCheck, RuleCheck, check_rules};
 
 /// The connection that is judged: from the source to the address and port that the destination's policy sees (the
 /// backend, after a service's translation).

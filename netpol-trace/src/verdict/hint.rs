@@ -10,7 +10,7 @@ mod words;
 use ipnet::IpNet;
 
 use super::evaluate::{Finding, Judgement, Side, evaluate};
-use super::matching::{Assumed, Doubt, Match, Matcher, NAME_LABEL, in_block};
+use super::matching::{Doubt, Match, Matcher, NAME_LABEL, in_block};
 use super::miss::describe;
 use super::nearest::{NearestRule, as_pod, nearest};
 use super::{Connection, Options, Transport, Who};
