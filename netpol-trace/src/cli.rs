@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod doctor;
+pub mod explain;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ pub struct Cli {
 enum Command {
     Agent(agent::AgentArgs),
     Doctor(doctor::Args),
+    Explain(explain::Args),
     /// Print the record's JSON Schema.
     Schema,
 }
@@ -31,6 +33,7 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Agent(args) => agent::run(args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Schema => schema(),
     };
     result.unwrap_or_else(|error| {
