@@ -146,7 +146,11 @@ impl Program {
         // `timeout` is part of every system's base.
         let mut command = Command::new("timeout");
         command.args(["--kill-after", "10", TEST_LIMIT_SECONDS]).arg(&self.path).args(filter);
-        command.env("CARGO_MANIFEST_DIR", &self.package).current_dir(&self.package).stdin(Stdio::null());
+        command
+            .env("NETPOL_TRACE_BIN", machine::agent())
+            .env("CARGO_MANIFEST_DIR", &self.package)
+            .current_dir(&self.package)
+            .stdin(Stdio::null());
         count(&mut command)
     }
 }

@@ -1,6 +1,5 @@
 //! `cargo xtask vm`: the lab's tests inside other kernels.
 
-use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
@@ -52,15 +51,10 @@ pub fn lab(kernel: &str, programs: &[Program]) -> Result<Tally> {
         return skipped(why.lines().last().unwrap_or_default().to_owned());
     }
     let mut command = boot();
-    command
-        .arg("-f")
-        .arg(agent())
-        .arg("-f")
-        .arg(machine::root().join("tests/demo"))
-        .args([kernel, "--"])
-        .arg(&lab.path);
+    command.arg("-f").arg(machine::agent()).arg("-f").arg(machine::root().join("tests/demo"));
+    command.arg("-e").arg(format!("NETPOL_TRACE_BIN={}", machine::agent().display()));
     // Emulation has one slow processor: one test at a time.
-    command.args(["--test-threads", "1"]);
+    command.args([kernel, "--"]).arg(&lab.path).args(["--test-threads", "1"]);
     count(&mut command)
 }
 
@@ -68,9 +62,4 @@ fn boot() -> Command {
     let mut command = Command::new("bash");
     command.arg(machine::root().join("tests/vm/boot.sh")).stdin(Stdio::null());
     command
-}
-
-/// The agent that `cargo build` made.
-fn agent() -> PathBuf {
-    machine::target().join("debug/netpol-trace")
 }
