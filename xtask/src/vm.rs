@@ -57,7 +57,8 @@ pub fn lab(kernel: &str, programs: &[Program]) -> Result<Tally> {
         .arg(agent())
         .arg("-f")
         .arg(machine::root().join("tests/demo"))
-        .args([kernel, "--"])
+        // The lab takes half a minute on the machine itself, minutes where it is emulated.
+        .args(["-t", "900", kernel, "--"])
         .arg(&lab.path);
     // Emulation has one slow processor: one test at a time.
     command.args(["--test-threads", "1"]);
