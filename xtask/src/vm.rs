@@ -61,7 +61,12 @@ pub fn lab<S: AsRef<str>>(kernel: &str, programs: &[Program], filters: &[S]) -> 
     command.arg("-f").arg(&agent).arg("-f").arg(machine::root().join("tests/demo"));
     command.arg("-e").arg(format!("NETPOL_TRACE_BIN={}", agent.display()));
     // And with its one processor, one test at a time.
-    command.args([kernel, "--"]).arg(&lab.path).args(["--test-threads", "1"]).args(filters.iter().map(AsRef::as_ref));
+    // Minutes where the machine is emulated.
+    command
+        .args(["-t", "900", kernel, "--"])
+        .arg(&lab.path)
+        .args(["--test-threads", "1"])
+        .args(filters.iter().map(AsRef::as_ref));
     count(&mut command)
 }
 
