@@ -10,6 +10,7 @@ pub mod cli;
 pub mod cluster;
 pub mod enrich;
 pub mod kernel;
+pub mod lint;
 pub mod output;
 pub mod packet;
 pub mod pipeline;

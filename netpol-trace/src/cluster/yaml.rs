@@ -187,6 +187,15 @@ impl Node {
     }
 }
 
+/// `text` as a scalar of a manifest: quoted where plain text would mean something else.
+pub fn scalar_text(text: &str) -> String {
+    let plain = !text.is_empty()
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/'))
+        && !text.starts_with('-')
+        && matches!(scalar::resolve(text), Ok(Value::String(_)));
+    if plain { text.to_owned() } else { format!("{text:?}") }
+}
+
 /// Reads all documents of `bytes`. An error costs only its own document: the ones after it are still read.
 pub fn parse(bytes: &[u8]) -> Vec<Result<Document, SyntaxError>> {
     let whole = |line, message| vec![Err(SyntaxError { document: 1, line, message })];
