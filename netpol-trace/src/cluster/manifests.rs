@@ -137,6 +137,7 @@ fn unreadable(path: &Path, message: String) -> Problem {
         place: Place::file(&Arc::new(path.to_owned())),
         object: String::new(),
         message,
+        value: None,
     }
 }
 
@@ -193,7 +194,7 @@ impl Loader {
                     let place = Place { line: Some(error.line), document, ..Place::file(file) };
                     let message = error.message;
                     let (kind, severity, object) = (ProblemKind::Syntax, Severity::Error, String::new());
-                    self.problem(Problem { kind, severity, place, object, message });
+                    self.problem(Problem { kind, severity, place, object, message, value: None });
                 }
                 Ok(document) => {
                     let number = several.then_some(document.number);
@@ -238,6 +239,7 @@ impl Loader {
                 place: Place { line: Some(fault.line), field: fault.field.to_string(), ..whole.clone() },
                 object: fault.object,
                 message: fault.message,
+                value: fault.value,
             });
         }
         for decoded in output.objects {
@@ -260,13 +262,15 @@ impl Loader {
         {
             self.replaced.insert(before);
             let same = earlier.object == located.object;
-            let message = if same {
-                format!("the same object is at {} already", earlier.place)
-            } else {
-                format!(
-                    "replaces the object of the same name at {}: applied in this order, nothing of that one stays",
-                    earlier.place
-                )
+            let message = match (&earlier.object, same) {
+                (_, true) => format!("the same object is at {} already", earlier.place),
+                (Object::Policy(policy), false) => format!(
+                    "replaces the policy of the same name at {}: applied in this order, its {} ingress and {} egress rules are gone",
+                    earlier.place,
+                    policy.ingress.len(),
+                    policy.egress.len()
+                ),
+                _ => format!("replaces the object of the same name at {}", earlier.place),
             };
             self.problem(Problem {
                 kind: ProblemKind::Duplicate,
@@ -278,6 +282,7 @@ impl Loader {
                     format!("{kind} {namespace}/{name}")
                 },
                 message,
+                value: None,
             });
         }
         self.loaded.objects.push(located);
@@ -297,6 +302,7 @@ impl Loader {
             place: place.clone(),
             object: format!("NetworkPolicy {namespace}/{name}"),
             message: format!("has the name of the object at {earlier}: once corrected and applied it replaces that one, of which nothing stays"),
+            value: None,
         });
     }
 

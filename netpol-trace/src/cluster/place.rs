@@ -88,6 +88,8 @@ pub struct Problem {
     /// `NetworkPolicy staging/db-np`, as far as known; else empty.
     pub object: String,
     pub message: String,
+    /// What an unknown field holds, as YAML in one line, shortened.
+    pub value: Option<String>,
 }
 
 impl fmt::Display for Problem {

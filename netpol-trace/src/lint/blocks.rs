@@ -47,8 +47,8 @@ fn service_address(
     }
     let services = context.index.namespaces().flat_map(|(_, entry)| entry.services());
     // The first address of a service is its cluster IP; the others may be real.
-    let mut hit = services.filter(|service| service.ips.first().is_some_and(|ip| cidr.contains(ip)));
-    let Some(service) = hit.next() else { return false };
+    let hits = services.filter(|service| service.ips.first().is_some_and(|ip| cidr.contains(ip)));
+    let Some(service) = hits.min_by_key(|service| (&service.namespace, &service.name)) else { return false };
     let service: &Service = service;
     let backends: Vec<_> = context.index.service_backends(&service.namespace, &service.name).collect();
     if (&*service.namespace, &*service.name) == ("default", "kubernetes") {

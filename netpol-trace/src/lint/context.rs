@@ -3,7 +3,7 @@
 use super::{Finding, Severity, catalogue};
 use crate::cluster::Index;
 use crate::cluster::index::{NamespaceEntry, PodView};
-use crate::cluster::manifests::{Loaded, Located};
+use crate::cluster::manifests::{Loaded, Located, identity};
 use crate::cluster::model::{Direction, Labels, Object, Operator, Peer, Pod, Policy, Requirement, Selector, Str};
 use crate::cluster::yaml::scalar_text;
 
@@ -55,6 +55,13 @@ impl<'a> Context<'a> {
         let mut pods = self.pods(&policy.namespace);
         pods.retain(|view| !view.pod.host_network && policy.subject.matches(&view.pod.labels));
         pods
+    }
+
+    /// A rendered chart: workloads, and no object names a namespace (`helm install -n` does).
+    pub fn is_chart(&self) -> bool {
+        let mut objects = self.loaded.objects.iter().filter(|located| !identity(&located.object).1.is_empty());
+        let template = |object: &Object| matches!(object, Object::Pod(pod) if pod.template);
+        self.loaded.objects.iter().any(|located| template(&located.object)) && objects.all(|l| l.namespace_defaulted)
     }
 
     /// Whether the input has this namespace's workloads.

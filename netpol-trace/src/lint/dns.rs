@@ -1,10 +1,11 @@
 //! DNS: the first thing that an egress policy breaks.
 
 use super::Finding;
-use super::context::{Context, PolicyContext, names, selector_yaml};
+use super::context::{Context, NAME_LABEL, PolicyContext, names, selector_yaml};
 use super::ports::covers;
 use crate::cluster::index::PodView;
 use crate::cluster::model::{Direction, Peer, Policy, PortSpec, Protocol, Rule};
+use crate::cluster::yaml::scalar_text;
 
 const CACHE: &str = "169.254.20.10";
 
@@ -26,8 +27,10 @@ fn allows(context: &Context<'_>, policy: &Policy, rule: &Rule, protocol: Protoco
             && !matches!(port.port, PortSpec::Any)
             && (covers(port, 53) || covers(port, 5353) || covers(port, 1053) || named)
     });
+    // Port 53 without protocol: DNS was thought of, `proto-default` says the rest.
+    let half = ports.iter().any(|port| port.protocol_defaulted && port.port == PortSpec::Range(53, 53));
     let any = ports.is_empty() || ports.iter().any(|port| port.protocol == protocol && covers(port, 53));
-    listed || (any && reaches_dns(context, policy, rule))
+    listed || half || (any && reaches_dns(context, policy, rule))
 }
 
 /// Whether a rule for all ports may hold the DNS pods. What the input doesn't show counts as yes.
@@ -85,15 +88,21 @@ fn no_dns(context: &Context<'_>, at: &PolicyContext<'_>, findings: &mut Vec<Find
         }
     }
     let who = if known { names(&without) } else { subject_text(policy) };
-    let sends = match policy.egress.len() {
-        0 => "may send nothing at all",
-        _ => "may send only to what the rules list",
+    let why = if policy.egress.is_empty() {
+        "egress is denied, and no policy allows port 53"
+    } else if policy.egress.iter().any(private_excepted) {
+        "the cluster's DNS is inside of the excepted private ranges, and no rule allows it"
+    } else {
+        "egress is isolated, and no rule allows port 53"
     };
-    let message = format!(
-        "{who} {sends}, and port 53 is not in it: no name resolves, so connections by name fail before they start"
-    );
-    let fix = format!("add an egress rule for DNS, for example as a policy of its own:\n{}", allow_dns(policy));
+    let message = format!("no name resolves for {who}: {why}");
+    let fix = format!("add to spec.egress:\n{}", dns_rule(context));
     findings.push(at.finding("dns-egress", "spec.egress", message, fix));
+}
+
+fn private_excepted(rule: &Rule) -> bool {
+    let default_route = |peer: &Peer| matches!(peer, Peer::Block { cidr, .. } if cidr.prefix_len() == 0);
+    rule.ports.as_deref().unwrap_or_default().is_empty() && rule.peers.iter().flatten().any(default_route)
 }
 
 fn subject_text(policy: &Policy) -> String {
@@ -104,15 +113,48 @@ fn subject_text(policy: &Policy) -> String {
     }
 }
 
+/// The egress rule that reaches this cluster's DNS, as the input shows it, else as kubeadm and most clouds set it up.
+fn dns_rule(context: &Context<'_>) -> String {
+    let known = [("kube-system", "kube-dns"), ("openshift-dns", "dns-default"), ("kube-system", "coredns")];
+    let found = known.iter().find_map(|(namespace, name)| {
+        let service = context.index.service(namespace, name)?;
+        let selector = service.selector.as_ref()?;
+        let mut backends = context.index.service_backends(namespace, name);
+        let target = backends.find(|b| b.service_port.port == 53).map_or(53, |b| b.target_port);
+        Some((*namespace, selector.clone(), target))
+    });
+    let default = || ("kube-system", [("k8s-app", "kube-dns")].into_iter().collect(), 53);
+    let (namespace, labels, port) = found.unwrap_or_else(default);
+    let labels: Vec<String> = labels.iter().map(|(k, v)| format!("{k}: {}", scalar_text(v))).collect();
+    let labels = labels.join(", ");
+    [
+        "- to:".to_owned(),
+        "  - namespaceSelector:".to_owned(),
+        format!("      matchLabels: {{{NAME_LABEL}: {namespace}}}"),
+        "    podSelector:".to_owned(),
+        format!("      matchLabels: {{{labels}}}"),
+        "  ports:".to_owned(),
+        format!("  - {{protocol: UDP, port: {port}}}"),
+        format!("  - {{protocol: TCP, port: {port}}}"),
+    ]
+    .join("\n")
+}
+
 /// A policy that lets the subjects of `policy` ask the cluster's DNS.
-pub fn allow_dns(policy: &Policy) -> String {
-    format!(
-        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata:\n  name: allow-dns\n  namespace: {}\nspec:\n  podSelector:{}\n  \
-         policyTypes: [Egress]\n  egress:\n  - to:\n    - namespaceSelector:\n        matchLabels: {{kubernetes.io/metadata.name: kube-system}}\n      \
-         podSelector:\n        matchLabels: {{k8s-app: kube-dns}}\n    ports:\n    - {{protocol: UDP, port: 53}}\n    - {{protocol: TCP, port: 53}}",
-        policy.namespace,
-        selector_yaml(&policy.subject, 4)
-    )
+pub fn allow_dns(context: &Context<'_>, policy: &Policy) -> String {
+    [
+        "apiVersion: networking.k8s.io/v1",
+        "kind: NetworkPolicy",
+        "metadata:",
+        "  name: allow-dns",
+        &format!("  namespace: {}", policy.namespace),
+        "spec:",
+        &format!("  podSelector:{}", selector_yaml(&policy.subject, 4)),
+        "  policyTypes: [Egress]",
+        "  egress:",
+        &format!("  {}", dns_rule(context).replace('\n', "\n  ")),
+    ]
+    .join("\n")
 }
 
 /// A cluster with NodeLocal DNSCache, and a DNS rule that only selects pods.

@@ -11,24 +11,28 @@ pub fn check(loaded: &Loaded, findings: &mut Vec<Finding>) {
 
 fn finding(problem: &Problem) -> Option<Finding> {
     let path = Path::parse(&problem.place.field);
+    let policy = problem.object.starts_with("NetworkPolicy");
     let (id, severity, message, fix) = match problem.kind {
         // The verb reports it and exits with 2: nothing was linted there.
         ProblemKind::Unreadable => return None,
-        ProblemKind::Duplicate if problem.object.starts_with("NetworkPolicy") => {
+        ProblemKind::Duplicate if policy => {
             let fix = "rename one of the two: rules of policies with different names add up, one name holds one policy";
             ("duplicate-name", problem.severity, problem.message.clone(), fix.to_owned())
         }
         ProblemKind::Duplicate => return None,
         ProblemKind::UnknownField => match stray_peer(&path) {
             Some((direction, list, field)) => {
+                let who = if list == "to" { "to everyone" } else { "for everyone" };
                 let message = format!(
-                    "{field} is directly in the {direction} rule, not in a `{list}:` list: an unknown field. Where the API \
-                     server drops it, the rule has no peers and opens its ports {} everyone",
-                    if list == "to" { "to" } else { "for" }
+                    "`{field}` is not in a `{list}:` list: where that unknown field is dropped, this {direction} rule has no \
+                     peers and opens its ports {who} (kubectl refuses it)"
                 );
-                let fix = format!("put it into a list:\n- {list}:\n  - {field}: …\n  ports: …");
+                let value = problem.value.as_deref().unwrap_or("…");
+                let fix = format!("put it into a list:\n- {list}:\n  - {field}: {value}\n  ports: …");
                 ("missing-to", Severity::Error, message, fix)
             }
+            // kubectl refuses it (strict validation); other clients lose the field.
+            None if policy => ("shape", Severity::Error, problem.message.clone(), unknown_fix(&path)),
             None => ("shape", problem.severity, problem.message.clone(), unknown_fix(&path)),
         },
         ProblemKind::Syntax => (
@@ -41,7 +45,11 @@ fn finding(problem: &Problem) -> Option<Finding> {
             let fix = catalogue::entry("icmp").map_or("", |entry| entry.fix);
             ("icmp", Severity::Error, problem.message.clone(), fix.to_owned())
         }
-        ProblemKind::Shape => ("shape", problem.severity, problem.message.clone(), shape_fix(&path, &problem.message)),
+        ProblemKind::Shape => {
+            let field =
+                if problem.place.field.is_empty() { String::new() } else { format!("{}: ", problem.place.field) };
+            ("shape", problem.severity, format!("{field}{}", problem.message), shape_fix(&path, &problem.message))
+        }
     };
     Some(Finding { id, severity, place: problem.place.clone(), object: problem.object.clone(), message, fix })
 }

@@ -107,12 +107,6 @@ fn no_namespace(context: &Context<'_>, at: &PolicyContext<'_>, findings: &mut Ve
     if !at.located.namespace_defaulted || denies_all(at.policy).is_empty() {
         return;
     }
-    // A rendered chart names no namespaces at all: `helm install -n` does.
-    let namespaced = |object: &Object| !identity(object).1.is_empty();
-    let workloads = |object: &Object| matches!(object, Object::Pod(_));
-    let mut objects = context.loaded.objects.iter().filter(|located| namespaced(&located.object));
-    let has_workloads = context.loaded.objects.iter().any(|located| workloads(&located.object));
-    let chart = has_workloads && objects.all(|located| located.namespace_defaulted);
     let message =
         "no metadata.namespace: this default deny isolates one namespace, the one that kubectl happens to be set to \
                    (here taken as `default`), not the cluster"
@@ -122,7 +116,7 @@ fn no_namespace(context: &Context<'_>, at: &PolicyContext<'_>, findings: &mut Ve
                (ClusterNetworkPolicy, GlobalNetworkPolicy, CiliumClusterwideNetworkPolicy)"
             .to_owned();
     let mut finding = at.finding("no-namespace", "metadata", message, fix);
-    if chart {
+    if context.is_chart() {
         finding.severity = Severity::Info;
     }
     findings.push(finding);
@@ -153,7 +147,7 @@ fn lockout(context: &Context<'_>, at: &PolicyContext<'_>, findings: &mut Vec<Fin
         (false, false) => names(&subjects),
     };
     let message = format!("denies {who} all ingress and egress, DNS included, and no policy here allows them anything");
-    let fix = format!("add policies that allow what is needed; DNS first:\n{}", super::dns::allow_dns(policy));
+    let fix = format!("add policies that allow what is needed; DNS first:\n{}", super::dns::allow_dns(context, policy));
     findings.push(at.finding("lockout", "spec", message, fix));
 }
 
@@ -168,10 +162,12 @@ pub fn check_cluster(context: &Context<'_>, findings: &mut Vec<Finding>) {
     let mut open: BTreeMap<&str, Vec<&crate::cluster::manifests::Located>> = BTreeMap::new();
     for located in &context.loaded.objects {
         let Object::Pod(pod) = &located.object else { continue };
-        let selected = context
-            .policies
-            .iter()
-            .any(|at| at.policy.namespace == pod.namespace && at.policy.subject.matches(&pod.labels));
+        let view = match &pod.owner {
+            Some(owner) if pod.template => context.index.workload(&pod.namespace, &owner.kind, &pod.name),
+            _ => context.index.pod(&pod.namespace, &pod.name),
+        };
+        // A policy that selects a pod isolates it in one direction at least.
+        let selected = view.is_some_and(|view| DIRECTIONS.into_iter().any(|d| !view.isolated_by(d).is_empty()));
         if !selected && !pod.host_network && !pod.is_over() {
             open.entry(&pod.namespace).or_default().push(located);
         }

@@ -12,7 +12,7 @@ pub fn check(context: &Context<'_>, at: &PolicyContext<'_>, findings: &mut Vec<F
             if peers.is_empty() {
                 empty_peers(at, direction, &path, rule.peers.is_some(), findings);
             }
-            and_or(context, at, &path, peers, findings);
+            and_or(context, at, direction, &path, peers, findings);
             for (i, peer) in peers.iter().enumerate() {
                 wide_namespace(context, at, direction, &format!("{path}[{i}]"), peer, findings);
             }
@@ -36,7 +36,14 @@ fn empty_peers(at: &PolicyContext<'_>, direction: Direction, path: &str, list: b
 }
 
 /// A namespaceSelector item beside a podSelector item.
-fn and_or(context: &Context<'_>, at: &PolicyContext<'_>, path: &str, peers: &[Peer], findings: &mut Vec<Finding>) {
+fn and_or(
+    context: &Context<'_>,
+    at: &PolicyContext<'_>,
+    direction: Direction,
+    path: &str,
+    peers: &[Peer],
+    findings: &mut Vec<Finding>,
+) {
     let namespace_items = peers.iter().enumerate().filter_map(|(i, peer)| match peer {
         Peer::Pods { namespaces: Some(selector), pods: None } => Some((i, selector)),
         _ => None,
@@ -49,12 +56,15 @@ fn and_or(context: &Context<'_>, at: &PolicyContext<'_>, path: &str, peers: &[Pe
         // The items of one mistake stand side by side.
         let Some((j, pods)) = pod_items.find(|(j, _)| j.abs_diff(i) == 1) else { continue };
         if let Some((severity, opened)) = suspicious(context, at.policy, namespaces, pods, peers.len()) {
+            let verb = if direction == Direction::Ingress { "lets in" } else { "opens the way to" };
             let message = format!(
-                "two items are two ways in: item {i} admits every pod of {}, whatever item {j} ({pods}) says{opened}",
-                namespaces_text(namespaces)
+                "{verb} EVERY pod of {}, not only {pods}: items {} and {} of the list are alternatives{opened}",
+                namespaces_text(namespaces),
+                i.min(j),
+                i.max(j)
             );
             let fix = format!(
-                "if both were meant together, one item with one dash:\n{}\nif not, make them two rules",
+                "to mean both together, write one item (one dash):\n{}\nif either is meant, write two rules, so that it shows",
                 peer_yaml(Some(namespaces), Some(pods), 0)
             );
             let mut finding = at.finding("and-or", path, message, fix);
@@ -85,7 +95,7 @@ fn suspicious(
     let matching = context.matching_namespaces(namespaces);
     let inside = matching.iter().flat_map(|(name, _)| context.pods(name));
     let (meant, extra): (Vec<_>, Vec<_>) = inside.partition(|view| pods.matches(&view.pod.labels));
-    let opened = if extra.is_empty() { String::new() } else { format!("; so does {} get in", names(&extra)) };
+    let opened = if extra.is_empty() { String::new() } else { format!(" (now also {})", names(&extra)) };
     if namespaces.is_everything() || own_matches == Some(true) {
         // The podSelector item can't add anything: its pods are in a namespace that is open already.
         return Some((Severity::Warning, opened));
@@ -142,16 +152,15 @@ fn wide_namespace(
     let message = format!(
         "a pod with {pods} gets in from EVERY namespace: whoever may create a pod anywhere can wear that label{now}"
     );
-    let own = at.policy.namespace.clone();
     let only_own = Selector {
         requirements: [crate::cluster::model::Requirement {
             key: NAME_LABEL.into(),
-            operator: Operator::In([own.clone()].into()),
+            operator: Operator::In([at.policy.namespace.clone()].into()),
         }]
         .into(),
     };
     let fix = format!(
-        "name the namespaces that are meant; for {own} alone leave namespaceSelector out, or write\n{}",
+        "name the namespaces that are meant, for example only this one:\n{}",
         peer_yaml(Some(&only_own), Some(pods), 0)
     );
     findings.push(at.finding("wide-namespace", path, message, fix));

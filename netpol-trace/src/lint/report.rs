@@ -51,7 +51,7 @@ pub fn text(findings: &[Finding], loaded: &Loaded, least: Severity) -> String {
     }
     let summary = Summary::of(findings, loaded);
     let looked = format!(
-        "{} and {} in {}",
+        "{}, {}, {}",
         plural(summary.policies, "policy", "policies"),
         plural(summary.pods as u64, "pod or workload", "pods and workloads"),
         plural(summary.files, "file", "files")
@@ -65,7 +65,10 @@ pub fn text(findings: &[Finding], loaded: &Loaded, least: Severity) -> String {
         .map(|((count, one, many), _)| plural(*count as u64, one, many))
         .collect();
     let verdict = if shown.is_empty() { "nothing found".to_owned() } else { shown.join(", ") };
-    let _ = write!(out, "{verdict}: {looked}");
+    let _ = write!(out, "{verdict} ({looked})");
+    if summary.pods == 0 && summary.policies > 0 {
+        out.push_str("; without pods or workloads in the input, selectors were not checked");
+    }
     let hidden = findings.iter().filter(|finding| finding.severity < least).count();
     if hidden > 0 {
         let _ = write!(out, "; {hidden} below {least} not shown (--severity info)");

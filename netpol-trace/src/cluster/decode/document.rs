@@ -48,6 +48,8 @@ pub struct Fault {
     /// Where the name is.
     pub name_line: u32,
     pub message: String,
+    /// What an unknown field holds, as YAML in one line, shortened.
+    pub value: Option<String>,
     /// The object could not be used.
     pub fatal: bool,
 }
@@ -91,6 +93,7 @@ fn object<'a>(node: &'a Node, inherited: Option<(&str, &str)>, output: &mut Outp
                 named: None,
                 name_line: node.line,
                 message: missing.to_owned(),
+                value: None,
                 fatal: true,
             });
             return;
@@ -285,7 +288,9 @@ impl<'o, 'a> One<'o, 'a> {
         let named = meta("name").map(|name| (bounded(namespace), bounded(name)));
         let name_line = self.node.line_of(&Path::parse("metadata.name"));
         let line = self.node.line_of(&field);
-        self.output.faults.push(Fault { kind, line, field, object, named, name_line, message, fatal });
+        let unknown = (kind == FaultKind::UnknownField).then(|| self.node.at(&field)).flatten();
+        let value = unknown.map(|node| node.flow(200));
+        self.output.faults.push(Fault { kind, line, field, object, named, name_line, message, value, fatal });
     }
 }
 

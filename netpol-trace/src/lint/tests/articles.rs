@@ -29,16 +29,16 @@ spec:
       port: 3306
 ",
         expect![[r#"
-            netpol.yaml:13: warning[and-or]: two items are two ways in: item 0 admits every pod of namespaces with env=qa, whatever item 1 (app=api) says
+            netpol.yaml:13: warning[and-or]: lets in EVERY pod of namespaces with env=qa, not only app=api: items 0 and 1 of the list are alternatives
                 in:  NetworkPolicy qa-test/db-np, spec.ingress[0].from
-                fix: if both were meant together, one item with one dash:
+                fix: to mean both together, write one item (one dash):
                      - namespaceSelector:
                          matchLabels: {env: qa}
                        podSelector:
                          matchLabels: {app: api}
-                     if not, make them two rules
+                     if either is meant, write two rules, so that it shows
 
-            1 warning: 1 policy and 0 pods and workloads in 1 file
+            1 warning (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
     );
 }
@@ -81,16 +81,16 @@ spec:
                 in:  Namespace qa-test
                 fix: add a default deny to namespace qa-test, and allows for what is needed
 
-            netpol.yaml:24: warning[and-or]: two items are two ways in: item 0 admits every pod of namespaces with env=qa, whatever item 1 (app=api) says; so does qa-test/db, qa-test/frontend get in
+            netpol.yaml:24: warning[and-or]: lets in EVERY pod of namespaces with env=qa, not only app=api: items 0 and 1 of the list are alternatives, now qa-test/db, qa-test/frontend too
                 in:  NetworkPolicy qa-test/db-np, spec.ingress[0].from
-                fix: if both were meant together, one item with one dash:
+                fix: to mean both together, write one item (one dash):
                      - namespaceSelector:
                          matchLabels: {env: qa}
                        podSelector:
                          matchLabels: {app: api}
-                     if not, make them two rules
+                     if either is meant, write two rules, so that it shows
 
-            1 warning, 1 info: 1 policy and 3 pods and workloads in 1 file
+            1 warning, 1 info (1 policy, 3 pods and workloads, 1 file)
         "#]],
     );
 }
@@ -122,13 +122,13 @@ spec:
         expect![[r#"
             netpol.yaml:14: warning[wide-namespace]: a pod with app=api gets in from EVERY namespace: whoever may create a pod anywhere can wear that label
                 in:  NetworkPolicy staging/db-np, spec.ingress[0].from[0]
-                fix: name the namespaces that are meant; for staging alone leave namespaceSelector out, or write
+                fix: name the namespaces that are meant, for example only this one:
                      - namespaceSelector:
                          matchLabels: {kubernetes.io/metadata.name: staging}
                        podSelector:
                          matchLabels: {app: api}
 
-            1 warning: 1 policy and 0 pods and workloads in 1 file
+            1 warning (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
     );
 }
@@ -169,7 +169,7 @@ spec:
                          - {protocol: UDP, port: 53}
                          - {protocol: TCP, port: 53}
 
-            1 warning: 1 policy and 0 pods and workloads in 1 file
+            1 warning (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
     );
 }
@@ -208,28 +208,19 @@ kind: Pod
 metadata: {name: frontend, namespace: staging, labels: {app: frontend}}
 ",
         expect![[r#"
-            netpol.yaml:6: warning[dns-egress]: staging/api, staging/frontend may send nothing at all, and port 53 is not in it: no name resolves, so connections by name fail before they start
+            netpol.yaml:6: warning[dns-egress]: no name resolves for staging/api, staging/frontend: egress is denied, and no policy allows port 53
                 in:  NetworkPolicy staging/test-np, spec.egress
-                fix: add an egress rule for DNS, for example as a policy of its own:
-                     apiVersion: networking.k8s.io/v1
-                     kind: NetworkPolicy
-                     metadata:
-                       name: allow-dns
-                       namespace: staging
-                     spec:
-                       podSelector: {}
-                       policyTypes: [Egress]
-                       egress:
-                       - to:
-                         - namespaceSelector:
-                             matchLabels: {kubernetes.io/metadata.name: kube-system}
-                           podSelector:
-                             matchLabels: {k8s-app: kube-dns}
-                         ports:
-                         - {protocol: UDP, port: 53}
-                         - {protocol: TCP, port: 53}
+                fix: add to spec.egress:
+                     - to:
+                       - namespaceSelector:
+                           matchLabels: {kubernetes.io/metadata.name: kube-system}
+                         podSelector:
+                           matchLabels: {k8s-app: kube-dns}
+                       ports:
+                       - {protocol: UDP, port: 53}
+                       - {protocol: TCP, port: 53}
 
-            1 warning: 2 policies and 2 pods and workloads in 1 file
+            1 warning (2 policies, 2 pods and workloads, 1 file)
         "#]],
     );
 }
@@ -255,7 +246,7 @@ spec:
           app: frontend
 ",
         expect![[r#"
-            nothing found: 1 policy and 0 pods and workloads in 1 file
+            nothing found (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
     );
 }
@@ -284,7 +275,7 @@ spec:
       port: 53
 ",
         expect![[r#"
-            nothing found: 1 policy and 0 pods and workloads in 1 file
+            nothing found (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
     );
 }
@@ -312,14 +303,14 @@ spec:
       port: 53
 ",
         expect![[r#"
-            netpol.yaml:11: error[missing-to]: namespaceSelector is directly in the egress rule, not in a `to:` list: an unknown field. Where the API server drops it, the rule has no peers and opens its ports to everyone
+            netpol.yaml:11: error[missing-to]: `namespaceSelector` is not in a `to:` list: where that unknown field is dropped, this egress rule has no peers and opens its ports to everyone (kubectl refuses it)
                 in:  NetworkPolicy staging/allow-dns, spec.egress[0].namespaceSelector
                 fix: put it into a list:
                      - to:
-                       - namespaceSelector: …
+                       - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}
                        ports: …
 
-            1 error: 1 policy and 0 pods and workloads in 1 file
+            1 error (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
     );
 }
@@ -347,29 +338,19 @@ spec:
       port: 80
 ",
         expect![[r#"
-            netpol.yaml:12: warning[dns-egress]: pods with app=frontend may send only to what the rules list, and port 53 is not in it: no name resolves, so connections by name fail before they start
+            netpol.yaml:12: warning[dns-egress]: no name resolves for pods with app=frontend: egress is isolated, and no rule allows port 53
                 in:  NetworkPolicy staging/allow-external, spec.egress
-                fix: add an egress rule for DNS, for example as a policy of its own:
-                     apiVersion: networking.k8s.io/v1
-                     kind: NetworkPolicy
-                     metadata:
-                       name: allow-dns
-                       namespace: staging
-                     spec:
-                       podSelector:
-                         matchLabels: {app: frontend}
-                       policyTypes: [Egress]
-                       egress:
-                       - to:
-                         - namespaceSelector:
-                             matchLabels: {kubernetes.io/metadata.name: kube-system}
-                           podSelector:
-                             matchLabels: {k8s-app: kube-dns}
-                         ports:
-                         - {protocol: UDP, port: 53}
-                         - {protocol: TCP, port: 53}
+                fix: add to spec.egress:
+                     - to:
+                       - namespaceSelector:
+                           matchLabels: {kubernetes.io/metadata.name: kube-system}
+                         podSelector:
+                           matchLabels: {k8s-app: kube-dns}
+                       ports:
+                       - {protocol: UDP, port: 53}
+                       - {protocol: TCP, port: 53}
 
-            1 warning: 1 policy and 0 pods and workloads in 1 file
+            1 warning (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
     );
 }
@@ -398,29 +379,19 @@ spec:
         - 192.168.0.0/16
 ",
         expect![[r#"
-            netpol.yaml:12: warning[dns-egress]: pods with app=frontend may send only to what the rules list, and port 53 is not in it: no name resolves, so connections by name fail before they start
+            netpol.yaml:12: warning[dns-egress]: no name resolves for pods with app=frontend: the cluster's DNS is inside of the excepted private ranges, and no rule allows it
                 in:  NetworkPolicy staging/internet-only, spec.egress
-                fix: add an egress rule for DNS, for example as a policy of its own:
-                     apiVersion: networking.k8s.io/v1
-                     kind: NetworkPolicy
-                     metadata:
-                       name: allow-dns
-                       namespace: staging
-                     spec:
-                       podSelector:
-                         matchLabels: {app: frontend}
-                       policyTypes: [Egress]
-                       egress:
-                       - to:
-                         - namespaceSelector:
-                             matchLabels: {kubernetes.io/metadata.name: kube-system}
-                           podSelector:
-                             matchLabels: {k8s-app: kube-dns}
-                         ports:
-                         - {protocol: UDP, port: 53}
-                         - {protocol: TCP, port: 53}
+                fix: add to spec.egress:
+                     - to:
+                       - namespaceSelector:
+                           matchLabels: {kubernetes.io/metadata.name: kube-system}
+                         podSelector:
+                           matchLabels: {k8s-app: kube-dns}
+                       ports:
+                       - {protocol: UDP, port: 53}
+                       - {protocol: TCP, port: 53}
 
-            1 warning: 1 policy and 0 pods and workloads in 1 file
+            1 warning (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
     );
 }
@@ -464,7 +435,7 @@ spec:
                          - {protocol: UDP, port: 53}
                          - {protocol: TCP, port: 53}
 
-            2 warnings: 1 policy and 0 pods and workloads in 1 file
+            2 warnings (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
     );
 }
@@ -501,11 +472,11 @@ spec:
                 in:  NetworkPolicy staging/ingress-policy, metadata.name
                 fix: rename one of the two: rules of policies with different names add up, one name holds one policy
 
-            netpol.yaml:23: error[shape]: found a mapping, expected a list
+            netpol.yaml:23: error[shape]: spec.ingress: found a mapping, expected a list
                 in:  NetworkPolicy staging/ingress-policy, spec.ingress
                 fix: it is a list of rules: `ingress: []` allows nothing, `ingress: [{}]` allows everything, one rule starts with `- `
 
-            1 error, 1 warning: 1 policy and 0 pods and workloads in 1 file
+            1 error, 1 warning (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
     );
 }
@@ -550,38 +521,28 @@ spec:
       port: 5978
 ",
         expect![[r#"
-            netpol.yaml:14: info[and-or]: two items are two ways in: item 1 admits every pod of namespaces with project=myproject, whatever item 2 (role=frontend) says
+            netpol.yaml:14: info[and-or]: lets in EVERY pod of namespaces with project=myproject, not only role=frontend: items 1 and 2 of the list are alternatives
                 in:  NetworkPolicy default/test-network-policy, spec.ingress[0].from
-                fix: if both were meant together, one item with one dash:
+                fix: to mean both together, write one item (one dash):
                      - namespaceSelector:
                          matchLabels: {project: myproject}
                        podSelector:
                          matchLabels: {role: frontend}
-                     if not, make them two rules
+                     if either is meant, write two rules, so that it shows
 
-            netpol.yaml:28: warning[dns-egress]: pods with role=db may send only to what the rules list, and port 53 is not in it: no name resolves, so connections by name fail before they start
+            netpol.yaml:28: warning[dns-egress]: no name resolves for pods with role=db: egress is isolated, and no rule allows port 53
                 in:  NetworkPolicy default/test-network-policy, spec.egress
-                fix: add an egress rule for DNS, for example as a policy of its own:
-                     apiVersion: networking.k8s.io/v1
-                     kind: NetworkPolicy
-                     metadata:
-                       name: allow-dns
-                       namespace: default
-                     spec:
-                       podSelector:
-                         matchLabels: {role: db}
-                       policyTypes: [Egress]
-                       egress:
-                       - to:
-                         - namespaceSelector:
-                             matchLabels: {kubernetes.io/metadata.name: kube-system}
-                           podSelector:
-                             matchLabels: {k8s-app: kube-dns}
-                         ports:
-                         - {protocol: UDP, port: 53}
-                         - {protocol: TCP, port: 53}
+                fix: add to spec.egress:
+                     - to:
+                       - namespaceSelector:
+                           matchLabels: {kubernetes.io/metadata.name: kube-system}
+                         podSelector:
+                           matchLabels: {k8s-app: kube-dns}
+                       ports:
+                       - {protocol: UDP, port: 53}
+                       - {protocol: TCP, port: 53}
 
-            1 warning, 1 info: 1 policy and 0 pods and workloads in 1 file
+            1 warning, 1 info (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
     );
 }

@@ -148,56 +148,26 @@ fn dns() {
     case(
         "{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{ports: [{port: 53}]}]}",
         expect![[r#"
-        warning[dns-egress] spec.egress: shop/web may send only to what the rules list, and port 53 is not in it: no name resolves, so connections by name fail before they start
-          add an egress rule for DNS, for example as a policy of its own:
-          apiVersion: networking.k8s.io/v1
-          kind: NetworkPolicy
-          metadata:
-            name: allow-dns
-            namespace: shop
-          spec:
-            podSelector:
-              matchLabels: {app: web}
-            policyTypes: [Egress]
-            egress:
-            - to:
-              - namespaceSelector:
-                  matchLabels: {kubernetes.io/metadata.name: kube-system}
-                podSelector:
-                  matchLabels: {k8s-app: kube-dns}
-              ports:
-              - {protocol: UDP, port: 53}
-              - {protocol: TCP, port: 53}
-        warning[proto-default] spec.egress[0].ports[0]: port 53 without protocol is 53/TCP, and DNS asks over UDP first
-          list both:
-          - {port: 53, protocol: UDP}
-          - {port: 53, protocol: TCP}
-    "#]],
+            warning[proto-default] spec.egress[0].ports[0]: port 53 without protocol is 53/TCP, and DNS asks over UDP first
+              list both:
+              - {port: 53, protocol: UDP}
+              - {port: 53, protocol: TCP}
+        "#]],
     );
     case(
         "{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}]}]}",
         expect![[r#"
-        warning[dns-egress] spec.egress: shop/web may send only to what the rules list, and port 53 is not in it: no name resolves, so connections by name fail before they start
-          add an egress rule for DNS, for example as a policy of its own:
-          apiVersion: networking.k8s.io/v1
-          kind: NetworkPolicy
-          metadata:
-            name: allow-dns
-            namespace: shop
-          spec:
-            podSelector:
-              matchLabels: {app: web}
-            policyTypes: [Egress]
-            egress:
-            - to:
-              - namespaceSelector:
-                  matchLabels: {kubernetes.io/metadata.name: kube-system}
-                podSelector:
-                  matchLabels: {k8s-app: kube-dns}
-              ports:
-              - {protocol: UDP, port: 53}
-              - {protocol: TCP, port: 53}
-    "#]],
+            warning[dns-egress] spec.egress: no name resolves for shop/web: egress is isolated, and no rule allows port 53
+              add to spec.egress:
+              - to:
+                - namespaceSelector:
+                    matchLabels: {kubernetes.io/metadata.name: kube-system}
+                  podSelector:
+                    matchLabels: {k8s-app: kube-dns}
+                ports:
+                - {protocol: UDP, port: 5353}
+                - {protocol: TCP, port: 5353}
+        "#]],
     );
     case(
         "{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}, {ipBlock: {cidr: \"::/0\"}}]}]}",
@@ -348,25 +318,25 @@ fn shapes() {
     case(
         "{podSelector: {}, polcyTypes: [Egress]}",
         expect![[r#"
-        warning[shape] spec.polcyTypes: unknown field "spec.polcyTypes": the API server drops or refuses it
-          write `policyTypes`, or remove it; `kubectl explain networkpolicy.spec` shows the fields
-    "#]],
+            error[shape] spec.polcyTypes: unknown field "spec.polcyTypes": the API server drops or refuses it
+              write `policyTypes`, or remove it; `kubectl explain networkpolicy.spec` shows the fields
+        "#]],
     );
     case(
         "{podSelector: {}, policyTypes: [egress]}",
         expect![[r#"
-        error[shape] spec.policyTypes[0]: "egress" is no policy type: Ingress or Egress
-          correct it; the API server refuses the object as it is
-    "#]],
+            error[shape] spec.policyTypes[0]: spec.policyTypes[0]: "egress" is no policy type: Ingress or Egress
+              correct it; the API server refuses the object as it is
+        "#]],
     );
     case(
         "{podSelector: {}, egress: [{from: []}]}",
         expect![[r#"
-        warning[types-missing] spec: egress rules without policyTypes: the default isolates ingress too, and no rule allows any
-          write `policyTypes: [Egress]`; or `[Ingress, Egress]` if ingress is to be denied
-        warning[shape] spec.egress[0].from: unknown field "spec.egress[0].from": the API server drops or refuses it
-          an egress rule's peers are `to:`
-    "#]],
+            warning[types-missing] spec: egress rules without policyTypes: the default isolates ingress too, and no rule allows any
+              write `policyTypes: [Egress]`; or `[Ingress, Egress]` if ingress is to be denied
+            error[shape] spec.egress[0].from: unknown field "spec.egress[0].from": the API server drops or refuses it
+              an egress rule's peers are `to:`
+        "#]],
     );
     case(
         "{podSelector: {}, ingress: [{ports: [{protocol: ICMP}]}]}",
@@ -382,31 +352,31 @@ fn and_or_where_only_the_other_namespace_wears_the_label() {
     case(
         "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: bank-team}}}, {podSelector: {matchLabels: {app: vault}}}]}]}",
         expect![[r#"
-        warning[and-or] spec.ingress[0].from: two items are two ways in: item 0 admits every pod of namespaces with team=bank-team, whatever item 1 (app=vault) says; so does bank/agent get in
-          if both were meant together, one item with one dash:
-          - namespaceSelector:
-              matchLabels: {team: bank-team}
-            podSelector:
-              matchLabels: {app: vault}
-          if not, make them two rules
-        warning[no-match] spec.ingress[0].from[1].podSelector: podSelector app=vault matches no pod of shop; nearest: shop/db has app=db
-          such pods are in bank: select it by the label that every namespace has:
-          - namespaceSelector:
-              matchLabels: {kubernetes.io/metadata.name: bank}
-            podSelector:
-              matchLabels: {app: vault}
-    "#]],
+            warning[and-or] spec.ingress[0].from: lets in EVERY pod of namespaces with team=bank-team, not only app=vault: items 0 and 1 of the list are alternatives, now bank/agent too
+              to mean both together, write one item (one dash):
+              - namespaceSelector:
+                  matchLabels: {team: bank-team}
+                podSelector:
+                  matchLabels: {app: vault}
+              if either is meant, write two rules, so that it shows
+            warning[no-match] spec.ingress[0].from[1].podSelector: podSelector app=vault matches no pod of shop; nearest: shop/db has app=db
+              such pods are in bank: select it by the label that every namespace has:
+              - namespaceSelector:
+                  matchLabels: {kubernetes.io/metadata.name: bank}
+                podSelector:
+                  matchLabels: {app: vault}
+        "#]],
     );
     case(
         "{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}, {namespaceSelector: {}}]}]}",
         expect![[r#"
-        warning[and-or] spec.ingress[0].from: two items are two ways in: item 1 admits every pod of every namespace, whatever item 0 (app=web) says; so does bank/agent, bank/vault, kube-system/coredns and 3 more get in
-          if both were meant together, one item with one dash:
-          - namespaceSelector: {}
-            podSelector:
-              matchLabels: {app: web}
-          if not, make them two rules
-    "#]],
+            warning[and-or] spec.ingress[0].from: lets in EVERY pod of every namespace, not only app=web: items 0 and 1 of the list are alternatives, now bank/agent, bank/vault, kube-system/coredns and 3 more too
+              to mean both together, write one item (one dash):
+              - namespaceSelector: {}
+                podSelector:
+                  matchLabels: {app: web}
+              if either is meant, write two rules, so that it shows
+        "#]],
     );
     // Two sources: a neighbour namespace, and pods of one's own.
     case(
@@ -433,7 +403,7 @@ spec: {podSelector: {}}
                 in:  NetworkPolicy x/p
                 fix: run a plugin with NetworkPolicy support, for example Calico (canal), Cilium or kube-router's policy part
 
-            1 warning: 1 policy and 1 pod or workload in 1 file
+            1 warning (1 policy, 1 pod or workload, 1 file)
         "#]],
     );
 }

@@ -8,12 +8,12 @@ fn a_rendered_chart() {
     check(
         include_str!("chart.yaml"),
         expect![[r#"
-        netpol.yaml:94: info[open-pods]: no policy selects Job shop-migrate: open to everybody
-            in:  Namespace default
-            fix: add a default deny to namespace default, and allows for what is needed
+            netpol.yaml:94: info[open-pods]: no policy selects Job shop-migrate: open to everybody
+                in:  Namespace default
+                fix: add a default deny to namespace default, and allows for what is needed
 
-        1 info: 2 policies and 3 pods and workloads in 1 file
-    "#]],
+            1 info (2 policies, 3 pods and workloads, 1 file)
+        "#]],
     );
 }
 
@@ -24,11 +24,11 @@ fn a_platform_folder() {
     check(
         include_str!("platform.yaml"),
         expect![[r#"
-        netpol.yaml:9: info[open-pods]: no policy selects Pod coredns-1: open to everybody
-            in:  Namespace kube-system
-            fix: add a default deny to namespace kube-system, and allows for what is needed
+            netpol.yaml:9: info[open-pods]: no policy selects Pod coredns-1: open to everybody
+                in:  Namespace kube-system
+                fix: add a default deny to namespace kube-system, and allows for what is needed
 
-        1 info: 7 policies and 5 pods and workloads in 1 file
-    "#]],
+            1 info (7 policies, 5 pods and workloads, 1 file)
+        "#]],
     );
 }
