@@ -44,6 +44,9 @@ pub fn hint(index: &Index, connection: &Connection<'_>, options: &Options, asked
         let matcher = Matcher::new(index, connection, options, direction);
         return Some(icmp(&matcher, judgement.side(direction)));
     }
+    if let Some(direction) = undetermined(Doubt::HostNetwork) {
+        return host_network(&Matcher::new(index, connection, options, direction));
+    }
     // The first side that denies is explained; the other is named, for it stays in the way.
     let denies = |d: &Direction| matches!(judgement.side(*d).finding, Finding::Denied);
     let direction = [Direction::Egress, Direction::Ingress].into_iter().find(denies)?;
@@ -65,6 +68,18 @@ fn icmp(matcher: &Matcher<'_, '_>, side: &Side<'_>) -> record::Hint {
         Words { matcher: *matcher }.subject(),
     );
     record::Hint { code: "icmp".into(), message }
+}
+
+/// A selector that fits a hostNetwork pod: on most CNIs it selects nothing, for policy sees the node's address.
+fn host_network(matcher: &Matcher<'_, '_>) -> Option<record::Hint> {
+    let view = as_pod(&matcher.peer().who).filter(|view| view.pod.host_network)?;
+    let ips: Vec<_> = view.pod.ips.iter().map(|ip| format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })).collect();
+    let address = if ips.is_empty() { "its node's address".to_owned() } else { ips.join(" and ") };
+    let message = format!(
+        "{}/{} uses its node's network, so most CNIs don't select it by its labels: allow {address} by ipBlock instead.",
+        view.pod.namespace, view.pod.name,
+    );
+    Some(record::Hint { code: "hostnet-peer".into(), message })
 }
 
 fn other_side(case: &Case<'_, '_>, judgement: &Judgement<'_>) -> String {
