@@ -32,29 +32,38 @@ pub struct Asked<'a> {
     pub source_port: Option<u16>,
 }
 
-/// The hint that fits a denied (or, for ICMP, undetermined) connection.
+/// The hint that fits a denied connection, or one that ICMP or a hostNetwork pod leaves undetermined.
 pub fn hint(index: &Index, connection: &Connection<'_>, options: &Options, asked: Asked<'_>) -> Option<record::Hint> {
     let judgement = evaluate(index, connection, options);
-    let undetermined = |doubt: Doubt| {
-        [Direction::Egress, Direction::Ingress]
-            .into_iter()
-            .find(|d| matches!(judgement.side(*d).finding, Finding::Undetermined(found) if found == doubt))
-    };
-    if let Some(direction) = undetermined(Doubt::Icmp) {
-        let matcher = Matcher::new(index, connection, options, direction);
-        return Some(icmp(&matcher, judgement.side(direction)));
-    }
-    if let Some(direction) = undetermined(Doubt::HostNetwork) {
-        return host_network(&Matcher::new(index, connection, options, direction));
-    }
     // The first side that denies is explained; the other is named, for it stays in the way.
     let denies = |d: &Direction| matches!(judgement.side(*d).finding, Finding::Denied);
-    let direction = [Direction::Egress, Direction::Ingress].into_iter().find(denies)?;
+    let Some(direction) = BOTH.into_iter().find(denies) else {
+        return undetermined(index, connection, options, &judgement);
+    };
     let matcher = Matcher::new(index, connection, options, direction);
     let side = judgement.side(direction);
     let case = Case { matcher, side, nearest: nearest(&matcher, side)?, asked, words: Words { matcher } };
     let (code, message) = case.hint()?;
     Some(record::Hint { code: code.into(), message: message + &other_side(&case, &judgement) })
+}
+
+/// Egress first: a packet meets its source's policies before its destination's.
+const BOTH: [Direction; 2] = [Direction::Egress, Direction::Ingress];
+
+fn undetermined(
+    index: &Index,
+    connection: &Connection<'_>,
+    options: &Options,
+    judgement: &Judgement<'_>,
+) -> Option<record::Hint> {
+    BOTH.into_iter().find_map(|direction| {
+        let (matcher, side) = (Matcher::new(index, connection, options, direction), judgement.side(direction));
+        match side.finding {
+            Finding::Undetermined(Doubt::Icmp) => Some(icmp(&matcher, side)),
+            Finding::Undetermined(Doubt::HostNetwork) => host_network(&matcher),
+            _ => None,
+        }
+    })
 }
 
 type Found = (&'static str, String);
