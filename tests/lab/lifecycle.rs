@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::{self, Agent};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
-use netpol_trace_tests::{eventually, skip, traffic};
+use netpol_trace_tests::{eventually, skip, skipped, traffic};
 use nix::sys::signal::Signal;
 
 /// However it ends, its programs and links end with it.
@@ -20,7 +20,7 @@ fn nothing_stays_attached() -> Result<()> {
         return Ok(());
     }
     if Command::new("bpftool").arg("version").output().is_err() {
-        eprintln!("nothing_stays_attached: skipped: needs bpftool (apt-get install bpftool)");
+        skipped("nothing_stays_attached", "needs bpftool (apt-get install bpftool)");
         return Ok(());
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
