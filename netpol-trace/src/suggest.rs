@@ -75,7 +75,8 @@ fn port_of(connection: &Connection<'_>) -> Result<PortMatch, Nothing> {
     let Transport::Named(protocol) = connection.transport else {
         return Err(Nothing::NotExpressible("NetworkPolicy v1 can name TCP, UDP and SCTP only".into()));
     };
-    let port = connection.port.ok_or_else(|| Nothing::NotExpressible("the port is not known (a later fragment)".into()))?;
+    // Port 0 is on the wire now and then; the API doesn't take it.
+    let port = connection.port.filter(|port| *port != 0).ok_or_else(|| Nothing::NotExpressible("the destination has no port that a policy could name".into()))?;
     Ok(PortMatch { protocol, protocol_defaulted: false, port: PortSpec::Range(port, port) })
 }
 
