@@ -191,6 +191,16 @@ fn no_path_of_one_machine() {
     none("a path of one machine", found);
 }
 
+/// One file per verb, so the files are the verbs.
+#[test]
+fn the_readme_names_every_command() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let files = agent_files();
+    let verbs = files.iter().filter_map(|file| file.path.strip_prefix("netpol-trace/src/cli/")?.strip_suffix(".rs"));
+    let unnamed = verbs.filter(|verb| !verb.contains('/') && !readme.contains(&format!("| `netpol-trace {verb}` |")));
+    none("commands missing in README.md", unnamed.map(str::to_owned).collect());
+}
+
 /// The part of ARCHITECTURE.md under a heading.
 fn section<'a>(text: &'a str, heading: &str) -> &'a str {
     let start = text.find(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no section {heading}"));
