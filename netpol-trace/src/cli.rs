@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod doctor;
 pub mod explain;
+pub mod lint;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ enum Command {
     Agent(agent::AgentArgs),
     Doctor(doctor::Args),
     Explain(explain::Args),
+    Lint(lint::LintArgs),
     /// Print the record's JSON Schema.
     Schema,
 }
@@ -34,6 +36,7 @@ pub fn run() -> ExitCode {
         Command::Agent(args) => agent::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Lint(args) => lint::run(args),
         Command::Schema => schema(),
     };
     result.unwrap_or_else(|error| {

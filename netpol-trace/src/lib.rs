@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod doctor;
 pub mod enrich;
 pub mod kernel;
+pub mod lint;
 pub mod output;
 pub mod packet;
 pub mod pipeline;

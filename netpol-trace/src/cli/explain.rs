@@ -106,6 +106,8 @@ enum Error {
     Input,
     #[error("--{option} {given:?}: {what}")]
     Argument { option: &'static str, given: String, what: String },
+    #[error("--port is needed: {0}")]
+    PortNeeded(String),
     #[error("--queries {path}: {error}")]
     Queries { path: String, error: io::Error },
     #[error("--manifests - and --queries - can't both be standard input")]
@@ -170,6 +172,15 @@ fn load(paths: &[PathBuf]) -> Result<Index, Error> {
     for problem in worth_saying().take(PROBLEMS_SHOWN) {
         eprintln!("{}: {problem}", problem.severity);
     }
+    for located in loaded.objects.iter().filter(|located| located.namespace_defaulted) {
+        if let Object::Policy(policy) = &located.object {
+            let name = crate::text::escape(&policy.name);
+            eprintln!(
+                "warning: {}: NetworkPolicy {name} names no namespace: taken for \"default\" only",
+                located.place
+            );
+        }
+    }
     match worth_saying().count().saturating_sub(PROBLEMS_SHOWN) {
         0 => {}
         more => eprintln!("and {more} more problems"),
@@ -213,6 +224,9 @@ struct Answered {
     hint: Option<Hint>,
     egress: Vec<PolicyCheck>,
     ingress: Vec<PolicyCheck>,
+    /// Whether each end is a pod; others are not subject to policy.
+    #[serde(skip)]
+    pods: [bool; 2],
     /// How the ends were resolved, where that is not plain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     resolved: Vec<String>,
@@ -280,6 +294,7 @@ fn one_answer(index: &Index, options: &Options, case: &Case<'_>, service: Option
         hint: verdict::hint(index, connection, options, asked),
         egress: checks(Direction::Egress),
         ingress: checks(Direction::Ingress),
+        pods: [&connection.source, &connection.destination].map(|end| matches!(end.who, verdict::Who::Pod(_))),
         resolved: case.resolved.clone(),
     }
 }

@@ -99,6 +99,7 @@ impl<'a> Case<'_, 'a> {
             .or_else(|| self.only_the_port())
             .or_else(|| self.only_the_peer())
             .or_else(|| self.far_off())
+            .or_else(|| self.unlabelled())
     }
 
     fn direction(&self) -> Direction {
@@ -245,23 +246,17 @@ impl<'a> Case<'_, 'a> {
                     self.place(),
                     self.words.peer(),
                     self.direction().peers_field(),
-                    self.words.peer_item(self.nearest.policy),
+                    self.words.peer_item(self.nearest.policy)?,
                 );
                 Some(("hostnet-peer", message))
             }
-            (Peer::Pods { .. }, _) => Some(("ip-block", self.outside())),
+            (Peer::Pods { .. }, _) => Some(("ip-block", self.outside()?)),
             (Peer::Block { cidr, except }, who) => self.block(cidr, except, who),
         }
     }
 
-    fn outside(&self) -> String {
-        format!(
-            "{} selects pods, and {} is none: add to `{}` the item {}",
-            self.place(),
-            self.words.peer(),
-            self.direction().peers_field(),
-            self.words.peer_item(self.nearest.policy),
-        )
+    fn outside(&self) -> Option<String> {
+        Some(format!("{} selects pods, and {} is none: {}", self.place(), self.words.peer(), self.add_item()?))
     }
 
     fn selectors(&self, namespaces: Option<&Selector>, pods: Option<&Selector>, view: PodView<'a>) -> Option<Found> {
@@ -287,20 +282,35 @@ impl<'a> Case<'_, 'a> {
                 );
                 Some(("peer-namespace", message))
             }
-            (true, false, Some(_)) => Some(("peer-namespace", self.add_peer())),
-            (false, true, _) => Some(("peer-label", self.add_peer())),
+            (true, false, Some(_)) => Some(("peer-namespace", self.add_peer()?)),
+            (false, true, _) => Some(("peer-label", self.add_peer()?)),
             _ => None,
         }
     }
 
-    fn add_peer(&self) -> String {
-        format!(
-            "Nearest is {}: {}. To allow it, add to its `{}` the item {}",
-            self.policy(),
-            self.misses(),
-            self.direction().peers_field(),
-            self.words.peer_item(self.nearest.policy),
-        )
+    fn add_peer(&self) -> Option<String> {
+        Some(format!("Nearest is {}: {}. To allow it, {}", self.policy(), self.misses(), self.add_item()?))
+    }
+
+    fn add_item(&self) -> Option<String> {
+        let (direction, rule) = (self.direction(), self.nearest.rule?);
+        let field = direction.peers_field();
+        Some(format!("add to {direction}[{rule}].{field} the item {}", self.words.peer_item(self.nearest.policy)?))
+    }
+
+    /// A peer that no change of a policy can single out.
+    fn unlabelled(&self) -> Option<Found> {
+        let view = as_pod(&self.matcher.peer().who).filter(|view| !view.pod.host_network)?;
+        if self.words.peer_item(self.nearest.policy).is_some() {
+            return None;
+        }
+        let message = format!(
+            "No rule allows {}, and it has no label to select it by: give its workload one (such as app: {}), and allow \
+             that.",
+            self.words.peer(),
+            view.pod.owner.as_ref().map_or(&view.pod.name, |owner| &owner.name),
+        );
+        Some(("peer-label", message))
     }
 
     /// The key of a requirement that wants the namespace's name in a label that the namespace does not have.
@@ -327,7 +337,7 @@ impl<'a> Case<'_, 'a> {
         if let Some(hole) = except.iter().find(|e| in_block(e, &[], first)) {
             let message = format!(
                 "{place} allows {cidr} except {hole}, and {first} lies in that exception: add a rule or item for {}",
-                self.words.peer_item(self.nearest.policy),
+                self.words.peer_item(self.nearest.policy)?,
             );
             return Some(("ip-block", message));
         }
@@ -336,11 +346,11 @@ impl<'a> Case<'_, 'a> {
                 "{place} allows {cidr}; the packet came with the address of {}, as clients of a NodePort or load \
                  balancer do after SNAT: set externalTrafficPolicy: Local on the service, or allow {}",
                 self.words.peer(),
-                self.words.peer_item(self.nearest.policy),
+                self.words.peer_item(self.nearest.policy)?,
             );
             return Some(("snat-source", message));
         }
-        Some(("ip-block", self.add_peer()))
+        Some(("ip-block", self.add_peer()?))
     }
 
     /// Two misses or more: the change is a rule of its own.

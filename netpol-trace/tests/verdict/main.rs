@@ -5,6 +5,7 @@ mod allocations;
 mod compare;
 mod conformance;
 mod cost;
+mod hints;
 mod large;
 mod mk;
 mod nearest;

@@ -67,13 +67,13 @@ impl Page {
             self.line(0, &format!("note: {note}"));
         }
         self.blank();
-        self.side("egress", &answered.from, &verdict.egress, &answered.egress);
+        self.side("egress", &answered.from, answered.pods[0], &verdict.egress, &answered.egress);
         self.blank();
-        self.side("ingress", &answered.to, &verdict.ingress, &answered.ingress);
+        self.side("ingress", &answered.to, answered.pods[1], &verdict.ingress, &answered.ingress);
     }
 
-    fn side(&mut self, direction: &str, of: &str, side: &Side, policies: &[PolicyCheck]) {
-        self.line(0, &format!("{direction} of {of}: {}", outcome(direction, side)));
+    fn side(&mut self, direction: &str, of: &str, pod: bool, side: &Side, policies: &[PolicyCheck]) {
+        self.line(0, &format!("{direction} of {of}: {}", outcome(direction, pod, side)));
         for check in policies {
             if check.rules.is_empty() {
                 self.line(1, &format!("{} isolates it and has no {direction} rules", check.policy));
@@ -177,9 +177,10 @@ fn denied_by(direction: &str, side: &Side) -> String {
     format!("{direction} by {}{nearest}", names.join(", "))
 }
 
-fn outcome(direction: &str, side: &Side) -> String {
+fn outcome(direction: &str, pod: bool, side: &Side) -> String {
     match (side.result, &side.allowed_by) {
         (VerdictResult::Allowed, Some(by)) => format!("allowed by {} {}", by.policy, by.rule),
+        (VerdictResult::Allowed, None) if !pod => "allowed, policies isolate pods only".to_owned(),
         (VerdictResult::Allowed, None) if side.isolated_by.is_empty() => {
             format!("allowed, no policy isolates it for {direction}")
         }
