@@ -27,6 +27,8 @@ pub struct Args {
 const KERNELS: [&str; 1] = ["6.1"];
 /// The test program of the lab.
 const LAB: &str = "lab";
+/// The whole lab, emulated, on a busy machine.
+const VM_LIMIT_SECONDS: &str = "1800";
 /// boot.sh's exit code for a machine that can't boot one.
 const CANNOT: i32 = 126;
 
