@@ -32,26 +32,38 @@ pub struct Asked<'a> {
     pub source_port: Option<u16>,
 }
 
-/// The hint that fits a denied (or, for ICMP, undetermined) connection.
+/// The hint that fits a denied connection, or one that ICMP or a hostNetwork pod leaves undetermined.
 pub fn hint(index: &Index, connection: &Connection<'_>, options: &Options, asked: Asked<'_>) -> Option<record::Hint> {
     let judgement = evaluate(index, connection, options);
-    let undetermined = |doubt: Doubt| {
-        [Direction::Egress, Direction::Ingress]
-            .into_iter()
-            .find(|d| matches!(judgement.side(*d).finding, Finding::Undetermined(found) if found == doubt))
-    };
-    if let Some(direction) = undetermined(Doubt::Icmp) {
-        let matcher = Matcher::new(index, connection, options, direction);
-        return Some(icmp(&matcher, judgement.side(direction)));
-    }
     // The first side that denies is explained; the other is named, for it stays in the way.
     let denies = |d: &Direction| matches!(judgement.side(*d).finding, Finding::Denied);
-    let direction = [Direction::Egress, Direction::Ingress].into_iter().find(denies)?;
+    let Some(direction) = BOTH.into_iter().find(denies) else {
+        return undetermined(index, connection, options, &judgement);
+    };
     let matcher = Matcher::new(index, connection, options, direction);
     let side = judgement.side(direction);
     let case = Case { matcher, side, nearest: nearest(&matcher, side)?, asked, words: Words { matcher } };
     let (code, message) = case.hint()?;
     Some(record::Hint { code: code.into(), message: message + &other_side(&case, &judgement) })
+}
+
+/// Egress first: a packet meets its source's policies before its destination's.
+const BOTH: [Direction; 2] = [Direction::Egress, Direction::Ingress];
+
+fn undetermined(
+    index: &Index,
+    connection: &Connection<'_>,
+    options: &Options,
+    judgement: &Judgement<'_>,
+) -> Option<record::Hint> {
+    BOTH.into_iter().find_map(|direction| {
+        let (matcher, side) = (Matcher::new(index, connection, options, direction), judgement.side(direction));
+        match side.finding {
+            Finding::Undetermined(Doubt::Icmp) => Some(icmp(&matcher, side)),
+            Finding::Undetermined(Doubt::HostNetwork) => host_network(&matcher),
+            _ => None,
+        }
+    })
 }
 
 type Found = (&'static str, String);
@@ -65,6 +77,18 @@ fn icmp(matcher: &Matcher<'_, '_>, side: &Side<'_>) -> record::Hint {
         Words { matcher: *matcher }.subject(),
     );
     record::Hint { code: "icmp".into(), message }
+}
+
+/// A selector that fits a hostNetwork pod: on most CNIs it selects nothing, for policy sees the node's address.
+fn host_network(matcher: &Matcher<'_, '_>) -> Option<record::Hint> {
+    let view = as_pod(&matcher.peer().who).filter(|view| view.pod.host_network)?;
+    let ips: Vec<_> = view.pod.ips.iter().map(|ip| format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })).collect();
+    let address = if ips.is_empty() { "its node's address".to_owned() } else { ips.join(" and ") };
+    let message = format!(
+        "{}/{} uses its node's network, so most CNIs don't select it by its labels: allow {address} by ipBlock instead.",
+        view.pod.namespace, view.pod.name,
+    );
+    Some(record::Hint { code: "hostnet-peer".into(), message })
 }
 
 fn other_side(case: &Case<'_, '_>, judgement: &Judgement<'_>) -> String {

@@ -55,8 +55,12 @@ impl Words<'_, '_> {
     }
 
     /// An item of `from` or `to` that matches the other end, and as little else as its labels allow. `None`: a pod
-    /// without a label to select it by, or an end without an address.
+    /// without a label to select it by, an end without an address, or one whose owner is not known: its address may be
+    /// another's tomorrow.
     pub(super) fn peer_item(&self, policy: &Policy) -> Option<String> {
+        if matches!(self.matcher.peer().who, Who::Unknown) {
+            return None;
+        }
         let Some(view) = as_pod(&self.matcher.peer().who).filter(|view| !view.pod.host_network) else {
             return self.matcher.peer_addresses().first().map(|ip| block(*ip));
         };
