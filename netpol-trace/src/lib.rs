@@ -9,6 +9,7 @@ pub mod cause;
 pub mod cli;
 pub mod cluster;
 pub mod enrich;
+pub mod inventory;
 pub mod kernel;
 pub mod output;
 pub mod packet;

@@ -47,38 +47,54 @@ fn check(policies: impl IntoIterator<Item = Policy>, query: [&str; 3], expected:
 #[test]
 fn a_pods_label() {
     let np = ingress("staging/db-np", "app=db", [rule([pods("role=ops"), pods("app=api")], ["3306/TCP"])]);
-    check([np], ["staging/frontend", "staging/db", "3306/TCP"], expect![[r#"
+    check(
+        [np],
+        ["staging/frontend", "staging/db", "3306/TCP"],
+        expect![[r#"
         ingress: staging/db-np ingress[0]
           ingress[0].from[1].podSelector app=api | pod has app=frontend
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_namespaces_label() {
     let np = ingress("staging/db-np", "app=db", [any_port([pods_in("env=staging", "app=api")])]);
-    check([np], ["qa-test/api", "staging/db", "3306/TCP"], expect![[r#"
+    check(
+        [np],
+        ["qa-test/api", "staging/db", "3306/TCP"],
+        expect![[r#"
         ingress: staging/db-np ingress[0]
           ingress[0].from[0].namespaceSelector env=staging | namespace has env=qa
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_pod_selector_without_namespace_selector_is_the_own_namespace() {
     let np = ingress("staging/db-np", "app=db", [any_port([pods("app=api")])]);
-    check([np], ["qa-test/api", "staging/db", "3306/TCP"], expect![[r#"
+    check(
+        [np],
+        ["qa-test/api", "staging/db", "3306/TCP"],
+        expect![[r#"
         ingress: staging/db-np ingress[0]
           ingress[0].from[0].namespaceSelector namespace staging (the policy's own: no namespaceSelector) | namespace qa-test
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn several_labels_and_absent_ones() {
     let np =
         ingress("staging/db-np", "app=db", [any_port([pods("app=api; tier=back; !canary; env in (a,b); x; y; z")])]);
-    check([np], ["staging/frontend", "staging/db", "3306/TCP"], expect![[r#"
+    check(
+        [np],
+        ["staging/frontend", "staging/db", "3306/TCP"],
+        expect![[r#"
         ingress: staging/db-np ingress[0]
           ingress[0].from[0].podSelector app=api,tier=back,env in (a,b),x and 2 more | pod has app=frontend,no tier label,no env label,no x label and 2 more
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -88,72 +104,116 @@ fn a_protocol() {
         "",
         [rule([namespaces("kubernetes.io/metadata.name=kube-system")], ["53/UDP", "9153/UDP"])],
     );
-    check([np], ["staging/api", "kube-system/dns", "53/TCP"], expect![[r#"
+    check(
+        [np],
+        ["staging/api", "kube-system/dns", "53/TCP"],
+        expect![[r#"
         egress: staging/dns egress[0]
           egress[0].ports[0] 53/UDP | packet 53/TCP
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_port_range() {
     let np = egress("staging/p", "", [any_peer(["1024-2048/TCP"])]);
-    check([np], ["staging/api", "8.8.8.8", "443/TCP"], expect![[r#"
+    check(
+        [np],
+        ["staging/api", "8.8.8.8", "443/TCP"],
+        expect![[r#"
         egress: staging/p egress[0]
           egress[0].ports[0] 1024-2048/TCP | packet 443/TCP
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_named_port_shows_what_the_pod_has() {
     let np = || egress("staging/p", "", [any_peer(["http/TCP"])]);
-    check([np()], ["staging/api", "kube-system/dns", "9153/TCP"], expect![[r#"
+    check(
+        [np()],
+        ["staging/api", "kube-system/dns", "9153/TCP"],
+        expect![[r#"
         egress: staging/p egress[0]
           egress[0].ports[0] http/TCP | packet 9153/TCP (pod has dns=53/UDP,dns-tcp=53/TCP,metrics=9153/TCP)
-    "#]]);
-    check([np()], ["staging/api", "staging/db", "9153/TCP"], expect![[r#"
+    "#]],
+    );
+    check(
+        [np()],
+        ["staging/api", "staging/db", "9153/TCP"],
+        expect![[r#"
         egress: staging/p egress[0]
           egress[0].ports[0] http/TCP | packet 9153/TCP (pod has no named ports)
-    "#]]);
-    check([np()], ["staging/api", "8.8.8.8", "80/TCP"], expect![[r#"
+    "#]],
+    );
+    check(
+        [np()],
+        ["staging/api", "8.8.8.8", "80/TCP"],
+        expect![[r#"
         egress: staging/p egress[0]
           egress[0].ports[0] http/TCP | packet 80/TCP (a port's name means nothing outside of pods)
-    "#]]);
+    "#]],
+    );
     let metrics = egress("staging/p", "", [any_peer(["metrics/TCP"])]);
-    check([metrics], ["staging/api", "kube-system/dns", "9999/TCP"], expect![[r#"
+    check(
+        [metrics],
+        ["staging/api", "kube-system/dns", "9999/TCP"],
+        expect![[r#"
         egress: staging/p egress[0]
           egress[0].ports[0] metrics/TCP | packet 9999/TCP (pod has metrics=9153/TCP)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn an_ip_block() {
     let np = |text: &str| egress("staging/p", "", [any_port([block(text)])]);
-    check([np("10.0.0.0/8 except 10.2.0.0/16")], ["staging/api", "10.2.3.4", "80/TCP"], expect![[r#"
+    check(
+        [np("10.0.0.0/8 except 10.2.0.0/16")],
+        ["staging/api", "10.2.3.4", "80/TCP"],
+        expect![[r#"
         egress: staging/p egress[0]
           egress[0].to[0].ipBlock 10.0.0.0/8 except 10.2.0.0/16 | 10.2.3.4
-    "#]]);
-    check([np("10.0.0.0/8 except 10.2.0.0/16")], ["staging/api", "8.8.8.8", "80/TCP"], expect![[r#"
+    "#]],
+    );
+    check(
+        [np("10.0.0.0/8 except 10.2.0.0/16")],
+        ["staging/api", "8.8.8.8", "80/TCP"],
+        expect![[r#"
         egress: staging/p egress[0]
           egress[0].to[0].ipBlock 10.0.0.0/8 except 10.2.0.0/16 | 8.8.8.8
-    "#]]);
-    check([np("0.0.0.0/0")], ["staging/api", "2001:db8::1", "80/TCP"], expect![[r#"
+    "#]],
+    );
+    check(
+        [np("0.0.0.0/0")],
+        ["staging/api", "2001:db8::1", "80/TCP"],
+        expect![[r#"
         egress: staging/p egress[0]
           egress[0].to[0].ipBlock 0.0.0.0/0 | 2001:db8::1
-    "#]]);
+    "#]],
+    );
     let many = "0.0.0.0/0 except 1.0.0.0/8,2.0.0.0/8,3.0.0.0/8,4.0.0.0/8,5.0.0.0/8,6.0.0.0/8";
-    check([np(many)], ["staging/api", "6.6.6.6", "80/TCP"], expect![[r#"
+    check(
+        [np(many)],
+        ["staging/api", "6.6.6.6", "80/TCP"],
+        expect![[r#"
         egress: staging/p egress[0]
           egress[0].to[0].ipBlock 0.0.0.0/0 except 6.0.0.0/8,1.0.0.0/8,2.0.0.0/8,3.0.0.0/8 and 2 more | 6.6.6.6
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_selector_for_an_outside_address() {
     let np = egress("staging/p", "", [any_port([pods_in("env=qa", "app=api")])]);
-    check([np], ["staging/api", "93.184.216.34", "80/TCP"], expect![[r#"
+    check(
+        [np],
+        ["staging/api", "93.184.216.34", "80/TCP"],
+        expect![[r#"
         egress: staging/p egress[0]
           egress[0].to[0] pods app=api in namespaces env=qa | 93.184.216.34 (outside of the cluster)
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -162,22 +222,30 @@ fn no_rules_at_all() {
         declared_types: Some([Direction::Ingress, Direction::Egress].into()),
         ..policy("staging/test-np", "")
     };
-    check([np], ["staging/api", "staging/db", "3306/TCP"], expect![[r#"
+    check(
+        [np],
+        ["staging/api", "staging/db", "3306/TCP"],
+        expect![[r#"
         egress: staging/test-np -
           egress a rule | no rules
         ingress: staging/test-np -
           ingress a rule | no rules
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_matching_rule_whose_direction_is_not_declared() {
     let deny = egress("staging/deny", "", []);
     let allow = Policy { egress: [any_peer(["53/UDP"])].into(), ..ingress("staging/allow-dns", "", [anything()]) };
-    check([deny, allow], ["staging/api", "kube-system/dns", "53/UDP"], expect![[r#"
+    check(
+        [deny, allow],
+        ["staging/api", "kube-system/dns", "53/UDP"],
+        expect![[r#"
         egress: staging/allow-dns egress[0]
           policyTypes Egress | Ingress
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -188,10 +256,14 @@ fn fewest_misses_come_first_then_the_smallest_then_the_order() {
         [rule([pods("app=frontend")], ["80/TCP"]), any_port([pods("app=ops; tier=x")])],
     );
     let near = ingress("staging/b-near", "app=db", [any_port([pods("app=ops")]), any_port([pods("app=frontend")])]);
-    check([far, near], ["staging/api", "staging/db", "3306/TCP"], expect![[r#"
+    check(
+        [far, near],
+        ["staging/api", "staging/db", "3306/TCP"],
+        expect![[r#"
         ingress: staging/b-near ingress[0]
           ingress[0].from[0].podSelector app=ops | pod has app=api
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
