@@ -40,7 +40,15 @@ pub struct Config {
 
 /// Runs until a signal, the given duration, or the end of whoever reads the output.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let (cluster, loaded) = Cluster::from_manifests(config.manifests.clone());
+    // Before anything else: a signal during the start must end the agent as cleanly as one later.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    for path in config.manifests.iter().filter(|path| path.as_os_str() != "-") {
+        if let Err(error) = std::fs::metadata(path) {
+            bail!("--manifests {}: {error}", path.display());
+        }
+    }
+    let (cluster, loaded) = Cluster::from_manifests(&config.manifests);
     for problem in &loaded.problems {
         tracing::warn!("{problem}");
     }
@@ -89,8 +97,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         move || reader::run(ring, names, attached, &counters, &intake, &stop, &to_worker)
     })?;
 
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
     let duration = async {
         match config.duration {
             Some(duration) => tokio::time::sleep(duration).await,
@@ -110,6 +116,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // A second signal must end even an agent whose output is blocked.
     tokio::spawn(async move {
         tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        #[expect(clippy::disallowed_methods, reason = "a second signal asks for no more than an end")]
         std::process::exit(130);
     });
     tokio::task::spawn_blocking(move || {

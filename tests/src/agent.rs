@@ -119,8 +119,14 @@ impl Agent {
             Some(seen) => bail!("the agent ended before {what}: {:?}, stderr:\n{}", seen.exit, seen.stderr),
             None => {
                 let seen = self.shared.lock();
-                let records: String = seen.records.iter().map(|record| format!("{record}\n")).collect();
-                bail!("the agent: no sign of {what} in {PATIENCE:?}; records:\n{records}stderr:\n{}", seen.stderr)
+                // A noisy host: what is not a drop, and the last few that are.
+                let count = seen.records.len();
+                let few = seen.records.iter().enumerate().filter(|(n, record)| !record.is_drop() || n + 10 > count);
+                let few: String = few.map(|(_, record)| format!("{record}\n")).collect();
+                bail!(
+                    "the agent: no sign of {what} in {PATIENCE:?}; of {count} records:\n{few}stderr:\n{}",
+                    seen.stderr
+                )
             }
         }
     }
