@@ -80,7 +80,7 @@ pub enum Blame {
 
 impl Inventory {
     /// Looks at the network namespace of the calling thread. `tcx` names the TCX programs of a device.
-    pub fn read(tcx: impl Fn(u32) -> Vec<String>) -> Inventory {
+    pub fn read(tcx: impl Fn(&str) -> Vec<String>) -> Inventory {
         let mut builder = Builder::default();
         let nft = if nft_loaded() { Known::of(read_nft(&mut builder)) } else { Known::Absent };
         let legacy = Known::of(legacy::read(&mut builder));
@@ -102,6 +102,11 @@ impl Inventory {
         }
     }
 
+    /// Whether a drop in the network namespace `netns` happened here.
+    pub fn is_of(&self, netns: Option<u32>) -> bool {
+        netns.is_some() && netns == self.netns
+    }
+
     /// What netfilter's engines can do where a drop happened; the engine that `mechanism` leaves open are both.
     pub fn at(&self, mechanism: Mechanism, hook: Option<Hook>, family: Family) -> ByOwner {
         let both = [Backend::Nft, Backend::Legacy];
@@ -118,6 +123,9 @@ impl Inventory {
     /// Who can have dropped a packet there.
     pub fn blame(&self, mechanism: Mechanism, hook: Option<Hook>, family: Family) -> Blame {
         let found = self.at(mechanism, hook, family);
+        if mechanism == Mechanism::Nfqueue {
+            return if found.has_policy_queue() { Blame::Policy } else { Blame::Nobody };
+        }
         let somebody = found.0.keys().any(Option::is_some);
         let nobody = found.0.keys().any(Option::is_none);
         match (found.has_policy(), somebody, nobody) {
@@ -127,6 +135,18 @@ impl Inventory {
             (false, true, false) if self.ruleset.complete => Blame::Other,
             _ => Blame::Nobody,
         }
+    }
+
+    /// The parts that can't be read, with the reason.
+    pub fn unknown(&self) -> Vec<String> {
+        let parts = [("nftables", &self.nft), ("iptables-legacy", &self.legacy), ("devices", &self.devices_known)];
+        let mut unknown = Vec::new();
+        for (name, known) in parts {
+            if let Known::No(why) = known {
+                unknown.push(format!("{name} ({why})"));
+            }
+        }
+        unknown
     }
 
     /// Whether a chain with the name of an enforcer exists in a ruleset.

@@ -360,11 +360,6 @@ impl Index {
         found
     }
 
-    /// Whether `ip` lies in the pod range of a known node.
-    pub fn in_pod_network(&self, ip: IpAddr) -> bool {
-        self.nodes.values().any(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)))
-    }
-
     /// Policies of APIs that are not evaluated here.
     pub fn other_policies(&self) -> &[OtherPolicy] {
         &self.other_policies

@@ -60,7 +60,7 @@ impl Device {
 }
 
 /// Every device of this network namespace. `tcx` names the TCX programs of a device.
-pub fn read(tcx: impl Fn(u32) -> Vec<String>) -> io::Result<Vec<Device>> {
+pub fn read(tcx: impl Fn(&str) -> Vec<String>) -> io::Result<Vec<Device>> {
     let mut devices = netlink::consistent(|| {
         let mut devices = Vec::new();
         // struct ifinfomsg, all zero: every device.
@@ -82,7 +82,7 @@ pub fn read(tcx: impl Fn(u32) -> Vec<String>) -> io::Result<Vec<Device>> {
             device.clsact = true;
             device.programs = filters(device.index).unwrap_or_default();
         }
-        device.programs.extend(tcx(device.index));
+        device.programs.extend(tcx(&device.name));
         device.programs.sort_unstable();
         device.programs.dedup();
     }

@@ -282,9 +282,18 @@ impl ByOwner {
         all
     }
 
-    /// Whether a chain that enforces policies can end a packet here.
+    /// Whether a chain that enforces policies drops or rejects here.
     pub fn has_policy(&self) -> bool {
-        self.0.keys().flatten().any(|owner| owner.is_policy())
+        self.policy().any(|ends| ends.drop || ends.reject)
+    }
+
+    /// Whether a chain that enforces policies asks a queue here.
+    pub fn has_policy_queue(&self) -> bool {
+        self.policy().any(|ends| ends.queue)
+    }
+
+    fn policy(&self) -> impl Iterator<Item = &Ends> {
+        self.0.iter().filter(|(owner, _)| owner.is_some_and(Owner::is_policy)).map(|(_, ends)| ends)
     }
 }
 

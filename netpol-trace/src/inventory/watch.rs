@@ -43,7 +43,7 @@ struct Shared {
 
 impl Watcher {
     /// Reads once, then follows. `tcx` names the TCX programs of a device.
-    pub fn start(tcx: impl Fn(u32) -> Vec<String> + Send + 'static) -> Watcher {
+    pub fn start(tcx: impl Fn(&str) -> Vec<String> + Send + 'static) -> Watcher {
         // Listen first: what changes while the rulesets are read must not go unnoticed.
         let listeners = Listeners::open();
         let started = Instant::now();
@@ -109,7 +109,7 @@ impl Listeners {
     }
 }
 
-fn follow(shared: &Shared, mut listeners: Listeners, mut took: Duration, tcx: impl Fn(u32) -> Vec<String>) {
+fn follow(shared: &Shared, mut listeners: Listeners, mut took: Duration, tcx: impl Fn(&str) -> Vec<String>) {
     let mut read_at = Instant::now();
     // The first change that is not read yet.
     let mut changed: Option<Instant> = None;
