@@ -155,15 +155,15 @@ fn hook(place: &Place<'_>, mechanism: Mechanism, reason: &str, location: &str) -
     if place.at_link_layer {
         return Some(Hook::Egress);
     }
+    if place.iif == 0 {
+        // It never came in: POSTROUTING, or OUTPUT where IPv6's REJECT lends it the loopback device.
+        return Some(if place.ifindex == place.out_ifindex { Hook::Postrouting } else { Hook::Output });
+    }
     let leaving = place.ifindex == place.out_ifindex && place.iif != place.ifindex;
     match place.input {
         Some("ip_forward" | "ip6_forward" | "ip_mr_input" | "ip6_mr_input") if leaving => Some(Hook::Postrouting),
         Some("ip_forward" | "ip6_forward" | "ip_mr_input" | "ip6_mr_input") => Some(Hook::Forward),
-        // A packet from this host to itself leaves by lo before it comes in by lo.
-        Some("ip_local_deliver" | "ip6_input" | "ip6_mc_input") if place.iif == 0 => Some(Hook::Postrouting),
         Some("ip_local_deliver" | "ip6_input" | "ip6_mc_input") => Some(Hook::Input),
-        // IPv6's REJECT lends a packet without a device the loopback device.
-        Some("dst_discard") if place.ifindex != place.out_ifindex => Some(Hook::Output),
         Some("dst_discard") => Some(Hook::Postrouting),
         // br_netfilter lends bridged packets a dst without functions.
         None => Some(Hook::Bridge),
