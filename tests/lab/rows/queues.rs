@@ -1,7 +1,5 @@
 //! NFQUEUE: verdicts, and queues without anybody to give one.
 
-use std::os::fd::AsRawFd;
-
 use anyhow::{Context, Result};
 use netpol_trace_tests::iptables;
 use netpol_trace_tests::row::{DATAGRAMS, Row, other, policy};
@@ -10,26 +8,26 @@ use nfq::{Queue, Verdict};
 const NUMBER: u16 = 9;
 const RULE: &str = "-A FORWARD -p udp --dport 9 -m comment --comment row -j NFQUEUE --queue-num 9";
 
-/// The lab with the rule, and a listener where wanted.
-fn prepared(name: &'static str, listener: bool) -> Result<Option<(Row, Option<Queue>)>> {
-    let Some(row) = Row::new(name)? else { return Ok(None) };
+/// The lab with the rule; `None`, told as a skip, where the kernel has no such rule.
+fn prepared(name: &'static str) -> Result<Option<Row>> {
+    let Some(mut row) = Row::new(name)? else { return Ok(None) };
     if let Err(error) = iptables::load(row.pair.lab.node(), "legacy", RULE) {
         row.cannot(format!("no iptables-legacy with NFQUEUE here: {error:#}").replace('\n', "; "));
         return Ok(None);
     }
-    let queue = listener.then(|| {
-        row.pair.lab.node().run(|| -> std::io::Result<Queue> {
-            let mut queue = Queue::open()?;
-            // Or the agent, a child of this process, would hold the queue open too.
-            // SAFETY: the queue is open.
-            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(queue.as_raw_fd()) };
-            nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
-            queue.bind(NUMBER)?;
-            queue.set_nonblocking(true);
-            Ok(queue)
-        })
+    // Before there is a listener: a child of this process would hold the queue open too.
+    row.watch()?;
+    Ok(Some(row))
+}
+
+fn listen(row: &Row) -> Result<Queue> {
+    let bound = row.pair.lab.node().run(|| -> std::io::Result<Queue> {
+        let mut queue = Queue::open()?;
+        queue.bind(NUMBER)?;
+        queue.set_nonblocking(true);
+        Ok(queue)
     });
-    Ok(Some((row, queue.transpose().context("listen to the queue")?)))
+    bound.context("listen to the queue")
 }
 
 /// Takes `count` packets from the queue and drops each.
@@ -51,8 +49,8 @@ fn drop_all(queue: &mut Queue, count: u64) -> Result<()> {
 
 #[test]
 fn verdict_drop() -> Result<()> {
-    let Some((mut row, Some(mut queue))) = prepared("rows::queues::verdict_drop", true)? else { return Ok(()) };
-    row.watch()?;
+    let Some(mut row) = prepared("rows::queues::verdict_drop")? else { return Ok(()) };
+    let mut queue = listen(&row)?;
     row.to_server()?;
     drop_all(&mut queue, 2 * DATAGRAMS)?;
     let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;
@@ -61,8 +59,7 @@ fn verdict_drop() -> Result<()> {
 
 #[test]
 fn no_listener() -> Result<()> {
-    let Some((mut row, _)) = prepared("rows::queues::no_listener", false)? else { return Ok(()) };
-    row.watch()?;
+    let Some(mut row) = prepared("rows::queues::no_listener")? else { return Ok(()) };
     row.to_server()?;
     let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;
     row.check(other("nfqueue", "forward", "enforcer_unavailable"), counted).map(drop)
@@ -71,8 +68,8 @@ fn no_listener() -> Result<()> {
 /// Packets wait in the queue, and the listener ends without a verdict.
 #[test]
 fn listener_dies() -> Result<()> {
-    let Some((mut row, Some(queue))) = prepared("rows::queues::listener_dies", true)? else { return Ok(()) };
-    row.watch()?;
+    let Some(mut row) = prepared("rows::queues::listener_dies")? else { return Ok(()) };
+    let queue = listen(&row)?;
     row.to_server()?;
     let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;
     // Closing the socket ends the queue.
