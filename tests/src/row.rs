@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -14,7 +15,8 @@ use serde_json::json;
 use crate::agent::{self, Agent, Run};
 use crate::pair::{CLIENT, CLIENT6, NODE, NODE6, Pair, SERVER, SERVER6};
 use crate::record::{Record, drops, packets};
-use crate::{skip, traffic};
+use crate::skip;
+use crate::traffic::{self, TcpOptions};
 
 /// The port that rows send UDP to, where nothing else matters.
 pub const PORT: u16 = 9;
@@ -108,11 +110,15 @@ impl Row {
 
     /// UDP from the node's own addresses to the server's.
     pub fn from_node(&mut self) -> Result<()> {
-        let pairs: [(IpAddr, IpAddr); 2] = [(NODE.into(), SERVER.into()), (NODE6.into(), SERVER6.into())];
-        for (from, to) in pairs {
-            let to = SocketAddr::new(to, PORT);
-            let source = datagrams(self.pair.lab.node(), from, to)?;
-            self.sent.push((source, to));
+        self.from_node_to(&[(SERVER, PORT).into(), (SERVER6, PORT).into()])
+    }
+
+    /// UDP from the node's own addresses.
+    pub fn from_node_to(&mut self, to: &[SocketAddr]) -> Result<()> {
+        for to in to {
+            let from: IpAddr = if to.is_ipv4() { NODE.into() } else { NODE6.into() };
+            let source = datagrams(self.pair.lab.node(), from, *to)?;
+            self.sent.push((source, *to));
         }
         Ok(())
     }
@@ -143,7 +149,12 @@ impl Row {
 
     /// Ends the agent, compares its records of the row's packets with what was expected and counted, and tells the
     /// result in one line. `counted` is the enforcer's own count, or what was sent where it has none.
-    pub fn check(mut self, expect: Expect, counted: u64) -> Result<Run> {
+    pub fn check(self, expect: Expect, counted: u64) -> Result<Run> {
+        self.finish(expect, counted).map(|(_, run)| run)
+    }
+
+    /// The same; keeps the lab too.
+    pub fn finish(mut self, expect: Expect, counted: u64) -> Result<(Pair, Run)> {
         let run = self.agent.take().context("the agent is not started")?.stop()?;
         run.balance()?;
         let mine: Vec<&Record> = drops(&run.records).filter(|record| self.is_mine(record)).collect();
@@ -179,7 +190,7 @@ impl Row {
             faults.join("\n"),
             of_lab(&self.pair, &run)
         );
-        Ok(run)
+        Ok((self.pair, run))
     }
 
     /// Both tuples: what the client sent to is the record's destination, or its `original`.
@@ -268,17 +279,12 @@ pub fn client(port: u16) -> [SocketAddr; 2] {
     [(CLIENT, port).into(), (CLIENT6, port).into()]
 }
 
-/// One SYN each to the server's port; short of a retransmission.
-pub fn syns(row: &mut Row, to: &[SocketAddr]) -> Result<()> {
+/// One SYN each, short of a retransmission.
+pub fn syns_with(row: &mut Row, to: &[SocketAddr], options: TcpOptions) -> Result<()> {
     for address in to {
         let host = row.pair.client()?;
-        let attempt = traffic::tcp(
-            &host.netns,
-            host.ip_like(address.ip()),
-            *address,
-            std::time::Duration::from_millis(300),
-            traffic::TcpOptions::default(),
-        )?;
+        let from = host.ip_like(address.ip());
+        let attempt = traffic::tcp(&host.netns, from, *address, Duration::from_millis(300), options)?;
         row.note(attempt.source, *address);
     }
     Ok(())

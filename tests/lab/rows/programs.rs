@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use anyhow::{Context, Result};
 use netpol_trace_tests::program::{Kind, Program, XdpMode};
 use netpol_trace_tests::row::{Expect, PORT, Row, policy};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// A row whose enforcer is a program that `attach` puts in place; what `attach` returns keeps it there. Packets go from the
 /// client to the server's `port`.
@@ -61,14 +62,32 @@ fn tcx_egress() -> Result<()> {
 fn clsact(name: &'static str, direction: &str, device: &str, expect: Expect) -> Result<()> {
     row(name, Kind::Tc, PORT, expect, |row, program| {
         let node = row.pair.lab.node();
-        let pin = format!("/sys/fs/bpf/lab-{}", node.inode());
+        // A BPF file system of its own, for as long as tc needs the path.
+        let mount = BpfFs::new()?;
+        let pin = format!("{}/program", mount.0.path().display());
         program.pin(&pin)?;
         node.command("tc", &["qdisc", "add", "dev", device, "clsact"], "")?;
         let filter = ["filter", "add", "dev", device, direction, "bpf", "direct-action", "object-pinned", &pin];
-        let added = node.command("tc", &filter, "");
-        std::fs::remove_file(&pin)?;
-        added.map(drop)
+        node.command("tc", &filter, "").map(drop)
     })
+}
+
+/// A mounted BPF file system, until dropped.
+struct BpfFs(tempfile::TempDir);
+
+impl BpfFs {
+    fn new() -> Result<BpfFs> {
+        let dir = tempfile::tempdir()?;
+        mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
+            .context("mount a BPF file system")?;
+        Ok(BpfFs(dir))
+    }
+}
+
+impl Drop for BpfFs {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
 }
 
 #[test]
