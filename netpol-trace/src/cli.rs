@@ -2,6 +2,8 @@
 
 pub mod agent;
 pub mod doctor;
+pub mod explain;
+pub mod lint;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -20,6 +22,8 @@ pub struct Cli {
 enum Command {
     Agent(agent::AgentArgs),
     Doctor(doctor::Args),
+    Explain(explain::Args),
+    Lint(lint::LintArgs),
     /// Print the record's JSON Schema.
     Schema,
 }
@@ -31,6 +35,8 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Agent(args) => agent::run(args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Lint(args) => lint::run(args),
         Command::Schema => schema(),
     };
     result.unwrap_or_else(|error| {

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod enrich;
 pub mod inventory;
 pub mod kernel;
+pub mod lint;
 pub mod output;
 pub mod packet;
 pub mod pipeline;

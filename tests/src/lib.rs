@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 /// How long to wait for something that should take milliseconds, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why the lab can't run here, if it can't.
 pub fn obstacle() -> Option<String> {

@@ -151,7 +151,9 @@ fn dated(object: Object, previous: &Index, now: Timestamp) -> Object {
 }
 
 fn same(old: &Policy, new: &Policy) -> bool {
-    *old == Policy { changed: old.changed, ..new.clone() }
+    let kept = old.clone();
+    // Labels and annotations decide nothing.
+    *old == Policy { changed: kept.changed, labels: kept.labels, annotations: kept.annotations, ..new.clone() }
 }
 
 /// What `stat` says of every file behind the paths: enough to see any change that a writer doesn't hide on purpose.

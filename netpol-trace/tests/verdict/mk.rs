@@ -1,5 +1,5 @@
 //! Small makers of model objects, so that a test reads like the YAML it stands for.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, reason = "each test and bench uses its own part")]
 
 use std::net::IpAddr;
 
@@ -90,6 +90,8 @@ pub fn policy(key: &str, subject: &str) -> Policy {
         namespace: namespace.into(),
         name: name.into(),
         uid: None,
+        labels: Default::default(),
+        annotations: Default::default(),
         generation: None,
         changed: None,
         subject: selector(subject),
