@@ -158,7 +158,8 @@ impl Row {
         let run = self.agent.take().context("the agent is not started")?.stop()?;
         run.balance()?;
         let mine: Vec<&Record> = drops(&run.records).filter(|record| self.is_mine(record)).collect();
-        let right: Vec<&Record> = mine.iter().copied().filter(|record| wrong(expect, record).is_empty()).collect();
+        let is_right = |record: &&Record| wrong(expect, record).is_empty() && self.wrong_tuple(record).is_none();
+        let right: Vec<&Record> = mine.iter().copied().filter(is_right).collect();
         let strays: Vec<&Record> = drops(&run.records)
             .filter(|record| self.pair.lab.owns(record) && record.cause() == "policy" && !self.is_mine(record))
             .collect();
