@@ -136,9 +136,10 @@ impl Row {
         })
     }
 
-    /// The agent, to tell it something.
-    pub fn agent(&self) -> Result<&Agent> {
-        self.agent.as_ref().context("the agent is not started")
+    /// The row's records so far.
+    pub fn records(&self) -> Result<Vec<Record>> {
+        let agent = self.agent.as_ref().context("the agent is not started")?;
+        Ok(agent.records().into_iter().filter(|record| record.is_drop() && self.is_mine(record)).collect())
     }
 
     fn is_mine(&self, record: &Record) -> bool {

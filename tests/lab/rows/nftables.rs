@@ -3,7 +3,7 @@
 use anyhow::Result;
 use netpol_trace_tests::nft;
 use netpol_trace_tests::pair::{NODE, NODE6};
-use netpol_trace_tests::row::{Expect, PORT, Row, other, policy};
+use netpol_trace_tests::row::{DATAGRAMS, Expect, PORT, Row, other, policy};
 
 /// A row whose enforcer is one ruleset, and whose packets go from the client to the server.
 fn forward(name: &'static str, ruleset: &str, expect: Expect) -> Result<()> {
@@ -135,4 +135,35 @@ fn output_of_somebody_else() -> Result<()> {
     row.from_node()?;
     let counted = row.pair.counted("row")?;
     row.check(Expect { action: "reject", ..other("nftables", "output", "host_firewall") }, counted).map(drop)
+}
+
+/// The rules change while the agent runs: no record says what the old ones did, and soon they say what the new ones do.
+#[test]
+fn changed_rules() -> Result<()> {
+    const RULES: [&str; 2] = [
+        "table inet t {\nchain c {\ntype filter hook forward priority 0;\nudp dport 9 counter drop comment \"row\"\n}\n}\n",
+        "flush ruleset\n\
+         table inet t {\nchain c {\ntype filter hook forward priority 0;\nudp dport 9 counter reject comment \"row\"\n}\n}\n",
+    ];
+    let Some(mut row) = Row::new("rows::nftables::changed_rules")? else { return Ok(()) };
+    row.pair.lab.enforce(RULES[0])?;
+    row.watch()?;
+    row.to_server()?;
+    row.seen(2 * DATAGRAMS)?;
+    let before = row.records()?;
+    assert!(before.iter().all(|record| record.text("/action") == "drop"), "{before:?}");
+    row.pair.lab.enforce(RULES[1])?;
+    let mut sent = 2 * DATAGRAMS;
+    netpol_trace_tests::eventually("a record that says reject", || {
+        row.to_server()?;
+        sent += 2 * DATAGRAMS;
+        row.seen(sent)?;
+        let mut records = row.records()?;
+        records.retain(|record| !before.contains(record));
+        assert!(records.iter().all(|record| record.text("/action") != "drop"), "{records:?}");
+        Ok(records.iter().any(|record| record.text("/action") == "reject").then_some(()))
+    })?;
+    // The new rules count anew.
+    let counted = row.pair.counted("row")? + 2 * DATAGRAMS;
+    row.check(policy("nftables", "forward", ""), counted).map(drop)
 }
