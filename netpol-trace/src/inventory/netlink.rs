@@ -126,7 +126,10 @@ mod tests {
 
     use super::*;
 
-    fn all(datagram: &[u8]) -> io::Result<(bool, Vec<(u16, Vec<u8>)>)> {
+    /// Type and body.
+    type Taken = Vec<(u16, Vec<u8>)>;
+
+    fn all(datagram: &[u8]) -> io::Result<(bool, Taken)> {
         let mut taken = Vec::new();
         let done = read(datagram, &mut Complete(true), &mut |kind, body: &[u8]| taken.push((kind, body.to_vec())))?;
         Ok((done, taken))
