@@ -45,14 +45,19 @@ pub fn obstacle() -> Option<String> {
     netns::Netns::new("probe").err().map(|error| format!("this machine makes no network namespaces: {error:#}"))
 }
 
-/// Whether to skip a test; prints why, past the test harness's capture.
+/// Whether to skip a test; says why if so.
 pub fn skip(test: &str) -> bool {
     let obstacle = obstacle();
     if let Some(why) = &obstacle {
-        // A closed stderr is no reason to fail.
-        let _ = writeln!(std::io::stderr(), "{test}: skipped: {why}");
+        skipped(test, why);
     }
     obstacle.is_some()
+}
+
+/// Says that a test is skipped, past the test harness's capture.
+pub fn skipped(test: &str, why: &str) {
+    // A closed stderr is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "{test}: skipped: {why}");
 }
 
 /// Asks again and again until there is an answer; an error after [`PATIENCE`].

@@ -99,16 +99,19 @@ pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
     }
     let loaded = manifests::load(&args.paths);
     let findings = lint::lint(&loaded, &args.disable);
-    let least = args.severity.into();
-    let report = match args.output {
-        Format::Text => lint::text(&findings, &loaded, least),
-        Format::Json => lint::json(&findings, &loaded, least)? + "\n",
-        Format::Sarif => lint::sarif(&findings, least)? + "\n",
-    };
-    out.write_all(report.as_bytes())?;
-    out.flush()?;
-    let mut unreadable = loaded.problems.iter().filter(|problem| problem.kind == ProblemKind::Unreadable).peekable();
-    if unreadable.peek().is_some() {
+    let unreadable: Vec<_> = loaded.problems.iter().filter(|p| p.kind == ProblemKind::Unreadable).collect();
+    // Of nothing there is nothing to report.
+    if loaded.files > 0 || unreadable.is_empty() {
+        let least = args.severity.into();
+        let report = match args.output {
+            Format::Text => lint::text(&findings, &loaded, least),
+            Format::Json => lint::json(&findings, &loaded, least)? + "\n",
+            Format::Sarif => lint::sarif(&findings, least)? + "\n",
+        };
+        out.write_all(report.as_bytes())?;
+        out.flush()?;
+    }
+    if !unreadable.is_empty() {
         for problem in unreadable {
             eprintln!("netpol-trace: {problem}");
         }

@@ -158,7 +158,10 @@ fn same(old: &Policy, new: &Policy) -> bool {
 
 /// What `stat` says of every file behind the paths: enough to see any change that a writer doesn't hide on purpose.
 #[derive(Debug, Clone, PartialEq)]
-struct Signature(Vec<(PathBuf, Option<(SystemTime, u64, u64)>)>);
+struct Signature(Vec<(PathBuf, Option<Stat>)>);
+
+/// Modification time, size, inode.
+type Stat = (SystemTime, u64, u64);
 
 impl Signature {
     fn of(paths: &[PathBuf]) -> Signature {
@@ -170,7 +173,7 @@ impl Signature {
     }
 }
 
-fn stat(file: &Path) -> Option<(SystemTime, u64, u64)> {
+fn stat(file: &Path) -> Option<Stat> {
     use std::os::unix::fs::MetadataExt;
     let meta = std::fs::metadata(file).ok()?;
     Some((meta.modified().ok()?, meta.len(), meta.ino()))

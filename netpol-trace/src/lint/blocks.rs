@@ -1,7 +1,5 @@
 //! ipBlock: addresses that policy never sees, that the CNI decides about, or of one family only.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
 use super::context::{Context, PolicyContext, list, names};
@@ -126,14 +124,7 @@ fn pod_addresses(
 
 /// Everywhere in one family, nowhere in the other, on a cluster that has both.
 fn family(context: &Context<'_>, at: &PolicyContext<'_>, direction: Direction, findings: &mut Vec<Finding>) {
-    let dual = |ips: &[IpAddr]| ips.iter().any(IpAddr::is_ipv4) && ips.iter().any(IpAddr::is_ipv6);
-    let nets = |nets: &[IpNet]| nets.iter().any(|n| n.addr().is_ipv4()) && nets.iter().any(|n| n.addr().is_ipv6());
-    let dual_stack = context.index.nodes().any(|node| nets(&node.pod_cidrs))
-        || context
-            .index
-            .namespaces()
-            .any(|(_, entry)| entry.pods().any(|view| !view.pod.host_network && dual(&view.pod.ips)));
-    if !dual_stack {
+    if !context.dual_stack {
         return;
     }
     let mut default_routes = Vec::new();

@@ -1,5 +1,10 @@
 //! Who matches what, for all checks: policies with their places over one index.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use super::{Finding, Severity, catalogue};
 use crate::cluster::Index;
 use crate::cluster::index::{NamespaceEntry, PodView};
@@ -14,6 +19,10 @@ pub struct Context<'a> {
     pub loaded: &'a Loaded,
     pub index: Index,
     pub policies: Vec<PolicyContext<'a>>,
+    /// Places in `policies`, by namespace.
+    by_namespace: HashMap<Str, Vec<usize>>,
+    /// Pods here have addresses of both families.
+    pub dual_stack: bool,
 }
 
 /// A policy and its place.
@@ -26,7 +35,7 @@ pub struct PolicyContext<'a> {
 pub struct Peers<'c> {
     /// The input shows the workloads of every namespace that is meant, and at least one.
     pub known: bool,
-    pub namespaces: Vec<(&'c Str, &'c NamespaceEntry)>,
+    pub namespaces: Vec<(Str, &'c NamespaceEntry)>,
     pub pods: Vec<PodView<'c>>,
 }
 
@@ -37,7 +46,18 @@ impl<'a> Context<'a> {
             Object::Policy(policy) => Some(PolicyContext { located, policy }),
             _ => None,
         });
-        Context { loaded, policies: policies.collect(), index }
+        let policies: Vec<PolicyContext<'a>> = policies.collect();
+        let mut by_namespace: HashMap<Str, Vec<usize>> = HashMap::new();
+        for (i, at) in policies.iter().enumerate() {
+            by_namespace.entry(at.policy.namespace.clone()).or_default().push(i);
+        }
+        let dual_stack = dual_stack(&index);
+        Context { loaded, policies, by_namespace, dual_stack, index }
+    }
+
+    /// The policies of a namespace.
+    pub fn policies_of(&self, namespace: &str) -> impl Iterator<Item = &PolicyContext<'a>> {
+        self.by_namespace.get(namespace).into_iter().flatten().filter_map(|i| self.policies.get(*i))
     }
 
     pub fn namespace(&self, name: &str) -> Option<&NamespaceEntry> {
@@ -83,9 +103,14 @@ impl<'a> Context<'a> {
     /// The pods behind a selector peer; `None` for an ipBlock.
     pub fn peers(&self, policy: &Policy, peer: &Peer) -> Option<Peers<'_>> {
         let Peer::Pods { namespaces, pods } = peer else { return None };
-        let namespaces: Vec<(&Str, &NamespaceEntry)> = match namespaces {
-            None => self.index.namespaces().filter(|(name, _)| **name == policy.namespace).collect(),
-            Some(selector) => self.matching_namespaces(selector),
+        let namespaces: Vec<(Str, &NamespaceEntry)> = match namespaces {
+            None => {
+                let own = self.index.namespace(&policy.namespace);
+                own.map(|entry| (policy.namespace.clone(), entry)).into_iter().collect()
+            }
+            Some(selector) => {
+                self.matching_namespaces(selector).into_iter().map(|(name, entry)| (name.clone(), entry)).collect()
+            }
         };
         let known = !namespaces.is_empty() && namespaces.iter().all(|(name, _)| self.has_workloads(name));
         let all = namespaces.iter().flat_map(|(_, entry)| entry.pods()).filter(|view| !view.pod.is_over());
@@ -99,11 +124,10 @@ impl<'a> Context<'a> {
         policy: &'c Policy,
         direction: Direction,
     ) -> impl Iterator<Item = &'c PolicyContext<'a>> {
-        self.policies.iter().filter(move |other| {
-            other.policy.namespace == policy.namespace
-                && other.policy.isolates(direction)
-                && covers(&other.policy.subject, &policy.subject)
-        })
+        let covers = move |other: &&PolicyContext<'a>| {
+            other.policy.isolates(direction) && covers(&other.policy.subject, &policy.subject)
+        };
+        self.policies_of(&policy.namespace).filter(covers)
     }
 }
 
@@ -123,6 +147,14 @@ impl PolicyContext<'_> {
         let rules = if self.policy.isolates(direction) { self.policy.rules(direction) } else { &[] };
         rules.iter().enumerate().map(move |(i, rule)| (format!("spec.{direction}[{i}]"), rule))
     }
+}
+
+fn dual_stack(index: &Index) -> bool {
+    let both = |v4: bool, v6: bool| v4 && v6;
+    let nets = |nets: &[IpNet]| both(nets.iter().any(|n| n.addr().is_ipv4()), nets.iter().any(|n| n.addr().is_ipv6()));
+    let ips = |ips: &[IpAddr]| both(ips.iter().any(IpAddr::is_ipv4), ips.iter().any(IpAddr::is_ipv6));
+    index.nodes().any(|node| nets(&node.pod_cidrs))
+        || index.namespaces().any(|(_, entry)| entry.pods().any(|view| !view.pod.host_network && ips(&view.pod.ips)))
 }
 
 /// Whether `selector` matches the namespace; `None` when the input doesn't have its labels.

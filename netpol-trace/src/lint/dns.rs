@@ -68,18 +68,15 @@ fn no_dns(context: &Context<'_>, at: &PolicyContext<'_>, findings: &mut Vec<Find
     let without: Vec<PodView<'_>> =
         subjects.iter().copied().filter(|view| !has_dns(context, on_pod(view).iter().map(|p| &**p))).collect();
     let known = !subjects.is_empty();
-    let covered = has_dns(context, context.also_on_subjects(policy, Direction::Egress).map(|other| other.policy));
-    if if known { without.is_empty() } else { covered } {
+    let covered = || has_dns(context, context.also_on_subjects(policy, Direction::Egress).map(|other| other.policy));
+    if if known { without.is_empty() } else { covered() } {
         return;
     }
     let locked_out = policy.isolates(Direction::Ingress) && policy.ingress.is_empty();
     if policy.egress.is_empty() {
         // One workload that may send nothing is a decision, and a default deny is completed by other policies; a
         // namespace where no pod may ask is a mistake.
-        let somebody_else = context
-            .policies
-            .iter()
-            .any(|other| other.policy.namespace == policy.namespace && !other.policy.egress.is_empty());
+        let somebody_else = context.policies_of(&policy.namespace).any(|other| !other.policy.egress.is_empty());
         let lockout_says_it = findings
             .iter()
             .any(|f| f.id == "lockout" && f.place.file == at.located.place.file && f.object == at.name());

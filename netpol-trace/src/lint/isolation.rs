@@ -129,14 +129,14 @@ fn lockout(context: &Context<'_>, at: &PolicyContext<'_>, findings: &mut Vec<Fin
         return;
     }
     let subjects = context.subjects(policy);
-    let allowed = context.policies.iter().any(|other| {
+    let allowed = context.policies_of(&policy.namespace).any(|other| {
         let other = other.policy;
         let allows = DIRECTIONS.into_iter().any(|d| other.isolates(d) && !other.rules(d).is_empty());
         // Any overlap counts where the pods aren't known.
         let overlaps =
             subjects.is_empty() && (policy.subject.is_everything() || covers(&other.subject, &policy.subject));
         let selects = subjects.iter().any(|view| other.subject.matches(&view.pod.labels));
-        other.namespace == policy.namespace && allows && (overlaps || selects)
+        allows && (overlaps || selects)
     });
     if allowed {
         return;

@@ -124,7 +124,7 @@ fn pod_label(
         return;
     }
     let all: Vec<_> = peers.namespaces.iter().flat_map(|(name, _)| context.pods(name)).collect();
-    let namespaces: Vec<&str> = peers.namespaces.iter().map(|(name, _)| &***name).collect();
+    let namespaces: Vec<&str> = peers.namespaces.iter().map(|(name, _)| &**name).collect();
     let nearest = nearest(selector, &all).map(|text| format!("; nearest: {text}")).unwrap_or_default();
     let message = format!("podSelector {selector} matches no pod of {}{nearest}", list(&namespaces, 3));
     let own = matches!(peer, Peer::Pods { namespaces: None, .. });

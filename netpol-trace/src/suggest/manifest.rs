@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json as object};
 
 use crate::cluster::model::{Labels, Operator, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
 
-/// The object with the API's field names; keys in the order that people write them.
+/// The object with the API's field names.
 pub fn json(policy: &Policy) -> Value {
     let mut metadata = Map::new();
     metadata.insert("name".into(), (*policy.name).into());
@@ -143,7 +143,14 @@ fn tree(value: &Value) -> Yaml<'_> {
         Value::String(text) => Yaml::Value(Scalar::String(text.as_str().into())),
         Value::Array(items) => Yaml::Sequence(items.iter().map(tree).collect()),
         Value::Object(fields) => {
-            Yaml::Mapping(fields.iter().map(|(k, v)| (Yaml::Value(Scalar::String(k.as_str().into())), tree(v))).collect())
+            let mut fields: Vec<_> = fields.iter().collect();
+            fields.sort_by_key(|(key, _)| ORDER.iter().position(|known| known == key));
+            let string = |text| Yaml::Value(Scalar::String(std::borrow::Cow::Borrowed(text)));
+            Yaml::Mapping(fields.into_iter().map(|(key, value)| (string(key.as_str()), tree(value))).collect())
         }
     }
 }
+
+/// The order in which people write a policy's fields, where it isn't the alphabet's.
+const ORDER: [&str; 11] =
+    ["name", "namespace", "podSelector", "policyTypes", "ingress", "egress", "from", "to", "ports", "protocol", "port"];

@@ -469,25 +469,26 @@ spec:
         &with(np),
         "staging/api -> staging/db 3306/TCP",
         expect![[r#"
-        error: -:31 (document 3) spec.ingress: NetworkPolicy staging/ingress-policy: found a mapping, expected a list
-        netpol-trace explain: the input has errors, so an answer could be wrong; see above
-        exit 2
-    "#]],
+            warning: -:28 (document 3) metadata.name: NetworkPolicy staging/ingress-policy: has the name of the object at -:17 (document 2): once corrected and applied it replaces that one, of which nothing stays
+            error: -:31 (document 3) spec.ingress: NetworkPolicy staging/ingress-policy: found a mapping, expected a list
+            netpol-trace explain: the input has errors, so an answer could be wrong; see above
+            exit 2
+        "#]],
     );
     let both_valid = np.replace("ingress: {}", "ingress: []");
     check(
         &with(&both_valid),
         "staging/api -> staging/db 3306/TCP",
         expect![[r#"
-        warning: -:28 (document 3) metadata.name: NetworkPolicy staging/ingress-policy: replaces the object of the same name at -:17 (document 2): applied in this order, nothing of that one stays
-        DENIED  staging/api -> staging/db 3306/TCP: ingress by staging/ingress-policy (no ingress rule)
-        hint (lockout): staging/ingress-policy isolates ingress of staging/db and no policy has an ingress rule for it. Add one: {from: [{podSelector: {matchLabels: {app: api}}}], ports: [{port: 3306, protocol: TCP}]}
+            warning: -:28 (document 3) metadata.name: NetworkPolicy staging/ingress-policy: replaces the policy of the same name at -:17 (document 2): applied in this order, its 1 ingress and 0 egress rules are gone
+            DENIED  staging/api -> staging/db 3306/TCP: ingress by staging/ingress-policy (no ingress rule)
+            hint (lockout): staging/ingress-policy isolates ingress of staging/db and no policy has an ingress rule for it. Add one: {from: [{podSelector: {matchLabels: {app: api}}}], ports: [{port: 3306, protocol: TCP}]}
 
-        egress of staging/api: allowed, no policy isolates it for egress
+            egress of staging/api: allowed, no policy isolates it for egress
 
-        ingress of staging/db: denied, no rule matches
-          staging/ingress-policy isolates it and has no ingress rules
-        exit 1
-    "#]],
+            ingress of staging/db: denied, no rule matches
+              staging/ingress-policy isolates it and has no ingress rules
+            exit 1
+        "#]],
     );
 }

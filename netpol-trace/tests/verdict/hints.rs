@@ -2,11 +2,15 @@
 
 use expect_test::{Expect, expect};
 use netpol_trace::cluster::model::*;
+use netpol_trace::lint::catalogue;
 use netpol_trace::record::{self, Address, ServiceRef};
 use netpol_trace::verdict::{self, Asked};
 
 use crate::mk::*;
 use crate::nearest::two_environments;
+
+/// The codes that are no mistake of the catalogue, but a plain miss.
+const PLAIN: [&str; 5] = ["peer-label", "peer-namespace", "ip-block", "port", "no-rule"];
 
 #[derive(Default)]
 pub(crate) struct Known {
@@ -31,7 +35,9 @@ pub(crate) fn hint(cluster: &Cluster, query: [&str; 3], known: &Known) -> Option
 }
 
 pub(crate) fn check_known(cluster: &Cluster, query: [&str; 3], known: &Known, expected: Expect) {
-    let text = hint(cluster, query, known).map_or("none\n".to_owned(), |h| format!("{}\n{}\n", h.code, h.message));
+    let found = hint(cluster, query, known);
+    assert!(found.as_ref().is_none_or(|h| PLAIN.contains(&&*h.code) || catalogue::entry(&h.code).is_some()));
+    let text = found.map_or("none\n".to_owned(), |h| format!("{}\n{}\n", h.code, h.message));
     expected.assert_eq(&text);
 }
 

@@ -14,3 +14,4 @@ mod nearest;
 mod oracle;
 mod random;
 mod semantics;
+mod suggest;

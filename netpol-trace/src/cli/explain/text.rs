@@ -3,12 +3,10 @@
 use super::{Answered, Explained, PolicyCheck};
 use crate::record::{Side, VerdictResult};
 use crate::text::escape;
-use crate::verdict::{Fit, ItemCheck, RuleCheck, describe};
+use crate::verdict::{self, Fit, ItemCheck, RuleCheck, describe};
 
 /// Items of a rule that are shown; a rule may have thousands.
 const ITEMS_SHOWN: usize = 12;
-const POLICIES_NAMED: usize = 3;
-
 pub(super) fn page(explained: &Explained) -> String {
     let mut page = Page::default();
     let Some(first) = explained.answers.first() else {
@@ -57,7 +55,7 @@ impl Page {
                 answered.to,
                 answered.port,
                 service.unwrap_or_default(),
-                reason(answered)
+                verdict::summary(&answered.verdict)
             ),
         );
         if let Some(hint) = &answered.hint {
@@ -137,44 +135,6 @@ fn capital(result: VerdictResult) -> &'static str {
         VerdictResult::Denied => "DENIED",
         VerdictResult::Undetermined => "UNDETERMINED",
     }
-}
-
-/// What decided, on the first line.
-fn reason(answered: &Answered) -> String {
-    let verdict = &answered.verdict;
-    let sides = [("egress", &verdict.egress), ("ingress", &verdict.ingress)];
-    let said = |(direction, side): (&str, &Side)| match verdict.result {
-        VerdictResult::Denied if side.result == VerdictResult::Denied => Some(denied_by(direction, side)),
-        VerdictResult::Undetermined if side.result == VerdictResult::Undetermined => {
-            Some(format!("{direction}: {}", side.why.as_deref().unwrap_or("not known")))
-        }
-        VerdictResult::Allowed => Some(match &side.allowed_by {
-            Some(by) => format!("{direction} by {} {}", by.policy, by.rule),
-            None if side.isolated_by.is_empty() => format!("{direction} not isolated"),
-            None => format!("{direction} always allowed"),
-        }),
-        _ => None,
-    };
-    sides.into_iter().filter_map(said).collect::<Vec<_>>().join("; ")
-}
-
-fn denied_by(direction: &str, side: &Side) -> String {
-    let mut names: Vec<String> = side.isolated_by.iter().map(|p| format!("{}/{}", p.namespace, p.name)).collect();
-    let more = names.len().saturating_sub(POLICIES_NAMED);
-    names.truncate(POLICIES_NAMED);
-    if more > 0 {
-        names.push(format!("{more} more"));
-    }
-    let nearest = match &side.nearest {
-        None => String::new(),
-        Some(nearest) if nearest.rule.is_none() => format!(" (no {direction} rule)"),
-        Some(nearest) => {
-            let misses: Vec<_> = nearest.misses.iter().map(describe).collect();
-            let whose = if side.isolated_by.len() > 1 { format!("{} ", nearest.policy) } else { String::new() };
-            format!(" (nearest: {whose}{})", misses.join("; "))
-        }
-    };
-    format!("{direction} by {}{nearest}", names.join(", "))
 }
 
 fn outcome(direction: &str, pod: bool, side: &Side) -> String {

@@ -81,7 +81,7 @@ spec:
                 in:  Namespace qa-test
                 fix: add a default deny to namespace qa-test, and allows for what is needed
 
-            netpol.yaml:24: warning[and-or]: lets in EVERY pod of namespaces with env=qa, not only app=api: items 0 and 1 of the list are alternatives, now qa-test/db, qa-test/frontend too
+            netpol.yaml:24: warning[and-or]: lets in EVERY pod of namespaces with env=qa, not only app=api: items 0 and 1 of the list are alternatives (now also qa-test/db, qa-test/frontend)
                 in:  NetworkPolicy qa-test/db-np, spec.ingress[0].from
                 fix: to mean both together, write one item (one dash):
                      - namespaceSelector:

@@ -352,7 +352,7 @@ fn and_or_where_only_the_other_namespace_wears_the_label() {
     case(
         "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {team: bank-team}}}, {podSelector: {matchLabels: {app: vault}}}]}]}",
         expect![[r#"
-            warning[and-or] spec.ingress[0].from: lets in EVERY pod of namespaces with team=bank-team, not only app=vault: items 0 and 1 of the list are alternatives, now bank/agent too
+            warning[and-or] spec.ingress[0].from: lets in EVERY pod of namespaces with team=bank-team, not only app=vault: items 0 and 1 of the list are alternatives (now also bank/agent)
               to mean both together, write one item (one dash):
               - namespaceSelector:
                   matchLabels: {team: bank-team}
@@ -370,7 +370,7 @@ fn and_or_where_only_the_other_namespace_wears_the_label() {
     case(
         "{podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}, {namespaceSelector: {}}]}]}",
         expect![[r#"
-            warning[and-or] spec.ingress[0].from: lets in EVERY pod of every namespace, not only app=web: items 0 and 1 of the list are alternatives, now bank/agent, bank/vault, kube-system/coredns and 3 more too
+            warning[and-or] spec.ingress[0].from: lets in EVERY pod of every namespace, not only app=web: items 0 and 1 of the list are alternatives (now also bank/agent, bank/vault, kube-system/coredns and 3 more)
               to mean both together, write one item (one dash):
               - namespaceSelector: {}
                 podSelector:

@@ -2,12 +2,20 @@
 
 use std::net::IpAddr;
 
-use super::Error;
 use crate::cluster::Index;
 use crate::cluster::index::{Backend, Owner, PodView};
 use crate::cluster::model::{Pod, Protocol, Service, ServicePort};
 use crate::record::{Address, ServiceRef};
 use crate::verdict::{Connection, End, Transport, Who};
+
+/// What is wrong with what was typed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("--{option} {given:?}: {what}")]
+    Argument { option: &'static str, given: String, what: String },
+    #[error("--port is needed: {0}")]
+    PortNeeded(String),
+}
 
 /// As typed.
 #[derive(Debug)]
