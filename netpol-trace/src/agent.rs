@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Intake;
 use crate::cluster::Cluster;
+use crate::inventory::Watcher;
 use crate::kernel;
 use crate::output::Output;
 use crate::pipeline::Pipeline;
@@ -73,13 +74,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let ring = attached.take_ring().ok_or_else(|| anyhow!("the ring buffer is already taken"))?;
     let counters = Arc::new(attached.take_counters().ok_or_else(|| anyhow!("the counters are already taken"))?);
-    let hooks = worker::hook_states(&attached, symbols_error.as_ref());
+    let mut hooks = worker::hook_states(&attached, symbols_error.as_ref());
 
     let intake = Arc::new(Intake::default());
     let stop = Arc::new(AtomicBool::new(false));
     let (to_worker, from_reader) = sync_channel(QUEUE);
     let output = Output::new(lines, run_id(), config.cluster.clone(), config.node.clone());
-    let pipeline = Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output);
+    let inventory = Watcher::start(kernel::programs::tcx);
+    hooks.push(worker::inventory_state(&inventory.latest()));
+    let pipeline =
+        Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output).with_inventory(inventory);
     // Fires when the worker ends by itself: the output's reader has gone, or a bug.
     let (ended, mut worker_ended) = tokio::sync::oneshot::channel();
 

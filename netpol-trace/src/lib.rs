@@ -10,6 +10,7 @@ pub mod cli;
 pub mod cluster;
 pub mod doctor;
 pub mod enrich;
+pub mod inventory;
 pub mod kernel;
 pub mod lint;
 pub mod output;

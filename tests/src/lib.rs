@@ -11,11 +11,14 @@
 pub mod agent;
 pub mod books;
 pub mod demo;
+pub mod iptables;
 pub mod netns;
 pub mod nft;
 pub mod packet;
 pub mod pair;
+pub mod program;
 pub mod record;
+pub mod row;
 pub mod server;
 pub mod topology;
 pub mod traffic;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use crate::inventory::Inventory;
 use crate::kernel::RawDrop;
 use crate::kernel::attach::{Attached, Hook};
 use crate::kernel::clock::Clock;
@@ -197,4 +198,14 @@ pub fn hook_states(attached: &Attached, symbols: Option<&SymbolsError>) -> Vec<H
         detail = Some(format!("{}reasons only: {error}", detail.map(|d| d + "; ").unwrap_or_default()));
     }
     vec![HookState { name: "kfree_skb".into(), state: state.into(), detail }]
+}
+
+/// What of the rulesets can be read, as a status tells it.
+pub fn inventory_state(inventory: &Inventory) -> HookState {
+    let unknown = inventory.unknown();
+    let state = if unknown.is_empty() { "read" } else { "partly_read" };
+    let detail = (!unknown.is_empty()).then(|| {
+        format!("{}: whose rule it was, and whether it drops or rejects, stays unknown there", unknown.join(", "))
+    });
+    HookState { name: "rulesets".into(), state: state.into(), detail }
 }
