@@ -52,7 +52,11 @@ fn records() -> String {
 #[test]
 fn a_rule_goes_into_the_policy_that_is_meant_for_these_pods() {
     let question = ["--from", "qa-test/deploy/frontend", "--to", "staging/svc/db-svc"];
-    check("suggest", &question, "", expect![[r#"
+    check(
+        "suggest",
+        &question,
+        "",
+        expect![[r#"
         # 1 policy to apply. Read what each lets through, then kubectl apply -f.
         ---
         # staging/db-np as it is, with added rules.
@@ -89,13 +93,18 @@ fn a_rule_goes_into_the_policy_that_is_meant_for_these_pods() {
                 - protocol: TCP
                   port: 3306
         exit 0
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_policy_of_all_pods_gets_no_exceptions() {
     let question = ["--from", "staging/deploy/frontend", "--to", "93.184.216.34", "--port", "80"];
-    check("suggest", &question, "", expect![[r#"
+    check(
+        "suggest",
+        &question,
+        "",
+        expect![[r#"
         # 1 policy to apply. Read what each lets through, then kubectl apply -f.
         ---
         # staging/frontend-to-93-184-216-34 is new; its pods are isolated already.
@@ -120,31 +129,46 @@ fn a_policy_of_all_pods_gets_no_exceptions() {
                 - protocol: TCP
                   port: 80
         exit 0
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn nothing_to_change() {
     let question = ["--from", "qa-test/deploy/frontend", "--to", "qa-test/svc/db-svc"];
-    check("suggest", &question, "", expect![[r#"
+    check(
+        "suggest",
+        &question,
+        "",
+        expect![[r#"
         # Nothing to change: the policies allow it already.
         # allowed already, or by the rules below: qa-test/frontend-7d9c8bf9d-x2lkp -> qa-test/db-0 3306/TCP
         exit 0
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn icmp_can_not_be_suggested() {
     let question = ["--from", "staging/deploy/frontend", "--to", "staging/db-0", "--port", "icmp"];
-    check("suggest", &question, "", expect![[r#"
+    check(
+        "suggest",
+        &question,
+        "",
+        expect![[r#"
         # NOT solved: staging/frontend-6c8f7d5b4-m9ztv -> staging/db-0 ICMP: NetworkPolicy v1 can't name ICMP; what isolation does to it depends on the CNI
         exit 1
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn recorded_drops_become_policies() {
-    check("suggest", &["-"], &records(), expect![[r#"
+    check(
+        "suggest",
+        &["-"],
+        &records(),
+        expect![[r#"
         warning: 1 lines are no records; the first is line 3: expected ident at line 1 column 2
         # 2 policies to apply. Read what each lets through, then kubectl apply -f.
         ---
@@ -205,12 +229,17 @@ fn recorded_drops_become_policies() {
                 - protocol: TCP
                   port: 3306
         exit 0
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn replay_says_what_still_drops_and_what_it_can_not_judge() {
-    check("replay", &["-"], &records(), expect![[r#"
+    check(
+        "replay",
+        &["-"],
+        &records(),
+        expect![[r#"
         warning: 1 lines are no records; the first is line 3: expected ident at line 1 column 2
         0 of 2 recorded connections would pass, 2 still drop, 0 can't be told.
           still drops  qa-test/frontend-7d9c8bf9d-x2lkp -> staging/db-0 3306/TCP (6 packets recorded)
@@ -219,7 +248,8 @@ fn replay_says_what_still_drops_and_what_it_can_not_judge() {
                        egress by staging/test-np (no egress rule)
         Connections that passed are not in the records, so whether the edited policies break one of them was not judged.
         exit 1
-    "#]]);
+    "#]],
+    );
 }
 
 /// What suggest prints, added to the cluster, makes the recorded drops pass.
