@@ -1,0 +1,16 @@
+//! A kernel record of arbitrary octets.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use netpol_trace_common::DropEvent;
+
+fuzz_target!(|bytes: &[u8]| {
+    if bytes.len() < size_of::<DropEvent>() {
+        return;
+    }
+    // SAFETY: plain words, valid for every bit pattern, and as many octets as they take.
+    let event = unsafe { bytes.as_ptr().cast::<DropEvent>().read_unaligned() };
+    if let Ok(packet) = netpol_trace::packet::decode(&event) {
+        assert!(packet.segments >= 1);
+    }
+});
