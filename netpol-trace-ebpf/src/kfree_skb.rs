@@ -56,4 +56,3 @@ fn interesting(slot: u32, reason: u32, location: u64) -> bool {
     let subsystem = field!(ovs_subsystem);
     subsystem != 0 && reason != NO_REASON && reason >> 16 == subsystem
 }
-
