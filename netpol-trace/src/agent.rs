@@ -40,7 +40,15 @@ pub struct Config {
 
 /// Runs until a signal, the given duration, or the end of whoever reads the output.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let (cluster, loaded) = Cluster::from_manifests(config.manifests.clone());
+    // Before anything else: a signal during the start must end the agent as cleanly as one later.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    for path in config.manifests.iter().filter(|path| path.as_os_str() != "-") {
+        if let Err(error) = std::fs::metadata(path) {
+            bail!("--manifests {}: {error}", path.display());
+        }
+    }
+    let (cluster, loaded) = Cluster::from_manifests(&config.manifests);
     for problem in &loaded.problems {
         tracing::warn!("{problem}");
     }
@@ -75,6 +83,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Fires when the worker ends by itself: the output's reader has gone, or a bug.
     let (ended, mut worker_ended) = tokio::sync::oneshot::channel();
 
+    // Before the worker tells that we have started: whoever reads that may stop us at once.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     let worker = std::thread::Builder::new().name("worker".into()).spawn({
         let counters = counters.clone();
         move || {
@@ -89,8 +100,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         move || reader::run(ring, names, attached, &counters, &intake, &stop, &to_worker)
     })?;
 
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
     let duration = async {
         match config.duration {
             Some(duration) => tokio::time::sleep(duration).await,

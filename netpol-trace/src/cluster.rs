@@ -8,9 +8,13 @@
 //!
 //! Only this module names the Kubernetes API types or client: everything downstream sees [`model`] and [`Index`].
 
+pub mod decode;
 pub mod index;
+pub mod manifests;
 pub mod model;
+pub mod place;
+pub mod source;
+pub mod yaml;
 
 pub use index::Index;
-pub mod source;
-pub use source::{Cluster, SourceStatus};
+pub use source::Cluster;

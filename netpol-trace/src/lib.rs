@@ -16,4 +16,5 @@ pub mod pipeline;
 pub mod record;
 pub mod sink;
 pub mod telemetry;
+pub mod text;
 pub mod verdict;

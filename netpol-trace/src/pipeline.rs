@@ -81,7 +81,7 @@ impl Pipeline {
             Ok(packet) => packet,
             // ARP, LLDP and the like: no policy speaks of them.
             Err(PacketError::NotIp) => {
-                self.leave_out(Some(Cause::NotPolicy));
+                self.leave_out(Cause::NotPolicy);
                 return Ok(());
             }
             Err(error) => {
@@ -95,7 +95,7 @@ impl Pipeline {
             }
         };
         if facts.site.candidate == Candidate::Noise {
-            self.leave_out(None);
+            self.leave_out(Cause::NotPolicy);
             return Ok(());
         }
         if let (Some(netns), true) = (facts.netns, packet.conntrack.is_some())
@@ -105,8 +105,7 @@ impl Pipeline {
         }
         let may_wait =
             self.held.len() < MAX_HELD && matches!(facts.site.candidate, Candidate::Policy | Candidate::Maybe);
-        let cluster = self.cluster.clone();
-        let index = cluster.read();
+        let index = self.cluster.read();
         let flow = enrich::name(&packet, &index);
         if may_wait && flow.may_be_named_later() {
             self.books.held += 1;
@@ -121,8 +120,7 @@ impl Pipeline {
         if self.held.is_empty() {
             return Ok(());
         }
-        let cluster = self.cluster.clone();
-        let index = cluster.read();
+        let index = self.cluster.read();
         let now = Instant::now();
         for held in std::mem::take(&mut self.held) {
             let flow = enrich::name(&held.packet, &index);
@@ -171,7 +169,7 @@ impl Pipeline {
             }
         };
         if !self.all_drops && !decision.cause.is_default() {
-            self.leave_out(Some(decision.cause));
+            self.leave_out(decision.cause);
             return Ok(());
         }
         *self.books.causes.entry(decision.cause).or_default() += 1;
@@ -179,13 +177,11 @@ impl Pipeline {
         self.output.write(body, time, 1, &mut self.books)
     }
 
-    /// Counts a packet that gets no line: its cause is not asked for, or (`None`) it is noise.
-    fn leave_out(&mut self, cause: Option<Cause>) {
+    /// Counts a packet that gets no line.
+    fn leave_out(&mut self, cause: Cause) {
         self.books.written += 1;
         self.books.filtered += 1;
-        if let Some(cause) = cause {
-            *self.books.causes.entry(cause).or_default() += 1;
-        }
+        *self.books.causes.entry(cause).or_default() += 1;
     }
 
     fn enrichment(&self, flow: &Flow<'_>) -> Enrichment {

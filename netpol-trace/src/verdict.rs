@@ -11,6 +11,8 @@
 
 mod evaluate;
 mod matching;
+mod miss;
+mod nearest;
 mod report;
 
 use std::net::IpAddr;
@@ -22,6 +24,7 @@ use crate::cluster::model::Protocol;
 
 pub use evaluate::{Because, Finding, Judgement, Policies, Side, evaluate};
 pub use matching::{Assumed, Doubt};
+pub use miss::describe;
 pub use report::judge;
 
 /// The connection that is judged: from the source to the address and port that the destination's policy sees (the

@@ -49,7 +49,7 @@ fn input() -> Result<()> {
 table inet host {
 	chain input {
 		type filter hook input priority filter; policy accept;
-		udp dport 8472 counter drop comment "in"
+		udp dport 8472 counter drop comment \"in\"
 	}
 }";
     if skip("input") {

@@ -119,8 +119,14 @@ impl Agent {
             Some(seen) => bail!("the agent ended before {what}: {:?}, stderr:\n{}", seen.exit, seen.stderr),
             None => {
                 let seen = self.shared.lock();
-                let records: String = seen.records.iter().map(|record| format!("{record}\n")).collect();
-                bail!("the agent: no sign of {what} in {PATIENCE:?}; records:\n{records}stderr:\n{}", seen.stderr)
+                // A noisy host: what is not a drop, and the last few that are.
+                let count = seen.records.len();
+                let few = seen.records.iter().enumerate().filter(|(n, record)| !record.is_drop() || n + 10 > count);
+                let few: String = few.map(|(_, record)| format!("{record}\n")).collect();
+                bail!(
+                    "the agent: no sign of {what} in {PATIENCE:?}; of {count} records:\n{few}stderr:\n{}",
+                    seen.stderr
+                )
             }
         }
     }
@@ -201,7 +207,8 @@ fn find_binary() -> Result<PathBuf> {
     let path = profile.join("netpol-trace");
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut build = Command::new(cargo);
-        build.args(["build", "--quiet", "--package", "netpol-trace", "--bin", "netpol-trace"]);
+        // The whole workspace's features, as other commands build it: nothing is built twice.
+        build.args(["build", "--quiet", "--workspace", "--bin", "netpol-trace"]);
         build.args(profile.ends_with("release").then_some("--release"));
         let output = build.current_dir(env!("CARGO_MANIFEST_DIR")).output().context("run cargo")?;
         if !output.status.success() {
@@ -209,7 +216,7 @@ fn find_binary() -> Result<PathBuf> {
         }
     }
     if !path.is_file() {
-        bail!("no agent at {}: cargo build --package netpol-trace, or set {BINARY}", path.display());
+        bail!("no agent at {}: cargo build --workspace, or set {BINARY}", path.display());
     }
     Ok(path)
 }

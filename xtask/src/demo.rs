@@ -1,23 +1,32 @@
 //! `cargo xtask demo`: the demo's cluster on this machine, the agent watching, and what became of each connection.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
-/// Runs the demo, a program of the tests' package, with the agent at `agent`. Its records go to `target/demo.jsonl`.
-pub fn run(agent: &Path) -> Result<()> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["run", "--quiet", "--package", "netpol-trace-tests", "--bin", "netpol-trace-demo", "--"])
-        .arg("target/demo.jsonl")
-        .env("NETPOL_TRACE_BIN", std::path::absolute(agent)?)
-        .current_dir(root)
-        .status()
-        .context("run cargo")?;
-    if !status.success() {
-        bail!("the demo failed: {status}");
+use crate::machine;
+use crate::setup::{self, Need};
+
+/// Show the agent at work: a small cluster of network namespaces, real connections, and why each failed that did.
+///
+/// Needs root. Nothing outside the demo's own namespaces is changed, and they end with it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where to write the agent's records, one JSON object a line
+    #[arg(long, value_name = "PATH", default_value = "target/demo.jsonl")]
+    output: std::path::PathBuf,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if !machine::is_root() {
+        bail!("the demo makes network namespaces and loads BPF programs, and needs root: sudo -E cargo xtask demo");
     }
-    Ok(())
+    setup::ensure(&[Need::Build, Need::Lab])?;
+    let output = std::path::absolute(&args.output)?;
+    // The agent and the demo, built as `cargo xtask test` builds them, so that neither builds for the other.
+    let programs = ["--bin", "netpol-trace", "--bin", "netpol-trace-demo"];
+    machine::run(machine::cargo().args(["build", "--quiet", "--workspace", "--locked"]).args(programs))?;
+    let mut demo = std::process::Command::new(machine::target().join("debug/netpol-trace-demo"));
+    let status = demo.arg(output).current_dir(machine::root()).status()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,6 +1,7 @@
 //! Everything a developer or CI runs: one file per verb.
 
 mod bench;
+mod demo;
 mod machine;
 mod report;
 mod setup;
@@ -27,6 +28,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Setup(setup::Args),
+    Demo(demo::Args),
     Test(test::Args),
     Vm(vm::Args),
     Bench(bench::Args),
@@ -35,6 +37,7 @@ enum Verb {
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Setup(args) => setup::run(&args),
+        Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Vm(args) => vm::run(&args),
         Verb::Bench(args) => bench::run(&args),

@@ -52,7 +52,13 @@ pub fn lab(kernel: &str, programs: &[Program]) -> Result<Tally> {
         return skipped(why.lines().last().unwrap_or_default().to_owned());
     }
     let mut command = boot();
-    command.arg("-f").arg(agent()).args([kernel, "--"]).arg(&lab.path);
+    command
+        .arg("-f")
+        .arg(agent())
+        .arg("-f")
+        .arg(machine::root().join("tests/demo"))
+        .args([kernel, "--"])
+        .arg(&lab.path);
     // Emulation has one slow processor: one test at a time.
     command.args(["--test-threads", "1"]);
     count(&mut command)
@@ -66,6 +72,5 @@ fn boot() -> Command {
 
 /// The agent that `cargo build` made.
 fn agent() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| machine::root().join("target"), PathBuf::from);
-    target.join("debug/netpol-trace")
+    machine::target().join("debug/netpol-trace")
 }

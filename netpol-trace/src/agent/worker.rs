@@ -12,7 +12,7 @@ use crate::kernel::clock::Clock;
 use crate::kernel::counters::{Counters, Reading};
 use crate::kernel::symbols::SymbolsError;
 use crate::pipeline::Pipeline;
-use crate::record::{Body, Cause, HookState, Loss, LossStage, Phase, SourceState, Status, Totals};
+use crate::record::{Body, HookState, Loss, LossStage, Phase, SourceState, Status, Totals};
 use crate::sink::SinkError;
 
 /// What the worker is told.
@@ -162,16 +162,13 @@ impl Worker<'_> {
         let now = Timestamp::now();
         let reading = self.reading();
         let pipeline = &mut self.pipeline;
-        let mut causes = pipeline.books.causes.clone();
-        if reading.not_recorded > 0 {
-            *causes.entry(Cause::NotPolicy).or_default() += reading.not_recorded;
-        }
         let status = Status {
             phase,
             version: env!("CARGO_PKG_VERSION").into(),
             previous_run: None,
             totals: Totals { kernel: reading.totals, agent: pipeline.books.totals(&pipeline.intake) },
-            causes,
+            causes: pipeline.books.causes.clone(),
+            not_recorded: reading.not_recorded,
             hooks: self.hooks.clone(),
             sources: pipeline.cluster().sources().iter().map(|source| source_state(source, now)).collect(),
         };
@@ -179,12 +176,13 @@ impl Worker<'_> {
     }
 }
 
-fn source_state(source: &crate::cluster::SourceStatus, now: Timestamp) -> SourceState {
+fn source_state(source: &crate::cluster::source::SourceStatus, now: Timestamp) -> SourceState {
     SourceState {
         name: source.name.clone(),
         synced: source.synced,
         age_seconds: u64::try_from(now.duration_since(source.loaded_at).as_secs()).unwrap_or(0),
         objects: source.objects.clone(),
+        skipped: source.skipped.clone(),
         error: source.error.clone(),
     }
 }

@@ -266,6 +266,11 @@ impl Index {
         found
     }
 
+    /// Whether `ip` lies in the pod range of a known node.
+    pub fn in_pod_network(&self, ip: IpAddr) -> bool {
+        self.nodes.values().any(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)))
+    }
+
     /// Policies of APIs that are not evaluated here.
     pub fn other_policies(&self) -> &[OtherPolicy] {
         &self.other_policies
@@ -298,10 +303,5 @@ impl PodEntry {
                 list.insert(at, policy.clone());
             }
         }
-    }
-}
-impl Index {
-    pub fn in_pod_network(&self, ip: IpAddr) -> bool {
-        self.nodes.values().any(|n| n.pod_cidrs.iter().any(|c| c.contains(&ip)))
     }
 }

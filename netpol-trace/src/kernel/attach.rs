@@ -6,7 +6,7 @@ use aya::programs::raw_trace_point::RawTracePointLink;
 use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, ProgramError, ProgramFd, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use netpol_trace_common::{Config, Counters as RawCounters, Filter, Locations, REASONS};
+use netpol_trace_common::{Config, Counters as RawCounters, Filter, Locations};
 
 use super::counters::Counters;
 use super::layout::Layout;
@@ -90,12 +90,8 @@ impl Attached {
             .map(|symbols| filter::locations(symbols, &layout.reasons, options.all_drops))
             .unwrap_or((Locations::default(), 0));
         locations.set(0, LocationsPod(ranges), 0).map_err(|e| KernelError::Object(e.to_string()))?;
-        let counters = Counters::new(
-            take(&mut ebpf, "COUNTERS")?,
-            take(&mut ebpf, "SEEN")?,
-            program,
-            unrecorded(&filter, &filter::bitmaps(&layout.reasons, true)),
-        );
+        let counters =
+            Counters::new(take(&mut ebpf, "COUNTERS")?, take(&mut ebpf, "SEEN")?, program, unrecorded(&filter, layout));
         let ring = Ring::new(take::<RingBuf<_>>(&mut ebpf, "EVENTS")?);
         Ok(Attached {
             link: Some(link),
@@ -186,8 +182,11 @@ fn take<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<M, KernelError> 
 }
 
 /// Reasons that only `--all-drops` records.
-fn unrecorded(default: &Filter, all: &Filter) -> Vec<u32> {
-    (0..REASONS as u32).filter(|r| Filter::has(&all.anywhere, *r) && !Filter::has(&default.anywhere, *r)).collect()
+fn unrecorded(default: &Filter, layout: &Layout) -> Vec<(u32, String)> {
+    let all = filter::bitmaps(&layout.reasons, true);
+    let left_out =
+        layout.reasons.iter().filter(|(r, _)| Filter::has(&all.anywhere, *r) && !Filter::has(&default.anywhere, *r));
+    left_out.map(|(reason, name)| (reason, name.to_owned())).collect()
 }
 
 fn load_error(error: EbpfError) -> KernelError {

@@ -1,5 +1,6 @@
 //! The kernel's side of the books: per-CPU counters of the programs, summed.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 
 use aya::maps::{MapData, PerCpuArray};
@@ -14,16 +15,16 @@ pub struct Counters {
     seen: PerCpuArray<MapData, u64>,
     /// Of the attached program, for its recursion misses.
     program: aya::programs::ProgramFd,
-    /// Reasons left to `--all-drops`: seen and counted, not recorded.
-    unrecorded: Vec<u32>,
+    /// Reasons left to `--all-drops`, with their names: seen and counted, not recorded.
+    unrecorded: Vec<(u32, String)>,
 }
 
 /// The books, and what was seen but not asked for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reading {
     pub totals: KernelTotals,
-    /// Drops for other reasons than policy that were counted in the kernel only.
-    pub not_recorded: u64,
+    /// Drops for other reasons than policy, counted in the kernel only, by reason.
+    pub not_recorded: BTreeMap<String, u64>,
 }
 
 impl Counters {
@@ -31,7 +32,7 @@ impl Counters {
         counters: PerCpuArray<MapData, CountersPod>,
         seen: PerCpuArray<MapData, u64>,
         program: aya::programs::ProgramFd,
-        unrecorded: Vec<u32>,
+        unrecorded: Vec<(u32, String)>,
     ) -> Counters {
         Counters { counters, seen, program, unrecorded }
     }
@@ -43,24 +44,23 @@ impl Counters {
             sum.emitted += cpu.0.emitted;
             sum.lost_ring += cpu.0.lost_ring;
         }
-        let (mut seen, mut not_recorded) = (0, 0);
-        for reason in 0..REASONS as u32 {
-            let count: u64 = self.seen.get(&reason, 0)?.iter().sum();
-            seen += count;
-            if self.unrecorded.contains(&reason) {
-                not_recorded += count;
-            }
-        }
+        let by_reason = (0..REASONS as u32)
+            .map(|reason| Ok(self.seen.get(&reason, 0)?.iter().sum()))
+            .collect::<Result<Vec<u64>, aya::maps::MapError>>()?;
+        let not_recorded = self.unrecorded.iter().filter_map(|(reason, name)| {
+            let count = *by_reason.get(*reason as usize)?;
+            (count > 0).then(|| (name.clone(), count))
+        });
         Ok(Reading {
             totals: KernelTotals {
-                seen: seen.max(sum.matched),
+                seen: by_reason.iter().sum::<u64>().max(sum.matched),
                 matched: sum.matched,
                 emitted: sum.emitted,
                 folded: 0,
                 lost: sum.lost_ring,
                 recursion_misses: recursion_misses(self.program.as_fd().as_raw_fd()),
             },
-            not_recorded,
+            not_recorded: not_recorded.collect(),
         })
     }
 }

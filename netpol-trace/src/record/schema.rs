@@ -395,8 +395,11 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_run: Option<String>,
     pub totals: Totals,
-    /// Packets by cause, written or not.
+    /// The written packets by cause, those left off the output included.
     pub causes: BTreeMap<Cause, u64>,
+    /// Drops for other reasons than policy that the kernel counted and did not record (without --all-drops), by reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub not_recorded: BTreeMap<String, u64>,
     pub hooks: Vec<HookState>,
     pub sources: Vec<SourceState>,
 }
@@ -455,8 +458,11 @@ pub struct SourceState {
     pub synced: bool,
     /// Since the state in force was read, in seconds.
     pub age_seconds: u64,
-    /// Objects by kind; kinds that are not used are counted as `skipped`.
+    /// Objects in force, by kind.
     pub objects: BTreeMap<String, u64>,
+    /// Objects of kinds that are not used, by kind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -97,19 +97,9 @@ impl<'a> Policies<'a> {
 
 /// Judges `connection` in both directions.
 pub fn evaluate<'a>(index: &Index, connection: &Connection<'a>, options: &Options) -> Judgement<'a> {
-    let to_service = is_service_address(index, connection);
-    let side = |direction| {
-        let matcher = Matcher { connection: *connection, direction, options, to_service };
-        one_side(&matcher)
-    };
-    Judgement { egress: side(Direction::Egress), ingress: side(Direction::Ingress) }
-}
-
-/// Policy sees the backend, not the service's address, so such a destination must be resolved before it can be judged.
-pub(super) fn is_service_address(index: &Index, connection: &Connection<'_>) -> bool {
-    let (Who::External, Some(ip)) = (&connection.destination.who, connection.destination.ip) else { return false };
-    let (Transport::Named(protocol), Some(port)) = (connection.transport, connection.port) else { return false };
-    index.service_at(ip, protocol, port).is_some()
+    let egress = Matcher::new(index, connection, options, Direction::Egress);
+    let ingress = Matcher { direction: Direction::Ingress, ..egress };
+    Judgement { egress: one_side(&egress), ingress: one_side(&ingress) }
 }
 
 fn one_side<'a>(matcher: &Matcher<'_, 'a>) -> Side<'a> {

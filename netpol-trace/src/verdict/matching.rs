@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Connection, End, Options, Transport, Who};
+use crate::cluster::Index;
 use crate::cluster::index::NamespaceEntry;
-use crate::cluster::model::{Direction, Operator, Peer, Pod, Policy, PortMatch, PortSpec, Rule, Selector};
+use crate::cluster::model::{Direction, Operator, Peer, Pod, Policy, PortMatch, PortSpec, Requirement, Rule, Selector};
 
 /// The label that the API server puts on every namespace (KEP-2161): known even when the object is not.
-const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+pub(super) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// The CNI-dependent points that a finding rests on, as set in [`Options`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -104,7 +105,17 @@ pub(super) struct Matcher<'o, 'a> {
     pub to_service: bool,
 }
 
-impl<'a> Matcher<'_, 'a> {
+impl<'o, 'a> Matcher<'o, 'a> {
+    pub(super) fn new(
+        index: &Index,
+        connection: &Connection<'a>,
+        options: &'o Options,
+        direction: Direction,
+    ) -> Matcher<'o, 'a> {
+        let to_service = is_service_address(index, connection);
+        Matcher { connection: *connection, direction, options, to_service }
+    }
+
     /// The end that `from` or `to` is about.
     pub(super) fn peer(&self) -> &End<'a> {
         match self.direction {
@@ -262,25 +273,31 @@ fn any<T>(items: &[T], matches: impl Fn(&T) -> Match) -> Match {
     best
 }
 
-/// A namespace whose object was never seen still has its name, and with it one label.
 fn namespace_labels_match(selector: &Selector, name: &str, namespace: &NamespaceEntry) -> Match {
-    if let Some(labels) = namespace.labels() {
-        return Match::from_bool(selector.matches(labels));
-    }
     let mut best = Match::YES;
     for requirement in &selector.requirements {
-        best = best.and(if *requirement.key == *NAME_LABEL {
-            Match::from_bool(match &requirement.operator {
-                Operator::In(values) => values.iter().any(|v| **v == *name),
-                Operator::NotIn(values) => !values.iter().any(|v| **v == *name),
-                Operator::Exists => true,
-                Operator::DoesNotExist => false,
-            })
-        } else {
-            Match::Maybe(Doubt::NamespaceLabels)
-        });
+        best = best.and(namespace_requirement(requirement, name, namespace));
+        if best == Match::NO {
+            break;
+        }
     }
     best
+}
+
+/// A namespace whose object was never seen still has its name, and with it one label.
+pub(super) fn namespace_requirement(requirement: &Requirement, name: &str, namespace: &NamespaceEntry) -> Match {
+    if let Some(labels) = namespace.labels() {
+        return Match::from_bool(requirement.matches(labels));
+    }
+    if *requirement.key != *NAME_LABEL {
+        return Match::Maybe(Doubt::NamespaceLabels);
+    }
+    Match::from_bool(match &requirement.operator {
+        Operator::In(values) => values.iter().any(|v| **v == *name),
+        Operator::NotIn(values) => !values.iter().any(|v| **v == *name),
+        Operator::Exists => true,
+        Operator::DoesNotExist => false,
+    })
 }
 
 /// Whether `ip` lies in `cidr` and in none of `except`. IPv4 and IPv6 never mix; an IPv4-mapped IPv6 address or block
@@ -299,4 +316,11 @@ fn net_contains(net: &IpNet, ip: IpAddr) -> bool {
         }
         (IpNet::V4(_), IpAddr::V6(_)) => false,
     }
+}
+
+/// Policy sees the backend, not the service's address, so such a destination must be resolved before it can be judged.
+fn is_service_address(index: &Index, connection: &Connection<'_>) -> bool {
+    let (Who::External, Some(ip)) = (&connection.destination.who, connection.destination.ip) else { return false };
+    let (Transport::Named(protocol), Some(port)) = (connection.transport, connection.port) else { return false };
+    index.service_at(ip, protocol, port).is_some()
 }

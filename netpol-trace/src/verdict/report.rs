@@ -5,7 +5,8 @@ use std::fmt::Write;
 use jiff::Timestamp;
 
 use super::evaluate::{Because, Finding, Judgement, Side, evaluate};
-use super::matching::{Assumed, Doubt};
+use super::matching::{Assumed, Doubt, Matcher};
+use super::nearest::nearest;
 use super::{Connection, Options, Who};
 use crate::cluster::Index;
 use crate::cluster::model::{Direction, OtherPolicy, Policy};
@@ -16,21 +17,18 @@ const OTHERS_NAMED: usize = 3;
 
 /// Judges `connection` in both directions, in the shape of the record.
 pub fn judge(index: &Index, connection: &Connection<'_>, options: &Options) -> record::Verdict {
-    verdict(index, connection, &evaluate(index, connection, options))
-}
-
-/// The record's form of a judgement of `connection`.
-pub fn verdict(index: &Index, connection: &Connection<'_>, judgement: &Judgement<'_>) -> record::Verdict {
+    let judgement = &evaluate(index, connection, options);
     let finding = judgement.finding();
     let basis = match finding {
         Finding::Undetermined(doubt) => doubt.basis(),
         _ => "networkpolicy_v1",
     };
+    let matcher = |direction| Matcher::new(index, connection, options, direction);
     record::Verdict {
         result: result(finding),
         basis: basis.into(),
-        egress: side(connection, &judgement.egress, Direction::Egress),
-        ingress: side(connection, &judgement.ingress, Direction::Ingress),
+        egress: side(&matcher(Direction::Egress), &judgement.egress),
+        ingress: side(&matcher(Direction::Ingress), &judgement.ingress),
         notes: notes(index, connection, judgement),
     }
 }
@@ -43,7 +41,8 @@ fn result(finding: Finding<'_>) -> record::VerdictResult {
     }
 }
 
-fn side(connection: &Connection<'_>, side: &Side<'_>, direction: Direction) -> record::Side {
+fn side<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> record::Side {
+    let direction = matcher.direction;
     let (allowed_by, why) = match side.finding {
         Finding::Allowed(Because::Rule { policy, rule }) => {
             let rule = record::RuleRef { policy: policy_name(policy), rule: format!("{direction}[{rule}]") };
@@ -54,9 +53,13 @@ fn side(connection: &Connection<'_>, side: &Side<'_>, direction: Direction) -> r
     };
     record::Side {
         result: result(side.finding),
-        isolated_by: side.isolated_by.iter().map(|policy| policy_ref(policy, connection.at)).collect(),
+        isolated_by: side.isolated_by.iter().map(|policy| policy_ref(policy, matcher.connection.at)).collect(),
         allowed_by,
-        nearest: None,
+        nearest: nearest(matcher, side).map(|nearest| record::Nearest {
+            policy: policy_name(nearest.policy),
+            rule: nearest.rule.map(|rule| format!("{direction}[{rule}]")),
+            misses: nearest.misses(matcher),
+        }),
         why,
     }
 }

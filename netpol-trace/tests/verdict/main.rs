@@ -1,6 +1,10 @@
 //! The verdict, from outside: every point of the API's semantics by name, Kubernetes' own e2e table, and a second
 //! evaluator to compare with.
 
+mod compare;
 mod conformance;
 mod mk;
+mod nearest;
+mod oracle;
+mod random;
 mod semantics;

@@ -4,12 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::flows::{Expect, FLOWS, Flow, HOSTS};
+use crate::books::WRITTEN;
 use crate::record::{Record, drops, packets};
 use crate::topology::Lab;
 use crate::traffic::{Attempt, Outcome};
-
-/// The causes that are written without `--all-drops`: each of them must have been expected.
-const WRITTEN: &[&str] = &["policy", "disagrees", "enforcer_unavailable", "service_without_endpoints", "unknown"];
 
 /// What the clients saw against what was expected.
 pub fn reality(attempts: &[Attempt]) -> Vec<String> {
@@ -67,7 +65,9 @@ pub fn records(
                 }
                 for record in mine {
                     let faults = policy_drop(flow, attempt, record, direction, isolated_by);
-                    wrong.extend(faults.into_iter().map(|fault| format!("{flow}: {fault}: {record}")));
+                    if !faults.is_empty() {
+                        wrong.push(format!("{flow}: {}: {record}", faults.join(", ")));
+                    }
                 }
             }
             Expect::Fails { cause, .. } => {

@@ -81,7 +81,7 @@ fn describe(flow: &Flow, attempt: &Attempt, record: Option<&Record>) -> String {
     }
 }
 
-/// `nearest staging/db-np ingress[0].from[0].podSelector app=api, has app=frontend`
+/// `nearest staging/db-np ingress[0].from[0].podSelector wants app=api, has app=frontend`
 fn nearest(record: &Record, direction: &str) -> String {
     let at = |field: &str| record.text(&format!("/verdict/{direction}/nearest/{field}")).to_owned();
     let misses: Vec<String> = record
@@ -89,11 +89,12 @@ fn nearest(record: &Record, direction: &str) -> String {
         .iter()
         .map(|miss| {
             let text = |field: &str| miss[field].as_str().unwrap_or_default();
-            format!("{} {}, has {}", text("field"), text("want"), text("have"))
+            format!("{} wants {}, has {}", text("field"), text("want"), text("have"))
         })
         .collect();
     match (at("policy"), at("rule")) {
         (policy, _) if policy.is_empty() => format!("no rule of these policies allows this {direction}"),
+        (policy, rule) if rule.is_empty() => format!("{policy} has no {direction} rule at all"),
         (policy, rule) if misses.is_empty() => format!("nearest {policy} {rule}"),
         (policy, _) => format!("nearest {policy} {}", misses.join("; ")),
     }

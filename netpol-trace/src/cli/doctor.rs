@@ -1,0 +1,44 @@
+//! `netpol-trace doctor`.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use crate::doctor::facts::Hook;
+use crate::doctor::{can_record, gather, judge, text};
+use crate::kernel::probe::probe;
+
+/// Say what this kernel and node can and cannot show, and what to grant.
+///
+/// Looks only: loads the programs once to try them, and takes them off again. Run it as the agent runs; as an ordinary
+/// user it says what it can't tell.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 drops can be recorded, 1 they can't, 2 wrong usage.")]
+pub struct Args {
+    /// Text for people, or JSON: an array of {check, status: ok|warn|fail, found, meaning, remedy}
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let hooks = probe().into_iter().map(|probe| Hook {
+        name: probe.hook.to_owned(),
+        result: probe.result.map_err(|error| error.to_string()),
+    });
+    let findings = judge(&gather(hooks.collect()));
+    let printed = match args.output {
+        Output::Text => text(&findings),
+        Output::Json => serde_json::to_string_pretty(&findings)? + "\n",
+    };
+    match std::io::stdout().write_all(printed.as_bytes()) {
+        // The reader has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        done => done?,
+    }
+    Ok(if can_record(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

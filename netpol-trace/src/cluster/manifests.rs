@@ -1,0 +1,314 @@
+//! Manifest files as the cluster's state: what `kubectl get -A -o yaml` writes, a rendered chart, a GitOps folder.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::decode::{self, document};
+use super::model::{Object, Str};
+use super::place::{FieldLines, Place, Problem, ProblemKind, Severity};
+use super::yaml;
+
+/// An object with its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Located {
+    pub object: Object,
+    /// Where the object begins.
+    pub place: Place,
+    /// `metadata.namespace` was absent, and "default" assumed.
+    pub namespace_defaulted: bool,
+    /// The lines of its fields, for policies and services.
+    pub lines: Option<FieldLines>,
+}
+
+impl Located {
+    /// The place of a field, such as `spec.ingress[0].from[1]`.
+    pub fn at(&self, field: &str) -> Place {
+        let line = self.lines.as_ref().map(|lines| lines.line_of(&yaml::Path::parse(field)));
+        Place { line: line.or(self.place.line), field: field.to_owned(), ..self.place.clone() }
+    }
+}
+
+/// What a set of paths holds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Loaded {
+    /// In the order of the input; of objects with one name only the last.
+    pub objects: Vec<Located>,
+    pub problems: Vec<Problem>,
+    /// Objects of kinds that are not read, by kind.
+    pub skipped: BTreeMap<String, u64>,
+    /// Objects read, by kind.
+    pub counts: BTreeMap<String, u64>,
+    pub files: u64,
+}
+
+impl Loaded {
+    /// The first problem that cost an object.
+    pub fn error(&self) -> Option<&Problem> {
+        self.problems.iter().find(|problem| problem.severity == Severity::Error)
+    }
+}
+
+/// Folders nested deeper than this are a mistake or a loop.
+const MAX_FOLDER_DEPTH: usize = 32;
+const MAX_FILES: usize = 100_000;
+const MAX_PROBLEMS: usize = 1_000;
+
+/// Reads all of `paths`: files, folders (recursively `*.yaml`, `*.yml`, `*.json`, by name), and `-` for standard input.
+pub fn load(paths: &[PathBuf]) -> Loaded {
+    let mut loader = Loader::default();
+    let mut seen = BTreeSet::new();
+    for path in paths {
+        if path.as_os_str() == "-" {
+            let mut bytes = Vec::new();
+            let limit = u64::try_from(yaml::MAX_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+            let read = std::io::stdin().lock().take(limit).read_to_end(&mut bytes);
+            loader.input(&Arc::new(path.clone()), read.map(|_| bytes), true);
+            continue;
+        }
+        let (files, problems) = files(path);
+        loader.loaded.problems.extend(problems);
+        let given = path.is_file();
+        for file in files {
+            // The same file by two paths, or through a link, counts once.
+            if seen.insert(fs::canonicalize(&file).unwrap_or_else(|_| file.clone())) {
+                let bytes = read_bounded(&file);
+                loader.input(&Arc::new(file), bytes, given);
+            }
+        }
+    }
+    loader.finish()
+}
+
+/// Reads `bytes` as if they were the file `name`.
+pub fn load_bytes(name: &str, bytes: &[u8]) -> Loaded {
+    let mut loader = Loader::default();
+    loader.input(&Arc::new(PathBuf::from(name)), Ok(bytes.to_vec()), true);
+    loader.finish()
+}
+
+fn read_bounded(file: &Path) -> std::io::Result<Vec<u8>> {
+    let limit = u64::try_from(yaml::MAX_BYTES).unwrap_or(u64::MAX).saturating_add(1);
+    let mut bytes = Vec::new();
+    fs::File::open(file)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The files that `path` stands for, in the order in which they are read, and what kept others from being read.
+pub fn files(path: &Path) -> (Vec<PathBuf>, Vec<Problem>) {
+    let (mut found, mut problems) = (Vec::new(), Vec::new());
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => {
+            walk(path, 0, &mut found, &mut problems);
+            if found.is_empty() && problems.is_empty() {
+                problems.push(unreadable(path, "a folder without *.yaml, *.yml or *.json files".to_owned()));
+            }
+        }
+        // A named pipe would block for ever.
+        Ok(meta) if !meta.is_file() && !is_proc_fd(path) => {
+            problems.push(unreadable(path, "not a file and not a folder".to_owned()))
+        }
+        Ok(_) => found.push(path.to_owned()),
+        Err(error) => problems.push(unreadable(path, error.to_string())),
+    }
+    (found, problems)
+}
+
+/// `<(kubectl get …)` of a shell.
+fn is_proc_fd(path: &Path) -> bool {
+    path.starts_with("/dev/fd") || path.starts_with("/proc/self/fd") || path.as_os_str() == "/dev/stdin"
+}
+
+fn unreadable(path: &Path, message: String) -> Problem {
+    Problem {
+        kind: ProblemKind::Unreadable,
+        severity: Severity::Error,
+        place: Place::file(&Arc::new(path.to_owned())),
+        object: String::new(),
+        message,
+    }
+}
+
+fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
+    if depth > MAX_FOLDER_DEPTH || found.len() > MAX_FILES {
+        problems.push(unreadable(folder, "too many or too deeply nested files".to_owned()));
+        return;
+    }
+    let entries = match fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
+        Ok(entries) => entries,
+        Err(error) => return problems.push(unreadable(folder, error.to_string())),
+    };
+    let mut paths: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        // Hidden entries are no manifests: .git, editors' swap files; in a mounted ConfigMap `..data` and the dated
+        // folder behind it hold what the links beside them show already.
+        if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+            continue;
+        }
+        let manifest = path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json");
+        match fs::metadata(&path) {
+            Ok(meta) if meta.is_dir() => walk(&path, depth + 1, found, problems),
+            Ok(meta) if meta.is_file() && manifest => found.push(path),
+            Ok(_) => {}
+            // A dangling link to something that isn't a manifest is not our affair.
+            Err(error) if manifest => problems.push(unreadable(&path, error.to_string())),
+            Err(_) => {}
+        }
+    }
+}
+
+#[derive(Default)]
+struct Loader {
+    loaded: Loaded,
+    names: HashMap<(&'static str, Str, Str), usize>,
+    replaced: BTreeSet<usize>,
+}
+
+impl Loader {
+    /// `given`: the file was named, not found in a folder.
+    fn input(&mut self, file: &Arc<PathBuf>, bytes: std::io::Result<Vec<u8>>, given: bool) {
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) => return self.problem(unreadable(file, error.to_string())),
+        };
+        self.loaded.files += 1;
+        let documents = yaml::parse(&bytes);
+        let several = documents.len() > 1;
+        for document in documents {
+            match document {
+                Err(error) => {
+                    let document = (several || error.document > 1).then_some(error.document);
+                    let place = Place { line: Some(error.line), document, ..Place::file(file) };
+                    let message = error.message;
+                    let (kind, severity, object) = (ProblemKind::Syntax, Severity::Error, String::new());
+                    self.problem(Problem { kind, severity, place, object, message });
+                }
+                Ok(document) => {
+                    let number = several.then_some(document.number);
+                    self.document(&document.root, &Place { document: number, ..Place::file(file) }, given);
+                }
+            }
+        }
+    }
+
+    fn document(&mut self, root: &yaml::Node, whole: &Place, given: bool) {
+        let mut output = decode::Output::default();
+        decode::document(root, &mut output);
+        for (kind, count) in output.skipped {
+            *self.loaded.skipped.entry(kind).or_default() += count;
+        }
+        for fault in output.faults {
+            let foreign = fault.kind == document::FaultKind::Kind && fault.object.is_empty();
+            // A folder also holds values files, kustomizations and what else is YAML.
+            if foreign && !given {
+                *self.loaded.skipped.entry("(not a Kubernetes object)".to_owned()).or_default() += 1;
+                continue;
+            }
+            let policy = fault.object.starts_with("NetworkPolicy");
+            self.problem(Problem {
+                kind: match fault.kind {
+                    document::FaultKind::UnknownField => ProblemKind::UnknownField,
+                    _ => ProblemKind::Shape,
+                },
+                severity: match (fault.fatal, policy) {
+                    (true, _) => Severity::Error,
+                    (false, true) => Severity::Warning,
+                    (false, false) => Severity::Info,
+                },
+                place: Place { line: Some(fault.line), field: fault.field.to_string(), ..whole.clone() },
+                object: fault.object,
+                message: fault.message,
+            });
+        }
+        for decoded in output.objects {
+            let keep_lines = matches!(decoded.object, Object::Policy(_) | Object::Service(_));
+            self.object(Located {
+                place: Place { line: Some(decoded.node.line), ..whole.clone() },
+                namespace_defaulted: decoded.namespace_defaulted,
+                lines: keep_lines.then(|| FieldLines::of(decoded.node)),
+                object: decoded.object,
+            });
+        }
+    }
+
+    fn object(&mut self, located: Located) {
+        let (kind, namespace, name) = identity(&located.object);
+        let at = self.loaded.objects.len();
+        if let Some(before) = self.names.insert((kind, namespace.clone(), name.clone()), at)
+            && let Some(earlier) = self.loaded.objects.get(before)
+        {
+            self.replaced.insert(before);
+            let same = earlier.object == located.object;
+            let message = if same {
+                format!("the same object is at {} already", earlier.place)
+            } else {
+                format!(
+                    "replaces the object of the same name at {}: applied in this order, nothing of that one stays",
+                    earlier.place
+                )
+            };
+            self.problem(Problem {
+                kind: ProblemKind::Duplicate,
+                severity: if same { Severity::Info } else { Severity::Warning },
+                place: located.at("metadata.name"),
+                object: if namespace.is_empty() {
+                    format!("{kind} {name}")
+                } else {
+                    format!("{kind} {namespace}/{name}")
+                },
+                message,
+            });
+        }
+        self.loaded.objects.push(located);
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        if self.loaded.problems.len() < MAX_PROBLEMS {
+            self.loaded.problems.push(problem);
+        }
+    }
+
+    fn finish(self) -> Loaded {
+        let mut loaded = self.loaded;
+        let mut at = 0..;
+        loaded.objects.retain(|_| at.next().is_none_or(|i| !self.replaced.contains(&i)));
+        for located in &loaded.objects {
+            *loaded.counts.entry(identity(&located.object).0.to_owned()).or_default() += 1;
+        }
+        loaded
+    }
+}
+
+/// Kind, namespace (empty for cluster-scoped kinds) and name. A workload's template has the workload's kind.
+pub fn identity(object: &Object) -> (&'static str, Str, Str) {
+    let none = || Str::from("");
+    match object {
+        Object::Namespace(o) => ("Namespace", none(), o.name.clone()),
+        Object::Node(o) => ("Node", none(), o.name.clone()),
+        Object::Pod(o) if !o.template => ("Pod", o.namespace.clone(), o.name.clone()),
+        Object::Pod(o) => {
+            let kind = match o.owner.as_ref().map(|owner| &*owner.kind) {
+                Some("Deployment") => "Deployment",
+                Some("StatefulSet") => "StatefulSet",
+                Some("DaemonSet") => "DaemonSet",
+                Some("ReplicaSet") => "ReplicaSet",
+                Some("CronJob") => "CronJob",
+                _ => "Job",
+            };
+            (kind, o.namespace.clone(), o.name.clone())
+        }
+        Object::Policy(o) => ("NetworkPolicy", o.namespace.clone(), o.name.clone()),
+        Object::Service(o) => ("Service", o.namespace.clone(), o.name.clone()),
+        Object::EndpointSlice(o) => ("EndpointSlice", o.namespace.clone(), o.name.clone()),
+        Object::OtherPolicy(o) => {
+            let name = format!("{}/{}", o.kind, o.name);
+            ("OtherPolicy", o.namespace.clone().unwrap_or_default(), format!("{}/{name}", o.group).into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+//! Where something is in the input, and what is wrong there.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::yaml::{Node, Path, Step, Value};
+
+/// A place in the input. Shown as `file:line`, with the document's number where the file has several, and the field.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The path as it was given or found; `-` is standard input.
+    pub file: Arc<PathBuf>,
+    /// 1-based; `None` where the whole file is meant.
+    pub line: Option<u32>,
+    /// 1-based; `None` in a file of one document.
+    pub document: Option<u32>,
+    /// As `spec.ingress[0].from[1]`; empty for the whole object.
+    pub field: String,
+}
+
+impl Place {
+    pub fn file(file: &Arc<PathBuf>) -> Place {
+        Place { file: file.clone(), line: None, document: None, field: String::new() }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", crate::text::escape(&self.file.display().to_string()))?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if let Some(document) = self.document {
+            write!(f, " (document {document})")?;
+        }
+        if !self.field.is_empty() {
+            write!(f, " {}", crate::text::escape(&self.field))?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    Info,
+    Warning,
+    Error,
+}
+
+impl Severity {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Info => "info",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        }
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What kind of problem, where somebody needs to tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProblemKind {
+    /// A path that can't be read, or a folder with nothing to read.
+    Unreadable,
+    /// Not YAML, not JSON, or not text.
+    Syntax,
+    /// An object that is not what the API takes: its kind, a type, or a value.
+    Shape,
+    /// A field that the API doesn't have; the object is used without it.
+    UnknownField,
+    /// An object that comes again later in the input; the last one is used.
+    Duplicate,
+}
+
+/// Something wrong with the input. With severity error an object is missing from the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub kind: ProblemKind,
+    pub severity: Severity,
+    pub place: Place,
+    /// `NetworkPolicy staging/db-np`, as far as known; else empty.
+    pub object: String,
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    /// `file:line field: object: message`, safe for a terminal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.place)?;
+        if !self.object.is_empty() {
+            write!(f, "{}: ", crate::text::escape(&self.object))?;
+        }
+        f.write_str(&crate::text::escape(&self.message))
+    }
+}
+
+/// The lines of an object's fields, kept after its tree is gone. Only keys and list items: no values.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FieldLines {
+    line: u32,
+    children: Box<[(Name, FieldLines)]>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Name {
+    Field(Box<str>),
+    Item,
+}
+
+impl FieldLines {
+    pub fn of(node: &Node) -> FieldLines {
+        FieldLines::build(node, node.line)
+    }
+
+    fn build(node: &Node, line: u32) -> FieldLines {
+        let children = match &node.value {
+            Value::Mapping(entries) => entries
+                .iter()
+                .map(|(key, value)| (Name::Field(key.name.clone()), FieldLines::build(value, key.line)))
+                .collect(),
+            Value::Sequence(items) => {
+                items.iter().map(|item| (Name::Item, FieldLines::build(item, item.line))).collect()
+            }
+            _ => Box::default(),
+        };
+        FieldLines { line, children }
+    }
+
+    /// The line of the field at `path`, or of its nearest parent that is there.
+    pub fn line_of(&self, path: &Path) -> u32 {
+        let mut at = self;
+        for step in &path.0 {
+            let child = match step {
+                Step::Index(index) => at.children.get(*index).filter(|(name, _)| *name == Name::Item),
+                Step::Field(field) => {
+                    at.children.iter().find(|(name, _)| matches!(name, Name::Field(f) if **f == **field))
+                }
+            };
+            let Some((_, child)) = child else { break };
+            at = child;
+        }
+        at.line
+    }
+}

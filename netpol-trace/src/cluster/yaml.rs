@@ -1,0 +1,274 @@
+//! YAML and JSON text to a tree in which every value knows its line, so that a problem can be shown where it is.
+//!
+//! Scalars resolve as kubectl resolves them (go-yaml, YAML 1.1): a plain `yes` is a boolean, `1.10` a number. The
+//! text comes from strangers: depth, size and the nodes that aliases may copy are bounded, and a repeated key is an
+//! error.
+
+mod de;
+mod events;
+mod json;
+mod scalar;
+
+use std::fmt;
+
+pub use de::Error as DecodeError;
+
+/// Nesting deeper than any Kubernetes object; the same bound as serde_json's.
+pub const MAX_DEPTH: usize = 128;
+/// Nodes that aliases and merge keys may copy in one document. Hand-written manifests copy some hundreds.
+pub const MAX_ALIASED_NODES: usize = 200_000;
+/// Nodes in one document: a `kubectl get -o yaml` list of some 20,000 pods.
+pub const MAX_NODES: usize = 16_000_000;
+/// Bytes of one input.
+pub const MAX_BYTES: usize = 256 << 20;
+
+/// One value with its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// 1-based.
+    pub line: u32,
+    pub value: Value,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    Null,
+    /// `raw` is the plain text that was read as a boolean, for YAML.
+    Bool {
+        value: bool,
+        raw: Option<Box<str>>,
+    },
+    /// `raw` as for `Bool`.
+    Number {
+        value: serde_json::Number,
+        raw: Option<Box<str>>,
+    },
+    String(Box<str>),
+    Sequence(Vec<Node>),
+    Mapping(Vec<(Key, Node)>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    pub name: Box<str>,
+    pub line: u32,
+}
+
+/// One document of an input.
+#[derive(Debug)]
+pub struct Document {
+    /// 1-based, among the documents that hold anything.
+    pub number: u32,
+    pub root: Node,
+}
+
+/// Text that is no YAML and no JSON, or more of it than is taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct SyntaxError {
+    /// 1-based; counts the documents before it.
+    pub document: u32,
+    /// 1-based.
+    pub line: u32,
+    pub message: String,
+}
+
+/// One step of a field path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    Field(String),
+    Index(usize),
+}
+
+/// A field path, shown as people write it: `spec.ingress[0].from`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Path(pub Vec<Step>);
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Index(index) => write!(f, "[{index}]")?,
+                // A label key holds dots and slashes; quoting it keeps the path readable.
+                Step::Field(name) if name.contains(['.', '/', '[', ']']) || name.is_empty() => write!(f, "[{name:?}]")?,
+                Step::Field(name) => write!(f, "{}{name}", if i == 0 { "" } else { "." })?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Path {
+    pub fn field(&self, name: &str) -> Path {
+        let mut steps = self.0.clone();
+        steps.push(Step::Field(name.to_owned()));
+        Path(steps)
+    }
+
+    pub fn index(&self, index: usize) -> Path {
+        let mut steps = self.0.clone();
+        steps.push(Step::Index(index));
+        Path(steps)
+    }
+
+    pub fn join(&self, rest: &Path) -> Path {
+        Path(self.0.iter().chain(&rest.0).cloned().collect())
+    }
+
+    /// Reads what [`Path`]'s `Display` writes.
+    pub fn parse(text: &str) -> Path {
+        let mut steps = Vec::new();
+        let mut rest = text;
+        while !rest.is_empty() {
+            if let Some(after) = rest.strip_prefix('.') {
+                rest = after;
+            } else if let Some(after) = rest.strip_prefix('[') {
+                let (inner, tail) = match after.strip_prefix('"').and_then(|quoted| quoted.split_once("\"]")) {
+                    Some((name, tail)) => (Step::Field(name.to_owned()), tail),
+                    None => {
+                        let (number, tail) = after.split_once(']').unwrap_or((after, ""));
+                        (number.parse().map_or_else(|_| Step::Field(number.to_owned()), Step::Index), tail)
+                    }
+                };
+                steps.push(inner);
+                rest = tail;
+            } else {
+                let end = rest.find(['.', '[']).unwrap_or(rest.len());
+                let (name, tail) = rest.split_at(end);
+                steps.push(Step::Field(name.to_owned()));
+                rest = tail;
+            }
+        }
+        Path(steps)
+    }
+}
+
+impl Node {
+    pub fn get(&self, name: &str) -> Option<&Node> {
+        match &self.value {
+            Value::Mapping(entries) => entries.iter().find(|(key, _)| *key.name == *name).map(|(_, node)| node),
+            _ => None,
+        }
+    }
+
+    pub fn as_str(&self) -> Option<&str> {
+        match &self.value {
+            Value::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The node at `path` or, where the path leaves the tree, `None`.
+    pub fn at(&self, path: &Path) -> Option<&Node> {
+        path.0.iter().try_fold(self, |node, step| match (step, &node.value) {
+            (Step::Field(name), _) => node.get(name),
+            (Step::Index(index), Value::Sequence(items)) => items.get(*index),
+            _ => None,
+        })
+    }
+
+    /// The line of the field at `path`: its key's line, or the nearest parent's where the path leaves the tree.
+    pub fn line_of(&self, path: &Path) -> u32 {
+        let (mut node, mut line) = (self, self.line);
+        for step in &path.0 {
+            match (step, &node.value) {
+                (Step::Field(name), Value::Mapping(entries)) => {
+                    let Some((key, value)) = entries.iter().find(|(key, _)| *key.name == **name) else { break };
+                    (node, line) = (value, key.line);
+                }
+                (Step::Index(index), Value::Sequence(items)) => {
+                    let Some(item) = items.get(*index) else { break };
+                    (node, line) = (item, item.line);
+                }
+                _ => break,
+            }
+        }
+        line
+    }
+}
+
+/// Reads all documents of `bytes`. An error costs only its own document: the ones after it are still read.
+pub fn parse(bytes: &[u8]) -> Vec<Result<Document, SyntaxError>> {
+    let whole = |line, message| vec![Err(SyntaxError { document: 1, line, message })];
+    if bytes.len() > MAX_BYTES {
+        return whole(
+            1,
+            format!("{} MiB is more than the {} MiB read from one file", bytes.len() >> 20, MAX_BYTES >> 20),
+        );
+    }
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
+        Err(error) => {
+            let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
+            let line = 1 + valid.iter().filter(|b| **b == b'\n').count();
+            return whole(u32::try_from(line).unwrap_or(u32::MAX), "not UTF-8 text; save the file as UTF-8".to_owned());
+        }
+    };
+    let mut json_error = None;
+    if text.trim_start().starts_with(['{', '[']) {
+        match json::parse(text) {
+            Ok(documents) => return documents.into_iter().map(Ok).collect(),
+            // `{a: b}` is YAML's flow style: no JSON, but good.
+            Err(error) => json_error = Some(error),
+        }
+    }
+    let documents = yaml(text);
+    match json_error {
+        // Neither; the JSON reader's words fit better when the text was meant as JSON.
+        Some(error) if documents.iter().any(Result::is_err) => vec![Err(error)],
+        _ => documents,
+    }
+}
+
+fn yaml(text: &str) -> Vec<Result<Document, SyntaxError>> {
+    let mut documents = Vec::new();
+    for (first_line, chunk) in split(text) {
+        let before = u32::try_from(documents.len()).unwrap_or(u32::MAX);
+        match events::read(chunk, first_line) {
+            Ok(roots) => {
+                for (root, number) in roots.into_iter().zip(before + 1..) {
+                    documents.push(Ok(Document { number, root }));
+                }
+            }
+            Err(mut error) => {
+                error.document = before + 1;
+                error.message.insert_str(0, "not YAML: ");
+                if chunk.contains("{{") {
+                    error.message.push_str("; `{{` looks like a Helm template: render it first (helm template)");
+                }
+                documents.push(Err(error));
+            }
+        }
+    }
+    documents
+}
+
+/// Cuts `text` at its `---` lines, with the number of each piece's first line. At the start of a line the marker ends a
+/// document whatever came before, so a broken document can't hide the next one.
+fn split(text: &str) -> Vec<(u32, &str)> {
+    let mut pieces = Vec::new();
+    let (mut start, mut start_line, mut at, mut line) = (0, 1, 0, 1);
+    // Directives and comments belong to the `---` that follows them.
+    let mut only_prologue = true;
+    for row in text.split_inclusive('\n') {
+        let marker =
+            row.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if marker && !only_prologue {
+            pieces.push((start_line, &text[start..at]));
+            (start, start_line) = (at, line);
+        }
+        if marker {
+            only_prologue = false;
+        } else {
+            let trimmed = row.trim();
+            only_prologue &= trimmed.is_empty() || trimmed.starts_with(['#', '%']);
+        }
+        at += row.len();
+        line += 1;
+    }
+    pieces.push((start_line, &text[start..]));
+    pieces
+}
+
+#[cfg(test)]
+mod tests;

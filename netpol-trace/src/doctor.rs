@@ -1,0 +1,75 @@
+//! `netpol-trace doctor`: what this kernel and node can and cannot show, and what to grant.
+//!
+//! [`facts::gather`] looks, and changes nothing on the node; [`judge`] is pure and says what it means.
+
+mod enforcement;
+pub mod facts;
+mod judge;
+mod netlink;
+mod text;
+
+use serde::Serialize;
+
+pub use facts::{Facts, gather};
+pub use judge::judge;
+pub use text::text;
+
+/// How good a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// As it should be, or without effect.
+    Ok,
+    /// Something is not shown, costs more than it should, or can't be told.
+    Warn,
+    /// Drops can't be recorded.
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// A stable name, such as `btf`; several findings can share one.
+    pub check: &'static str,
+    pub status: Status,
+    /// What is so on this machine.
+    pub found: String,
+    /// What follows for netpol-trace.
+    pub meaning: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    fn new(check: &'static str, status: Status, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
+        Finding { check, status, found: found.into(), meaning: meaning.into(), remedy: None }
+    }
+
+    fn ok(check: &'static str, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
+        Finding::new(check, Status::Ok, found, meaning)
+    }
+
+    fn warn(
+        check: &'static str,
+        found: impl Into<String>,
+        meaning: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Finding {
+        Finding { remedy: Some(remedy.into()), ..Finding::new(check, Status::Warn, found, meaning) }
+    }
+
+    fn fail(
+        check: &'static str,
+        found: impl Into<String>,
+        meaning: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Finding {
+        Finding { remedy: Some(remedy.into()), ..Finding::new(check, Status::Fail, found, meaning) }
+    }
+}
+
+/// Whether drops can be recorded: nothing failed.
+pub fn can_record(findings: &[Finding]) -> bool {
+    findings.iter().all(|finding| finding.status != Status::Fail)
+}

@@ -1,0 +1,374 @@
+//! What the machine says about itself: /proc, /sys, netlink, and the hooks tried for real. `None` where it can't be
+//! told, mostly for want of a permission.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+
+use super::netlink;
+
+/// All that [`super::judge`] looks at.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// `uname -r`.
+    pub release: Option<String>,
+    pub btf: Btf,
+    pub hooks: Vec<Hook>,
+    /// The effective capabilities, bit N is capability N.
+    pub capabilities: Option<u64>,
+    /// Capabilities in another user namespace than the initial one are none towards the kernel.
+    pub initial_user_namespace: Option<bool>,
+    pub lockdown: Lockdown,
+    pub symbols: Symbols,
+    pub kptr_restrict: Option<u32>,
+    /// Soft limit of locked memory in octets; `u64::MAX` is unlimited.
+    pub memlock: Option<u64>,
+    /// The cgroup's memory limit in octets; `u64::MAX` is unlimited.
+    pub memory_max: Option<u64>,
+    pub bpf_stats_enabled: Option<u32>,
+    pub bpf_jit_enable: Option<u32>,
+    pub unprivileged_bpf_disabled: Option<u32>,
+    pub enforcement: Enforcement,
+}
+
+/// The kernel's type information.
+#[derive(Debug, Clone, Default)]
+pub enum Btf {
+    #[default]
+    Absent,
+    /// In octets.
+    Present(u64),
+    Unreadable(String),
+}
+
+/// A hook that was loaded, attached and detached again.
+#[derive(Debug, Clone)]
+pub struct Hook {
+    pub name: String,
+    /// How it attached, or why not.
+    pub result: Result<String, String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Lockdown {
+    /// The kernel has no lockdown.
+    Absent,
+    None,
+    Integrity,
+    Confidentiality,
+    #[default]
+    Unknown,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Symbols {
+    Addresses,
+    /// Names are shown, every address is 0.
+    Hidden,
+    #[default]
+    Unreadable,
+}
+
+/// What could enforce policies in this network namespace.
+#[derive(Debug, Clone, Default)]
+pub struct Enforcement {
+    /// Whether this is the host's network namespace, where that can be told.
+    pub host_network: Option<bool>,
+    /// Family and name. `Some(vec![])` also where the kernel has no nftables.
+    pub nft_tables: Option<Vec<(String, String)>>,
+    /// Tables of iptables-legacy and ip6tables-legacy, such as `ip filter`.
+    pub legacy_tables: Option<Vec<String>>,
+    pub queues: Option<Vec<Queue>>,
+    /// Devices with a clsact qdisc, where tc programs sit before TCX.
+    pub clsact: Option<Vec<String>>,
+    pub interfaces: Vec<String>,
+    /// File names in /etc/cni/net.d.
+    pub cni_configurations: Vec<String>,
+}
+
+/// An NFQUEUE with a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    pub number: u16,
+    /// Packets dropped because the queue or its listener's socket was full.
+    pub dropped: u64,
+}
+
+/// Looks at the machine. `hooks` are the outcomes of trying them.
+pub fn gather(hooks: Vec<Hook>) -> Facts {
+    let mut facts = read(Path::new("/"), hooks);
+    if facts.lockdown == Lockdown::Unknown
+        && let Some(text) = unmounted_lockdown()
+    {
+        facts.lockdown = lockdown(&text);
+    }
+    // Asking loads the kernel module that answers: only ask where it is loaded already.
+    let nftables = loaded(Path::new("/"), "nf_tables", "nft_do_chain");
+    facts.enforcement.nft_tables = match nftables {
+        Some(false) => Some(Vec::new()),
+        Some(true) | None => netlink::nft_tables().ok(),
+    };
+    facts.enforcement.clsact = netlink::clsact_devices().ok().map(|indexes| names(&indexes));
+    facts
+}
+
+/// What files say, below `root`.
+fn read(root: &Path, hooks: Vec<Hook>) -> Facts {
+    let status = text(root, "proc/self/status").unwrap_or_default();
+    let capabilities = field(&status, "CapEff:").and_then(|hex| u64::from_str_radix(hex, 16).ok());
+    Facts {
+        release: text(root, "proc/sys/kernel/osrelease").map(|release| release.trim().to_owned()),
+        btf: match fs::metadata(root.join("sys/kernel/btf/vmlinux")) {
+            Ok(meta) => match File::open(root.join("sys/kernel/btf/vmlinux")) {
+                Ok(_) => Btf::Present(meta.len()),
+                Err(error) => Btf::Unreadable(error.to_string()),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Btf::Absent,
+            Err(error) => Btf::Unreadable(error.to_string()),
+        },
+        hooks,
+        capabilities,
+        initial_user_namespace: text(root, "proc/self/uid_map")
+            .map(|map| map.split_whitespace().eq(["0", "0", "4294967295"])),
+        lockdown: text(root, "sys/kernel/security/lockdown").map_or(Lockdown::Unknown, |text| lockdown(&text)),
+        symbols: symbols(root),
+        kptr_restrict: number(root, "proc/sys/kernel/kptr_restrict"),
+        memlock: text(root, "proc/self/limits").and_then(|limits| memlock(&limits)),
+        memory_max: memory_max(root),
+        bpf_stats_enabled: number(root, "proc/sys/kernel/bpf_stats_enabled"),
+        bpf_jit_enable: number(root, "proc/sys/net/core/bpf_jit_enable"),
+        unprivileged_bpf_disabled: number(root, "proc/sys/kernel/unprivileged_bpf_disabled"),
+        enforcement: Enforcement {
+            host_network: host_network(root),
+            legacy_tables: legacy_tables(root),
+            queues: queues(root),
+            interfaces: list(root, "sys/class/net"),
+            cni_configurations: list(root, "etc/cni/net.d"),
+            ..Enforcement::default()
+        },
+    }
+}
+
+/// A small text file of /proc or /sys.
+fn text(root: &Path, path: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    // None of these is long; a bind mount could be.
+    File::open(root.join(path)).ok()?.take(1 << 20).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn number(root: &Path, path: &str) -> Option<u32> {
+    text(root, path)?.trim().parse().ok()
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+fn list(root: &Path, path: &str) -> Vec<String> {
+    let entries = fs::read_dir(root.join(path)).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    names
+}
+
+/// `none [integrity] confidentiality`: the brackets mark the mode in force.
+fn lockdown(text: &str) -> Lockdown {
+    match text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']')) {
+        Some("none") => Lockdown::None,
+        Some("integrity") => Lockdown::Integrity,
+        Some("confidentiality") => Lockdown::Confidentiality,
+        _ => Lockdown::Unknown,
+    }
+}
+
+/// The lockdown file where securityfs is mounted nowhere: of a mount of our own that is attached nowhere. It ends with
+/// the file descriptor. `Some("[none]")` for a kernel without lockdown.
+fn unmounted_lockdown() -> Option<String> {
+    use rustix::fs::{Mode, OFlags, openat};
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+    let context = fsopen("securityfs", FsOpenFlags::FSOPEN_CLOEXEC).ok()?;
+    fsconfig_create(&context).ok()?;
+    let flags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags).ok()?;
+    match openat(&mount, "lockdown", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(file) => io::read_to_string(File::from(file).take(4096)).ok(),
+        Err(rustix::io::Errno::NOENT) => Some("[none]".to_owned()),
+        Err(_) => None,
+    }
+}
+
+/// Reads until the first address: every line has one, or none has.
+fn symbols(root: &Path) -> Symbols {
+    let Some(text) = text(root, "proc/kallsyms") else { return Symbols::Unreadable };
+    let mut addresses = text.lines().filter_map(|line| line.split(' ').next()).filter(|a| !a.is_empty()).peekable();
+    match addresses.peek() {
+        None => Symbols::Unreadable,
+        Some(_) if addresses.any(|address| address.bytes().any(|digit| digit != b'0')) => Symbols::Addresses,
+        Some(_) => Symbols::Hidden,
+    }
+}
+
+/// Whether a part of the kernel is there, as a module or built in. `None` when neither can be told.
+fn loaded(root: &Path, module: &str, symbol: &str) -> Option<bool> {
+    if root.join("sys/module").join(module).is_dir() {
+        return Some(true);
+    }
+    let symbols = fs::read(root.join("proc/kallsyms")).ok()?;
+    let symbols = String::from_utf8_lossy(&symbols);
+    let mut names = symbols.lines().filter_map(|line| line.split_ascii_whitespace().nth(2));
+    Some(names.any(|name| name == symbol))
+}
+
+/// `Max locked memory   8388608   8388608   bytes`: the soft limit comes first.
+fn memlock(limits: &str) -> Option<u64> {
+    match field(limits, "Max locked memory")?.split_whitespace().next()? {
+        "unlimited" => Some(u64::MAX),
+        octets => octets.parse().ok(),
+    }
+}
+
+/// The smallest limit on the way from this process's cgroup to the root, in cgroup v2 or v1.
+fn memory_max(root: &Path) -> Option<u64> {
+    let cgroups = text(root, "proc/self/cgroup")?;
+    let of = |prefix: &str, controller: &str| {
+        let mut lines = cgroups.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+        let (_, path) = lines.find(|(names, _)| names.split(',').any(|name| name == controller))?;
+        let path = Path::new(path.trim_start_matches('/'));
+        let mut limits = path.ancestors().filter_map(|dir| {
+            let file = if controller.is_empty() { "memory.max" } else { "memory.limit_in_bytes" };
+            let text = text(root, Path::new(prefix).join(dir).join(file).to_str()?)?;
+            match text.trim() {
+                "max" => Some(u64::MAX),
+                // cgroup v1 writes "no limit" as the largest multiple of the page size.
+                octets => octets.parse().ok().map(|n: u64| if n > i64::MAX as u64 - 65536 { u64::MAX } else { n }),
+            }
+        });
+        let first = limits.next()?;
+        Some(limits.fold(first, u64::min))
+    };
+    of("sys/fs/cgroup", "").or_else(|| of("sys/fs/cgroup/memory", "memory"))
+}
+
+/// Compares with process 1's, which is the host's only when this shares its process namespace: a kernel thread tells
+/// that (process 2 is kthreadd on the host).
+fn host_network(root: &Path) -> Option<bool> {
+    let kthreadd = text(root, "proc/2/comm")?;
+    if kthreadd.trim() != "kthreadd" {
+        return None;
+    }
+    let own = fs::read_link(root.join("proc/self/ns/net")).ok()?;
+    Some(own == fs::read_link(root.join("proc/1/ns/net")).ok()?)
+}
+
+fn legacy_tables(root: &Path) -> Option<Vec<String>> {
+    let mut tables = Vec::new();
+    for (family, path) in [("ip", "proc/net/ip_tables_names"), ("ip6", "proc/net/ip6_tables_names")] {
+        match fs::read_to_string(root.join(path)) {
+            Ok(names) => tables.extend(names.lines().map(|name| format!("{family} {name}"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => return None,
+        }
+    }
+    Some(tables)
+}
+
+/// `queue peer total mode range queue_dropped user_dropped sequence 1`, a line per queue with a listener.
+fn queues(root: &Path) -> Option<Vec<Queue>> {
+    match fs::read_to_string(root.join("proc/net/netfilter/nfnetlink_queue")) {
+        Ok(text) => Some(text.lines().filter_map(queue).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Vec::new()),
+        Err(_) => None,
+    }
+}
+
+fn queue(line: &str) -> Option<Queue> {
+    let mut numbers = line.split_whitespace();
+    let number = numbers.next()?.parse().ok()?;
+    let mut dropped = numbers.skip(4).map(|n| n.parse::<u64>().unwrap_or(0));
+    Some(Queue { number, dropped: dropped.next()?.saturating_add(dropped.next()?) })
+}
+
+/// Interfaces by index.
+fn names(indexes: &[u32]) -> Vec<String> {
+    let root = Path::new("/");
+    let mut names: Vec<String> = list(root, "sys/class/net")
+        .into_iter()
+        .filter(|name| {
+            number(root, &format!("sys/class/net/{name}/ifindex")).is_some_and(|index| indexes.contains(&index))
+        })
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn an_empty_proc_is_all_unknown() {
+        let dir = tree(&[]);
+        let facts = read(dir.path(), Vec::new());
+        assert_eq!(facts.release, None);
+        assert_eq!(facts.capabilities, None);
+        assert_eq!(facts.lockdown, Lockdown::Unknown);
+        assert_eq!(facts.symbols, Symbols::Unreadable);
+        assert_eq!(facts.memory_max, None);
+        assert_eq!(facts.enforcement.queues, Some(Vec::new()));
+    }
+
+    #[test]
+    fn the_lockdown_mode_is_the_bracketed_one() {
+        for (text, mode) in [
+            ("[none] integrity confidentiality\n", Lockdown::None),
+            ("none [integrity] confidentiality\n", Lockdown::Integrity),
+            ("none integrity [confidentiality]\n", Lockdown::Confidentiality),
+            ("", Lockdown::Unknown),
+        ] {
+            assert_eq!(lockdown(text), mode, "{text}");
+        }
+    }
+
+    #[test]
+    fn hidden_addresses_are_told_from_shown_ones() {
+        let kallsyms = |text| symbols(tree(&[("proc/kallsyms", text)]).path());
+        assert_eq!(kallsyms("0000000000000000 T _text\n0000000000000000 t x\n"), Symbols::Hidden);
+        assert_eq!(kallsyms("0000000000000000 A fixed\nffffffff81000000 T _text\n"), Symbols::Addresses);
+        assert_eq!(kallsyms(""), Symbols::Unreadable);
+    }
+
+    #[test]
+    fn the_smallest_memory_limit_counts() {
+        let dir = tree(&[
+            ("proc/self/cgroup", "0::/kubepods/pod1/c1\n"),
+            ("sys/fs/cgroup/kubepods/pod1/c1/memory.max", "max\n"),
+            ("sys/fs/cgroup/kubepods/pod1/memory.max", "134217728\n"),
+            ("sys/fs/cgroup/kubepods/memory.max", "8589934592\n"),
+        ]);
+        assert_eq!(memory_max(dir.path()), Some(128 << 20));
+        let v1 = tree(&[
+            ("proc/self/cgroup", "4:cpu,memory:/a\n1:name=systemd:/\n"),
+            ("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "9223372036854771712\n"),
+        ]);
+        assert_eq!(memory_max(v1.path()), Some(u64::MAX));
+    }
+
+    #[test]
+    fn queues_and_limits_are_read() {
+        assert_eq!(queue("  100  12345     0 2 65531     3     4        9  1"), Some(Queue { number: 100, dropped: 7 }));
+        assert_eq!(queue("garbage"), None);
+        assert_eq!(memlock("Limit  Soft Hard\nMax locked memory   8388608   8388608   bytes\n"), Some(8 << 20));
+        assert_eq!(memlock("Max locked memory   unlimited   unlimited   bytes\n"), Some(u64::MAX));
+    }
+}

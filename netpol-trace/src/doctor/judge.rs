@@ -1,0 +1,313 @@
+//! What the facts mean. Pure: the same facts always give the same findings.
+
+use super::facts::{Btf, Facts, Lockdown, Symbols};
+use super::{Finding, enforcement};
+
+/// The oldest kernel with all that the programs use.
+const OLDEST: (u32, u32) = (5, 10);
+/// From here a drop carries its reason.
+const REASONS: (u32, u32) = (5, 18);
+/// From here BPF memory counts against the cgroup, not the locked-memory limit.
+const CGROUP_ACCOUNTING: (u32, u32) = (5, 11);
+/// From here CAP_BPF and CAP_PERFMON exist.
+const CAP_BPF_KERNEL: (u32, u32) = (5, 8);
+/// What the agent needs beside the cluster's objects: the ring, the maps, the symbols.
+const MEMORY_FLOOR: u64 = 64 << 20;
+
+const NET_ADMIN: u32 = 12;
+const NET_RAW: u32 = 13;
+const SYS_ADMIN: u32 = 21;
+const SYS_RESOURCE: u32 = 24;
+const SYSLOG: u32 = 34;
+const PERFMON: u32 = 38;
+const BPF: u32 = 39;
+
+/// All findings, the kernel's first.
+pub fn judge(facts: &Facts) -> Vec<Finding> {
+    let mut findings = vec![kernel(facts), btf(facts)];
+    findings.extend(hooks(facts));
+    findings.extend(capabilities(facts));
+    findings.push(lockdown(facts));
+    findings.push(symbols(facts));
+    findings.extend(memory(facts));
+    findings.extend(sysctls(facts));
+    findings.extend(enforcement::judge(&facts.enforcement, version(facts)));
+    findings
+}
+
+/// `6.1.0-56-cloud-amd64` is (6, 1).
+fn version(facts: &Facts) -> Option<(u32, u32)> {
+    let mut numbers = facts.release.as_deref()?.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn older(facts: &Facts, than: (u32, u32)) -> bool {
+    version(facts).is_some_and(|version| version < than)
+}
+
+fn kernel(facts: &Facts) -> Finding {
+    let check = "kernel";
+    let Some(release) = facts.release.clone() else {
+        return Finding::warn(check, "the release can't be read", "what this kernel can do is not known", "mount /proc");
+    };
+    if older(facts, OLDEST) {
+        let meaning = "its programs may not read kernel memory the way netpol-trace does";
+        return Finding::fail(check, release, meaning, "use Linux 5.10 or later, built with CONFIG_DEBUG_INFO_BTF=y");
+    }
+    if older(facts, REASONS) {
+        let meaning = "drops carry no reason before 5.18: they are told apart by the place in the kernel's code, which needs symbol addresses";
+        return Finding::warn(check, release, meaning, "nothing, or Linux 5.18 or later for reasons");
+    }
+    Finding::ok(check, release, "drops carry their reason")
+}
+
+fn btf(facts: &Facts) -> Finding {
+    let check = "btf";
+    let need = "the layout of the kernel's structures can't be found, so packets can't be read";
+    match &facts.btf {
+        Btf::Present(octets) => Finding::ok(
+            check,
+            format!("/sys/kernel/btf/vmlinux, {}", size(*octets)),
+            "the layout of the kernel's structures is known",
+        ),
+        Btf::Absent => Finding::fail(
+            check,
+            "no /sys/kernel/btf/vmlinux",
+            need,
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as the distributions' are; in a container, mount /sys",
+        ),
+        Btf::Unreadable(why) => {
+            Finding::fail(check, format!("/sys/kernel/btf/vmlinux can't be read: {why}"), need, "make it readable")
+        }
+    }
+}
+
+fn hooks(facts: &Facts) -> Vec<Finding> {
+    let check = "hook";
+    let finding = |hook: &super::facts::Hook| match &hook.result {
+        Ok(how) => {
+            Finding::ok(check, format!("{} loads and attaches, {how}", hook.name), "the kernel lets us see drops")
+        }
+        Err(why) => Finding::fail(
+            check,
+            format!("{} does not load: {why}", hook.name),
+            "the kernel does not let us see drops",
+            hook_remedy(facts),
+        ),
+    };
+    if facts.hooks.is_empty() {
+        let meaning = "whether the kernel lets us see drops is not known";
+        return vec![Finding::warn(check, "not tried", meaning, "run doctor as the agent runs")];
+    }
+    facts.hooks.iter().map(finding).collect()
+}
+
+/// The likeliest reason first.
+fn hook_remedy(facts: &Facts) -> &'static str {
+    if missing(facts, &[BPF, PERFMON]).is_some() {
+        "grant what `capabilities` names, then ask again"
+    } else if facts.lockdown == Lockdown::Confidentiality {
+        "boot with lockdown=integrity or none"
+    } else if matches!(facts.btf, Btf::Present(_)) {
+        "the container's seccomp profile or a security module may forbid bpf(2); otherwise report this message"
+    } else {
+        "see `btf`"
+    }
+}
+
+/// Those of `wanted` that are missing, by name. `None` when all are there or it can't be told.
+fn missing(facts: &Facts, wanted: &[u32]) -> Option<String> {
+    let set = facts.capabilities?;
+    let has = |capability: u32| set & (1 << capability) != 0;
+    let covered = |capability: u32| {
+        // CAP_SYS_ADMIN stands in for the two that were split off from it.
+        has(capability) || (has(SYS_ADMIN) && matches!(capability, BPF | PERFMON))
+    };
+    let missing: Vec<&str> = wanted.iter().filter(|c| !covered(**c)).map(|c| capability_name(*c)).collect();
+    (!missing.is_empty()).then(|| missing.join(" and "))
+}
+
+fn capability_name(capability: u32) -> &'static str {
+    match capability {
+        NET_ADMIN => "CAP_NET_ADMIN",
+        NET_RAW => "CAP_NET_RAW",
+        SYS_ADMIN => "CAP_SYS_ADMIN",
+        SYS_RESOURCE => "CAP_SYS_RESOURCE",
+        SYSLOG => "CAP_SYSLOG",
+        PERFMON => "CAP_PERFMON",
+        _ => "CAP_BPF",
+    }
+}
+
+fn capabilities(facts: &Facts) -> Vec<Finding> {
+    let check = "capabilities";
+    if facts.capabilities.is_none() {
+        let meaning = "which features this process may use is not known";
+        return vec![Finding::warn(check, "the effective set can't be read", meaning, "mount /proc")];
+    }
+    if facts.initial_user_namespace == Some(false) {
+        return vec![Finding::fail(
+            check,
+            "this process runs in a user namespace of its own",
+            "its capabilities count only there: the kernel does not let it see drops",
+            "run in the host's user namespace (a pod with hostUsers left at true)",
+        )];
+    }
+    let mut needs: Vec<(&[u32], &str, bool)> = vec![];
+    if older(facts, CAP_BPF_KERNEL) {
+        needs.push((&[SYS_ADMIN], "load the programs", true));
+    } else {
+        needs.push((&[BPF, PERFMON], "load the programs", true));
+    }
+    let symbols_needed = facts.symbols != Symbols::Addresses;
+    if symbols_needed {
+        needs.push((&[SYSLOG], "see symbol addresses: without it a drop shows its reason but not its place", false));
+    }
+    needs.push((
+        &[NET_ADMIN],
+        "read the node's rulesets and attach to interfaces: without it the mechanism is told by the drop alone",
+        false,
+    ));
+    needs.push((&[NET_RAW], "read iptables-legacy tables", false));
+    let mut findings: Vec<Finding> = Vec::new();
+    for (wanted, purpose, required) in needs {
+        let Some(names) = missing(facts, wanted) else { continue };
+        let (found, meaning) = (format!("{names} missing"), format!("needed to {purpose}"));
+        let remedy = format!("run as root, or add {names} to the container's securityContext.capabilities");
+        findings.push(match required {
+            true => Finding::fail(check, found, meaning, remedy),
+            false => Finding::warn(check, found, meaning, remedy),
+        });
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(check, "all that are needed", "every feature may be used"));
+    }
+    findings
+}
+
+fn lockdown(facts: &Facts) -> Finding {
+    let check = "lockdown";
+    let seen = !facts.hooks.is_empty() && facts.hooks.iter().all(|hook| hook.result.is_ok());
+    match facts.lockdown {
+        Lockdown::Absent | Lockdown::None => Finding::ok(check, "none", "no restriction"),
+        Lockdown::Integrity => Finding::ok(
+            check,
+            "integrity",
+            "the hooks in use are allowed; the kernel may refuse kprobes and fentry, which netpol-trace does not need",
+        ),
+        Lockdown::Confidentiality => {
+            let remedy = "boot with lockdown=integrity or none, or without the setting that enforces confidentiality";
+            let meaning = "the kernel refuses programs that copy its memory, as reading packet headers does";
+            match seen {
+                true => Finding::warn(check, "confidentiality", meaning, remedy),
+                false => Finding::fail(check, "confidentiality", meaning, remedy),
+            }
+        }
+        Lockdown::Unknown if seen => {
+            Finding::ok(check, "can't be told: securityfs is not mounted", "no matter: the hooks load")
+        }
+        Lockdown::Unknown => Finding::warn(
+            check,
+            "can't be told: /sys/kernel/security is not mounted or not readable",
+            "if a hook does not load, lockdown may be why",
+            "mount -t securityfs securityfs /sys/kernel/security, or run as root",
+        ),
+    }
+}
+
+fn symbols(facts: &Facts) -> Finding {
+    let check = "symbols";
+    let found = match facts.symbols {
+        Symbols::Addresses => {
+            return Finding::ok(check, "addresses are shown", "a drop's place in the kernel's code has a name");
+        }
+        Symbols::Hidden => "/proc/kallsyms shows every address as 0",
+        Symbols::Unreadable => "/proc/kallsyms can't be read",
+    };
+    let remedy = match facts.kptr_restrict {
+        Some(2..) => "sysctl kernel.kptr_restrict=1, and grant CAP_SYSLOG",
+        _ => "grant CAP_SYSLOG, or run as root",
+    };
+    if older(facts, REASONS) {
+        let meaning = "this kernel's drops have no reason, and without addresses no place: nothing tells a policy's drop";
+        return Finding::fail(check, found, meaning, remedy);
+    }
+    let meaning = "drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure";
+    Finding::warn(check, found, meaning, remedy)
+}
+
+fn memory(facts: &Facts) -> Vec<Finding> {
+    let check = "memory";
+    let mut findings = Vec::new();
+    if older(facts, CGROUP_ACCOUNTING) {
+        let capable = missing(facts, &[SYS_RESOURCE]).is_none() && facts.capabilities.is_some();
+        findings.push(match facts.memlock {
+            Some(u64::MAX) => Finding::ok(check, "locked memory: unlimited", "maps can be made"),
+            limit if capable => Finding::ok(
+                check,
+                limit.map_or("locked memory: limit unknown".into(), |n| format!("locked memory: {}", size(n))),
+                "CAP_SYS_RESOURCE lets the agent raise it",
+            ),
+            Some(limit) if limit < MEMORY_FLOOR => Finding::fail(
+                check,
+                format!("locked memory: {}", size(limit)),
+                "before Linux 5.11 maps count against this limit, and it is too small for them",
+                "grant CAP_SYS_RESOURCE, or ulimit -l unlimited",
+            ),
+            Some(limit) => Finding::ok(check, format!("locked memory: {}", size(limit)), "maps can be made"),
+            None => Finding::warn(
+                check,
+                "locked memory: limit unknown",
+                "before Linux 5.11 maps count against it",
+                "grant CAP_SYS_RESOURCE",
+            ),
+        });
+    }
+    findings.push(match facts.memory_max {
+        Some(u64::MAX) => Finding::ok(check, "cgroup: no limit", "bounded by the agent's own limits"),
+        Some(limit) if limit < MEMORY_FLOOR => Finding::warn(
+            check,
+            format!("cgroup limit {}", size(limit)),
+            "maps, kernel symbols and a large cluster's objects may not fit: the agent could be killed",
+            format!("raise resources.limits.memory to {} or more", size(2 * MEMORY_FLOOR)),
+        ),
+        Some(limit) => Finding::ok(check, format!("cgroup limit {}", size(limit)), "enough to start with"),
+        None => Finding::ok(check, "cgroup limit unknown", "bounded by the agent's own limits"),
+    });
+    findings
+}
+
+fn sysctls(facts: &Facts) -> Vec<Finding> {
+    let check = "sysctl";
+    let mut findings = Vec::new();
+    if facts.bpf_stats_enabled.is_some_and(|value| value != 0) {
+        findings.push(Finding::warn(
+            check,
+            "kernel.bpf_stats_enabled=1",
+            "the kernel times every BPF program: about 60 ns more for each drop",
+            "sysctl kernel.bpf_stats_enabled=0 when you are not measuring",
+        ));
+    }
+    if facts.bpf_jit_enable == Some(0) {
+        findings.push(Finding::warn(
+            check,
+            "net.core.bpf_jit_enable=0",
+            "BPF programs are interpreted: each drop costs several times as much",
+            "sysctl net.core.bpf_jit_enable=1",
+        ));
+    }
+    if let Some(value) = facts.unprivileged_bpf_disabled {
+        let meaning = "no matter: it restricts processes without CAP_BPF only";
+        findings.push(Finding::ok(check, format!("kernel.unprivileged_bpf_disabled={value}"), meaning));
+    }
+    findings
+}
+
+/// Octets for people.
+pub(super) fn size(octets: u64) -> String {
+    match octets {
+        0..1024 => format!("{octets} B"),
+        1024..1_048_576 => format!("{} KiB", octets >> 10),
+        _ => format!("{} MiB", octets >> 20),
+    }
+}

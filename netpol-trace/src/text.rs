@@ -1,0 +1,44 @@
+//! Text for people.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// Makes text of a stranger safe for a terminal: control characters and those that reorder or hide text are shown as
+/// `\n`, `\t`, `\u{1b}`.
+pub fn escape(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_unsafe) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c {
+            '\n' => safe.push_str("\\n"),
+            '\t' => safe.push_str("\\t"),
+            '\r' => safe.push_str("\\r"),
+            c if is_unsafe(c) => {
+                let _ = write!(safe, "\\u{{{:x}}}", u32::from(c));
+            }
+            c => safe.push(c),
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Control characters, bidirectional controls (CVE-2021-42574), zero-width characters, line separators.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{61c}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escape;
+
+    #[test]
+    fn control_characters_never_reach_a_terminal() {
+        assert_eq!(escape("app=web"), "app=web");
+        assert_eq!(escape("a\u{1b}[31mred\nb\t\r\u{7f}\u{9b}"), "a\\u{1b}[31mred\\nb\\t\\r\\u{7f}\\u{9b}");
+        assert_eq!(escape("x\u{202e}y\u{200b}z"), "x\\u{202e}y\\u{200b}z");
+        assert_eq!(escape("grün 日本"), "grün 日本");
+    }
+}

@@ -1,0 +1,29 @@
+//! The two evaluators say the same of random clusters. `cargo bench --bench oracle` asks a million times.
+
+use netpol_trace::record::VerdictResult;
+use netpol_trace::verdict::{self, Options};
+use proptest::prelude::*;
+
+use crate::oracle;
+use crate::random;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_evaluators_agree((world, queries) in random::questions(40)) {
+        let index = world.index();
+        for query in &queries {
+            let verdict = verdict::judge(&index, &world.connection(&index, query), &Options::default());
+            for (direction, side) in [("egress", &verdict.egress), ("ingress", &verdict.ingress)] {
+                let expected = match oracle::direction_allows(&world, query, direction) {
+                    true => VerdictResult::Allowed,
+                    false => VerdictResult::Denied,
+                };
+                prop_assert_eq!(side.result, expected, "{} of {:?}", direction, query);
+                prop_assert_eq!(side.nearest.is_some(), expected == VerdictResult::Denied);
+            }
+            prop_assert_eq!(verdict.result == VerdictResult::Allowed, oracle::allows(&world, query));
+        }
+    }
+}
