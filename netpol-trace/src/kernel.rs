@@ -17,6 +17,7 @@ pub mod log;
 pub mod probe;
 pub mod ring;
 pub mod symbols;
+pub mod tc;
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -14,8 +14,10 @@ use crate::books::{Books, Intake};
 use crate::cause::{self, Circumstances};
 use crate::cluster::{Cluster, Index};
 use crate::enrich::{self, Flow};
+use crate::flows::{self, Flows, Origin};
 use crate::kernel::RawDrop;
 use crate::kernel::clock::Clock;
+use crate::kernel::tc::View;
 use crate::output::Output;
 use crate::packet::{self, Candidate, Packet, PacketError};
 use crate::record::build::{Decision, drop_body};
@@ -42,6 +44,8 @@ pub struct Pipeline {
     pub intake: Arc<Intake>,
     held: VecDeque<Held>,
     tracked_netns: HashSet<u32>,
+    /// With the tc hook.
+    pub flows: Option<Flows<View>>,
     pub output: Output,
 }
 
@@ -49,6 +53,7 @@ pub struct Pipeline {
 struct Held {
     packet: Packet,
     facts: packet::Facts,
+    origin: Origin,
     deadline: Instant,
 }
 
@@ -70,6 +75,7 @@ impl Pipeline {
             intake,
             held: VecDeque::new(),
             tracked_netns: HashSet::new(),
+            flows: None,
             output,
         }
     }
@@ -109,10 +115,10 @@ impl Pipeline {
         let flow = enrich::name(&packet, &index);
         if may_wait && flow.may_be_named_later() {
             self.books.held += 1;
-            self.held.push_back(Held { packet, facts, deadline: Instant::now() + NAMING_TIME });
+            self.held.push_back(Held { packet, facts, origin, deadline: Instant::now() + NAMING_TIME });
             return Ok(());
         }
-        self.finish(&index, &packet, &facts, flow)
+        self.finish(&index, &packet, &facts, origin, flow)
     }
 
     /// Looks again at what waits: named now, or out of time.
@@ -128,7 +134,7 @@ impl Pipeline {
                 self.held.push_back(held);
             } else {
                 self.books.held -= 1;
-                self.finish(&index, &held.packet, &held.facts, flow)?;
+                self.finish(&index, &held.packet, &held.facts, held.origin, flow)?;
             }
         }
         Ok(())
@@ -140,6 +146,7 @@ impl Pipeline {
         index: &Index,
         packet: &Packet,
         facts: &packet::Facts,
+        origin: Origin,
         flow: Flow<'_>,
     ) -> Result<(), SinkError> {
         let time = self.clock.wall(packet.time);
