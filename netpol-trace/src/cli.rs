@@ -1,6 +1,8 @@
 //! The command line: one file per verb.
 
 pub mod agent;
+pub mod doctor;
+pub mod explain;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -18,6 +20,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Agent(agent::AgentArgs),
+    Doctor(doctor::Args),
+    Explain(explain::Args),
     /// Print the record's JSON Schema.
     Schema,
 }
@@ -28,6 +32,8 @@ pub fn run() -> ExitCode {
     crate::telemetry::init();
     let result = match cli.command {
         Command::Agent(args) => agent::run(args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Schema => schema(),
     };
     result.unwrap_or_else(|error| {

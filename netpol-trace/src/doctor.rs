@@ -6,6 +6,8 @@ mod enforcement;
 pub mod facts;
 mod judge;
 mod netlink;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use serde::Serialize;
@@ -25,6 +27,9 @@ pub enum Status {
     /// Drops can't be recorded.
     Fail,
 }
+
+/// The check that tries the programs themselves.
+const HOOK: &str = "hook";
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -164,6 +164,10 @@ impl<K: Kernel> Flows<K> {
         }
     }
 
+    pub fn kernel(&self) -> &K {
+        &self.kernel
+    }
+
     /// Takes one record of the programs.
     pub fn take(&mut self, told: Told, now: Instant) {
         match told {

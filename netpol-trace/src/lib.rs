@@ -9,6 +9,7 @@ pub mod cause;
 pub mod cli;
 pub mod cluster;
 pub mod dns;
+pub mod doctor;
 pub mod enrich;
 pub mod flows;
 pub mod kernel;

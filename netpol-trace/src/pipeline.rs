@@ -83,6 +83,7 @@ impl Pipeline {
     /// One drop, through all stages.
     pub fn handle(&mut self, raw: RawDrop) -> Result<(), SinkError> {
         let RawDrop { event, facts } = raw;
+        let origin = Origin { iif: event.iif, netns: facts.netns };
         let packet = match packet::decode(&event) {
             Ok(packet) => packet,
             // ARP, LLDP and the like: no policy speaks of them.
@@ -103,6 +104,9 @@ impl Pipeline {
         if facts.site.candidate == Candidate::Noise {
             self.leave_out(Cause::NotPolicy);
             return Ok(());
+        }
+        if let Some(flows) = &mut self.flows {
+            flows.saw_drop(&packet, Instant::now());
         }
         if let (Some(netns), true) = (facts.netns, packet.conntrack.is_some())
             && self.tracked_netns.len() < MAX_NETNS
@@ -180,7 +184,10 @@ impl Pipeline {
             return Ok(());
         }
         *self.books.causes.entry(decision.cause).or_default() += 1;
-        let body = drop_body(packet, facts, &flow, decision);
+        let mut body = drop_body(packet, facts, &flow, decision);
+        if let (Some(flows), Body::Drop(drop)) = (&mut self.flows, &mut body) {
+            flows.annotate(drop, packet, origin, index, Instant::now());
+        }
         self.output.write(body, time, 1, &mut self.books)
     }
 
@@ -189,6 +196,24 @@ impl Pipeline {
         self.books.written += 1;
         self.books.filtered += 1;
         *self.books.causes.entry(cause).or_default() += 1;
+    }
+
+    /// Writes connections that died in silence.
+    pub fn unanswered(&mut self) -> Result<(), SinkError> {
+        let Some(flows) = &mut self.flows else { return Ok(()) };
+        let now = Instant::now();
+        let found = flows.unanswered(now);
+        if found.is_empty() {
+            return Ok(());
+        }
+        let index = self.cluster.read();
+        for finding in &found {
+            let time = self.clock.wall(finding.opened);
+            let names = flows.names_of(finding.tuple.client.0, finding.tuple.server.0, now);
+            let body = flows::body(finding, &index, &self.options, names, time, self.cluster.synced());
+            self.output.write(body, time, 0, &mut self.books)?;
+        }
+        Ok(())
     }
 
     fn enrichment(&self, flow: &Flow<'_>) -> Enrichment {

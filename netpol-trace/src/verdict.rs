@@ -6,14 +6,18 @@
 //!                 └─ matching: one rule, peer or port                 └─ nearest: the rule that came closest
 //! ```
 //!
+//! [`check_rules`] tells of every rule what fits and what does not, for `explain`; [`hint`] names the usual mistake.
+//!
 //! [`evaluate`] is the fast core; [`judge`] makes the record's form of it. Where Kubernetes leaves a point to the
 //! CNI, [`Options`] decides, and the verdict's notes say that it did.
 
 mod evaluate;
+mod hint;
 mod matching;
 mod miss;
 mod nearest;
 mod report;
+mod rules;
 
 use std::net::IpAddr;
 
@@ -23,9 +27,11 @@ use crate::cluster::index::PodView;
 use crate::cluster::model::Protocol;
 
 pub use evaluate::{Because, Finding, Judgement, Policies, Side, evaluate};
+pub use hint::{Asked, hint};
 pub use matching::{Assumed, Doubt};
 pub use miss::describe;
 pub use report::judge;
+pub use rules::{Fit, ItemCheck, RuleCheck, check_rules};
 
 /// The connection that is judged: from the source to the address and port that the destination's policy sees (the
 /// backend, after a service's translation).

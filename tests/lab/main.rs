@@ -6,3 +6,4 @@ mod demo;
 mod lifecycle;
 mod packets;
 mod places;
+mod tc;

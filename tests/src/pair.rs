@@ -78,6 +78,13 @@ impl Pair {
         Agent::start(&["--all-drops", "--manifests", &self.manifests().to_string_lossy()])
     }
 
+    /// The agent in the node's own network namespace, where the tc hook finds the pods' interfaces.
+    pub fn watch_node(&self, arguments: &[&str]) -> Result<Agent> {
+        let manifests = self.manifests().to_string_lossy().into_owned();
+        let arguments: Vec<&str> = ["--manifests", &manifests].into_iter().chain(arguments.iter().copied()).collect();
+        Agent::start_in(self.lab.node(), &arguments)
+    }
+
     /// Packets of a named counter, or of the rules with this comment.
     pub fn counted(&self, counter: &str) -> Result<u64> {
         let node = self.lab.node();

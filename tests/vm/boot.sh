@@ -9,7 +9,7 @@
 #
 #   -f PATH        also copy this file or folder in, under the same path (repeatable)
 #   -e NAME=VALUE  environment (repeatable)
-#   -m MIB         memory (default 768)
+#   -m MIB         memory (default 1024)
 #   -t SECONDS     time limit (default 600)
 #
 # Exit: COMMAND's code; 124 time limit; 125 the virtual machine died (its last console lines are on stderr);
@@ -25,7 +25,7 @@ TOOLS="bash dash ip tc nft iptables-legacy ip6tables-legacy iptables-nft ipset b
 MODULES="kernel/net kernel/drivers/net kernel/drivers/virtio"
 # Folders of network modules that no test needs.
 UNUSED='/(ethernet|wireless|usb|can|fddi|hamradio|arcnet|ieee802154|wwan|phy|dsa|sunrpc|mac80211|bluetooth|ceph|rds|tipc|smc|batman-adv|ax25|rxrpc|nfc|6lowpan|9p)/'
-MEMORY=768 LIMIT=600 FETCH=0 FILES=() VARIABLES=()
+MEMORY=1024 LIMIT=600 FETCH=0 FILES=() VARIABLES=()
 PATH=$PATH:/usr/sbin:/sbin
 
 cannot() { echo "$*" >&2; exit 126; }

@@ -1,6 +1,5 @@
 //! `cargo xtask vm`: the lab's tests inside other kernels.
 
-use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
@@ -19,6 +18,9 @@ pub struct Args {
     /// Version prefixes: the newest Debian kernel that begins with each
     #[arg(value_name = "KERNEL", default_values = KERNELS)]
     kernels: Vec<String>,
+    /// Only tests whose names contain this (repeatable)
+    #[arg(long = "test", value_name = "NAME")]
+    filters: Vec<String>,
 }
 
 /// The kernels that the agent is tested on.
@@ -31,15 +33,17 @@ const CANNOT: i32 = 126;
 pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[Need::Build, Need::Lab, Need::Vm])?;
     let programs = test::build()?;
+    test::release_build()?;
     let mut steps = Steps::new();
     for kernel in &args.kernels {
-        steps.step(&format!("lab on kernel {kernel}"), || lab(kernel, &programs));
+        steps.step(&format!("lab on kernel {kernel}"), || lab(kernel, &programs, &args.filters));
     }
     Ok(steps.finish())
 }
 
-/// Runs the lab's tests inside `kernel`. Skipped, with the reason, where no virtual machine can be had.
-pub fn lab(kernel: &str, programs: &[Program]) -> Result<Tally> {
+/// Runs the lab's tests inside `kernel`, those that contain one of `filters` if there are any. Skipped, with the reason,
+/// where no virtual machine can be had.
+pub fn lab<S: AsRef<str>>(kernel: &str, programs: &[Program], filters: &[S]) -> Result<Tally> {
     let skipped = |why: String| Ok(Tally::skipped(format!("lab on kernel {kernel}: {why}")));
     if let Err(why) = setup::ensure(&[Need::Vm]) {
         return skipped(format!("{why:#}").replace('\n', "; "));
@@ -52,15 +56,12 @@ pub fn lab(kernel: &str, programs: &[Program]) -> Result<Tally> {
         return skipped(why.lines().last().unwrap_or_default().to_owned());
     }
     let mut command = boot();
-    command
-        .arg("-f")
-        .arg(agent())
-        .arg("-f")
-        .arg(machine::root().join("tests/demo"))
-        .args([kernel, "--"])
-        .arg(&lab.path);
-    // Emulation has one slow processor: one test at a time.
-    command.args(["--test-threads", "1"]);
+    // The release build: emulation makes the other one too slow for tests that count tens of thousands of packets.
+    let agent = machine::release_agent();
+    command.arg("-f").arg(&agent).arg("-f").arg(machine::root().join("tests/demo"));
+    command.arg("-e").arg(format!("NETPOL_TRACE_BIN={}", agent.display()));
+    // And with its one processor, one test at a time.
+    command.args([kernel, "--"]).arg(&lab.path).args(["--test-threads", "1"]).args(filters.iter().map(AsRef::as_ref));
     count(&mut command)
 }
 
@@ -68,9 +69,4 @@ fn boot() -> Command {
     let mut command = Command::new("bash");
     command.arg(machine::root().join("tests/vm/boot.sh")).stdin(Stdio::null());
     command
-}
-
-/// The agent that `cargo build` made.
-fn agent() -> PathBuf {
-    machine::target().join("debug/netpol-trace")
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::doctor::facts::Hook;
 use crate::doctor::{can_record, gather, judge, text};
+use crate::kernel::KernelError;
 use crate::kernel::probe::probe;
 
 /// Say what this kernel and node can and cannot show, and what to grant.
@@ -28,7 +29,11 @@ enum Output {
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let hooks = probe().into_iter().map(|probe| Hook {
         name: probe.hook.to_owned(),
-        result: probe.result.map_err(|error| error.to_string()),
+        result: probe.result.map_err(|error| match error {
+            // Its message says what to grant, which is a finding of its own.
+            KernelError::NotPermitted(why) | KernelError::LockedDown(why) => why,
+            error => error.to_string(),
+        }),
     });
     let findings = judge(&gather(hooks.collect()));
     let printed = match args.output {

@@ -9,9 +9,17 @@
 //! A pod carries the list of policies that isolate it, so a verdict never scans policies: one changed policy costs a
 //! pass over its namespace's pods, one changed pod a pass over its namespace's policies.
 
+mod services;
+mod strings;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use ipnet::IpNet;
+
+pub use services::Backend;
+use strings::Strings;
 
 use super::model::{
     Direction, EndpointSlice, Labels, Namespace, Node, Object, OtherPolicy, Pod, Policy, Protocol, Service,
@@ -26,7 +34,10 @@ pub struct Index {
     pods_by_ip: HashMap<IpAddr, Vec<PodKey>>,
     nodes_by_ip: HashMap<IpAddr, Str>,
     services_by_ip: HashMap<IpAddr, Vec<(Str, Str)>>,
+    /// The nodes' pod CIDRs, with how many nodes have each.
+    pod_networks: HashMap<IpNet, u32>,
     other_policies: Vec<OtherPolicy>,
+    strings: Strings,
 }
 
 /// One namespace with all that lives in it. It exists as soon as something is in it, even when the source never showed
@@ -34,6 +45,7 @@ pub struct Index {
 #[derive(Debug, Clone, Default)]
 pub struct NamespaceEntry {
     object: Option<Arc<Namespace>>,
+    /// By name; templates by `kind/name`, which no pod can be called.
     pods: BTreeMap<Str, PodEntry>,
     policies: BTreeMap<Str, Arc<Policy>>,
     services: BTreeMap<Str, Arc<Service>>,
@@ -92,6 +104,19 @@ impl NamespaceEntry {
         self.pods.values().map(|entry| PodView { pod: &entry.pod, namespace: self, entry })
     }
 
+    fn pod(&self, key: &str) -> Option<PodView<'_>> {
+        let entry = self.pods.get(key)?;
+        Some(PodView { pod: &entry.pod, namespace: self, entry })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.object.is_none()
+            && self.pods.is_empty()
+            && self.policies.is_empty()
+            && self.services.is_empty()
+            && self.slices.is_empty()
+    }
+
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values()
     }
@@ -125,6 +150,9 @@ impl Index {
                 for ip in &node.ips {
                     self.nodes_by_ip.insert(*ip, node.name.clone());
                 }
+                for cidr in &node.pod_cidrs {
+                    *self.pod_networks.entry(cidr.trunc()).or_default() += 1;
+                }
                 self.nodes.insert(node.name.clone(), Arc::new(node));
             }
             Object::Pod(pod) => self.upsert_pod(pod),
@@ -155,6 +183,7 @@ impl Index {
         }
     }
 
+    /// Removes a pod by its name (a template by `kind/name`).
     pub fn remove_pod(&mut self, namespace: &str, name: &str) {
         let Some(entry) = self.namespaces.get_mut(namespace).and_then(|n| n.pods.remove(name)) else { return };
         for ip in &entry.pod.ips {
@@ -165,6 +194,7 @@ impl Index {
                 }
             }
         }
+        self.drop_empty(namespace);
     }
 
     pub fn remove_policy(&mut self, namespace: &str, name: &str) {
@@ -173,6 +203,7 @@ impl Index {
         {
             entry.reisolate(name, None);
         }
+        self.drop_empty(namespace);
     }
 
     pub fn remove_service(&mut self, namespace: &str, name: &str) {
@@ -180,20 +211,61 @@ impl Index {
         for ip in &service.ips {
             if let Some(keys) = self.services_by_ip.get_mut(ip) {
                 keys.retain(|(ns, n)| !(**ns == *namespace && **n == *name));
+                if keys.is_empty() {
+                    self.services_by_ip.remove(ip);
+                }
             }
         }
+        self.drop_empty(namespace);
+    }
+
+    pub fn remove_slice(&mut self, namespace: &str, name: &str) {
+        if let Some(entry) = self.namespaces.get_mut(namespace) {
+            entry.slices.remove(name);
+        }
+        self.drop_empty(namespace);
+    }
+
+    /// Forgets the Namespace object; what lives in it stays until it is removed itself.
+    pub fn remove_namespace(&mut self, name: &str) {
+        if let Some(entry) = self.namespaces.get_mut(name) {
+            entry.object = None;
+        }
+        self.drop_empty(name);
     }
 
     pub fn remove_node(&mut self, name: &str) {
-        if let Some(node) = self.nodes.remove(name) {
-            for ip in &node.ips {
+        let Some(node) = self.nodes.remove(name) else { return };
+        for ip in &node.ips {
+            if self.nodes_by_ip.get(ip).is_some_and(|owner| **owner == *name) {
                 self.nodes_by_ip.remove(ip);
+            }
+        }
+        for cidr in &node.pod_cidrs {
+            if let Some(count) = self.pod_networks.get_mut(&cidr.trunc()) {
+                *count -= 1;
+                if *count == 0 {
+                    self.pod_networks.remove(&cidr.trunc());
+                }
             }
         }
     }
 
-    fn upsert_pod(&mut self, pod: Pod) {
-        self.remove_pod(&pod.namespace.clone(), &pod.name.clone());
+    fn drop_empty(&mut self, namespace: &str) {
+        if self.namespaces.get(namespace).is_some_and(NamespaceEntry::is_empty) {
+            self.namespaces.remove(namespace);
+        }
+    }
+
+    fn upsert_pod(&mut self, mut pod: Pod) {
+        let key: Str = match &pod.owner {
+            Some(owner) if pod.template => format!("{}/{}", owner.kind, pod.name).into(),
+            _ => pod.name.clone(),
+        };
+        self.remove_pod(&pod.namespace.clone(), &key);
+        pod.labels = pod.labels.iter().map(|(k, v)| (self.strings.share(k), self.strings.share(v))).collect();
+        pod.namespace = self.strings.share(&pod.namespace);
+        pod.node = pod.node.map(|node| self.strings.share(&node));
         // hostNetwork pods share their node's addresses, finished pods no longer own theirs.
         if !pod.host_network && !pod.is_over() {
             for ip in &pod.ips {
@@ -206,7 +278,7 @@ impl Index {
         for policy in namespace.policies.values() {
             entry.isolate(policy);
         }
-        namespace.pods.insert(entry.pod.name.clone(), entry);
+        namespace.pods.insert(key, entry);
     }
 
     pub fn namespace(&self, name: &str) -> Option<&NamespaceEntry> {
@@ -217,10 +289,16 @@ impl Index {
         self.namespaces.iter()
     }
 
+    /// The pod of that name or, where the source has none, the template of a workload of that name.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<PodView<'_>> {
-        let namespace = self.namespaces.get(namespace)?;
-        let entry = namespace.pods.get(name)?;
-        Some(PodView { pod: &entry.pod, namespace, entry })
+        let kinds = ["Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob"];
+        let entry = self.namespaces.get(namespace)?;
+        entry.pod(name).or_else(|| kinds.iter().find_map(|kind| self.workload(namespace, kind, name)))
+    }
+
+    /// The template of the workload, where the source has the workload.
+    pub fn workload(&self, namespace: &str, kind: &str, name: &str) -> Option<PodView<'_>> {
+        self.namespaces.get(namespace)?.pod(&format!("{kind}/{name}"))
     }
 
     pub fn policy(&self, namespace: &str, name: &str) -> Option<&Arc<Policy>> {
@@ -242,13 +320,29 @@ impl Index {
     /// Whose address `ip` is. A pod's claim comes before a node's: hostNetwork pods never claim.
     pub fn owner_of(&self, ip: IpAddr) -> Owner<'_> {
         match self.pods_by_ip.get(&ip).map(Vec::as_slice) {
-            Some([key]) => self.pod(&key.namespace, &key.name).map_or(Owner::None, Owner::Pod),
+            Some([key]) => {
+                let entry = self.namespaces.get(&key.namespace);
+                entry.and_then(|entry| entry.pod(&key.name)).map_or(Owner::None, Owner::Pod)
+            }
             Some(keys @ [_, _, ..]) => Owner::Ambiguous(keys.len()),
             _ => match self.nodes_by_ip.get(&ip).and_then(|name| self.nodes.get(name)) {
                 Some(node) => Owner::Node(node),
                 None => Owner::None,
             },
         }
+    }
+
+    /// Whether `ip` lies in a node's pod CIDR.
+    pub fn in_pod_network(&self, ip: IpAddr) -> bool {
+        let lengths = 0..=if ip.is_ipv4() { 32 } else { 128 };
+        // One look per prefix length costs the same for one node and for ten thousand.
+        let mut networks = lengths.filter_map(|length| IpNet::new(ip, length).ok());
+        !self.pod_networks.is_empty() && networks.any(|net| self.pod_networks.contains_key(&net.trunc()))
+    }
+
+    /// Whether any node told its pod CIDRs.
+    pub fn knows_pod_networks(&self) -> bool {
+        !self.pod_networks.is_empty()
     }
 
     /// The service that answers at `ip`, and its port where `port` is one of them.
@@ -264,11 +358,6 @@ impl Index {
             found.get_or_insert((&**service, None));
         }
         found
-    }
-
-    /// Whether `ip` lies in the pod range of a known node.
-    pub fn in_pod_network(&self, ip: IpAddr) -> bool {
-        self.nodes.values().any(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip)))
     }
 
     /// Policies of APIs that are not evaluated here.
@@ -305,3 +394,6 @@ impl PodEntry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

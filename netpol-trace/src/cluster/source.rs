@@ -173,3 +173,6 @@ fn stat(file: &Path) -> Option<(SystemTime, u64, u64)> {
     let meta = std::fs::metadata(file).ok()?;
     Some((meta.modified().ok()?, meta.len(), meta.ino()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -132,9 +132,10 @@ fn open_vswitch(facts: &Enforcement, version: Option<(u32, u32)>) -> Option<Find
 
 fn cni(facts: &Enforcement) -> Option<Finding> {
     let check = "cni";
-    let interfaces = facts.interfaces.iter().flat_map(|name| {
-        INTERFACES.iter().filter(move |(prefix, _)| name.starts_with(prefix)).map(|(_, cni)| *cni)
-    });
+    let interfaces = facts
+        .interfaces
+        .iter()
+        .flat_map(|name| INTERFACES.iter().filter(move |(prefix, _)| name.starts_with(prefix)).map(|(_, cni)| *cni));
     let files = facts.cni_configurations.iter().flat_map(|file| {
         CONFIGURATIONS.iter().filter(move |(part, _)| file.to_ascii_lowercase().contains(part)).map(|(_, cni)| *cni)
     });

@@ -198,14 +198,16 @@ fn unmounted_lockdown() -> Option<String> {
     }
 }
 
-/// Reads until the first address: every line has one, or none has.
+/// Reads until the first address: they are shown, or none is.
 fn symbols(root: &Path) -> Symbols {
     let Some(text) = text(root, "proc/kallsyms") else { return Symbols::Unreadable };
     let mut addresses = text.lines().filter_map(|line| line.split(' ').next()).filter(|a| !a.is_empty()).peekable();
-    match addresses.peek() {
-        None => Symbols::Unreadable,
-        Some(_) if addresses.any(|address| address.bytes().any(|digit| digit != b'0')) => Symbols::Addresses,
-        Some(_) => Symbols::Hidden,
+    if addresses.peek().is_none() {
+        Symbols::Unreadable
+    } else if addresses.any(|address| address.bytes().any(|digit| digit != b'0')) {
+        Symbols::Addresses
+    } else {
+        Symbols::Hidden
     }
 }
 
@@ -366,7 +368,10 @@ mod tests {
 
     #[test]
     fn queues_and_limits_are_read() {
-        assert_eq!(queue("  100  12345     0 2 65531     3     4        9  1"), Some(Queue { number: 100, dropped: 7 }));
+        assert_eq!(
+            queue("  100  12345     0 2 65531     3     4        9  1"),
+            Some(Queue { number: 100, dropped: 7 })
+        );
         assert_eq!(queue("garbage"), None);
         assert_eq!(memlock("Limit  Soft Hard\nMax locked memory   8388608   8388608   bytes\n"), Some(8 << 20));
         assert_eq!(memlock("Max locked memory   unlimited   unlimited   bytes\n"), Some(u64::MAX));

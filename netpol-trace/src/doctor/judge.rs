@@ -1,7 +1,7 @@
 //! What the facts mean. Pure: the same facts always give the same findings.
 
 use super::facts::{Btf, Facts, Lockdown, Symbols};
-use super::{Finding, enforcement};
+use super::{Finding, HOOK, enforcement};
 
 /// The oldest kernel with all that the programs use.
 const OLDEST: (u32, u32) = (5, 10);
@@ -48,15 +48,22 @@ fn older(facts: &Facts, than: (u32, u32)) -> bool {
 fn kernel(facts: &Facts) -> Finding {
     let check = "kernel";
     let Some(release) = facts.release.clone() else {
-        return Finding::warn(check, "the release can't be read", "what this kernel can do is not known", "mount /proc");
+        return Finding::warn(
+            check,
+            "the release can't be read",
+            "what this kernel can do is not known",
+            "mount /proc",
+        );
     };
+    let release = format!("Linux {release}");
     if older(facts, OLDEST) {
+        let release = format!("{release}, older than 5.10");
         let meaning = "its programs may not read kernel memory the way netpol-trace does";
         return Finding::fail(check, release, meaning, "use Linux 5.10 or later, built with CONFIG_DEBUG_INFO_BTF=y");
     }
     if older(facts, REASONS) {
         let meaning = "drops carry no reason before 5.18: they are told apart by the place in the kernel's code, which needs symbol addresses";
-        return Finding::warn(check, release, meaning, "nothing, or Linux 5.18 or later for reasons");
+        return Finding::warn(check, release, meaning, "nothing need be done; Linux 5.18 or later adds the reason");
     }
     Finding::ok(check, release, "drops carry their reason")
 }
@@ -83,7 +90,7 @@ fn btf(facts: &Facts) -> Finding {
 }
 
 fn hooks(facts: &Facts) -> Vec<Finding> {
-    let check = "hook";
+    let check = HOOK;
     let finding = |hook: &super::facts::Hook| match &hook.result {
         Ok(how) => {
             Finding::ok(check, format!("{} loads and attaches, {how}", hook.name), "the kernel lets us see drops")
@@ -104,10 +111,10 @@ fn hooks(facts: &Facts) -> Vec<Finding> {
 
 /// The likeliest reason first.
 fn hook_remedy(facts: &Facts) -> &'static str {
-    if missing(facts, &[BPF, PERFMON]).is_some() {
-        "grant what `capabilities` names, then ask again"
+    if missing(facts, &[BPF, PERFMON]).is_some() || facts.initial_user_namespace == Some(false) {
+        "see `capabilities`"
     } else if facts.lockdown == Lockdown::Confidentiality {
-        "boot with lockdown=integrity or none"
+        "see `lockdown`"
     } else if matches!(facts.btf, Btf::Present(_)) {
         "the container's seccomp profile or a security module may forbid bpf(2); otherwise report this message"
     } else {
@@ -180,7 +187,10 @@ fn capabilities(facts: &Facts) -> Vec<Finding> {
         });
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(check, "all that are needed", "every feature may be used"));
+        let names = if older(facts, CAP_BPF_KERNEL) { "CAP_SYS_ADMIN" } else { "CAP_BPF and CAP_PERFMON" };
+        let found =
+            format!("{names} for the programs, CAP_SYSLOG for symbols, CAP_NET_ADMIN and CAP_NET_RAW for rulesets");
+        findings.push(Finding::ok(check, found, "all that are needed are in the effective set"));
     }
     findings
 }
@@ -192,15 +202,15 @@ fn lockdown(facts: &Facts) -> Finding {
         Lockdown::Absent | Lockdown::None => Finding::ok(check, "none", "no restriction"),
         Lockdown::Integrity => Finding::ok(
             check,
-            "integrity",
+            "integrity mode",
             "the hooks in use are allowed; the kernel may refuse kprobes and fentry, which netpol-trace does not need",
         ),
         Lockdown::Confidentiality => {
             let remedy = "boot with lockdown=integrity or none, or without the setting that enforces confidentiality";
             let meaning = "the kernel refuses programs that copy its memory, as reading packet headers does";
             match seen {
-                true => Finding::warn(check, "confidentiality", meaning, remedy),
-                false => Finding::fail(check, "confidentiality", meaning, remedy),
+                true => Finding::warn(check, "confidentiality mode", meaning, remedy),
+                false => Finding::fail(check, "the kernel is locked down in confidentiality mode", meaning, remedy),
             }
         }
         Lockdown::Unknown if seen => {
@@ -229,7 +239,8 @@ fn symbols(facts: &Facts) -> Finding {
         _ => "grant CAP_SYSLOG, or run as root",
     };
     if older(facts, REASONS) {
-        let meaning = "this kernel's drops have no reason, and without addresses no place: nothing tells a policy's drop";
+        let meaning =
+            "this kernel's drops have no reason, and without addresses no place: nothing tells a policy's drop";
         return Finding::fail(check, found, meaning, remedy);
     }
     let meaning = "drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure";

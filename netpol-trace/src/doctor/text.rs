@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Finding, Status, can_record};
+use super::{Finding, HOOK, Status, can_record};
 
 /// The first line answers "can this node record drops?"; then a block per finding, what is wrong before what is fine.
 pub fn text(findings: &[Finding]) -> String {
@@ -12,11 +12,7 @@ pub fn text(findings: &[Finding]) -> String {
         (true, 0) => "Yes: drops can be recorded here.\n".to_owned(),
         (true, 1) => "Yes: drops can be recorded here, with one limit.\n".to_owned(),
         (true, limits) => format!("Yes: drops can be recorded here, with {limits} limits.\n"),
-        (false, _) => {
-            let failed: Vec<&str> =
-                findings.iter().filter(|f| f.status == Status::Fail).map(|f| f.found.as_str()).collect();
-            format!("No: drops can't be recorded here: {}.\n", escape(&failed.join("; ")))
-        }
+        (false, _) => format!("No: drops can't be recorded here: {}.\n", escape(&why_not(findings))),
     };
     for status in [Status::Fail, Status::Warn, Status::Ok] {
         let mut of_status = findings.iter().filter(|finding| finding.status == status).peekable();
@@ -40,12 +36,22 @@ pub fn text(findings: &[Finding]) -> String {
     out
 }
 
+/// What failed, without the hooks when something else explains them.
+fn why_not(findings: &[Finding]) -> String {
+    let failed = || findings.iter().filter(|finding| finding.status == Status::Fail);
+    let explained = failed().any(|finding| finding.check != HOOK);
+    let reasons: Vec<&str> =
+        failed().filter(|finding| !explained || finding.check != HOOK).map(|f| f.found.as_str()).collect();
+    reasons.join("; ")
+}
+
 /// Names come from the node's rulesets: nothing in them may steer a terminal.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         // Besides control characters, those that reorder or hide what follows.
-        let unsafe_mark = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        let unsafe_mark =
+            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
         match c {
             c if c.is_control() || unsafe_mark => out.extend(c.escape_default()),
             c => out.push(c),

@@ -189,7 +189,7 @@ fn list<T: fmt::Display>(items: impl Iterator<Item = T>) -> String {
     }
 }
 
-fn bounded(text: impl fmt::Display) -> String {
+pub(super) fn bounded(text: impl fmt::Display) -> String {
     let mut out = Bounded::default();
     _ = write!(out, "{text}");
     out.0

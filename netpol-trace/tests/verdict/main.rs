@@ -1,8 +1,11 @@
 //! The verdict, from outside: every point of the API's semantics by name, Kubernetes' own e2e table, and a second
 //! evaluator to compare with.
 
+mod allocations;
 mod compare;
 mod conformance;
+mod cost;
+mod large;
 mod mk;
 mod nearest;
 mod oracle;

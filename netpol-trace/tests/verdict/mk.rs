@@ -1,5 +1,5 @@
 //! Small makers of model objects, so that a test reads like the YAML it stands for.
-#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(dead_code, reason = "each test and bench uses its own part")]
 
 use std::net::IpAddr;
 

@@ -39,7 +39,9 @@ pub fn missing(needs: &[Need]) -> Vec<&'static str> {
         .flat_map(|(_, _, packages)| packages.split(' '))
         .collect();
     let compiler = toolchain::find_compiler();
-    if needs.contains(&Need::Build) && compiler.is_none() && toolchain::nightlies().is_empty() {
+    // Without root rustup is the way, which the caller tries next.
+    if needs.contains(&Need::Build) && compiler.is_none() && machine::is_root() && machine::program("apt-get").is_some()
+    {
         packages.extend(COMPILER.split(' '));
     }
     let by_distribution = match compiler {

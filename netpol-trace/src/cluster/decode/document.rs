@@ -238,11 +238,13 @@ impl<'o, 'a> One<'o, 'a> {
         match decoded {
             Err(error) => {
                 let path = tracked_path(&track.path());
+                let text_wanted = error.to_string().ends_with("expected text");
                 let message = match node.at(&path).map(|node| &node.value) {
-                    Some(Value::Bool { raw: Some(raw), .. } | Value::Number { raw: Some(raw), .. })
-                        if error.to_string().ends_with("expected text") =>
-                    {
-                        format!("{error}: YAML reads an unquoted {raw} so; write \"{raw}\"")
+                    Some(Value::Bool { raw: Some(raw), value }) if text_wanted => {
+                        format!("unquoted {raw} is the boolean {value} in YAML, and this must be text: write \"{raw}\"")
+                    }
+                    Some(Value::Number { raw: Some(raw), .. }) if text_wanted => {
+                        format!("unquoted {raw} is a number in YAML, and this must be text: write \"{raw}\"")
                     }
                     _ => error.to_string(),
                 };

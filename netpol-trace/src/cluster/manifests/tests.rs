@@ -35,7 +35,7 @@ fn objects_of_several_documents_and_lists() {
         expect![[r#"
             Namespace /a at x.yaml:3 (document 1)
             Pod default/x at x.yaml:12 (document 2) (namespace defaulted)
-            error: x.yaml:20 (document 3) metadata.name: Pod: found the boolean true, expected text: YAML reads an unquoted y so; write "y"
+            error: x.yaml:20 (document 3) metadata.name: Pod: unquoted y is the boolean true in YAML, and this must be text: write "y"
             skipped 1 ConfigMap
         "#]],
     );
@@ -69,14 +69,14 @@ fn label_values_that_yaml_reads_as_something_else() {
     check(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n  labels:\n    env: yes\n",
         expect![[r#"
-        error: x.yaml:6 metadata.labels.env: Pod x: found the boolean true, expected text: YAML reads an unquoted yes so; write "yes"
-    "#]],
+            error: x.yaml:6 metadata.labels.env: Pod x: unquoted yes is the boolean true in YAML, and this must be text: write "yes"
+        "#]],
     );
     check(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n  labels:\n    version: 1.0\n",
         expect![[r#"
-        error: x.yaml:6 metadata.labels.version: Pod x: found the number 1.0, expected text: YAML reads an unquoted 1.0 so; write "1.0"
-    "#]],
+            error: x.yaml:6 metadata.labels.version: Pod x: unquoted 1.0 is a number in YAML, and this must be text: write "1.0"
+        "#]],
     );
     check(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: x\n  labels: {version: \"1.0\", env: 'yes', on: !!str yes}\n",

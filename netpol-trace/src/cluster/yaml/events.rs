@@ -10,7 +10,9 @@ use super::{Key, MAX_ALIASED_NODES, MAX_DEPTH, MAX_NODES, Node, SyntaxError, Val
 /// Reads one piece of text; `first_line` is the number of its first line. Normally that is one document; documents that
 /// hold nothing are left out.
 pub(super) fn read(text: &str, first_line: u32) -> Result<Vec<Node>, SyntaxError> {
-    let mut builder = Builder { first_line, ..Builder::default() };
+    // The parser places an early end of the text on a line of its own.
+    let last_line = text.lines().count().max(1);
+    let mut builder = Builder { first_line, last_line, ..Builder::default() };
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
         let (event, span) = event.map_err(|error| builder.error(error.marker().line(), error.info().to_owned()))?;
@@ -23,6 +25,7 @@ pub(super) fn read(text: &str, first_line: u32) -> Result<Vec<Node>, SyntaxError
 #[derive(Default)]
 struct Builder {
     first_line: u32,
+    last_line: usize,
     roots: Vec<Node>,
     stack: Vec<Frame>,
     anchors: HashMap<usize, Rc<Node>>,
@@ -50,6 +53,7 @@ impl Builder {
     }
 
     fn line(&self, line: usize) -> u32 {
+        let line = line.min(self.last_line);
         u32::try_from(line).unwrap_or(u32::MAX).saturating_add(self.first_line).saturating_sub(1)
     }
 

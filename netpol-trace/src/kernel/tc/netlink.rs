@@ -105,7 +105,7 @@ pub struct Follow(Socket);
 
 impl Follow {
     pub fn new() -> io::Result<Follow> {
-        let mut socket = open()?;
+        let socket = open()?;
         socket.add_membership(RTNLGRP_LINK)?;
         socket.set_non_blocking(true)?;
         Ok(Follow(socket))

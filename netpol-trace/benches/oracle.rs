@@ -1,0 +1,45 @@
+//! A million random queries to both evaluators: `cargo bench -p netpol-trace --bench oracle`. Exits 1 on a difference.
+
+#[path = "../tests/verdict/mk.rs"]
+mod mk;
+#[path = "../tests/verdict/oracle.rs"]
+mod oracle;
+#[path = "../tests/verdict/random.rs"]
+mod random;
+
+use std::process::ExitCode;
+
+use netpol_trace::verdict::{self, Finding, Options};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+
+const QUERIES: u64 = 1_000_000;
+const QUERIES_A_CLUSTER: usize = 200;
+
+fn main() -> ExitCode {
+    // Another seed each time: every run asks other questions.
+    let mut runner = TestRunner::new(Default::default());
+    let questions = random::questions(QUERIES_A_CLUSTER);
+    let (mut asked, mut allowed, mut denied, mut differences) = (0, 0, 0, 0);
+    while asked < QUERIES {
+        let (world, queries) = questions.new_tree(&mut runner).expect("no filter rejects").current();
+        let index = world.index();
+        for query in &queries {
+            let finding = verdict::evaluate(&index, &world.connection(&index, query), &Options::default()).finding();
+            let expected = oracle::allows(&world, query);
+            let agrees = match finding {
+                Finding::Allowed(_) => expected,
+                Finding::Denied => !expected,
+                Finding::Undetermined(_) => false,
+            };
+            if !agrees {
+                differences += 1;
+                println!("{finding:?}, not allowed={expected}: {query:?} in {world:#?}");
+            }
+            asked += 1;
+            *if expected { &mut allowed } else { &mut denied } += 1;
+        }
+    }
+    println!("{asked} queries, {allowed} allowed, {denied} denied: {differences} differences");
+    if differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,285 @@
+//! `netpol-trace explain`: what the policies say of one connection, and why.
+
+mod ends;
+mod queries;
+mod text;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::cluster::Index;
+use crate::cluster::manifests::{self, Loaded};
+use crate::cluster::model::{Direction, Object};
+use crate::cluster::place::Severity;
+use crate::record::{Hint, ServiceRef, Verdict, VerdictResult};
+use crate::verdict::{self, Asked, Options, RuleCheck};
+use ends::{Case, Question};
+
+/// Problems of the input that are printed; more are counted.
+const PROBLEMS_SHOWN: usize = 50;
+
+/// Say what the policies make of a connection: which isolate the two pods, which rule allows it, and where none does,
+/// what each rule misses.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Ends: NS/POD, NS/deploy/NAME (also sts, ds, rs, job, cronjob), an IP address; --to also NS/svc/NAME, which is
+resolved to the pods behind the service and their own ports.
+
+Exit codes: 0 allowed, 1 denied, 3 undetermined, 2 wrong usage or input with errors. A service with several pods
+behind it: 1 when one of them is denied. With --queries: 0, and 2 when the input can't be used.
+
+Examples:
+  netpol-trace explain --manifests cluster.yaml --from staging/api-7d9 --to staging/svc/db-svc --port 3306
+  kubectl get -A -o yaml pods,namespaces,networkpolicies,services,endpointslices,nodes |
+    netpol-trace explain --manifests - --from qa-test/deploy/frontend --to 93.184.216.34 --port 443/TCP")]
+pub struct Args {
+    /// File or folder of YAML or JSON manifests, or - for standard input; repeatable
+    #[arg(long, required = true, value_name = "PATH")]
+    manifests: Vec<PathBuf>,
+    /// Who opens the connection
+    #[arg(long, required_unless_present = "queries", value_name = "NS/POD|NS/KIND/NAME|IP")]
+    from: Option<String>,
+    /// To whom
+    #[arg(long, required_unless_present = "queries", value_name = "NS/POD|NS/svc/NAME|IP")]
+    to: Option<String>,
+    /// 5432/TCP, 53/UDP, 80 (TCP), a port's name, or icmp; of a service its own port, and not needed if it has one only
+    #[arg(long, conflicts_with = "queries")]
+    port: Option<String>,
+    /// JSON lines {"id":…,"from":{"pod":"ns/name"}|{"ip":"…"},"to":{…},"protocol":"TCP","port":80} from a file or -;
+    /// answers are JSON lines in the same order
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to", "output"])]
+    queries: Option<PathBuf>,
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+    #[command(flatten)]
+    cni: Cni,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+/// What Kubernetes leaves to the CNI.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "What Kubernetes leaves to the CNI")]
+struct Cni {
+    /// ipBlock matches pod addresses (Calico, kube-router: yes; Cilium: no)
+    #[arg(long, value_enum, default_value = "yes", value_name = "ANSWER")]
+    ipblock_matches_pods: Answer,
+    /// hostNetwork pods are subject to policy and selected by labels like others (no: they look like their node)
+    #[arg(long, value_enum, default_value = "unknown", value_name = "ANSWER")]
+    host_network_is_pod: Answer,
+    /// A pod and its own node may always talk
+    #[arg(long, value_enum, default_value = "yes", value_name = "ANSWER")]
+    own_node_allowed: Answer,
+    /// ICMP and other protocols that policies can't name pass isolated pods
+    #[arg(long, value_enum, default_value = "unknown", value_name = "ANSWER")]
+    other_protocols_pass: Answer,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Answer {
+    Yes,
+    No,
+    Unknown,
+}
+
+impl From<Answer> for Option<bool> {
+    fn from(answer: Answer) -> Option<bool> {
+        match answer {
+            Answer::Yes => Some(true),
+            Answer::No => Some(false),
+            Answer::Unknown => None,
+        }
+    }
+}
+
+/// What went wrong before there was an answer.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("the input has errors, so an answer could be wrong; see above")]
+    Input,
+    #[error("--{option} {given:?}: {what}")]
+    Argument { option: &'static str, given: String, what: String },
+    #[error("--queries {path}: {error}")]
+    Queries { path: String, error: io::Error },
+    #[error("--manifests - and --queries - can't both be standard input")]
+    TwoInputs,
+    #[error(transparent)]
+    Output(#[from] io::Error),
+}
+
+const USAGE_OR_INPUT: u8 = 2;
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match explain(args) {
+        Ok(code) => Ok(code),
+        // `| head` has seen enough.
+        Err(Error::Output(error)) => Err(error.into()),
+        Err(error) => {
+            eprintln!("netpol-trace explain: {}", crate::text::escape(&error.to_string()));
+            Ok(ExitCode::from(USAGE_OR_INPUT))
+        }
+    }
+}
+
+fn explain(args: &Args) -> Result<ExitCode, Error> {
+    let stdin = |path: &PathBuf| path.as_os_str() == "-";
+    if args.queries.as_ref().is_some_and(stdin) && args.manifests.iter().any(stdin) {
+        return Err(Error::TwoInputs);
+    }
+    let index = load(&args.manifests)?;
+    let options = Options {
+        ipblock_matches_pods: args.cni.ipblock_matches_pods.into(),
+        host_network_is_pod: args.cni.host_network_is_pod.into(),
+        own_node_allowed: args.cni.own_node_allowed.into(),
+        other_protocols_pass: args.cni.other_protocols_pass.into(),
+    };
+    if let Some(path) = &args.queries {
+        return queries::run(&index, &options, path);
+    }
+    let question = Question {
+        from: args.from.as_deref().unwrap_or_default(),
+        to: args.to.as_deref().unwrap_or_default(),
+        port: args.port.as_deref(),
+    };
+    let explained = answer(&index, &options, &question)?;
+    let printed = match args.output {
+        Output::Text => text::page(&explained),
+        Output::Json => serde_json::to_string_pretty(&explained).map_err(io::Error::from)? + "\n",
+    };
+    let mut out = io::stdout().lock();
+    out.write_all(printed.as_bytes())?;
+    out.flush()?;
+    Ok(ExitCode::from(match explained.result {
+        VerdictResult::Allowed => 0,
+        VerdictResult::Denied => 1,
+        VerdictResult::Undetermined => 3,
+    }))
+}
+
+/// Reads the manifests; their problems go to stderr with their places.
+fn load(paths: &[PathBuf]) -> Result<Index, Error> {
+    let loaded: Loaded = manifests::load(paths);
+    let worth_saying = || loaded.problems.iter().filter(|p| p.severity > Severity::Info);
+    for problem in worth_saying().take(PROBLEMS_SHOWN) {
+        eprintln!("{}: {problem}", problem.severity);
+    }
+    match worth_saying().count().saturating_sub(PROBLEMS_SHOWN) {
+        0 => {}
+        more => eprintln!("and {more} more problems"),
+    }
+    if loaded.error().is_some() {
+        return Err(Error::Input);
+    }
+    if !loaded.objects.iter().any(|located| matches!(located.object, Object::Policy(_))) {
+        eprintln!("warning: the input has no NetworkPolicy: nothing is isolated");
+    }
+    Ok(Index::from_objects(loaded.objects.into_iter().map(|located| located.object)))
+}
+
+/// The whole answer: one part for each way the connection can go.
+#[derive(Debug, Serialize)]
+struct Explained {
+    from: String,
+    to: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<ServiceRef>,
+    /// Denied when one answer is, then undetermined when one is.
+    result: VerdictResult,
+    /// Why there is no answer to give.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+    answers: Vec<Answered>,
+}
+
+#[derive(Debug, Serialize)]
+struct Answered {
+    /// The pod or address that sends.
+    from: String,
+    to: String,
+    /// `3306/TCP`, as policy sees it.
+    port: String,
+    /// How many of the service's backends this stands for.
+    #[serde(skip_serializing_if = "is_one")]
+    backends: usize,
+    verdict: Verdict,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<Hint>,
+    egress: Vec<PolicyCheck>,
+    ingress: Vec<PolicyCheck>,
+    /// How the ends were resolved, where that is not plain.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    resolved: Vec<String>,
+}
+
+/// A policy that isolates the pod, rule by rule.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct PolicyCheck {
+    policy: String,
+    rules: Vec<RuleCheck>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(count: &usize) -> bool {
+    *count == 1
+}
+
+fn answer(index: &Index, options: &Options, question: &Question<'_>) -> Result<Explained, Error> {
+    let resolved = ends::resolve(index, question)?;
+    let mut answers: Vec<Answered> = Vec::new();
+    for case in &resolved.cases {
+        let next = one_answer(index, options, case, resolved.service.as_ref());
+        // Replicas get the same answer; once is enough.
+        match answers.iter_mut().find(|a| same_but_for_the_pod(a, &next)) {
+            Some(same) => same.backends += 1,
+            None => answers.push(next),
+        }
+    }
+    let any = |result| answers.iter().any(|a| a.verdict.result == result);
+    let result = if any(VerdictResult::Denied) {
+        VerdictResult::Denied
+    } else if any(VerdictResult::Undetermined) || answers.is_empty() {
+        VerdictResult::Undetermined
+    } else {
+        VerdictResult::Allowed
+    };
+    // The one that answers the question comes first.
+    answers.sort_by_key(|a| a.verdict.result != result);
+    let why = resolved.why_none.filter(|_| answers.is_empty());
+    Ok(Explained { from: resolved.from, to: resolved.to, service: resolved.service, result, why, answers })
+}
+
+fn same_but_for_the_pod(a: &Answered, b: &Answered) -> bool {
+    a.port == b.port && a.verdict == b.verdict && (&a.egress, &a.ingress) == (&b.egress, &b.ingress)
+}
+
+fn one_answer(index: &Index, options: &Options, case: &Case<'_>, service: Option<&ServiceRef>) -> Answered {
+    let connection = &case.connection;
+    let judgement = verdict::evaluate(index, connection, options);
+    let checks = |direction: Direction| {
+        let policies = judgement.side(direction).isolated_by;
+        let check = |policy: &std::sync::Arc<crate::cluster::model::Policy>| PolicyCheck {
+            policy: format!("{}/{}", policy.namespace, policy.name),
+            rules: verdict::check_rules(index, connection, options, direction, policy),
+        };
+        policies.iter().map(check).collect()
+    };
+    let asked = Asked { service, original: case.original.as_ref(), source_port: None };
+    Answered {
+        from: case.from.clone(),
+        to: case.to.clone(),
+        port: case.port.clone(),
+        backends: 1,
+        verdict: verdict::judge(index, connection, options),
+        hint: verdict::hint(index, connection, options, asked),
+        egress: checks(Direction::Egress),
+        ingress: checks(Direction::Ingress),
+        resolved: case.resolved.clone(),
+    }
+}

@@ -1,0 +1,354 @@
+//! From what was typed to the connections that policy sees.
+
+use std::net::IpAddr;
+
+use super::Error;
+use crate::cluster::Index;
+use crate::cluster::index::{Backend, Owner, PodView};
+use crate::cluster::model::{Pod, Protocol, Service, ServicePort};
+use crate::record::{Address, ServiceRef};
+use crate::verdict::{Connection, End, Transport, Who};
+
+/// As typed.
+#[derive(Debug)]
+pub(super) struct Question<'q> {
+    pub from: &'q str,
+    pub to: &'q str,
+    pub port: Option<&'q str>,
+}
+
+#[derive(Debug)]
+pub(super) struct Resolved<'a> {
+    pub from: String,
+    pub to: String,
+    pub service: Option<ServiceRef>,
+    /// One for each pod behind a service, else one.
+    pub cases: Vec<Case<'a>>,
+    /// Why there is no case.
+    pub why_none: Option<String>,
+}
+
+#[derive(Debug)]
+pub(super) struct Case<'a> {
+    pub connection: Connection<'a>,
+    pub from: String,
+    pub to: String,
+    pub port: String,
+    /// The service's address, before translation.
+    pub original: Option<Address>,
+    pub resolved: Vec<String>,
+}
+
+/// One end: what it is, how to call it, and how it was found.
+struct Party<'a> {
+    end: End<'a>,
+    name: String,
+    how: Option<String>,
+}
+
+enum Target<'a> {
+    Party(Party<'a>),
+    Service(&'a Service, Option<IpAddr>),
+}
+
+pub(super) fn resolve<'a>(index: &'a Index, question: &Question<'_>) -> Result<Resolved<'a>, Error> {
+    let wrong = |option: &'static str, given: &str| {
+        let given = given.to_owned();
+        move |what: String| Error::Argument { option, given, what }
+    };
+    let from = match target(index, question.from).map_err(wrong("from", question.from))? {
+        Target::Party(party) => party,
+        Target::Service(..) => {
+            let what = "a service does not open connections; name the pod that does".to_owned();
+            return Err(wrong("from", question.from)(what));
+        }
+    };
+    let port = question.port.unwrap_or_default();
+    match target(index, question.to).map_err(wrong("to", question.to))? {
+        Target::Party(to) => {
+            let (transport, number) = pod_port(question.port, &to).map_err(wrong("port", port))?;
+            let (from_name, to_name) = (from.name.clone(), to.name.clone());
+            let case = case(&from, &to, transport, number, None);
+            Ok(Resolved { from: from_name, to: to_name, service: None, cases: vec![case], why_none: None })
+        }
+        Target::Service(service, ip) => {
+            let service_port = service_port(question.port, service).map_err(wrong("port", port))?;
+            Ok(through_service(index, &from, service, service_port, ip))
+        }
+    }
+}
+
+fn case<'a>(
+    from: &Party<'a>,
+    to: &Party<'a>,
+    transport: Transport,
+    port: Option<u16>,
+    original: Option<Address>,
+) -> Case<'a> {
+    let shown = match (transport, port) {
+        (Transport::Named(protocol), Some(port)) => format!("{port}/{protocol}"),
+        (Transport::Named(protocol), None) => protocol.to_string(),
+        (Transport::Icmp, _) => "ICMP".to_owned(),
+        (Transport::Other(number), _) => format!("protocol {number}"),
+    };
+    Case {
+        connection: Connection { source: from.end, destination: to.end, transport, port, at: None },
+        from: from.name.clone(),
+        to: to.name.clone(),
+        port: shown,
+        original,
+        resolved: [&from.how, &to.how].into_iter().flatten().cloned().collect(),
+    }
+}
+
+fn through_service<'a>(
+    index: &'a Index,
+    from: &Party<'a>,
+    service: &'a Service,
+    service_port: &ServicePort,
+    ip: Option<IpAddr>,
+) -> Resolved<'a> {
+    let address = ip.or_else(|| service.ips.first().copied());
+    let original = address.map(|ip| Address { ip, port: Some(service_port.port) });
+    let same_port = |b: &Backend<'a>| b.service_port == service_port;
+    let mut backends: Vec<Backend<'a>> =
+        index.service_backends(&service.namespace, &service.name).filter(same_port).collect();
+    // Slices come one per address family; a pod in both is one backend.
+    let key = |b: &Backend<'a>| (b.pod.map(|p| (p.pod.namespace.clone(), p.pod.name.clone())), b.target_port);
+    let mut seen = std::collections::HashSet::new();
+    backends.retain(|b| b.pod.is_none() || seen.insert(key(b)));
+    let case = |backend: &Backend<'a>| {
+        let to = match (backend.pod, backend.ip) {
+            (Some(view), _) => Party { end: End::pod(view), name: pod_name(view.pod), how: None },
+            (None, Some(ip)) => at_address(index, ip),
+            (None, None) => Party { end: End { ip: None, who: Who::Unknown }, name: "unknown".to_owned(), how: None },
+        };
+        let transport = Transport::Named(service_port.protocol);
+        case(from, &to, transport, Some(backend.target_port), original.clone())
+    };
+    let cases: Vec<_> = backends.iter().map(case).collect();
+    let name = format!("{}/{}", service.namespace, service.name);
+    let why = format!(
+        "service {name} has no pod behind port {}/{}, so there is no destination to judge",
+        service_port.port, service_port.protocol
+    );
+    Resolved {
+        from: from.name.clone(),
+        to: format!("{}/svc/{}", service.namespace, service.name),
+        service: Some(ServiceRef {
+            namespace: service.namespace.to_string(),
+            name: service.name.to_string(),
+            port: Some(service_port.port),
+        }),
+        cases,
+        why_none: Some(why),
+    }
+}
+
+fn target<'a>(index: &'a Index, text: &str) -> Result<Target<'a>, String> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(address_or_service(index, ip));
+    }
+    let parts: Vec<&str> = text.split('/').collect();
+    match parts.as_slice() {
+        [namespace, name] => pod(index, namespace, name).map(Target::Party),
+        [namespace, kind, name] => named(index, namespace, kind, name),
+        _ => Err("write NS/POD, NS/KIND/NAME or an IP address, for example staging/deploy/api".to_owned()),
+    }
+}
+
+fn named<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Result<Target<'a>, String> {
+    let kind = match kind.to_ascii_lowercase().as_str() {
+        "po" | "pod" | "pods" => return pod(index, namespace, name).map(Target::Party),
+        "svc" | "service" | "services" => {
+            let service = index.service(namespace, name);
+            let services =
+                || index.namespace(namespace).into_iter().flat_map(|n| n.services()).map(|s| s.name.to_string());
+            return service
+                .map(|service| Target::Service(service, None))
+                .ok_or_else(|| not_found(index, namespace, "service", services().collect()));
+        }
+        "deploy" | "deployment" | "deployments" => "Deployment",
+        "sts" | "statefulset" | "statefulsets" => "StatefulSet",
+        "ds" | "daemonset" | "daemonsets" => "DaemonSet",
+        "rs" | "replicaset" | "replicasets" => "ReplicaSet",
+        "job" | "jobs" => "Job",
+        "cj" | "cronjob" | "cronjobs" => "CronJob",
+        other => {
+            return Err(format!("{other:?} is no kind that is known here: pod, svc, deploy, sts, ds, rs, job, cronjob"));
+        }
+    };
+    workload(index, namespace, kind, name).map(Target::Party)
+}
+
+fn pod<'a>(index: &'a Index, namespace: &str, name: &str) -> Result<Party<'a>, String> {
+    let pods = || index.namespace(namespace).into_iter().flat_map(|n| n.pods()).map(|view| view.pod.name.to_string());
+    let view = index.pod(namespace, name).ok_or_else(|| not_found(index, namespace, "pod", pods().collect()))?;
+    let over =
+        view.pod.is_over().then(|| format!("{} has finished: it sends and takes nothing any more", pod_name(view.pod)));
+    Ok(Party { end: End::pod(view), name: pod_name(view.pod), how: over.or_else(|| template_note(view)) })
+}
+
+/// A running pod of the workload, since it has an address; else its template.
+fn workload<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Result<Party<'a>, String> {
+    let owned = |view: &PodView<'a>| {
+        let owner = view.pod.owner.as_ref();
+        !view.pod.template && !view.pod.is_over() && owner.is_some_and(|o| *o.kind == *kind && *o.name == *name)
+    };
+    let mut pods = index.namespace(namespace).into_iter().flat_map(|n| n.pods()).filter(owned);
+    if let Some(view) = pods.next() {
+        let how = format!("{kind} {namespace}/{name}: {} stands for its {} pods", pod_name(view.pod), 1 + pods.count());
+        return Ok(Party { end: End::pod(view), name: pod_name(view.pod), how: Some(how) });
+    }
+    if let Some(view) = index.workload(namespace, kind, name) {
+        return Ok(Party { end: End::pod(view), name: pod_name(view.pod), how: template_note(view) });
+    }
+    let mut known: Vec<String> = index
+        .namespace(namespace)
+        .into_iter()
+        .flat_map(|n| n.pods())
+        .filter_map(|view| view.pod.owner.as_ref())
+        .filter(|owner| *owner.kind == *kind)
+        .map(|owner| owner.name.to_string())
+        .collect();
+    known.dedup();
+    Err(not_found(index, namespace, kind, known))
+}
+
+fn template_note(view: PodView<'_>) -> Option<String> {
+    let note = || format!("{} is a pod template: labels and ports are its, an address it has not", pod_name(view.pod));
+    view.pod.template.then(note)
+}
+
+/// `staging/api-7d9`, of a template `staging/deploy/api`.
+fn pod_name(pod: &Pod) -> String {
+    let kind = pod.owner.as_ref().filter(|_| pod.template).map(|owner| match &*owner.kind {
+        "Deployment" => "deploy/",
+        "StatefulSet" => "sts/",
+        "DaemonSet" => "ds/",
+        "ReplicaSet" => "rs/",
+        "CronJob" => "cronjob/",
+        _ => "job/",
+    });
+    format!("{}/{}{}", pod.namespace, kind.unwrap_or_default(), pod.name)
+}
+
+/// Says what there is instead, for a name is soon mistyped.
+fn not_found(index: &Index, namespace: &str, what: &str, known: Vec<String>) -> String {
+    if index.namespace(namespace).is_none() {
+        let mut all: Vec<_> = index.namespaces().map(|(name, _)| name.to_string()).collect();
+        all.sort();
+        return format!("the input has no namespace {namespace:?}; it has {}", few(&all));
+    }
+    match known.as_slice() {
+        [] => format!("namespace {namespace} has no {what} in the input"),
+        known => format!("namespace {namespace} has no such {what}; it has {}", few(known)),
+    }
+}
+
+fn few(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    match names {
+        [] => "none".to_owned(),
+        names if names.len() <= SHOWN => names.join(", "),
+        names => format!("{} and {} more", names[..SHOWN].join(", "), names.len() - SHOWN),
+    }
+}
+
+fn address_or_service(index: &Index, ip: IpAddr) -> Target<'_> {
+    let services = || index.namespaces().flat_map(|(_, n)| n.services()).filter(|s| s.ips.contains(&ip));
+    match (index.owner_of(ip), services().next()) {
+        (Owner::None, Some(service)) => Target::Service(service, Some(ip)),
+        _ => Target::Party(at_address(index, ip)),
+    }
+}
+
+/// Whose address it is: a pod, a node, or nobody's that is known.
+pub(super) fn owner(index: &Index, ip: IpAddr) -> End<'_> {
+    let who = match index.owner_of(ip) {
+        Owner::Pod(view) => Who::Pod(view),
+        Owner::Node(node) => Who::Node(&node.name),
+        Owner::Ambiguous(_) => Who::Unknown,
+        Owner::None if index.in_pod_network(ip) => Who::Unknown,
+        Owner::None => Who::External,
+    };
+    End { ip: Some(ip), who }
+}
+
+fn at_address(index: &Index, ip: IpAddr) -> Party<'_> {
+    let end = owner(index, ip);
+    let (name, how) = match (&end.who, index.owner_of(ip)) {
+        (Who::Pod(view), _) => (pod_name(view.pod), Some(format!("{ip} is {}", pod_name(view.pod)))),
+        (Who::Node(name), _) => (ip.to_string(), Some(format!("{ip} is node {name}"))),
+        (Who::Unknown, Owner::Ambiguous(count)) => (ip.to_string(), Some(format!("{count} pods claim {ip}"))),
+        (Who::Unknown, _) => (ip.to_string(), Some(format!("{ip} is in the pod network, of no pod in the input"))),
+        (Who::External, _) => (ip.to_string(), Some(format!("{ip} is outside of the cluster"))),
+    };
+    Party { end, name, how }
+}
+
+/// The port as policy sees it, at a destination that is not a service.
+fn pod_port(text: Option<&str>, to: &Party<'_>) -> Result<(Transport, Option<u16>), String> {
+    let Some(text) = text else { return Err("is needed: 5432/TCP, 53/UDP, 80 or a port's name".to_owned()) };
+    if text.eq_ignore_ascii_case("icmp") {
+        return Ok((Transport::Icmp, None));
+    }
+    let (name, wanted) = split_port(text)?;
+    if let Ok(number) = name.parse::<u16>() {
+        return Ok((Transport::Named(wanted.unwrap_or(Protocol::Tcp)), Some(number)));
+    }
+    let Who::Pod(view) = to.end.who else {
+        return Err(format!("only pods have named ports, and {} is none: give the number", to.name));
+    };
+    let named = view.pod.ports.iter().filter(|p| p.name.as_deref() == Some(name));
+    let fits = |p: &&crate::cluster::model::ContainerPort| wanted.is_none_or(|w| w == p.protocol);
+    match named.clone().find(fits) {
+        Some(port) => Ok((Transport::Named(port.protocol), Some(port.port))),
+        None => {
+            let known =
+                view.pod.ports.iter().filter_map(|p| Some(format!("{} ({}/{})", p.name.as_ref()?, p.port, p.protocol)));
+            let known: Vec<_> = known.collect();
+            Err(format!("{} has no port of that name; it has {}", to.name, few(&known)))
+        }
+    }
+}
+
+fn service_port<'s>(text: Option<&str>, service: &'s Service) -> Result<&'s ServicePort, String> {
+    let shown = |p: &ServicePort| match &p.name {
+        Some(name) => format!("{}/{} ({name})", p.port, p.protocol),
+        None => format!("{}/{}", p.port, p.protocol),
+    };
+    let known = || few(&service.ports.iter().map(shown).collect::<Vec<_>>());
+    let Some(text) = text else {
+        return match &*service.ports {
+            [only] => Ok(only),
+            _ => Err(format!("is needed: service {}/{} has ports {}", service.namespace, service.name, known())),
+        };
+    };
+    let (name, wanted) = split_port(text)?;
+    let number = name.parse::<u16>().ok();
+    let fits = |p: &&ServicePort| match number {
+        Some(number) => p.port == number && p.protocol == wanted.unwrap_or(Protocol::Tcp),
+        None => p.name.as_deref() == Some(name) && wanted.is_none_or(|w| w == p.protocol),
+    };
+    service
+        .ports
+        .iter()
+        .find(fits)
+        .ok_or_else(|| format!("service {}/{} has no such port; it has {}", service.namespace, service.name, known()))
+}
+
+fn split_port(text: &str) -> Result<(&str, Option<Protocol>), String> {
+    let (name, protocol) = match text.split_once('/') {
+        None => (text, None),
+        Some((name, "TCP" | "tcp")) => (name, Some(Protocol::Tcp)),
+        Some((name, "UDP" | "udp")) => (name, Some(Protocol::Udp)),
+        Some((name, "SCTP" | "sctp")) => (name, Some(Protocol::Sctp)),
+        Some((_, other)) => return Err(format!("{other:?} is no protocol of a policy: TCP, UDP or SCTP")),
+    };
+    let digits = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
+    if name.is_empty() || digits && name.parse::<u16>().is_err() {
+        return Err("a port is a number up to 65535 or a name".to_owned());
+    }
+    Ok((name, protocol))
+}

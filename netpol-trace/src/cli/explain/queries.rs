@@ -1,0 +1,132 @@
+//! `--queries`: JSON lines in, JSON lines out, in order, one line at a time.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Error;
+use super::ends::owner;
+use crate::cluster::Index;
+use crate::cluster::model::Protocol;
+use crate::record::Verdict;
+use crate::verdict::{self, Connection, End, Options, Transport};
+
+/// A longer line is answered with an error and skipped: no line takes unbounded memory.
+const LINE_AT_MOST: u64 = 1 << 20;
+
+#[derive(Debug, Deserialize)]
+struct Query {
+    #[serde(default)]
+    id: Value,
+    from: Named,
+    to: Named,
+    #[serde(default)]
+    protocol: Option<String>,
+    #[serde(default)]
+    port: Option<u16>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Named {
+    /// `namespace/name`
+    Pod(String),
+    Ip(IpAddr),
+}
+
+#[derive(Debug, Serialize)]
+struct Line<'a> {
+    id: &'a Value,
+    #[serde(flatten)]
+    said: Said,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Said {
+    Verdict(Box<Verdict>),
+    Error(String),
+}
+
+pub(super) fn run(index: &Index, options: &Options, path: &Path) -> Result<ExitCode, Error> {
+    let unusable = |error| Error::Queries { path: path.display().to_string(), error };
+    let input: Box<dyn Read> = match path.as_os_str() == "-" {
+        true => Box::new(io::stdin().lock()),
+        false => Box::new(File::open(path).map_err(unusable)?),
+    };
+    let mut input = BufReader::with_capacity(1 << 16, input);
+    let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = input.by_ref().take(LINE_AT_MOST).read_until(b'\n', &mut line).map_err(unusable)?;
+        if read == 0 {
+            break;
+        }
+        let whole = line.ends_with(b"\n") || (read as u64) < LINE_AT_MOST;
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let (id, said) = if whole {
+            answer(index, options, &line)
+        } else {
+            input.skip_until(b'\n').map_err(unusable)?;
+            (Value::Null, Said::Error(format!("a line longer than {LINE_AT_MOST} octets")))
+        };
+        serde_json::to_writer(&mut out, &Line { id: &id, said }).map_err(io::Error::from)?;
+        out.write_all(b"\n")?;
+        // Whoever asks line by line must not wait for a full buffer.
+        if input.buffer().is_empty() {
+            out.flush()?;
+        }
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn answer(index: &Index, options: &Options, line: &[u8]) -> (Value, Said) {
+    let query: Query = match serde_json::from_slice(line) {
+        Ok(query) => query,
+        Err(error) => {
+            // The id of a line that is JSON at least.
+            let id = serde_json::from_slice::<Value>(line).ok().and_then(|mut v| Some(v.get_mut("id")?.take()));
+            return (id.unwrap_or_default(), Said::Error(error.to_string()));
+        }
+    };
+    let said = match connection(index, &query) {
+        Ok(connection) => Said::Verdict(Box::new(verdict::judge(index, &connection, options))),
+        Err(error) => Said::Error(error),
+    };
+    (query.id, said)
+}
+
+fn connection<'a>(index: &'a Index, query: &Query) -> Result<Connection<'a>, String> {
+    let transport = match query.protocol.as_deref() {
+        None | Some("TCP") => Transport::Named(Protocol::Tcp),
+        Some("UDP") => Transport::Named(Protocol::Udp),
+        Some("SCTP") => Transport::Named(Protocol::Sctp),
+        Some("ICMP") => Transport::Icmp,
+        Some(other) => return Err(format!("protocol {other:?}: TCP, UDP, SCTP or ICMP")),
+    };
+    if query.port.is_none() && transport != Transport::Icmp {
+        return Err("port is missing".to_owned());
+    }
+    let (source, destination) = (end(index, &query.from, "from")?, end(index, &query.to, "to")?);
+    Ok(Connection { source, destination, transport, port: query.port, at: None })
+}
+
+fn end<'a>(index: &'a Index, named: &Named, field: &str) -> Result<End<'a>, String> {
+    match named {
+        Named::Ip(ip) => Ok(owner(index, *ip)),
+        Named::Pod(key) => {
+            let (namespace, name) =
+                key.split_once('/').ok_or_else(|| format!("{field}: pod {key:?} is not namespace/name"))?;
+            index.pod(namespace, name).map(End::pod).ok_or_else(|| format!("{field}: no pod {key:?} in the input"))
+        }
+    }
+}

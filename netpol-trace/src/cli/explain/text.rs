@@ -1,0 +1,190 @@
+//! The answer for people: a line that answers, then why.
+
+use super::{Answered, Explained, PolicyCheck};
+use crate::record::{Side, VerdictResult};
+use crate::text::escape;
+use crate::verdict::{Fit, ItemCheck, RuleCheck, describe};
+
+/// Items of a rule that are shown; a rule may have thousands.
+const ITEMS_SHOWN: usize = 12;
+const POLICIES_NAMED: usize = 3;
+
+pub(super) fn page(explained: &Explained) -> String {
+    let mut page = Page::default();
+    let Some(first) = explained.answers.first() else {
+        let why = explained.why.as_deref().unwrap_or("nothing to judge");
+        page.line(0, &format!("{}  {} -> {}: {why}", capital(explained.result), explained.from, explained.to));
+        return page.0;
+    };
+    let all: usize = explained.answers.iter().map(|a| a.backends).sum();
+    for answered in &explained.answers {
+        if !std::ptr::eq(answered, first) {
+            page.blank();
+        }
+        page.answer(explained, answered, all);
+    }
+    page.0
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    /// One line; what strangers wrote in it can't move the cursor.
+    fn line(&mut self, depth: usize, text: &str) {
+        self.0 += &"  ".repeat(depth);
+        self.0 += &escape(text);
+        self.0.push('\n');
+    }
+
+    fn blank(&mut self) {
+        self.0.push('\n');
+    }
+
+    fn answer(&mut self, explained: &Explained, answered: &Answered, all: usize) {
+        let verdict = &answered.verdict;
+        let service = explained.service.as_ref().map(|service| {
+            let port = service.port.map(|p| format!(":{p}")).unwrap_or_default();
+            let share = if all > 1 { format!(", {} of {all} backends", answered.backends) } else { String::new() };
+            format!(" (service {}/{}{port}{share})", service.namespace, service.name)
+        });
+        self.line(
+            0,
+            &format!(
+                "{}  {} -> {} {}{}: {}",
+                capital(verdict.result),
+                answered.from,
+                answered.to,
+                answered.port,
+                service.unwrap_or_default(),
+                reason(answered)
+            ),
+        );
+        if let Some(hint) = &answered.hint {
+            self.line(0, &format!("hint ({}): {}", hint.code, hint.message));
+        }
+        for note in answered.resolved.iter().chain(&verdict.notes) {
+            self.line(0, &format!("note: {note}"));
+        }
+        self.blank();
+        self.side("egress", &answered.from, &verdict.egress, &answered.egress);
+        self.blank();
+        self.side("ingress", &answered.to, &verdict.ingress, &answered.ingress);
+    }
+
+    fn side(&mut self, direction: &str, of: &str, side: &Side, policies: &[PolicyCheck]) {
+        self.line(0, &format!("{direction} of {of}: {}", outcome(direction, side)));
+        for check in policies {
+            if check.rules.is_empty() {
+                self.line(1, &format!("{} isolates it and has no {direction} rules", check.policy));
+            }
+            for rule in &check.rules {
+                self.rule(&check.policy, rule);
+            }
+        }
+    }
+
+    fn rule(&mut self, policy: &str, rule: &RuleCheck) {
+        self.line(1, &format!("{policy} {}: {}", rule.rule, fit(rule.result)));
+        self.items(&rule.peers, if rule.rule.starts_with("in") { "from: anyone" } else { "to: anywhere" });
+        self.items(&rule.ports, "ports: any");
+    }
+
+    fn items(&mut self, items: &[ItemCheck], unrestricted: &str) {
+        if items.is_empty() {
+            self.line(2, unrestricted);
+            return;
+        }
+        // Of many, those that fit come first.
+        let fitting = items.iter().filter(|item| item.result != Fit::NoMatch);
+        let missing = items.iter().filter(|item| item.result == Fit::NoMatch);
+        let shown: Vec<&ItemCheck> = if items.len() > ITEMS_SHOWN {
+            fitting.chain(missing).take(ITEMS_SHOWN).collect()
+        } else {
+            items.iter().collect()
+        };
+        for item in shown {
+            match item.misses.as_slice() {
+                [] => self.line(2, &format!("{} {}: {}", short(&item.field), item.wants, fit(item.result))),
+                misses => {
+                    let misses: Vec<_> = misses.iter().map(|m| short(&describe(m)).to_owned()).collect();
+                    self.line(2, &misses.join("; "));
+                }
+            }
+        }
+        if items.len() > ITEMS_SHOWN {
+            self.line(2, &format!("and {} more", items.len() - ITEMS_SHOWN));
+        }
+    }
+}
+
+/// `ingress[0].from[1]…` without the rule, which the line above names.
+fn short(field: &str) -> &str {
+    field.split_once("].").map_or(field, |(_, rest)| rest)
+}
+
+fn fit(fit: Fit) -> &'static str {
+    match fit {
+        Fit::Match => "matches",
+        Fit::NoMatch => "does not match",
+        Fit::Unknown => "can't be known",
+    }
+}
+
+fn capital(result: VerdictResult) -> &'static str {
+    match result {
+        VerdictResult::Allowed => "ALLOWED",
+        VerdictResult::Denied => "DENIED",
+        VerdictResult::Undetermined => "UNDETERMINED",
+    }
+}
+
+/// What decided, on the first line.
+fn reason(answered: &Answered) -> String {
+    let verdict = &answered.verdict;
+    let sides = [("egress", &verdict.egress), ("ingress", &verdict.ingress)];
+    let said = |(direction, side): (&str, &Side)| match verdict.result {
+        VerdictResult::Denied if side.result == VerdictResult::Denied => Some(denied_by(direction, side)),
+        VerdictResult::Undetermined if side.result == VerdictResult::Undetermined => {
+            Some(format!("{direction}: {}", side.why.as_deref().unwrap_or("not known")))
+        }
+        VerdictResult::Allowed => Some(match &side.allowed_by {
+            Some(by) => format!("{direction} by {} {}", by.policy, by.rule),
+            None if side.isolated_by.is_empty() => format!("{direction} not isolated"),
+            None => format!("{direction} always allowed"),
+        }),
+        _ => None,
+    };
+    sides.into_iter().filter_map(said).collect::<Vec<_>>().join("; ")
+}
+
+fn denied_by(direction: &str, side: &Side) -> String {
+    let mut names: Vec<String> = side.isolated_by.iter().map(|p| format!("{}/{}", p.namespace, p.name)).collect();
+    let more = names.len().saturating_sub(POLICIES_NAMED);
+    names.truncate(POLICIES_NAMED);
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    let nearest = match &side.nearest {
+        None => String::new(),
+        Some(nearest) if nearest.rule.is_none() => format!(" (no {direction} rule)"),
+        Some(nearest) => {
+            let misses: Vec<_> = nearest.misses.iter().map(describe).collect();
+            let whose = if side.isolated_by.len() > 1 { format!("{} ", nearest.policy) } else { String::new() };
+            format!(" (nearest: {whose}{})", misses.join("; "))
+        }
+    };
+    format!("{direction} by {}{nearest}", names.join(", "))
+}
+
+fn outcome(direction: &str, side: &Side) -> String {
+    match (side.result, &side.allowed_by) {
+        (VerdictResult::Allowed, Some(by)) => format!("allowed by {} {}", by.policy, by.rule),
+        (VerdictResult::Allowed, None) if side.isolated_by.is_empty() => {
+            format!("allowed, no policy isolates it for {direction}")
+        }
+        (VerdictResult::Allowed, None) => "allowed, whatever the policies say".to_owned(),
+        (VerdictResult::Denied, _) => "denied, no rule matches".to_owned(),
+        (VerdictResult::Undetermined, _) => format!("undetermined: {}", side.why.as_deref().unwrap_or("not known")),
+    }
+}

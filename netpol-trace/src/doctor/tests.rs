@@ -1,0 +1,394 @@
+//! Golden findings for machines that differ in one thing from a good one.
+
+use expect_test::{Expect, expect};
+
+use super::facts::{Btf, Enforcement, Facts, Hook, Lockdown, Queue, Symbols};
+use super::{can_record, judge, text};
+
+/// A node with Linux 6.8, a root process and an nftables CNI.
+fn good() -> Facts {
+    Facts {
+        release: Some("6.8.0-31-generic".into()),
+        btf: Btf::Present(5 << 20),
+        hooks: vec![Hook { name: "kfree_skb".into(), result: Ok("as BTF tracepoint".into()) }],
+        capabilities: Some(0x1ff_ffff_ffff),
+        initial_user_namespace: Some(true),
+        lockdown: Lockdown::None,
+        symbols: Symbols::Addresses,
+        kptr_restrict: Some(1),
+        memlock: Some(8 << 20),
+        memory_max: Some(256 << 20),
+        bpf_stats_enabled: Some(0),
+        bpf_jit_enable: Some(1),
+        unprivileged_bpf_disabled: Some(2),
+        enforcement: Enforcement {
+            host_network: Some(true),
+            nft_tables: Some(vec![("inet".into(), "kube-network-policies".into())]),
+            legacy_tables: Some(vec![]),
+            queues: Some(vec![]),
+            clsact: Some(vec![]),
+            interfaces: vec!["eth0".into(), "lo".into()],
+            cni_configurations: vec![],
+        },
+    }
+}
+
+/// The first line and what is not fine.
+fn check(change: impl FnOnce(&mut Facts), expected: Expect) {
+    let mut facts = good();
+    change(&mut facts);
+    let printed = text(&judge(&facts));
+    let until = printed.find("\nok ").map_or(printed.as_str(), |end| &printed[..end]);
+    expected.assert_eq(until);
+}
+
+#[test]
+fn a_good_node_in_full() {
+    let findings = judge(&good());
+    assert!(can_record(&findings));
+    expect![[r#"
+        Yes: drops can be recorded here.
+
+        ok   kernel       Linux 6.8.0-31-generic
+                          drops carry their reason
+        ok   btf          /sys/kernel/btf/vmlinux, 5 MiB
+                          the layout of the kernel's structures is known
+        ok   hook         kfree_skb loads and attaches, as BTF tracepoint
+                          the kernel lets us see drops
+        ok   capabilities CAP_BPF and CAP_PERFMON for the programs, CAP_SYSLOG for symbols, CAP_NET_ADMIN and CAP_NET_RAW for rulesets
+                          all that are needed are in the effective set
+        ok   lockdown     none
+                          no restriction
+        ok   symbols      addresses are shown
+                          a drop's place in the kernel's code has a name
+        ok   memory       cgroup limit 256 MiB
+                          enough to start with
+        ok   sysctl       kernel.unprivileged_bpf_disabled=2
+                          no matter: it restricts processes without CAP_BPF only
+        ok   enforcement  nftables: inet kube-network-policies
+                          its drops are recorded, mechanism `nftables`; iptables-nft's tables are among them
+    "#]]
+    .assert_eq(&text(&findings));
+}
+
+#[test]
+fn an_ordinary_user() {
+    check(
+        |facts| {
+            facts.capabilities = Some(0);
+            facts.hooks[0].result = Err("Operation not permitted (os error 1)".into());
+            facts.symbols = Symbols::Hidden;
+            facts.lockdown = Lockdown::Unknown;
+            facts.enforcement.nft_tables = None;
+            facts.enforcement.legacy_tables = None;
+            facts.enforcement.queues = None;
+        },
+        expect![[r#"
+            No: drops can't be recorded here: CAP_BPF and CAP_PERFMON missing.
+
+            FAIL hook         kfree_skb does not load: Operation not permitted (os error 1)
+                              the kernel does not let us see drops
+                              To do: see `capabilities`
+            FAIL capabilities CAP_BPF and CAP_PERFMON missing
+                              needed to load the programs
+                              To do: run as root, or add CAP_BPF and CAP_PERFMON to the container's securityContext.capabilities
+
+            warn capabilities CAP_SYSLOG missing
+                              needed to see symbol addresses: without it a drop shows its reason but not its place
+                              To do: run as root, or add CAP_SYSLOG to the container's securityContext.capabilities
+            warn capabilities CAP_NET_ADMIN missing
+                              needed to read the node's rulesets and attach to interfaces: without it the mechanism is told by the drop alone
+                              To do: run as root, or add CAP_NET_ADMIN to the container's securityContext.capabilities
+            warn capabilities CAP_NET_RAW missing
+                              needed to read iptables-legacy tables
+                              To do: run as root, or add CAP_NET_RAW to the container's securityContext.capabilities
+            warn lockdown     can't be told: /sys/kernel/security is not mounted or not readable
+                              if a hook does not load, lockdown may be why
+                              To do: mount -t securityfs securityfs /sys/kernel/security, or run as root
+            warn symbols      /proc/kallsyms shows every address as 0
+                              drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure
+                              To do: grant CAP_SYSLOG, or run as root
+            warn enforcement  can't be told: nftables, iptables-legacy, NFQUEUE
+                              whether they enforce something here is not known; drops are recorded all the same
+                              To do: run as root, or grant CAP_NET_ADMIN
+        "#]],
+    );
+}
+
+#[test]
+fn no_btf() {
+    check(
+        |facts| {
+            facts.btf = Btf::Absent;
+            facts.hooks[0].result = Err("this kernel has no BTF".into());
+        },
+        expect![[r#"
+            No: drops can't be recorded here: no /sys/kernel/btf/vmlinux.
+
+            FAIL btf          no /sys/kernel/btf/vmlinux
+                              the layout of the kernel's structures can't be found, so packets can't be read
+                              To do: use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as the distributions' are; in a container, mount /sys
+            FAIL hook         kfree_skb does not load: this kernel has no BTF
+                              the kernel does not let us see drops
+                              To do: see `btf`
+        "#]],
+    );
+}
+
+#[test]
+fn an_old_kernel() {
+    check(
+        |facts| {
+            facts.release = Some("4.19.0-26-amd64".into());
+            facts.memlock = Some(u64::MAX);
+        },
+        expect![[r#"
+            No: drops can't be recorded here: Linux 4.19.0-26-amd64, older than 5.10.
+
+            FAIL kernel       Linux 4.19.0-26-amd64, older than 5.10
+                              its programs may not read kernel memory the way netpol-trace does
+                              To do: use Linux 5.10 or later, built with CONFIG_DEBUG_INFO_BTF=y
+        "#]],
+    );
+}
+
+#[test]
+fn linux_5_10_without_addresses() {
+    check(
+        |facts| {
+            facts.release = Some("5.10.0-36-cloud-amd64".into());
+            facts.symbols = Symbols::Hidden;
+            facts.kptr_restrict = Some(2);
+            facts.capabilities = Some(0x1ff_ffff_ffff & !(1 << 24));
+            facts.memlock = Some(64 << 10);
+        },
+        expect![[r#"
+            No: drops can't be recorded here: /proc/kallsyms shows every address as 0; locked memory: 64 KiB.
+
+            FAIL symbols      /proc/kallsyms shows every address as 0
+                              this kernel's drops have no reason, and without addresses no place: nothing tells a policy's drop
+                              To do: sysctl kernel.kptr_restrict=1, and grant CAP_SYSLOG
+            FAIL memory       locked memory: 64 KiB
+                              before Linux 5.11 maps count against this limit, and it is too small for them
+                              To do: grant CAP_SYS_RESOURCE, or ulimit -l unlimited
+
+            warn kernel       Linux 5.10.0-36-cloud-amd64
+                              drops carry no reason before 5.18: they are told apart by the place in the kernel's code, which needs symbol addresses
+                              To do: nothing need be done; Linux 5.18 or later adds the reason
+        "#]],
+    );
+}
+
+#[test]
+fn only_the_daemonsets_capabilities() {
+    check(
+        |facts| {
+            facts.capabilities = Some(1 << 39 | 1 << 38);
+            facts.symbols = Symbols::Hidden;
+        },
+        expect![[r#"
+            Yes: drops can be recorded here, with 4 limits.
+
+            warn capabilities CAP_SYSLOG missing
+                              needed to see symbol addresses: without it a drop shows its reason but not its place
+                              To do: run as root, or add CAP_SYSLOG to the container's securityContext.capabilities
+            warn capabilities CAP_NET_ADMIN missing
+                              needed to read the node's rulesets and attach to interfaces: without it the mechanism is told by the drop alone
+                              To do: run as root, or add CAP_NET_ADMIN to the container's securityContext.capabilities
+            warn capabilities CAP_NET_RAW missing
+                              needed to read iptables-legacy tables
+                              To do: run as root, or add CAP_NET_RAW to the container's securityContext.capabilities
+            warn symbols      /proc/kallsyms shows every address as 0
+                              drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure
+                              To do: grant CAP_SYSLOG, or run as root
+        "#]],
+    );
+}
+
+#[test]
+fn confidentiality() {
+    check(
+        |facts| {
+            facts.lockdown = Lockdown::Confidentiality;
+            facts.hooks[0].result = Err("Operation not permitted (os error 1)".into());
+        },
+        expect![[r#"
+            No: drops can't be recorded here: the kernel is locked down in confidentiality mode.
+
+            FAIL hook         kfree_skb does not load: Operation not permitted (os error 1)
+                              the kernel does not let us see drops
+                              To do: see `lockdown`
+            FAIL lockdown     the kernel is locked down in confidentiality mode
+                              the kernel refuses programs that copy its memory, as reading packet headers does
+                              To do: boot with lockdown=integrity or none, or without the setting that enforces confidentiality
+        "#]],
+    );
+}
+
+#[test]
+fn a_user_namespace() {
+    check(
+        |facts| {
+            facts.initial_user_namespace = Some(false);
+            facts.hooks[0].result = Err("Operation not permitted (os error 1)".into());
+        },
+        expect![[r#"
+            No: drops can't be recorded here: this process runs in a user namespace of its own.
+
+            FAIL hook         kfree_skb does not load: Operation not permitted (os error 1)
+                              the kernel does not let us see drops
+                              To do: see `capabilities`
+            FAIL capabilities this process runs in a user namespace of its own
+                              its capabilities count only there: the kernel does not let it see drops
+                              To do: run in the host's user namespace (a pod with hostUsers left at true)
+        "#]],
+    );
+}
+
+#[test]
+fn little_memory_and_costly_settings() {
+    check(
+        |facts| {
+            facts.memory_max = Some(32 << 20);
+            facts.bpf_stats_enabled = Some(1);
+            facts.bpf_jit_enable = Some(0);
+        },
+        expect![[r#"
+            Yes: drops can be recorded here, with 3 limits.
+
+            warn memory       cgroup limit 32 MiB
+                              maps, kernel symbols and a large cluster's objects may not fit: the agent could be killed
+                              To do: raise resources.limits.memory to 128 MiB or more
+            warn sysctl       kernel.bpf_stats_enabled=1
+                              the kernel times every BPF program: about 60 ns more for each drop
+                              To do: sysctl kernel.bpf_stats_enabled=0 when you are not measuring
+            warn sysctl       net.core.bpf_jit_enable=0
+                              BPF programs are interpreted: each drop costs several times as much
+                              To do: sysctl net.core.bpf_jit_enable=1
+        "#]],
+    );
+}
+
+#[test]
+fn open_vswitch_before_its_reasons() {
+    check(
+        |facts| {
+            facts.release = Some("6.1.0-56-cloud-amd64".into());
+            facts.enforcement.interfaces.push("ovs-system".into());
+        },
+        expect![[r#"
+            Yes: drops can be recorded here, with one limit.
+
+            warn enforcement  Open vSwitch
+                              no coverage before Linux 6.6: the kernel does not tell its drops from delivered packets
+                              To do: use Linux 6.6 or later where Open vSwitch enforces policies
+        "#]],
+    );
+}
+
+#[test]
+fn cilium_and_a_full_queue() {
+    check(
+        |facts| {
+            facts.enforcement.interfaces.extend(["cilium_host".into(), "lxc12ab".into()]);
+            facts.enforcement.queues = Some(vec![Queue { number: 100, dropped: 7 }]);
+        },
+        expect![[r#"
+            Yes: drops can be recorded here, with 2 limits.
+
+            warn enforcement  NFQUEUE: a program decides over queue 100; 7 packets lost to full queues
+                              such drops are an overloaded enforcer's, not a policy's
+                              To do: look at the policy engine's CPU, or raise its queue length
+            warn cni          Cilium (by interfaces and /etc/cni/net.d)
+                              Cilium drops in its own eBPF programs; verdicts speak of NetworkPolicy v1 only, not of Cilium's policies
+                              To do: for Cilium's own policies use hubble observe --verdict DROPPED
+        "#]],
+    );
+}
+
+#[test]
+fn nothing_enforces() {
+    check(
+        |facts| {
+            facts.enforcement.nft_tables = Some(vec![]);
+            facts.enforcement.cni_configurations = vec!["10-flannel.conflist".into()];
+        },
+        expect![[r#"
+            Yes: drops can be recorded here, with one limit.
+
+            warn cni          Flannel (by interfaces and /etc/cni/net.d)
+                              Flannel enforces no NetworkPolicy: unless another program does, there are no such drops
+                              To do: add an enforcer, such as kube-network-policies
+        "#]],
+    );
+}
+
+#[test]
+fn a_pods_own_network() {
+    check(
+        |facts| {
+            facts.enforcement.host_network = Some(false);
+            facts.enforcement.nft_tables = Some(vec![]);
+        },
+        expect![[r#"
+            Yes: drops can be recorded here, with one limit.
+
+            warn enforcement  this is not the host's network namespace
+                              drops of the whole node are seen from here, but its rulesets and interfaces are not
+                              To do: set hostNetwork: true, or run doctor on the host
+        "#]],
+    );
+}
+
+#[test]
+fn a_table_name_cannot_steer_the_terminal() {
+    let mut facts = good();
+    facts.enforcement.nft_tables = Some(vec![("ip".into(), "x\u{1b}[2Jy\u{202e}\nok".into())]);
+    let printed = text(&judge(&facts));
+    let line = printed.lines().find(|line| line.contains("nftables:")).unwrap_or_default();
+    expect![[r#"ok   enforcement  nftables: ip x\u{1b}[2Jy\u{202e}\nok"#]].assert_eq(line);
+}
+
+#[test]
+fn json_has_the_promised_fields() {
+    let mut facts = good();
+    facts.btf = Btf::Unreadable("Permission denied".into());
+    let json = serde_json::to_value(judge(&facts)).unwrap();
+    expect![[r#"{"check":"btf","found":"/sys/kernel/btf/vmlinux can't be read: Permission denied","meaning":"the layout of the kernel's structures can't be found, so packets can't be read","remedy":"make it readable","status":"fail"}"#]]
+        .assert_eq(&json[1].to_string());
+}
+
+#[test]
+fn nothing_is_known() {
+    check(
+        |facts| {
+            *facts = Facts::default();
+        },
+        expect![[r#"
+            No: drops can't be recorded here: no /sys/kernel/btf/vmlinux.
+
+            FAIL btf          no /sys/kernel/btf/vmlinux
+                              the layout of the kernel's structures can't be found, so packets can't be read
+                              To do: use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as the distributions' are; in a container, mount /sys
+
+            warn kernel       the release can't be read
+                              what this kernel can do is not known
+                              To do: mount /proc
+            warn hook         not tried
+                              whether the kernel lets us see drops is not known
+                              To do: run doctor as the agent runs
+            warn capabilities the effective set can't be read
+                              which features this process may use is not known
+                              To do: mount /proc
+            warn lockdown     can't be told: /sys/kernel/security is not mounted or not readable
+                              if a hook does not load, lockdown may be why
+                              To do: mount -t securityfs securityfs /sys/kernel/security, or run as root
+            warn symbols      /proc/kallsyms can't be read
+                              drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure
+                              To do: grant CAP_SYSLOG, or run as root
+            warn enforcement  can't be told: nftables, iptables-legacy, NFQUEUE, tc
+                              whether they enforce something here is not known; drops are recorded all the same
+                              To do: run as root, or grant CAP_NET_ADMIN
+        "#]],
+    );
+}

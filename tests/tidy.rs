@@ -1,0 +1,265 @@
+//! Keeps the invariants of ARCHITECTURE.md, and its code map, true. Reads source text only: no root, no kernel.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Longer files can't be read in one go.
+const MAX_LINES: usize = 500;
+/// Folders of the agent that compute and do nothing else.
+const PURE: [&str; 3] = ["packet", "record", "verdict"];
+/// What a pure module has no use for, as it is written in code.
+const IMPURE: [&str; 22] = [
+    "tokio",
+    "std::fs",
+    "fs::",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "thread::",
+    "std::os",
+    "TcpStream",
+    "TcpListener",
+    "UdpSocket",
+    "UnixStream",
+    "stdin",
+    "stdout",
+    "stderr",
+    "println!",
+    "eprintln!",
+    "Instant::now",
+    "SystemTime",
+    "Timestamp::now",
+    "libc",
+    "rustix",
+];
+
+/// A file of the checkout, by its path from the root.
+struct Source {
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// The lines that are code of the program itself: without comments, and without the tests at a file's end.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        let until = self.text.find("\n#[cfg(test)]\nmod ").unwrap_or(self.text.len());
+        let lines = self.text.get(..until).unwrap_or_default().lines();
+        lines.map(|line| line.split("//").next().unwrap_or_default()).enumerate().map(|(n, line)| (n + 1, line))
+    }
+
+    /// Whether this is the module `name` of the agent, or below it.
+    fn in_module(&self, name: &str) -> bool {
+        let below = self.path.strip_prefix("netpol-trace/src/").and_then(|path| path.strip_prefix(name));
+        below.is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+    }
+
+    fn is_tests(&self) -> bool {
+        self.path.ends_with("/tests.rs") || self.path.contains("/tests/")
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// Every file of the checkout that is text, in path order; build output and what Git ignores left out.
+fn files() -> Vec<Source> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            // In a Git worktree `.git` is a file.
+            if name == "target" || name == ".git" {
+                continue;
+            }
+            if path.is_dir() {
+                walk(&path, found);
+            } else {
+                found.push(path);
+            }
+        }
+    }
+    let mut paths = Vec::new();
+    walk(root(), &mut paths);
+    let mut files: Vec<Source> = paths
+        .into_iter()
+        .filter_map(|path| {
+            let text = String::from_utf8(fs::read(&path).ok()?).ok()?;
+            Some(Source { path: path.strip_prefix(root()).ok()?.to_str()?.to_owned(), text })
+        })
+        .collect();
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    files
+}
+
+fn rust_files() -> Vec<Source> {
+    files().into_iter().filter(|file| file.path.ends_with(".rs")).collect()
+}
+
+fn agent_files() -> Vec<Source> {
+    rust_files().into_iter().filter(|file| file.path.starts_with("netpol-trace/src/") && !file.is_tests()).collect()
+}
+
+fn none(what: &str, found: Vec<String>) {
+    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+/// Whether `line` has `word`, and not as the tail of a longer name.
+fn has(line: &str, word: &str) -> bool {
+    line.match_indices(word).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        !before.is_some_and(|c| c.is_alphanumeric() || c == '_')
+    })
+}
+
+/// The agent's lines outside the module `only` that have one of `words`.
+fn outside(only: &str, words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for file in agent_files().iter().filter(|file| !file.in_module(only)) {
+        for (number, line) in file.code().filter(|(_, line)| words.iter().any(|word| has(line, word))) {
+            found.push(format!("{}:{number}: {}", file.path, line.trim()));
+        }
+    }
+    found
+}
+
+#[test]
+fn only_kernel_names_aya() {
+    assert!(agent_files().iter().any(|file| file.in_module("kernel") && file.text.contains("aya::")));
+    none("aya or bpf(2) outside kernel/", outside("kernel", &["aya", "SYS_bpf"]));
+}
+
+#[test]
+fn only_cluster_names_the_kube_client() {
+    assert!(agent_files().iter().any(|file| file.in_module("cluster") && file.text.contains("k8s_openapi")));
+    none(
+        "the kube client or k8s-openapi outside cluster/",
+        outside("cluster", &["k8s_openapi", "kube::", "kube_runtime", "kube_client"]),
+    );
+}
+
+#[test]
+fn packet_record_and_verdict_are_pure() {
+    let mut found = Vec::new();
+    for module in PURE {
+        let files = agent_files();
+        let mut files = files.iter().filter(|file| file.in_module(module)).peekable();
+        assert!(files.peek().is_some(), "no module {module}");
+        for file in files {
+            for (number, line) in file.code() {
+                for word in IMPURE.iter().filter(|word| has(line, word)) {
+                    found.push(format!("{}:{number}: {word}", file.path));
+                }
+            }
+        }
+    }
+    none("a pure module reaches outside", found);
+}
+
+#[test]
+fn files_can_be_read_in_one_go() {
+    let long = rust_files().into_iter().filter(|file| file.text.lines().count() > MAX_LINES);
+    none(&format!("over {MAX_LINES} lines"), long.map(|file| file.path).collect());
+}
+
+#[test]
+fn no_mod_rs() {
+    let found = rust_files().into_iter().filter(|file| file.path.ends_with("/mod.rs"));
+    none("foo.rs and foo/, not foo/mod.rs", found.map(|file| file.path).collect());
+}
+
+/// Home folders and checkouts of whoever wrote a file.
+#[test]
+fn no_path_of_one_machine() {
+    let mut found = Vec::new();
+    for file in files() {
+        for (number, line) in file.text.lines().enumerate() {
+            // As pieces, so that this file has none.
+            for dir in ["root", "home", "work", "Users"] {
+                let path = format!("/{dir}/");
+                let begins = line.match_indices(&path).any(|(at, _)| {
+                    let before = line[..at].chars().next_back();
+                    !before.is_some_and(|c| c.is_alphanumeric() || "_}./*-".contains(c))
+                });
+                if begins {
+                    found.push(format!("{}:{}: {}", file.path, number + 1, line.trim()));
+                }
+            }
+        }
+    }
+    none("a path of one machine", found);
+}
+
+/// The part of ARCHITECTURE.md under a heading.
+fn section<'a>(text: &'a str, heading: &str) -> &'a str {
+    let start = text.find(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no section {heading}"));
+    let body = &text[start + heading.len() + 5..];
+    &body[..body.find("\n## ").unwrap_or(body.len())]
+}
+
+/// Each invariant is a list item that ends with the test that keeps it: ``(`test_name`)``.
+#[test]
+fn every_invariant_has_its_test() {
+    let architecture = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let tests: BTreeSet<String> = rust_files()
+        .iter()
+        .flat_map(|file| file.text.split("#[test]").skip(1).map(str::to_owned).collect::<Vec<_>>())
+        .filter_map(|after| {
+            let name = after.split_once("fn ")?.1.split('(').next()?;
+            Some(name.to_owned())
+        })
+        .collect();
+    let items = section(&architecture, "Invariants").split("\n- ").skip(1);
+    let mut count = 0;
+    for item in items {
+        let name = item.trim_end().strip_suffix("`)").and_then(|item| item.rsplit("(`").next());
+        let name = name.unwrap_or_else(|| panic!("this invariant names no test: {item}"));
+        assert!(tests.contains(name), "no test {name}: {item}");
+        count += 1;
+    }
+    assert!(count >= 5, "only {count} invariants were found");
+}
+
+/// The code map, made of each module's own first sentence.
+fn code_map(files: &[Source]) -> String {
+    let mut map = String::new();
+    let mut package = "";
+    for file in files.iter().filter(|file| !file.path.ends_with("/tests.rs")) {
+        let first = file.path.split('/').next().unwrap_or_default();
+        if first != package {
+            package = first;
+            // Writing to a String can't fail.
+            let _ = write!(map, "\n### {package}\n\n");
+        }
+        let docs: Vec<&str> = file.text.lines().map_while(|line| line.strip_prefix("//!")).collect();
+        let paragraph = docs.split(|line| line.trim().is_empty()).next().unwrap_or_default().join("");
+        let sentence = paragraph.split(". ").next().unwrap_or_default().trim().trim_end_matches(['.', ':']);
+        assert!(!sentence.is_empty(), "{} has no `//!` line that says what it is", file.path);
+        let _ = writeln!(map, "- `{}`: {sentence}", file.path);
+    }
+    map
+}
+
+/// `UPDATE_EXPECT=1 cargo test -p netpol-trace-tests --test tidy` writes the map anew.
+#[test]
+fn the_code_map_lists_every_module() {
+    let path = root().join("ARCHITECTURE.md");
+    let architecture = fs::read_to_string(&path).unwrap();
+    let old = section(&architecture, "Code map");
+    let (introduction, written) = old.split_at(old.find("\n### ").unwrap_or(old.len()));
+    let map = code_map(&rust_files());
+    if written.trim() == map.trim() {
+        return;
+    }
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        let new = format!("{introduction}\n{}\n", map.trim_end());
+        fs::write(path, architecture.replace(old, &new)).unwrap();
+        return;
+    }
+    let (written, map): (BTreeSet<&str>, BTreeSet<&str>) = (written.lines().collect(), map.lines().collect());
+    let dead = written.difference(&map).map(|line| format!("not so: {line}"));
+    let missing = map.difference(&written).map(|line| format!("missing: {line}"));
+    let found: Vec<String> = dead.chain(missing).collect();
+    panic!("ARCHITECTURE.md's code map (UPDATE_EXPECT=1 writes it anew):\n{}", found.join("\n"));
+}
