@@ -98,16 +98,8 @@ impl Tuple {
         let tracked = packet.conntrack.filter(|ct| ct.original.protocol == protocol).map(|ct| {
             let (o, r) = (ct.original, ct.reply);
             [
-                Tuple {
-                    client: (o.source, o.source_port),
-                    protocol,
-                    server: (o.destination, o.destination_port),
-                },
-                Tuple {
-                    client: (r.destination, r.destination_port),
-                    protocol,
-                    server: (r.source, r.source_port),
-                },
+                Tuple { client: (o.source, o.source_port), protocol, server: (o.destination, o.destination_port) },
+                Tuple { client: (r.destination, r.destination_port), protocol, server: (r.source, r.source_port) },
                 Tuple { client: (o.source, o.source_port), protocol, server: (r.source, r.source_port) },
             ]
         });

@@ -7,3 +7,6 @@ mod lifecycle;
 mod packets;
 mod places;
 mod tc;
+mod tc_dns;
+mod tc_lifecycle;
+mod tc_traffic;

@@ -4,11 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, Pair, SERVER, SERVER6};
+use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, OUTSIDE, Pair, SERVER, SERVER6};
 use netpol_trace_tests::record::{Record, drops};
 use netpol_trace_tests::server::Server;
 use netpol_trace_tests::traffic::{self, Outcome, TcpOptions};
-use netpol_trace_tests::{PATIENCE, skip};
+use netpol_trace_tests::{PATIENCE, packet, skip};
 
 /// Both hooks, wherever they run.
 pub const BOTH: [&str; 3] = ["--all-drops", "--hooks", "kfree_skb,tc"];
@@ -46,7 +46,7 @@ fn a_connection_without_an_answer_is_told() -> Result<()> {
     if skip("a_connection_without_an_answer_is_told") {
         return Ok(());
     }
-    let mut pair = Pair::start("table inet t { counter denied { } }")?;
+    let mut pair = Pair::start("table inet t {\n}")?;
     let outside = pair.add_outside()?;
     let far = pair.lab.host("outside")?;
     // The far end's own firewall drops in silence; that is another machine, seen here only because the lab is one.
@@ -116,7 +116,9 @@ fn each_hook_works_alone() -> Result<()> {
         return Ok(());
     }
     let pair = Pair::start(DENY)?;
-    for (hooks, expected) in [("kfree_skb", vec!["kfree_skb"]), ("tc", vec!["tc"]), ("kfree_skb,tc", vec!["kfree_skb", "tc"])] {
+    for (hooks, expected) in
+        [("kfree_skb", vec!["kfree_skb"]), ("tc", vec!["tc"]), ("kfree_skb,tc", vec!["kfree_skb", "tc"])]
+    {
         let agent = pair.watch_node(&["--hooks", hooks])?;
         let client = &pair.client()?.netns;
         traffic::tcp(client, CLIENT.into(), (SERVER, 80).into(), ONE_SYN, TcpOptions::default())?;
@@ -136,11 +138,76 @@ fn each_hook_works_alone() -> Result<()> {
     Ok(())
 }
 
+/// A pod that sends with another's address: the record says so, and only of that packet.
+#[test]
+fn a_spoofed_source_is_marked() -> Result<()> {
+    if skip("a_spoofed_source_is_marked") {
+        return Ok(());
+    }
+    let mut pair = Pair::start(DENY)?;
+    pair.add_outside()?;
+    for device in ["all", &pair.client()?.device] {
+        pair.lab.node().sysctl(&format!("ipv4/conf/{device}/rp_filter"), "0")?;
+    }
+    let client = &pair.client()?.netns;
+    // Another pod's address, one that nobody has, and one that the pod has and the cluster does not know.
+    let server_as_source: IpAddr = OUTSIDE.into();
+    let stranger: IpAddr = [10, 244, 1, 77].into();
+    let second: IpAddr = [10, 244, 1, 9].into();
+    client.ip(&format!("addr add {second}/32 dev eth0\n"))?;
+    let agent = pair.watch_node(&BOTH)?;
+    for (port, from) in [(1001u16, CLIENT.into()), (1002, stranger), (1003, server_as_source), (1004, second)] {
+        let datagram = packet::ipv4_udp(from, (SERVER, port).into(), b"spoof");
+        traffic::whole(client, SERVER.into(), &datagram)?;
+    }
+    let records = pair.settle(agent, "denied")?;
+    let spoofed: Vec<(u64, bool)> =
+        drops(&records).map(|r| (r.number("/destination/port").unwrap_or(0), r.value()["spoofed"] == true)).collect();
+    let mut sorted = spoofed.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, [(1001, false), (1002, true), (1003, true), (1004, false)], "{records:?}");
+    Ok(())
+}
+
+/// A rule that rejects answers in the server's place, right before the packet is freed: no drop in silence.
+#[test]
+fn a_reject_is_told_from_a_drop() -> Result<()> {
+    const REJECT: &str = "
+table inet network-policy {
+	counter denied { }
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		ct state established,related accept
+		ip daddr 10.244.1.3 tcp dport 80 counter name denied reject with tcp reset
+		ip6 daddr fd00:10:244:1::3 tcp dport 80 counter name denied reject
+		ip daddr 10.244.1.3 udp dport 80 counter name denied reject
+		ip daddr 10.244.1.3 counter name denied drop
+	}
+}";
+    if skip("a_reject_is_told_from_a_drop") {
+        return Ok(());
+    }
+    let pair = Pair::start(REJECT)?;
+    let agent = pair.watch_node(&BOTH)?;
+    let client = &pair.client()?.netns;
+    traffic::tcp(client, CLIENT.into(), (SERVER, 80).into(), ONE_SYN, TcpOptions::default())?;
+    traffic::tcp(client, CLIENT6.into(), (SERVER6, 80).into(), ONE_SYN, TcpOptions::default())?;
+    traffic::udp(client, CLIENT.into(), [(SERVER, 80).into()], 32)?;
+    traffic::tcp(client, CLIENT.into(), (SERVER, 81).into(), ONE_SYN, TcpOptions::default())?;
+    let records = pair.settle(agent, "denied")?;
+    for record in drops(&records) {
+        let expected = if record.number("/destination/port") == Some(80) { "reject" } else { "unknown" };
+        assert_eq!(record.text("/action"), expected, "{record}");
+    }
+    assert_eq!(drops(&records).count(), 4, "{records:?}");
+    Ok(())
+}
+
 /// What goes to `port` of the host outside vanishes before it.
 fn blackhole(pair: &Pair, port: u16) -> Result<()> {
     let far = &pair.lab.host("outside")?.netns;
     let rules = format!(
-        "table inet t {{ chain in {{ type filter hook input priority filter; policy accept; tcp dport {port} drop; }} }}"
+        "table inet t {{\n chain in {{\n type filter hook input priority filter; policy accept;\n tcp dport {port} drop\n }}\n}}\n"
     );
     netpol_trace_tests::nft::load(far, &rules)
 }

@@ -261,11 +261,7 @@ fn connections(counters: &FlowCounters, pipeline: &Pipeline) -> ConnectionTotals
 
 /// The tc hook as a status tells it.
 fn tc_state(interfaces: &tc::Interfaces) -> HookState {
-    HookState {
-        name: "tc".into(),
-        state: interfaces.mode().as_str().into(),
-        detail: Some(interfaces.describe()),
-    }
+    HookState { name: "tc".into(), state: interfaces.mode().as_str().into(), detail: Some(interfaces.describe()) }
 }
 
 /// The tc hook when it is not in use.

@@ -85,8 +85,7 @@ fn compression_loops_end() {
 
 #[test]
 fn ten_thousand_records_stay_few() {
-    let records: Vec<Vec<u8>> =
-        (0..10_000u16).map(|i| rr(ASKED, A, 30, &[10, 0, (i >> 8) as u8, i as u8])).collect();
+    let records: Vec<Vec<u8>> = (0..10_000u16).map(|i| rr(ASKED, A, 30, &[10, 0, (i >> 8) as u8, i as u8])).collect();
     let answer = parse(&message(WWW, A, &records)).unwrap();
     assert_eq!(answer.addresses.len(), MAX_ADDRESSES);
 }

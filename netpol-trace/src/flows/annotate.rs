@@ -118,7 +118,9 @@ fn pod_behind<'a>(addresses: &[IpAddr], index: &'a Index) -> Option<PodView<'a>>
 
 /// Whether the service at `asked` has `backend` among its endpoints.
 fn is_backend(index: &Index, protocol: u8, asked: End, backend: End) -> bool {
-    let crate::verdict::Transport::Named(named) = crate::verdict::Transport::from_number(protocol) else { return false };
+    let crate::verdict::Transport::Named(named) = crate::verdict::Transport::from_number(protocol) else {
+        return false;
+    };
     let Some((service, _)) = index.service_at(asked.0, named, asked.1) else { return false };
     let Some(namespace) = index.namespace(&service.namespace) else { return false };
     namespace.slices().filter(|slice| slice.service.as_deref() == Some(&*service.name)).any(|slice| {

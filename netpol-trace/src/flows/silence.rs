@@ -83,11 +83,8 @@ impl<K: Kernel> Flows<K> {
         let (tuple, interface) = place;
         let udp = tuple.protocol == packet::UDP;
         let counted = (state.packets, state.replies);
-        let finding = if open.settled || state.replies > 0 {
-            None
-        } else {
-            self.judge(&place, &open, state.packets, now)
-        };
+        let finding =
+            if open.settled || state.replies > 0 { None } else { self.judge(&place, &open, state.packets, now) };
         let quiet = open.counted == Some(counted) || udp && open.counted.is_none() && counted.0 + counted.1 <= 2;
         let gone = self.kernel.interface(interface).is_none();
         if quiet || gone || self.table.is_crowded() {

@@ -39,8 +39,7 @@ impl AsRawFd for Ring {
 
 /// Waits until one of the rings may have something to read, at most `timeout`.
 pub fn wait(rings: &[RawFd], timeout: Duration) {
-    let mut polls: Vec<_> =
-        rings.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
+    let mut polls: Vec<_> = rings.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
     let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX).max(1);
     // SAFETY: so many valid pollfds. EINTR and errors end the wait early, which is harmless.
     let ready = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, timeout) };

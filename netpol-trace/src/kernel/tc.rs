@@ -11,9 +11,9 @@ pub mod ring;
 
 use std::io;
 
+use aya::EbpfLoader;
 use aya::maps::{HashMap as AyaHashMap, MapData, MapError, PerCpuArray};
 use aya::programs::{SchedClassifier, TcAttachType};
-use aya::EbpfLoader;
 use netpol_trace_common::tc::{FlowCounters as RawCounters, FlowKey, FlowState};
 
 use super::attach::{OBJECT, chain, permission, pod, short, take};

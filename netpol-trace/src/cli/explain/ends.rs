@@ -175,7 +175,9 @@ fn named<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Resul
         "job" | "jobs" => "Job",
         "cj" | "cronjob" | "cronjobs" => "CronJob",
         other => {
-            return Err(format!("{other:?} is no kind that is known here: pod, svc, deploy, sts, ds, rs, job, cronjob"));
+            return Err(format!(
+                "{other:?} is no kind that is known here: pod, svc, deploy, sts, ds, rs, job, cronjob"
+            ));
         }
     };
     workload(index, namespace, kind, name).map(Target::Party)

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use aya::Ebpf;
 use aya::maps::{Array, MapData};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError as AyaTcError, TcHandle};
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType, tc};
-use aya::Ebpf;
 
 use super::interfaces::Interfaces;
 use super::netlink::{self, Change, Follow, Link};
