@@ -67,7 +67,7 @@ fn ask(pair: &Pair, dns: std::net::SocketAddr, count: usize) -> Result<()> {
 /// Answers without their first two octets, the id.
 fn answers() -> Vec<Vec<u8>> {
     const LOOP: [u8; 2] = [0xc0, 12];
-    let evil = b"\x0cx\"}\n{\"kind\":\xff\x04\x1b[1m\0".to_vec();
+    let evil = b"\x0dx\"}\n{\"kind\":\xff\x04\x1b[1m\0".to_vec();
     let a = |ip: Ipv4Addr| [&[0, 1, 0, 1, 0, 0, 0x0e, 0x10, 0, 4][..], &ip.octets()].concat();
     let asked_a = [0, 1, 0, 1];
     let good = [evil.clone(), asked_a.to_vec(), LOOP.to_vec(), a(SERVER)].concat();

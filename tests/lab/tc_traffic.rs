@@ -1,7 +1,7 @@
 //! The tc hook and others' traffic: it changes no octet and no verdict.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
@@ -52,6 +52,12 @@ fn no_octet_changes() -> Result<()> {
 fn packets(pair: &Pair) -> Result<Vec<Vec<u8>>> {
     let capture = Capture::start(&pair.server()?.netns, vec![SERVER.into(), SERVER6.into()])?;
     let client = &pair.client()?.netns;
+    // Until each neighbour knows the next, packets wait, and may pass each other.
+    for (from, to) in [(CLIENT.into(), SERVER.into()), (CLIENT6.into(), SERVER6.into())] {
+        let (from, to): (IpAddr, IpAddr) = (from, to);
+        traffic::udp(client, from, [SocketAddr::new(to, 1)], 1)?;
+        capture.take(1)?;
+    }
     let (from, to) = (SocketAddr::from((CLIENT, 4000)), SocketAddr::from((SERVER, 4001)));
     let v4 = |protocol, payload: &[u8]| packet::ipv4(CLIENT, SERVER, protocol, &[], 0, payload);
     let v6 = |next, payload: &[u8]| packet::ipv6(CLIENT6, SERVER6, next, payload);

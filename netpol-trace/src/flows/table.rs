@@ -12,6 +12,9 @@ use crate::kernel::tc::MAX_FLOWS;
 /// A connection at one interface.
 pub type Place = (Tuple, u32);
 
+/// Connections of one client's port that are looked at for one of them.
+const SIBLINGS: usize = 16;
+
 #[derive(Debug, Default)]
 pub struct Table {
     /// Sorted, so that all of one client's end are neighbours.
@@ -91,9 +94,9 @@ impl Table {
         self.open.len() > MAX_FLOWS as usize * 3 / 4
     }
 
-    /// All that `client` has opened, to wherever.
+    /// What `client` has opened, to wherever; no more than a few, since a scan from one port opens thousands.
     pub fn of_client(&self, client: End, protocol: u8) -> impl Iterator<Item = (&Place, &Open)> {
-        self.open.range(client_range(client, protocol))
+        self.open.range(client_range(client, protocol)).take(SIBLINGS)
     }
 
     /// This connection, at every interface that it was seen at.
