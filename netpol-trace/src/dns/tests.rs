@@ -97,7 +97,7 @@ fn names_cant_forge_a_line() {
     question.extend(&evil[1..]);
     check(
         &message(&question, A, &[rr(ASKED, A, 30, &[10, 0, 0, 7])]),
-        expect![[r"x\034\125\044\010\123\034kind\034\058\034drop\034\027\091\051\049mred\195\169 = 10.0.0.7 30 s"]],
+        expect![[r"x\034\125\044\010\123\034kind\034\058\034drop\034\027\09131mred\195\169 = 10.0.0.7 30 s"]],
     );
 }
 

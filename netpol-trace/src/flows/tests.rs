@@ -191,13 +191,13 @@ fn udp_in_use_is_kept() {
 #[test]
 fn memory_is_bounded() {
     let mut node = Node::new();
-    for i in 0..100_000u32 {
+    for i in 0..40_000u32 {
         let [_, a, b, c] = i.to_be_bytes();
         node.opened(key(TCP, 1, (CLIENT, 40000), ([10, a, b, c], 80)), FROM_POD);
     }
     assert!(node.flows.kernel.entries.len() <= crate::kernel::tc::MAX_FLOWS as usize, "what is not kept is forgotten");
     let now = node.start;
-    for i in 0..100_000u32 {
+    for i in 0..40_000u32 {
         let [_, a, b, c] = i.to_be_bytes();
         node.flows.saw_drop(&dropped(TCP, (CLIENT, 1), ([11, a, b, c], 80)), now);
     }
