@@ -2,7 +2,12 @@
 
 pub mod agent;
 pub mod doctor;
+mod ends;
 pub mod explain;
+mod input;
+pub mod lint;
+pub mod replay;
+pub mod suggest;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -22,6 +27,9 @@ enum Command {
     Agent(agent::AgentArgs),
     Doctor(doctor::Args),
     Explain(explain::Args),
+    Lint(lint::LintArgs),
+    Replay(replay::Args),
+    Suggest(suggest::Args),
     /// Print the record's JSON Schema.
     Schema,
 }
@@ -34,6 +42,9 @@ pub fn run() -> ExitCode {
         Command::Agent(args) => agent::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Lint(args) => lint::run(args),
+        Command::Replay(args) => replay::run(&args),
+        Command::Suggest(args) => suggest::run(&args),
         Command::Schema => schema(),
     };
     result.unwrap_or_else(|error| {

@@ -148,6 +148,18 @@ pub fn transport_name(protocol: u8) -> String {
     }
 }
 
+/// The number behind a record's transport; 255 (reserved by IANA) for what is none.
+pub fn transport_number(name: &str) -> u8 {
+    match name {
+        "tcp" => TCP,
+        "udp" => UDP,
+        "sctp" => SCTP,
+        "icmp" => ICMP,
+        "ipv6-icmp" => ICMPV6,
+        number => number.parse().unwrap_or(255),
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

@@ -21,9 +21,9 @@ use crate::kernel::tc::View;
 use crate::output::Output;
 use crate::packet::{self, Candidate, Packet, PacketError};
 use crate::record::build::{Decision, drop_body};
-use crate::record::{Body, Cause, Enrichment};
+use crate::record::{Body, Cause, Enrichment, Hint};
 use crate::sink::SinkError;
-use crate::verdict;
+use crate::verdict::{self, Asked, Connection};
 
 /// How long an end inside the pod network without a known owner may wait for its name.
 const NAMING_TIME: Duration = Duration::from_secs(3);
@@ -173,7 +173,7 @@ impl Pipeline {
                 Decision {
                     cause,
                     direction: cause::direction(&flow, &verdict, about.node),
-                    hint: None,
+                    hint: (cause == Cause::Policy).then(|| self.hint(index, &connection, &flow)).flatten(),
                     verdict: Some(verdict),
                     enrichment: self.enrichment(&flow),
                 }
@@ -189,6 +189,16 @@ impl Pipeline {
             flows.annotate(drop, packet, origin, index, Instant::now());
         }
         self.output.write(body, time, 1, &mut self.books)
+    }
+
+    /// The usual mistake behind a denied connection.
+    fn hint(&self, index: &Index, connection: &Connection<'_>, flow: &Flow<'_>) -> Option<Hint> {
+        let asked = Asked {
+            service: flow.destination.service.as_ref(),
+            original: flow.destination.original.as_ref(),
+            source_port: flow.source.port,
+        };
+        verdict::hint(index, connection, &self.options, asked)
     }
 
     /// Counts a packet that gets no line.

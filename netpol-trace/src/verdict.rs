@@ -18,6 +18,7 @@ mod miss;
 mod nearest;
 mod report;
 mod rules;
+mod summary;
 
 use std::net::IpAddr;
 
@@ -32,6 +33,7 @@ pub use matching::{Assumed, Doubt};
 pub use miss::describe;
 pub use report::judge;
 pub use rules::{Fit, ItemCheck, RuleCheck, check_rules};
+pub use summary::summary;
 
 /// The connection that is judged: from the source to the address and port that the destination's policy sees (the
 /// backend, after a service's translation).

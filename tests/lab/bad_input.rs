@@ -54,7 +54,7 @@ fn a_manifest_breaks_while_the_agent_runs() -> Result<()> {
     let after = send(&pair, &agent)?;
     assert_eq!(after.isolated_by("ingress"), ["lab/deny-again"], "the repaired state: {after}");
 
-    agent.stop()?.balance()
+    pair.settle(agent, "denied").map(drop)
 }
 
 /// An edited policy counts from then on, without a restart.
@@ -72,7 +72,7 @@ fn manifests_are_read_again_when_they_change() -> Result<()> {
         let both = send(&pair, &agent)?.isolated_by("ingress") == ["lab/deny-more", "lab/deny-server"];
         Ok(both.then_some(()))
     })?;
-    agent.stop()?.balance()
+    pair.settle(agent, "denied").map(drop)
 }
 
 /// At the start: one message that names file, document and line; or the rest of the state and a status that says so.
@@ -123,7 +123,7 @@ fn unknown_kinds_are_counted() -> Result<()> {
     let started = agent.records().into_iter().find(is_status);
     let skipped = started.as_ref().and_then(|status| status.number("/sources/0/skipped/ConfigMap"));
     assert_eq!(skipped, Some(1), "{started:?}");
-    agent.stop()?.balance()
+    pair.settle(agent, "denied").map(drop)
 }
 
 /// Pods that share an address, have none, or are over: the right owner or an honest `unknown`, never a wrong one.
@@ -143,7 +143,7 @@ fn addresses_without_a_clear_owner() -> Result<()> {
     assert_eq!((record.pod("source"), record.text("/source/kind")), (String::new(), "unknown"), "{record}");
     // The job is over; its address is the server's now.
     assert_eq!(record.pod("destination"), "lab/server", "{record}");
-    agent.stop()?.balance()
+    pair.settle(agent, "denied").map(drop)
 }
 
 /// A label with a line break and an escape sequence, which no API server lets in, gets neither into a line nor onto a

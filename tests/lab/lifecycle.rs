@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::{self, Agent};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
-use netpol_trace_tests::{eventually, skip, traffic};
+use netpol_trace_tests::{eventually, skip, skipped, traffic};
 use nix::sys::signal::Signal;
 
 /// However it ends, its programs and links end with it.
@@ -19,7 +20,7 @@ fn nothing_stays_attached() -> Result<()> {
         return Ok(());
     }
     if Command::new("bpftool").arg("version").output().is_err() {
-        eprintln!("nothing_stays_attached: skipped: needs bpftool (apt-get install bpftool)");
+        skipped("nothing_stays_attached", "needs bpftool (apt-get install bpftool)");
         return Ok(());
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
@@ -122,12 +123,15 @@ fn no_permission() -> Result<()> {
         return Ok(());
     }
     let pair = Pair::start(DENY)?;
-    // Where nobody may read: the build's folder may be root's alone.
-    let folder = tempfile::tempdir()?;
-    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755))?;
     std::fs::set_permissions(pair.manifests(), PermissionsExt::from_mode(0o755))?;
-    let binary = folder.path().join("netpol-trace");
-    std::fs::copy(agent::binary()?, &binary)?;
+    let folder = tempfile::tempdir()?;
+    let mut binary = agent::binary()?;
+    if !open_to_all(&binary)? {
+        // The build's folder may be root's alone.
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755))?;
+        binary = folder.path().join("netpol-trace");
+        std::fs::copy(agent::binary()?, &binary)?;
+    }
     let mut command = Command::new(&binary);
     command.arg("agent").arg("--manifests").arg(pair.manifests()).uid(NOBODY).gid(NOBODY).current_dir("/");
     let run = Agent::spawn(command)?.finish()?;
@@ -137,6 +141,16 @@ fn no_permission() -> Result<()> {
     assert!(named.iter().any(|word| run.stderr.contains(word)), "{}", run.stderr);
     quiet(&run.stderr);
     Ok(())
+}
+
+/// Whether every user can reach and run a program.
+fn open_to_all(program: &Path) -> Result<bool> {
+    for path in std::fs::canonicalize(program)?.ancestors() {
+        if path.metadata()?.permissions().mode() & 0o001 == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// No panic and no backtrace, though `RUST_BACKTRACE` asks for one.

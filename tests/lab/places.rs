@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
-use netpol_trace_tests::pair::{CLIENT, NODE, Pair, SERVER, SERVER6};
+use netpol_trace_tests::pair::{self, CLIENT, NODE, Pair, SERVER, SERVER6};
 use netpol_trace_tests::skip;
 use netpol_trace_tests::traffic::{self, Outcome, TcpOptions};
 
@@ -26,6 +26,9 @@ table inet host {
         return Ok(());
     }
     let pair = Pair::start(RULES)?;
+    // Such a pod's address is the node's: who of the two sent can't be known, and no policy selects it.
+    let on_host = pair::pod("on-host", &[NODE.into()]).replace("spec:\n", "spec:\n  hostNetwork: true\n");
+    std::fs::write(pair.manifests().join("on-host.yaml"), on_host)?;
     let agent = pair.watch()?;
     let sent = traffic::udp(pair.lab.node(), NODE.into(), [(SERVER, 53).into()], 32);
     assert!(sent.is_err(), "sendto says EPERM");

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 /// How long to wait for something that should take milliseconds, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why the lab can't run here, if it can't.
 pub fn obstacle() -> Option<String> {
@@ -44,14 +44,19 @@ pub fn obstacle() -> Option<String> {
     netns::Netns::new("probe").err().map(|error| format!("this machine makes no network namespaces: {error:#}"))
 }
 
-/// Whether to skip a test; prints why, past the test harness's capture.
+/// Whether to skip a test; says why if so.
 pub fn skip(test: &str) -> bool {
     let obstacle = obstacle();
     if let Some(why) = &obstacle {
-        // A closed stderr is no reason to fail.
-        let _ = writeln!(std::io::stderr(), "{test}: skipped: {why}");
+        skipped(test, why);
     }
     obstacle.is_some()
+}
+
+/// Says that a test is skipped, past the test harness's capture.
+pub fn skipped(test: &str, why: &str) {
+    // A closed stderr is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "{test}: skipped: {why}");
 }
 
 /// Asks again and again until there is an answer; an error after [`PATIENCE`].

@@ -130,6 +130,8 @@ pub fn ftp(netns: &Netns, from: Ipv4Addr, server: SocketAddr) -> Result<Attempt>
             _ => Outcome::Failed(last),
         };
         write!(control, "QUIT\r\n")?;
+        // Closed with an answer unread, the connection would end in a RST, which is a drop too.
+        expect("221")?;
         Ok(Attempt { source: SocketAddr::new(server.ip(), 20), destination: data, outcome })
     })
 }

@@ -29,11 +29,17 @@ struct Bench {
     needs_root: bool,
 }
 
-const BENCHES: [Bench; 2] = [
+const BENCHES: [Bench; 3] = [
     Bench {
         name: "verdict",
         package: "netpol-trace",
         measures: "index build, verdicts a second, cost by cluster size",
+        needs_root: false,
+    },
+    Bench {
+        name: "oracle",
+        package: "netpol-trace",
+        measures: "a million random queries to both evaluators: differences",
         needs_root: false,
     },
     Bench {

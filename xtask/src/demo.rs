@@ -25,7 +25,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let output = std::path::absolute(&args.output)?;
     // The agent and the demo, built as `cargo xtask test` builds them, so that neither builds for the other.
     let programs = ["--bin", "netpol-trace", "--bin", "netpol-trace-demo"];
-    machine::run(machine::cargo().args(["build", "--quiet", "--workspace", "--locked"]).args(programs))?;
+    machine::run(machine::cargo().args(["build", "--workspace", "--locked"]).args(programs))?;
     let mut demo = std::process::Command::new(machine::target().join("debug/netpol-trace-demo"));
     let status = demo.arg(output).current_dir(machine::root()).status()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -27,6 +27,8 @@ pub struct Args {
 const KERNELS: [&str; 1] = ["6.1"];
 /// The test program of the lab.
 const LAB: &str = "lab";
+/// The whole lab, emulated, on a busy machine.
+const VM_LIMIT_SECONDS: &str = "1800";
 /// boot.sh's exit code for a machine that can't boot one.
 const CANNOT: i32 = 126;
 
@@ -61,7 +63,11 @@ pub fn lab<S: AsRef<str>>(kernel: &str, programs: &[Program], filters: &[S]) -> 
     command.arg("-f").arg(&agent).arg("-f").arg(machine::root().join("tests/demo"));
     command.arg("-e").arg(format!("NETPOL_TRACE_BIN={}", agent.display()));
     // And with its one processor, one test at a time.
-    command.args([kernel, "--"]).arg(&lab.path).args(["--test-threads", "1"]).args(filters.iter().map(AsRef::as_ref));
+    command
+        .args(["-t", VM_LIMIT_SECONDS, kernel, "--"])
+        .arg(&lab.path)
+        .args(["--test-threads", "1"])
+        .args(filters.iter().map(AsRef::as_ref));
     count(&mut command)
 }
 

@@ -1,6 +1,5 @@
 //! `netpol-trace explain`: what the policies say of one connection, and why.
 
-mod ends;
 mod queries;
 mod text;
 
@@ -11,15 +10,11 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::cluster::Index;
-use crate::cluster::manifests::{self, Loaded};
-use crate::cluster::model::{Direction, Object};
-use crate::cluster::place::Severity;
+use crate::cluster::model::Direction;
 use crate::record::{Hint, ServiceRef, Verdict, VerdictResult};
 use crate::verdict::{self, Asked, Options, RuleCheck};
-use ends::{Case, Question};
-
-/// Problems of the input that are printed; more are counted.
-const PROBLEMS_SHOWN: usize = 50;
+use super::ends::{self, Case, Question};
+use super::input::{self, Cni};
 
 /// Say what the policies make of a connection: which isolate the two pods, which rule allows it, and where none does,
 /// what each rule misses.
@@ -64,48 +59,13 @@ enum Output {
     Json,
 }
 
-/// What Kubernetes leaves to the CNI.
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "What Kubernetes leaves to the CNI")]
-struct Cni {
-    /// ipBlock matches pod addresses (Calico, kube-router: yes; Cilium: no)
-    #[arg(long, value_enum, default_value = "yes", value_name = "ANSWER")]
-    ipblock_matches_pods: Answer,
-    /// hostNetwork pods are subject to policy and selected by labels like others (no: they look like their node)
-    #[arg(long, value_enum, default_value = "unknown", value_name = "ANSWER")]
-    host_network_is_pod: Answer,
-    /// A pod and its own node may always talk
-    #[arg(long, value_enum, default_value = "yes", value_name = "ANSWER")]
-    own_node_allowed: Answer,
-    /// ICMP and other protocols that policies can't name pass isolated pods
-    #[arg(long, value_enum, default_value = "unknown", value_name = "ANSWER")]
-    other_protocols_pass: Answer,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Answer {
-    Yes,
-    No,
-    Unknown,
-}
-
-impl From<Answer> for Option<bool> {
-    fn from(answer: Answer) -> Option<bool> {
-        match answer {
-            Answer::Yes => Some(true),
-            Answer::No => Some(false),
-            Answer::Unknown => None,
-        }
-    }
-}
-
 /// What went wrong before there was an answer.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("the input has errors, so an answer could be wrong; see above")]
-    Input,
-    #[error("--{option} {given:?}: {what}")]
-    Argument { option: &'static str, given: String, what: String },
+    #[error(transparent)]
+    Input(#[from] input::Error),
+    #[error(transparent)]
+    Question(#[from] ends::Error),
     #[error("--queries {path}: {error}")]
     Queries { path: String, error: io::Error },
     #[error("--manifests - and --queries - can't both be standard input")]
@@ -114,8 +74,6 @@ enum Error {
     Output(#[from] io::Error),
 }
 
-const USAGE_OR_INPUT: u8 = 2;
-
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match explain(args) {
         Ok(code) => Ok(code),
@@ -123,7 +81,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Err(Error::Output(error)) => Err(error.into()),
         Err(error) => {
             eprintln!("netpol-trace explain: {}", crate::text::escape(&error.to_string()));
-            Ok(ExitCode::from(USAGE_OR_INPUT))
+            Ok(ExitCode::from(input::USAGE_OR_INPUT))
         }
     }
 }
@@ -133,13 +91,8 @@ fn explain(args: &Args) -> Result<ExitCode, Error> {
     if args.queries.as_ref().is_some_and(stdin) && args.manifests.iter().any(stdin) {
         return Err(Error::TwoInputs);
     }
-    let index = load(&args.manifests)?;
-    let options = Options {
-        ipblock_matches_pods: args.cni.ipblock_matches_pods.into(),
-        host_network_is_pod: args.cni.host_network_is_pod.into(),
-        own_node_allowed: args.cni.own_node_allowed.into(),
-        other_protocols_pass: args.cni.other_protocols_pass.into(),
-    };
+    let index = input::load(&args.manifests)?;
+    let options = args.cni.options();
     if let Some(path) = &args.queries {
         return queries::run(&index, &options, path);
     }
@@ -161,26 +114,6 @@ fn explain(args: &Args) -> Result<ExitCode, Error> {
         VerdictResult::Denied => 1,
         VerdictResult::Undetermined => 3,
     }))
-}
-
-/// Reads the manifests; their problems go to stderr with their places.
-fn load(paths: &[PathBuf]) -> Result<Index, Error> {
-    let loaded: Loaded = manifests::load(paths);
-    let worth_saying = || loaded.problems.iter().filter(|p| p.severity > Severity::Info);
-    for problem in worth_saying().take(PROBLEMS_SHOWN) {
-        eprintln!("{}: {problem}", problem.severity);
-    }
-    match worth_saying().count().saturating_sub(PROBLEMS_SHOWN) {
-        0 => {}
-        more => eprintln!("and {more} more problems"),
-    }
-    if loaded.error().is_some() {
-        return Err(Error::Input);
-    }
-    if !loaded.objects.iter().any(|located| matches!(located.object, Object::Policy(_))) {
-        eprintln!("warning: the input has no NetworkPolicy: nothing is isolated");
-    }
-    Ok(Index::from_objects(loaded.objects.into_iter().map(|located| located.object)))
 }
 
 /// The whole answer: one part for each way the connection can go.
@@ -213,6 +146,9 @@ struct Answered {
     hint: Option<Hint>,
     egress: Vec<PolicyCheck>,
     ingress: Vec<PolicyCheck>,
+    /// Whether each end is a pod; others are not subject to policy.
+    #[serde(skip)]
+    pods: [bool; 2],
     /// How the ends were resolved, where that is not plain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     resolved: Vec<String>,
@@ -280,6 +216,7 @@ fn one_answer(index: &Index, options: &Options, case: &Case<'_>, service: Option
         hint: verdict::hint(index, connection, options, asked),
         egress: checks(Direction::Egress),
         ingress: checks(Direction::Ingress),
+        pods: [&connection.source, &connection.destination].map(|end| matches!(end.who, verdict::Who::Pod(_))),
         resolved: case.resolved.clone(),
     }
 }

@@ -21,9 +21,16 @@ pub struct Located {
     pub namespace_defaulted: bool,
     /// The lines of its fields, for policies and services.
     pub lines: Option<FieldLines>,
+    /// A service with `externalTrafficPolicy: Local`: clients from outside keep their address.
+    pub source_kept: bool,
 }
 
 impl Located {
+    /// Whether the field is written in the file, even as nothing (`from:`).
+    pub fn has(&self, field: &str) -> bool {
+        self.lines.as_ref().is_some_and(|lines| lines.has(&yaml::Path::parse(field)))
+    }
+
     /// The place of a field, such as `spec.ingress[0].from[1]`.
     pub fn at(&self, field: &str) -> Place {
         let line = self.lines.as_ref().map(|lines| lines.line_of(&yaml::Path::parse(field)));
@@ -37,6 +44,8 @@ pub struct Loaded {
     /// In the order of the input; of objects with one name only the last.
     pub objects: Vec<Located>,
     pub problems: Vec<Problem>,
+    /// Problems beyond the bound on `problems`.
+    pub problems_left_out: u64,
     /// Objects of kinds that are not read, by kind.
     pub skipped: BTreeMap<String, u64>,
     /// Objects read, by kind.
@@ -128,6 +137,7 @@ fn unreadable(path: &Path, message: String) -> Problem {
         place: Place::file(&Arc::new(path.to_owned())),
         object: String::new(),
         message,
+        value: None,
     }
 }
 
@@ -184,7 +194,7 @@ impl Loader {
                     let place = Place { line: Some(error.line), document, ..Place::file(file) };
                     let message = error.message;
                     let (kind, severity, object) = (ProblemKind::Syntax, Severity::Error, String::new());
-                    self.problem(Problem { kind, severity, place, object, message });
+                    self.problem(Problem { kind, severity, place, object, message, value: None });
                 }
                 Ok(document) => {
                     let number = several.then_some(document.number);
@@ -208,6 +218,14 @@ impl Loader {
                 continue;
             }
             let policy = fault.object.starts_with("NetworkPolicy");
+            let named = fault.named.filter(|_| fault.fatal && policy);
+            if let Some((namespace, name)) = named {
+                self.refused_twin(
+                    &namespace,
+                    &name,
+                    &Place { line: Some(fault.name_line), field: "metadata.name".to_owned(), ..whole.clone() },
+                );
+            }
             self.problem(Problem {
                 kind: match fault.kind {
                     document::FaultKind::UnknownField => ProblemKind::UnknownField,
@@ -221,6 +239,7 @@ impl Loader {
                 place: Place { line: Some(fault.line), field: fault.field.to_string(), ..whole.clone() },
                 object: fault.object,
                 message: fault.message,
+                value: fault.value,
             });
         }
         for decoded in output.objects {
@@ -228,6 +247,7 @@ impl Loader {
             self.object(Located {
                 place: Place { line: Some(decoded.node.line), ..whole.clone() },
                 namespace_defaulted: decoded.namespace_defaulted,
+                source_kept: externally_local(decoded.node),
                 lines: keep_lines.then(|| FieldLines::of(decoded.node)),
                 object: decoded.object,
             });
@@ -242,13 +262,15 @@ impl Loader {
         {
             self.replaced.insert(before);
             let same = earlier.object == located.object;
-            let message = if same {
-                format!("the same object is at {} already", earlier.place)
-            } else {
-                format!(
-                    "replaces the object of the same name at {}: applied in this order, nothing of that one stays",
-                    earlier.place
-                )
+            let message = match (&earlier.object, same) {
+                (_, true) => format!("the same object is at {} already", earlier.place),
+                (Object::Policy(policy), false) => format!(
+                    "replaces the policy of the same name at {}: applied in this order, its {} ingress and {} egress rules are gone",
+                    earlier.place,
+                    policy.ingress.len(),
+                    policy.egress.len()
+                ),
+                _ => format!("replaces the object of the same name at {}", earlier.place),
             };
             self.problem(Problem {
                 kind: ProblemKind::Duplicate,
@@ -260,14 +282,35 @@ impl Loader {
                     format!("{kind} {namespace}/{name}")
                 },
                 message,
+                value: None,
             });
         }
         self.loaded.objects.push(located);
     }
 
+    /// A policy that can't be used, with the name of one that can: corrected, it would replace that one.
+    fn refused_twin(&mut self, namespace: &str, name: &str, place: &Place) {
+        let Some(earlier) = self.names.get(&("NetworkPolicy", Str::from(namespace), Str::from(name))) else { return };
+        let Some(earlier) = self.loaded.objects.get(*earlier).map(|located| located.place.clone()) else { return };
+        let twin = |problem: &Problem| problem.kind == ProblemKind::Duplicate && problem.place == *place;
+        if self.loaded.problems.iter().rev().take(MAX_PROBLEMS).any(twin) {
+            return;
+        }
+        self.problem(Problem {
+            kind: ProblemKind::Duplicate,
+            severity: Severity::Warning,
+            place: place.clone(),
+            object: format!("NetworkPolicy {namespace}/{name}"),
+            message: format!("has the name of the object at {earlier}: once corrected and applied it replaces that one, of which nothing stays"),
+            value: None,
+        });
+    }
+
     fn problem(&mut self, problem: Problem) {
         if self.loaded.problems.len() < MAX_PROBLEMS {
             self.loaded.problems.push(problem);
+        } else {
+            self.loaded.problems_left_out += 1;
         }
     }
 
@@ -280,6 +323,11 @@ impl Loader {
         }
         loaded
     }
+}
+
+fn externally_local(node: &yaml::Node) -> bool {
+    let policy = node.get("spec").and_then(|spec| spec.get("externalTrafficPolicy"));
+    policy.and_then(yaml::Node::as_str) == Some("Local")
 }
 
 /// Kind, namespace (empty for cluster-scoped kinds) and name. A workload's template has the workload's kind.

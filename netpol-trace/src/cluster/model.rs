@@ -184,6 +184,9 @@ pub struct Policy {
     pub namespace: Str,
     pub name: Str,
     pub uid: Option<Str>,
+    /// What a changed copy of the object must keep: labels, and annotations without kubectl's own record of the last apply.
+    pub labels: Labels,
+    pub annotations: Labels,
     pub generation: Option<i64>,
     /// When the object last changed, as far as the source knows (creation, or the newest managedFields entry).
     pub changed: Option<Timestamp>,

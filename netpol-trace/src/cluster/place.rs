@@ -88,6 +88,8 @@ pub struct Problem {
     /// `NetworkPolicy staging/db-np`, as far as known; else empty.
     pub object: String,
     pub message: String,
+    /// What an unknown field holds, as YAML in one line, shortened.
+    pub value: Option<String>,
 }
 
 impl fmt::Display for Problem {
@@ -137,15 +139,24 @@ impl FieldLines {
     pub fn line_of(&self, path: &Path) -> u32 {
         let mut at = self;
         for step in &path.0 {
-            let child = match step {
-                Step::Index(index) => at.children.get(*index).filter(|(name, _)| *name == Name::Item),
-                Step::Field(field) => {
-                    at.children.iter().find(|(name, _)| matches!(name, Name::Field(f) if **f == **field))
-                }
-            };
-            let Some((_, child)) = child else { break };
+            let Some(child) = at.child(step) else { break };
             at = child;
         }
         at.line
+    }
+
+    /// Whether the field is written in the file, even as nothing.
+    pub fn has(&self, path: &Path) -> bool {
+        path.0.iter().try_fold(self, |at, step| at.child(step)).is_some()
+    }
+
+    fn child(&self, step: &Step) -> Option<&FieldLines> {
+        let child = match step {
+            Step::Index(index) => self.children.get(*index).filter(|(name, _)| *name == Name::Item),
+            Step::Field(field) => {
+                self.children.iter().find(|(name, _)| matches!(name, Name::Field(f) if **f == **field))
+            }
+        };
+        child.map(|(_, child)| child)
     }
 }

@@ -151,12 +151,17 @@ fn dated(object: Object, previous: &Index, now: Timestamp) -> Object {
 }
 
 fn same(old: &Policy, new: &Policy) -> bool {
-    *old == Policy { changed: old.changed, ..new.clone() }
+    let kept = old.clone();
+    // Labels and annotations decide nothing.
+    *old == Policy { changed: kept.changed, labels: kept.labels, annotations: kept.annotations, ..new.clone() }
 }
 
 /// What `stat` says of every file behind the paths: enough to see any change that a writer doesn't hide on purpose.
 #[derive(Debug, Clone, PartialEq)]
-struct Signature(Vec<(PathBuf, Option<(SystemTime, u64, u64)>)>);
+struct Signature(Vec<(PathBuf, Option<Stat>)>);
+
+/// Modification time, size, inode.
+type Stat = (SystemTime, u64, u64);
 
 impl Signature {
     fn of(paths: &[PathBuf]) -> Signature {
@@ -168,7 +173,7 @@ impl Signature {
     }
 }
 
-fn stat(file: &Path) -> Option<(SystemTime, u64, u64)> {
+fn stat(file: &Path) -> Option<Stat> {
     use std::os::unix::fs::MetadataExt;
     let meta = std::fs::metadata(file).ok()?;
     Some((meta.modified().ok()?, meta.len(), meta.ino()))

@@ -167,6 +167,48 @@ impl Node {
         })
     }
 
+    /// The value as YAML in one line (flow style), cut at about `most` bytes.
+    pub fn flow(&self, most: usize) -> String {
+        let mut text = String::new();
+        self.write_flow(most, &mut text);
+        text
+    }
+
+    fn write_flow(&self, most: usize, text: &mut String) {
+        let short = |value: &str| scalar_text(&value.chars().take(most).collect::<String>());
+        match &self.value {
+            _ if text.len() > most => text.push('…'),
+            Value::Null => text.push('~'),
+            Value::Bool { value, .. } => text.push_str(&value.to_string()),
+            Value::Number { value, .. } => text.push_str(&value.to_string()),
+            Value::String(value) => text.push_str(&short(value)),
+            Value::Sequence(items) => {
+                text.push('[');
+                for (i, item) in items.iter().enumerate() {
+                    text.push_str(if i == 0 { "" } else { ", " });
+                    item.write_flow(most, text);
+                    if text.ends_with('…') {
+                        break;
+                    }
+                }
+                text.push(']');
+            }
+            Value::Mapping(entries) => {
+                text.push('{');
+                for (i, (key, value)) in entries.iter().enumerate() {
+                    text.push_str(if i == 0 { "" } else { ", " });
+                    text.push_str(&short(&key.name));
+                    text.push_str(": ");
+                    value.write_flow(most, text);
+                    if text.ends_with('…') {
+                        break;
+                    }
+                }
+                text.push('}');
+            }
+        }
+    }
+
     /// The line of the field at `path`: its key's line, or the nearest parent's where the path leaves the tree.
     pub fn line_of(&self, path: &Path) -> u32 {
         let (mut node, mut line) = (self, self.line);
@@ -185,6 +227,15 @@ impl Node {
         }
         line
     }
+}
+
+/// `text` as a scalar of a manifest: quoted where plain text would mean something else.
+pub fn scalar_text(text: &str) -> String {
+    let plain = !text.is_empty()
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/'))
+        && !text.starts_with('-')
+        && matches!(scalar::resolve(text), Ok(Value::String(_)));
+    if plain { text.to_owned() } else { format!("{text:?}") }
 }
 
 /// Reads all documents of `bytes`. An error costs only its own document: the ones after it are still read.

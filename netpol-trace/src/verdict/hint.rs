@@ -32,26 +32,38 @@ pub struct Asked<'a> {
     pub source_port: Option<u16>,
 }
 
-/// The hint that fits a denied (or, for ICMP, undetermined) connection.
+/// The hint that fits a denied connection, or one that ICMP or a hostNetwork pod leaves undetermined.
 pub fn hint(index: &Index, connection: &Connection<'_>, options: &Options, asked: Asked<'_>) -> Option<record::Hint> {
     let judgement = evaluate(index, connection, options);
-    let undetermined = |doubt: Doubt| {
-        [Direction::Egress, Direction::Ingress]
-            .into_iter()
-            .find(|d| matches!(judgement.side(*d).finding, Finding::Undetermined(found) if found == doubt))
-    };
-    if let Some(direction) = undetermined(Doubt::Icmp) {
-        let matcher = Matcher::new(index, connection, options, direction);
-        return Some(icmp(&matcher, judgement.side(direction)));
-    }
     // The first side that denies is explained; the other is named, for it stays in the way.
     let denies = |d: &Direction| matches!(judgement.side(*d).finding, Finding::Denied);
-    let direction = [Direction::Egress, Direction::Ingress].into_iter().find(denies)?;
+    let Some(direction) = BOTH.into_iter().find(denies) else {
+        return undetermined(index, connection, options, &judgement);
+    };
     let matcher = Matcher::new(index, connection, options, direction);
     let side = judgement.side(direction);
     let case = Case { matcher, side, nearest: nearest(&matcher, side)?, asked, words: Words { matcher } };
     let (code, message) = case.hint()?;
     Some(record::Hint { code: code.into(), message: message + &other_side(&case, &judgement) })
+}
+
+/// Egress first: a packet meets its source's policies before its destination's.
+const BOTH: [Direction; 2] = [Direction::Egress, Direction::Ingress];
+
+fn undetermined(
+    index: &Index,
+    connection: &Connection<'_>,
+    options: &Options,
+    judgement: &Judgement<'_>,
+) -> Option<record::Hint> {
+    BOTH.into_iter().find_map(|direction| {
+        let (matcher, side) = (Matcher::new(index, connection, options, direction), judgement.side(direction));
+        match side.finding {
+            Finding::Undetermined(Doubt::Icmp) => Some(icmp(&matcher, side)),
+            Finding::Undetermined(Doubt::HostNetwork) => host_network(&matcher),
+            _ => None,
+        }
+    })
 }
 
 type Found = (&'static str, String);
@@ -65,6 +77,18 @@ fn icmp(matcher: &Matcher<'_, '_>, side: &Side<'_>) -> record::Hint {
         Words { matcher: *matcher }.subject(),
     );
     record::Hint { code: "icmp".into(), message }
+}
+
+/// A selector that fits a hostNetwork pod: on most CNIs it selects nothing, for policy sees the node's address.
+fn host_network(matcher: &Matcher<'_, '_>) -> Option<record::Hint> {
+    let view = as_pod(&matcher.peer().who).filter(|view| view.pod.host_network)?;
+    let ips: Vec<_> = view.pod.ips.iter().map(|ip| format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })).collect();
+    let address = if ips.is_empty() { "its node's address".to_owned() } else { ips.join(" and ") };
+    let message = format!(
+        "{}/{} uses its node's network, so most CNIs don't select it by its labels: allow {address} by ipBlock instead.",
+        view.pod.namespace, view.pod.name,
+    );
+    Some(record::Hint { code: "hostnet-peer".into(), message })
 }
 
 fn other_side(case: &Case<'_, '_>, judgement: &Judgement<'_>) -> String {
@@ -99,6 +123,7 @@ impl<'a> Case<'_, 'a> {
             .or_else(|| self.only_the_port())
             .or_else(|| self.only_the_peer())
             .or_else(|| self.far_off())
+            .or_else(|| self.unlabelled())
     }
 
     fn direction(&self) -> Direction {
@@ -245,23 +270,17 @@ impl<'a> Case<'_, 'a> {
                     self.place(),
                     self.words.peer(),
                     self.direction().peers_field(),
-                    self.words.peer_item(self.nearest.policy),
+                    self.words.peer_item(self.nearest.policy)?,
                 );
                 Some(("hostnet-peer", message))
             }
-            (Peer::Pods { .. }, _) => Some(("ip-block", self.outside())),
+            (Peer::Pods { .. }, _) => Some(("ip-block", self.outside()?)),
             (Peer::Block { cidr, except }, who) => self.block(cidr, except, who),
         }
     }
 
-    fn outside(&self) -> String {
-        format!(
-            "{} selects pods, and {} is none: add to `{}` the item {}",
-            self.place(),
-            self.words.peer(),
-            self.direction().peers_field(),
-            self.words.peer_item(self.nearest.policy),
-        )
+    fn outside(&self) -> Option<String> {
+        Some(format!("{} selects pods, and {} is none: {}", self.place(), self.words.peer(), self.add_item()?))
     }
 
     fn selectors(&self, namespaces: Option<&Selector>, pods: Option<&Selector>, view: PodView<'a>) -> Option<Found> {
@@ -287,20 +306,35 @@ impl<'a> Case<'_, 'a> {
                 );
                 Some(("peer-namespace", message))
             }
-            (true, false, Some(_)) => Some(("peer-namespace", self.add_peer())),
-            (false, true, _) => Some(("peer-label", self.add_peer())),
+            (true, false, Some(_)) => Some(("peer-namespace", self.add_peer()?)),
+            (false, true, _) => Some(("peer-label", self.add_peer()?)),
             _ => None,
         }
     }
 
-    fn add_peer(&self) -> String {
-        format!(
-            "Nearest is {}: {}. To allow it, add to its `{}` the item {}",
-            self.policy(),
-            self.misses(),
-            self.direction().peers_field(),
-            self.words.peer_item(self.nearest.policy),
-        )
+    fn add_peer(&self) -> Option<String> {
+        Some(format!("Nearest is {}: {}. To allow it, {}", self.policy(), self.misses(), self.add_item()?))
+    }
+
+    fn add_item(&self) -> Option<String> {
+        let (direction, rule) = (self.direction(), self.nearest.rule?);
+        let field = direction.peers_field();
+        Some(format!("add to {direction}[{rule}].{field} the item {}", self.words.peer_item(self.nearest.policy)?))
+    }
+
+    /// A peer that no change of a policy can single out.
+    fn unlabelled(&self) -> Option<Found> {
+        let view = as_pod(&self.matcher.peer().who).filter(|view| !view.pod.host_network)?;
+        if self.words.peer_item(self.nearest.policy).is_some() {
+            return None;
+        }
+        let message = format!(
+            "No rule allows {}, and it has no label to select it by: give its workload one (such as app: {}), and allow \
+             that.",
+            self.words.peer(),
+            view.pod.owner.as_ref().map_or(&view.pod.name, |owner| &owner.name),
+        );
+        Some(("peer-label", message))
     }
 
     /// The key of a requirement that wants the namespace's name in a label that the namespace does not have.
@@ -327,7 +361,7 @@ impl<'a> Case<'_, 'a> {
         if let Some(hole) = except.iter().find(|e| in_block(e, &[], first)) {
             let message = format!(
                 "{place} allows {cidr} except {hole}, and {first} lies in that exception: add a rule or item for {}",
-                self.words.peer_item(self.nearest.policy),
+                self.words.peer_item(self.nearest.policy)?,
             );
             return Some(("ip-block", message));
         }
@@ -336,11 +370,11 @@ impl<'a> Case<'_, 'a> {
                 "{place} allows {cidr}; the packet came with the address of {}, as clients of a NodePort or load \
                  balancer do after SNAT: set externalTrafficPolicy: Local on the service, or allow {}",
                 self.words.peer(),
-                self.words.peer_item(self.nearest.policy),
+                self.words.peer_item(self.nearest.policy)?,
             );
             return Some(("snat-source", message));
         }
-        Some(("ip-block", self.add_peer()))
+        Some(("ip-block", self.add_peer()?))
     }
 
     /// Two misses or more: the change is a rule of its own.

@@ -90,6 +90,8 @@ pub fn policy(key: &str, subject: &str) -> Policy {
         namespace: namespace.into(),
         name: name.into(),
         uid: None,
+        labels: Default::default(),
+        annotations: Default::default(),
         generation: None,
         changed: None,
         subject: selector(subject),

@@ -12,7 +12,7 @@ use crate::oracle::{Party, Query, World};
 use crate::random;
 
 /// qa-test (env=qa) and staging (env=staging), each with frontend, api and db.
-fn two_environments(policies: impl IntoIterator<Item = Policy>) -> Cluster {
+pub(crate) fn two_environments(policies: impl IntoIterator<Item = Policy>) -> Cluster {
     let mut pods = Vec::new();
     for (i, namespace) in ["qa-test", "staging"].into_iter().enumerate() {
         for (j, app) in ["frontend", "api", "db"].into_iter().enumerate() {

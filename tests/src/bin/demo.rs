@@ -47,7 +47,7 @@ fn main() -> Result<ExitCode> {
 
     println!("{}\n", text::headline(&attempts, wrong.len()));
     print!("{}", text::flows(&demo.lab, &run.records, &attempts, width));
-    println!("\nThe records, one JSON object a line: {}", path.display());
+    println!("The records, one JSON object a line: {}", path.strip_prefix(&here).unwrap_or(&path).display());
     println!("The policies behind them:            {}", manifests.display());
     println!("Ask about a connection without sending it:");
     println!(

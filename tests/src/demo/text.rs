@@ -26,12 +26,14 @@ pub fn flows(lab: &Lab, records: &[Record], attempts: &[Attempt], width: usize) 
             _ => 2,
         };
         let out = &mut groups[group].1;
-        let (name, result) = (flow.to_string(), plain(&describe(flow, attempt, record)));
-        if label + 4 + result.chars().count() <= width {
-            let _ = writeln!(out, "  {name:label$}  {result}");
+        let (result, detail) = describe(flow, attempt, record);
+        let line = format!("  {:label$}  {}", flow.to_string(), plain(&result));
+        let detail = plain(&detail);
+        if line.chars().count() + 3 + detail.chars().count() <= width {
+            let _ = writeln!(out, "{line} - {detail}");
         } else {
-            let _ = writeln!(out, "  {name}");
-            wrap(out, &result, 6, width);
+            let _ = writeln!(out, "{line}");
+            wrap(out, &detail, 6, width);
         }
     }
     let filled = groups.iter().filter(|(_, lines)| !lines.is_empty());
@@ -63,20 +65,25 @@ fn rank(flow: &Flow, record: &Record) -> u8 {
     u8::from(record.cause() == expected)
 }
 
-fn describe(flow: &Flow, attempt: &Attempt, record: Option<&Record>) -> String {
+/// The result, and why.
+fn describe(flow: &Flow, attempt: &Attempt, record: Option<&Record>) -> (String, String) {
     let seen = outcome(&attempt.outcome);
+    let because = flow.because.to_owned();
     match record {
-        _ if attempt.outcome == Outcome::Passed => format!("passes - {}", flow.because),
-        None => format!("{seen}, and no record says why - {}", flow.because),
+        _ if attempt.outcome == Outcome::Passed => ("passes".to_owned(), because),
+        None => (format!("{seen}, and no record says why"), because),
         Some(record) if record.cause() == "policy" => {
             let direction = record.text("/direction");
-            let policies = record.isolated_by(direction).join(", ");
-            format!("DROPPED {direction} by {policies} - {}", nearest(record, direction))
+            let why = match record.text("/hint/message") {
+                "" => nearest(record, direction),
+                hint => hint.to_owned(),
+            };
+            (format!("DROPPED {direction} by {}", record.isolated_by(direction).join(", ")), why)
         }
         Some(record) => {
             let cause = record.cause().replace('_', " ");
-            let reason = record.text("/kernel/reason");
-            format!("{seen}: {cause} ({reason} in {}) - {}", record.text("/kernel/location"), flow.because)
+            let (reason, location) = (record.text("/kernel/reason"), record.text("/kernel/location"));
+            (format!("{seen}: {cause}"), format!("{because} ({reason} in {location})"))
         }
     }
 }

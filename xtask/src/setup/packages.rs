@@ -70,12 +70,12 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     }
     let start = Instant::now();
     println!("Installing packages: {list}");
-    machine::run(apt().args(["update", "-qq"]))?;
+    quietly(apt().args(["update", "-qq"]))?;
     let (there, unknown): (Vec<&str>, Vec<&str>) = wanted.into_iter().partition(|package| known(package));
     if !there.is_empty() {
-        machine::run(apt().args(["install", "-y", "-qq", "--no-install-recommends"]).args(&there))?;
+        quietly(apt().args(["install", "-y", "-qq", "--no-install-recommends"]).args(&there))?;
     }
-    println!("Installed {} packages in {:.0} s", there.len(), start.elapsed().as_secs_f32());
+    println!("Installed them in {:.0} s", start.elapsed().as_secs_f32());
     // The compiler may come from rustup instead; the caller looks there next.
     let unknown: Vec<&str> = unknown.into_iter().filter(|p| !COMPILER.contains(p) && *p != LINTER).collect();
     if !unknown.is_empty() {
@@ -90,6 +90,16 @@ fn apt() -> Command {
     command.args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]);
     command.env("DEBIAN_FRONTEND", "noninteractive").stdin(std::process::Stdio::null());
     command
+}
+
+/// Runs a command whose output matters only when it fails.
+fn quietly(command: &mut Command) -> Result<()> {
+    let output = command.output()?;
+    if !output.status.success() {
+        print!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        bail!("{}: {}", machine::show(command), output.status);
+    }
+    Ok(())
 }
 
 /// Whether apt can install the package.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Error;
-use super::ends::owner;
+use crate::cli::ends::owner;
 use crate::cluster::Index;
 use crate::cluster::model::Protocol;
 use crate::record::Verdict;

@@ -3,12 +3,10 @@
 use super::{Answered, Explained, PolicyCheck};
 use crate::record::{Side, VerdictResult};
 use crate::text::escape;
-use crate::verdict::{Fit, ItemCheck, RuleCheck, describe};
+use crate::verdict::{self, Fit, ItemCheck, RuleCheck, describe};
 
 /// Items of a rule that are shown; a rule may have thousands.
 const ITEMS_SHOWN: usize = 12;
-const POLICIES_NAMED: usize = 3;
-
 pub(super) fn page(explained: &Explained) -> String {
     let mut page = Page::default();
     let Some(first) = explained.answers.first() else {
@@ -57,7 +55,7 @@ impl Page {
                 answered.to,
                 answered.port,
                 service.unwrap_or_default(),
-                reason(answered)
+                verdict::summary(&answered.verdict)
             ),
         );
         if let Some(hint) = &answered.hint {
@@ -67,13 +65,13 @@ impl Page {
             self.line(0, &format!("note: {note}"));
         }
         self.blank();
-        self.side("egress", &answered.from, &verdict.egress, &answered.egress);
+        self.side("egress", &answered.from, answered.pods[0], &verdict.egress, &answered.egress);
         self.blank();
-        self.side("ingress", &answered.to, &verdict.ingress, &answered.ingress);
+        self.side("ingress", &answered.to, answered.pods[1], &verdict.ingress, &answered.ingress);
     }
 
-    fn side(&mut self, direction: &str, of: &str, side: &Side, policies: &[PolicyCheck]) {
-        self.line(0, &format!("{direction} of {of}: {}", outcome(direction, side)));
+    fn side(&mut self, direction: &str, of: &str, pod: bool, side: &Side, policies: &[PolicyCheck]) {
+        self.line(0, &format!("{direction} of {of}: {}", outcome(direction, pod, side)));
         for check in policies {
             if check.rules.is_empty() {
                 self.line(1, &format!("{} isolates it and has no {direction} rules", check.policy));
@@ -139,47 +137,10 @@ fn capital(result: VerdictResult) -> &'static str {
     }
 }
 
-/// What decided, on the first line.
-fn reason(answered: &Answered) -> String {
-    let verdict = &answered.verdict;
-    let sides = [("egress", &verdict.egress), ("ingress", &verdict.ingress)];
-    let said = |(direction, side): (&str, &Side)| match verdict.result {
-        VerdictResult::Denied if side.result == VerdictResult::Denied => Some(denied_by(direction, side)),
-        VerdictResult::Undetermined if side.result == VerdictResult::Undetermined => {
-            Some(format!("{direction}: {}", side.why.as_deref().unwrap_or("not known")))
-        }
-        VerdictResult::Allowed => Some(match &side.allowed_by {
-            Some(by) => format!("{direction} by {} {}", by.policy, by.rule),
-            None if side.isolated_by.is_empty() => format!("{direction} not isolated"),
-            None => format!("{direction} always allowed"),
-        }),
-        _ => None,
-    };
-    sides.into_iter().filter_map(said).collect::<Vec<_>>().join("; ")
-}
-
-fn denied_by(direction: &str, side: &Side) -> String {
-    let mut names: Vec<String> = side.isolated_by.iter().map(|p| format!("{}/{}", p.namespace, p.name)).collect();
-    let more = names.len().saturating_sub(POLICIES_NAMED);
-    names.truncate(POLICIES_NAMED);
-    if more > 0 {
-        names.push(format!("{more} more"));
-    }
-    let nearest = match &side.nearest {
-        None => String::new(),
-        Some(nearest) if nearest.rule.is_none() => format!(" (no {direction} rule)"),
-        Some(nearest) => {
-            let misses: Vec<_> = nearest.misses.iter().map(describe).collect();
-            let whose = if side.isolated_by.len() > 1 { format!("{} ", nearest.policy) } else { String::new() };
-            format!(" (nearest: {whose}{})", misses.join("; "))
-        }
-    };
-    format!("{direction} by {}{nearest}", names.join(", "))
-}
-
-fn outcome(direction: &str, side: &Side) -> String {
+fn outcome(direction: &str, pod: bool, side: &Side) -> String {
     match (side.result, &side.allowed_by) {
         (VerdictResult::Allowed, Some(by)) => format!("allowed by {} {}", by.policy, by.rule),
+        (VerdictResult::Allowed, None) if !pod => "allowed, policies isolate pods only".to_owned(),
         (VerdictResult::Allowed, None) if side.isolated_by.is_empty() => {
             format!("allowed, no policy isolates it for {direction}")
         }

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::super::model::{Object, OtherPolicy, Str};
 use super::super::yaml::{Node, Path, Step, Value};
+use super::meta::DEFAULT_NAMESPACE;
 use super::{Checked, Workload, quoted};
 
 /// One object with where it was.
@@ -42,7 +43,13 @@ pub struct Fault {
     pub field: Path,
     /// `kind namespace/name` as far as known.
     pub object: String,
+    /// Namespace and name, where the object has a name.
+    pub named: Option<(String, String)>,
+    /// Where the name is.
+    pub name_line: u32,
     pub message: String,
+    /// What an unknown field holds, as YAML in one line, shortened.
+    pub value: Option<String>,
     /// The object could not be used.
     pub fatal: bool,
 }
@@ -83,7 +90,10 @@ fn object<'a>(node: &'a Node, inherited: Option<(&str, &str)>, output: &mut Outp
                 line: node.line,
                 field: Path::default(),
                 object: kind.unwrap_or_default().chars().take(80).collect(),
+                named: None,
+                name_line: node.line,
                 message: missing.to_owned(),
+                value: None,
                 fatal: true,
             });
             return;
@@ -273,7 +283,14 @@ impl<'o, 'a> One<'o, 'a> {
             _ => self.kind.to_owned(),
         };
         let object = name.chars().take(400).collect();
-        self.output.faults.push(Fault { kind, line: self.node.line_of(&field), field, object, message, fatal });
+        let bounded = |text: &str| text.chars().take(253).collect::<String>();
+        let namespace = meta("namespace").unwrap_or(DEFAULT_NAMESPACE);
+        let named = meta("name").map(|name| (bounded(namespace), bounded(name)));
+        let name_line = self.node.line_of(&Path::parse("metadata.name"));
+        let line = self.node.line_of(&field);
+        let unknown = (kind == FaultKind::UnknownField).then(|| self.node.at(&field)).flatten();
+        let value = unknown.map(|node| node.flow(200));
+        self.output.faults.push(Fault { kind, line, field, object, named, name_line, message, value, fatal });
     }
 }
 

@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use ipnet::IpNet;
 
-use super::super::model::{Direction, Operator, Peer, Policy, PortMatch, PortSpec, Requirement, Rule, Selector};
+use super::super::model::{Direction, Labels, Operator, Peer, Policy, PortMatch, PortSpec, Requirement, Rule, Selector};
 use super::super::yaml::Path;
 use super::meta::{self, Meta, Port};
 use super::{Checked, Violations, quoted};
@@ -32,6 +32,8 @@ pub fn policy(policy: &networking::NetworkPolicy) -> Checked<Policy> {
         namespace: meta.namespace,
         name: meta.name,
         uid: meta.uid,
+        labels: meta.labels,
+        annotations: annotations(&policy.metadata),
         generation: policy.metadata.generation,
         changed: changed(&policy.metadata),
         subject,
@@ -40,6 +42,16 @@ pub fn policy(policy: &networking::NetworkPolicy) -> Checked<Policy> {
         egress: rules(&egress, Direction::Egress, &path, &mut v),
     };
     v.check(policy)
+}
+
+/// Octets of annotations that are kept; they are only handed on.
+const MAX_ANNOTATIONS: usize = 16 * 1024;
+
+fn annotations(meta: &ObjectMeta) -> Labels {
+    const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+    let kept = || meta.annotations.iter().flatten().filter(|(key, _)| *key != LAST_APPLIED);
+    let size: usize = kept().map(|(key, value)| key.len() + value.len()).sum();
+    if size > MAX_ANNOTATIONS { Labels::default() } else { kept().map(|(k, v)| (k.as_str(), v.as_str())).collect() }
 }
 
 /// The newest time that the object's own history names.

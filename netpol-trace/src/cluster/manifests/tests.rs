@@ -31,11 +31,11 @@ const POLICY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmet
 #[test]
 fn objects_of_several_documents_and_lists() {
     check(
-        "# comment\n---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n---\n---\napiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: x}\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: c}}\n---\napiVersion: v1\nkind: PodList\nitems:\n- metadata: {name: y, namespace: b}\n",
+        "# comment\n---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n---\n---\napiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Pod\n  metadata: {name: x}\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: c}}\n---\napiVersion: v1\nkind: PodList\nitems:\n- metadata: {name: z, namespace: b}\n",
         expect![[r#"
             Namespace /a at x.yaml:3 (document 1)
             Pod default/x at x.yaml:12 (document 2) (namespace defaulted)
-            error: x.yaml:20 (document 3) metadata.name: Pod: unquoted y is the boolean true in YAML, and this must be text: write "y"
+            Pod b/z at x.yaml:20 (document 3)
             skipped 1 ConfigMap
         "#]],
     );
@@ -169,7 +169,7 @@ fn the_last_of_two_objects_with_one_name_wins() {
         ),
         expect![[r#"
             NetworkPolicy a/p at x.yaml:6 (document 2)
-            warning: x.yaml:8 (document 2) metadata.name: NetworkPolicy a/p: replaces the object of the same name at x.yaml:1 (document 1): applied in this order, nothing of that one stays
+            warning: x.yaml:8 (document 2) metadata.name: NetworkPolicy a/p: replaces the policy of the same name at x.yaml:1 (document 1): applied in this order, its 0 ingress and 0 egress rules are gone
         "#]],
     );
 }
@@ -232,4 +232,97 @@ fn aliases_and_depth_are_bounded() {
         error: x.yaml:2: not YAML: an alias inside of the value that it names
     "#]],
     );
+}
+
+/// The API server's answers to ports, as Kubernetes' e2e tests have them.
+#[test]
+fn ports_are_refused_as_kubernetes_refuses_them() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/conformance/kubernetes-e2e-netpol.json");
+    let Ok(text) = std::fs::read_to_string(file) else {
+        eprintln!("skipped: {file} is not there");
+        return;
+    };
+    let vectors: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let vectors = vectors["validation"].as_array().unwrap();
+    assert!(!vectors.is_empty());
+    for vector in vectors {
+        let ports = &vector["ports"];
+        let policy = format!("{POLICY}spec: {{podSelector: {{}}, egress: [{{ports: {ports}}}]}}\n");
+        let loaded = load_bytes("x.yaml", policy.as_bytes());
+        assert_eq!(loaded.error().is_none(), vector["valid"].as_bool().unwrap(), "{ports}: {:?}", loaded.problems);
+        assert_eq!(loaded.objects.len(), usize::from(vector["valid"].as_bool().unwrap()));
+    }
+}
+
+#[test]
+fn unreadable_paths_and_empty_folders_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let loaded = load(&[folder.path().to_owned(), folder.path().join("none.yaml"), "/dev/null".into()]);
+    let shown: Vec<String> = loaded.problems.iter().map(|p| p.message.clone()).collect();
+    assert_eq!(
+        shown,
+        [
+            "a folder without *.yaml, *.yml or *.json files",
+            "No such file or directory (os error 2)",
+            "not a file and not a folder"
+        ]
+    );
+}
+
+#[test]
+fn folders_are_read_by_name_and_each_file_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let namespace = |name: &str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n");
+    fs::create_dir(folder.path().join("b")).unwrap();
+    fs::create_dir(folder.path().join(".git")).unwrap();
+    fs::write(folder.path().join("c.yml"), namespace("c")).unwrap();
+    fs::write(folder.path().join("a.yaml"), namespace("a")).unwrap();
+    fs::write(
+        folder.path().join("b/x.json"),
+        "{\"apiVersion\":\"v1\",\"kind\":\"Namespace\",\"metadata\":{\"name\":\"b\"}}",
+    )
+    .unwrap();
+    fs::write(folder.path().join("README.md"), "# no manifest").unwrap();
+    fs::write(folder.path().join("values.yaml"), "replicas: 3\n").unwrap();
+    fs::write(folder.path().join(".git/z.yaml"), namespace("z")).unwrap();
+    std::os::unix::fs::symlink("a.yaml", folder.path().join("link.yaml")).unwrap();
+    let loaded = load(&[folder.path().to_owned(), folder.path().join("a.yaml")]);
+    let names: Vec<String> = loaded.objects.iter().map(|l| identity(&l.object).2.to_string()).collect();
+    assert_eq!(names, ["a", "b", "c"]);
+    assert_eq!(loaded.problems, []);
+    assert_eq!(loaded.skipped.into_iter().collect::<Vec<_>>(), [("(not a Kubernetes object)".to_owned(), 1)]);
+}
+
+#[test]
+fn pods_come_from_templates_with_their_owner() {
+    let pod = |text: &str| match load_bytes("x", text.as_bytes()).objects.remove(0).object {
+        Object::Pod(pod) => pod,
+        other => panic!("{other:?}"),
+    };
+    let template = "template: {metadata: {labels: {app: web}}, spec: {hostNetwork: true, containers: [{name: c, ports: [{containerPort: 80}]}]}}";
+    for (version, kind, spec) in [
+        ("apps/v1", "Deployment", format!("{{{template}}}")),
+        ("apps/v1", "StatefulSet", format!("{{{template}}}")),
+        ("apps/v1", "DaemonSet", format!("{{{template}}}")),
+        ("apps/v1", "ReplicaSet", format!("{{{template}}}")),
+        ("batch/v1", "Job", format!("{{{template}}}")),
+        ("batch/v1", "CronJob", format!("{{jobTemplate: {{spec: {{{template}}}}}}}")),
+    ] {
+        let pod =
+            pod(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: w, namespace: a}}\nspec: {spec}\n"));
+        assert!(pod.template && pod.host_network && pod.ips.is_empty(), "{kind}");
+        assert_eq!((&*pod.name, pod.labels.get("app").map(|v| &**v), pod.ports.len()), ("w", Some("web"), 1), "{kind}");
+        let owner = pod.owner.map(|owner| (owner.kind.to_string(), owner.name.to_string()));
+        assert_eq!(owner, Some((kind.to_owned(), "w".to_owned())));
+    }
+
+    let owned = |kind: &str, name: &str| {
+        let pod = pod(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n  labels: {{pod-template-hash: 7d9f}}\n  ownerReferences:\n  - {{apiVersion: v1, kind: Node, name: \"n\", uid: x}}\n  - {{apiVersion: apps/v1, kind: {kind}, name: {name}, uid: x, controller: true}}\n"
+        ));
+        pod.owner.map(|owner| format!("{}/{}", owner.kind, owner.name))
+    };
+    assert_eq!(owned("ReplicaSet", "web-7d9f").as_deref(), Some("Deployment/web"));
+    assert_eq!(owned("ReplicaSet", "alone").as_deref(), Some("ReplicaSet/alone"));
+    assert_eq!(owned("StatefulSet", "db-7d9f").as_deref(), Some("StatefulSet/db-7d9f"));
 }

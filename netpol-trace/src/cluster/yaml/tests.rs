@@ -68,22 +68,25 @@ fn merge_keys_fill_in_what_is_missing() {
 
 #[test]
 fn every_field_knows_its_line() {
-    for text in [
-        "spec:\n  ingress:\n  - from:\n    - podSelector: {}\n    - ipBlock:\n        cidr: x\n    ports:\n    - port: 80\n",
-        "\n\n{\"spec\":{\n\"ingress\":[{\"from\":[{\"podSelector\":{}},\n\n{\"ipBlock\":\n{\"cidr\":1}}],\n\n\"ports\":[{\"port\":80\n}]}]}}",
+    let yaml = "spec:\n  ingress:\n  - from:\n    - podSelector: {}\n    - ipBlock:\n        cidr: x\n    ports:\n    - port: 80\n";
+    let json = "\n\n{\"spec\":{\n\"ingress\":[{\"from\":[{\"podSelector\":{}},\n\n{\"ipBlock\":\n{\"cidr\":1}}],\n\n\"ports\":[{\"port\":80\n}]}]}}";
+    for (path, in_yaml, in_json) in [
+        ("spec.ingress", 2, 4),
+        ("spec.ingress[0].from[1].ipBlock.cidr", 6, 7),
+        ("spec.ingress[0].ports[0].port", 8, 9),
+        ("spec.ingress[0].from[1].ipBlock.nothing.here", 5, 6),
+        ("spec.ingress[7]", 2, 4),
     ] {
-        let tree = root(text);
-        let line = |path: &str| tree.line_of(&Path::parse(path)) as usize;
-        for (path, word) in [
-            ("spec.ingress", "ingress"),
-            ("spec.ingress[0].from[1].ipBlock.cidr", "cidr"),
-            ("spec.ingress[0].ports[0].port", "port\": "),
-            ("spec.ingress[0].from[1].ipBlock.nothing.here", "ipBlock"),
-        ] {
-            let at = text.lines().nth(line(path) - 1).unwrap_or_default();
-            assert!(at.contains(word) || at.contains("port\":80") || at.contains("port: 80"), "{path}: {at:?}");
-        }
+        let path = Path::parse(path);
+        assert_eq!((root(yaml).line_of(&path), root(json).line_of(&path)), (in_yaml, in_json), "{path}");
     }
+}
+
+#[test]
+fn values_are_shown_in_one_line() {
+    let tree = root("a: [1, yes, ~, 'yes', {b/c: d e}]\n");
+    assert_eq!(tree.flow(200), "{a: [1, true, ~, \"yes\", {b/c: \"d e\"}]}");
+    assert_eq!(root("[aaaaaaaaaa, bbbbbbbbbb, cccc, dddd]").flow(10), "[aaaaaaaaaa, …]");
 }
 
 #[test]

@@ -42,13 +42,21 @@ impl<'a> Case<'_, 'a> {
                 return Some(("dns-egress", message));
             }
         }
+        // A rule that is about DNS, and means somebody else: why, is the better hint.
+        if self.missed_peer().is_some() && self.nearest.port.is_none() && self.names_ports() {
+            return None;
+        }
         let message = format!(
             "Egress of {} is isolated and no rule allows DNS. Add an egress rule: to: [{}], ports: [{{port: {port}, \
              protocol: UDP}}, {{port: {port}, protocol: TCP}}]",
             self.words.subject(),
-            self.words.peer_item(self.nearest.policy),
+            self.words.peer_item(self.nearest.policy)?,
         );
         Some(("dns-egress", message))
+    }
+
+    fn names_ports(&self) -> bool {
+        self.nearest_rule().is_some_and(|rule| rule.ports.as_ref().is_some_and(|ports| !ports.is_empty()))
     }
 
     /// The API server's endpoints are nodes or addresses outside, never pods that a selector finds.
@@ -61,7 +69,7 @@ impl<'a> Case<'_, 'a> {
             "The API server ({}/{}) is no pod that a selector could select. Add an egress rule: to: [{}], ports: [{}]",
             service.namespace,
             service.name,
-            self.words.peer_item(self.nearest.policy),
+            self.words.peer_item(self.nearest.policy)?,
             self.words.port_item()?,
         );
         Some(("apiserver", message))
@@ -81,7 +89,7 @@ impl<'a> Case<'_, 'a> {
         let message = format!(
             "{place} allows {cidr}, which holds the service's address {original}; policy sees the backend, {backend}: \
              allow that instead, to: [{}], ports: [{}]",
-            self.words.peer_item(self.nearest.policy),
+            self.words.peer_item(self.nearest.policy)?,
             self.words.port_item()?,
         );
         Some(("clusterip-ipblock", message))
@@ -120,7 +128,7 @@ impl<'a> Case<'_, 'a> {
             view.pod.namespace,
             view.pod.name,
             self.direction().peers_field(),
-            self.words.peer_item(self.nearest.policy),
+            self.words.peer_item(self.nearest.policy)?,
         );
         Some(("pod-cidr-ipblock", message))
     }
@@ -136,7 +144,7 @@ impl<'a> Case<'_, 'a> {
             && self.protocol()? == Protocol::Tcp
         {
             let message = format!(
-                "The source port is 20: this is the data connection of active FTP, which the server opens to its client \
+                "The source port is 20: this looks like the data connection of active FTP, which the server opens to its client \
                  on a port chosen anew each time (here {port}). Use passive mode, or allow ports 1024-65535/TCP from {} \
                  only.",
                 self.words.peer(),
@@ -152,7 +160,7 @@ impl<'a> Case<'_, 'a> {
             ),
         };
         let message = format!(
-            "A rule allows port {control} to the same peer, and {port} is a port that {what} agrees on during the \
+            "A rule allows port {control} to the same peer, and {port} looks like one that {what} agrees on during the \
              connection: {remedy}.",
         );
         Some(("dynamic-ports", message))

@@ -49,38 +49,38 @@ impl Words<'_, '_> {
 
     pub(super) fn port_fields(&self) -> Option<String> {
         let Transport::Named(protocol) = self.matcher.connection.transport else { return None };
-        Some(format!("port: {}, protocol: {protocol}", self.matcher.connection.port?))
+        // Port 0 can be sent to, but not written in a policy.
+        let port = self.matcher.connection.port.filter(|port| *port > 0)?;
+        Some(format!("port: {port}, protocol: {protocol}"))
     }
 
-    /// An item of `from` or `to` that matches the other end, and as little else as its labels allow.
-    pub(super) fn peer_item(&self, policy: &Policy) -> String {
-        let peer = self.matcher.peer();
-        let address = self.matcher.peer_addresses().first().copied();
-        let pod = as_pod(&peer.who).filter(|view| !view.pod.host_network);
-        match (pod, address) {
-            (Some(view), _) => {
-                let pods = match stable(&view.pod.labels).as_slice() {
-                    [] => "{} # it has no stable label: give it one".to_owned(),
-                    labels => format!("{{matchLabels: {{{}}}}}", labels.join(", ")),
-                };
-                if view.pod.namespace == policy.namespace {
-                    format!("{{podSelector: {pods}}}")
-                } else {
-                    let namespace = &view.pod.namespace;
-                    format!(
-                        "{{namespaceSelector: {{matchLabels: {{{NAME_LABEL}: {namespace}}}}}, podSelector: {pods}}}"
-                    )
-                }
-            }
-            (None, Some(ip)) => block(ip),
-            (None, None) => format!("{{ipBlock: {{cidr: the address of {}}}}}", self.peer()),
+    /// An item of `from` or `to` that matches the other end, and as little else as its labels allow. `None`: a pod
+    /// without a label to select it by, an end without an address, or one whose owner is not known: its address may be
+    /// another's tomorrow.
+    pub(super) fn peer_item(&self, policy: &Policy) -> Option<String> {
+        if matches!(self.matcher.peer().who, Who::Unknown) {
+            return None;
         }
+        let Some(view) = as_pod(&self.matcher.peer().who).filter(|view| !view.pod.host_network) else {
+            return self.matcher.peer_addresses().first().map(|ip| block(*ip));
+        };
+        let labels = stable(&view.pod.labels);
+        if labels.is_empty() {
+            return None;
+        }
+        let pods = format!("podSelector: {{matchLabels: {{{}}}}}", labels.join(", "));
+        Some(if view.pod.namespace == policy.namespace {
+            format!("{{{pods}}}")
+        } else {
+            let namespace = scalar(&view.pod.namespace);
+            format!("{{namespaceSelector: {{matchLabels: {{{NAME_LABEL}: {namespace}}}}}, {pods}}}")
+        })
     }
 
     /// A whole rule: `{from: […], ports: […]}`.
     pub(super) fn rule_item(&self, policy: &Policy) -> Option<String> {
         let field = self.matcher.direction.peers_field();
-        Some(format!("{{{field}: [{}], ports: [{}]}}", self.peer_item(policy), self.port_item()?))
+        Some(format!("{{{field}: [{}], ports: [{}]}}", self.peer_item(policy)?, self.port_item()?))
     }
 }
 

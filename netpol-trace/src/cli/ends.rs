@@ -2,12 +2,20 @@
 
 use std::net::IpAddr;
 
-use super::Error;
 use crate::cluster::Index;
 use crate::cluster::index::{Backend, Owner, PodView};
 use crate::cluster::model::{Pod, Protocol, Service, ServicePort};
 use crate::record::{Address, ServiceRef};
 use crate::verdict::{Connection, End, Transport, Who};
+
+/// What is wrong with what was typed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("--{option} {given:?}: {what}")]
+    Argument { option: &'static str, given: String, what: String },
+    #[error("--port is needed: {0}")]
+    PortNeeded(String),
+}
 
 /// As typed.
 #[derive(Debug)]
@@ -66,13 +74,22 @@ pub(super) fn resolve<'a>(index: &'a Index, question: &Question<'_>) -> Result<R
     let port = question.port.unwrap_or_default();
     match target(index, question.to).map_err(wrong("to", question.to))? {
         Target::Party(to) => {
-            let (transport, number) = pod_port(question.port, &to).map_err(wrong("port", port))?;
+            let example = || Error::PortNeeded("5432/TCP, 53/UDP, 80 or a port's name".to_owned());
+            let (transport, number) = pod_port(question.port.ok_or_else(example)?, &to).map_err(wrong("port", port))?;
             let (from_name, to_name) = (from.name.clone(), to.name.clone());
             let case = case(&from, &to, transport, number, None);
             Ok(Resolved { from: from_name, to: to_name, service: None, cases: vec![case], why_none: None })
         }
         Target::Service(service, ip) => {
-            let service_port = service_port(question.port, service).map_err(wrong("port", port))?;
+            let service_port = match (question.port, &*service.ports) {
+                (None, [only]) => only,
+                (None, _) => {
+                    let (namespace, name) = (&service.namespace, &service.name);
+                    let ports = service_ports(service);
+                    return Err(Error::PortNeeded(format!("service {namespace}/{name} has {ports}")));
+                }
+                (Some(text), _) => service_port(text, service).map_err(wrong("port", port))?,
+            };
             Ok(through_service(index, &from, service, service_port, ip))
         }
     }
@@ -199,7 +216,10 @@ fn workload<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Re
     };
     let mut pods = index.namespace(namespace).into_iter().flat_map(|n| n.pods()).filter(owned);
     if let Some(view) = pods.next() {
-        let how = format!("{kind} {namespace}/{name}: {} stands for its {} pods", pod_name(view.pod), 1 + pods.count());
+        let how = match 1 + pods.count() {
+            1 => format!("{} is the pod of {kind} {namespace}/{name}", pod_name(view.pod)),
+            many => format!("{} stands for the {many} pods of {kind} {namespace}/{name}", pod_name(view.pod)),
+        };
         return Ok(Party { end: End::pod(view), name: pod_name(view.pod), how: Some(how) });
     }
     if let Some(view) = index.workload(namespace, kind, name) {
@@ -284,14 +304,13 @@ fn at_address(index: &Index, ip: IpAddr) -> Party<'_> {
         (Who::Node(name), _) => (ip.to_string(), Some(format!("{ip} is node {name}"))),
         (Who::Unknown, Owner::Ambiguous(count)) => (ip.to_string(), Some(format!("{count} pods claim {ip}"))),
         (Who::Unknown, _) => (ip.to_string(), Some(format!("{ip} is in the pod network, of no pod in the input"))),
-        (Who::External, _) => (ip.to_string(), Some(format!("{ip} is outside of the cluster"))),
+        (Who::External, _) => (ip.to_string(), None),
     };
     Party { end, name, how }
 }
 
 /// The port as policy sees it, at a destination that is not a service.
-fn pod_port(text: Option<&str>, to: &Party<'_>) -> Result<(Transport, Option<u16>), String> {
-    let Some(text) = text else { return Err("is needed: 5432/TCP, 53/UDP, 80 or a port's name".to_owned()) };
+fn pod_port(text: &str, to: &Party<'_>) -> Result<(Transport, Option<u16>), String> {
     if text.eq_ignore_ascii_case("icmp") {
         return Ok((Transport::Icmp, None));
     }
@@ -315,29 +334,24 @@ fn pod_port(text: Option<&str>, to: &Party<'_>) -> Result<(Transport, Option<u16
     }
 }
 
-fn service_port<'s>(text: Option<&str>, service: &'s Service) -> Result<&'s ServicePort, String> {
+fn service_ports(service: &Service) -> String {
     let shown = |p: &ServicePort| match &p.name {
         Some(name) => format!("{}/{} ({name})", p.port, p.protocol),
         None => format!("{}/{}", p.port, p.protocol),
     };
-    let known = || few(&service.ports.iter().map(shown).collect::<Vec<_>>());
-    let Some(text) = text else {
-        return match &*service.ports {
-            [only] => Ok(only),
-            _ => Err(format!("is needed: service {}/{} has ports {}", service.namespace, service.name, known())),
-        };
-    };
+    few(&service.ports.iter().map(shown).collect::<Vec<_>>())
+}
+
+fn service_port<'s>(text: &str, service: &'s Service) -> Result<&'s ServicePort, String> {
     let (name, wanted) = split_port(text)?;
     let number = name.parse::<u16>().ok();
     let fits = |p: &&ServicePort| match number {
         Some(number) => p.port == number && p.protocol == wanted.unwrap_or(Protocol::Tcp),
         None => p.name.as_deref() == Some(name) && wanted.is_none_or(|w| w == p.protocol),
     };
-    service
-        .ports
-        .iter()
-        .find(fits)
-        .ok_or_else(|| format!("service {}/{} has no such port; it has {}", service.namespace, service.name, known()))
+    service.ports.iter().find(fits).ok_or_else(|| {
+        format!("service {}/{} has no such port; it has {}", service.namespace, service.name, service_ports(service))
+    })
 }
 
 fn split_port(text: &str) -> Result<(&str, Option<Protocol>), String> {

@@ -1,0 +1,122 @@
+//! What the verbs that judge have in common: manifests, and the points that Kubernetes leaves to the CNI.
+
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
+
+use crate::cluster::Index;
+use crate::cluster::manifests::{self, Loaded};
+use crate::cluster::model::Object;
+use crate::cluster::place::Severity;
+use crate::recorded::{self, Log};
+use crate::text::escape;
+use crate::verdict::Options;
+
+/// Problems of the input that are printed; more are counted.
+const PROBLEMS_SHOWN: usize = 50;
+
+/// The exit code for wrong usage and unusable input.
+pub(super) const USAGE_OR_INPUT: u8 = 2;
+
+#[derive(Debug, thiserror::Error)]
+#[error("the input has errors, so an answer could be wrong; see above")]
+pub(super) struct Error;
+
+/// Reads the manifests; their problems go to stderr with their places.
+pub(super) fn load(paths: &[PathBuf]) -> Result<Index, Error> {
+    let loaded: Loaded = manifests::load(paths);
+    let worth_saying = || loaded.problems.iter().filter(|p| p.severity > Severity::Info);
+    for problem in worth_saying().take(PROBLEMS_SHOWN) {
+        eprintln!("{}: {problem}", problem.severity);
+    }
+    for located in loaded.objects.iter().filter(|located| located.namespace_defaulted) {
+        if let Object::Policy(policy) = &located.object {
+            let name = crate::text::escape(&policy.name);
+            eprintln!(
+                "warning: {}: NetworkPolicy {name} names no namespace: taken for \"default\" only",
+                located.place
+            );
+        }
+    }
+    match worth_saying().count().saturating_sub(PROBLEMS_SHOWN) {
+        0 => {}
+        more => eprintln!("and {more} more problems"),
+    }
+    if loaded.error().is_some() {
+        return Err(Error);
+    }
+    if !loaded.objects.iter().any(|located| matches!(located.object, Object::Policy(_))) {
+        eprintln!("warning: the input has no NetworkPolicy: nothing is isolated");
+    }
+    Ok(Index::from_objects(loaded.objects.into_iter().map(|located| located.object)))
+}
+
+/// What Kubernetes leaves to the CNI.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "What Kubernetes leaves to the CNI")]
+pub(super) struct Cni {
+    /// ipBlock matches pod addresses (Calico, kube-router: yes; Cilium: no)
+    #[arg(long, value_enum, default_value = "yes", value_name = "ANSWER")]
+    ipblock_matches_pods: Answer,
+    /// hostNetwork pods are subject to policy and selected by labels like others (no: they look like their node)
+    #[arg(long, value_enum, default_value = "unknown", value_name = "ANSWER")]
+    host_network_is_pod: Answer,
+    /// A pod and its own node may always talk
+    #[arg(long, value_enum, default_value = "yes", value_name = "ANSWER")]
+    own_node_allowed: Answer,
+    /// ICMP and other protocols that policies can't name pass isolated pods
+    #[arg(long, value_enum, default_value = "unknown", value_name = "ANSWER")]
+    other_protocols_pass: Answer,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Answer {
+    Yes,
+    No,
+    Unknown,
+}
+
+impl Cni {
+    pub(super) fn options(&self) -> Options {
+        Options {
+            ipblock_matches_pods: self.ipblock_matches_pods.into(),
+            host_network_is_pod: self.host_network_is_pod.into(),
+            own_node_allowed: self.own_node_allowed.into(),
+            other_protocols_pass: self.other_protocols_pass.into(),
+        }
+    }
+}
+
+impl From<Answer> for Option<bool> {
+    fn from(answer: Answer) -> Option<bool> {
+        match answer {
+            Answer::Yes => Some(true),
+            Answer::No => Some(false),
+            Answer::Unknown => None,
+        }
+    }
+}
+
+/// Reads recorded drops from a file, or from standard input for `-`.
+pub(super) fn records(path: &Path) -> io::Result<Log> {
+    match path.as_os_str() == "-" {
+        true => recorded::read(io::stdin().lock()),
+        false => recorded::read(BufReader::new(File::open(path)?)),
+    }
+}
+
+/// Says on stderr what of a log was not used.
+pub(super) fn tell_of_log(log: &Log) {
+    if let Some((line, what)) = &log.first_broken {
+        eprintln!("warning: {} lines are no records; the first is line {line}: {}", log.broken, escape(what));
+    }
+    if log.other_causes > 0 {
+        eprintln!("note: {} recorded packets were dropped for other reasons than policy", log.other_causes);
+    }
+    if log.beyond > 0 {
+        eprintln!("warning: {} packets of more connections than are looked at", log.beyond);
+    }
+    if log.flows.is_empty() {
+        eprintln!("note: the records hold no drop by policy");
+    }
+}

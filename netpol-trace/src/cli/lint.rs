@@ -1,0 +1,122 @@
+//! `netpol-trace lint`: the usual mistakes, with their place and what to do.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, ValueEnum};
+
+use crate::cluster::manifests;
+use crate::cluster::place::ProblemKind;
+use crate::lint::{self, Severity, catalogue};
+
+/// Find the usual NetworkPolicy mistakes in manifests: what is wrong, where, and what to write instead.
+///
+/// Reads policies together with the namespaces, pods, workloads and services beside them: the more of the cluster it
+/// sees, the more it can tell. A selector whose pods or namespaces are not in the input is never called wrong.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  netpol-trace lint policies/                       a folder: *.yaml, *.yml, *.json, all below it
+  helm template shop ./chart | netpol-trace lint -  a rendered chart, workloads included
+  kubectl get ns,netpol,svc,pods -A -o yaml | netpol-trace lint -
+                                                    what a cluster has now
+  netpol-trace lint --severity info --fail-on error deploy/
+  netpol-trace lint -o sarif deploy/ > lint.sarif   for code scanning
+  netpol-trace lint --list                          all mistakes that it knows
+
+Exit code: 0 nothing at or above --fail-on, 1 findings, 2 bad usage or something that can't be read.")]
+pub struct LintArgs {
+    /// Files or folders; `-` is standard input.
+    #[arg(value_name = "PATH", required_unless_present = "list")]
+    paths: Vec<PathBuf>,
+
+    /// How to write the findings.
+    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
+    output: Format,
+
+    /// Exit with 1 for findings of this severity and above.
+    #[arg(long, value_enum, default_value = "warning", value_name = "SEVERITY")]
+    fail_on: Level,
+
+    /// Show findings of this severity and above.
+    #[arg(long, value_enum, default_value = "warning", value_name = "SEVERITY")]
+    severity: Level,
+
+    /// Leave out a kind of finding; repeatable.
+    #[arg(long, value_name = "ID", value_delimiter = ',', value_parser = ids())]
+    disable: Vec<String>,
+
+    /// Print all kinds of findings, with what is wrong and what to do.
+    #[arg(long)]
+    list: bool,
+}
+
+fn ids() -> PossibleValuesParser {
+    PossibleValuesParser::new(catalogue::ENTRIES.iter().map(|entry| entry.id))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+    Sarif,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Level {
+    Error,
+    Warning,
+    Info,
+}
+
+impl From<Level> for Severity {
+    fn from(level: Level) -> Severity {
+        match level {
+            Level::Error => Severity::Error,
+            Level::Warning => Severity::Warning,
+            Level::Info => Severity::Info,
+        }
+    }
+}
+
+pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    if args.list {
+        for entry in catalogue::ENTRIES {
+            writeln!(
+                out,
+                "{:<18} {:<8} {}\n    {}\n    fix: {}\n",
+                entry.id,
+                entry.severity.as_str(),
+                entry.title,
+                entry.what,
+                entry.fix
+            )?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let loaded = manifests::load(&args.paths);
+    let findings = lint::lint(&loaded, &args.disable);
+    let unreadable: Vec<_> = loaded.problems.iter().filter(|p| p.kind == ProblemKind::Unreadable).collect();
+    // Of nothing there is nothing to report.
+    if loaded.files > 0 || unreadable.is_empty() {
+        let least = args.severity.into();
+        let report = match args.output {
+            Format::Text => lint::text(&findings, &loaded, least),
+            Format::Json => lint::json(&findings, &loaded, least)? + "\n",
+            Format::Sarif => lint::sarif(&findings, least)? + "\n",
+        };
+        out.write_all(report.as_bytes())?;
+        out.flush()?;
+    }
+    if !unreadable.is_empty() {
+        for problem in unreadable {
+            eprintln!("netpol-trace: {problem}");
+        }
+        return Ok(ExitCode::from(2));
+    }
+    let fail_on = Severity::from(args.fail_on);
+    Ok(ExitCode::from(u8::from(findings.iter().any(|finding| finding.severity >= fail_on))))
+}

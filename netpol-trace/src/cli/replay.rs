@@ -1,0 +1,161 @@
+//! `netpol-trace replay`: recorded drops against edited policies.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::input::{self, Cni};
+use crate::cluster::Index;
+use crate::record::{Verdict, VerdictResult};
+use crate::recorded::Flow;
+use crate::text::escape;
+use crate::verdict::{self, Options};
+
+/// Judge recorded drops by edited policies: which would now pass, which still drop, and why.
+///
+/// Records hold drops only: connections that passed are not in them, so whether the edit breaks one of those is not judged.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Pods and namespaces that the manifests lack are taken from the records, with the labels they had.
+
+Exit codes: 0 every recorded drop would pass now, 1 some still drop, 3 none still drops but some can't be told, 2 wrong
+usage or input with errors.
+
+Example:
+  netpol-trace replay drops.jsonl --manifests cluster.yaml --manifests edited/")]
+pub struct Args {
+    /// Records of the agent, JSON lines, or - for standard input
+    #[arg(value_name = "RECORDS")]
+    records: PathBuf,
+    /// File or folder of YAML or JSON manifests, the edited policies among them; repeatable, and of policies with one name the
+    /// last counts
+    #[arg(long, required = true, value_name = "PATH")]
+    manifests: Vec<PathBuf>,
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+    #[command(flatten)]
+    cni: Cni,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Input(#[from] input::Error),
+    #[error("{path}: {error}")]
+    Records { path: String, error: io::Error },
+    #[error("RECORDS and --manifests can't both be standard input")]
+    TwoInputs,
+    #[error(transparent)]
+    Output(#[from] io::Error),
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match work(args) {
+        Ok(code) => Ok(code),
+        Err(Error::Output(error)) => Err(error.into()),
+        Err(error) => {
+            eprintln!("netpol-trace replay: {}", escape(&error.to_string()));
+            Ok(ExitCode::from(input::USAGE_OR_INPUT))
+        }
+    }
+}
+
+fn work(args: &Args) -> Result<ExitCode, Error> {
+    if args.records.as_os_str() == "-" && args.manifests.iter().any(|p| p.as_os_str() == "-") {
+        return Err(Error::TwoInputs);
+    }
+    let mut index = input::load(&args.manifests)?;
+    let path = args.records.display().to_string();
+    let log = input::records(&args.records).map_err(|error| Error::Records { path, error })?;
+    input::tell_of_log(&log);
+    for object in log.missing_objects(&index) {
+        index.upsert(object);
+    }
+    let replay = Replay::of(&index, &args.cni.options(), &log.flows);
+    let printed = match args.output {
+        Output::Text => replay.text(),
+        Output::Json => serde_json::to_string_pretty(&replay).map_err(io::Error::from)? + "\n",
+    };
+    let mut out = io::stdout().lock();
+    out.write_all(printed.as_bytes())?;
+    out.flush()?;
+    Ok(ExitCode::from(match (replay.still_dropped, replay.undetermined) {
+        (0, 0) => 0,
+        (0, _) => 3,
+        _ => 1,
+    }))
+}
+
+#[derive(Debug, Serialize)]
+struct Replay {
+    /// Recorded connections by what the edited policies make of them.
+    would_pass: usize,
+    still_dropped: usize,
+    undetermined: usize,
+    not_judged: &'static str,
+    connections: Vec<Judged>,
+}
+
+#[derive(Debug, Serialize)]
+struct Judged {
+    connection: String,
+    /// Packets recorded.
+    packets: u64,
+    verdict: Verdict,
+    /// In one line.
+    why: String,
+}
+
+const NOT_JUDGED: &str = "Connections that passed are not in the records, so whether the edited policies break one of them was not judged.";
+
+impl Replay {
+    fn of(index: &Index, options: &Options, flows: &[Flow]) -> Replay {
+        let mut connections: Vec<Judged> = flows.iter().map(|flow| judged(index, options, flow)).collect();
+        // What still fails is what the reader came for.
+        connections.sort_by_key(|c| match c.verdict.result {
+            VerdictResult::Denied => 0,
+            VerdictResult::Undetermined => 1,
+            VerdictResult::Allowed => 2,
+        });
+        let count = |result| connections.iter().filter(|c| c.verdict.result == result).count();
+        Replay {
+            would_pass: count(VerdictResult::Allowed),
+            still_dropped: count(VerdictResult::Denied),
+            undetermined: count(VerdictResult::Undetermined),
+            not_judged: NOT_JUDGED,
+            connections,
+        }
+    }
+
+    fn text(&self) -> String {
+        let Replay { would_pass, still_dropped, undetermined, connections, .. } = self;
+        let mut text = format!(
+            "{would_pass} of {} recorded connections would pass, {still_dropped} still drop, {undetermined} can't be told.\n",
+            connections.len()
+        );
+        for judged in connections {
+            let word = match judged.verdict.result {
+                VerdictResult::Denied => "still drops",
+                VerdictResult::Undetermined => "can't tell ",
+                VerdictResult::Allowed => "would pass ",
+            };
+            let Judged { connection, packets, why, .. } = judged;
+            text += &format!("  {word}  {} ({packets} packets recorded)\n               {}\n", escape(connection), escape(why));
+        }
+        text + NOT_JUDGED + "\n"
+    }
+}
+
+fn judged(index: &Index, options: &Options, flow: &Flow) -> Judged {
+    let verdict = verdict::judge(index, &flow.connection(index), options);
+    let why = verdict::summary(&verdict);
+    Judged { connection: flow.title(), packets: flow.packets, verdict, why }
+}

@@ -1,0 +1,281 @@
+//! `netpol-trace suggest`: the smallest policy change that lets drops through.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::ends::{self, Question};
+use super::input::{self, Cni};
+use crate::cluster::Index;
+use crate::cluster::model::{Object, Policy};
+use crate::suggest::{self, Change, Nothing, Opened};
+use crate::text::escape;
+use crate::verdict::{Connection, Options};
+
+/// Write the smallest NetworkPolicy change that lets a connection, or recorded drops, through: YAML for kubectl apply.
+///
+/// Adds rules, never changes one; isolates nothing that is open now; selects workloads by labels that outlive a rollout. Says
+/// what else each rule lets through, as far as the pods in the input go.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit codes: 0 every connection gets through with the printed policies (or did before), 1 some can't, 2 wrong usage or
+input with errors.
+
+Examples:
+  netpol-trace suggest --manifests cluster.yaml --from staging/api-7d9 --to staging/svc/db-svc --port 3306
+  netpol-trace suggest --manifests cluster.yaml drops.jsonl > allow.yaml   for every recorded drop
+  netpol-trace suggest --manifests cluster.yaml drops.jsonl | kubectl apply --dry-run=server -f -")]
+pub struct Args {
+    /// Records of the agent, JSON lines, or - for standard input
+    #[arg(value_name = "RECORDS", required_unless_present = "from", conflicts_with = "from")]
+    records: Option<PathBuf>,
+    /// File or folder of YAML or JSON manifests, or - for standard input; repeatable
+    #[arg(long, required = true, value_name = "PATH")]
+    manifests: Vec<PathBuf>,
+    /// Who opens the connection
+    #[arg(long, requires = "to", value_name = "NS/POD|NS/KIND/NAME|IP")]
+    from: Option<String>,
+    /// To whom
+    #[arg(long, requires = "from", value_name = "NS/POD|NS/svc/NAME|IP")]
+    to: Option<String>,
+    /// 5432/TCP, 53/UDP, 80 (TCP) or a port's name; of a service its own port
+    #[arg(long, requires = "from")]
+    port: Option<String>,
+    #[arg(short, long, value_enum, default_value = "yaml")]
+    output: Output,
+    #[command(flatten)]
+    cni: Cni,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Output {
+    Yaml,
+    Json,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Input(#[from] input::Error),
+    #[error(transparent)]
+    Question(#[from] ends::Error),
+    #[error("{path}: {error}")]
+    Records { path: String, error: io::Error },
+    #[error("RECORDS and --manifests can't both be standard input")]
+    TwoInputs,
+    #[error(transparent)]
+    Output(#[from] io::Error),
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match work(args) {
+        Ok(code) => Ok(code),
+        Err(Error::Output(error)) => Err(error.into()),
+        Err(error) => {
+            eprintln!("netpol-trace suggest: {}", escape(&error.to_string()));
+            Ok(ExitCode::from(input::USAGE_OR_INPUT))
+        }
+    }
+}
+
+fn work(args: &Args) -> Result<ExitCode, Error> {
+    let records_are_stdin = args.records.as_ref().is_some_and(|p| p.as_os_str() == "-");
+    if records_are_stdin && args.manifests.iter().any(|p| p.as_os_str() == "-") {
+        return Err(Error::TwoInputs);
+    }
+    let mut index = input::load(&args.manifests)?;
+    let options = args.cni.options();
+    let mut plan = Plan::default();
+    match &args.records {
+        None => {
+            let question = Question {
+                from: args.from.as_deref().unwrap_or_default(),
+                to: args.to.as_deref().unwrap_or_default(),
+                port: args.port.as_deref(),
+            };
+            let index = index;
+            let resolved = ends::resolve(&index, &question)?;
+            let mut now = index.clone();
+            for case in &resolved.cases {
+                let title = format!("{} -> {} {}", case.from, case.to, case.port);
+                plan.add(&mut now, &case.connection, &options, title);
+            }
+            if let Some(why) = resolved.why_none.filter(|_| resolved.cases.is_empty()) {
+                plan.not_suggested.push(NotSuggested { connection: resolved.to, why });
+            }
+        }
+        Some(path) => {
+            let log = input::records(path).map_err(|error| Error::Records { path: path.display().to_string(), error })?;
+            input::tell_of_log(&log);
+            for object in log.missing_objects(&index) {
+                index.upsert(object);
+            }
+            let mut now = index.clone();
+            for flow in &log.flows {
+                plan.add(&mut now, &flow.connection(&index), &options, flow.title());
+            }
+        }
+    }
+    let printed = match args.output {
+        Output::Yaml => plan.yaml(),
+        Output::Json => serde_json::to_string_pretty(&plan.report()).map_err(io::Error::from)? + "\n",
+    };
+    let mut out = io::stdout().lock();
+    out.write_all(printed.as_bytes())?;
+    out.flush()?;
+    Ok(ExitCode::from(u8::from(!plan.not_suggested.is_empty())))
+}
+
+/// All changes, one for each policy.
+#[derive(Debug, Default)]
+struct Plan {
+    policies: BTreeMap<(String, String), Planned>,
+    allowed_already: Vec<String>,
+    not_suggested: Vec<NotSuggested>,
+}
+
+#[derive(Debug)]
+struct Planned {
+    policy: Policy,
+    created: bool,
+    added: Vec<Added>,
+}
+
+/// One added rule.
+#[derive(Debug, Serialize)]
+struct Added {
+    /// `ingress[1]`
+    rule: String,
+    /// The connection that it is for.
+    connection: String,
+    also_allows: Vec<Opened>,
+    #[serde(skip_serializing_if = "is_zero")]
+    pairs_not_looked_at: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
+}
+
+#[derive(Debug, Serialize)]
+struct NotSuggested {
+    connection: String,
+    why: String,
+}
+
+impl Plan {
+    /// Plans for one connection, on top of what is planned: `now` is the cluster with it.
+    fn add(&mut self, now: &mut Index, connection: &Connection<'_>, options: &Options, title: String) {
+        let changes = suggest::suggest(now, &suggest::again(now, connection), options);
+        match changes {
+            Ok(changes) => {
+                for change in changes {
+                    now.upsert(Object::Policy(change.policy.clone()));
+                    self.take(change, title.clone());
+                }
+            }
+            Err(Nothing::Allowed) => self.allowed_already.push(title),
+            Err(nothing) => self.not_suggested.push(NotSuggested { connection: title, why: nothing.to_string() }),
+        }
+    }
+
+    fn take(&mut self, change: Change, title: String) {
+        let key = (change.policy.namespace.to_string(), change.policy.name.to_string());
+        let added = Added {
+            rule: format!("{}[{}]", change.direction, change.rule),
+            connection: title,
+            also_allows: change.effect.opened,
+            pairs_not_looked_at: change.effect.not_looked_at,
+        };
+        let planned = self.policies.entry(key).or_insert_with(|| Planned {
+            policy: change.policy.clone(),
+            created: change.created,
+            added: Vec::new(),
+        });
+        planned.policy = change.policy;
+        planned.added.push(added);
+    }
+
+    fn yaml(&self) -> String {
+        let mut text = String::new();
+        let mut line = |line: String| {
+            let _ = writeln!(text, "# {}", escape(&line));
+        };
+        match (self.policies.len(), self.not_suggested.len()) {
+            (0, 0) => line("Nothing to change: the policies allow it already.".into()),
+            (0, _) => {}
+            (n, _) => line(format!("{n} {} to apply. Read what each lets through, then kubectl apply -f.", policies(n))),
+        }
+        for not in &self.not_suggested {
+            line(format!("NOT solved: {}: {}", not.connection, not.why));
+        }
+        const SHOWN: usize = 10;
+        for title in self.allowed_already.iter().take(SHOWN) {
+            line(format!("allowed already, or by the rules below: {title}"));
+        }
+        if let Some(more @ 1..) = self.allowed_already.len().checked_sub(SHOWN) {
+            line(format!("and {more} more"));
+        }
+        for planned in self.policies.values() {
+            text.push_str("---\n");
+            planned.comment(&mut text);
+            text.push_str(&suggest::yaml(&planned.policy));
+        }
+        text
+    }
+
+    fn report(&self) -> Value {
+        let changes = self.policies.values().map(|planned| {
+            serde_json::json!({
+                "policy": suggest::json(&planned.policy),
+                "created": planned.created,
+                "added": planned.added,
+            })
+        });
+        serde_json::json!({
+            "changes": changes.collect::<Vec<_>>(),
+            "allowed_already": self.allowed_already,
+            "not_suggested": self.not_suggested,
+        })
+    }
+}
+
+fn policies(count: usize) -> &'static str {
+    if count == 1 { "policy" } else { "policies" }
+}
+
+impl Planned {
+    /// What the reader must know before applying: new or changed, for what, and what else.
+    fn comment(&self, text: &mut String) {
+        let mut line = |line: String| {
+            let _ = writeln!(text, "# {}", escape(&line));
+        };
+        let (namespace, name) = (&self.policy.namespace, &self.policy.name);
+        line(match self.created {
+            true => format!("{namespace}/{name} is new; its pods are isolated already."),
+            false => format!("{namespace}/{name} as it is, with added rules."),
+        });
+        for added in &self.added {
+            line(format!("{} lets through {}", added.rule, added.connection));
+            if added.also_allows.is_empty() {
+                line("  and nothing else, as far as the pods in the input go".to_owned());
+            }
+            const SHOWN: usize = 8;
+            for opened in added.also_allows.iter().take(SHOWN) {
+                line(format!("  also {} -> {}", opened.from, opened.to));
+            }
+            if let Some(more @ 1..) = added.also_allows.len().checked_sub(SHOWN) {
+                line(format!("  and {more} more pairs (-o json lists them)"));
+            }
+            if added.pairs_not_looked_at > 0 {
+                line(format!("  {} pairs were too many to look at", added.pairs_not_looked_at));
+            }
+        }
+    }
+}

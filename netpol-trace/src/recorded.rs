@@ -1,0 +1,168 @@
+//! Recorded drops, read back: the connections in a log, for `suggest` and `replay`.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead};
+use std::net::IpAddr;
+
+use crate::cluster::Index;
+use crate::cluster::model::{Labels, Namespace, Object, Owner, Phase, Pod};
+use crate::packet;
+use crate::record::{Body, Cause, Drop, Endpoint, EndpointKind, Record};
+use crate::verdict::{Connection, End, Transport, Who};
+
+/// A longer line is no record: the agent's are under 16 KiB.
+const LINE_AT_MOST: u64 = 1 << 20;
+/// Different connections that are kept; more are counted.
+const MAX_FLOWS: usize = 100_000;
+
+/// One connection that was dropped, once or often.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Flow {
+    pub source: Endpoint,
+    pub destination: Endpoint,
+    pub transport: Transport,
+    pub port: Option<u16>,
+    pub packets: u64,
+}
+
+/// What a log holds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Log {
+    /// Each connection once (clients' ports left aside), in order of its first drop.
+    pub flows: Vec<Flow>,
+    /// Drops that are not policy's and so are not judged.
+    pub other_causes: u64,
+    /// Lines that are no record, with the first one's number and what is wrong with it.
+    pub broken: u64,
+    pub first_broken: Option<(u64, String)>,
+    /// Drops beyond the table.
+    pub beyond: u64,
+}
+
+/// Reads JSON lines; broken ones are counted, not fatal.
+pub fn read(mut input: impl BufRead) -> io::Result<Log> {
+    let mut log = Log::default();
+    let mut known: HashMap<(String, String, Transport, Option<u16>), usize> = HashMap::new();
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        let read = io::Read::take(&mut input, LINE_AT_MOST).read_until(b'\n', &mut line)?;
+        if read == 0 {
+            break;
+        }
+        if !line.ends_with(b"\n") && read as u64 == LINE_AT_MOST {
+            input.skip_until(b'\n')?;
+        }
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        match serde_json::from_slice::<Record>(&line) {
+            Ok(Record { body: Body::Drop(drop), .. }) => log.add(*drop, &mut known),
+            Ok(_) => {}
+            Err(error) => {
+                log.broken += 1;
+                log.first_broken.get_or_insert_with(|| (number, error.to_string()));
+            }
+        }
+    }
+    Ok(log)
+}
+
+impl Log {
+    fn add(&mut self, drop: Drop, known: &mut HashMap<(String, String, Transport, Option<u16>), usize>) {
+        if !matches!(drop.cause, Cause::Policy | Cause::Disagrees | Cause::Unknown) {
+            self.other_causes += drop.count;
+            return;
+        }
+        let transport = Transport::from_number(packet::transport_number(&drop.network.transport));
+        let port = drop.destination.port;
+        let key = (end_key(&drop.source), end_key(&drop.destination), transport, port);
+        if let Some(flow) = known.get(&key).and_then(|at| self.flows.get_mut(*at)) {
+            flow.packets += drop.count;
+        } else if self.flows.len() < MAX_FLOWS {
+            known.insert(key, self.flows.len());
+            let (source, destination) = (drop.source, drop.destination);
+            self.flows.push(Flow { source, destination, transport, port, packets: drop.count });
+        } else {
+            self.beyond += drop.count;
+        }
+    }
+
+    /// The pods and namespaces that the records name and `index` lacks: records carry what a verdict needs of them.
+    pub fn missing_objects(&self, index: &Index) -> Vec<Object> {
+        let mut objects = Vec::new();
+        for end in self.flows.iter().flat_map(|flow| [&flow.source, &flow.destination]) {
+            let Some(pod) = &end.pod else { continue };
+            if index.namespace(&pod.namespace).is_none_or(|n| n.labels().is_none()) {
+                let name: crate::cluster::model::Str = pod.namespace.as_str().into();
+                let labels = [("kubernetes.io/metadata.name", &*name)].into_iter().collect();
+                objects.push(Object::Namespace(Namespace { name, labels }));
+            }
+            if index.pod(&pod.namespace, &pod.name).is_none() {
+                objects.push(Object::Pod(recorded_pod(end, pod)));
+            }
+        }
+        objects
+    }
+}
+
+fn recorded_pod(end: &Endpoint, pod: &crate::record::PodRef) -> Pod {
+    Pod {
+        namespace: pod.namespace.as_str().into(),
+        name: pod.name.as_str().into(),
+        uid: pod.uid.as_deref().map(Into::into),
+        labels: pod.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect::<Labels>(),
+        ips: [end.ip].into(),
+        node: pod.node.as_deref().map(Into::into),
+        host_network: false,
+        phase: Phase::Running,
+        terminating: false,
+        ports: Box::default(),
+        owner: pod.owner.as_ref().map(|o| Owner { kind: o.kind.as_str().into(), name: o.name.as_str().into() }),
+        created: None,
+        template: false,
+    }
+}
+
+/// Replicas are different ends: a policy may select one and not the other.
+fn end_key(end: &Endpoint) -> String {
+    match &end.pod {
+        Some(pod) => format!("{}/{}", pod.namespace, pod.name),
+        None => end.ip.to_string(),
+    }
+}
+
+impl Flow {
+    /// The connection as `index` sees it now.
+    pub fn connection<'a>(&'a self, index: &'a Index) -> Connection<'a> {
+        Connection {
+            source: named(index, &self.source),
+            destination: named(index, &self.destination),
+            transport: self.transport,
+            port: self.port,
+            at: None,
+        }
+    }
+
+    /// `staging/api-7d9 -> staging/db-0 3306/TCP`, not yet escaped.
+    pub fn title(&self) -> String {
+        let port = match (self.transport, self.port) {
+            (Transport::Named(protocol), Some(port)) => format!("{port}/{protocol}"),
+            (Transport::Named(protocol), None) => protocol.to_string(),
+            (Transport::Icmp, _) => "ICMP".to_owned(),
+            (Transport::Other(number), _) => format!("protocol {number}"),
+        };
+        format!("{} -> {} {port}", end_key(&self.source), end_key(&self.destination))
+    }
+}
+
+fn named<'a>(index: &'a Index, end: &'a Endpoint) -> End<'a> {
+    let ip: Option<IpAddr> = Some(end.ip);
+    let who = match (&end.pod, end.kind) {
+        (Some(pod), _) => index.pod(&pod.namespace, &pod.name).map_or(Who::Unknown, Who::Pod),
+        (None, EndpointKind::Node) => Who::Node(end.node.as_deref().unwrap_or_default()),
+        (None, EndpointKind::External | EndpointKind::Service) => Who::External,
+        (None, _) => Who::Unknown,
+    };
+    End { ip, who }
+}

@@ -1,0 +1,90 @@
+//! A suggestion lets its connection through, closes nothing, and opens nothing that it doesn't list.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use netpol_trace::cluster::Index;
+use netpol_trace::cluster::manifests::load_bytes;
+use netpol_trace::cluster::model::{Direction, Object};
+use netpol_trace::record::VerdictResult;
+use netpol_trace::suggest::{self, Nothing, Opened};
+use netpol_trace::verdict::{self, Connection, End, Finding, Options, Who};
+use proptest::prelude::*;
+
+use crate::random;
+
+/// Allowed in `direction`?
+fn allows(index: &Index, connection: &Connection<'_>, direction: Direction) -> bool {
+    let judgement = verdict::evaluate(index, &suggest::again(index, connection), &Options::default());
+    matches!(judgement.side(direction).finding, Finding::Allowed(_))
+}
+
+fn name(end: End<'_>) -> String {
+    match (end.who, end.ip) {
+        (Who::Pod(view), _) => format!("{}/{}", view.pod.namespace, view.pod.name),
+        (_, Some(ip)) => ip.to_string(),
+        (Who::Node(name), None) => name.to_owned(),
+        (_, None) => "unknown".to_owned(),
+    }
+}
+
+static SUGGESTED: AtomicU64 = AtomicU64::new(0);
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    fn suggestions_open_what_they_say((world, queries) in random::questions(24)) {
+        let index = world.index();
+        let options = Options::default();
+        for query in &queries {
+            let connection = world.connection(&index, query);
+            let before = verdict::judge(&index, &connection, &options);
+            let changes = match suggest::suggest(&index, &connection, &options) {
+                Ok(changes) => changes,
+                Err(Nothing::Allowed) => {
+                    prop_assert_eq!(before.result, VerdictResult::Allowed);
+                    continue;
+                }
+                Err(other) => {
+                    prop_assert!(before.result != VerdictResult::Allowed, "{other}");
+                    continue;
+                }
+            };
+            SUGGESTED.fetch_add(1, Ordering::Relaxed);
+            let mut after = index.clone();
+            for change in &changes {
+                after.upsert(Object::Policy(change.policy.clone()));
+            }
+            let now = verdict::judge(&after, &suggest::again(&after, &connection), &options);
+            prop_assert_eq!(now.result, VerdictResult::Allowed);
+
+            for other in &queries {
+                let flow = world.connection(&index, other);
+                let pair = Opened { from: name(flow.source), to: name(flow.destination) };
+                for direction in [Direction::Egress, Direction::Ingress] {
+                    let (was, is) = (allows(&index, &flow, direction), allows(&after, &flow, direction));
+                    prop_assert!(is || !was, "{direction} of {other:?} is closed by {changes:?}");
+                    let same = (name(connection.source), name(connection.destination)) == (pair.from.clone(), pair.to.clone())
+                        && (flow.transport, flow.port) == (connection.transport, connection.port);
+                    let of_direction = || changes.iter().filter(|change| change.direction == direction);
+                    let listed = same || of_direction().any(|change| change.effect.opened.contains(&pair));
+                    prop_assert!(was || !is || listed, "{direction} of {other:?} is opened by {changes:?}");
+                }
+            }
+            // What is printed is what was judged.
+            for change in &changes {
+                let loaded = load_bytes("suggestion.yaml", suggest::yaml(&change.policy).as_bytes());
+                prop_assert!(loaded.error().is_none(), "{:?}\n{}", loaded.problems, suggest::yaml(&change.policy));
+                let mut printed = index.clone();
+                printed.upsert(loaded.objects[0].object.clone());
+                prop_assert!(allows(&printed, &connection, change.direction), "{}", suggest::yaml(&change.policy));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_suggestion_opens_its_connection_and_what_it_lists() {
+    suggestions_open_what_they_say();
+    // A property over nothing would hold too.
+    assert!(SUGGESTED.load(Ordering::Relaxed) > 100, "only {SUGGESTED:?} suggestions were made");
+}
