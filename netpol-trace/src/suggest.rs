@@ -76,7 +76,10 @@ fn port_of(connection: &Connection<'_>) -> Result<PortMatch, Nothing> {
         return Err(Nothing::NotExpressible("NetworkPolicy v1 can name TCP, UDP and SCTP only".into()));
     };
     // Port 0 is on the wire now and then; the API doesn't take it.
-    let port = connection.port.filter(|port| *port != 0).ok_or_else(|| Nothing::NotExpressible("the destination has no port that a policy could name".into()))?;
+    let port = connection
+        .port
+        .filter(|port| *port != 0)
+        .ok_or_else(|| Nothing::NotExpressible("the destination has no port that a policy could name".into()))?;
     Ok(PortMatch { protocol, protocol_defaulted: false, port: PortSpec::Range(port, port) })
 }
 
@@ -136,15 +139,13 @@ fn change(
         Direction::Egress => nearest.egress.nearest,
         Direction::Ingress => nearest.ingress.nearest,
     };
-    let is_nearest = |policy: &Policy| {
-        nearest.as_ref().is_some_and(|n| n.policy == format!("{}/{}", policy.namespace, policy.name))
-    };
+    let is_nearest =
+        |policy: &Policy| nearest.as_ref().is_some_and(|n| n.policy == format!("{}/{}", policy.namespace, policy.name));
     // Meant for this: it speaks of exactly these pods, and says what they may do.
     let mut meant: Vec<&Arc<Policy>> =
         isolating.iter().filter(|p| !p.rules(direction).is_empty() && selects_the_workload(p)).collect();
     meant.sort_by_key(|policy| !is_nearest(policy));
-    let may_be_new =
-        !own_labels.is_everything() && workload.iter().all(|view| !view.isolated_by(direction).is_empty());
+    let may_be_new = !own_labels.is_everything() && workload.iter().all(|view| !view.isolated_by(direction).is_empty());
     let policy = match meant.first() {
         Some(policy) => with_rule(policy, direction, rule.clone()),
         None if may_be_new => new_policy(index, pod, peer, direction, own_labels, rule.clone()),
@@ -240,9 +241,7 @@ fn peer_of(index: &Index, subject: PodView<'_>, peer: End<'_>, options: &Options
             Ok(Peer::Pods { namespaces, pods: Some(pods) })
         }
         Who::Pod(view) => view.pod.ips.first().copied().or(peer.ip).map(block).ok_or_else(unknown),
-        Who::Node(name) => {
-            peer.ip.or_else(|| index.node(name)?.ips.first().copied()).map(block).ok_or_else(unknown)
-        }
+        Who::Node(name) => peer.ip.or_else(|| index.node(name)?.ips.first().copied()).map(block).ok_or_else(unknown),
         Who::External | Who::Unknown => peer.ip.map(block).ok_or_else(unknown),
     }
 }

@@ -9,12 +9,12 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::ends::{self, Case, Question};
+use super::input::{self, Cni};
 use crate::cluster::Index;
 use crate::cluster::model::Direction;
 use crate::record::{Hint, ServiceRef, Verdict, VerdictResult};
 use crate::verdict::{self, Asked, Options, RuleCheck};
-use super::ends::{self, Case, Question};
-use super::input::{self, Cni};
 
 /// Say what the policies make of a connection: which isolate the two pods, which rule allows it, and where none does,
 /// what each rule misses.

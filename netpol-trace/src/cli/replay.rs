@@ -114,7 +114,8 @@ struct Judged {
     why: String,
 }
 
-const NOT_JUDGED: &str = "Connections that passed are not in the records, so whether the edited policies break one of them was not judged.";
+const NOT_JUDGED: &str =
+    "Connections that passed are not in the records, so whether the edited policies break one of them was not judged.";
 
 impl Replay {
     fn of(index: &Index, options: &Options, flows: &[Flow]) -> Replay {
@@ -148,7 +149,11 @@ impl Replay {
                 VerdictResult::Allowed => "would pass ",
             };
             let Judged { connection, packets, why, .. } = judged;
-            text += &format!("  {word}  {} ({packets} packets recorded)\n               {}\n", escape(connection), escape(why));
+            text += &format!(
+                "  {word}  {} ({packets} packets recorded)\n               {}\n",
+                escape(connection),
+                escape(why)
+            );
         }
         text + NOT_JUDGED + "\n"
     }

@@ -110,7 +110,8 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
             }
         }
         Some(path) => {
-            let log = input::records(path).map_err(|error| Error::Records { path: path.display().to_string(), error })?;
+            let log =
+                input::records(path).map_err(|error| Error::Records { path: path.display().to_string(), error })?;
             input::tell_of_log(&log);
             for object in log.missing_objects(&index) {
                 index.upsert(object);
@@ -210,7 +211,9 @@ impl Plan {
         match (self.policies.len(), self.not_suggested.len()) {
             (0, 0) => line("Nothing to change: the policies allow it already.".into()),
             (0, _) => {}
-            (n, _) => line(format!("{n} {} to apply. Read what each lets through, then kubectl apply -f.", policies(n))),
+            (n, _) => {
+                line(format!("{n} {} to apply. Read what each lets through, then kubectl apply -f.", policies(n)))
+            }
         }
         for not in &self.not_suggested {
             line(format!("NOT solved: {}: {}", not.connection, not.why));

@@ -42,7 +42,8 @@ pub(super) fn of(
         .filter(|view| policy.subject.matches(&view.pod.labels))
         .collect();
     let peers = peers(index, connection, direction, policy, rule);
-    let mut effect = Effect { opened: Vec::new(), not_looked_at: (subjects.len() * peers.len()).saturating_sub(MAX_PAIRS) };
+    let mut effect =
+        Effect { opened: Vec::new(), not_looked_at: (subjects.len() * peers.len()).saturating_sub(MAX_PAIRS) };
     let pairs = subjects.iter().flat_map(|subject| peers.iter().map(move |peer| (*subject, *peer)));
     for (subject, peer) in pairs.take(MAX_PAIRS) {
         let subject = End::pod(subject);

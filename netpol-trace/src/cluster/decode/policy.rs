@@ -5,7 +5,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use ipnet::IpNet;
 
-use super::super::model::{Direction, Labels, Operator, Peer, Policy, PortMatch, PortSpec, Requirement, Rule, Selector};
+use super::super::model::{
+    Direction, Labels, Operator, Peer, Policy, PortMatch, PortSpec, Requirement, Rule, Selector,
+};
 use super::super::yaml::Path;
 use super::meta::{self, Meta, Port};
 use super::{Checked, Violations, quoted};
