@@ -35,11 +35,13 @@ static FLOW_COUNTERS: PerCpuArray<FlowCounters> = PerCpuArray::with_max_entries(
 #[map]
 static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 
-/// The address of one counter.
+/// Adds one to a counter. Looked up only here: what happens all the time counts nothing.
 macro_rules! count {
-    ($counters:ident.$field:ident) => {
-        // SAFETY: a live per-CPU map value; only the address is taken.
-        unsafe { &raw mut (*$counters).$field }
+    ($field:ident) => {
+        if let Some(counters) = FLOW_COUNTERS.get_ptr_mut(0) {
+            // SAFETY: a live per-CPU map value; only the address is taken.
+            add(unsafe { &raw mut (*counters).$field });
+        }
     };
 }
 
@@ -62,12 +64,15 @@ fn observe(ctx: &TcContext, direction: u8) {
     if headers::is_established_tcp(ctx) {
         return;
     }
-    let Some(counters) = FLOW_COUNTERS.get_ptr_mut(0) else { return };
-    let seen = match headers::ip(ctx, ETHERNET) {
-        headers::Ip::Packet(ip) => Seen { ctx, direction, ip, counters },
-        headers::Ip::Other => return,
-        headers::Ip::Unreadable => return add(count!(counters.unread)),
+    let (ip, ports) = match headers::plain_udp(ctx) {
+        Some((ip, ports)) => (ip, Some(ports)),
+        None => match headers::ip(ctx, ETHERNET) {
+            headers::Ip::Packet(ip) => (ip, None),
+            headers::Ip::Other => return,
+            headers::Ip::Unreadable => return count!(unread),
+        },
     };
+    let seen = Seen { ctx, direction, ip, ports };
     match seen.ip.protocol {
         TCP => seen.tcp(),
         UDP => seen.udp(),
@@ -82,7 +87,8 @@ struct Seen<'a> {
     ctx: &'a TcContext,
     direction: u8,
     ip: headers::Packet,
-    counters: *mut FlowCounters,
+    /// Of a plain UDP packet, read already.
+    ports: Option<[u16; 2]>,
 }
 
 impl Seen<'_> {
@@ -121,9 +127,8 @@ impl Seen<'_> {
 
     #[inline(always)]
     fn udp(&self) {
-        let Some([source, destination]) = headers::load::<[u16; 2]>(self.ctx, self.ip.transport) else {
-            return self.unread();
-        };
+        let ports = self.ports.or_else(|| headers::load::<[u16; 2]>(self.ctx, self.ip.transport));
+        let Some([source, destination]) = ports else { return self.unread() };
         let key = self.key(source, destination);
         let asked = self.sent(&key, !headers::is_multicast(&self.ip.destination));
         if asked && source == DNS_PORT && self.direction == TO_POD {
@@ -184,20 +189,19 @@ impl Seen<'_> {
         if LEASE.get_ptr(0).is_none_or(|until| unsafe { core::ptr::read_volatile(until) } < now) {
             return;
         }
-        let counters = self.counters;
-        add(count!(counters.opened));
+        count!(opened);
         let state = FlowState { opened: now, packets: 1, replies: 0, direction: self.direction as u32, pad: 0 };
         match FLOWS.insert(key, &state, BPF_NOEXIST as u64) {
             Ok(()) => {}
-            Err(FULL) => return add(count!(counters.lost_full)),
-            Err(_) => return add(count!(counters.lost_insert)),
+            Err(FULL) => return count!(lost_full),
+            Err(_) => return count!(lost_insert),
         }
         if self.tell(key, event::OPENED, [0; 2], now) {
-            add(count!(counters.told));
+            count!(told);
         } else {
             // Nobody knows of the entry, so nobody would ever remove it. The next packet tries again.
             let _ = FLOWS.remove(key);
-            add(count!(counters.lost_ring));
+            count!(lost_ring);
         }
     }
 
@@ -223,10 +227,9 @@ impl Seen<'_> {
                 return;
             }
         }
-        let counters = self.counters;
-        add(count!(counters.answers));
+        count!(answers);
         if !self.tell(key, event, icmp, now()) {
-            add(count!(counters.answers_lost));
+            count!(answers_lost);
         }
         if key.protocol != UDP as u32 {
             let _ = FLOWS.remove(key);
@@ -249,10 +252,9 @@ impl Seen<'_> {
         if length > DNS_BYTES as u32 {
             length = DNS_BYTES as u32;
         }
-        let counters = self.counters;
-        add(count!(counters.answers));
+        count!(answers);
         let Some(mut entry) = FLOW_EVENTS.reserve::<DnsEvent>(0) else {
-            return add(count!(counters.answers_lost));
+            return count!(answers_lost);
         };
         let record: *mut DnsEvent = entry.as_mut_ptr();
         let head = self.event(key, event::DNS, [0; 2], now());
@@ -265,7 +267,7 @@ impl Seen<'_> {
             let payload = (&raw mut (*record).payload).cast();
             if bpf_skb_load_bytes(self.ctx.skb.skb.cast(), at, payload, length) != 0 {
                 entry.discard(0);
-                return add(count!(counters.unread));
+                return count!(unread);
             }
         }
         entry.submit(0);
@@ -287,8 +289,7 @@ impl Seen<'_> {
 
     #[inline(always)]
     fn unread(&self) {
-        let counters = self.counters;
-        add(count!(counters.unread));
+        count!(unread);
     }
 }
 
