@@ -87,6 +87,8 @@ pub mod flags {
     pub const NO_HEAD: u8 = 16;
     /// `skb->_nfct` is `IP_CT_UNTRACKED` (7): conntrack was told to leave the packet alone.
     pub const UNTRACKED: u8 = 32;
+    /// The current task is a kernel thread. Looked up only for reasons that count by location.
+    pub const KERNEL_THREAD: u8 = 64;
 }
 
 /// Offsets in octets, found in the running kernel's BTF at start. A field that the kernel lacks is [`ABSENT`].
@@ -120,6 +122,9 @@ pub struct Offsets {
     pub ct_net: u32,
     /// `gso_size`, and `gso_segs` right behind it.
     pub shinfo_gso_size: u32,
+    /// `task_struct.flags`.
+    pub task_flags: u32,
+    pub pad: u32,
 }
 
 /// An offset of a field that this kernel doesn't have.
@@ -187,8 +192,8 @@ layout!(DropEvent, 296,
     network_header @ 144, mac_header @ 146, transport_header @ 148, protocol @ 150, ifindex @ 152, iif @ 156,
     out_ifindex @ 160, netns @ 164, mark @ 168, gso_segs @ 172, gso_size @ 174, ctinfo @ 176, flags @ 177,
     device @ 184, head @ 200);
-layout!(Offsets, 96, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76, ct_tuple @ 84, shinfo_gso_size @ 92);
+layout!(Offsets, 104, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76, ct_tuple @ 84, shinfo_gso_size @ 92, task_flags @ 96);
 layout!(Filter, 64, anywhere @ 0, by_location @ 32);
-layout!(Config, 168, arguments @ 0, ovs_subsystem @ 4, filter @ 8, offsets @ 72);
+layout!(Config, 176, arguments @ 0, ovs_subsystem @ 4, filter @ 8, offsets @ 72);
 layout!(Locations, 512);
 layout!(Counters, 24, matched @ 0, emitted @ 8, lost_ring @ 16);

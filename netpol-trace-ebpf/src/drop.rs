@@ -1,6 +1,6 @@
 //! Reads one freed packet into its record. Every pointer may be null or stale: a failed read leaves zeros.
 
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_kernel};
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel};
 use core::mem::MaybeUninit;
 use netpol_trace_common::{ABSENT, CT_WORDS, DropEvent, HEAD_LEN, flags};
 
@@ -70,7 +70,13 @@ macro_rules! place {
 
 /// Fills every byte of `event`.
 #[inline(always)]
-pub fn fill<M: Memory>(event: &mut MaybeUninit<DropEvent>, skb: *const u8, location: u64, reason: u32) {
+pub fn fill<M: Memory>(
+    event: &mut MaybeUninit<DropEvent>,
+    skb: *const u8,
+    location: u64,
+    reason: u32,
+    by_location: bool,
+) {
     let event = event.as_mut_ptr();
     let buffer: Buffer = Probed::load(skb, field!(offsets.skb_head));
     let network_header: u16 = M::load(skb, field!(offsets.skb_network_header));
@@ -131,6 +137,10 @@ pub fn fill<M: Memory>(event: &mut MaybeUninit<DropEvent>, skb: *const u8, locat
     let nfct: u64 = if nfct_offset == ABSENT { 0 } else { M::load(skb, nfct_offset) };
     flag |= conntrack(event, nfct, &mut netns);
 
+    // Who drops tells a queue's verdict from a queue whose listener died. Only places that count by location need it.
+    if by_location && kernel_thread() {
+        flag |= flags::KERNEL_THREAD;
+    }
     set!(event.netns = netns);
     set!(event.flags = flag);
 }
@@ -155,6 +165,17 @@ impl Default for Pointer {
 fn bpf_ktime() -> u64 {
     // SAFETY: a helper without arguments.
     unsafe { bpf_ktime_get_ns() }
+}
+
+/// Whether a kernel thread is running, or nothing (the idle task).
+#[inline(always)]
+fn kernel_thread() -> bool {
+    const PF_IDLE: u32 = 0x2;
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    // SAFETY: a helper without arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let flags: u32 = Probed::load(task as *const u8, field!(offsets.task_flags));
+    flags & (PF_IDLE | PF_KTHREAD) != 0
 }
 
 /// The network namespace of the device at `dev`, by number.

@@ -36,6 +36,8 @@ static CONFIG: Config = Config {
         ct_tuple: 0,
         ct_net: 0,
         shinfo_gso_size: 0,
+        task_flags: 0,
+        pad: 0,
     },
 };
 

@@ -26,18 +26,16 @@ pub fn kfree_skb_raw(ctx: RawTracePointContext) -> u32 {
 fn handle<C: EbpfContext, M: Memory>(ctx: &C, skb: *const u8, location: u64, reason: u32) -> u32 {
     let slot = if reason < REASONS as u32 { reason } else { REASON_OTHER };
     emit::count_seen(slot);
-    if !interesting(slot, reason, location) {
-        return 0;
-    }
-    if !emit::emit(|event| drop::fill::<M>(event, skb, location, reason)) {
+    let Some(by_location) = interesting(slot, reason, location) else { return 0 };
+    if !emit::emit(|event| drop::fill::<M>(event, skb, location, reason, by_location)) {
         debug!(ctx, "ring full: a drop with reason {} is lost", reason);
     }
     0
 }
 
-/// One bitmap test throws out nearly everything.
+/// One bitmap test throws out nearly everything. `Some(true)`: it was the location that made it interesting.
 #[inline(always)]
-fn interesting(slot: u32, reason: u32, location: u64) -> bool {
+fn interesting(slot: u32, reason: u32, location: u64) -> Option<bool> {
     // The slot of a two-argument kernel is REASON_OTHER, whose bit in `by_location` the loader sets there.
     let word = slot / 64;
     let bit = slot % 64;
@@ -48,11 +46,11 @@ fn interesting(slot: u32, reason: u32, location: u64) -> bool {
         _ => (field!(filter.anywhere[3]), field!(filter.by_location[3])),
     };
     if anywhere >> bit & 1 == 1 {
-        return true;
+        return Some(false);
     }
     if by_location >> bit & 1 == 1 {
-        return emit::location_matters(location);
+        return emit::location_matters(location).then_some(true);
     }
     let subsystem = field!(ovs_subsystem);
-    subsystem != 0 && reason != NO_REASON && reason >> 16 == subsystem
+    (subsystem != 0 && reason != NO_REASON && reason >> 16 == subsystem).then_some(false)
 }

@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::books::Intake;
 use crate::cluster::Cluster;
 use crate::flows::Flows;
+use crate::inventory::Watcher;
 use crate::kernel;
 use crate::kernel::tc::{Mode, View};
 use crate::output::Output;
@@ -91,7 +92,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let (to_worker, from_reader) = sync_channel(QUEUE);
     let output = Output::new(lines, run_id(), config.cluster.clone(), config.node.clone());
-    let mut pipeline = Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output);
+    let inventory = Watcher::start(kernel::programs::tcx);
+    hooks.push(worker::inventory_state(&inventory.latest()));
+    let mut pipeline =
+        Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output).with_inventory(inventory);
     let (connections, flow_counters) = match tc {
         Some(kernel::tc::Opened { attacher, ring, flows, counters }) => {
             let view = View { flows, interfaces: attacher.interfaces() };

@@ -1,8 +1,12 @@
 //! Joins what the kernel said with what the policies say: why the packet died, and on whose side. Pure.
 
+use crate::cluster::Index;
 use crate::enrich::{Flow, OwnedBy};
+use crate::inventory::owner::Owner;
+use crate::inventory::ruleset::{Backend, Ends};
+use crate::inventory::{Blame, Inventory};
 use crate::packet::{Candidate, Headers, Site, headers};
-use crate::record::{Cause, Direction, EndpointKind, Hook, Mechanism, Verdict, VerdictResult};
+use crate::record::{Action, Cause, Direction, EndpointKind, Family, Hook, Mechanism, Verdict, VerdictResult};
 
 /// What the join needs to know besides the flow and the verdict.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +21,87 @@ pub struct Circumstances<'a> {
     pub policy_changing: bool,
     /// This node's name.
     pub node: Option<&'a str>,
+    /// The service that was asked for has a ready endpoint somewhere.
+    pub service_has_endpoints: bool,
+    /// What can drop in the network namespace of the drop; `None` when that is not the agent's own, or not known now.
+    pub inventory: Option<&'a Inventory>,
+    pub family: Family,
+    /// The packet's device.
+    pub device: Option<&'a str>,
+}
+
+/// What the inventory adds to the kernel's word for the place: which engine it was, where that leaves it open.
+pub fn firm_up(site: Site, family: Family, inventory: Option<&Inventory>) -> Site {
+    let Some(inventory) = inventory.filter(|inventory| inventory.ruleset.complete) else { return site };
+    let ends = |backend, hook| inventory.ruleset.at(backend, hook, family).ends(|_| false);
+    let can_drop = |backend| {
+        let ends: Ends = ends(backend, site.hook);
+        ends.drop || ends.reject
+    };
+    let mechanism = match site.mechanism {
+        Mechanism::Netfilter | Mechanism::IptablesLegacy => {
+            match (can_drop(Backend::Nft), can_drop(Backend::Legacy), site.mechanism) {
+                (_, true, Mechanism::IptablesLegacy) | (false, true, _) => Mechanism::IptablesLegacy,
+                (true, false, Mechanism::Netfilter) => Mechanism::Nftables,
+                // Another user of the hooks: ebtables, a BPF netfilter link, the kernel itself.
+                _ => Mechanism::Netfilter,
+            }
+        }
+        known => known,
+    };
+    // Before routing, a device's ingress hook and PREROUTING look alike; often only one of them has rules.
+    let hook = site.hook.or_else(|| {
+        let backends = [Backend::Nft, Backend::Legacy];
+        let has = |hook| backends.iter().any(|backend| ends(*backend, Some(hook)).any());
+        match (mechanism, has(Hook::Ingress), has(Hook::Prerouting)) {
+            (Mechanism::Nftables | Mechanism::IptablesLegacy | Mechanism::Nfqueue, true, false) => Some(Hook::Ingress),
+            (Mechanism::Nftables | Mechanism::IptablesLegacy | Mechanism::Nfqueue, false, true) => {
+                Some(Hook::Prerouting)
+            }
+            _ => None,
+        }
+    });
+    Site { mechanism, hook, ..site }
+}
+
+/// Whether a ready endpoint stands behind the service that `flow` asked for.
+pub fn service_has_endpoints(flow: &Flow<'_>, index: &Index) -> bool {
+    let Some(service) = &flow.destination.service else { return false };
+    let Some(namespace) = index.namespace(&service.namespace) else { return false };
+    let mut slices = namespace.slices().filter(|slice| slice.service.as_deref() == Some(&*service.name));
+    slices.any(|slice| slice.endpoints.iter().any(|endpoint| endpoint.ready))
+}
+
+/// What was done with the packet. A rule that rejects frees it just as one that drops does: only when every rule that
+/// can have done it does the same is it known.
+pub fn action(cause: Cause, about: &Circumstances<'_>) -> Action {
+    match about.site.mechanism {
+        Mechanism::Tc | Mechanism::Xdp | Mechanism::Cgroup => return Action::Drop,
+        // The queue's listener can only drop. A packet that it accepts and that a later legacy rule ends is freed there too.
+        Mechanism::Nfqueue if about.inventory.is_none() => return Action::Drop,
+        Mechanism::Ovs | Mechanism::Unknown => return Action::Unknown,
+        Mechanism::Nfqueue | Mechanism::Nftables | Mechanism::IptablesLegacy | Mechanism::Netfilter => {}
+    }
+    let Some(inventory) = about.inventory.filter(|inventory| inventory.ruleset.complete) else {
+        return Action::Unknown;
+    };
+    let mechanism = match about.site.mechanism {
+        Mechanism::Nfqueue => Mechanism::IptablesLegacy,
+        other => other,
+    };
+    let found = inventory.at(mechanism, about.site.hook, about.family);
+    let policy_made = found.has_policy();
+    let ends = found.ends(|owner| match cause {
+        Cause::Policy | Cause::Disagrees if policy_made => owner.is_none_or(|owner| !owner.is_policy()),
+        // kube-proxy drops what asks for a service that can't be had; such drops have causes of their own.
+        Cause::Policy | Cause::Disagrees => owner == Some(Owner::KubeProxy),
+        _ => false,
+    });
+    match (ends.drop || about.site.mechanism == Mechanism::Nfqueue, ends.reject) {
+        (true, false) => Action::Drop,
+        (false, true) => Action::Reject,
+        _ => Action::Unknown,
+    }
 }
 
 /// Why a drop, before or without a verdict. `None`: a policy may be behind it, so it needs one.
@@ -29,14 +114,26 @@ pub fn without_verdict(flow: &Flow<'_>, about: &Circumstances<'_>) -> Option<Cau
     if conntrack_invalid(flow, about) {
         return Some(Cause::ConntrackInvalid);
     }
-    if matches!(flow.destination.owner, OwnedBy::Service) && !flow.dst_nat {
-        return Some(Cause::ServiceWithoutEndpoints);
+    // No policy speaks of the loopback network: KUBE-FIREWALL keeps others off it.
+    if flow.source.ip.is_loopback() != flow.destination.ip.is_loopback() {
+        return Some(Cause::HostFirewall);
+    }
+    if matches!(flow.destination.owner, OwnedBy::Service) && !flow.dst_nat && behind_dst_nat(about.site) {
+        // With endpoints it is a rule of kube-proxy's: source ranges, or a traffic policy without local endpoints.
+        let none = if about.service_has_endpoints { Cause::NotPolicy } else { Cause::ServiceWithoutEndpoints };
+        return Some(none);
     }
     let no_pod = |kind| matches!(kind, EndpointKind::Node | EndpointKind::External | EndpointKind::Service);
     if no_pod(flow.source.owner.kind()) && no_pod(flow.destination.owner.kind()) {
         return Some(Cause::HostFirewall);
     }
-    pod_local(flow, about.site.hook).then_some(Cause::PodLocal)
+    pod_local(flow, about.site).then_some(Cause::PodLocal)
+}
+
+/// Whether a service's address would have been translated by then. tc, XDP and PREROUTING come before.
+fn behind_dst_nat(site: Site) -> bool {
+    let behind = matches!(site.hook, Some(Hook::Input | Hook::Forward | Hook::Output | Hook::Postrouting));
+    behind && site.mechanism != Mechanism::Cgroup
 }
 
 /// A packet that passed conntrack and got no connection. Only behind routing is it certain that conntrack came first.
@@ -57,9 +154,13 @@ fn conntrack_invalid(flow: &Flow<'_>, about: &Circumstances<'_>) -> bool {
 }
 
 /// On the node a pod's packets are forwarded; only inside the pod's own network namespace do they pass its INPUT and OUTPUT.
-fn pod_local(flow: &Flow<'_>, hook: Option<Hook>) -> bool {
+fn pod_local(flow: &Flow<'_>, site: Site) -> bool {
+    // A cgroup's program is attached from outside of the pod, though it runs for the pod's own sockets.
+    if site.mechanism == Mechanism::Cgroup {
+        return false;
+    }
     let (to, from) = if flow.reply { (&flow.source, &flow.destination) } else { (&flow.destination, &flow.source) };
-    match hook {
+    match site.hook {
         Some(Hook::Input) => to.pod().is_some_and(|p| !p.pod.host_network),
         Some(Hook::Output) => from.pod().is_some_and(|p| !p.pod.host_network),
         _ => false,
@@ -68,16 +169,29 @@ fn pod_local(flow: &Flow<'_>, hook: Option<Hook>) -> bool {
 
 /// The cause of a drop that a policy may have made. May change the verdict's basis.
 pub fn with_verdict(verdict: &mut Verdict, about: &Circumstances<'_>) -> Cause {
-    let certain = about.site.candidate == Candidate::Policy;
-    match verdict.result {
-        VerdictResult::Denied => Cause::Policy,
-        VerdictResult::Allowed if about.policy_changing && certain => {
+    let site = about.site;
+    let certain = site.candidate == Candidate::Policy;
+    let cni = about.inventory.zip(about.device).and_then(|(inventory, device)| inventory.cni_on(device)).is_some();
+    let blame = match about.inventory {
+        Some(inventory) if certain => inventory.blame(site.mechanism, site.hook, about.family),
+        _ if site.mechanism == Mechanism::Tc && cni => Blame::Policy,
+        _ => Blame::Nobody,
+    };
+    match (verdict.result, blame) {
+        // A rule of somebody else's did it, whatever the policies say.
+        (_, Blame::Other) => Cause::HostFirewall,
+        (VerdictResult::Denied, _) => Cause::Policy,
+        // A socket's own filter drops like a cgroup's program, and far more often.
+        _ if site.mechanism == Mechanism::Cgroup && site.hook == Some(Hook::Input) => Cause::NotPolicy,
+        (VerdictResult::Allowed, _) if about.policy_changing && certain => {
             verdict.basis = "policy_changing".into();
             Cause::Policy
         }
-        VerdictResult::Allowed if certain => Cause::Disagrees,
+        (VerdictResult::Allowed, _) if certain => Cause::Disagrees,
+        (VerdictResult::Allowed, Blame::Policy) => Cause::Disagrees,
+        (VerdictResult::Undetermined, Blame::Policy) => Cause::Policy,
         // Anybody may attach a tc, XDP or cgroup program, and the policies say that it was not they.
-        VerdictResult::Allowed | VerdictResult::Undetermined => Cause::Unknown,
+        (VerdictResult::Allowed | VerdictResult::Undetermined, _) => Cause::Unknown,
     }
 }
 

@@ -15,6 +15,7 @@ pub mod filter;
 pub mod layout;
 pub mod log;
 pub mod probe;
+pub mod programs;
 pub mod ring;
 pub mod symbols;
 pub mod tc;
@@ -84,6 +85,7 @@ pub struct RawDrop {
 pub struct Names {
     layout: Layout,
     symbols: Option<Symbols>,
+    /// See [`Place::nft_has_location`].
     nft_has_location: bool,
     /// Names handed out, so that each exists once: drops repeat few places.
     interned: HashMap<(u32, u64, u64), Interned>,
@@ -149,12 +151,18 @@ impl Names {
                 input: if event.dst_input == 0 { None } else { symbol(event.dst_input) },
             }
         });
+        self.nft_has_location |=
+            names.location.as_deref() == Some("nft_do_chain") && names.reason.as_deref() == Some("NETFILTER_DROP");
         let site = filter::classify(&Place {
             reason: names.reason.as_deref(),
             location: names.location.as_deref(),
             input: names.input.as_deref(),
             has_dst: event.flags & flags::DST != 0,
             has_device: event.flags & flags::DEVICE != 0,
+            has_socket: event.flags & flags::SOCKET != 0,
+            has_conntrack: event.flags & (flags::CONNTRACK | flags::UNTRACKED) != 0,
+            at_link_layer: event.data_offset < u32::from(event.network_header),
+            kernel_thread: event.flags & flags::KERNEL_THREAD != 0,
             ifindex: event.ifindex,
             iif: event.iif,
             out_ifindex: event.out_ifindex,

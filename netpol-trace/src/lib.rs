@@ -12,6 +12,7 @@ pub mod dns;
 pub mod doctor;
 pub mod enrich;
 pub mod flows;
+pub mod inventory;
 pub mod kernel;
 pub mod lint;
 pub mod output;

@@ -15,6 +15,7 @@ use crate::cause::{self, Circumstances};
 use crate::cluster::{Cluster, Index};
 use crate::enrich::{self, Flow};
 use crate::flows::{self, Flows, Origin};
+use crate::inventory::Watcher;
 use crate::kernel::RawDrop;
 use crate::kernel::clock::Clock;
 use crate::kernel::tc::View;
@@ -46,6 +47,7 @@ pub struct Pipeline {
     tracked_netns: HashSet<u32>,
     /// With the tc hook.
     pub flows: Option<Flows<View>>,
+    inventory: Option<Watcher>,
     pub output: Output,
 }
 
@@ -76,8 +78,15 @@ impl Pipeline {
             held: VecDeque::new(),
             tracked_netns: HashSet::new(),
             flows: None,
+            inventory: None,
             output,
         }
+    }
+
+    /// Judges drops of the agent's own network namespace with what can drop there.
+    pub fn with_inventory(mut self, inventory: Watcher) -> Pipeline {
+        self.inventory = Some(inventory);
+        self
     }
 
     /// One drop, through all stages.
@@ -154,6 +163,9 @@ impl Pipeline {
         flow: Flow<'_>,
     ) -> Result<(), SinkError> {
         let time = self.clock.wall(packet.time);
+        let watched = self.inventory.as_ref().and_then(Watcher::current);
+        let inventory = watched.as_deref().filter(|inventory| inventory.is_of(facts.netns));
+        let facts = &packet::Facts { site: cause::firm_up(facts.site, packet.family(), inventory), ..facts.clone() };
         let about = Circumstances {
             site: facts.site,
             headers: &packet.headers,
@@ -161,17 +173,27 @@ impl Pipeline {
             netns_tracks: facts.netns.is_some_and(|netns| self.tracked_netns.contains(&netns)),
             policy_changing: policy_changing(&flow, time),
             node: self.node.as_deref(),
+            service_has_endpoints: cause::service_has_endpoints(&flow, index),
+            inventory,
+            family: packet.family(),
+            device: facts.device.as_deref(),
         };
         let decision = match cause::without_verdict(&flow, &about) {
-            Some(cause) => {
-                Decision { cause, direction: None, verdict: None, hint: None, enrichment: self.enrichment(&flow) }
-            }
+            Some(cause) => Decision {
+                cause,
+                action: cause::action(cause, &about),
+                direction: None,
+                verdict: None,
+                hint: None,
+                enrichment: self.enrichment(&flow),
+            },
             None => {
                 let connection = flow.connection(time);
                 let mut verdict = verdict::judge(index, &connection, &self.options);
                 let cause = cause::with_verdict(&mut verdict, &about);
                 Decision {
                     cause,
+                    action: cause::action(cause, &about),
                     direction: cause::direction(&flow, &verdict, about.node),
                     hint: (cause == Cause::Policy).then(|| self.hint(index, &connection, &flow)).flatten(),
                     verdict: Some(verdict),

@@ -10,3 +10,4 @@ mod tc;
 mod tc_dns;
 mod tc_lifecycle;
 mod tc_traffic;
+mod rows;

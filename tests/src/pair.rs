@@ -83,6 +83,16 @@ impl Pair {
         self.manifests.path()
     }
 
+    /// Adds objects to the cluster.
+    pub fn add(&self, file: &str, yaml: &str) -> Result<()> {
+        Ok(std::fs::write(self.manifests().join(file), yaml)?)
+    }
+
+    /// Adds a policy to the cluster.
+    pub fn add_policy(&self, yaml: &str) -> Result<()> {
+        self.add("another-policy.yaml", yaml)
+    }
+
     /// The agent on this cluster's manifests, attached, writing every cause.
     pub fn watch(&self) -> Result<Agent> {
         Agent::start(&["--all-drops", "--manifests", &self.manifests().to_string_lossy()])
@@ -137,6 +147,11 @@ spec:
   - Ingress
 "
     )
+}
+
+/// The same for egress.
+pub fn egress_policy(name: &str, app: &str) -> String {
+    policy(name, app).replace("Ingress", "Egress")
 }
 
 /// A running pod of namespace `lab` with label `app` set to its name.

@@ -1,6 +1,7 @@
 //! Everything a developer or CI runs: one file per verb.
 
 mod bench;
+mod compatibility;
 mod demo;
 mod machine;
 mod report;
@@ -32,6 +33,7 @@ enum Verb {
     Test(test::Args),
     Vm(vm::Args),
     Bench(bench::Args),
+    Compatibility(compatibility::Args),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Vm(args) => vm::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Compatibility(args) => compatibility::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

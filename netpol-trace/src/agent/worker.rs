@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use netpol_trace_common::tc::FlowCounters;
 
+use crate::inventory::Inventory;
 use crate::kernel::RawDrop;
 use crate::kernel::attach::{Attached, Hook};
 use crate::kernel::clock::Clock;
@@ -279,4 +280,14 @@ pub fn drop_state(attached: &Attached, symbols: Option<&SymbolsError>) -> HookSt
         detail = Some(format!("{}reasons only: {error}", detail.map(|d| d + "; ").unwrap_or_default()));
     }
     HookState { name: "kfree_skb".into(), state: state.into(), detail }
+}
+
+/// What of the rulesets can be read, as a status tells it.
+pub fn inventory_state(inventory: &Inventory) -> HookState {
+    let unknown = inventory.unknown();
+    let state = if unknown.is_empty() { "read" } else { "partly_read" };
+    let detail = (!unknown.is_empty()).then(|| {
+        format!("{}: whose rule it was, and whether it drops or rejects, stays unknown there", unknown.join(", "))
+    });
+    HookState { name: "rulesets".into(), state: state.into(), detail }
 }

@@ -4,9 +4,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use crate::doctor::facts::Hook;
-use crate::doctor::{can_record, gather, judge, text};
+use crate::doctor::{can_record, coverage, gather, judge, text};
+use crate::inventory::Inventory;
 use crate::kernel::KernelError;
 use crate::kernel::probe::probe;
+use crate::kernel::{programs, release};
 
 /// Say what this kernel and node can and cannot show, and what to grant.
 ///
@@ -35,7 +37,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             error => error.to_string(),
         }),
     });
-    let findings = judge(&gather(hooks.collect()));
+    let mut findings = judge(&gather(hooks.collect()));
+    findings.extend(coverage(&Inventory::read(programs::tcx), release()));
     let printed = match args.output {
         Output::Text => text(&findings),
         Output::Json => serde_json::to_string_pretty(&findings)? + "\n",

@@ -156,7 +156,8 @@ impl Index {
                 self.nodes.insert(node.name.clone(), Arc::new(node));
             }
             Object::Pod(pod) => self.upsert_pod(pod),
-            Object::Policy(policy) => {
+            Object::Policy(mut policy) => {
+                self.strings.share_selectors(&mut policy);
                 let entry = self.namespaces.entry(policy.namespace.clone()).or_default();
                 let policy = Arc::new(policy);
                 entry.policies.insert(policy.name.clone(), policy.clone());

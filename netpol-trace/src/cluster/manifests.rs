@@ -110,7 +110,7 @@ pub fn files(path: &Path) -> (Vec<PathBuf>, Vec<Problem>) {
     let (mut found, mut problems) = (Vec::new(), Vec::new());
     match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => {
-            walk(path, 0, &mut found, &mut problems);
+            walk(path, 0, &mut BTreeSet::new(), &mut found, &mut problems);
             if found.is_empty() && problems.is_empty() {
                 problems.push(unreadable(path, "a folder without *.yaml, *.yml or *.json files".to_owned()));
             }
@@ -141,9 +141,19 @@ fn unreadable(path: &Path, message: String) -> Problem {
     }
 }
 
-fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>, problems: &mut Vec<Problem>) {
+/// `visited`: the folders that were entered, without their links: a link to a parent is no second folder.
+fn walk(
+    folder: &Path,
+    depth: usize,
+    visited: &mut BTreeSet<PathBuf>,
+    found: &mut Vec<PathBuf>,
+    problems: &mut Vec<Problem>,
+) {
     if depth > MAX_FOLDER_DEPTH || found.len() > MAX_FILES {
         problems.push(unreadable(folder, "too many or too deeply nested files".to_owned()));
+        return;
+    }
+    if !visited.insert(fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned())) {
         return;
     }
     let entries = match fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
@@ -160,7 +170,7 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>, problems: &mut Ve
         }
         let manifest = path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json");
         match fs::metadata(&path) {
-            Ok(meta) if meta.is_dir() => walk(&path, depth + 1, found, problems),
+            Ok(meta) if meta.is_dir() => walk(&path, depth + 1, visited, found, problems),
             Ok(meta) if meta.is_file() && manifest => found.push(path),
             Ok(_) => {}
             // A dangling link to something that isn't a manifest is not our affair.

@@ -9,8 +9,9 @@ use super::symbols::Symbols;
 use crate::packet::{Candidate, Site};
 use crate::record::{Hook, Mechanism};
 
-/// Reasons of drops that a policy may have made, wherever they happen.
-const POLICY_REASONS: [&str; 4] = ["NETFILTER_DROP", "TC_INGRESS", "TC_EGRESS", "BPF_CGROUP_EGRESS"];
+/// Reasons of drops that a policy may have made, wherever they happen. A cgroup's ingress program and a socket's own
+/// filter share SOCKET_FILTER.
+const POLICY_REASONS: [&str; 5] = ["NETFILTER_DROP", "TC_INGRESS", "TC_EGRESS", "BPF_CGROUP_EGRESS", "SOCKET_FILTER"];
 /// Functions whose unspecific drops a policy may have made, on every kernel.
 const POLICY_LOCATIONS: [&str; 5] = ["nfqnl_reinject", "nf_reinject", "nf_queue", "veth_xdp_rcv_skb", "do_xdp_generic"];
 /// The same on kernels that give netfilter's drops no reason (to 5.17).
@@ -83,10 +84,19 @@ pub struct Place<'a> {
     pub input: Option<&'a str>,
     pub has_dst: bool,
     pub has_device: bool,
+    /// `skb->sk` is set: a local sender's, which may be in another network namespace.
+    pub has_socket: bool,
+    /// Conntrack has seen the packet.
+    pub has_conntrack: bool,
+    /// `skb->data` is at the link layer's header, not at IP's.
+    pub at_link_layer: bool,
+    /// A kernel thread was running, not a process.
+    pub kernel_thread: bool,
     pub ifindex: u32,
     pub iif: u32,
     pub out_ifindex: u32,
-    /// nft's own drops are located in nft_do_chain (from 6.7), so nf_hook_slow is somebody else's.
+    /// This kernel locates nft's own drops in nft_do_chain, so nf_hook_slow is somebody else's. True from 6.7 on; some
+    /// distributions have it earlier, so there it is known once such a drop was seen.
     pub nft_has_location: bool,
 }
 
@@ -96,6 +106,8 @@ pub fn classify(place: &Place<'_>) -> Site {
     let reason = place.reason.unwrap_or_default();
     let (mechanism, candidate) = match (reason, location) {
         (_, "nf_queue") => (Mechanism::Nfqueue, Candidate::Outage),
+        // A listener gives its verdict itself; what is still queued when it dies is dropped by a kernel thread.
+        (_, "nfqnl_reinject" | "nf_reinject") if place.kernel_thread => (Mechanism::Nfqueue, Candidate::Outage),
         (_, "nfqnl_reinject" | "nf_reinject") => (Mechanism::Nfqueue, Candidate::Policy),
         ("NETFILTER_DROP", "nft_do_chain") => (Mechanism::Nftables, Candidate::Policy),
         ("NETFILTER_DROP" | "", "nf_hook_slow" | "nf_hook_slow_list") if place.nft_has_location => {
@@ -105,36 +117,56 @@ pub fn classify(place: &Place<'_>) -> Site {
         ("TC_INGRESS" | "TC_EGRESS", _) | ("", "__netif_receive_skb_core" | "__dev_queue_xmit") => {
             (Mechanism::Tc, Candidate::Maybe)
         }
-        ("BPF_CGROUP_EGRESS", _) => (Mechanism::Cgroup, Candidate::Maybe),
+        ("BPF_CGROUP_EGRESS" | "SOCKET_FILTER", _) => (Mechanism::Cgroup, Candidate::Maybe),
         (_, "veth_xdp_rcv_skb" | "do_xdp_generic") => (Mechanism::Xdp, Candidate::Maybe),
         (reason, _) if reason.starts_with("OVS_DROP") => (Mechanism::Ovs, Candidate::Policy),
         (_, location) if NOISE_LOCATIONS.contains(&location) => (Mechanism::Unknown, Candidate::Noise),
         _ => (Mechanism::Unknown, Candidate::No),
     };
-    Site { mechanism, candidate, hook: hook(place, mechanism, reason) }
+    Site { mechanism, candidate, hook: hook(place, mechanism, reason, location) }
 }
 
-/// The hook, from the route that the packet has got by then.
-fn hook(place: &Place<'_>, mechanism: Mechanism, reason: &str) -> Option<Hook> {
-    match (mechanism, reason) {
-        (_, "TC_INGRESS") | (Mechanism::Xdp, _) => return Some(Hook::Ingress),
-        (_, "TC_EGRESS") => return Some(Hook::Egress),
-        (Mechanism::Cgroup, _) => return Some(Hook::Output),
-        (Mechanism::Unknown | Mechanism::Ovs | Mechanism::Tc, _) => return None,
+/// The hook, from the route that the packet has got by then. `None` where two hooks look the same.
+fn hook(place: &Place<'_>, mechanism: Mechanism, reason: &str, location: &str) -> Option<Hook> {
+    match (mechanism, reason, location) {
+        (_, "TC_INGRESS", _) | (Mechanism::Xdp, ..) | (Mechanism::Tc, _, "__netif_receive_skb_core") => {
+            return Some(Hook::Ingress);
+        }
+        (_, "TC_EGRESS", _) | (Mechanism::Tc, ..) => return Some(Hook::Egress),
+        (Mechanism::Cgroup, "SOCKET_FILTER", _) => return Some(Hook::Input),
+        (Mechanism::Cgroup, ..) => return Some(Hook::Output),
+        (Mechanism::Unknown | Mechanism::Ovs, ..) => return None,
         _ => {}
     }
-    if !place.has_dst {
-        return place.has_device.then_some(Hook::Prerouting);
+    if !place.has_device {
+        // Nothing but the local stack sends packets that have no device yet.
+        return place.has_dst.then_some(Hook::Output);
     }
-    let leaving = place.has_device && place.ifindex == place.out_ifindex && place.iif != place.ifindex;
+    if !place.has_dst {
+        return match place {
+            // Only a bridge gives a packet another device before it has a route.
+            _ if place.ifindex != place.iif => Some(Hook::Bridge),
+            _ if place.has_conntrack => Some(Hook::Prerouting),
+            // ip_rcv takes the sender's socket off the packet; the device's ingress comes before it.
+            _ if place.has_socket => Some(Hook::Ingress),
+            _ => None,
+        };
+    }
+    if place.at_link_layer {
+        return Some(Hook::Egress);
+    }
+    if place.iif == 0 {
+        // It never came in: POSTROUTING, or OUTPUT where IPv6's REJECT lends it the loopback device.
+        return Some(if place.ifindex == place.out_ifindex { Hook::Postrouting } else { Hook::Output });
+    }
+    let leaving = place.ifindex == place.out_ifindex && place.iif != place.ifindex;
     match place.input {
         Some("ip_forward" | "ip6_forward" | "ip_mr_input" | "ip6_mr_input") if leaving => Some(Hook::Postrouting),
         Some("ip_forward" | "ip6_forward" | "ip_mr_input" | "ip6_mr_input") => Some(Hook::Forward),
         Some("ip_local_deliver" | "ip6_input" | "ip6_mc_input") => Some(Hook::Input),
-        Some("dst_discard") if place.has_device => Some(Hook::Postrouting),
-        Some("dst_discard") => Some(Hook::Output),
+        Some("dst_discard") => Some(Hook::Postrouting),
         // br_netfilter lends bridged packets a dst without functions.
-        None if place.has_device => Some(Hook::Bridge),
+        None => Some(Hook::Bridge),
         _ => None,
     }
 }
@@ -151,6 +183,10 @@ mod tests {
             input: some(input),
             has_dst: !input.is_empty(),
             has_device: true,
+            has_socket: false,
+            has_conntrack: true,
+            at_link_layer: false,
+            kernel_thread: false,
             ifindex: 2,
             iif: 2,
             out_ifindex: 3,
@@ -168,6 +204,8 @@ mod tests {
         check("NETFILTER_DROP", "nf_hook_slow", Mechanism::IptablesLegacy, Candidate::Policy);
         check("NOT_SPECIFIED", "nfqnl_reinject", Mechanism::Nfqueue, Candidate::Policy);
         check("NOT_SPECIFIED", "nf_queue", Mechanism::Nfqueue, Candidate::Outage);
+        let dying = Place { kernel_thread: true, ..place("NOT_SPECIFIED", "nfqnl_reinject", "ip_forward") };
+        assert_eq!(classify(&dying).candidate, Candidate::Outage, "the listener is gone");
         check("TC_INGRESS", "__netif_receive_skb_core", Mechanism::Tc, Candidate::Maybe);
         check("NO_SOCKET", "tcp_v4_rcv", Mechanism::Unknown, Candidate::No);
         check("", "nf_hook_slow", Mechanism::IptablesLegacy, Candidate::Policy);
@@ -185,6 +223,13 @@ mod tests {
         assert_eq!(hook(Place { ifindex: 3, ..nft("ip_forward") }), Some(Hook::Postrouting));
         assert_eq!(hook(Place { has_device: false, ifindex: 0, iif: 0, ..nft("dst_discard") }), Some(Hook::Output));
         assert_eq!(hook(Place { iif: 0, ifindex: 3, ..nft("dst_discard") }), Some(Hook::Postrouting));
+        assert_eq!(hook(Place { iif: 0, ifindex: 1, ..nft("dst_discard") }), Some(Hook::Output), "IPv6 REJECT");
+        assert_eq!(hook(Place { ifindex: 3, at_link_layer: true, ..nft("ip_forward") }), Some(Hook::Egress));
+        assert_eq!(hook(Place { has_device: false, ..nft("ip_local_deliver") }), Some(Hook::Output), "to itself");
+        let early = Place { has_conntrack: false, ..nft("") };
+        assert_eq!(hook(early), None, "netdev ingress or early PREROUTING");
+        assert_eq!(hook(Place { has_socket: true, ..early }), Some(Hook::Ingress));
+        assert_eq!(hook(Place { has_socket: true, iif: 4, ..early }), Some(Hook::Bridge));
         assert_eq!(hook(place("TC_EGRESS", "__dev_queue_xmit", "ip_forward")), Some(Hook::Egress));
     }
 

@@ -74,6 +74,8 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         ct_tuple: conntrack.unwrap_or(0),
         ct_net: at("nf_conn", "ct_net.net").unwrap_or(0),
         shinfo_gso_size: gso_size,
+        task_flags: at("task_struct", "flags")?,
+        pad: 0,
     })
 }
 

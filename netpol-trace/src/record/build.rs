@@ -18,6 +18,7 @@ const MAX_TEXT: usize = 253;
 #[derive(Debug)]
 pub struct Decision {
     pub cause: Cause,
+    pub action: Action,
     pub direction: Option<Direction>,
     pub verdict: Option<Verdict>,
     pub hint: Option<Hint>,
@@ -33,11 +34,7 @@ pub fn drop_body(packet: &Packet, facts: &Facts, flow: &Flow<'_>, decision: Deci
         bytes: u64::from(packet.length),
         cause: decision.cause,
         direction: decision.direction,
-        // A rejecting rule frees its packet just as a dropping one does, so netfilter's word is not enough.
-        action: match facts.site.mechanism {
-            super::Mechanism::Tc | super::Mechanism::Xdp | super::Mechanism::Nfqueue => Action::Drop,
-            _ => Action::Unknown,
-        },
+        action: decision.action,
         source: endpoint(&flow.source),
         destination: endpoint(&flow.destination),
         network: Network {

@@ -72,6 +72,11 @@ proptest! {
             }
             // What is printed is what was judged.
             for change in &changes {
+                // Random policies hold what the API refuses (port 0, a block's exception outside of it).
+                let original = index.policy(&change.policy.namespace, &change.policy.name);
+                if original.is_some_and(|p| load_bytes("original.yaml", suggest::yaml(p).as_bytes()).error().is_some()) {
+                    continue;
+                }
                 let loaded = load_bytes("suggestion.yaml", suggest::yaml(&change.policy).as_bytes());
                 prop_assert!(loaded.error().is_none(), "{:?}\n{}", loaded.problems, suggest::yaml(&change.policy));
                 let mut printed = index.clone();

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::super::model::Str;
+use super::super::model::{Operator, Peer, Policy, Selector, Str};
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Strings {
@@ -26,6 +26,28 @@ impl Strings {
         }
         self.known.insert(text.clone());
         text.clone()
+    }
+
+    /// Keys and values of all its selectors: a verdict compares them with pods' labels, and memory that all policies
+    /// share stays in the processor's cache.
+    pub(super) fn share_selectors(&mut self, policy: &mut Policy) {
+        policy.namespace = self.share(&policy.namespace);
+        self.share_selector(&mut policy.subject);
+        let rules = policy.ingress.iter_mut().chain(&mut policy.egress);
+        for peer in rules.filter_map(|rule| rule.peers.as_mut()).flatten() {
+            if let Peer::Pods { namespaces, pods } = peer {
+                namespaces.iter_mut().chain(pods).for_each(|selector| self.share_selector(selector));
+            }
+        }
+    }
+
+    fn share_selector(&mut self, selector: &mut Selector) {
+        for requirement in &mut selector.requirements {
+            requirement.key = self.share(&requirement.key);
+            if let Operator::In(values) | Operator::NotIn(values) = &mut requirement.operator {
+                values.iter_mut().for_each(|value| *value = self.share(value));
+            }
+        }
     }
 
     #[cfg(test)]

@@ -286,6 +286,9 @@ fn folders_are_read_by_name_and_each_file_once() {
     fs::write(folder.path().join("values.yaml"), "replicas: 3\n").unwrap();
     fs::write(folder.path().join(".git/z.yaml"), namespace("z")).unwrap();
     std::os::unix::fs::symlink("a.yaml", folder.path().join("link.yaml")).unwrap();
+    // Loops: without care, twice as many folders at each level.
+    std::os::unix::fs::symlink(".", folder.path().join("loop1")).unwrap();
+    std::os::unix::fs::symlink(".", folder.path().join("loop2")).unwrap();
     let loaded = load(&[folder.path().to_owned(), folder.path().join("a.yaml")]);
     let names: Vec<String> = loaded.objects.iter().map(|l| identity(&l.object).2.to_string()).collect();
     assert_eq!(names, ["a", "b", "c"]);

@@ -1,0 +1,295 @@
+//! The tables of iptables-legacy and ip6tables-legacy, as `getsockopt` copies them out. Only tables that exist already
+//! are asked for: asking for another one would make it.
+//!
+//! Layouts are of linux/netfilter/x_tables.h, ip_tables.h and ip6_tables.h, for 64-bit kernels.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use super::nft::{target, text};
+use super::ruleset::{Backend, Base, Builder, Ends, Rule, TableFamily, TableKey};
+use crate::record::Hook;
+
+/// `struct ipt_getinfo`, the same for IPv6.
+const INFO: usize = 84;
+/// `struct ipt_get_entries` up to its entries.
+const ENTRIES_HEADER: usize = 40;
+const NAME: usize = 32;
+/// `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`, the same for IPv6.
+const GET_INFO: i32 = 64;
+const GET_ENTRIES: i32 = 65;
+/// A larger table is not read: 64 MiB are about 300,000 rules.
+const MAX_TABLE: usize = 64 << 20;
+/// `struct xt_entry_match` and `xt_entry_target` up to their data: size, name, revision.
+const ITEM_HEADER: usize = 32;
+/// A table that is being replaced changes its size between the two questions.
+const TRIES: usize = 4;
+
+/// How entries of one family look.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    family: TableFamily,
+    target_offset: usize,
+    next_offset: usize,
+    /// Where the matches begin.
+    matches: usize,
+}
+
+const IPV4: Layout = Layout { family: TableFamily::Ip, target_offset: 88, next_offset: 90, matches: 112 };
+const IPV6: Layout = Layout { family: TableFamily::Ip6, target_offset: 140, next_offset: 142, matches: 168 };
+
+/// Reads every legacy table of this network namespace.
+///
+/// # Errors
+/// The socket needs CAP_NET_RAW and the question CAP_NET_ADMIN.
+pub fn read(builder: &mut Builder) -> io::Result<()> {
+    for (layout, names, domain, level) in [
+        (IPV4, "/proc/thread-self/net/ip_tables_names", libc::AF_INET, libc::IPPROTO_IP),
+        (IPV6, "/proc/thread-self/net/ip6_tables_names", libc::AF_INET6, libc::IPPROTO_IPV6),
+    ] {
+        let mut list = String::new();
+        match File::open(names) {
+            Ok(file) => file.take(1 << 16).read_to_string(&mut list)?,
+            // This kernel has no such tables.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if list.is_empty() {
+            continue;
+        }
+        let socket = socket(domain)?;
+        for name in list.lines() {
+            let (info, entries) = table(&socket, level, name)?;
+            parse(builder, layout, name, &info, &entries);
+        }
+    }
+    Ok(())
+}
+
+fn socket(domain: i32) -> io::Result<OwnedFd> {
+    // SAFETY: a system call without pointers.
+    let fd = unsafe { libc::socket(domain, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_RAW) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn table(socket: &OwnedFd, level: i32, name: &str) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let mut refused = io::ErrorKind::InvalidData.into();
+    for _ in 0..TRIES {
+        let mut info = request(name, INFO)?;
+        get(socket, level, GET_INFO, &mut info)?;
+        let size = word(&info, 80).unwrap_or(0) as usize;
+        if size > MAX_TABLE {
+            return Err(io::Error::other(format!("table {name} has {size} octets")));
+        }
+        let mut entries = request(name, ENTRIES_HEADER + size)?;
+        entries[NAME..NAME + 4].copy_from_slice(&(size as u32).to_ne_bytes());
+        match get(socket, level, GET_ENTRIES, &mut entries) {
+            Ok(()) => return Ok((info, entries.split_off(ENTRIES_HEADER))),
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => refused = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(refused)
+}
+
+fn request(name: &str, size: usize) -> io::Result<Vec<u8>> {
+    let mut request = vec![0; size];
+    let place = request.get_mut(..name.len()).filter(|place| place.len() < NAME);
+    place.ok_or(io::ErrorKind::InvalidData)?.copy_from_slice(name.as_bytes());
+    Ok(request)
+}
+
+fn get(socket: &OwnedFd, level: i32, option: i32, buffer: &mut [u8]) -> io::Result<()> {
+    let mut length = libc::socklen_t::try_from(buffer.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the kernel writes at most `length` octets, which is what `buffer` has.
+    let done = unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, buffer.as_mut_ptr().cast(), &mut length) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// One entry on its way into the builder.
+struct Entry<'a> {
+    /// Octets from the start of the table.
+    at: usize,
+    bytes: &'a [u8],
+    target: &'a [u8],
+    target_name: String,
+}
+
+/// Reads the entries of one table; pure, total. Chains are runs of entries: the built-in ones begin at their hook's
+/// entry point, the others behind an `ERROR` target that holds their name.
+fn parse(builder: &mut Builder, layout: Layout, name: &str, info: &[u8], blob: &[u8]) {
+    const HOOKS: [(&str, Hook); 5] = [
+        ("PREROUTING", Hook::Prerouting),
+        ("INPUT", Hook::Input),
+        ("FORWARD", Hook::Forward),
+        ("OUTPUT", Hook::Output),
+        ("POSTROUTING", Hook::Postrouting),
+    ];
+    let table = TableKey { backend: Backend::Legacy, family: layout.family, name: name.to_owned() };
+    builder.table(&table);
+    let valid = word(info, 32).unwrap_or(0);
+    let hook_at = |base: usize, at: usize| {
+        (0..5).find(|hook| valid >> hook & 1 == 1 && word(info, base + 4 * hook) == u32::try_from(at).ok())
+    };
+    let entries: Vec<Entry<'_>> = Entries { layout, blob, at: 0 }.collect();
+    // A jump names the first entry of its chain: the one behind the header.
+    let starts: std::collections::HashMap<usize, String> = entries
+        .iter()
+        .filter(|entry| entry.target_name == "ERROR")
+        .map(|entry| (entry.at + entry.bytes.len(), text(entry.target.get(ITEM_HEADER..).unwrap_or_default())))
+        .collect();
+    let mut chain = String::new();
+    for entry in &entries {
+        if let Some(hook) = hook_at(36, entry.at) {
+            let (name, hook) = HOOKS[hook];
+            chain = name.to_owned();
+            builder.chain(&table, &chain, Some(Base { hook, priority: 0, policy_drops: false }));
+        }
+        if entry.target_name == "ERROR" {
+            chain = text(entry.target.get(ITEM_HEADER..).unwrap_or_default());
+            continue;
+        }
+        let mut rule = Rule { comment: comment(layout, entry), ends: target(&entry.target_name), ..Rule::default() };
+        if entry.target_name.is_empty() {
+            match word(entry.target, ITEM_HEADER).map(|verdict| verdict as i32) {
+                Some(-1) => rule.ends.add(Ends::DROP),
+                Some(-4) => rule.ends.add(Ends::QUEUE),
+                Some(to) if to >= 0 => rule.jumps.extend(starts.get(&(to as usize)).cloned()),
+                _ => {}
+            }
+        }
+        // The last entry of a built-in chain is its policy: it ends packets like any other rule.
+        builder.rule(&table, &chain, rule);
+    }
+}
+
+struct Entries<'a> {
+    layout: Layout,
+    blob: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Iterator for Entries<'a> {
+    type Item = Entry<'a>;
+
+    fn next(&mut self) -> Option<Entry<'a>> {
+        let rest = self.blob.get(self.at..)?;
+        let next = usize::from(half(rest, self.layout.next_offset)?);
+        let target_offset = usize::from(half(rest, self.layout.target_offset)?);
+        // Anything shorter than its own header would make no progress.
+        let bytes = rest.get(..next).filter(|bytes| bytes.len() > self.layout.matches)?;
+        let target = bytes.get(target_offset..).filter(|target| target.len() >= ITEM_HEADER)?;
+        let entry = Entry { at: self.at, bytes, target, target_name: text(&target[2..31]) };
+        self.at += next;
+        Some(entry)
+    }
+}
+
+/// The text of the entry's comment match, if it has one.
+fn comment(layout: Layout, entry: &Entry<'_>) -> Option<String> {
+    let end = entry.bytes.len() - entry.target.len();
+    let mut matches = entry.bytes.get(layout.matches..end)?;
+    while let Some(size) = half(matches, 0).map(usize::from) {
+        let item = matches.get(..size).filter(|item| item.len() >= ITEM_HEADER)?;
+        if text(&item[2..31]) == "comment" {
+            return Some(text(&item[ITEM_HEADER..]));
+        }
+        matches = &matches[size..];
+    }
+    None
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::Family;
+
+    fn item(name: &str, data: &[u8]) -> Vec<u8> {
+        let size = (ITEM_HEADER + data.len()).next_multiple_of(8);
+        let mut item = (size as u16).to_ne_bytes().to_vec();
+        item.extend(name.as_bytes());
+        item.resize(ITEM_HEADER, 0);
+        item.extend(data);
+        item.resize(size, 0);
+        item
+    }
+
+    fn entry(layout: Layout, matches: &[Vec<u8>], target: Vec<u8>) -> Vec<u8> {
+        let mut entry = vec![0; layout.matches];
+        entry.extend(matches.concat());
+        let target_offset = entry.len() as u16;
+        entry.extend(target);
+        let next = entry.len() as u16;
+        entry[layout.target_offset..layout.target_offset + 2].copy_from_slice(&target_offset.to_ne_bytes());
+        entry[layout.next_offset..layout.next_offset + 2].copy_from_slice(&next.to_ne_bytes());
+        entry
+    }
+
+    fn standard(verdict: i32) -> Vec<u8> {
+        item("", &verdict.to_ne_bytes())
+    }
+
+    /// FORWARD: a jump to KUBE-POD-FW-X, policy ACCEPT; the chain rejects with a comment.
+    fn table(layout: Layout) -> (Vec<u8>, Vec<u8>) {
+        let policy = entry(layout, &[], standard(-2));
+        let header = entry(layout, &[], item("ERROR", b"KUBE-POD-FW-X\0"));
+        let jump_size = entry(layout, &[], standard(0)).len();
+        let start = jump_size + policy.len() + header.len();
+        let jump = entry(layout, &[], standard(start as i32));
+        let comment = item("comment", b"rule to REJECT traffic by policy\0");
+        let reject = entry(layout, &[comment], item("REJECT", &[0; 8]));
+        let end = entry(layout, &[], item("ERROR", b"ERROR\0"));
+        let mut info = vec![0; INFO];
+        info[32..36].copy_from_slice(&(1u32 << 2).to_ne_bytes());
+        (info, [jump, policy, header, reject, end].concat())
+    }
+
+    #[test]
+    fn chains_jumps_and_comments() {
+        for layout in [IPV4, IPV6] {
+            let (info, blob) = table(layout);
+            let mut builder = Builder::default();
+            parse(&mut builder, layout, "filter", &info, &blob);
+            let ruleset = builder.finish();
+            let family = if layout.family == TableFamily::Ip { Family::Ipv4 } else { Family::Ipv6 };
+            let found = ruleset.at(Backend::Legacy, Some(Hook::Forward), family);
+            assert_eq!(found.ends(|_| false), Ends::REJECT, "{layout:?}");
+            assert!(found.has_policy());
+            assert_eq!(ruleset.comments, ["rule to REJECT traffic by policy"]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_tables_never_panic(v6: bool, places in proptest::collection::vec((0usize..2000, any::<u8>()), 0..8), cut in 0usize..900) {
+            let layout = if v6 { IPV6 } else { IPV4 };
+            let (mut info, mut blob) = table(layout);
+            for (place, byte) in places {
+                if let Some(old) = blob.get_mut(place) { *old = byte; }
+                if let Some(old) = info.get_mut(place) { *old = byte; }
+            }
+            blob.truncate(blob.len().saturating_sub(cut));
+            parse(&mut Builder::default(), layout, "filter", &info, &blob);
+        }
+
+        #[test]
+        fn arbitrary_tables_never_panic(info in proptest::collection::vec(any::<u8>(), 0..100), blob in proptest::collection::vec(any::<u8>(), 0..600)) {
+            parse(&mut Builder::default(), IPV4, "filter", &info, &blob);
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! nftables' messages: tables, chains, rules, verdict maps. Pure, total: whatever the bytes, no panic.
+//!
+//! Attribute numbers are of linux/netfilter/nf_tables.h and nf_tables_compat.h.
+
+use netlink_packet_core::{NlaBuffer, NlasIterator};
+
+use super::ruleset::Backend;
+use super::ruleset::{Base, Builder, Ends, Rule, TableFamily, TableKey};
+use crate::record::Hook;
+
+/// Message numbers of the subsystem.
+pub const SUBSYSTEM: u16 = 10;
+pub const GET_TABLE: u16 = 1;
+pub const GET_CHAIN: u16 = 4;
+pub const GET_RULE: u16 = 7;
+pub const GET_SET: u16 = 10;
+pub const GET_SET_ELEMENTS: u16 = 13;
+const NEW_TABLE: u16 = 0;
+const NEW_CHAIN: u16 = 3;
+const NEW_RULE: u16 = 6;
+const NEW_SET: u16 = 9;
+const NEW_SET_ELEMENTS: u16 = 12;
+
+/// `NFT_DATA_VERDICT` as a set's data type: a verdict map.
+const DATA_VERDICT: u32 = 0xffff_ff00;
+const REGISTER_VERDICT: u32 = 0;
+/// xt's comment match keeps up to 256 octets.
+const COMMENT_MATCH: usize = 256;
+
+/// A verdict map whose elements are to be asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerdictMap {
+    pub family: u8,
+    pub table: String,
+    pub name: String,
+}
+
+/// Takes one message into `builder`. `message` is the number within the subsystem, `body` starts with `struct nfgenmsg`.
+/// Returns a verdict map that the message announces.
+pub fn take(builder: &mut Builder, message: u16, body: &[u8]) -> Option<VerdictMap> {
+    let (&family_number, _) = body.split_first()?;
+    let attributes = body.get(4..)?;
+    let family = match family_number {
+        1 => TableFamily::Inet,
+        2 => TableFamily::Ip,
+        5 => TableFamily::Netdev,
+        7 => TableFamily::Bridge,
+        10 => TableFamily::Ip6,
+        _ => TableFamily::Other,
+    };
+    let table = |name: String| TableKey { backend: Backend::Nft, family, name };
+    match message {
+        NEW_TABLE => builder.table(&table(string(attributes, 1)?)),
+        NEW_CHAIN => {
+            let base = nested(attributes, 4).and_then(|hook| base(family, hook, attributes));
+            builder.chain(&table(string(attributes, 1)?), &string(attributes, 3)?, base);
+        }
+        NEW_RULE => builder.rule(&table(string(attributes, 1)?), &string(attributes, 2)?, rule(attributes)),
+        NEW_SET if number(attributes, 6) == Some(DATA_VERDICT) => {
+            return Some(VerdictMap {
+                family: family_number,
+                table: string(attributes, 1)?,
+                name: string(attributes, 2)?,
+            });
+        }
+        NEW_SET_ELEMENTS => {
+            let (table, map) = (table(string(attributes, 1)?), string(attributes, 2)?);
+            for (_, element) in list(nested(attributes, 3)?) {
+                let Some((ends, jump)) = nested(element, 2).and_then(|data| nested(data, 2)).map(verdict) else {
+                    continue;
+                };
+                builder.element(&table, &map, ends, jump);
+            }
+        }
+        _ => {}
+    }
+    None
+}
+
+/// The request body that asks for a map's elements.
+pub fn elements_request(map: &VerdictMap) -> Vec<u8> {
+    let mut body = vec![map.family, 0, 0, 0];
+    for (kind, text) in [(1u16, &map.table), (2, &map.name)] {
+        // Names have at most 255 octets in the kernel.
+        let length = u16::try_from(4 + text.len() + 1).unwrap_or(4);
+        body.extend(length.to_ne_bytes());
+        body.extend(kind.to_ne_bytes());
+        body.extend(text.as_bytes());
+        body.push(0);
+        body.resize(body.len().next_multiple_of(4), 0);
+    }
+    body
+}
+
+fn base(family: TableFamily, hook: &[u8], chain: &[u8]) -> Option<Base> {
+    let ip = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting, Hook::Ingress];
+    let place = number(hook, 1)? as usize;
+    let hook_name = match family {
+        TableFamily::Ip | TableFamily::Ip6 | TableFamily::Inet => *ip.get(place)?,
+        TableFamily::Bridge => Hook::Bridge,
+        TableFamily::Netdev => *[Hook::Ingress, Hook::Egress].get(place)?,
+        TableFamily::Other => return None,
+    };
+    // NF_DROP is 0; a base chain without the attribute accepts.
+    let policy_drops = number(chain, 5) == Some(0);
+    Some(Base { hook: hook_name, priority: number(hook, 2)? as i32, policy_drops })
+}
+
+fn rule(attributes: &[u8]) -> Rule {
+    let mut rule = Rule { comment: attribute(attributes, 7).and_then(user_comment), ..Rule::default() };
+    for (_, expression) in nested(attributes, 4).map(list).into_iter().flatten() {
+        let (Some(name), Some(data)) = (string(expression, 1), nested(expression, 2)) else { continue };
+        match name.as_str() {
+            "immediate" if number(data, 1) == Some(REGISTER_VERDICT) => {
+                if let Some((ends, jump)) = nested(data, 2).and_then(|value| nested(value, 2)).map(verdict) {
+                    rule.ends.add(ends);
+                    rule.jumps.extend(jump);
+                }
+            }
+            "reject" => rule.ends.add(Ends::REJECT),
+            "queue" => rule.ends.add(Ends::QUEUE),
+            "lookup" if number(data, 3) == Some(REGISTER_VERDICT) => rule.maps.extend(string(data, 1)),
+            // iptables-nft wraps what nftables has no expression for.
+            "target" => rule.ends.add(target(&string(data, 1).unwrap_or_default())),
+            "match" if string(data, 1).as_deref() == Some("comment") && rule.comment.is_none() => {
+                rule.comment = attribute(data, 3).map(|info| text(&info[..info.len().min(COMMENT_MATCH)]));
+            }
+            _ => {}
+        }
+    }
+    rule
+}
+
+/// What an xt target does, by its name.
+pub fn target(name: &str) -> Ends {
+    match name {
+        "DROP" => Ends::DROP,
+        "REJECT" => Ends::REJECT,
+        "NFQUEUE" => Ends::QUEUE,
+        _ => Ends::default(),
+    }
+}
+
+/// `NFTA_VERDICT_CODE` and `NFTA_VERDICT_CHAIN`.
+fn verdict(attributes: &[u8]) -> (Ends, Option<String>) {
+    const JUMP: i32 = -3;
+    const GOTO: i32 = -4;
+    match number(attributes, 1).map(|code| code as i32) {
+        Some(JUMP | GOTO) => (Ends::default(), string(attributes, 2)),
+        Some(code) if code >= 0 => match code & 0xff {
+            0 => (Ends::DROP, None),
+            3 => (Ends::QUEUE, None),
+            _ => (Ends::default(), None),
+        },
+        _ => (Ends::default(), None),
+    }
+}
+
+/// libnftnl's user data: type, length, value; type 0 is the comment.
+fn user_comment(mut data: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = data {
+        let value = rest.get(..usize::from(*length))?;
+        if *kind == 0 {
+            return Some(text(value));
+        }
+        data = &rest[value.len()..];
+    }
+    None
+}
+
+/// Attributes in order; a malformed one ends them.
+fn list(attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    NlasIterator::new(attributes)
+        .map_while(|attribute| attribute.ok().map(|a: NlaBuffer<&[u8]>| (a.kind(), a.into_inner())))
+        // The iterator's value borrows from its own buffer; the slice behind the header is the value.
+        .filter_map(|(kind, bytes)| {
+            let length = usize::from(u16::from_ne_bytes([*bytes.first()?, *bytes.get(1)?]));
+            Some((kind, bytes.get(4..length)?))
+        })
+}
+
+pub(super) fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    list(attributes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+/// An attribute that holds attributes.
+pub(super) fn nested(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    attribute(attributes, wanted)
+}
+
+pub(super) fn string(attributes: &[u8], wanted: u16) -> Option<String> {
+    attribute(attributes, wanted).map(text)
+}
+
+/// A number in network order.
+fn number(attributes: &[u8], wanted: u16) -> Option<u32> {
+    attribute(attributes, wanted)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+/// Up to the first zero.
+pub(super) fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::Family;
+
+    pub fn nla(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = (4 + value.len() as u16).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn be(kind: u16, value: i32) -> Vec<u8> {
+        nla(kind, &value.to_be_bytes())
+    }
+
+    fn message(parts: &[Vec<u8>]) -> Vec<u8> {
+        [vec![1, 0, 0, 0], parts.concat()].concat()
+    }
+
+    fn expression(name: &str, data: &[Vec<u8>]) -> Vec<u8> {
+        nla(1, &[nla(1, format!("{name}\0").as_bytes()), nla(2 | 1 << 15, &data.concat())].concat())
+    }
+
+    fn a_rule(expressions: &[Vec<u8>], rest: &[Vec<u8>]) -> Rule {
+        rule(&[nla(4 | 1 << 15, &expressions.concat()), rest.concat()].concat())
+    }
+
+    fn immediate(code: i32, chain: Option<&str>) -> Vec<u8> {
+        let chain = chain.map(|chain| nla(2, format!("{chain}\0").as_bytes())).unwrap_or_default();
+        expression("immediate", &[be(1, 0), nla(2, &nla(2, &[be(1, code), chain].concat()))])
+    }
+
+    #[test]
+    fn rules_end_or_jump() {
+        assert_eq!(a_rule(&[immediate(0, None)], &[]).ends, Ends::DROP);
+        assert_eq!(a_rule(&[immediate(1, None)], &[]), Rule::default());
+        assert_eq!(a_rule(&[immediate(-3, Some("cali-x"))], &[]).jumps, ["cali-x"]);
+        assert_eq!(a_rule(&[expression("reject", &[])], &[]).ends, Ends::REJECT);
+        assert_eq!(a_rule(&[expression("queue", &[])], &[]).ends, Ends::QUEUE);
+        assert_eq!(a_rule(&[expression("target", &[nla(1, b"REJECT\0")])], &[]).ends, Ends::REJECT);
+        assert_eq!(a_rule(&[expression("lookup", &[nla(1, b"m\0"), be(3, 0)])], &[]).maps, ["m"]);
+        assert_eq!(a_rule(&[expression("lookup", &[nla(1, b"m\0"), be(3, 1)])], &[]).maps, Vec::<String>::new());
+    }
+
+    #[test]
+    fn comments_of_both_kinds() {
+        let user = a_rule(&[], &[nla(7, &[1, 1, 9, 0, 3, b'n', b'p', 0])]);
+        assert_eq!(user.comment.as_deref(), Some("np"));
+        let xt = a_rule(
+            &[expression("match", &[nla(1, b"comment\0"), nla(3, &[b"policy x\0".to_vec(), vec![7; 247]].concat())])],
+            &[],
+        );
+        assert_eq!(xt.comment.as_deref(), Some("policy x"));
+    }
+
+    #[test]
+    fn a_table_is_put_together() {
+        let mut builder = Builder::default();
+        let name = nla(1, b"fw\0");
+        let hook = nla(4 | 1 << 15, &[be(1, 2), be(2, -5)].concat());
+        take(&mut builder, NEW_CHAIN, &message(&[name.clone(), nla(3, b"fwd\0"), hook, be(5, 0)]));
+        let map =
+            take(&mut builder, NEW_SET, &message(&[name.clone(), nla(2, b"m\0"), be(6, DATA_VERDICT as i32)])).unwrap();
+        assert_eq!((map.table.as_str(), map.name.as_str()), ("fw", "m"));
+        let found = builder.finish().at(Backend::Nft, Some(Hook::Forward), Family::Ipv4);
+        assert_eq!(found.ends(|_| false), Ends::DROP, "by the chain's policy");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(kind in 0u16..16, body in proptest::collection::vec(any::<u8>(), 0..400)) {
+            take(&mut Builder::default(), kind, &body);
+        }
+
+        #[test]
+        fn a_damaged_rule_never_panics(at in 0usize..160, byte: u8, cut in 0usize..160) {
+            let mut body = message(&[nla(1, b"t\0"), nla(2, b"c\0"), nla(4, &immediate(-3, Some("cali-x"))), nla(7, &[0, 3, 1, 2, 3])]);
+            if let Some(place) = body.get_mut(at) { *place = byte; }
+            body.truncate(body.len().saturating_sub(cut));
+            take(&mut Builder::default(), NEW_RULE, &body);
+        }
+    }
+}

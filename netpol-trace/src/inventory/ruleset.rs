@@ -1,0 +1,410 @@
+//! What rulesets can do to a packet, hook by hook: the graph of chains, walked from each hook. Pure.
+//!
+//! ```text
+//! base chain (hook, family) ── jump, goto, verdict map ──> chain ──> … each with the ways its rules can end a packet
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::owner::{self, Owner};
+use crate::record::{Family, Hook};
+
+/// Chains kept. A node with kube-proxy and Calico and 10,000 services has some 60,000.
+pub const MAX_CHAINS: usize = 200_000;
+/// Jumps kept, over all chains.
+const MAX_JUMPS: usize = 1_000_000;
+/// Policies whose names rule comments say, kept as examples.
+const MAX_COMMENTS: usize = 32;
+/// Octets of a comment that are kept: strangers write them.
+const MAX_COMMENT: usize = 128;
+
+/// Which of netfilter's two rule engines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Backend {
+    /// nftables; iptables-nft is nftables too.
+    Nft,
+    Legacy,
+}
+
+/// The ways in which rules end a packet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ends {
+    pub drop: bool,
+    pub reject: bool,
+    pub queue: bool,
+}
+
+impl Ends {
+    pub const DROP: Ends = Ends { drop: true, reject: false, queue: false };
+    pub const REJECT: Ends = Ends { drop: false, reject: true, queue: false };
+    pub const QUEUE: Ends = Ends { drop: false, reject: false, queue: true };
+
+    pub fn add(&mut self, other: Ends) {
+        self.drop |= other.drop;
+        self.reject |= other.reject;
+        self.queue |= other.queue;
+    }
+
+    pub fn any(self) -> bool {
+        self.drop || self.reject || self.queue
+    }
+}
+
+/// Where a base chain is hooked in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base {
+    pub hook: Hook,
+    pub priority: i32,
+    /// What becomes of a packet that no rule ended.
+    pub policy_drops: bool,
+}
+
+/// Which packets a table sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TableFamily {
+    Ip,
+    Ip6,
+    Inet,
+    Bridge,
+    Netdev,
+    /// ARP and what is yet to come: no IP packets.
+    Other,
+}
+
+impl TableFamily {
+    pub fn sees(self, family: Family) -> bool {
+        match self {
+            TableFamily::Ip => family == Family::Ipv4,
+            TableFamily::Ip6 => family == Family::Ipv6,
+            TableFamily::Inet | TableFamily::Bridge | TableFamily::Netdev => true,
+            TableFamily::Other => false,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            TableFamily::Ip => "ip",
+            TableFamily::Ip6 => "ip6",
+            TableFamily::Inet => "inet",
+            TableFamily::Bridge => "bridge",
+            TableFamily::Netdev => "netdev",
+            TableFamily::Other => "other",
+        }
+    }
+}
+
+/// A table by its engine, family and name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TableKey {
+    pub backend: Backend,
+    pub family: TableFamily,
+    pub name: String,
+}
+
+/// What one rule does, as far as it matters here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rule {
+    pub ends: Ends,
+    /// Chains that it can send a packet to.
+    pub jumps: Vec<String>,
+    /// Verdict maps that it looks up.
+    pub maps: Vec<String>,
+    pub comment: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Chain {
+    base: Option<Base>,
+    ends: Ends,
+    rules: u64,
+    jumps: BTreeSet<String>,
+    maps: BTreeSet<String>,
+}
+
+/// A verdict map: what its elements can do.
+#[derive(Debug, Default)]
+struct Map {
+    ends: Ends,
+    jumps: BTreeSet<String>,
+}
+
+/// Collects tables, chains, rules and maps in any order; [`Builder::finish`] walks them.
+#[derive(Debug, Default)]
+pub struct Builder {
+    tables: HashMap<TableKey, Table>,
+    chains: usize,
+    jumps: usize,
+    comments: BTreeSet<String>,
+    commented: u64,
+    /// Something found no room: what is known is not all.
+    full: bool,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    chains: HashMap<String, Chain>,
+    maps: HashMap<String, Map>,
+}
+
+impl Builder {
+    pub fn table(&mut self, table: &TableKey) {
+        self.tables.entry(table.clone()).or_default();
+    }
+
+    fn chain_mut(&mut self, table: &TableKey, name: &str) -> Option<&mut Chain> {
+        let chains = &mut self.tables.entry(table.clone()).or_default().chains;
+        if !chains.contains_key(name) {
+            if self.chains >= MAX_CHAINS {
+                self.full = true;
+                return None;
+            }
+            self.chains += 1;
+        }
+        Some(chains.entry(name.to_owned()).or_default())
+    }
+
+    pub fn chain(&mut self, table: &TableKey, name: &str, base: Option<Base>) {
+        if let Some(chain) = self.chain_mut(table, name) {
+            chain.base = base;
+        }
+    }
+
+    pub fn rule(&mut self, table: &TableKey, chain: &str, rule: Rule) {
+        if let Some(comment) = rule.comment.as_deref().filter(|comment| names_policy(comment)) {
+            self.commented += 1;
+            if self.comments.len() < MAX_COMMENTS {
+                self.comments.insert(comment[..comment.floor_char_boundary(MAX_COMMENT)].to_owned());
+            }
+        }
+        let room = MAX_JUMPS.saturating_sub(self.jumps);
+        let Some(chain) = self.chain_mut(table, chain) else { return };
+        chain.rules += 1;
+        chain.ends.add(rule.ends);
+        let before = chain.jumps.len() + chain.maps.len();
+        let (jumps, maps) = (rule.jumps.len(), rule.maps.len());
+        chain.jumps.extend(rule.jumps.into_iter().take(room));
+        chain.maps.extend(rule.maps.into_iter().take(room));
+        let added = chain.jumps.len() + chain.maps.len() - before;
+        self.jumps += added;
+        self.full |= jumps + maps > room;
+    }
+
+    /// One element of a verdict map.
+    pub fn element(&mut self, table: &TableKey, map: &str, ends: Ends, jump: Option<String>) {
+        let full = self.jumps >= MAX_JUMPS;
+        let map = self.tables.entry(table.clone()).or_default().maps.entry(map.to_owned()).or_default();
+        map.ends.add(ends);
+        if let Some(jump) = jump {
+            if full {
+                self.full = true;
+            } else if map.jumps.insert(jump) {
+                self.jumps += 1;
+            }
+        }
+    }
+
+    /// Says that something could not be read, so what is known is not all.
+    pub fn incomplete(&mut self) {
+        self.full = true;
+    }
+
+    pub fn finish(self) -> Ruleset {
+        let mut ruleset = Ruleset {
+            complete: !self.full,
+            comments: self.comments.into_iter().collect(),
+            commented: self.commented,
+            ..Ruleset::default()
+        };
+        for (key, table) in self.tables {
+            let rules = table.chains.values().map(|chain| chain.rules).sum();
+            for (name, chain) in &table.chains {
+                if let Some(owner) = owner::of_chain(&key.name, name, key.backend == Backend::Nft) {
+                    *ruleset.owners.entry((owner, key.backend)).or_default() += 1;
+                }
+                if let Some(base) = chain.base {
+                    walk(&key, &table, name, base, &mut ruleset.hooks);
+                }
+            }
+            ruleset.tables.insert(key, rules);
+        }
+        ruleset
+    }
+}
+
+/// Adds what a packet can meet from the base chain `name` on.
+fn walk(key: &TableKey, table: &Table, name: &str, base: Base, hooks: &mut HashMap<Place, ByOwner>) {
+    let mut found = ByOwner::default();
+    let mut seen: BTreeSet<&str> = BTreeSet::from([name]);
+    let mut next = vec![name];
+    while let Some(name) = next.pop() {
+        let Some(chain) = table.chains.get(name) else { continue };
+        let maps = chain.maps.iter().filter_map(|map| table.maps.get(map));
+        let mut ends = chain.ends;
+        maps.clone().for_each(|map| ends.add(map.ends));
+        if ends.any() {
+            let owner = owner::of_chain(&key.name, name, key.backend == Backend::Nft);
+            found.0.entry(owner).or_default().add(ends);
+        }
+        let jumps = chain.jumps.iter().chain(maps.flat_map(|map| &map.jumps));
+        next.extend(jumps.map(String::as_str).filter(|jump| seen.insert(jump)));
+    }
+    if base.policy_drops {
+        let owner = owner::of_chain(&key.name, name, key.backend == Backend::Nft);
+        found.0.entry(owner).or_default().add(Ends::DROP);
+    }
+    for family in [Family::Ipv4, Family::Ipv6].into_iter().filter(|family| key.family.sees(*family)) {
+        hooks.entry(Place { backend: key.backend, hook: base.hook, family }).or_default().add(&found);
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Place {
+    backend: Backend,
+    hook: Hook,
+    family: Family,
+}
+
+/// The ways to end a packet, by who made the chain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ByOwner(pub BTreeMap<Option<Owner>, Ends>);
+
+impl ByOwner {
+    pub fn add(&mut self, other: &ByOwner) {
+        for (owner, ends) in &other.0 {
+            self.0.entry(*owner).or_default().add(*ends);
+        }
+    }
+
+    /// All of them, less those of the owners that `without` names.
+    pub fn ends(&self, without: impl Fn(Option<Owner>) -> bool) -> Ends {
+        let mut all = Ends::default();
+        self.0.iter().filter(|(owner, _)| !without(**owner)).for_each(|(_, ends)| all.add(*ends));
+        all
+    }
+
+    /// Whether a chain that enforces policies drops or rejects here.
+    pub fn has_policy(&self) -> bool {
+        self.policy().any(|ends| ends.drop || ends.reject)
+    }
+
+    /// Whether a chain that enforces policies asks a queue here.
+    pub fn has_policy_queue(&self) -> bool {
+        self.policy().any(|ends| ends.queue)
+    }
+
+    fn policy(&self) -> impl Iterator<Item = &Ends> {
+        self.0.iter().filter(|(owner, _)| owner.is_some_and(Owner::is_policy)).map(|(_, ends)| ends)
+    }
+}
+
+/// The rulesets of one network namespace.
+#[derive(Debug, Clone, Default)]
+pub struct Ruleset {
+    hooks: HashMap<Place, ByOwner>,
+    /// Tables with their number of rules.
+    pub tables: BTreeMap<TableKey, u64>,
+    /// Chains by owner.
+    pub owners: BTreeMap<(Owner, Backend), u64>,
+    /// Comments of rules that speak of a policy: some of them, and how many there are.
+    pub comments: Vec<String>,
+    pub commented: u64,
+    /// Nothing was left out for want of room or rights.
+    pub complete: bool,
+}
+
+impl Ruleset {
+    /// What `backend` can do at `hook`; at any hook when that is unknown.
+    pub fn at(&self, backend: Backend, hook: Option<Hook>, family: Family) -> ByOwner {
+        let mut all = ByOwner::default();
+        for (place, ends) in &self.hooks {
+            let here = match hook {
+                None => true,
+                // br_netfilter shows bridged packets to the IP hooks too.
+                Some(Hook::Bridge) => {
+                    matches!(place.hook, Hook::Bridge | Hook::Forward | Hook::Prerouting | Hook::Postrouting)
+                }
+                Some(hook) => place.hook == hook,
+            };
+            if here && place.backend == backend && place.family == family {
+                all.add(ends);
+            }
+        }
+        all
+    }
+}
+
+/// Rule comments that say which policy they are of: kube-router's, Calico's, Weave's.
+fn names_policy(comment: &str) -> bool {
+    let comment = comment.to_ascii_lowercase();
+    ["policy", "netpol", "knp.default", "network-policies"].iter().any(|word| comment.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(backend: Backend, family: TableFamily, name: &str) -> TableKey {
+        TableKey { backend, family, name: name.into() }
+    }
+
+    fn base(hook: Hook) -> Option<Base> {
+        Some(Base { hook, priority: 0, policy_drops: false })
+    }
+
+    fn rule(ends: Ends, jumps: &[&str]) -> Rule {
+        Rule { ends, jumps: jumps.iter().map(|jump| (*jump).to_owned()).collect(), ..Rule::default() }
+    }
+
+    #[test]
+    fn a_terminal_counts_where_its_chain_is_reached_from() {
+        let filter = table(Backend::Nft, TableFamily::Ip, "filter");
+        let mut builder = Builder::default();
+        builder.chain(&filter, "FORWARD", base(Hook::Forward));
+        builder.chain(&filter, "INPUT", base(Hook::Input));
+        builder.chain(&filter, "cali-fw", None);
+        builder.rule(&filter, "FORWARD", rule(Ends::default(), &["cali-fw"]));
+        // A loop must not hang.
+        builder.rule(&filter, "cali-fw", rule(Ends::DROP, &["FORWARD", "cali-fw"]));
+        builder.rule(&filter, "INPUT", rule(Ends::REJECT, &[]));
+        let ruleset = builder.finish();
+        let at = |hook, family| ruleset.at(Backend::Nft, Some(hook), family);
+        assert_eq!(at(Hook::Forward, Family::Ipv4).ends(|_| false), Ends::DROP);
+        assert!(at(Hook::Forward, Family::Ipv4).has_policy());
+        assert_eq!(at(Hook::Input, Family::Ipv4).ends(|_| false), Ends::REJECT);
+        assert_eq!(at(Hook::Forward, Family::Ipv6).ends(|_| false), Ends::default(), "an ip table sees no IPv6");
+        assert_eq!(ruleset.at(Backend::Legacy, None, Family::Ipv4).ends(|_| false), Ends::default());
+    }
+
+    #[test]
+    fn a_verdict_map_jumps_too() {
+        let kindnet = table(Backend::Nft, TableFamily::Inet, "kindnet");
+        let mut builder = Builder::default();
+        builder.element(&kindnet, "map", Ends::default(), Some("deep".into()));
+        builder.rule(&kindnet, "deep", rule(Ends::QUEUE, &[]));
+        builder.rule(&kindnet, "start", Rule { maps: vec!["map".into()], ..Rule::default() });
+        builder.chain(&kindnet, "start", base(Hook::Postrouting));
+        let found = builder.finish().at(Backend::Nft, Some(Hook::Postrouting), Family::Ipv6);
+        assert_eq!(found.0, BTreeMap::from([(Some(Owner::Policy("kindnet")), Ends::QUEUE)]));
+    }
+
+    #[test]
+    fn a_chains_policy_is_a_terminal() {
+        let filter = table(Backend::Legacy, TableFamily::Ip, "filter");
+        let mut builder = Builder::default();
+        builder.chain(&filter, "INPUT", Some(Base { hook: Hook::Input, priority: 0, policy_drops: true }));
+        let ruleset = builder.finish();
+        assert_eq!(ruleset.at(Backend::Legacy, Some(Hook::Input), Family::Ipv4).ends(|_| false), Ends::DROP);
+    }
+
+    #[test]
+    fn kube_proxys_terminals_can_be_left_out() {
+        let filter = table(Backend::Legacy, TableFamily::Ip, "filter");
+        let mut builder = Builder::default();
+        builder.chain(&filter, "FORWARD", base(Hook::Forward));
+        builder.rule(&filter, "FORWARD", rule(Ends::default(), &["KUBE-SERVICES", "KUBE-POD-FW-X"]));
+        builder.rule(&filter, "KUBE-SERVICES", rule(Ends::DROP, &[]));
+        builder.rule(&filter, "KUBE-POD-FW-X", rule(Ends::REJECT, &[]));
+        let found = builder.finish().at(Backend::Legacy, Some(Hook::Forward), Family::Ipv4);
+        assert_eq!(found.ends(|owner| owner == Some(Owner::KubeProxy)), Ends::REJECT);
+    }
+}

@@ -1,0 +1,11 @@
+//! Every mechanism that drops packets, and everything that must not be taken for one: a row each.
+//!
+//! Each row prints a line `row: {…}`; `cargo xtask compatibility` makes docs/compatibility.md of them.
+
+mod bridges;
+mod iptables;
+mod nftables;
+mod others;
+mod programs;
+mod queues;
+mod services;

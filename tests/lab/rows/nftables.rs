@@ -1,0 +1,169 @@
+//! nftables: every family and hook.
+
+use anyhow::Result;
+use netpol_trace_tests::nft;
+use netpol_trace_tests::pair::{NODE, NODE6};
+use netpol_trace_tests::row::{DATAGRAMS, Expect, PORT, Row, other, policy};
+
+/// A row whose enforcer is one ruleset, and whose packets go from the client to the server.
+fn forward(name: &'static str, ruleset: &str, expect: Expect) -> Result<()> {
+    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+    match nft::load(row.pair.lab.node(), ruleset) {
+        // What nft can parse and the kernel refuses, the kernel lacks.
+        Err(error) if format!("{error:#}").contains("Could not process rule") => {
+            row.cannot(format!("this kernel has no such rules: {error:#}").replace('\n', "; "));
+            return Ok(());
+        }
+        loaded => loaded?,
+    }
+    row.watch()?;
+    match ruleset.split_whitespace().nth(1) {
+        Some("ip") => row.to_server_of(true)?,
+        Some("ip6") => row.to_server_of(false)?,
+        _ => row.to_server()?,
+    }
+    let counted = row.pair.counted("row")?;
+    row.check(expect, counted).map(drop)
+}
+
+macro_rules! rows {
+    ($($(#[$doc:meta])* $name:ident: $expect:expr, $rules:expr;)*) => {$(
+        $(#[$doc])*
+        #[test]
+        fn $name() -> Result<()> {
+            forward(concat!("rows::nftables::", stringify!($name)), $rules, $expect)
+        }
+    )*};
+}
+
+const DROP: Expect = policy("nftables", "forward", "drop");
+
+rows! {
+    inet_drop: DROP, r#"table inet t { chain c { type filter hook forward priority 0; udp dport 9 counter drop comment "row";
+}
+}"#;
+    ip_drop: DROP, r#"table ip t { chain c { type filter hook forward priority 0; udp dport 9 counter drop comment "row";
+}
+}"#;
+    ip6_drop: DROP, r#"table ip6 t { chain c { type filter hook forward priority 0; udp dport 9 counter drop comment "row";
+}
+}"#;
+    chain_policy: DROP, r#"table inet t { chain c { type filter hook forward priority 0; policy drop; udp dport 9 counter comment "row";
+}
+}"#;
+    /// The enforcer's chain is reached by a map of verdicts; kube-proxy's reject in the same hook is not its doing.
+    verdict_map: DROP, r#"
+        table inet kube-proxy { chain c { type filter hook forward priority 0; udp dport 10 counter reject;
+}
+}
+        table inet calico {
+            chain filter-cali-tw { udp dport 9 counter drop comment "row"; }
+            chain c { type filter hook forward priority 1; meta l4proto vmap { udp : jump filter-cali-tw };
+}
+        }"#;
+    reject: policy("nftables", "forward", "reject"), r#"table inet t { chain c { type filter hook forward priority 0; udp dport 9 counter reject comment "row";
+}
+}"#;
+    /// A rule that drops and one that rejects in the same hook: which it was can't be told.
+    drop_and_reject: policy("nftables", "forward", "unknown"), r#"
+        table inet t { chain c { type filter hook forward priority 0; udp dport 9 counter drop comment "row"; udp dport 10 counter reject;
+}
+}"#;
+    postrouting: policy("nftables", "postrouting", "drop"), r#"table inet t { chain c { type filter hook postrouting priority 300; udp dport 9 counter drop comment "row";
+}
+}"#;
+    prerouting: policy("nftables", "prerouting", "drop"), r#"table inet t { chain c { type filter hook prerouting priority 0; ct state new udp dport 9 counter drop comment "row";
+}
+}"#;
+    /// Before conntrack: the device's ingress would look the same, but has no rules.
+    prerouting_raw: policy("nftables", "prerouting", "drop"), r#"table inet t { chain c { type filter hook prerouting priority -300; udp dport 9 counter drop comment "row";
+}
+}"#;
+    netdev_ingress: policy("nftables", "ingress", "drop"), r#"table netdev t { chain c { type filter hook ingress device "veth0" priority 0; udp dport 9 counter drop comment "row";
+}
+}"#;
+    netdev_egress: policy("nftables", "egress", "drop"), r#"table netdev t { chain c { type filter hook egress device "veth1" priority 0; udp dport 9 counter drop comment "row";
+}
+}"#;
+}
+
+/// From a pod to its own node, which NetworkPolicy always allows: an enforcer's chain that drops it disagrees.
+#[test]
+fn input() -> Result<()> {
+    let Some(mut row) = Row::new("rows::nftables::input")? else { return Ok(()) };
+    row.pair.add_policy(&netpol_trace_tests::pair::egress_policy("deny-client", "client"))?;
+    row.pair.lab.enforce(
+        r#"table inet t { chain cali-wl-to-host { udp dport 9 counter drop comment "row"; }
+        chain c { type filter hook input priority 0; jump cali-wl-to-host;
+}
+}"#,
+    )?;
+    row.watch()?;
+    row.send("client", &[(NODE, PORT).into(), (NODE6, PORT).into()])?;
+    let counted = row.pair.counted("row")?;
+    row.check(Expect { action: "drop", ..other("nftables", "input", "disagrees") }, counted).map(drop)
+}
+
+/// The node's own packets: a node may always reach its pods, so this is no policy.
+#[test]
+fn output() -> Result<()> {
+    let Some(mut row) = Row::new("rows::nftables::output")? else { return Ok(()) };
+    row.pair.lab.enforce(
+        r#"table inet t { chain c { type filter hook output priority 0; udp dport 9 counter drop comment "row";
+}
+}"#,
+    )?;
+    row.watch()?;
+    row.from_node()?;
+    let counted = row.pair.counted("row")?;
+    row.check(Expect { action: "drop", ..other("nftables", "output", "disagrees") }, counted).map(drop)
+}
+
+/// The same where the enforcer is known by its chains, and has none there.
+#[test]
+fn output_of_somebody_else() -> Result<()> {
+    let Some(mut row) = Row::new("rows::nftables::output_of_somebody_else")? else { return Ok(()) };
+    row.pair.lab.enforce(
+        r#"table inet t {
+        chain cali-fw { udp dport 10 counter drop; }
+        chain f { type filter hook forward priority 0; jump cali-fw; }
+        chain c { type filter hook output priority 0; udp dport 9 counter reject comment "row";
+}
+}"#,
+    )?;
+    row.watch()?;
+    row.from_node()?;
+    let counted = row.pair.counted("row")?;
+    row.check(Expect { action: "reject", ..other("nftables", "output", "host_firewall") }, counted).map(drop)
+}
+
+/// The rules change while the agent runs: no record says what the old ones did, and soon they say what the new ones do.
+#[test]
+fn changed_rules() -> Result<()> {
+    const RULES: [&str; 2] = [
+        "table inet t {\nchain c {\ntype filter hook forward priority 0;\nudp dport 9 counter drop comment \"row\"\n}\n}\n",
+        "flush ruleset\n\
+         table inet t {\nchain c {\ntype filter hook forward priority 0;\nudp dport 9 counter reject comment \"row\"\n}\n}\n",
+    ];
+    let Some(mut row) = Row::new("rows::nftables::changed_rules")? else { return Ok(()) };
+    row.pair.lab.enforce(RULES[0])?;
+    row.watch()?;
+    row.to_server()?;
+    row.seen(2 * DATAGRAMS)?;
+    let before = row.records()?;
+    assert!(before.iter().all(|record| record.text("/action") == "drop"), "{before:?}");
+    row.pair.lab.enforce(RULES[1])?;
+    let mut sent = 2 * DATAGRAMS;
+    netpol_trace_tests::eventually("a record that says reject", || {
+        row.to_server()?;
+        sent += 2 * DATAGRAMS;
+        row.seen(sent)?;
+        let mut records = row.records()?;
+        records.retain(|record| !before.contains(record));
+        assert!(records.iter().all(|record| record.text("/action") != "drop"), "{records:?}");
+        Ok(records.iter().any(|record| record.text("/action") == "reject").then_some(()))
+    })?;
+    // The new rules count anew.
+    let counted = row.pair.counted("row")? + 2 * DATAGRAMS;
+    row.check(policy("nftables", "forward", ""), counted).map(drop)
+}

@@ -1,0 +1,193 @@
+//! What drops packets and is no policy, and the noise of healthy traffic.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use netpol_trace_tests::pair::{CLIENT, CLIENT6, SERVER, SERVER6};
+use netpol_trace_tests::record::drops;
+use netpol_trace_tests::row::{DATAGRAMS, Expect, PORT, Row, by_cause, client, other, syns_with};
+use netpol_trace_tests::server::Server;
+use netpol_trace_tests::traffic::{self, TcpOptions};
+use netpol_trace_tests::{nft, packet};
+use socket2::Protocol;
+
+const BOTH: u64 = 2 * DATAGRAMS;
+
+fn not_policy(reason: &'static str) -> Expect {
+    Expect { reason, ..other("unknown", "", "not_policy") }
+}
+
+/// A SYN-ACK that answers nothing, where a policy would deny the connection.
+#[test]
+fn conntrack_invalid() -> Result<()> {
+    let Some(mut row) = Row::new("rows::others::conntrack_invalid")? else { return Ok(()) };
+    row.pair.lab.enforce(
+        "table inet t {\nchain c {\ntype filter hook forward priority 0;\nct state invalid counter drop comment \"row\"\n}\n}\n",
+    )?;
+    row.watch()?;
+    for (from, to) in client(61001).into_iter().zip([(SERVER, 80).into(), SocketAddr::from((SERVER6, 80))]) {
+        traffic::syn_ack(&row.pair.client()?.netns, from, to, Duration::from_millis(100))?;
+        row.note(from, to);
+    }
+    let counted = row.pair.counted("row")?;
+    row.check(other("nftables", "forward", "conntrack_invalid"), counted).map(drop)
+}
+
+#[test]
+fn closed_port() -> Result<()> {
+    let Some(mut row) = Row::new("rows::others::closed_port")? else { return Ok(()) };
+    row.watch()?;
+    row.to_server()?;
+    row.seen(BOTH)?;
+    row.check(not_policy("NO_SOCKET"), BOTH).map(drop)
+}
+
+#[test]
+fn reverse_path() -> Result<()> {
+    let Some(mut row) = Row::new("rows::others::reverse_path")? else { return Ok(()) };
+    row.pair.lab.node().sysctl("ipv4/conf/veth0/rp_filter", "1")?;
+    let client = &row.pair.client()?.netns;
+    client.ip("addr add 10.250.0.9/32 dev lo\n")?;
+    // Or its questions for the router would be filtered too.
+    client.sysctl("ipv4/conf/eth0/arp_announce", "2")?;
+    row.watch()?;
+    let to = (SERVER, PORT).into();
+    let from = traffic::udp(&row.pair.client()?.netns, "10.250.0.9".parse()?, [to; DATAGRAMS as usize], 32)?;
+    row.note(from, to);
+    row.seen(DATAGRAMS)?;
+    row.check(not_policy("IP_RPFILTER"), DATAGRAMS).map(drop)
+}
+
+#[test]
+fn no_route() -> Result<()> {
+    let Some(mut row) = Row::new("rows::others::no_route")? else { return Ok(()) };
+    row.watch()?;
+    row.send("client", &["192.0.2.99:9".parse()?, "[2001:db8::99]:9".parse()?])?;
+    row.seen(BOTH)?;
+    row.check(not_policy(""), BOTH).map(drop)
+}
+
+#[test]
+fn neighbour_failed() -> Result<()> {
+    let Some(mut row) = Row::new("rows::others::neighbour_failed")? else { return Ok(()) };
+    row.pair.client()?.netns.ip("route add 10.244.1.77/32 dev eth0 scope link\n")?;
+    row.watch()?;
+    row.send("client", &["10.244.1.77:9".parse()?])?;
+    row.seen(DATAGRAMS)?;
+    row.check(not_policy("NEIGH_FAILED"), DATAGRAMS).map(drop)
+}
+
+#[test]
+fn hop_limit() -> Result<()> {
+    let Some(mut row) = Row::new("rows::others::hop_limit")? else { return Ok(()) };
+    row.watch()?;
+    syns_with(&mut row, &[(SERVER, 80).into(), (SERVER6, 80).into()], TcpOptions { ttl: Some(1) })?;
+    row.seen(2)?;
+    row.check(not_policy(""), 2).map(drop)
+}
+
+/// A receiver that does not keep up: what is sent and can't be read was dropped.
+#[test]
+fn full_socket_buffer() -> Result<()> {
+    const SENT: usize = 200;
+    let Some(mut row) = Row::new("rows::others::full_socket_buffer")? else { return Ok(()) };
+    let socket = row.pair.server()?.netns.run(|| -> Result<UdpSocket> {
+        let socket = UdpSocket::bind((SERVER, 5000))?;
+        socket2::SockRef::from(&socket).set_recv_buffer_size(4096)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    })?;
+    row.watch()?;
+    let to = SocketAddr::from((SERVER, 5000));
+    let from = traffic::udp(&row.pair.client()?.netns, CLIENT.into(), [to; SENT], 1000)?;
+    row.note(from, to);
+    let mut received = 0;
+    while socket.recv(&mut [0; 2000]).is_ok() {
+        received += 1;
+    }
+    let dropped = (SENT - received) as u64;
+    ensure!(dropped > 0, "the buffer was never full");
+    row.seen(dropped)?;
+    row.check(not_policy("SOCKET_RCVBUFF"), dropped).map(drop)
+}
+
+/// A shaper with a queue of one packet.
+#[test]
+fn full_queue() -> Result<()> {
+    let Some(mut row) = Row::new("rows::others::full_queue")? else { return Ok(()) };
+    let shaper = "qdisc add dev veth1 root tbf rate 8kbit burst 1540 limit 1600";
+    if let Err(error) = row.pair.lab.node().command("tc", &shaper.split(' ').collect::<Vec<_>>(), "") {
+        row.cannot(format!("no tbf here: {error:#}"));
+        return Ok(());
+    }
+    let _socket = row.pair.server()?.netns.run(|| UdpSocket::bind((SERVER, 5000)))?;
+    row.watch()?;
+    let to = SocketAddr::from((SERVER, 5000));
+    let from = traffic::udp(&row.pair.client()?.netns, CLIENT.into(), [to; 30], 1000)?;
+    row.note(from, to);
+    let output = row.pair.lab.node().command("tc", &["-s", "qdisc", "show", "dev", "veth1"], "")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let dropped = text.split("(dropped ").nth(1).and_then(|rest| rest.split(',').next()?.parse().ok());
+    let dropped: u64 = dropped.with_context(|| format!("no drop count in {text}"))?;
+    ensure!(dropped > 0, "the queue was never full: {text}");
+    row.seen(dropped)?;
+    row.check(not_policy(""), dropped).map(drop)
+}
+
+/// A sidecar's rules in the pod's own network namespace, on both sides of a connection.
+fn sidecar(name: &'static str, host: &str, hook: &'static str) -> Result<()> {
+    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+    nft::load(
+        &row.pair.lab.host(host)?.netns,
+        &format!(
+            "table inet t {{\nchain c {{\ntype filter hook {hook} priority 0;\nudp dport 9 counter drop comment \"row\"\n}}\n}}\n"
+        ),
+    )?;
+    row.watch()?;
+    row.to_server()?;
+    let counted = nft::rule_counters(&row.pair.lab.host(host)?.netns)?.remove("row").context("the rule's counter")?;
+    row.check(other("nftables", hook, "pod_local"), counted).map(drop)
+}
+
+#[test]
+fn sidecar_input() -> Result<()> {
+    sidecar("rows::others::sidecar_input", "server", "input")
+}
+
+#[test]
+fn sidecar_output() -> Result<()> {
+    sidecar("rows::others::sidecar_output", "client", "output")
+}
+
+/// Bulk TCP with its end, ping, and UDP back and forth, of both families: no record, even of every cause.
+#[test]
+fn healthy_traffic() -> Result<()> {
+    const BULK: usize = 4 << 20;
+    let Some(mut row) = Row::new("rows::others::healthy_traffic")? else { return Ok(()) };
+    row.watch()?;
+    for (from, to) in [(CLIENT.into(), SERVER.into()), (CLIENT6.into(), SERVER6.into())] {
+        let (from, to): (std::net::IpAddr, std::net::IpAddr) = (from, to);
+        let (client, server) = (&row.pair.client()?.netns, &row.pair.server()?.netns);
+        let greeter = Server::tcp(server, (to, 80).into())?;
+        let mut stream = client.run(|| TcpStream::connect(greeter.address()))?;
+        stream.write_all(&vec![0; BULK])?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        stream.read_to_end(&mut Vec::new())?;
+        let (icmp, kind) = if to.is_ipv4() { (Protocol::ICMPV4, 8) } else { (Protocol::ICMPV6, 128) };
+        traffic::raw(client, from, to, icmp, &packet::echo_request(kind, 7, 1))?;
+        let there = server.run(|| UdpSocket::bind((to, 5000)))?;
+        let here = client.run(|| UdpSocket::bind((from, 0)))?;
+        there.set_read_timeout(Some(netpol_trace_tests::PATIENCE))?;
+        here.set_read_timeout(Some(netpol_trace_tests::PATIENCE))?;
+        here.send_to(b"ping", (to, 5000))?;
+        let (_, source) = there.recv_from(&mut [0; 16])?;
+        there.send_to(b"pong", source)?;
+        here.recv_from(&mut [0; 16])?;
+    }
+    let (pair, run) = row.finish(Expect::default(), 0)?;
+    let example = drops(&run.records).find(|record| pair.lab.owns(record)).map(ToString::to_string);
+    ensure!(example.is_none(), "healthy traffic: {:?}: {example:?}", by_cause(&pair, &run));
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! eBPF enforcers: tc and TCX, XDP, cgroup_skb.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use anyhow::{Context, Result};
+use netpol_trace_tests::program::{Kind, Program, XdpMode};
+use netpol_trace_tests::row::{Expect, PORT, Row, policy};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// A row whose enforcer is a program that `attach` puts in place; what `attach` returns keeps it there. Packets go from the
+/// client to the server's `port`.
+fn row<T>(
+    name: &'static str,
+    kind: Kind,
+    port: u16,
+    expect: Expect,
+    attach: impl FnOnce(&Row, &Program) -> Result<T>,
+) -> Result<()> {
+    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+    let attached = Program::load(kind, port).and_then(|program| attach(&row, &program).map(|link| (link, program)));
+    let (_link, program) = match attached {
+        Ok(attached) => attached,
+        Err(error) => {
+            row.cannot(format!("{error:#}"));
+            return Ok(());
+        }
+    };
+    row.watch()?;
+    row.to_server_at(port)?;
+    let counted = program.counted()?;
+    row.check(expect, counted).map(drop)
+}
+
+/// The index of one of the node's devices.
+fn ifindex(row: &Row, device: &str) -> Result<u32> {
+    row.pair.lab.node().run(|| nix::net::if_::if_nametoindex(device)).with_context(|| format!("device {device}"))
+}
+
+fn tcx(name: &'static str, ingress: bool, expect: Expect) -> Result<()> {
+    // Packets of the client come in by its host-side interface and leave by the server's.
+    let device = if ingress { "veth0" } else { "veth1" };
+    row(name, Kind::Tc, PORT, expect, |row, program| {
+        let index = ifindex(row, device)?;
+        row.pair.lab.node().run(|| program.attach_tcx(index, ingress))
+    })
+}
+
+#[test]
+fn tcx_ingress() -> Result<()> {
+    let expect = Expect { reason: "TC_INGRESS", ..policy("tc", "ingress", "drop") };
+    tcx("rows::programs::tcx_ingress", true, expect)
+}
+
+#[test]
+fn tcx_egress() -> Result<()> {
+    let expect = Expect { reason: "TC_EGRESS", ..policy("tc", "egress", "drop") };
+    tcx("rows::programs::tcx_egress", false, expect)
+}
+
+/// The older way: a filter below the clsact qdisc.
+fn clsact(name: &'static str, direction: &str, device: &str, expect: Expect) -> Result<()> {
+    row(name, Kind::Tc, PORT, expect, |row, program| {
+        let node = row.pair.lab.node();
+        // A BPF file system of its own, for as long as tc needs the path.
+        let mount = BpfFs::new()?;
+        let pin = format!("{}/program", mount.0.path().display());
+        program.pin(&pin)?;
+        node.command("tc", &["qdisc", "add", "dev", device, "clsact"], "")?;
+        let filter = ["filter", "add", "dev", device, direction, "bpf", "direct-action", "object-pinned", &pin];
+        node.command("tc", &filter, "").map(drop)
+    })
+}
+
+/// A mounted BPF file system, until dropped.
+struct BpfFs(tempfile::TempDir);
+
+impl BpfFs {
+    fn new() -> Result<BpfFs> {
+        let dir = tempfile::tempdir()?;
+        mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
+            .context("mount a BPF file system")?;
+        Ok(BpfFs(dir))
+    }
+}
+
+impl Drop for BpfFs {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn clsact_ingress() -> Result<()> {
+    clsact("rows::programs::clsact_ingress", "ingress", "veth0", policy("tc", "ingress", "drop"))
+}
+
+#[test]
+fn clsact_egress() -> Result<()> {
+    clsact("rows::programs::clsact_egress", "egress", "veth1", policy("tc", "egress", "drop"))
+}
+
+fn xdp(name: &'static str, mode: XdpMode) -> Result<()> {
+    row(name, Kind::Xdp, PORT, policy("xdp", "ingress", "drop"), |row, program| {
+        let index = ifindex(row, "veth0")?;
+        row.pair.lab.node().run(|| program.attach_xdp(index, mode))
+    })
+}
+
+#[test]
+fn xdp_on_veth() -> Result<()> {
+    xdp("rows::programs::xdp_on_veth", XdpMode::Native)
+}
+
+#[test]
+fn xdp_generic() -> Result<()> {
+    xdp("rows::programs::xdp_generic", XdpMode::Generic)
+}
+
+/// On this process's own cgroup; the port is no other test's.
+fn cgroup(name: &'static str, kind: Kind, port: u16, expect: Expect) -> Result<()> {
+    row(name, kind, port, expect, |row, program| {
+        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+        let mount = mounts.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+            [_, path, "cgroup2", ..] => Some(path.to_owned()),
+            _ => None,
+        });
+        let cgroups = std::fs::read_to_string("/proc/self/cgroup")?;
+        let own = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
+        let (mount, own) = mount.zip(own).context("no cgroup2 here")?;
+        let directory = File::open(format!("{mount}{own}"))?;
+        let link = program.attach_cgroup(directory.as_raw_fd(), kind)?;
+        // Somebody must listen: the program runs for the receiving socket.
+        let sockets = row.pair.server()?.netns.run(|| -> Result<Vec<std::net::UdpSocket>> {
+            Ok(vec![std::net::UdpSocket::bind(("0.0.0.0", port))?, bind_v6_only(port)?])
+        })?;
+        Ok((link, sockets))
+    })
+}
+
+fn bind_v6_only(port: u16) -> Result<std::net::UdpSocket> {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::IPV6, Type::DGRAM, None)?;
+    socket.set_only_v6(true)?;
+    socket.bind(&std::net::SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port)).into())?;
+    Ok(socket.into())
+}
+
+#[test]
+fn cgroup_egress() -> Result<()> {
+    cgroup("rows::programs::cgroup_egress", Kind::CgroupEgress, 40011, policy("cgroup", "output", "drop"))
+}
+
+#[test]
+fn cgroup_ingress() -> Result<()> {
+    let expect = Expect { reason: "SOCKET_FILTER", ..policy("cgroup", "input", "drop") };
+    cgroup("rows::programs::cgroup_ingress", Kind::CgroupIngress, 40012, expect)
+}

@@ -1,0 +1,79 @@
+//! NFQUEUE: verdicts, and queues without anybody to give one.
+
+use anyhow::{Context, Result};
+use netpol_trace_tests::iptables;
+use netpol_trace_tests::row::{DATAGRAMS, Row, other, policy};
+use nfq::{Queue, Verdict};
+
+const NUMBER: u16 = 9;
+const RULE: &str = "-A FORWARD -p udp --dport 9 -m comment --comment row -j NFQUEUE --queue-num 9";
+
+/// The lab with the rule; `None`, told as a skip, where the kernel has no such rule.
+fn prepared(name: &'static str) -> Result<Option<Row>> {
+    let Some(mut row) = Row::new(name)? else { return Ok(None) };
+    if let Err(error) = iptables::load(row.pair.lab.node(), "legacy", RULE) {
+        row.cannot(format!("no iptables-legacy with NFQUEUE here: {error:#}").replace('\n', "; "));
+        return Ok(None);
+    }
+    // Before there is a listener: a child of this process would hold the queue open too.
+    row.watch()?;
+    Ok(Some(row))
+}
+
+fn listen(row: &Row) -> Result<Queue> {
+    let bound = row.pair.lab.node().run(|| -> std::io::Result<Queue> {
+        let mut queue = Queue::open()?;
+        queue.bind(NUMBER)?;
+        queue.set_nonblocking(true);
+        Ok(queue)
+    });
+    bound.context("listen to the queue")
+}
+
+/// Takes `count` packets from the queue and drops each.
+fn drop_all(queue: &mut Queue, count: u64) -> Result<()> {
+    let mut taken = 0;
+    netpol_trace_tests::eventually("the queued packets", || {
+        match queue.recv() {
+            Ok(mut message) => {
+                message.set_verdict(Verdict::Drop);
+                queue.verdict(message)?;
+                taken += 1;
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok((taken >= count).then_some(()))
+    })
+}
+
+#[test]
+fn verdict_drop() -> Result<()> {
+    let Some(mut row) = prepared("rows::queues::verdict_drop")? else { return Ok(()) };
+    let mut queue = listen(&row)?;
+    row.to_server()?;
+    drop_all(&mut queue, 2 * DATAGRAMS)?;
+    let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;
+    row.check(policy("nfqueue", "forward", "drop"), counted).map(drop)
+}
+
+#[test]
+fn no_listener() -> Result<()> {
+    let Some(mut row) = prepared("rows::queues::no_listener")? else { return Ok(()) };
+    row.to_server()?;
+    let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;
+    row.check(other("nfqueue", "forward", "enforcer_unavailable"), counted).map(drop)
+}
+
+/// Packets wait in the queue, and the listener ends without a verdict.
+#[test]
+fn listener_dies() -> Result<()> {
+    let Some(mut row) = prepared("rows::queues::listener_dies")? else { return Ok(()) };
+    let queue = listen(&row)?;
+    row.to_server()?;
+    let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;
+    // Closing the socket ends the queue.
+    drop(queue);
+    row.seen(counted)?;
+    row.check(other("nfqueue", "forward", "enforcer_unavailable"), counted).map(drop)
+}

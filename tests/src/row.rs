@@ -1,0 +1,293 @@
+//! One row of the table of enforcement mechanisms: what drops, what is sent, what the records must say.
+//!
+//! A row has a lab and an agent of its own. The agent runs in the node's network namespace, as a DaemonSet with
+//! hostNetwork does, so that it sees the node's rulesets.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use crate::agent::{self, Agent, Run};
+use crate::pair::{CLIENT, CLIENT6, NODE, NODE6, Pair, SERVER, SERVER6};
+use crate::record::{Record, drops, packets};
+use crate::skip;
+use crate::traffic::{self, TcpOptions};
+
+/// The port that rows send UDP to, where nothing else matters.
+pub const PORT: u16 = 9;
+/// Datagrams to each address.
+pub const DATAGRAMS: u64 = 3;
+
+/// What a record must say. An empty text is not looked at; `-` means absent.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Expect {
+    pub mechanism: &'static str,
+    pub hook: &'static str,
+    pub action: &'static str,
+    pub cause: &'static str,
+    pub reason: &'static str,
+}
+
+/// A policy's drop.
+pub const fn policy(mechanism: &'static str, hook: &'static str, action: &'static str) -> Expect {
+    Expect { mechanism, hook, action, cause: "policy", reason: "" }
+}
+
+/// A drop that is not a policy's.
+pub const fn other(mechanism: &'static str, hook: &'static str, cause: &'static str) -> Expect {
+    Expect { mechanism, hook, action: "", cause, reason: "" }
+}
+
+/// A lab with the row's enforcer at work, and the agent watching.
+#[derive(Debug)]
+pub struct Row {
+    name: &'static str,
+    pub pair: Pair,
+    agent: Option<Agent>,
+    /// What was sent: source, and destination as the client wrote it.
+    sent: Vec<(SocketAddr, SocketAddr)>,
+}
+
+impl Row {
+    /// The lab without rules; `None`, with the reason told, where it can't run.
+    pub fn new(name: &'static str) -> Result<Option<Row>> {
+        if skip(name) {
+            return Ok(None);
+        }
+        Ok(Some(Row { name, pair: Pair::start("")?, agent: None, sent: Vec::new() }))
+    }
+
+    /// Tells why this kernel can't do the row.
+    pub fn cannot(&self, why: impl std::fmt::Display) {
+        let _ = writeln!(std::io::stderr(), "{}: skipped: {why}", self.name);
+    }
+
+    /// Starts the agent in the node's network namespace. The rules must be in place.
+    pub fn watch(&mut self) -> Result<()> {
+        self.watch_with(&["--all-drops"])
+    }
+
+    pub fn watch_with(&mut self, arguments: &[&str]) -> Result<()> {
+        let mut command = Command::new(agent::binary()?);
+        command.args(["agent", "--node-name", "node-a", "--manifests"]).arg(self.pair.manifests()).args(arguments);
+        // A child has the network namespace of the thread that starts it.
+        let agent = self.pair.lab.node().run(|| Agent::spawn(command))?;
+        agent.wait_for("its status `started`", |records| records.iter().any(|r| r.text("/phase") == "started"))?;
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    /// UDP from the client to the server's port, of each family.
+    pub fn to_server(&mut self) -> Result<()> {
+        self.send("client", &[(SERVER, PORT).into(), (SERVER6, PORT).into()])
+    }
+
+    /// UDP from a host's address to these, [`DATAGRAMS`] each. A sender that is refused (EPERM) has sent.
+    pub fn send(&mut self, host: &str, to: &[SocketAddr]) -> Result<()> {
+        for address in to {
+            let host = self.pair.lab.host(host)?;
+            let from = host.ip_like(address.ip());
+            let source = datagrams(&host.netns, from, *address)?;
+            self.sent.push((source, *address));
+        }
+        Ok(())
+    }
+
+    /// The same to another port.
+    pub fn to_server_at(&mut self, port: u16) -> Result<()> {
+        self.send("client", &[(SERVER, port).into(), (SERVER6, port).into()])
+    }
+
+    /// The same of one family.
+    pub fn to_server_of(&mut self, ipv4: bool) -> Result<()> {
+        self.send("client", &[if ipv4 { (SERVER, PORT).into() } else { (SERVER6, PORT).into() }])
+    }
+
+    /// UDP from the node's own addresses to the server's.
+    pub fn from_node(&mut self) -> Result<()> {
+        self.from_node_to(&[(SERVER, PORT).into(), (SERVER6, PORT).into()])
+    }
+
+    /// UDP from the node's own addresses.
+    pub fn from_node_to(&mut self, to: &[SocketAddr]) -> Result<()> {
+        for to in to {
+            let from: IpAddr = if to.is_ipv4() { NODE.into() } else { NODE6.into() };
+            let source = datagrams(self.pair.lab.node(), from, *to)?;
+            self.sent.push((source, *to));
+        }
+        Ok(())
+    }
+
+    /// Notes packets that were sent otherwise.
+    pub fn note(&mut self, source: SocketAddr, destination: SocketAddr) {
+        self.sent.push((source, destination));
+    }
+
+    /// Waits until the agent has told of so many packets of the row.
+    pub fn seen(&self, count: u64) -> Result<()> {
+        let agent = self.agent.as_ref().context("the agent is not started")?;
+        agent.wait_for(&format!("{count} packets of row {}", self.name), |records| {
+            packets(records.iter().filter(|record| self.is_mine(record))) >= count
+        })
+    }
+
+    /// The row's records so far.
+    pub fn records(&self) -> Result<Vec<Record>> {
+        let agent = self.agent.as_ref().context("the agent is not started")?;
+        Ok(agent.records().into_iter().filter(|record| record.is_drop() && self.is_mine(record)).collect())
+    }
+
+    fn is_mine(&self, record: &Record) -> bool {
+        self.pair.lab.owns(record)
+            && record.value()["reply"] != true
+            && self.sent.iter().any(|(source, _)| record.address("source") == Some(*source))
+    }
+
+    /// Ends the agent, compares its records of the row's packets with what was expected and counted, and tells the
+    /// result in one line. `counted` is the enforcer's own count, or what was sent where it has none.
+    pub fn check(self, expect: Expect, counted: u64) -> Result<Run> {
+        self.finish(expect, counted).map(|(_, run)| run)
+    }
+
+    /// The same; keeps the lab too.
+    pub fn finish(mut self, expect: Expect, counted: u64) -> Result<(Pair, Run)> {
+        let run = self.agent.take().context("the agent is not started")?.stop()?;
+        run.balance()?;
+        let mine: Vec<&Record> = drops(&run.records).filter(|record| self.is_mine(record)).collect();
+        let is_right = |record: &&Record| wrong(expect, record).is_empty() && self.wrong_tuple(record).is_none();
+        let right: Vec<&Record> = mine.iter().copied().filter(is_right).collect();
+        let strays: Vec<&Record> = drops(&run.records)
+            .filter(|record| self.pair.lab.owns(record) && record.cause() == "policy" && !self.is_mine(record))
+            .collect();
+        let (recorded, correct) = (packets(mine.iter().copied()), packets(right.iter().copied()));
+        // Packets that were called a policy's and were not.
+        let blamed =
+            packets(mine.iter().copied().filter(|_| expect.cause != "policy").filter(|r| r.cause() == "policy"))
+                + packets(strays.iter().copied());
+        let line = json!({"row": self.name, "mechanism": expect.mechanism, "hook": expect.hook, "action": expect.action,
+            "cause": expect.cause, "counted": counted, "recorded": recorded, "right": correct, "wrongly_policy": blamed,
+            "kernel": release()});
+        let _ = writeln!(std::io::stderr(), "row: {line}");
+        // One example of each.
+        let mut examples: BTreeMap<String, &Record> = BTreeMap::new();
+        for record in &mine {
+            for fault in wrong(expect, record).into_iter().chain(self.wrong_tuple(record)) {
+                examples.entry(fault).or_insert(record);
+            }
+        }
+        examples.extend(strays.first().map(|record| ("called a policy's".to_owned(), *record)));
+        let mut faults: Vec<String> = examples.iter().map(|(fault, record)| format!("{fault}: {record}")).collect();
+        if recorded > counted || recorded + run.lost()? < counted {
+            faults.push(format!("{counted} packets were counted, {recorded} recorded"));
+        }
+        ensure!(
+            faults.is_empty(),
+            "row {}:\n{}\nall of the lab: {:?}",
+            self.name,
+            faults.join("\n"),
+            of_lab(&self.pair, &run)
+        );
+        Ok((self.pair, run))
+    }
+
+    /// Both tuples: what the client sent to is the record's destination, or its `original`.
+    fn wrong_tuple(&self, record: &Record) -> Option<String> {
+        let asked = match (record.text("/destination/original/ip").parse::<IpAddr>(), record.address("destination")) {
+            (Ok(ip), _) => {
+                let port = record.number("/destination/original/port").unwrap_or_default();
+                Some(SocketAddr::new(ip, u16::try_from(port).unwrap_or_default()))
+            }
+            (Err(_), address) => address,
+        };
+        let known =
+            self.sent.iter().any(|(source, to)| record.address("source") == Some(*source) && asked == Some(*to));
+        (!known).then(|| format!("no packet was sent to {asked:?} from there"))
+    }
+}
+
+/// Sends [`DATAGRAMS`] from one socket, each of 32 octets.
+pub fn datagrams(netns: &crate::netns::Netns, from: IpAddr, to: SocketAddr) -> Result<SocketAddr> {
+    netns.run(|| {
+        let socket = std::net::UdpSocket::bind((from, 0))?;
+        for _ in 0..DATAGRAMS {
+            match socket.send_to(&[b'.'; 32], to) {
+                Ok(_) => {}
+                // A drop or a reject on this host, or the answer to an earlier datagram: it was sent all the same.
+                Err(error) if !matches!(error.kind(), std::io::ErrorKind::InvalidInput) => {}
+                Err(error) => return Err(error).with_context(|| format!("send to {to}")),
+            }
+        }
+        Ok(socket.local_addr()?)
+    })
+}
+
+/// What of a record is not as expected.
+fn wrong(expect: Expect, record: &Record) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (pointer, want) in [
+        ("/kernel/mechanism", expect.mechanism),
+        ("/kernel/hook", expect.hook),
+        ("/action", expect.action),
+        ("/cause", expect.cause),
+        ("/kernel/reason", expect.reason),
+    ] {
+        let have = record.text(pointer);
+        if !want.is_empty() && have != want.trim_matches('-') {
+            wrong.push(format!("{pointer} is {have:?}, expected {want:?}"));
+        }
+    }
+    wrong
+}
+
+/// Packets dropped in the lab's namespaces, by where and why.
+fn of_lab(pair: &Pair, run: &Run) -> BTreeMap<String, u64> {
+    let mut all = BTreeMap::new();
+    for record in drops(&run.records).filter(|record| pair.lab.owns(record)) {
+        let at = |pointer: &str| record.text(pointer).to_owned();
+        let key = format!(
+            "{} {} {} {} -> {} {}",
+            at("/kernel/reason"),
+            at("/kernel/location"),
+            at("/kernel/device"),
+            at("/source/ip"),
+            at("/destination/ip"),
+            record.cause()
+        );
+        *all.entry(key).or_default() += record.count();
+    }
+    all
+}
+
+/// Drops of the lab by cause, for rows that expect none.
+pub fn by_cause(pair: &Pair, run: &Run) -> BTreeMap<String, u64> {
+    let mut causes = BTreeMap::new();
+    for record in drops(&run.records).filter(|record| pair.lab.owns(record)) {
+        *causes.entry(record.cause().to_owned()).or_default() += record.count();
+    }
+    causes
+}
+
+fn release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Both addresses of the pair's client, with a port.
+pub fn client(port: u16) -> [SocketAddr; 2] {
+    [(CLIENT, port).into(), (CLIENT6, port).into()]
+}
+
+/// One SYN each, short of a retransmission.
+pub fn syns_with(row: &mut Row, to: &[SocketAddr], options: TcpOptions) -> Result<()> {
+    for address in to {
+        let host = row.pair.client()?;
+        let from = host.ip_like(address.ip());
+        let attempt = traffic::tcp(&host.netns, from, *address, Duration::from_millis(300), options)?;
+        row.note(attempt.source, *address);
+    }
+    Ok(())
+}

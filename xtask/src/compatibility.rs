@@ -1,0 +1,241 @@
+//! `cargo xtask compatibility`: what was seen of every mechanism, per kernel, as docs/compatibility.md.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::setup::{self, Need};
+use crate::{machine, test};
+
+/// Run a test per mechanism on this kernel and write what was seen to docs/compatibility.md.
+///
+/// Other kernels' parts stay; --log takes the output of the same tests elsewhere, such as in a virtual machine. Exit code 1
+/// when a row is not as it should be.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Read this output of the lab's `rows::` tests instead of running them
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+}
+
+const DOCUMENT: &str = "docs/compatibility.md";
+const INTRODUCTION: &str = "# What is seen on which kernel
+
+Made by `cargo xtask compatibility`; do not edit. Each row is a test in `tests/lab/rows`: a real enforcer drops real packets in
+network namespaces, and the records are compared with the enforcer's own counter.
+
+- Recall: of the packets that a mechanism dropped, the part that has a record with the right mechanism, hook, action, cause, and
+  both addresses.
+- Precision: of the packets whose record says `policy`, the part that a policy's enforcer dropped. In rows that are no
+  policy's, every packet called a policy's counts against it.
+";
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let log = match &args.log {
+        Some(path) => fs::read_to_string(path).with_context(|| path.display().to_string())?,
+        None => run_rows()?,
+    };
+    let seen = parse(&log);
+    if seen.is_empty() {
+        bail!("no row in the tests' output: {}", log.lines().last().unwrap_or_default());
+    }
+    let path = machine::root().join(DOCUMENT);
+    let mut sections = sections(&fs::read_to_string(&path).unwrap_or_default());
+    let mut good = true;
+    for (kernel, rows) in &seen {
+        let text = section(rows);
+        println!("Linux {kernel}\n\n{text}");
+        good &= rows.iter().all(Row::is_good);
+        sections.insert(kernel.clone(), text);
+    }
+    let mut document = INTRODUCTION.to_owned();
+    for (kernel, text) in sections {
+        write!(document, "\n## Linux {kernel}\n\n{text}")?;
+    }
+    fs::create_dir_all(path.parent().unwrap_or(&path))?;
+    fs::write(&path, document)?;
+    println!("Written to {DOCUMENT}");
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The output of the rows' tests on this kernel.
+fn run_rows() -> Result<String> {
+    setup::ensure(&[Need::Build, Need::Lab])?;
+    let programs = test::build()?;
+    let lab =
+        programs.iter().find(|program| program.target == "lab").context("cargo built no test program of the lab")?;
+    let output = Command::new(&lab.path)
+        .arg("rows::")
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| lab.path.display().to_string())?;
+    Ok([output.stderr, output.stdout].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat())
+}
+
+/// A row's line, or why there is none.
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    name: String,
+    expected: Vec<String>,
+    counted: u64,
+    recorded: u64,
+    right: u64,
+    wrongly_policy: u64,
+    skipped: Option<String>,
+    /// Its test failed before there was anything to compare.
+    failed: bool,
+}
+
+impl Row {
+    /// A row without figures.
+    fn without(name: &str) -> Row {
+        Row {
+            name: short(name),
+            expected: Vec::new(),
+            counted: 0,
+            recorded: 0,
+            right: 0,
+            wrongly_policy: 0,
+            skipped: None,
+            failed: false,
+        }
+    }
+
+    fn is_good(&self) -> bool {
+        !self.failed && self.skipped.is_some()
+            || self.right == self.counted && self.recorded == self.counted && self.wrongly_policy == 0
+    }
+
+    fn is_policy(&self) -> bool {
+        self.expected.get(3).is_some_and(|cause| cause == "policy")
+    }
+}
+
+/// Rows by kernel. Skips and failures count for the kernel of the rows around them.
+fn parse(log: &str) -> BTreeMap<String, Vec<Row>> {
+    let mut kernels: BTreeMap<String, Vec<Row>> = BTreeMap::new();
+    let mut skips: Vec<Row> = Vec::new();
+    for line in log.lines() {
+        if let Some((_, json)) = line.split_once("row: ")
+            && let Ok(value) = serde_json::from_str::<Value>(json)
+        {
+            let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
+            let number = |name: &str| value[name].as_u64().unwrap_or_default();
+            kernels.entry(text("kernel")).or_default().push(Row {
+                name: short(&text("row")),
+                expected: ["mechanism", "hook", "action", "cause"].map(text).to_vec(),
+                counted: number("counted"),
+                recorded: number("recorded"),
+                right: number("right"),
+                wrongly_policy: number("wrongly_policy"),
+                ..Row::without("")
+            });
+        } else if let Some((test, why)) = line.split_once(": skipped: ")
+            && let Some(at) = test.find("rows::")
+        {
+            skips.push(Row { skipped: Some(why.chars().take(120).collect()), ..Row::without(&test[at..]) });
+        } else if let Some(name) = line.strip_prefix("test rows::").and_then(|line| line.strip_suffix(" ... FAILED")) {
+            skips.push(Row { failed: true, ..Row::without(name) });
+        }
+    }
+    if let Some(rows) = kernels.values_mut().next_back() {
+        skips.retain(|skip| !rows.iter().any(|row| row.name == skip.name));
+        rows.append(&mut skips);
+    }
+    for rows in kernels.values_mut() {
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+    kernels
+}
+
+fn short(name: &str) -> String {
+    name.trim_start_matches("rows::").replace("::", ": ").replace('_', " ")
+}
+
+fn section(rows: &[Row]) -> String {
+    let mut text = "| mechanism | dropped | recorded right | recall | called policy | rightly | precision |\n\
+                    |---|---|---|---|---|---|---|\n"
+        .to_owned();
+    let mut mechanisms: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.skipped.is_none() && !row.failed) {
+        let name = row.expected.first().map(String::as_str).filter(|name| !name.is_empty());
+        mechanisms.entry(name.unwrap_or("healthy traffic")).or_default().push(row);
+    }
+    for (mechanism, rows) in mechanisms {
+        let sum = |of: fn(&Row) -> u64| rows.iter().map(|row| of(row)).sum::<u64>();
+        let (counted, right) = (sum(|row| row.counted), sum(|row| row.right));
+        let rightly = sum(|row| if row.is_policy() { row.right } else { 0 });
+        let called = rightly
+            + sum(|row| if row.is_policy() { row.recorded - row.right.min(row.recorded) } else { 0 })
+            + sum(|row| row.wrongly_policy);
+        let name = if mechanism == "unknown" { "none (the kernel itself)" } else { mechanism };
+        let _ = writeln!(
+            text,
+            "| {name} | {counted} | {right} | {} | {called} | {rightly} | {} |",
+            percent(right, counted),
+            percent(rightly, called)
+        );
+    }
+    text += "\n| row | expected: mechanism, hook, action, cause | dropped | recorded | right | result |\n|---|---|---|---|---|---|\n";
+    for row in rows {
+        let expected = row.expected.iter().map(|part| if part.is_empty() { "any" } else { part }).collect::<Vec<_>>();
+        let result = match &row.skipped {
+            Some(why) => format!("skipped: {}", why.replace('|', "/")),
+            None if row.failed => "FAILED".to_owned(),
+            None if row.is_good() => "ok".to_owned(),
+            None => format!("WRONG, {} wrongly called a policy's", row.wrongly_policy),
+        };
+        let expected =
+            if expected.iter().all(|part| *part == "any") { "no record".to_owned() } else { expected.join(", ") };
+        let expected = if row.expected.is_empty() { String::new() } else { expected };
+        let (counted, recorded, right) = (row.counted, row.recorded, row.right);
+        let _ = writeln!(text, "| {} | {expected} | {counted} | {recorded} | {right} | {result} |", row.name);
+    }
+    text
+}
+
+fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".to_owned() } else { format!("{:.0} %", 100.0 * part as f64 / whole as f64) }
+}
+
+/// The kernels' parts of the document as it is.
+fn sections(document: &str) -> BTreeMap<String, String> {
+    let parts = document.split("\n## Linux ").skip(1);
+    parts
+        .filter_map(|part| part.split_once("\n\n"))
+        .map(|(kernel, text)| (kernel.to_owned(), text.to_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = r#"test rows::tc::a ... row: {"row":"rows::tc::a","mechanism":"tc","hook":"ingress","action":"drop","cause":"policy","counted":6,"recorded":6,"right":5,"wrongly_policy":0,"kernel":"6.18.1"}
+row: {"row":"rows::tc::b","mechanism":"tc","hook":"","action":"","cause":"not_policy","counted":3,"recorded":3,"right":2,"wrongly_policy":1,"kernel":"6.18.1"}
+rows::x::c_d: skipped: no such thing
+"#;
+
+    #[test]
+    fn a_wrong_packet_shows_in_both_figures() {
+        let seen = parse(LOG);
+        let text = section(&seen["6.18.1"]);
+        assert!(text.contains("| tc | 9 | 7 | 78 % | 7 | 5 | 71 % |"), "{text}");
+        assert!(text.contains("| x: c d |  | 0 | 0 | 0 | skipped: no such thing |"), "{text}");
+        assert!(!seen["6.18.1"].iter().all(Row::is_good));
+    }
+
+    #[test]
+    fn other_kernels_stay() {
+        let old = format!("{INTRODUCTION}\n## Linux 6.1\n\n| a |\n\n## Linux 6.18.1\n\n| b |\n");
+        assert_eq!(
+            sections(&old),
+            BTreeMap::from([("6.1".into(), "| a |\n".into()), ("6.18.1".into(), "| b |\n".into())])
+        );
+    }
+}
