@@ -5,6 +5,16 @@
 //! network order as the kernel holds them.
 #![no_std]
 
+macro_rules! layout {
+    ($type:ty, $size:expr $(, $field:ident @ $offset:expr)* $(,)?) => {
+        const _: () = assert!(core::mem::size_of::<$type>() == $size);
+        const _: () = assert!(core::mem::align_of::<$type>() <= 8);
+        $(const _: () = assert!(core::mem::offset_of!($type, $field) == $offset);)*
+    };
+}
+
+pub mod tc;
+
 /// Bytes copied from the packet's network header on: IPv6 with a few extension headers and a TCP header fit.
 pub const HEAD_LEN: usize = 96;
 /// Words of `struct nf_conn` from `tuplehash[0].tuple` up to and with `status`.
@@ -175,14 +185,6 @@ pub struct Counters {
     pub emitted: u64,
     /// The ring was full.
     pub lost_ring: u64,
-}
-
-macro_rules! layout {
-    ($type:ty, $size:expr $(, $field:ident @ $offset:expr)* $(,)?) => {
-        const _: () = assert!(core::mem::size_of::<$type>() == $size);
-        const _: () = assert!(core::mem::align_of::<$type>() <= 8);
-        $(const _: () = assert!(core::mem::offset_of!($type, $field) == $offset);)*
-    };
 }
 
 layout!(DropEvent, 296,

@@ -92,7 +92,7 @@ pub fn count_seen(slot: u32) {
 }
 
 #[inline(always)]
-fn add(counter: *mut u64) {
+pub fn add(counter: *mut u64) {
     // SAFETY: `counter` is a field of a live per-CPU map value. Atomic because before 6.1 a softirq can run the program
     // again in the middle of itself on the same CPU.
     unsafe { core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(counter, 1) };

@@ -7,7 +7,9 @@
 
 mod drop;
 mod emit;
+mod headers;
 mod kfree_skb;
+mod tc;
 
 /// The kernel checks this string before it lends GPL-only helpers.
 #[unsafe(link_section = "license")]

@@ -17,14 +17,27 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Intake;
 use crate::cluster::Cluster;
+use crate::flows::Flows;
 use crate::inventory::Watcher;
 use crate::kernel;
+use crate::kernel::tc::{Mode, View};
 use crate::output::Output;
 use crate::pipeline::Pipeline;
+use crate::record::HookState;
 use crate::sink::Lines;
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
 const QUEUE: usize = 256;
+
+/// A hook that `--hooks` can choose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum HookName {
+    /// Every freed packet: drops.
+    #[value(name = "kfree_skb")]
+    KfreeSkb,
+    /// Connections at the pods' interfaces: DNS names, spoofed sources, connections that nobody answers.
+    Tc,
+}
 
 /// How an agent is to run.
 #[derive(Debug, Clone)]
@@ -37,6 +50,14 @@ pub struct Config {
     pub duration: Option<Duration>,
     pub ring_bytes: u32,
     pub program_logs: bool,
+    /// `None`: what this kernel has without leaving traces.
+    pub hooks: Option<Vec<HookName>>,
+}
+
+impl Config {
+    fn wants(&self, hook: HookName) -> bool {
+        self.hooks.as_ref().is_none_or(|hooks| hooks.contains(&hook))
+    }
 }
 
 /// Runs until a signal, the given duration, or the end of whoever reads the output.
@@ -62,19 +83,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ring_bytes: config.ring_bytes,
         program_logs: config.program_logs,
     };
-    let (mut attached, names, symbols_error) = kernel::open(&options)?;
-    if let Some(error) = &symbols_error {
-        tracing::warn!("{error}; drops are recorded by reason only, without location and mechanism");
-    }
-    if attached.locations_left_out > 0 {
-        tracing::warn!(ranges = attached.locations_left_out, "code ranges without room in the programs' table");
-    }
-    if options.program_logs {
-        crate::kernel::log::forward(&mut attached);
-    }
-    let ring = attached.take_ring().ok_or_else(|| anyhow!("the ring buffer is already taken"))?;
-    let counters = Arc::new(attached.take_counters().ok_or_else(|| anyhow!("the counters are already taken"))?);
-    let mut hooks = worker::hook_states(&attached, symbols_error.as_ref());
+    let mut hooks = Vec::new();
+    let drops = if config.wants(HookName::KfreeSkb) { Some(open_drops(&options, &mut hooks)?) } else { None };
+    let counters = drops.as_ref().map(|drops| drops.counters.clone());
+    let tc = open_tc(&config, &mut hooks)?;
 
     let intake = Arc::new(Intake::default());
     let stop = Arc::new(AtomicBool::new(false));
@@ -82,23 +94,32 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let output = Output::new(lines, run_id(), config.cluster.clone(), config.node.clone());
     let inventory = Watcher::start(kernel::programs::tcx);
     hooks.push(worker::inventory_state(&inventory.latest()));
-    let pipeline =
+    let mut pipeline =
         Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output).with_inventory(inventory);
+    let (connections, flow_counters) = match tc {
+        Some(kernel::tc::Opened { attacher, ring, flows, counters }) => {
+            let view = View { flows, interfaces: attacher.interfaces() };
+            pipeline.flows = Some(Flows::new(view, drops.is_some()));
+            let stop = stop.clone();
+            let attacher = std::thread::Builder::new().name("interfaces".into()).spawn(move || attacher.run(&stop))?;
+            (Some(reader::Connections { ring, attacher }), Some(counters))
+        }
+        None => (None, None),
+    };
     // Fires when the worker ends by itself: the output's reader has gone, or a bug.
     let (ended, mut worker_ended) = tokio::sync::oneshot::channel();
 
     let worker = std::thread::Builder::new().name("worker".into()).spawn({
-        let counters = counters.clone();
         move || {
-            let result = worker::run(pipeline, &from_reader, &counters, hooks);
+            let result = worker::run(pipeline, &from_reader, counters.as_deref(), flow_counters, hooks);
             let _ = ended.send(());
             result
         }
     })?;
     let reader = std::thread::Builder::new().name("reader".into()).spawn({
-        let (stop, intake, counters) = (stop.clone(), intake.clone(), counters.clone());
+        let (stop, intake) = (stop.clone(), intake.clone());
         let to_worker = to_worker.clone();
-        move || reader::run(ring, names, attached, &counters, &intake, &stop, &to_worker)
+        move || reader::run(drops, connections, &intake, &stop, &to_worker)
     })?;
 
     let duration = async {
@@ -130,6 +151,47 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         worker.join().map_err(|_| anyhow!("the worker thread panicked"))?
     })
     .await?
+}
+
+/// Loads and attaches the hook on freed packets.
+fn open_drops(options: &kernel::Options, hooks: &mut Vec<HookState>) -> anyhow::Result<reader::Drops> {
+    let (mut attached, names, symbols_error) = kernel::open(options)?;
+    if let Some(error) = &symbols_error {
+        tracing::warn!("{error}; drops are recorded by reason only, without location and mechanism");
+    }
+    if attached.locations_left_out > 0 {
+        tracing::warn!(ranges = attached.locations_left_out, "code ranges without room in the programs' table");
+    }
+    if options.program_logs {
+        crate::kernel::log::forward(&mut attached);
+    }
+    let ring = attached.take_ring().ok_or_else(|| anyhow!("the ring buffer is already taken"))?;
+    let counters = attached.take_counters().ok_or_else(|| anyhow!("the counters are already taken"))?;
+    hooks.push(worker::drop_state(&attached, symbols_error.as_ref()));
+    Ok(reader::Drops { ring, names, attached, counters: Arc::new(counters) })
+}
+
+/// Loads and attaches the tc hook. Where it can't be had and is not all that was asked for, its state says why.
+fn open_tc(config: &Config, hooks: &mut Vec<HookState>) -> anyhow::Result<Option<kernel::tc::Opened>> {
+    if !config.wants(HookName::Tc) {
+        return Ok(None);
+    }
+    let mode = Mode::of_this_kernel();
+    if config.hooks.is_none() && mode == Mode::Clsact {
+        let why = "off by default before Linux 6.6, where tc filters outlive a killed agent: --hooks kfree_skb,tc";
+        tracing::info!("tc hook {why}");
+        hooks.push(worker::tc_off(why.to_owned()));
+        return Ok(None);
+    }
+    match kernel::tc::open(mode) {
+        Ok(opened) => Ok(Some(opened)),
+        Err(error) if config.wants(HookName::KfreeSkb) => {
+            tracing::warn!("no tc hook: {error}; records lack DNS names, and connections without an answer go unseen");
+            hooks.push(worker::tc_off(error.to_string()));
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Follows the source and tells the worker of every change of its state.

@@ -14,6 +14,8 @@ pub struct Intake {
     pub queued: AtomicU64,
     /// Packets for which the queue had no room.
     pub lost: AtomicU64,
+    /// Records of connections for which the queue had no room: not packets, so outside the books.
+    pub lost_flows: AtomicU64,
 }
 
 /// What the worker counts.

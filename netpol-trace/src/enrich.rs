@@ -106,7 +106,7 @@ pub fn name<'a>(packet: &Packet, index: &'a Index) -> Flow<'a> {
     }
 }
 
-fn end(index: &Index, ip: IpAddr, port: Option<u16>) -> Named<'_> {
+pub(crate) fn end(index: &Index, ip: IpAddr, port: Option<u16>) -> Named<'_> {
     let owner = match index.owner_of(ip) {
         Owner::Pod(pod) => OwnedBy::Pod(pod),
         Owner::Node(node) => OwnedBy::Node(&node.name),
@@ -118,7 +118,13 @@ fn end(index: &Index, ip: IpAddr, port: Option<u16>) -> Named<'_> {
 }
 
 /// Adds the service that the client asked for at `ip` and `port`.
-fn with_service<'a>(index: &'a Index, mut named: Named<'a>, protocol: u8, ip: IpAddr, port: Option<u16>) -> Named<'a> {
+pub(crate) fn with_service<'a>(
+    index: &'a Index,
+    mut named: Named<'a>,
+    protocol: u8,
+    ip: IpAddr,
+    port: Option<u16>,
+) -> Named<'a> {
     let Transport::Named(protocol) = Transport::from_number(protocol) else { return named };
     let Some((service, found)) = index.service_at(ip, protocol, port.unwrap_or(0)) else { return named };
     named.service = Some(ServiceRef {

@@ -18,6 +18,7 @@ pub mod probe;
 pub mod programs;
 pub mod ring;
 pub mod symbols;
+pub mod tc;
 
 use std::collections::HashMap;
 use std::path::Path;

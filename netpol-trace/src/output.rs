@@ -140,6 +140,7 @@ impl Output {
         let loss = Loss {
             stage: LossStage::Sink,
             reason: "write_failed".into(),
+            of: None,
             count: Some(lost.packets),
             estimate: false,
             last_time: Some(lost.last_time),

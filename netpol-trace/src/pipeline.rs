@@ -14,9 +14,11 @@ use crate::books::{Books, Intake};
 use crate::cause::{self, Circumstances};
 use crate::cluster::{Cluster, Index};
 use crate::enrich::{self, Flow};
+use crate::flows::{self, Flows, Origin};
 use crate::inventory::Watcher;
 use crate::kernel::RawDrop;
 use crate::kernel::clock::Clock;
+use crate::kernel::tc::View;
 use crate::output::Output;
 use crate::packet::{self, Candidate, Packet, PacketError};
 use crate::record::build::{Decision, drop_body};
@@ -43,6 +45,8 @@ pub struct Pipeline {
     pub intake: Arc<Intake>,
     held: VecDeque<Held>,
     tracked_netns: HashSet<u32>,
+    /// With the tc hook.
+    pub flows: Option<Flows<View>>,
     inventory: Option<Watcher>,
     pub output: Output,
 }
@@ -51,6 +55,7 @@ pub struct Pipeline {
 struct Held {
     packet: Packet,
     facts: packet::Facts,
+    origin: Origin,
     deadline: Instant,
 }
 
@@ -72,6 +77,7 @@ impl Pipeline {
             intake,
             held: VecDeque::new(),
             tracked_netns: HashSet::new(),
+            flows: None,
             inventory: None,
             output,
         }
@@ -86,6 +92,7 @@ impl Pipeline {
     /// One drop, through all stages.
     pub fn handle(&mut self, raw: RawDrop) -> Result<(), SinkError> {
         let RawDrop { event, facts } = raw;
+        let origin = Origin { iif: event.iif, netns: facts.netns };
         let packet = match packet::decode(&event) {
             Ok(packet) => packet,
             // ARP, LLDP and the like: no policy speaks of them.
@@ -107,6 +114,9 @@ impl Pipeline {
             self.leave_out(Cause::NotPolicy);
             return Ok(());
         }
+        if let Some(flows) = &mut self.flows {
+            flows.saw_drop(&packet, Instant::now());
+        }
         if let (Some(netns), true) = (facts.netns, packet.conntrack.is_some())
             && self.tracked_netns.len() < MAX_NETNS
         {
@@ -118,10 +128,10 @@ impl Pipeline {
         let flow = enrich::name(&packet, &index);
         if may_wait && flow.may_be_named_later() {
             self.books.held += 1;
-            self.held.push_back(Held { packet, facts, deadline: Instant::now() + NAMING_TIME });
+            self.held.push_back(Held { packet, facts, origin, deadline: Instant::now() + NAMING_TIME });
             return Ok(());
         }
-        self.finish(&index, &packet, &facts, flow)
+        self.finish(&index, &packet, &facts, origin, flow)
     }
 
     /// Looks again at what waits: named now, or out of time.
@@ -137,7 +147,7 @@ impl Pipeline {
                 self.held.push_back(held);
             } else {
                 self.books.held -= 1;
-                self.finish(&index, &held.packet, &held.facts, flow)?;
+                self.finish(&index, &held.packet, &held.facts, held.origin, flow)?;
             }
         }
         Ok(())
@@ -149,6 +159,7 @@ impl Pipeline {
         index: &Index,
         packet: &Packet,
         facts: &packet::Facts,
+        origin: Origin,
         flow: Flow<'_>,
     ) -> Result<(), SinkError> {
         let time = self.clock.wall(packet.time);
@@ -195,7 +206,10 @@ impl Pipeline {
             return Ok(());
         }
         *self.books.causes.entry(decision.cause).or_default() += 1;
-        let body = drop_body(packet, facts, &flow, decision);
+        let mut body = drop_body(packet, facts, &flow, decision);
+        if let (Some(flows), Body::Drop(drop)) = (&mut self.flows, &mut body) {
+            flows.annotate(drop, packet, origin, index, Instant::now());
+        }
         self.output.write(body, time, 1, &mut self.books)
     }
 
@@ -214,6 +228,24 @@ impl Pipeline {
         self.books.written += 1;
         self.books.filtered += 1;
         *self.books.causes.entry(cause).or_default() += 1;
+    }
+
+    /// Writes connections that died in silence.
+    pub fn unanswered(&mut self) -> Result<(), SinkError> {
+        let Some(flows) = &mut self.flows else { return Ok(()) };
+        let now = Instant::now();
+        let found = flows.unanswered(now);
+        if found.is_empty() {
+            return Ok(());
+        }
+        let index = self.cluster.read();
+        for finding in &found {
+            let time = self.clock.wall(finding.opened);
+            let names = flows.names_of(finding.tuple.client.0, finding.tuple.server.0, now);
+            let body = flows::body(finding, &index, &self.options, names, time, self.cluster.synced());
+            self.output.write(body, time, 0, &mut self.books)?;
+        }
+        Ok(())
     }
 
     fn enrichment(&self, flow: &Flow<'_>) -> Enrichment {

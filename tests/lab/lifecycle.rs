@@ -162,7 +162,7 @@ pub fn quiet(stderr: &str) {
 }
 
 /// The ids of the BPF programs and links that a process holds.
-fn bpf_objects(pid: u32) -> Result<BTreeSet<(&'static str, String)>> {
+pub fn bpf_objects(pid: u32) -> Result<BTreeSet<(&'static str, String)>> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         // A descriptor may be closed meanwhile.
@@ -176,7 +176,7 @@ fn bpf_objects(pid: u32) -> Result<BTreeSet<(&'static str, String)>> {
     Ok(found)
 }
 
-fn exists(kind: &str, id: &str) -> bool {
+pub fn exists(kind: &str, id: &str) -> bool {
     let show = Command::new("bpftool").args([kind, "show", "id", id]).output();
     show.is_ok_and(|output| output.status.success())
 }

@@ -6,4 +6,8 @@ mod demo;
 mod lifecycle;
 mod packets;
 mod places;
+mod tc;
+mod tc_dns;
+mod tc_lifecycle;
+mod tc_traffic;
 mod rows;

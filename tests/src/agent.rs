@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::PATIENCE;
+use crate::netns::Netns;
 use crate::record::Record;
 
 /// Overrides where the agent's binary is, for machines without cargo.
@@ -78,6 +79,11 @@ impl Agent {
         let agent = Agent::spawn(command)?;
         agent.wait_for("its status `started`", |records| records.iter().any(|r| r.text("/phase") == "started"))?;
         Ok(agent)
+    }
+
+    /// As [`Agent::start`], inside a network namespace: the tc hook watches the interfaces of its own.
+    pub fn start_in<S: AsRef<str> + Sync>(netns: &Netns, arguments: &[S]) -> Result<Agent> {
+        netns.run(|| Agent::start(arguments))
     }
 
     /// Starts a command that becomes the agent, and waits for nothing.

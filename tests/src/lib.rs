@@ -10,6 +10,8 @@
 
 pub mod agent;
 pub mod books;
+pub mod bpf;
+pub mod capture;
 pub mod demo;
 pub mod iptables;
 pub mod netns;

@@ -1,6 +1,6 @@
 //! Packets that no socket of the kernel would send, for raw sockets.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
@@ -21,6 +21,56 @@ pub fn tcp(from: SocketAddr, to: SocketAddr, flags: u8) -> Vec<u8> {
     let sum = checksum(&[&pseudo_header(from.ip(), to.ip(), TCP, segment.len()), &segment]);
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
     segment
+}
+
+/// An IPv4 packet with any `source` and payload. The kernel writes the header's checksum.
+pub fn ipv4(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    protocol: u8,
+    options: &[u8],
+    fragment: u16,
+    payload: &[u8],
+) -> Vec<u8> {
+    let header = 20 + options.len();
+    let mut packet = vec![0x40 | (header / 4) as u8, 0];
+    packet.extend_from_slice(&((header + payload.len()) as u16).to_be_bytes());
+    // An id, so that the kernel does not choose one.
+    packet.extend_from_slice(&[0x12, 0x34]);
+    packet.extend_from_slice(&fragment.to_be_bytes());
+    packet.extend_from_slice(&[64, protocol, 0, 0]);
+    packet.extend_from_slice(&source.octets());
+    packet.extend_from_slice(&destination.octets());
+    packet.extend_from_slice(options);
+    packet.extend_from_slice(payload);
+    packet
+}
+
+/// An IPv6 packet; `next` is the type of what `payload` begins with.
+pub fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend_from_slice(&(payload.len() as u16).to_be_bytes());
+    packet.extend_from_slice(&[next, 64]);
+    packet.extend_from_slice(&source.octets());
+    packet.extend_from_slice(&destination.octets());
+    packet.extend_from_slice(payload);
+    packet
+}
+
+/// A UDP datagram of `payload` with any source, from port 40000 on; its checksum is left out, as IPv4 allows.
+pub fn ipv4_udp(source: IpAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let (IpAddr::V4(source), IpAddr::V4(destination)) = (source, to.ip()) else { return Vec::new() };
+    ipv4(source, destination, 17, &[], 0, &udp(40000, to.port(), payload))
+}
+
+/// A UDP header without a checksum, and its payload.
+pub fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+    let mut datagram = from.to_be_bytes().to_vec();
+    datagram.extend_from_slice(&to.to_be_bytes());
+    datagram.extend_from_slice(&((8 + payload.len()) as u16).to_be_bytes());
+    datagram.extend_from_slice(&[0, 0]);
+    datagram.extend_from_slice(payload);
+    datagram
 }
 
 /// Whether what a raw TCP socket read is a RST from `from` to `to`. IPv4 raw sockets deliver the IP header, IPv6 ones don't.

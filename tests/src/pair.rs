@@ -1,6 +1,6 @@
 //! The smallest lab: two pods on a node, `lab/client` and `lab/server`, and one policy that denies the server all ingress.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -17,6 +17,10 @@ pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
 pub const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 2);
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 3);
 pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 3);
+
+/// A host that is no pod.
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
+pub const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
 
 /// What an enforcer makes of the policy: `denied` counts what it drops.
 pub const DENY: &str = "
@@ -60,6 +64,12 @@ impl Pair {
         Ok(Pair { lab, manifests })
     }
 
+    /// Adds the host `outside`, which is no pod, and returns its address with DNS's port.
+    pub fn add_outside(&mut self) -> Result<SocketAddr> {
+        self.lab.attach("outside", OUTSIDE, OUTSIDE6)?;
+        Ok((OUTSIDE, 53).into())
+    }
+
     pub fn client(&self) -> Result<&Host> {
         self.lab.host("client")
     }
@@ -86,6 +96,13 @@ impl Pair {
     /// The agent on this cluster's manifests, attached, writing every cause.
     pub fn watch(&self) -> Result<Agent> {
         Agent::start(&["--all-drops", "--manifests", &self.manifests().to_string_lossy()])
+    }
+
+    /// The agent in the node's own network namespace, where the tc hook finds the pods' interfaces.
+    pub fn watch_node(&self, arguments: &[&str]) -> Result<Agent> {
+        let manifests = self.manifests().to_string_lossy().into_owned();
+        let arguments: Vec<&str> = ["--manifests", &manifests].into_iter().chain(arguments.iter().copied()).collect();
+        Agent::start_in(self.lab.node(), &arguments)
     }
 
     /// Packets of a named counter, or of the rules with this comment.

@@ -60,6 +60,25 @@ impl Server {
         })
     }
 
+    /// Answers the n-th datagram with the n-th of `answers`, from the first again at the end. The two octets of a DNS query's
+    /// id are put in front.
+    pub fn udp_answers(netns: &Netns, address: SocketAddr, answers: Vec<Vec<u8>>) -> Result<Server> {
+        let socket = netns.run(|| UdpSocket::bind(address)).with_context(|| format!("bind UDP {address}"))?;
+        let control = Socket::from(socket.try_clone()?);
+        Server::spawn(address, control, move |stop| {
+            let mut query = [0; 512];
+            let mut next = answers.iter().cycle();
+            while let Ok((length, client)) = socket.recv_from(&mut query) {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (Some(id), Some(answer)) = (query[..length].first_chunk::<2>(), next.next()) else { continue };
+                // The client may be gone; it asks again if it cares.
+                let _ = socket.send_to(&[id, answer.as_slice()].concat(), client);
+            }
+        })
+    }
+
     pub fn address(&self) -> SocketAddr {
         self.address
     }

@@ -207,3 +207,14 @@ pub fn raw(netns: &Netns, from: IpAddr, to: IpAddr, protocol: Protocol, payload:
         Ok(())
     })
 }
+
+/// Sends one whole IP packet, header and all.
+pub fn whole(netns: &Netns, to: IpAddr, packet: &[u8]) -> Result<()> {
+    // IPPROTO_RAW: the caller writes the IP header.
+    let header_included = Protocol::from(libc::IPPROTO_RAW);
+    netns.run(|| {
+        let socket = Socket::new(Domain::for_address((to, 0).into()), Type::RAW, Some(header_included))?;
+        socket.send_to(packet, &SocketAddr::new(to, 0).into())?;
+        Ok(())
+    })
+}

@@ -29,7 +29,7 @@ struct Bench {
     needs_root: bool,
 }
 
-const BENCHES: [Bench; 3] = [
+const BENCHES: [Bench; 4] = [
     Bench {
         name: "verdict",
         package: "netpol-trace",
@@ -46,6 +46,12 @@ const BENCHES: [Bench; 3] = [
         name: "latency",
         package: "netpol-trace-tests",
         measures: "from a dropped packet to its written line; start to attached",
+        needs_root: true,
+    },
+    Bench {
+        name: "tc",
+        package: "netpol-trace-tests",
+        measures: "the tc hook's cost of a packet, next to an empty program",
         needs_root: true,
     },
 ];

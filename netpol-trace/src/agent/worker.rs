@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use netpol_trace_common::tc::FlowCounters;
 
 use crate::inventory::Inventory;
 use crate::kernel::RawDrop;
@@ -12,14 +13,16 @@ use crate::kernel::attach::{Attached, Hook};
 use crate::kernel::clock::Clock;
 use crate::kernel::counters::{Counters, Reading};
 use crate::kernel::symbols::SymbolsError;
+use crate::kernel::tc;
 use crate::pipeline::Pipeline;
-use crate::record::{Body, HookState, Loss, LossStage, Phase, SourceState, Status, Totals};
+use crate::record::{Body, ConnectionTotals, HookState, Loss, LossStage, Phase, SourceState, Status, Totals};
 use crate::sink::SinkError;
 
 /// What the worker is told.
 #[derive(Debug)]
 pub enum Message {
     Drops(Vec<RawDrop>),
+    Flows(Vec<tc::Told>),
     SourceChanged,
 }
 
@@ -34,10 +37,11 @@ const STATUS: Duration = Duration::from_secs(60);
 pub fn run(
     pipeline: Pipeline,
     messages: &Receiver<Message>,
-    counters: &Counters,
+    counters: Option<&Counters>,
+    flow_counters: Option<tc::Counters>,
     hooks: Vec<HookState>,
 ) -> anyhow::Result<()> {
-    let mut worker = Worker { pipeline, counters, hooks, told: Told::default() };
+    let mut worker = Worker { pipeline, counters, flow_counters, hooks, told: Told::default() };
     match worker.work(messages) {
         Ok(()) | Err(SinkError::Closed) => Ok(()),
         Err(error) => Err(error.into()),
@@ -46,7 +50,10 @@ pub fn run(
 
 struct Worker<'a> {
     pipeline: Pipeline,
-    counters: &'a Counters,
+    /// With the kfree_skb hook.
+    counters: Option<&'a Counters>,
+    /// With the tc hook.
+    flow_counters: Option<tc::Counters>,
     hooks: Vec<HookState>,
     told: Told,
 }
@@ -58,7 +65,18 @@ struct Told {
     recursion: u64,
     queue: u64,
     undecoded: u64,
+    flows: FlowLosses,
     since: Option<Timestamp>,
+}
+
+/// Losses of the tc hook: in the map, in the ring, of answers, in the queue.
+#[derive(Debug, Default)]
+struct FlowLosses {
+    full: u64,
+    insert: u64,
+    ring: u64,
+    answers: u64,
+    queue: u64,
 }
 
 impl Worker<'_> {
@@ -79,6 +97,7 @@ impl Worker<'_> {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.pipeline.revisit(false)?;
+            self.pipeline.unanswered()?;
             self.flush()?;
             let now = Instant::now();
             if now >= next_tick {
@@ -91,6 +110,10 @@ impl Worker<'_> {
             }
             if now >= next_status {
                 next_status = now + STATUS;
+                if let Some(flows) = &mut self.pipeline.flows {
+                    flows.sweep();
+                    flows.kernel().interfaces.look_for_others();
+                }
                 self.status(Phase::Running)?;
             }
         }
@@ -110,6 +133,13 @@ impl Worker<'_> {
                 self.pipeline.intake.queued.fetch_sub(count, Ordering::AcqRel);
                 Ok(())
             }
+            Message::Flows(told) => {
+                let now = Instant::now();
+                if let Some(flows) = &mut self.pipeline.flows {
+                    told.into_iter().for_each(|told| flows.take(told, now));
+                }
+                Ok(())
+            }
             Message::SourceChanged => self.status(Phase::Running),
         }
     }
@@ -120,10 +150,16 @@ impl Worker<'_> {
     }
 
     fn reading(&self) -> Reading {
-        self.counters.read().unwrap_or_else(|error| {
+        let Some(counters) = self.counters else { return Reading::default() };
+        counters.read().unwrap_or_else(|error| {
             tracing::error!(%error, "the kernel's counters can't be read");
             Reading::default()
         })
+    }
+
+    fn flow_reading(&self) -> Option<FlowCounters> {
+        let reading = self.flow_counters.as_ref()?.read();
+        reading.inspect_err(|error| tracing::error!(%error, "the tc hook's counters can't be read")).ok()
     }
 
     /// A record for each kind of loss that has grown since the last look.
@@ -133,17 +169,31 @@ impl Worker<'_> {
         let kernel = self.reading().totals;
         let queue = self.pipeline.intake.lost.load(Ordering::Acquire);
         let undecoded = self.pipeline.books.lost_undecoded;
+        let kernel_before = (self.told.ring, self.told.recursion, self.told.queue);
+        let flows = self.flow_reading().unwrap_or_default();
+        let flows_queue = self.pipeline.intake.lost_flows.load(Ordering::Acquire);
+        let told = &mut self.told.flows;
+        let grown_flows = [
+            (LossStage::KernelMap, "connections_full", "connections", flows.lost_full, &mut told.full),
+            (LossStage::KernelMap, "connection_refused", "connections", flows.lost_insert, &mut told.insert),
+            (LossStage::KernelRing, "connections_ring_full", "connections", flows.lost_ring, &mut told.ring),
+            (LossStage::KernelRing, "connections_ring_full", "answers", flows.answers_lost, &mut told.answers),
+            (LossStage::AgentQueue, "queue_full", "connections", flows_queue, &mut told.queue),
+        ]
+        .map(|(stage, reason, of, total, told)| (stage, reason, Some(of), total, told, false));
         let grown = [
             (LossStage::KernelRing, "ring_full", kernel.lost, &mut self.told.ring, false),
             (LossStage::KernelRecursion, "nested_run", kernel.recursion_misses, &mut self.told.recursion, true),
             (LossStage::AgentQueue, "queue_full", queue, &mut self.told.queue, false),
             (LossStage::AgentQueue, "unreadable_packet", undecoded, &mut self.told.undecoded, false),
         ]
-        .map(|(stage, reason, total, told, estimate)| {
+        .map(|(stage, reason, total, told, estimate)| (stage, reason, None, total, told, estimate));
+        let losses = grown.into_iter().chain(grown_flows).filter_map(|(stage, reason, of, total, told, estimate)| {
             let count = total.saturating_sub(std::mem::replace(told, total));
             (count > 0).then(|| Loss {
                 stage,
                 reason: reason.into(),
+                of: of.map(Into::into),
                 count: Some(count),
                 estimate,
                 last_time: Some(now),
@@ -152,7 +202,13 @@ impl Worker<'_> {
                 last_id: None,
             })
         });
-        for loss in grown.into_iter().flatten() {
+        let losses: Vec<Loss> = losses.collect();
+        if kernel_before != (self.told.ring, self.told.recursion, self.told.queue)
+            && let Some(flows) = &mut self.pipeline.flows
+        {
+            flows.lost_drops(Instant::now());
+        }
+        for loss in losses {
             self.pipeline.tell(Body::Loss(loss), since)?;
         }
         Ok(())
@@ -162,7 +218,10 @@ impl Worker<'_> {
         self.flush()?;
         let now = Timestamp::now();
         let reading = self.reading();
+        let connections = self.flow_reading().map(|counters| connections(&counters, &self.pipeline));
         let pipeline = &mut self.pipeline;
+        let mut hooks = self.hooks.clone();
+        hooks.extend(pipeline.flows.iter().map(|flows| tc_state(&flows.kernel().interfaces)));
         let status = Status {
             phase,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -170,7 +229,8 @@ impl Worker<'_> {
             totals: Totals { kernel: reading.totals, agent: pipeline.books.totals(&pipeline.intake) },
             causes: pipeline.books.causes.clone(),
             not_recorded: reading.not_recorded,
-            hooks: self.hooks.clone(),
+            connections,
+            hooks,
             sources: pipeline.cluster().sources().iter().map(|source| source_state(source, now)).collect(),
         };
         pipeline.tell(Body::Status(Box::new(status)), now)
@@ -188,8 +248,30 @@ fn source_state(source: &crate::cluster::source::SourceStatus, now: Timestamp) -
     }
 }
 
-/// The hooks as a status tells them.
-pub fn hook_states(attached: &Attached, symbols: Option<&SymbolsError>) -> Vec<HookState> {
+fn connections(counters: &FlowCounters, pipeline: &Pipeline) -> ConnectionTotals {
+    let tally = pipeline.flows.as_ref().map(|flows| flows.tally).unwrap_or_default();
+    ConnectionTotals {
+        opened: counters.opened,
+        told: counters.told,
+        lost: counters.lost_ring + counters.lost_full + counters.lost_insert,
+        unanswered: tally.unanswered,
+        unanswered_untold: tally.unanswered_untold,
+        unread: counters.unread,
+    }
+}
+
+/// The tc hook as a status tells it.
+fn tc_state(interfaces: &tc::Interfaces) -> HookState {
+    HookState { name: "tc".into(), state: interfaces.mode().as_str().into(), detail: Some(interfaces.describe()) }
+}
+
+/// The tc hook when it is not in use.
+pub fn tc_off(why: String) -> HookState {
+    HookState { name: "tc".into(), state: "off".into(), detail: Some(why) }
+}
+
+/// The kfree_skb hook as a status tells it.
+pub fn drop_state(attached: &Attached, symbols: Option<&SymbolsError>) -> HookState {
     let (state, mut detail) = match attached.hook() {
         Hook::BtfTracepoint => ("btf_tracepoint", None),
         Hook::RawTracepoint(why) => ("raw_tracepoint", Some(format!("BTF tracepoint refused: {why}"))),
@@ -197,7 +279,7 @@ pub fn hook_states(attached: &Attached, symbols: Option<&SymbolsError>) -> Vec<H
     if let Some(error) = symbols {
         detail = Some(format!("{}reasons only: {error}", detail.map(|d| d + "; ").unwrap_or_default()));
     }
-    vec![HookState { name: "kfree_skb".into(), state: state.into(), detail }]
+    HookState { name: "kfree_skb".into(), state: state.into(), detail }
 }
 
 /// What of the rulesets can be read, as a status tells it.

@@ -48,6 +48,11 @@ pub struct AgentArgs {
     #[arg(long, value_name = "KIB", default_value = "4096", value_parser = ring_kib)]
     ring_kib: u32,
 
+    /// What to watch, separated by commas: dropped packets (kfree_skb), connections at the pods' interfaces (tc). [default:
+    /// both; before Linux 6.6 kfree_skb only, since tc filters there outlive a killed agent]
+    #[arg(long, value_name = "HOOK", value_delimiter = ',')]
+    hooks: Option<Vec<agent::HookName>>,
+
     /// Show the eBPF programs' own messages in the log.
     #[arg(long)]
     program_logs: bool,
@@ -76,6 +81,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         duration: args.duration,
         ring_bytes: args.ring_kib * 1024,
         program_logs: args.program_logs,
+        hooks: args.hooks,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(agent::run(config))?;

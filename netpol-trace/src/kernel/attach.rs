@@ -15,7 +15,7 @@ use super::symbols::Symbols;
 use super::{KernelError, Options, filter};
 
 /// The programs, built by the build script.
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol-trace.bpf.o"));
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol-trace.bpf.o"));
 
 macro_rules! pod {
     ($($(#[$doc:meta])* $name:ident($inner:ty);)*) => {$(
@@ -28,6 +28,8 @@ macro_rules! pod {
         unsafe impl aya::Pod for $name {}
     )*};
 }
+
+pub(super) use pod;
 
 pod! {
     /// [`RawCounters`] as aya reads it from a map.
@@ -81,6 +83,9 @@ impl Attached {
             .override_global("CONFIG", &config, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", options.ring_bytes)
+            // The tc hook loads its own.
+            .map_max_entries("FLOWS", 1)
+            .map_max_entries("FLOW_EVENTS", 4096)
             .load(OBJECT)
             .map_err(load_error)?;
 
@@ -175,7 +180,7 @@ where
         .ok_or_else(|| KernelError::Object(format!("it has no program {name}")))
 }
 
-fn take<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<M, KernelError> {
+pub(super) fn take<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<M, KernelError> {
     ebpf.take_map(name)
         .and_then(|map| M::try_from(map).ok())
         .ok_or_else(|| KernelError::Object(format!("it has no map {name}")))
@@ -201,7 +206,7 @@ fn program_error(error: ProgramError) -> KernelError {
 }
 
 /// EPERM and EACCES anywhere in the chain: a missing capability, or lockdown.
-fn permission(error: &(dyn std::error::Error + 'static)) -> Option<KernelError> {
+pub(super) fn permission(error: &(dyn std::error::Error + 'static)) -> Option<KernelError> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(io) = error.downcast_ref::<std::io::Error>()
@@ -217,7 +222,7 @@ fn permission(error: &(dyn std::error::Error + 'static)) -> Option<KernelError> 
     None
 }
 
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {
@@ -231,6 +236,6 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 /// One line: a verifier log has thousands.
-fn short(text: &str) -> String {
+pub(super) fn short(text: &str) -> String {
     text.lines().next().unwrap_or_default().chars().take(300).collect()
 }

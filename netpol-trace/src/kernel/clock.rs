@@ -31,6 +31,11 @@ impl Clock {
     }
 }
 
+/// CLOCK_MONOTONIC now, ns.
+pub fn monotonic_ns() -> u64 {
+    u64::try_from(monotonic()).unwrap_or(0)
+}
+
 fn monotonic() -> i128 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid timespec; CLOCK_MONOTONIC always exists.

@@ -1,6 +1,6 @@
 //! The ring buffer's reading end.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
@@ -29,15 +29,21 @@ impl Ring {
             }
         }
     }
+}
 
-    /// Waits until there may be something to read, at most `timeout`.
-    pub fn wait(&self, timeout: Duration) {
-        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX).max(1);
-        // SAFETY: one valid pollfd. EINTR and errors end the wait early, which is harmless.
-        let ready = unsafe { libc::poll(&mut poll, 1, timeout) };
-        if ready > 0 {
-            std::thread::sleep(GATHER);
-        }
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Waits until one of the rings may have something to read, at most `timeout`.
+pub fn wait(rings: &[RawFd], timeout: Duration) {
+    let mut polls: Vec<_> = rings.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
+    let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX).max(1);
+    // SAFETY: so many valid pollfds. EINTR and errors end the wait early, which is harmless.
+    let ready = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, timeout) };
+    if ready > 0 {
+        std::thread::sleep(GATHER);
     }
 }

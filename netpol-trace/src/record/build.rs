@@ -58,11 +58,12 @@ pub fn drop_body(packet: &Packet, facts: &Facts, flow: &Flow<'_>, decision: Deci
         verdict: decision.verdict,
         hint: decision.hint,
         enrichment: decision.enrichment,
+        spoofed: false,
         truncated: false,
     }))
 }
 
-fn endpoint(named: &Named<'_>) -> Endpoint {
+pub(crate) fn endpoint(named: &Named<'_>) -> Endpoint {
     Endpoint {
         kind: named.owner.kind(),
         ip: named.ip,

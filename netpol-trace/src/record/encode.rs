@@ -22,27 +22,32 @@ pub fn line(record: &Record, out: &mut Vec<u8>) -> serde_json::Result<()> {
 
 /// Without labels, and with the first policies of each side only: what is left is bounded by the length of names.
 fn shortened(mut record: Record) -> Record {
-    if let Body::Drop(drop) = &mut record.body {
-        drop.truncated = true;
-        for end in [&mut drop.source, &mut drop.destination] {
-            if let Some(pod) = &mut end.pod {
-                pod.labels.clear();
-            }
+    let (truncated, ends, verdict) = match &mut record.body {
+        Body::Drop(drop) => (&mut drop.truncated, [&mut drop.source, &mut drop.destination], &mut drop.verdict),
+        Body::Unanswered(silent) => {
+            (&mut silent.truncated, [&mut silent.source, &mut silent.destination], &mut silent.verdict)
         }
-        if let Some(verdict) = &mut drop.verdict {
-            for side in [&mut verdict.egress, &mut verdict.ingress] {
-                side.isolated_by.truncate(KEPT_POLICIES);
-                if let Some(nearest) = &mut side.nearest {
-                    nearest.misses.truncate(KEPT_POLICIES);
-                    for miss in &mut nearest.misses {
-                        for text in [&mut miss.field, &mut miss.want, &mut miss.have] {
-                            text.truncate(text.floor_char_boundary(200));
-                        }
+        Body::Loss(_) | Body::Status(_) => return record,
+    };
+    *truncated = true;
+    for end in ends {
+        if let Some(pod) = &mut end.pod {
+            pod.labels.clear();
+        }
+    }
+    if let Some(verdict) = verdict {
+        for side in [&mut verdict.egress, &mut verdict.ingress] {
+            side.isolated_by.truncate(KEPT_POLICIES);
+            if let Some(nearest) = &mut side.nearest {
+                nearest.misses.truncate(KEPT_POLICIES);
+                for miss in &mut nearest.misses {
+                    for text in [&mut miss.field, &mut miss.want, &mut miss.have] {
+                        text.truncate(text.floor_char_boundary(200));
                     }
                 }
             }
-            verdict.notes.truncate(KEPT_POLICIES);
         }
+        verdict.notes.truncate(KEPT_POLICIES);
     }
     record
 }

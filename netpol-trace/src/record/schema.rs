@@ -41,6 +41,7 @@ pub struct Record {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Body {
     Drop(Box<Drop>),
+    Unanswered(Box<Unanswered>),
     Loss(Loss),
     Status(Box<Status>),
 }
@@ -70,6 +71,9 @@ pub struct Drop {
     /// The packet goes against the direction of its connection; `source` and `destination` are the connection's.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub reply: bool,
+    /// The packet's source address is not its pod's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spoofed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub icmp: Option<Icmp>,
     pub kernel: Kernel,
@@ -79,6 +83,40 @@ pub struct Drop {
     pub hint: Option<Hint>,
     pub enrichment: Enrichment,
     /// Labels, or all but the first policies, were left out to keep the line under 16 KiB.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+}
+
+/// A connection that died in silence: no answer came to where it was opened, and no drop on this node says why. Inferred,
+/// so it is not part of the books. Several of one client to one port within a minute are one record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Unanswered {
+    /// Connections.
+    pub count: u64,
+    /// Packets that the latest one sent.
+    pub packets: u64,
+    /// How long an answer was waited for.
+    pub waited_seconds: u64,
+    /// `egress`: a pod of this node opened it; `ingress`: it was opened towards a pod of this node.
+    pub direction: Direction,
+    /// `no_answer_and_no_drop_seen`, or `no_answer_seen` where drops are not watched.
+    pub basis: Text,
+    /// Its packets reached the destination pod's interface on this node: the pod itself did not answer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delivered: bool,
+    pub source: Endpoint,
+    pub destination: Endpoint,
+    /// Of the first packet.
+    pub network: Network,
+    /// The pod's interface, on the node's side.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Absent for a service's address: which backend was chosen is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<Hint>,
+    pub enrichment: Enrichment,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
@@ -143,6 +181,8 @@ pub struct Endpoint {
     /// The address before NAT, where it differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original: Option<Address>,
+    /// The names for which the client was given this address by DNS, newest first. A stranger's words: as RFC 1035 writes
+    /// names, so ASCII only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
     /// Why an end is `unknown`, or who shares its address.
@@ -354,11 +394,27 @@ pub struct Hint {
     pub message: String,
 }
 
+/// The tc hook's own books, in connections: `opened = told + lost`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConnectionTotals {
+    pub opened: u64,
+    pub told: u64,
+    pub lost: u64,
+    /// Connections in `unanswered` records, and those without one: too many, or drops may have been missed.
+    pub unanswered: u64,
+    pub unanswered_untold: u64,
+    /// Packets whose headers could not be read.
+    pub unread: u64,
+}
+
 /// Packets or records that did not make it, declared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Loss {
     pub stage: LossStage,
     pub reason: Text,
+    /// What `count` counts, where not packets: `connections`, `answers` (of DNS, and refusals). Outside the books.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of: Option<Text>,
     /// Packets; absent where nobody can know (time without hooks).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
@@ -395,6 +451,9 @@ pub struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_run: Option<String>,
     pub totals: Totals,
+    /// With the tc hook.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<ConnectionTotals>,
     /// The written packets by cause, those left off the output included.
     pub causes: BTreeMap<Cause, u64>,
     /// Drops for other reasons than policy that the kernel counted and did not record (without --all-drops), by reason.

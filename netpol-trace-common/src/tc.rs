@@ -1,0 +1,109 @@
+//! What the tc programs and the agent share: connections at the pods' host-side interfaces, and DNS answers to pods.
+
+/// Octets of a DNS answer that are copied: RFC 1035's limit for UDP. A longer one (EDNS) gives the records that fit.
+pub const DNS_BYTES: usize = 512;
+
+/// A connection at one interface. `pod` is the end behind the interface, whoever opened the connection: both
+/// directions have the same key.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct FlowKey {
+    /// IPv4 addresses as IPv4-mapped IPv6 (`::ffff:a.b.c.d`), in network order.
+    pub pod: [u32; 4],
+    pub remote: [u32; 4],
+    /// Ports in network order.
+    pub pod_port: u16,
+    pub remote_port: u16,
+    pub ifindex: u32,
+    /// IP protocol number.
+    pub protocol: u32,
+}
+
+/// What the kernel keeps of a connection until it is answered (TCP, SCTP: the entry is then removed) or idle (UDP: the
+/// agent removes it).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FlowState {
+    /// CLOCK_MONOTONIC, ns, of the first packet.
+    pub opened: u64,
+    /// Packets from the side that opened it. Not atomic: it tells "still sending" from "silent".
+    pub packets: u32,
+    /// UDP: packets and ICMP errors from the other side.
+    pub replies: u32,
+    /// [`FROM_POD`] or [`TO_POD`]: who opened it.
+    pub direction: u32,
+    pub pad: u32,
+}
+
+/// The pod opened the connection: its first packet came in at the interface (the pod's egress).
+pub const FROM_POD: u8 = 0;
+/// The connection was opened towards the pod: its first packet left by the interface (the pod's ingress).
+pub const TO_POD: u8 = 1;
+
+/// What a [`FlowEvent`] tells.
+pub mod event {
+    /// A connection was opened and its entry is in the map.
+    pub const OPENED: u8 = 1;
+    /// A TCP RST or SCTP ABORT answered an open connection.
+    pub const RESET: u8 = 2;
+    /// An ICMP error answered it: `icmp` has type and code.
+    pub const ICMP: u8 = 3;
+    /// A DNS answer to a pod: the record is a [`super::DnsEvent`].
+    pub const DNS: u8 = 4;
+}
+
+/// Something happened to a connection. Also the head of every record in the ring.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowEvent {
+    /// CLOCK_MONOTONIC, ns.
+    pub time: u64,
+    pub key: FlowKey,
+    /// One of [`event`].
+    pub event: u8,
+    /// [`FROM_POD`] or [`TO_POD`]: where the packet that is told of was going.
+    pub direction: u8,
+    /// Type and code of an ICMP error.
+    pub icmp: [u8; 2],
+    /// L3 length of the packet in octets.
+    pub length: u32,
+    pub pad: u32,
+}
+
+/// A DNS answer that was delivered to a pod which had asked.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct DnsEvent {
+    pub head: FlowEvent,
+    /// Octets of `payload` that are set; the rest is not initialised.
+    pub length: u32,
+    pub pad: u32,
+    pub payload: [u8; DNS_BYTES],
+}
+
+/// The tc hook's own books, one per CPU; apart from the drops'. `opened = told + lost_ring + lost_full + lost_insert`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FlowCounters {
+    /// Packets that opened a connection.
+    pub opened: u64,
+    /// Of those, told to the agent.
+    pub told: u64,
+    /// Of those, not told: the ring was full.
+    pub lost_ring: u64,
+    /// The map was full.
+    pub lost_full: u64,
+    /// The map refused for another reason.
+    pub lost_insert: u64,
+    /// DNS answers and refusals told, and those for which the ring had no room.
+    pub answers: u64,
+    pub answers_lost: u64,
+    /// Packets whose headers could not be walked: too many extension headers, or cut short.
+    pub unread: u64,
+}
+
+layout!(FlowKey, 44, pod @ 0, remote @ 16, pod_port @ 32, remote_port @ 34, ifindex @ 36, protocol @ 40);
+layout!(FlowState, 24, opened @ 0, packets @ 8, replies @ 12, direction @ 16);
+layout!(FlowEvent, 64, time @ 0, key @ 8, event @ 52, direction @ 53, icmp @ 54, length @ 56);
+layout!(DnsEvent, 584, head @ 0, length @ 64, payload @ 72);
+layout!(FlowCounters, 64, opened @ 0, told @ 8, lost_ring @ 16, lost_full @ 24, lost_insert @ 32, answers @ 40, unread @ 56);

@@ -1,0 +1,303 @@
+//! Hook 2: tc, on the host's side of pods' interfaces. Sees what a pod sends before NAT and policy, and what reaches it
+//! behind them. Never changes a packet and never decides: both programs always let the next one run.
+//!
+//! What happens all the time, a segment of a TCP connection, costs a few loads. Only what opens or answers a connection
+//! touches the map.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes};
+use aya_ebpf::macros::{classifier, map};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::programs::TcContext;
+use netpol_trace_common::tc::{
+    DNS_BYTES, DnsEvent, FROM_POD, FlowCounters, FlowEvent, FlowKey, FlowState, TO_POD, event,
+};
+
+use crate::emit::add;
+use crate::headers::{self, ETHERNET, ICMP, ICMPV6, SCTP, TCP, UDP};
+
+/// TCX_NEXT, and TC_ACT_UNSPEC: no opinion.
+const NEXT: i32 = -1;
+const DNS_PORT: u16 = 53u16.to_be();
+/// The header of a DNS message.
+const DNS_HEADER: u32 = 12;
+
+/// Connections that wait for an answer, and UDP flows in use. A plain hash: an LRU map forgets silently.
+#[map]
+static FLOWS: HashMap<FlowKey, FlowState> = HashMap::with_max_entries(32 * 1024, 0);
+/// A ring of its own: a flood of connections can't crowd out drops.
+#[map]
+static FLOW_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+#[map]
+static FLOW_COUNTERS: PerCpuArray<FlowCounters> = PerCpuArray::with_max_entries(1, 0);
+/// Until when (CLOCK_MONOTONIC, ns) connections are followed. A clsact filter outlives a killed agent, which then no
+/// longer renews this: the filter does nothing.
+#[map]
+static LEASE: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Adds one to a counter. Looked up only here: what happens all the time counts nothing.
+macro_rules! count {
+    ($field:ident) => {
+        if let Some(counters) = FLOW_COUNTERS.get_ptr_mut(0) {
+            // SAFETY: a live per-CPU map value; only the address is taken.
+            add(unsafe { &raw mut (*counters).$field });
+        }
+    };
+}
+
+/// At the interface's ingress: what the pod sends.
+#[classifier]
+pub fn netpol_from_pod(ctx: TcContext) -> i32 {
+    observe(&ctx, FROM_POD);
+    NEXT
+}
+
+/// At the interface's egress: what reaches the pod.
+#[classifier]
+pub fn netpol_to_pod(ctx: TcContext) -> i32 {
+    observe(&ctx, TO_POD);
+    NEXT
+}
+
+#[inline(always)]
+fn observe(ctx: &TcContext, direction: u8) {
+    if headers::is_established_tcp(ctx) {
+        return;
+    }
+    let (ip, ports) = match headers::plain_udp(ctx) {
+        Some((ip, ports)) => (ip, Some(ports)),
+        None => match headers::ip(ctx, ETHERNET) {
+            headers::Ip::Packet(ip) => (ip, None),
+            headers::Ip::Other => return,
+            headers::Ip::Unreadable => return count!(unread),
+        },
+    };
+    let seen = Seen { ctx, direction, ip, ports };
+    match seen.ip.protocol {
+        TCP => seen.tcp(),
+        UDP => seen.udp(),
+        SCTP => seen.sctp(),
+        ICMP | ICMPV6 => seen.icmp(),
+        _ => {}
+    }
+}
+
+/// One packet whose IP headers are read.
+struct Seen<'a> {
+    ctx: &'a TcContext,
+    direction: u8,
+    ip: headers::Packet,
+    /// Of a plain UDP packet, read already.
+    ports: Option<[u16; 2]>,
+}
+
+impl Seen<'_> {
+    #[inline(always)]
+    fn tcp(&self) {
+        const SYN: u8 = 2;
+        const RST: u8 = 4;
+        const ACK: u8 = 16;
+        let Some(tcp) = headers::load::<headers::Tcp>(self.ctx, self.ip.transport) else { return self.unread() };
+        let key = self.key(tcp.source, tcp.destination);
+        if tcp.flags & RST != 0 {
+            self.refused(&key, event::RESET, [0; 2]);
+        } else if tcp.flags & (SYN | ACK) == SYN {
+            self.sent(&key, true);
+        } else if tcp.flags & SYN != 0 {
+            self.answered(&key);
+        }
+    }
+
+    #[inline(always)]
+    fn sctp(&self) {
+        const INIT: u8 = 1;
+        const INIT_ACK: u8 = 2;
+        const ABORT: u8 = 6;
+        let Some(sctp) = headers::load::<headers::Sctp>(self.ctx, self.ip.transport) else { return self.unread() };
+        let key = self.key(sctp.source, sctp.destination);
+        match sctp.chunk {
+            INIT => {
+                self.sent(&key, true);
+            }
+            INIT_ACK => self.answered(&key),
+            ABORT => self.refused(&key, event::RESET, [0; 2]),
+            _ => {}
+        }
+    }
+
+    #[inline(always)]
+    fn udp(&self) {
+        let ports = self.ports.or_else(|| headers::load::<[u16; 2]>(self.ctx, self.ip.transport));
+        let Some([source, destination]) = ports else { return self.unread() };
+        let key = self.key(source, destination);
+        let asked = self.sent(&key, !headers::is_multicast(&self.ip.destination));
+        if asked && source == DNS_PORT && self.direction == TO_POD {
+            self.dns(&key);
+        }
+    }
+
+    /// An ICMP error is about the packet that it quotes, which went the other way.
+    #[inline(always)]
+    fn icmp(&self) {
+        let Some(kind) = headers::load::<[u8; 2]>(self.ctx, self.ip.transport) else { return self.unread() };
+        let error = match self.ip.protocol {
+            ICMP => matches!(kind[0], 3 | 11 | 12),
+            _ => matches!(kind[0], 1..=4),
+        };
+        if !error {
+            return;
+        }
+        let quoted = match headers::ip(self.ctx, self.ip.transport + 8) {
+            headers::Ip::Packet(ip) if matches!(ip.protocol, TCP | UDP | SCTP) => ip,
+            _ => return,
+        };
+        let Some([source, destination]) = headers::load::<[u16; 2]>(self.ctx, quoted.transport) else { return };
+        // Seen from this packet's direction, the quoted source is where the error goes.
+        let key = headers::key(self.ctx, self.direction, &quoted.flipped(), destination, source);
+        self.refused(&key, event::ICMP, kind);
+    }
+
+    #[inline(always)]
+    fn key(&self, source: u16, destination: u16) -> FlowKey {
+        headers::key(self.ctx, self.direction, &self.ip, source, destination)
+    }
+
+    /// A packet of a connection. A first one opens it, if it `may_open`. Returns whether it answers one that the pod opened.
+    #[inline(always)]
+    fn sent(&self, key: &FlowKey, may_open: bool) -> bool {
+        if let Some(state) = FLOWS.get_ptr_mut(key) {
+            // SAFETY: a live map value. Plain adds: a lost one can't turn "some" into "none".
+            unsafe {
+                if (*state).direction == self.direction as u32 {
+                    (*state).packets += 1;
+                    return false;
+                }
+                (*state).replies += 1;
+            }
+            return true;
+        }
+        if may_open {
+            self.opened(key);
+        }
+        false
+    }
+
+    #[inline(always)]
+    fn opened(&self, key: &FlowKey) {
+        let now = now();
+        // SAFETY: the value of an array map that always exists; an aligned word, read once.
+        if LEASE.get_ptr(0).is_none_or(|until| unsafe { core::ptr::read_volatile(until) } < now) {
+            return;
+        }
+        count!(opened);
+        let state = FlowState { opened: now, packets: 1, replies: 0, direction: self.direction as u32, pad: 0 };
+        match FLOWS.insert(key, &state, BPF_NOEXIST as u64) {
+            Ok(()) => {}
+            Err(FULL) => return count!(lost_full),
+            Err(_) => return count!(lost_insert),
+        }
+        if self.tell(key, event::OPENED, [0; 2], now) {
+            count!(told);
+        } else {
+            // Nobody knows of the entry, so nobody would ever remove it. The next packet tries again.
+            let _ = FLOWS.remove(key);
+            count!(lost_ring);
+        }
+    }
+
+    /// A handshake's answer: the connection needs no watching any more.
+    #[inline(always)]
+    fn answered(&self, key: &FlowKey) {
+        if self.is_open_from_the_other_side(key) {
+            let _ = FLOWS.remove(key);
+        }
+    }
+
+    #[inline(always)]
+    fn refused(&self, key: &FlowKey, event: u8, icmp: [u8; 2]) {
+        let Some(state) = FLOWS.get_ptr_mut(key) else { return };
+        // SAFETY: a live map value.
+        unsafe {
+            if (*state).direction == self.direction as u32 {
+                return;
+            }
+            (*state).replies += 1;
+            // A UDP flow can be refused again and again; once is told.
+            if (*state).replies > 1 {
+                return;
+            }
+        }
+        count!(answers);
+        if !self.tell(key, event, icmp, now()) {
+            count!(answers_lost);
+        }
+        if key.protocol != UDP as u32 {
+            let _ = FLOWS.remove(key);
+        }
+    }
+
+    #[inline(always)]
+    fn is_open_from_the_other_side(&self, key: &FlowKey) -> bool {
+        // SAFETY: a live map value.
+        FLOWS.get_ptr(key).is_some_and(|state| unsafe { (*state).direction } != self.direction as u32)
+    }
+
+    #[inline(always)]
+    fn dns(&self, key: &FlowKey) {
+        let at = self.ip.transport + 8;
+        let mut length = self.ctx.len().wrapping_sub(at);
+        if length as i32 <= DNS_HEADER as i32 {
+            return;
+        }
+        if length > DNS_BYTES as u32 {
+            length = DNS_BYTES as u32;
+        }
+        count!(answers);
+        let Some(mut entry) = FLOW_EVENTS.reserve::<DnsEvent>(0) else {
+            return count!(answers_lost);
+        };
+        let record: *mut DnsEvent = entry.as_mut_ptr();
+        let head = self.event(key, event::DNS, [0; 2], now());
+        // SAFETY: `record` is the reservation, of DnsEvent's size; `length` is at most that of `payload`. The verifier checks
+        // both again.
+        unsafe {
+            (&raw mut (*record).head).write(head);
+            (&raw mut (*record).length).write(length);
+            (&raw mut (*record).pad).write(0);
+            let payload = (&raw mut (*record).payload).cast();
+            if bpf_skb_load_bytes(self.ctx.skb.skb.cast(), at, payload, length) != 0 {
+                entry.discard(0);
+                return count!(unread);
+            }
+        }
+        entry.submit(0);
+    }
+
+    #[inline(always)]
+    fn tell(&self, key: &FlowKey, event: u8, icmp: [u8; 2], time: u64) -> bool {
+        let Some(mut entry) = FLOW_EVENTS.reserve::<FlowEvent>(0) else { return false };
+        entry.write(self.event(key, event, icmp, time));
+        entry.submit(0);
+        true
+    }
+
+    #[inline(always)]
+    fn event(&self, key: &FlowKey, event: u8, icmp: [u8; 2], time: u64) -> FlowEvent {
+        let length = self.ctx.len().wrapping_sub(ETHERNET);
+        FlowEvent { time, key: *key, event, direction: self.direction, icmp, length, pad: 0 }
+    }
+
+    #[inline(always)]
+    fn unread(&self) {
+        count!(unread);
+    }
+}
+
+/// -E2BIG: how a hash map says that it is full.
+const FULL: i32 = -7;
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_ns() }
+}

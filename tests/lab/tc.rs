@@ -1,0 +1,215 @@
+//! The tc hook: what pods' interfaces add to a drop, and connections that nobody answers.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, OUTSIDE, Pair, SERVER, SERVER6};
+use netpol_trace_tests::record::{Record, drops};
+use netpol_trace_tests::server::Server;
+use netpol_trace_tests::traffic::{self, Outcome, TcpOptions};
+use netpol_trace_tests::{PATIENCE, packet, skip};
+
+/// Both hooks, wherever they run.
+pub const BOTH: [&str; 3] = ["--all-drops", "--hooks", "kfree_skb,tc"];
+/// Shorter than TCP's first retransmission: one SYN.
+const ONE_SYN: Duration = Duration::from_millis(300);
+
+/// A pod that was told an address by DNS: the drop's record says by which name.
+#[test]
+fn names_come_from_the_pods_own_dns_answers() -> Result<()> {
+    if skip("names_come_from_the_pods_own_dns_answers") {
+        return Ok(());
+    }
+    let mut pair = Pair::start(DENY)?;
+    let dns = pair.add_outside()?;
+    let names = [("db.example.org", SERVER)];
+    let _server = Server::dns(&pair.lab.host("outside")?.netns, dns, &names)?;
+    let agent = pair.watch_node(&BOTH)?;
+    let client = &pair.client()?.netns;
+    let asked = traffic::dns(client, CLIENT.into(), dns, "db.example.org", PATIENCE)?;
+    assert_eq!(asked.outcome, Outcome::Passed);
+    // Case and a name that does not exist change nothing.
+    traffic::dns(client, CLIENT.into(), dns, "nowhere.example.org", PATIENCE)?;
+    traffic::tcp(client, CLIENT.into(), (SERVER, 80).into(), ONE_SYN, TcpOptions::default())?;
+    let records = pair.settle(agent, "denied")?;
+    let named: Vec<&Record> = drops(&records).filter(|record| record.number("/destination/port") == Some(80)).collect();
+    let first = named.first().with_context(|| format!("no drop at port 80: {records:?}"))?;
+    assert_eq!(first.list("/destination/names"), ["db.example.org"], "{first}");
+    Ok(())
+}
+
+/// Nobody answers and nothing is dropped on this node: a record says so, once for several tries to one port. What was
+/// answered, refused or dropped has none.
+#[test]
+fn a_connection_without_an_answer_is_told() -> Result<()> {
+    if skip("a_connection_without_an_answer_is_told") {
+        return Ok(());
+    }
+    let mut pair = Pair::start("table inet t {\n}")?;
+    let outside = pair.add_outside()?;
+    let far = pair.lab.host("outside")?;
+    // The far end's own firewall drops in silence; that is another machine, seen here only because the lab is one.
+    let _open = Server::tcp(&far.netns, SocketAddr::new(outside.ip(), 8080))?;
+    blackhole(&pair, 9999)?;
+    let agent = pair.watch_node(&["--hooks", "tc"])?;
+    let client = &pair.client()?.netns;
+    let to = |port| SocketAddr::new(outside.ip(), port);
+    for _ in 0..3 {
+        traffic::tcp(client, CLIENT.into(), to(9999), ONE_SYN, TcpOptions::default())?;
+    }
+    let passed = traffic::tcp(client, CLIENT.into(), to(8080), PATIENCE, TcpOptions::default())?;
+    assert_eq!(passed.outcome, Outcome::Passed);
+    let refused = traffic::tcp(client, CLIENT.into(), to(8081), PATIENCE, TcpOptions::default())?;
+    assert_eq!(refused.outcome, Outcome::Refused);
+    agent.wait_for("an unanswered connection", |records| records.iter().any(|r| r.kind() == "unanswered"))?;
+    let run = agent.stop()?;
+    let silent: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
+    assert!(silent.iter().all(|record| record.number("/destination/port") == Some(9999)), "{silent:?}");
+    let first = silent.first().context("one")?;
+    assert_eq!(first.pod("source"), "lab/client", "{first}");
+    assert_eq!(first.text("/destination/kind"), "external", "{first}");
+    assert_eq!(first.text("/verdict/result"), "allowed", "{first}");
+    assert_eq!(first.text("/basis"), "no_answer_seen", "{first}");
+    assert_eq!(first.text("/direction"), "egress", "{first}");
+    assert_eq!(first.text("/device"), pair.client()?.device, "{first}");
+    assert_eq!(silent.len(), 1, "one record for one port: {silent:?}");
+    let stopped = run.stopped()?;
+    assert_eq!(stopped.number("/connections/lost"), Some(0), "{stopped}");
+    // Three tries in silence, one that passed, one refused.
+    assert!(stopped.number("/connections/opened") >= Some(5), "{stopped}");
+    Ok(())
+}
+
+/// A drop that was seen on this node explains the silence.
+#[test]
+fn a_dropped_connection_is_not_called_silent() -> Result<()> {
+    if skip("a_dropped_connection_is_not_called_silent") {
+        return Ok(());
+    }
+    let mut pair = Pair::start(DENY)?;
+    let outside = pair.add_outside()?;
+    blackhole(&pair, 9999)?;
+    let agent = pair.watch_node(&BOTH)?;
+    let client = &pair.client()?.netns;
+    for (from, to) in [(CLIENT.into(), SERVER.into()), (CLIENT6.into(), SERVER6.into())] {
+        let (from, to): (IpAddr, IpAddr) = (from, to);
+        traffic::tcp(client, from, (to, 80).into(), ONE_SYN, TcpOptions::default())?;
+        traffic::udp(client, from, [(to, 5000).into()], 32)?;
+    }
+    // A drop in another network namespace of this machine explains it just as well.
+    traffic::tcp(client, CLIENT.into(), SocketAddr::new(outside.ip(), 9999), ONE_SYN, TcpOptions::default())?;
+    // Nothing is to come, so only time can tell: more than the grace time.
+    std::thread::sleep(Duration::from_millis(6500));
+    let run = agent.stop()?;
+    run.balance()?;
+    let silent: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
+    assert!(silent.is_empty(), "{silent:?}");
+    assert!(drops(&run.records).filter(|r| pair.lab.owns(r)).count() >= 4, "{:?}", run.records);
+    Ok(())
+}
+
+/// Without the tc hook nothing of it: no names, no connections.
+#[test]
+fn each_hook_works_alone() -> Result<()> {
+    if skip("each_hook_works_alone") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    for (hooks, expected) in
+        [("kfree_skb", vec!["kfree_skb"]), ("tc", vec!["tc"]), ("kfree_skb,tc", vec!["kfree_skb", "tc"])]
+    {
+        let agent = pair.watch_node(&["--hooks", hooks])?;
+        let client = &pair.client()?.netns;
+        traffic::tcp(client, CLIENT.into(), (SERVER, 80).into(), ONE_SYN, TcpOptions::default())?;
+        let run = agent.stop()?;
+        run.balance()?;
+        let stopped = run.stopped()?;
+        // The inventory of rulesets is told among the hooks, and read whichever of them runs.
+        let hooks_told = stopped.list("/hooks").iter().filter_map(|hook| hook["name"].as_str());
+        let names: Vec<&str> = hooks_told.filter(|name| *name != "rulesets").collect();
+        assert_eq!(names, expected, "{stopped}");
+        let dropped = drops(&run.records).filter(|record| pair.lab.owns(record)).count();
+        assert_eq!(dropped > 0, hooks.contains("kfree_skb"), "{hooks}: {:?}", run.records);
+        assert_eq!(stopped.number("/connections/opened").is_some(), hooks.contains("tc"), "{stopped}");
+        if hooks.contains("tc") {
+            let detail = stopped.list("/hooks").last().and_then(|hook| hook["detail"].as_str()).unwrap_or_default();
+            assert!(detail.starts_with("2 pod interfaces"), "{stopped}");
+        }
+    }
+    Ok(())
+}
+
+/// A pod that sends with another's address: the record says so, and only of that packet.
+#[test]
+fn a_spoofed_source_is_marked() -> Result<()> {
+    if skip("a_spoofed_source_is_marked") {
+        return Ok(());
+    }
+    let mut pair = Pair::start(DENY)?;
+    pair.add_outside()?;
+    for device in ["all", &pair.client()?.device] {
+        pair.lab.node().sysctl(&format!("ipv4/conf/{device}/rp_filter"), "0")?;
+    }
+    let client = &pair.client()?.netns;
+    // Another pod's address, one that nobody has, and one that the pod has and the cluster does not know.
+    let server_as_source: IpAddr = OUTSIDE.into();
+    let stranger: IpAddr = [10, 244, 1, 77].into();
+    let second: IpAddr = [10, 244, 1, 9].into();
+    client.ip(&format!("addr add {second}/32 dev eth0\n"))?;
+    let agent = pair.watch_node(&BOTH)?;
+    for (port, from) in [(1001u16, CLIENT.into()), (1002, stranger), (1003, server_as_source), (1004, second)] {
+        let datagram = packet::ipv4_udp(from, (SERVER, port).into(), b"spoof");
+        traffic::whole(client, SERVER.into(), &datagram)?;
+    }
+    let records = pair.settle(agent, "denied")?;
+    let spoofed: Vec<(u64, bool)> =
+        drops(&records).map(|r| (r.number("/destination/port").unwrap_or(0), r.value()["spoofed"] == true)).collect();
+    let mut sorted = spoofed.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, [(1001, false), (1002, true), (1003, true), (1004, false)], "{records:?}");
+    Ok(())
+}
+
+/// A rule that rejects answers in the server's place, right before the packet is freed: no drop in silence.
+#[test]
+fn a_reject_is_told_from_a_drop() -> Result<()> {
+    const REJECT: &str = "
+table inet network-policy {
+	counter denied { }
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		ct state established,related accept
+		ip daddr 10.244.1.3 tcp dport 80 counter name denied reject with tcp reset
+		ip6 daddr fd00:10:244:1::3 tcp dport 80 counter name denied reject
+		ip daddr 10.244.1.3 udp dport 80 counter name denied reject
+		ip daddr 10.244.1.3 counter name denied drop
+	}
+}";
+    if skip("a_reject_is_told_from_a_drop") {
+        return Ok(());
+    }
+    let pair = Pair::start(REJECT)?;
+    let agent = pair.watch_node(&BOTH)?;
+    let client = &pair.client()?.netns;
+    traffic::tcp(client, CLIENT.into(), (SERVER, 80).into(), ONE_SYN, TcpOptions::default())?;
+    traffic::tcp(client, CLIENT6.into(), (SERVER6, 80).into(), ONE_SYN, TcpOptions::default())?;
+    traffic::udp(client, CLIENT.into(), [(SERVER, 80).into()], 32)?;
+    traffic::tcp(client, CLIENT.into(), (SERVER, 81).into(), ONE_SYN, TcpOptions::default())?;
+    let records = pair.settle(agent, "denied")?;
+    for record in drops(&records) {
+        let expected = if record.number("/destination/port") == Some(80) { "reject" } else { "unknown" };
+        assert_eq!(record.text("/action"), expected, "{record}");
+    }
+    assert_eq!(drops(&records).count(), 4, "{records:?}");
+    Ok(())
+}
+
+/// What goes to `port` of the host outside vanishes before it.
+fn blackhole(pair: &Pair, port: u16) -> Result<()> {
+    let far = &pair.lab.host("outside")?.netns;
+    let rules = format!(
+        "table inet t {{\n chain in {{\n type filter hook input priority filter; policy accept;\n tcp dport {port} drop\n }}\n}}\n"
+    );
+    netpol_trace_tests::nft::load(far, &rules)
+}

@@ -1,0 +1,129 @@
+//! A stand-in for a CNI's tc program: loaded and attached with bpf(2) itself, without the agent's loader.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use anyhow::{Context, Result};
+
+use crate::netns::Netns;
+
+/// Which side of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Ingress,
+    Egress,
+}
+
+/// Where among the programs that are there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    First,
+    Last,
+}
+
+/// A loaded tc program; it ends with this.
+#[derive(Debug)]
+pub struct Program(OwnedFd);
+
+/// A program on an interface; it is taken off with this.
+#[derive(Debug)]
+pub struct Link(#[expect(dead_code, reason = "held for its end")] OwnedFd);
+
+const TC_ACT_OK: i32 = 0;
+const TC_ACT_SHOT: i32 = 2;
+const TCX_NEXT: i32 = -1;
+
+impl Program {
+    /// Drops every packet of `length` octets (from L2 on) and lets the others pass, for good: nothing behind it sees them.
+    pub fn dropping(name: &str, length: u32) -> Result<Program> {
+        Program::load(
+            name,
+            &[
+                // r2 = skb->len; if r2 == length goto +2; return OK; return SHOT
+                [0x61, 0x12, 0, 0, 0, 0, 0, 0],
+                jump_if_equal(length),
+                set(TC_ACT_OK),
+                EXIT,
+                set(TC_ACT_SHOT),
+                EXIT,
+            ],
+        )
+    }
+
+    /// Does nothing: what a program costs at least.
+    pub fn empty(name: &str) -> Result<Program> {
+        Program::load(name, &[set(TCX_NEXT), EXIT])
+    }
+
+    fn load(name: &str, code: &[[u8; 8]]) -> Result<Program> {
+        const BPF_PROG_LOAD: i32 = 5;
+        const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+        let license = c"GPL";
+        let mut attr = [0u64; 16];
+        attr[0] = u64::from(BPF_PROG_TYPE_SCHED_CLS) | (code.len() as u64) << 32;
+        attr[1] = code.as_ptr() as u64;
+        attr[2] = license.as_ptr() as u64;
+        // The name is at offset 48, 16 octets with its zero.
+        let mut text = [0; 16];
+        let length = name.len().min(15);
+        text[..length].copy_from_slice(&name.as_bytes()[..length]);
+        attr[6] = u64::from_ne_bytes(text[..8].try_into()?);
+        attr[7] = u64::from_ne_bytes(text[8..].try_into()?);
+        Ok(Program(bpf(BPF_PROG_LOAD, &attr).context("load a tc program")?))
+    }
+
+    /// Attaches to `device` of a network namespace by TCX (Linux 6.6).
+    pub fn attach(&self, netns: &Netns, device: &str, side: Side, order: Order) -> Result<Link> {
+        const BPF_LINK_CREATE: i32 = 28;
+        const BPF_F_BEFORE: u64 = 8;
+        const BPF_F_AFTER: u64 = 16;
+        let kind: u64 = if side == Side::Ingress { 46 } else { 47 };
+        let flags = if order == Order::First { BPF_F_BEFORE } else { BPF_F_AFTER };
+        netns.run(|| {
+            let index = nix::net::if_::if_nametoindex(device)?;
+            let mut attr = [0u64; 16];
+            attr[0] = self.0.as_raw_fd() as u64 | u64::from(index) << 32;
+            attr[1] = kind | flags << 32;
+            Ok(Link(bpf(BPF_LINK_CREATE, &attr).with_context(|| format!("attach to {device} by TCX"))?))
+        })
+    }
+
+    /// The kernel's id of the program.
+    pub fn id(&self) -> Result<u32> {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()))?;
+        let id = info.lines().find_map(|line| line.strip_prefix("prog_id:")).context("a program's id")?;
+        Ok(id.trim().parse()?)
+    }
+}
+
+/// Whether this kernel has TCX.
+pub fn has_tcx() -> bool {
+    let attached = || -> Result<Link> {
+        let netns = Netns::new("probe")?;
+        Program::empty("probe")?.attach(&netns, "lo", Side::Ingress, Order::Last)
+    };
+    attached().is_ok()
+}
+
+const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+
+/// r0 = value
+fn set(value: i32) -> [u8; 8] {
+    let [a, b, c, d] = value.to_ne_bytes();
+    [0xb7, 0, 0, 0, a, b, c, d]
+}
+
+/// if r2 == value goto +2
+fn jump_if_equal(value: u32) -> [u8; 8] {
+    let [a, b, c, d] = value.to_ne_bytes();
+    [0x15, 2, 2, 0, a, b, c, d]
+}
+
+fn bpf(command: i32, attr: &[u64; 16]) -> io::Result<OwnedFd> {
+    // SAFETY: `attr` is a bpf_attr of the given size, zero where nothing is set; what it points to outlives the call. Both
+    // commands return a new descriptor.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr));
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as i32)) }
+    }
+}
