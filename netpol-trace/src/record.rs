@@ -3,5 +3,7 @@
 pub mod build;
 pub mod encode;
 pub mod schema;
+pub mod state;
 
 pub use schema::*;
+pub use state::*;

@@ -3,12 +3,15 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use anyhow::Context;
+
 use crate::doctor::facts::Hook;
 use crate::doctor::{can_record, coverage, gather, judge, text};
 use crate::inventory::Inventory;
-use crate::kernel::KernelError;
 use crate::kernel::probe::probe;
+use crate::kernel::{self, KernelError};
 use crate::kernel::{programs, release};
+use crate::text::escape;
 
 /// Say what this kernel and node can and cannot show, and what to grant.
 ///
@@ -20,6 +23,10 @@ pub struct Args {
     /// Text for people, or JSON: an array of {check, status: ok|warn|fail, found, meaning, remedy}
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
+    /// Remove what a killed agent left on this node's interfaces (tc filters, before Linux 6.6), and say what it was. A running
+    /// agent's filters go too.
+    #[arg(long, conflicts_with = "output")]
+    cleanup: bool,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -29,6 +36,9 @@ enum Output {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.cleanup {
+        return cleanup();
+    }
     let hooks = probe().into_iter().map(|probe| Hook {
         name: probe.hook.to_owned(),
         result: probe.result.map_err(|error| match error {
@@ -49,4 +59,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         done => done?,
     }
     Ok(if can_record(&findings) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn cleanup() -> anyhow::Result<ExitCode> {
+    let removed = kernel::tc::cleanup().context("the interfaces can't be listed")?;
+    let mut out = std::io::stdout().lock();
+    match removed.as_slice() {
+        [] => writeln!(out, "Nothing of netpol-trace was left on this node's interfaces.")?,
+        removed => removed.iter().try_for_each(|what| writeln!(out, "removed {}", escape(what)))?,
+    }
+    Ok(ExitCode::SUCCESS)
 }

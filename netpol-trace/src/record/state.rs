@@ -1,0 +1,141 @@
+//! The records in which the agent speaks of itself: what was lost, how things stand, and the books.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::schema::{Cause, Text};
+
+/// Packets or records that did not make it, declared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Loss {
+    pub stage: LossStage,
+    pub reason: Text,
+    /// What `count` counts, where not packets: `connections`, `answers` (of DNS, and refusals). Outside the books.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub of: Option<Text>,
+    /// Packets; absent where nobody can know (time without hooks).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// The count is an estimate (the kernel's recursion guard).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub estimate: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub last_time: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sink: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_id: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LossStage {
+    KernelMap,
+    KernelRing,
+    KernelRecursion,
+    AgentQueue,
+    Sink,
+    NotAttached,
+}
+
+/// The agent's own state and its books.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Status {
+    pub phase: Phase,
+    pub version: Text,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_run: Option<String>,
+    pub totals: Totals,
+    /// With the tc hook.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<ConnectionTotals>,
+    /// The written packets by cause, those left off the output included.
+    pub causes: BTreeMap<Cause, u64>,
+    /// Drops for other reasons than policy that the kernel counted and did not record (without --all-drops), by reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub not_recorded: BTreeMap<String, u64>,
+    pub hooks: Vec<HookState>,
+    pub sources: Vec<SourceState>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    Started,
+    Running,
+    Stopped,
+}
+
+/// `matched = emitted + folded + lost` and `read = written + held + lost`, in packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Totals {
+    pub kernel: KernelTotals,
+    pub agent: AgentTotals,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KernelTotals {
+    pub seen: u64,
+    pub matched: u64,
+    pub emitted: u64,
+    pub folded: u64,
+    pub lost: u64,
+    pub recursion_misses: u64,
+}
+
+/// What became of the packets that the agent read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentTotals {
+    pub read: u64,
+    /// Dealt with in full: on the output or, `filtered` of them, left off it because of their cause.
+    pub written: u64,
+    /// The part of `written` that is counted in `causes` only (without --all-drops).
+    pub filtered: u64,
+    /// Waiting in the agent.
+    pub held: u64,
+    pub lost: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HookState {
+    pub name: Text,
+    pub state: Text,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// A source of cluster objects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SourceState {
+    pub name: String,
+    /// What is in force is what the source says now.
+    pub synced: bool,
+    /// Since the state in force was read, in seconds.
+    pub age_seconds: u64,
+    /// Objects in force, by kind.
+    pub objects: BTreeMap<String, u64>,
+    /// Objects of kinds that are not used, by kind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped: BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The tc hook's own books, in connections: `opened = told + lost`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConnectionTotals {
+    pub opened: u64,
+    pub told: u64,
+    pub lost: u64,
+    /// Connections in `unanswered` records, and those without one: too many, or drops may have been missed.
+    pub unanswered: u64,
+    pub unanswered_untold: u64,
+    /// Packets whose headers could not be read.
+    pub unread: u64,
+}
