@@ -191,7 +191,7 @@ impl Seen<'_> {
         }
         count!(opened);
         let state = FlowState { opened: now, packets: 1, replies: 0, direction: self.direction as u32, pad: 0 };
-        match FLOWS.insert(key, &state, BPF_NOEXIST as u64) {
+        match FLOWS.insert(key, state, BPF_NOEXIST as u64) {
             Ok(()) => {}
             Err(FULL) => return count!(lost_full),
             Err(_) => return count!(lost_insert),
@@ -260,15 +260,16 @@ impl Seen<'_> {
         let head = self.event(key, event::DNS, [0; 2], now());
         // SAFETY: `record` is the reservation, of DnsEvent's size; `length` is at most that of `payload`. The verifier checks
         // both again.
-        unsafe {
+        let copied = unsafe {
             (&raw mut (*record).head).write(head);
             (&raw mut (*record).length).write(length);
             (&raw mut (*record).pad).write(0);
             let payload = (&raw mut (*record).payload).cast();
-            if bpf_skb_load_bytes(self.ctx.skb.skb.cast(), at, payload, length) != 0 {
-                entry.discard(0);
-                return count!(unread);
-            }
+            bpf_skb_load_bytes(self.ctx.skb.skb.cast(), at, payload, length) == 0
+        };
+        if !copied {
+            entry.discard(0);
+            return count!(unread);
         }
         entry.submit(0);
     }

@@ -82,6 +82,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         all_drops: config.all_drops,
         ring_bytes: config.ring_bytes,
         program_logs: config.program_logs,
+        ..kernel::Options::default()
     };
     let mut hooks = Vec::new();
     let drops = if config.wants(HookName::KfreeSkb) { Some(open_drops(&options, &mut hooks)?) } else { None };

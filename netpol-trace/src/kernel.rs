@@ -65,11 +65,13 @@ pub struct Options {
     pub ring_bytes: u32,
     /// Let the programs log (aya-log, at the agent's log level).
     pub program_logs: bool,
+    /// Don't try the BTF tracepoint: for tests of the other form.
+    pub raw_tracepoint: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { all_drops: false, ring_bytes: 4 << 20, program_logs: false }
+        Options { all_drops: false, ring_bytes: 4 << 20, program_logs: false, raw_tracepoint: false }
     }
 }
 

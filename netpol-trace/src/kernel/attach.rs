@@ -89,7 +89,7 @@ impl Attached {
             .load(OBJECT)
             .map_err(load_error)?;
 
-        let (link, hook, program) = attach_kfree_skb(&mut ebpf)?;
+        let (link, hook, program) = attach_kfree_skb(&mut ebpf, options.raw_tracepoint)?;
         let mut locations: Array<_, LocationsPod> = take(&mut ebpf, "LOCATIONS")?;
         let (ranges, locations_left_out) = symbols
             .map(|symbols| filter::locations(symbols, &layout.reasons, options.all_drops))
@@ -142,8 +142,9 @@ impl Attached {
     }
 }
 
-fn attach_kfree_skb(ebpf: &mut Ebpf) -> Result<(Link, Hook, ProgramFd), KernelError> {
-    let why = match attach_btf(ebpf) {
+fn attach_kfree_skb(ebpf: &mut Ebpf, raw: bool) -> Result<(Link, Hook, ProgramFd), KernelError> {
+    let btf = if raw { Err(KernelError::Refused("not tried".into())) } else { attach_btf(ebpf) };
+    let why = match btf {
         Ok((link, fd)) => return Ok((Link::Btf(link), Hook::BtfTracepoint, fd)),
         Err(error) => error,
     };
@@ -238,4 +239,43 @@ pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 /// One line: a verifier log has thousands.
 pub(super) fn short(text: &str) -> String {
     text.lines().next().unwrap_or_default().chars().take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+    use std::time::{Duration, Instant};
+
+    use super::super::ring::wait;
+    use super::super::{Options, open};
+    use super::Hook;
+    use crate::packet;
+
+    /// The form for kernels that refuse the BTF tracepoint: it loads, and reads the same packet.
+    #[test]
+    fn the_raw_tracepoint_sees_a_closed_port() {
+        // SAFETY: asks for a number.
+        if unsafe { libc::geteuid() } != 0 {
+            eprintln!("the_raw_tracepoint_sees_a_closed_port: skipped: loading programs needs root");
+            return;
+        }
+        let options = Options { all_drops: true, raw_tracepoint: true, ..Options::default() };
+        let (mut attached, ..) = open(&options).unwrap();
+        assert!(matches!(attached.hook(), Hook::RawTracepoint(_)));
+        let mut ring = attached.take_ring().unwrap();
+        // A port that was free a moment ago and that nobody listens on.
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            assert!(Instant::now() < deadline, "no record of the refused connection");
+            wait(&[ring.as_raw_fd()], Duration::from_millis(100));
+            while let Some(event) = ring.pop() {
+                if packet::decode(&event).is_ok_and(|p| p.headers.destination_port == Some(port) && p.headers.opens()) {
+                    return;
+                }
+            }
+        }
+    }
 }
