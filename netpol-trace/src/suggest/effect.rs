@@ -83,6 +83,8 @@ fn peers<'a>(
     for peer in rule.peers.iter().flatten() {
         match peer {
             Peer::Block { cidr, .. } => {
+                // Whoever else is behind the address.
+                ends.push(End::external(cidr.addr()));
                 let inside = |view: &PodView<'_>| view.pod.ips.iter().any(|ip| cidr.contains(ip));
                 ends.extend(index.namespaces().flat_map(|(_, n)| n.pods()).filter(inside).map(End::pod));
             }
