@@ -26,6 +26,8 @@ pub enum Message {
     SourceChanged,
 }
 
+/// Messages taken before the clocks are looked at again.
+const BURST: usize = 64;
 /// Loss is looked for, and clocks are compared, this often.
 const TICK: Duration = Duration::from_secs(1);
 /// What waits for a name is looked at this often.
@@ -87,8 +89,9 @@ impl Worker<'_> {
             match messages.recv_timeout(REVISIT) {
                 Ok(message) => {
                     self.take(message)?;
-                    // Whatever else is there already goes out with the same write.
-                    while let Ok(message) = messages.try_recv() {
+                    // What else is there already goes out with the same write. Bounded: under a flood there is always more,
+                    // and losses and statuses must be told all the same.
+                    for message in messages.try_iter().take(BURST) {
                         self.take(message)?;
                     }
                     self.flush()?;
