@@ -4,6 +4,7 @@
 //! The data's path is the module list, in order; [`pipeline`] calls the stages. ARCHITECTURE.md has the map.
 
 pub mod agent;
+pub mod audit;
 pub mod books;
 pub mod cause;
 pub mod cli;
