@@ -8,6 +8,7 @@ mod input;
 pub mod lint;
 pub mod replay;
 pub mod suggest;
+pub mod tail;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ enum Command {
     Lint(lint::LintArgs),
     Replay(replay::Args),
     Suggest(suggest::Args),
+    Tail(tail::Args),
     /// Print the record's JSON Schema.
     Schema,
 }
@@ -45,6 +47,7 @@ pub fn run() -> ExitCode {
         Command::Lint(args) => lint::run(args),
         Command::Replay(args) => replay::run(&args),
         Command::Suggest(args) => suggest::run(&args),
+        Command::Tail(args) => tail::run(&args),
         Command::Schema => schema(),
     };
     result.unwrap_or_else(|error| {
