@@ -6,25 +6,29 @@
 pub mod reader;
 pub mod worker;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Intake;
 use crate::cluster::Cluster;
 use crate::flows::Flows;
+use crate::http::{self, Token};
 use crate::inventory::Watcher;
 use crate::kernel;
 use crate::kernel::tc::{Mode, View};
 use crate::output::Output;
 use crate::pipeline::Pipeline;
 use crate::record::HookState;
-use crate::sink::Lines;
+use crate::record::encode::Format;
+use crate::sink::Numbers;
+use crate::sink::target::Target;
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
 const QUEUE: usize = 256;
@@ -46,7 +50,14 @@ pub struct Config {
     pub node: Option<String>,
     pub cluster: Option<String>,
     pub all_drops: bool,
-    pub output: Option<PathBuf>,
+    /// Where records go; nowhere means stdout.
+    pub outputs: Vec<Target>,
+    /// The format of the sinks that name none.
+    pub format: Format,
+    /// Where /metrics and the probes are served; nowhere by default.
+    pub listen: Option<SocketAddr>,
+    /// Holds the token that /metrics asks for.
+    pub metrics_token: Option<PathBuf>,
     pub duration: Option<Duration>,
     pub ring_bytes: u32,
     pub program_logs: bool,
@@ -74,9 +85,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     for problem in &loaded.problems {
         tracing::warn!("{problem}");
     }
-    let lines = match &config.output {
-        Some(path) => Lines::file(path).with_context(|| format!("can't write to {}", path.display()))?,
-        None => Lines::stdout(),
+    let output = open_output(&config)?;
+    let token = config.metrics_token.clone().map(Token::in_file).transpose()?;
+    let served = match config.listen {
+        Some(address) => Some((http::bind(address).await?, http::router(output.metrics().clone(), token))),
+        None => None,
     };
     let options = kernel::Options {
         all_drops: config.all_drops,
@@ -92,7 +105,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let intake = Arc::new(Intake::default());
     let stop = Arc::new(AtomicBool::new(false));
     let (to_worker, from_reader) = sync_channel(QUEUE);
-    let output = Output::new(lines, run_id(), config.cluster.clone(), config.node.clone());
     let inventory = Watcher::start(kernel::programs::tcx);
     hooks.push(worker::inventory_state(&inventory.latest()));
     let mut pipeline =
@@ -112,7 +124,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let worker = std::thread::Builder::new().name("worker".into()).spawn({
         move || {
-            let result = worker::run(pipeline, &from_reader, counters.as_deref(), flow_counters, hooks);
+            let ring = u64::from(config.ring_bytes);
+            let result = worker::run(pipeline, &from_reader, counters.as_deref(), flow_counters, hooks, ring);
             let _ = ended.send(());
             result
         }
@@ -129,6 +142,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
+    let serving = async {
+        match served {
+            Some((listener, router)) => http::serve(listener, router).await,
+            None => std::future::pending().await,
+        }
+    };
     let changes = follow(cluster, to_worker);
     tokio::select! {
         _ = interrupt.recv() => tracing::debug!("SIGINT"),
@@ -136,6 +155,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         () = duration => {}
         _ = &mut worker_ended => {}
         () = changes => {}
+        () = serving => {}
     }
 
     stop.store(true, Ordering::Release);
@@ -152,6 +172,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         worker.join().map_err(|_| anyhow!("the worker thread panicked"))?
     })
     .await?
+}
+
+/// Opens every sink, the first one being the ledger.
+fn open_output(config: &Config) -> anyhow::Result<Output> {
+    let mut output = Output::new(Numbers::new(run_id(), config.cluster.clone(), config.node.clone()));
+    let targets = if config.outputs.is_empty() { &[Target::STDOUT] } else { config.outputs.as_slice() };
+    for (at, target) in targets.iter().enumerate() {
+        if targets[..at].iter().any(|other| other.place.is_same(&target.place)) {
+            bail!("--output {}: named twice", target.place);
+        }
+        output.add(target.open(config.format)?)?;
+    }
+    Ok(output)
 }
 
 /// Loads and attaches the hook on freed packets.

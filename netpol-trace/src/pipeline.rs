@@ -107,6 +107,7 @@ impl Pipeline {
                     "a drop without a readable packet"
                 );
                 self.books.lost_undecoded += 1;
+                self.output.metrics().error("packet", error.kind());
                 return Ok(());
             }
         };
@@ -210,7 +211,7 @@ impl Pipeline {
         if let (Some(flows), Body::Drop(drop)) = (&mut self.flows, &mut body) {
             flows.annotate(drop, packet, origin, index, Instant::now());
         }
-        self.output.write(body, time, 1, &mut self.books)
+        self.output.write(body, time, 1)
     }
 
     /// The usual mistake behind a denied connection.
@@ -225,7 +226,6 @@ impl Pipeline {
 
     /// Counts a packet that gets no line.
     fn leave_out(&mut self, cause: Cause) {
-        self.books.written += 1;
         self.books.filtered += 1;
         *self.books.causes.entry(cause).or_default() += 1;
     }
@@ -243,7 +243,7 @@ impl Pipeline {
             let time = self.clock.wall(finding.opened);
             let names = flows.names_of(finding.tuple.client.0, finding.tuple.server.0, now);
             let body = flows::body(finding, &index, &self.options, names, time, self.cluster.synced());
-            self.output.write(body, time, 0, &mut self.books)?;
+            self.output.write(body, time, 0)?;
         }
         Ok(())
     }
@@ -258,10 +258,9 @@ impl Pipeline {
         }
     }
 
-    /// Writes a record that is not a drop, at once.
+    /// Writes a record that is not a drop.
     pub fn tell(&mut self, body: Body, time: Timestamp) -> Result<(), SinkError> {
-        self.output.write(body, time, 0, &mut self.books)?;
-        self.output.flush(&mut self.books)
+        self.output.write(body, time, 0)
     }
 
     pub fn cluster(&self) -> &Cluster {
