@@ -3,14 +3,13 @@
 mod queries;
 mod text;
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
 use super::ends::{self, Case, Question};
-use super::input::{self, Cni};
+use super::input::{self, Cni, Error, Output, is_stdin};
 use crate::cluster::Index;
 use crate::cluster::model::Direction;
 use crate::record::{Hint, ServiceRef, Verdict, VerdictResult};
@@ -53,43 +52,13 @@ pub struct Args {
     cni: Cni,
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
-
-/// What went wrong before there was an answer.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Input(#[from] input::Error),
-    #[error(transparent)]
-    Question(#[from] ends::Error),
-    #[error("--queries {path}: {error}")]
-    Queries { path: String, error: io::Error },
-    #[error("--manifests - and --queries - can't both be standard input")]
-    TwoInputs,
-    #[error(transparent)]
-    Output(#[from] io::Error),
-}
-
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    match explain(args) {
-        Ok(code) => Ok(code),
-        // `| head` has seen enough.
-        Err(Error::Output(error)) => Err(error.into()),
-        Err(error) => {
-            eprintln!("netpol-trace explain: {}", crate::text::escape(&error.to_string()));
-            Ok(ExitCode::from(input::USAGE_OR_INPUT))
-        }
-    }
+    input::finish("explain", explain(args))
 }
 
 fn explain(args: &Args) -> Result<ExitCode, Error> {
-    let stdin = |path: &PathBuf| path.as_os_str() == "-";
-    if args.queries.as_ref().is_some_and(stdin) && args.manifests.iter().any(stdin) {
-        return Err(Error::TwoInputs);
+    if args.queries.as_deref().is_some_and(is_stdin) && args.manifests.iter().any(|path| is_stdin(path)) {
+        return Err(Error::TwoInputs("--manifests - and --queries -"));
     }
     let index = input::load(&args.manifests)?;
     let options = args.cni.options();
@@ -102,13 +71,10 @@ fn explain(args: &Args) -> Result<ExitCode, Error> {
         port: args.port.as_deref(),
     };
     let explained = answer(&index, &options, &question)?;
-    let printed = match args.output {
+    input::print(&match args.output {
         Output::Text => text::page(&explained),
-        Output::Json => serde_json::to_string_pretty(&explained).map_err(io::Error::from)? + "\n",
-    };
-    let mut out = io::stdout().lock();
-    out.write_all(printed.as_bytes())?;
-    out.flush()?;
+        Output::Json => input::json(&explained)?,
+    })?;
     Ok(ExitCode::from(match explained.result {
         VerdictResult::Allowed => 0,
         VerdictResult::Denied => 1,
