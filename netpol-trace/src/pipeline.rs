@@ -124,7 +124,8 @@ impl Pipeline {
         }
         let may_wait =
             self.held.len() < MAX_HELD && matches!(facts.site.candidate, Candidate::Policy | Candidate::Maybe);
-        let index = self.cluster.read();
+        let cluster = self.cluster.clone();
+        let index = cluster.read();
         let flow = enrich::name(&packet, &index);
         if may_wait && flow.may_be_named_later() {
             self.books.held += 1;
@@ -139,7 +140,8 @@ impl Pipeline {
         if self.held.is_empty() {
             return Ok(());
         }
-        let index = self.cluster.read();
+        let cluster = self.cluster.clone();
+        let index = cluster.read();
         let now = Instant::now();
         for held in std::mem::take(&mut self.held) {
             let flow = enrich::name(&held.packet, &index);
@@ -238,7 +240,8 @@ impl Pipeline {
         if found.is_empty() {
             return Ok(());
         }
-        let index = self.cluster.read();
+        let cluster = self.cluster.clone();
+        let index = cluster.read();
         for finding in &found {
             let time = self.clock.wall(finding.opened);
             let names = flows.names_of(finding.tuple.client.0, finding.tuple.server.0, now);
