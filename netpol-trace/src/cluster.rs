@@ -8,6 +8,7 @@
 //!
 //! Only this module names the Kubernetes API types or client: everything downstream sees [`model`] and [`Index`].
 
+pub mod api;
 pub mod change;
 pub mod decode;
 pub mod index;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::ends::{self, Case, Question};
-use super::input::{self, Cni, Error, Output, is_stdin};
+use super::input::{self, Cni, Error, Output, Source, is_stdin};
 use crate::cluster::Index;
 use crate::cluster::model::Direction;
 use crate::record::{Hint, ServiceRef, Verdict, VerdictResult};
@@ -30,9 +30,8 @@ Examples:
   kubectl get -A -o yaml pods,namespaces,networkpolicies,services,endpointslices,nodes |
     netpol-trace explain --manifests - --from qa-test/deploy/frontend --to 93.184.216.34 --port 443/TCP")]
 pub struct Args {
-    /// File or folder of YAML or JSON manifests, or - for standard input; repeatable
-    #[arg(long, required = true, value_name = "PATH")]
-    manifests: Vec<PathBuf>,
+    #[command(flatten)]
+    source: Source,
     /// Who opens the connection
     #[arg(long, required_unless_present = "queries", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
@@ -57,10 +56,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn explain(args: &Args) -> Result<ExitCode, Error> {
-    if args.queries.as_deref().is_some_and(is_stdin) && args.manifests.iter().any(|path| is_stdin(path)) {
+    if args.queries.as_deref().is_some_and(is_stdin) && args.source.is_stdin() {
         return Err(Error::TwoInputs("--manifests - and --queries -"));
     }
-    let index = input::load(&args.manifests)?;
+    let index = args.source.load()?;
     let options = args.cni.options();
     if let Some(path) = &args.queries {
         return queries::run(&index, &options, path);

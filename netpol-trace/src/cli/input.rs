@@ -6,11 +6,12 @@ use std::io::{self, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::cluster::ClusterArgs;
 use super::ends;
-use crate::cluster::Index;
 use crate::cluster::manifests::{self, Loaded};
 use crate::cluster::model::Object;
 use crate::cluster::place::Severity;
+use crate::cluster::{Index, api};
 use crate::recorded::{self, Log};
 use crate::text::escape;
 use crate::verdict::Options;
@@ -26,6 +27,8 @@ pub(super) const USAGE_OR_INPUT: u8 = 2;
 pub(super) enum Error {
     #[error("the input has errors, so an answer could be wrong; see above")]
     Manifests,
+    #[error("the cluster can't be read: {0}")]
+    Cluster(#[from] api::Trouble),
     #[error(transparent)]
     Question(#[from] ends::Error),
     /// Queries or records that can't be read; the name is the file's, or the option with it.
@@ -73,9 +76,40 @@ pub(super) fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-/// Reads the manifests; their problems go to stderr with their places.
-pub(super) fn load(paths: &[PathBuf]) -> Result<Index, Error> {
-    let loaded: Loaded = manifests::load(paths);
+/// Where the cluster's objects come from.
+#[derive(Debug, clap::Args)]
+pub(super) struct Source {
+    /// File or folder of YAML or JSON manifests, or - for standard input; repeatable. Of objects with one name the last counts.
+    /// Without it the cluster of the kubeconfig's current context is read; with --context too, manifests go over what is there
+    #[arg(long, value_name = "PATH")]
+    manifests: Vec<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+}
+
+impl Source {
+    pub fn is_stdin(&self) -> bool {
+        self.manifests.iter().any(|path| is_stdin(path))
+    }
+
+    /// Reads it; its problems go to stderr with their places.
+    pub fn load(&self) -> Result<Index, Error> {
+        told(load(&self.manifests, &self.cluster)?)
+    }
+}
+
+/// What the manifests hold, over what the cluster has, as far as each is asked for.
+pub(super) fn load(paths: &[PathBuf], cluster: &ClusterArgs) -> Result<Loaded, api::Trouble> {
+    let live = if paths.is_empty() || cluster.given() { Some(api::load(&cluster.access())?) } else { None };
+    Ok(match (live, paths) {
+        (Some(live), []) => live,
+        (Some(live), paths) => live.under(manifests::load(paths)),
+        (None, paths) => manifests::load(paths),
+    })
+}
+
+/// The problems of the input go to stderr; one with errors gives no answer.
+fn told(loaded: Loaded) -> Result<Index, Error> {
     let worth_saying = || loaded.problems.iter().filter(|p| p.severity > Severity::Info);
     for problem in worth_saying().take(PROBLEMS_SHOWN) {
         eprintln!("{}: {problem}", problem.severity);

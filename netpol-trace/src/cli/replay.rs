@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::input::{self, Cni, Error, Output, is_stdin};
+use super::input::{self, Cni, Error, Output, Source, is_stdin};
 use crate::cluster::Index;
 use crate::record::{Verdict, VerdictResult};
 use crate::recorded::Flow;
@@ -28,10 +28,8 @@ pub struct Args {
     /// Records of the agent, JSON lines, or - for standard input
     #[arg(value_name = "RECORDS")]
     records: PathBuf,
-    /// File or folder of YAML or JSON manifests, the edited policies among them; repeatable, and of policies with one name the
-    /// last counts
-    #[arg(long, required = true, value_name = "PATH")]
-    manifests: Vec<PathBuf>,
+    #[command(flatten)]
+    source: Source,
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
     #[command(flatten)]
@@ -43,10 +41,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn work(args: &Args) -> Result<ExitCode, Error> {
-    if is_stdin(&args.records) && args.manifests.iter().any(|path| is_stdin(path)) {
+    if is_stdin(&args.records) && args.source.is_stdin() {
         return Err(Error::TwoInputs("RECORDS and --manifests"));
     }
-    let mut index = input::load(&args.manifests)?;
+    let mut index = args.source.load()?;
     let log = input::records(&args.records)?;
     for object in log.missing_objects(&index) {
         index.upsert(object);

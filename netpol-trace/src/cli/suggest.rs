@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::ends::{self, Question};
-use super::input::{self, Cni, Error, is_stdin};
+use super::input::{self, Cni, Error, Source, is_stdin};
 use crate::cluster::Index;
 use crate::cluster::model::{Object, Policy};
 use crate::suggest::{self, Change, Nothing, Opened};
@@ -33,9 +33,8 @@ pub struct Args {
     /// Records of the agent, JSON lines, or - for standard input
     #[arg(value_name = "RECORDS", required_unless_present = "from", conflicts_with = "from")]
     records: Option<PathBuf>,
-    /// File or folder of YAML or JSON manifests, or - for standard input; repeatable
-    #[arg(long, required = true, value_name = "PATH")]
-    manifests: Vec<PathBuf>,
+    #[command(flatten)]
+    source: Source,
     /// Who opens the connection
     #[arg(long, requires = "to", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
@@ -62,10 +61,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn work(args: &Args) -> Result<ExitCode, Error> {
-    if args.records.as_deref().is_some_and(is_stdin) && args.manifests.iter().any(|path| is_stdin(path)) {
+    if args.records.as_deref().is_some_and(is_stdin) && args.source.is_stdin() {
         return Err(Error::TwoInputs("RECORDS and --manifests"));
     }
-    let mut index = input::load(&args.manifests)?;
+    let mut index = args.source.load()?;
     let options = args.cni.options();
     let mut plan = Plan::default();
     match &args.records {

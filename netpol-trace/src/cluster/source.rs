@@ -29,6 +29,23 @@ pub struct SourceStatus {
     pub skipped: BTreeMap<String, u64>,
     /// The first problem, with its place; `None` when synced.
     pub error: Option<String>,
+    /// What else is worth knowing of it.
+    pub detail: Option<String>,
+}
+
+impl SourceStatus {
+    /// Expected, and not heard of yet.
+    pub fn expected(name: &str) -> SourceStatus {
+        SourceStatus {
+            name: name.to_owned(),
+            synced: false,
+            loaded_at: Timestamp::now(),
+            objects: BTreeMap::new(),
+            skipped: BTreeMap::new(),
+            error: None,
+            detail: None,
+        }
+    }
 }
 
 /// What is known of the cluster, kept current. Clones share it.

@@ -120,6 +120,7 @@ fn status(loaded: &Loaded, at: Timestamp) -> SourceStatus {
         objects: loaded.counts.clone(),
         skipped: loaded.skipped.clone(),
         error: loaded.error().map(ToString::to_string),
+        detail: None,
     }
 }
 
