@@ -294,6 +294,7 @@ fn source_state(source: &crate::cluster::source::SourceStatus, now: Timestamp) -
         objects: source.objects.clone(),
         skipped: source.skipped.clone(),
         error: source.error.clone(),
+        detail: source.detail.clone(),
     }
 }
 
