@@ -4,27 +4,32 @@
 //! runs the pipeline and writes. Between them a bounded queue: when it is full, packets are counted as lost, not waited for.
 
 pub mod reader;
+pub mod source;
 pub mod worker;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Intake;
 use crate::cluster::Cluster;
 use crate::flows::Flows;
+use crate::http::{self, Token};
 use crate::inventory::Watcher;
 use crate::kernel;
 use crate::kernel::tc::{Mode, View};
 use crate::output::Output;
 use crate::pipeline::Pipeline;
 use crate::record::HookState;
-use crate::sink::Lines;
+use crate::record::encode::Format;
+use crate::sink::Numbers;
+use crate::sink::target::Target;
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
 const QUEUE: usize = 256;
@@ -42,11 +47,18 @@ pub enum HookName {
 /// How an agent is to run.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub manifests: Vec<PathBuf>,
+    pub source: source::From,
     pub node: Option<String>,
     pub cluster: Option<String>,
     pub all_drops: bool,
-    pub output: Option<PathBuf>,
+    /// Where records go; nowhere means stdout.
+    pub outputs: Vec<Target>,
+    /// The format of the sinks that name none.
+    pub format: Format,
+    /// Where /metrics and the probes are served; nowhere by default.
+    pub listen: Option<SocketAddr>,
+    /// Holds the token that /metrics asks for.
+    pub metrics_token: Option<PathBuf>,
     pub duration: Option<Duration>,
     pub ring_bytes: u32,
     pub program_logs: bool,
@@ -65,18 +77,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Before anything else: a signal during the start must end the agent as cleanly as one later.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    for path in config.manifests.iter().filter(|path| path.as_os_str() != "-") {
-        if let Err(error) = std::fs::metadata(path) {
-            bail!("--manifests {}: {error}", path.display());
-        }
-    }
-    let (cluster, loaded) = Cluster::from_manifests(&config.manifests);
-    for problem in &loaded.problems {
-        tracing::warn!("{problem}");
-    }
-    let lines = match &config.output {
-        Some(path) => Lines::file(path).with_context(|| format!("can't write to {}", path.display()))?,
-        None => Lines::stdout(),
+    let (cluster, source) = source::open(&config.source).await?;
+    let output = open_output(&config)?;
+    let token = config.metrics_token.clone().map(Token::in_file).transpose()?;
+    let served = match config.listen {
+        Some(address) => Some((http::bind(address).await?, http::router(output.metrics().clone(), token))),
+        None => None,
     };
     let options = kernel::Options {
         all_drops: config.all_drops,
@@ -92,11 +98,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let intake = Arc::new(Intake::default());
     let stop = Arc::new(AtomicBool::new(false));
     let (to_worker, from_reader) = sync_channel(QUEUE);
-    let output = Output::new(lines, run_id(), config.cluster.clone(), config.node.clone());
     let inventory = Watcher::start(kernel::programs::tcx);
     hooks.push(worker::inventory_state(&inventory.latest()));
     let mut pipeline =
         Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output).with_inventory(inventory);
+    pipeline.lookups = source.lookups();
     let (connections, flow_counters) = match tc {
         Some(kernel::tc::Opened { attacher, ring, flows, counters }) => {
             let view = View { flows, interfaces: attacher.interfaces() };
@@ -110,9 +116,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Fires when the worker ends by itself: the output's reader has gone, or a bug.
     let (ended, mut worker_ended) = tokio::sync::oneshot::channel();
 
+    // The first status says how the sources stand, and the first drops find their names.
+    let (settled, wait) = std::sync::mpsc::channel::<()>();
     let worker = std::thread::Builder::new().name("worker".into()).spawn({
         move || {
-            let result = worker::run(pipeline, &from_reader, counters.as_deref(), flow_counters, hooks);
+            let _ = wait.recv();
+            let ring = u64::from(config.ring_bytes);
+            let result = worker::run(pipeline, &from_reader, counters.as_deref(), flow_counters, hooks, ring);
             let _ = ended.send(());
             result
         }
@@ -129,13 +139,26 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
-    let changes = follow(cluster, to_worker);
+    let serving = async {
+        match served {
+            Some((listener, router)) => http::serve(listener, router).await,
+            None => std::future::pending().await,
+        }
+    };
+    let settling = async {
+        source::settled(&cluster).await;
+        drop(settled);
+        std::future::pending::<()>().await;
+    };
+    let changes = follow(cluster.clone(), source, to_worker);
     tokio::select! {
+        () = settling => {}
         _ = interrupt.recv() => tracing::debug!("SIGINT"),
         _ = terminate.recv() => tracing::debug!("SIGTERM"),
         () = duration => {}
         _ = &mut worker_ended => {}
         () = changes => {}
+        () = serving => {}
     }
 
     stop.store(true, Ordering::Release);
@@ -152,6 +175,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         worker.join().map_err(|_| anyhow!("the worker thread panicked"))?
     })
     .await?
+}
+
+/// Opens every sink, the first one being the ledger.
+fn open_output(config: &Config) -> anyhow::Result<Output> {
+    let mut output = Output::new(Numbers::new(run_id(), config.cluster.clone(), config.node.clone()));
+    let targets = if config.outputs.is_empty() { &[Target::STDOUT] } else { config.outputs.as_slice() };
+    for (at, target) in targets.iter().enumerate() {
+        if targets[..at].iter().any(|other| other.place.is_same(&target.place)) {
+            bail!("--output {}: named twice", target.place);
+        }
+        output.add(target.open(config.format)?)?;
+    }
+    Ok(output)
 }
 
 /// Loads and attaches the hook on freed packets.
@@ -196,9 +232,9 @@ fn open_tc(config: &Config, hooks: &mut Vec<HookState>) -> anyhow::Result<Option
 }
 
 /// Follows the source and tells the worker of every change of its state.
-async fn follow(cluster: Cluster, to_worker: std::sync::mpsc::SyncSender<worker::Message>) {
+async fn follow(cluster: Cluster, source: source::Source, to_worker: std::sync::mpsc::SyncSender<worker::Message>) {
     let mut changes = cluster.changes();
-    let watch = cluster.watch();
+    let watch = source.follow(cluster);
     tokio::pin!(watch);
     loop {
         tokio::select! {

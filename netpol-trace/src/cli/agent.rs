@@ -1,17 +1,25 @@
 //! `netpol-trace agent`: record drops on this node.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::cluster::ClusterArgs;
+use crate::agent::source::From;
 use crate::agent::{self, Config};
+use crate::cluster::api::{Options, Peers};
+use crate::record::encode::Format;
+use crate::sink::target::Target;
 
 /// Record drops on this node, one JSON object a line on stdout; own logs go to stderr.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  netpol-trace agent --node-name worker-7              the cluster's objects from the API server: in a pod by its service
+                                                       account, elsewhere by the kubeconfig
   netpol-trace agent --manifests ./cluster/            the cluster's objects from files, records on stdout
   kubectl get pods,ns,netpol,svc,endpointslices,nodes -A -o yaml > cluster.yaml
   netpol-trace agent --manifests cluster.yaml --node-name worker-7 | jq 'select(.kind == \"drop\")'
@@ -20,9 +28,17 @@ Examples:
 Exit codes: 0 stopped by a signal, by --duration or by the end of its reader; 1 drops can't be recorded; 2 bad arguments.")]
 pub struct AgentArgs {
     /// File or folder with pods, namespaces, policies, services, endpoint slices and nodes (YAML or JSON, what `kubectl get -A
-    /// -o yaml` writes); may be given more than once. Re-read when it changes.
-    #[arg(long, value_name = "PATH", required = true)]
+    /// -o yaml` writes), instead of the API server; may be given more than once. Re-read when it changes.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "context", "peers"])]
     manifests: Vec<PathBuf>,
+
+    #[command(flatten)]
+    api: ClusterArgs,
+
+    /// Whether pods of other nodes are watched, or looked up when they first appear in a drop: one watch of all pods on each
+    /// node is more than the API server of a large cluster should carry.
+    #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
+    peers: Peers,
 
     /// This node's name in the cluster.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
@@ -36,9 +52,23 @@ pub struct AgentArgs {
     #[arg(long)]
     all_drops: bool,
 
-    /// Append records to this file instead of stdout.
-    #[arg(long, value_name = "PATH")]
-    output: Option<PathBuf>,
+    /// Where records go: stdout, or a file (PATH or file:PATH, appended to), each with options after commas: format=NAME, and for
+    /// files max-size=64MiB, max-age=24h, keep=5 (how many older ones, PATH.1 being the newest). May be given more than once;
+    /// the first one is what the books are about. [default: stdout]
+    #[arg(long, value_name = "TARGET")]
+    output: Vec<Target>,
+
+    /// The encoding of records where --output names none.
+    #[arg(long, value_name = "FORMAT", default_value = "native")]
+    format: Format,
+
+    /// Serve /metrics (Prometheus), /healthz and /readyz here, such as 127.0.0.1:9477. [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+
+    /// Answer /metrics only to who sends the token in this file (Authorization: Bearer). Read again for each request.
+    #[arg(long, value_name = "PATH", requires = "listen")]
+    metrics_token_file: Option<PathBuf>,
 
     /// Stop after this time: 30s, 5m, 1h.
     #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -72,12 +102,22 @@ fn ring_kib(text: &str) -> Result<u32, String> {
 }
 
 pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
+    let (access, node) = (args.api.access(), args.node_name.clone());
+    if args.peers == Peers::Lookup && node.is_none() {
+        anyhow::bail!("--peers=lookup needs to know which pods are this node's: give --node-name, or set NODE_NAME");
+    }
     let config = Config {
-        manifests: args.manifests,
+        source: match args.manifests.is_empty() {
+            true => From::Api(Options { access, peers: args.peers, node }),
+            false => From::Manifests(args.manifests),
+        },
         node: args.node_name,
         cluster: args.cluster_name,
         all_drops: args.all_drops,
-        output: args.output,
+        outputs: args.output,
+        format: args.format,
+        listen: args.listen,
+        metrics_token: args.metrics_token_file,
         duration: args.duration,
         ring_bytes: args.ring_kib * 1024,
         program_logs: args.program_logs,
