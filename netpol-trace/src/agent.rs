@@ -3,6 +3,7 @@
 //! Two threads besides the runtime: the reader empties the kernel's ring and never waits for anything else; the worker
 //! runs the pipeline and writes. Between them a bounded queue: when it is full, packets are counted as lost, not waited for.
 
+pub mod previous;
 pub mod reader;
 pub mod worker;
 
@@ -13,10 +14,12 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Intake;
 use crate::cluster::Cluster;
+use crate::config::Live;
 use crate::flows::Flows;
 use crate::inventory::Watcher;
 use crate::kernel;
@@ -25,6 +28,8 @@ use crate::output::Output;
 use crate::pipeline::Pipeline;
 use crate::record::HookState;
 use crate::sink::Lines;
+
+use previous::StateFile;
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
 const QUEUE: usize = 256;
@@ -52,6 +57,8 @@ pub struct Config {
     pub program_logs: bool,
     /// `None`: what this kernel has without leaving traces.
     pub hooks: Option<Vec<HookName>>,
+    /// Where to remember this run for the next one.
+    pub state_dir: Option<PathBuf>,
 }
 
 impl Config {
@@ -61,7 +68,7 @@ impl Config {
 }
 
 /// Runs until a signal, the given duration, or the end of whoever reads the output.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
     // Before anything else: a signal during the start must end the agent as cleanly as one later.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -78,6 +85,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Some(path) => Lines::file(path).with_context(|| format!("can't write to {}", path.display()))?,
         None => Lines::stdout(),
     };
+    let run = run_id();
+    let state = config.state_dir.as_deref().map(|dir| StateFile::open(dir, &run)).transpose()?;
     let options = kernel::Options {
         all_drops: config.all_drops,
         ring_bytes: config.ring_bytes,
@@ -88,15 +97,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let drops = if config.wants(HookName::KfreeSkb) { Some(open_drops(&options, &mut hooks)?) } else { None };
     let counters = drops.as_ref().map(|drops| drops.counters.clone());
     let tc = open_tc(&config, &mut hooks)?;
+    let previous = state.as_ref().and_then(|state| state.before(Timestamp::now()));
 
     let intake = Arc::new(Intake::default());
     let stop = Arc::new(AtomicBool::new(false));
     let (to_worker, from_reader) = sync_channel(QUEUE);
-    let output = Output::new(lines, run_id(), config.cluster.clone(), config.node.clone());
+    let output = Output::new(lines, run, config.cluster.clone(), config.node.clone());
     let inventory = Watcher::start(kernel::programs::tcx);
     hooks.push(worker::inventory_state(&inventory.latest()));
-    let mut pipeline =
-        Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output).with_inventory(inventory);
+    let mut pipeline = Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output)
+        .with_inventory(inventory)
+        .with_config(file.changes());
     let (connections, flow_counters) = match tc {
         Some(kernel::tc::Opened { attacher, ring, flows, counters }) => {
             let view = View { flows, interfaces: attacher.interfaces() };
@@ -112,7 +123,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let worker = std::thread::Builder::new().name("worker".into()).spawn({
         move || {
-            let result = worker::run(pipeline, &from_reader, counters.as_deref(), flow_counters, hooks);
+            let result = worker::run(pipeline, &from_reader, counters.as_deref(), flow_counters, hooks, previous);
             let _ = ended.send(());
             result
         }
@@ -136,6 +147,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         () = duration => {}
         _ = &mut worker_ended => {}
         () = changes => {}
+        () = file.follow() => {}
+        () = keep(state.as_ref()) => {}
+    }
+    if let Some(state) = &state {
+        state.end();
     }
 
     stop.store(true, Ordering::Release);
@@ -152,6 +168,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         worker.join().map_err(|_| anyhow!("the worker thread panicked"))?
     })
     .await?
+}
+
+async fn keep(state: Option<&StateFile>) {
+    match state {
+        Some(state) => state.keep().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Loads and attaches the hook on freed packets.

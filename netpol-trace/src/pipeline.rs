@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use crate::books::{Books, Intake};
 use crate::cause::{self, Circumstances};
 use crate::cluster::{Cluster, Index};
+use crate::config::{Ends, live};
 use crate::enrich::{self, Flow};
 use crate::flows::{self, Flows, Origin};
 use crate::inventory::Watcher;
@@ -48,6 +49,9 @@ pub struct Pipeline {
     /// With the tc hook.
     pub flows: Option<Flows<View>>,
     inventory: Option<Watcher>,
+    config: Option<tokio::sync::watch::Receiver<live::State>>,
+    /// What the config file says of records, as of the last look.
+    pub configured: live::State,
     pub output: Output,
 }
 
@@ -79,6 +83,8 @@ impl Pipeline {
             tracked_netns: HashSet::new(),
             flows: None,
             inventory: None,
+            config: None,
+            configured: live::State::default(),
             output,
         }
     }
@@ -87,6 +93,22 @@ impl Pipeline {
     pub fn with_inventory(mut self, inventory: Watcher) -> Pipeline {
         self.inventory = Some(inventory);
         self
+    }
+
+    /// Follows the config file.
+    pub fn with_config(mut self, config: tokio::sync::watch::Receiver<live::State>) -> Pipeline {
+        self.configured = config.borrow().clone();
+        self.config = Some(config);
+        self
+    }
+
+    /// Takes up what the config file says now; whether that is news.
+    pub fn reconfigured(&mut self) -> bool {
+        let Some(config) = self.config.as_mut().filter(|config| config.has_changed().unwrap_or(false)) else {
+            return false;
+        };
+        self.configured = config.borrow_and_update().clone();
+        true
     }
 
     /// One drop, through all stages.
@@ -201,7 +223,8 @@ impl Pipeline {
                 }
             }
         };
-        if !self.all_drops && !decision.cause.is_default() {
+        let admitted = self.configured.settings.admits(Some(decision.cause), &Ends::of_flow(&flow));
+        if !admitted || (!self.all_drops && !decision.cause.is_default()) {
             self.leave_out(decision.cause);
             return Ok(());
         }
@@ -210,6 +233,7 @@ impl Pipeline {
         if let (Some(flows), Body::Drop(drop)) = (&mut self.flows, &mut body) {
             flows.annotate(drop, packet, origin, index, Instant::now());
         }
+        self.configured.settings.redact(&mut body);
         self.output.write(body, time, 1, &mut self.books)
     }
 
@@ -242,7 +266,14 @@ impl Pipeline {
         for finding in &found {
             let time = self.clock.wall(finding.opened);
             let names = flows.names_of(finding.tuple.client.0, finding.tuple.server.0, now);
-            let body = flows::body(finding, &index, &self.options, names, time, self.cluster.synced());
+            let mut body = flows::body(finding, &index, &self.options, names, time, self.cluster.synced());
+            if let Body::Unanswered(silent) = &body
+                && !self.configured.settings.admits(None, &Ends::of_record(&silent.source, &silent.destination))
+            {
+                flows.leave_out(finding);
+                continue;
+            }
+            self.configured.settings.redact(&mut body);
             self.output.write(body, time, 0, &mut self.books)?;
         }
         Ok(())

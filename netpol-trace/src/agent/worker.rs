@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use netpol_trace_common::tc::FlowCounters;
 
+use super::previous::Previous;
 use crate::inventory::Inventory;
 use crate::kernel::RawDrop;
 use crate::kernel::attach::{Attached, Hook};
@@ -42,8 +43,9 @@ pub fn run(
     counters: Option<&Counters>,
     flow_counters: Option<tc::Counters>,
     hooks: Vec<HookState>,
+    previous: Option<Previous>,
 ) -> anyhow::Result<()> {
-    let mut worker = Worker { pipeline, counters, flow_counters, hooks, told: Told::default() };
+    let mut worker = Worker { pipeline, counters, flow_counters, hooks, previous, told: Told::default() };
     match worker.work(messages) {
         Ok(()) | Err(SinkError::Closed) => Ok(()),
         Err(error) => Err(error.into()),
@@ -57,6 +59,7 @@ struct Worker<'a> {
     /// With the tc hook.
     flow_counters: Option<tc::Counters>,
     hooks: Vec<HookState>,
+    previous: Option<Previous>,
     told: Told,
 }
 
@@ -84,6 +87,9 @@ struct FlowLosses {
 impl Worker<'_> {
     fn work(&mut self, messages: &Receiver<Message>) -> Result<(), SinkError> {
         self.status(Phase::Started)?;
+        if let Some((since, loss)) = self.previous.as_mut().and_then(|previous| previous.gap.take()) {
+            self.pipeline.tell(Body::Loss(loss), since)?;
+        }
         let (mut next_tick, mut next_status) = (Instant::now() + TICK, Instant::now() + STATUS);
         loop {
             match messages.recv_timeout(REVISIT) {
@@ -98,6 +104,9 @@ impl Worker<'_> {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if self.pipeline.reconfigured() {
+                self.status(Phase::Running)?;
             }
             self.pipeline.revisit(false)?;
             self.pipeline.unanswered()?;
@@ -228,12 +237,13 @@ impl Worker<'_> {
         let status = Status {
             phase,
             version: env!("CARGO_PKG_VERSION").into(),
-            previous_run: None,
+            previous_run: self.previous.as_ref().map(|previous| previous.run.clone()),
             totals: Totals { kernel: reading.totals, agent: pipeline.books.totals(&pipeline.intake) },
             causes: pipeline.books.causes.clone(),
             not_recorded: reading.not_recorded,
             connections,
             hooks,
+            config: pipeline.configured.told.as_ref().map(|told| told.state(now)),
             sources: pipeline.cluster().sources().iter().map(|source| source_state(source, now)).collect(),
         };
         pipeline.tell(Body::Status(Box::new(status)), now)
