@@ -3,6 +3,7 @@
 mod bench;
 mod compatibility;
 mod demo;
+mod image;
 mod machine;
 mod report;
 mod setup;
@@ -34,6 +35,7 @@ enum Verb {
     Vm(vm::Args),
     Bench(bench::Args),
     Compatibility(compatibility::Args),
+    Image(image::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Verb::Vm(args) => vm::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Compatibility(args) => compatibility::run(&args),
+        Verb::Image(args) => image::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -35,10 +35,12 @@ pub enum Need {
     Lint,
     /// Virtual machines with other kernels.
     Vm,
+    /// Container images.
+    Image,
 }
 
 impl Need {
-    pub const ALL: [Need; 4] = [Need::Build, Need::Lab, Need::Lint, Need::Vm];
+    pub const ALL: [Need; 5] = [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Image];
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {

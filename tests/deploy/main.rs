@@ -1,0 +1,5 @@
+//! The manifests in `deploy/`, as kustomize, helm and the agent see them.
+
+mod chart;
+mod manifests;
+mod render;
