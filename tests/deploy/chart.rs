@@ -3,12 +3,13 @@
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use netpol_trace_tests::cluster::programs::HELM;
 
 use super::render::{deploy, helm, program, template};
 
 #[test]
 fn lint() -> Result<()> {
-    let Some(program) = program("lint", "helm") else { return Ok(()) };
+    let Some(program) = program("lint", &HELM) else { return Ok(()) };
     let output = Command::new(program).args(["lint", "--strict", "--quiet"]).arg(deploy().join("helm/netpol-trace")).output()?;
     assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     Ok(())
@@ -16,7 +17,7 @@ fn lint() -> Result<()> {
 
 #[test]
 fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
-    let Some(program) = program("values_that_are_wrong_are_refused_by_name", "helm") else { return Ok(()) };
+    let Some(program) = program("values_that_are_wrong_are_refused_by_name", &HELM) else { return Ok(()) };
     for (value, named) in [
         ("hostNetwrok=true", "hostNetwrok"),
         ("hostNetwork=\"yes\"", "hostNetwork"),
@@ -36,7 +37,7 @@ fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
 
 #[test]
 fn options_make_their_objects() -> Result<()> {
-    let Some(program) = program("options_make_their_objects", "helm") else { return Ok(()) };
+    let Some(program) = program("options_make_their_objects", &HELM) else { return Ok(()) };
     let kinds = |values: &[&str]| -> Result<Vec<String>> { Ok(helm(&program, values)?.into_keys().collect()) };
     let plain = kinds(&[])?;
     let more = kinds(&["podMonitor.enabled=true", "networkPolicy.enabled=true"])?;

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent;
+use netpol_trace_tests::cluster::programs::{HELM, KUBECTL};
 use serde_json::Value;
 
 use super::render::{Objects, deploy, documents, helm, kustomize, program};
@@ -38,7 +39,7 @@ fn comparable(mut objects: Objects) -> Objects {
 #[test]
 fn kustomize_and_helm_make_the_same_objects() -> Result<()> {
     const TEST: &str = "kustomize_and_helm_make_the_same_objects";
-    let (Some(kubectl), Some(chart)) = (program(TEST, "kubectl"), program(TEST, "helm")) else { return Ok(()) };
+    let (Some(kubectl), Some(chart)) = (program(TEST, &KUBECTL), program(TEST, &HELM)) else { return Ok(()) };
     for (overlay, values) in VARIANTS {
         let (one, other) = (comparable(kustomize(&kubectl, overlay)?), comparable(helm(&chart, values)?));
         let (names, others): (Vec<_>, Vec<_>) = (one.keys().collect(), other.keys().collect());
@@ -53,7 +54,7 @@ fn kustomize_and_helm_make_the_same_objects() -> Result<()> {
 
 /// All variants as kustomize makes them.
 fn overlays(test: &str) -> Result<Vec<(&'static str, Objects)>> {
-    let Some(kubectl) = program(test, "kubectl") else { return Ok(Vec::new()) };
+    let Some(kubectl) = program(test, &KUBECTL) else { return Ok(Vec::new()) };
     VARIANTS.iter().map(|(overlay, _)| Ok((*overlay, kustomize(&kubectl, overlay)?))).collect()
 }
 

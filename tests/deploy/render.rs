@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail};
-use netpol_trace_tests::skipped;
+use netpol_trace_tests::cluster::programs::Program;
+use netpol_trace_tests::{cluster, skipped};
 use saphyr::{LoadableYamlNode, Scalar, Yaml};
 use serde_json::{Map, Value};
 
@@ -16,15 +17,13 @@ pub fn deploy() -> PathBuf {
 /// Objects by kind and name.
 pub type Objects = BTreeMap<String, Value>;
 
-/// A program on PATH; says that the test is skipped when there is none.
-pub fn program(test: &str, name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());
-    let found = found.or_else(|| netpol_trace_tests::cached_program(name));
-    if found.is_none() {
-        skipped(test, &format!("needs {name}: cargo xtask setup builds it"));
+/// One of the programs that setup builds; says that the test is skipped when it is not there.
+pub fn program(test: &str, program: &Program) -> Option<PathBuf> {
+    let built = cluster::built(program);
+    if let Err(why) = &built {
+        skipped(test, &format!("{why:#}"));
     }
-    found
+    built.ok()
 }
 
 pub fn kustomize(kubectl: &Path, folder: &str) -> Result<Objects> {

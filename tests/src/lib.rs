@@ -12,6 +12,7 @@ pub mod agent;
 pub mod books;
 pub mod bpf;
 pub mod capture;
+pub mod cluster;
 pub mod demo;
 pub mod iptables;
 pub mod netns;
@@ -82,12 +83,4 @@ fn on_path(program: &str) -> bool {
     std::env::split_paths(&path)
         .chain([Path::new("/usr/sbin").into(), Path::new("/sbin").into()])
         .any(|dir| dir.join(program).is_file())
-}
-
-/// A program that `cargo xtask setup` built with Go, by its name.
-pub fn cached_program(name: &str) -> Option<std::path::PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(std::path::PathBuf::from);
-    let cache = cache.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")))?.join("netpol-trace");
-    let folders = std::fs::read_dir(cache).ok()?.flatten().map(|entry| entry.path());
-    folders.map(|folder| folder.join(name)).find(|file| file.is_file())
 }

@@ -1,6 +1,9 @@
 //! Everything a developer or CI runs: one file per verb.
 
 mod bench;
+mod cluster;
+#[path = "../../tests/src/cluster/programs.rs"]
+mod cluster_programs;
 mod compatibility;
 mod demo;
 mod image;
@@ -34,6 +37,7 @@ enum Verb {
     Test(test::Args),
     Vm(vm::Args),
     Bench(bench::Args),
+    Cluster(cluster::Args),
     Compatibility(compatibility::Args),
     Image(image::Args),
 }
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Vm(args) => vm::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Cluster(args) => cluster::run(&args),
         Verb::Compatibility(args) => compatibility::run(&args),
         Verb::Image(args) => image::run(&args),
     };

@@ -1,5 +1,6 @@
 //! `cargo xtask setup`: finds out what the machine has and installs what is missing.
 
+mod cluster;
 mod ebpf;
 mod packages;
 
@@ -8,15 +9,17 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+pub use cluster::ensure as ensure_programs;
 pub use ebpf::cargo_deny;
 
+use crate::cluster_programs::PROGRAMS;
 use crate::toolchain;
 
 /// Install what building, the demo and the tests need.
 ///
 /// On Debian: packages, as root. Elsewhere: a rustup nightly with rust-src; other programs are named for you to
-/// install. bpf-linker is built once into a cache outside the checkout (XDG_CACHE_HOME or ~/.cache). When nothing is
-/// missing, nothing is done.
+/// install. bpf-linker and the test cluster's programs (by Go 1.26, the API server in some minutes) are built once into
+/// a cache outside the checkout (XDG_CACHE_HOME or ~/.cache). When nothing is missing, nothing is done.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only say what is missing; exit code 1 if anything is
@@ -37,10 +40,12 @@ pub enum Need {
     Vm,
     /// Container images.
     Image,
+    /// The control plane and the enforcers of the cluster tests, and helm, built by Go.
+    Cluster,
 }
 
 impl Need {
-    pub const ALL: [Need; 5] = [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Image];
+    pub const ALL: [Need; 6] = [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Image, Need::Cluster];
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -81,6 +86,11 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     {
         errors.push(format!("{error:#}"));
     }
+    if needs.contains(&Need::Cluster)
+        && let Err(error) = cluster::ensure(&PROGRAMS)
+    {
+        errors.push(format!("{error:#}"));
+    }
     if errors.is_empty() { Ok(()) } else { bail!(errors.join("\n")) }
 }
 
@@ -94,6 +104,9 @@ pub fn missing(needs: &[Need]) -> Vec<String> {
     }
     if needs.contains(&Need::Lint) && cargo_deny().is_none() {
         missing.push("cargo-deny".into());
+    }
+    if needs.contains(&Need::Cluster) {
+        missing.extend(cluster::missing().iter().map(|program| format!("{} of the test cluster", program.name)));
     }
     missing
 }
