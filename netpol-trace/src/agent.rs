@@ -7,13 +7,14 @@ pub mod previous;
 pub mod reader;
 pub mod worker;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -21,13 +22,16 @@ use crate::books::Intake;
 use crate::cluster::Cluster;
 use crate::config::Live;
 use crate::flows::Flows;
+use crate::http::{self, Token};
 use crate::inventory::Watcher;
 use crate::kernel;
 use crate::kernel::tc::{Mode, View};
 use crate::output::Output;
 use crate::pipeline::Pipeline;
 use crate::record::HookState;
-use crate::sink::Lines;
+use crate::record::encode::Format;
+use crate::sink::Numbers;
+use crate::sink::target::Target;
 
 use previous::StateFile;
 
@@ -51,7 +55,14 @@ pub struct Config {
     pub node: Option<String>,
     pub cluster: Option<String>,
     pub all_drops: bool,
-    pub output: Option<PathBuf>,
+    /// Where records go; nowhere means stdout.
+    pub outputs: Vec<Target>,
+    /// The format of the sinks that name none.
+    pub format: Format,
+    /// Where /metrics and the probes are served; nowhere by default.
+    pub listen: Option<SocketAddr>,
+    /// Holds the token that /metrics asks for.
+    pub metrics_token: Option<PathBuf>,
     pub duration: Option<Duration>,
     pub ring_bytes: u32,
     pub program_logs: bool,
@@ -81,11 +92,13 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
     for problem in &loaded.problems {
         tracing::warn!("{problem}");
     }
-    let lines = match &config.output {
-        Some(path) => Lines::file(path).with_context(|| format!("can't write to {}", path.display()))?,
-        None => Lines::stdout(),
-    };
     let run = run_id();
+    let output = open_output(&config, &run)?;
+    let token = config.metrics_token.clone().map(Token::in_file).transpose()?;
+    let served = match config.listen {
+        Some(address) => Some((http::bind(address).await?, http::router(output.metrics().clone(), token))),
+        None => None,
+    };
     let state = config.state_dir.as_deref().map(|dir| StateFile::open(dir, &run)).transpose()?;
     let options = kernel::Options {
         all_drops: config.all_drops,
@@ -102,7 +115,6 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
     let intake = Arc::new(Intake::default());
     let stop = Arc::new(AtomicBool::new(false));
     let (to_worker, from_reader) = sync_channel(QUEUE);
-    let output = Output::new(lines, run, config.cluster.clone(), config.node.clone());
     let inventory = Watcher::start(kernel::programs::tcx);
     hooks.push(worker::inventory_state(&inventory.latest()));
     let mut pipeline = Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output)
@@ -123,7 +135,9 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
 
     let worker = std::thread::Builder::new().name("worker".into()).spawn({
         move || {
-            let result = worker::run(pipeline, &from_reader, counters.as_deref(), flow_counters, hooks, previous);
+            let ring = u64::from(config.ring_bytes);
+            let counters = counters.as_deref();
+            let result = worker::run(pipeline, &from_reader, counters, flow_counters, hooks, previous, ring);
             let _ = ended.send(());
             result
         }
@@ -140,6 +154,12 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
+    let serving = async {
+        match served {
+            Some((listener, router)) => http::serve(listener, router).await,
+            None => std::future::pending().await,
+        }
+    };
     let changes = follow(cluster, to_worker);
     tokio::select! {
         _ = interrupt.recv() => tracing::debug!("SIGINT"),
@@ -147,6 +167,7 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
         () = duration => {}
         _ = &mut worker_ended => {}
         () = changes => {}
+        () = serving => {}
         () = file.follow() => {}
         () = keep(state.as_ref()) => {}
     }
@@ -175,6 +196,19 @@ async fn keep(state: Option<&StateFile>) {
         Some(state) => state.keep().await,
         None => std::future::pending().await,
     }
+}
+
+/// Opens every sink, the first one being the ledger.
+fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
+    let mut output = Output::new(Numbers::new(run.to_owned(), config.cluster.clone(), config.node.clone()));
+    let targets = if config.outputs.is_empty() { &[Target::STDOUT] } else { config.outputs.as_slice() };
+    for (at, target) in targets.iter().enumerate() {
+        if targets[..at].iter().any(|other| other.place.is_same(&target.place)) {
+            bail!("--output {}: named twice", target.place);
+        }
+        output.add(target.open(config.format)?)?;
+    }
+    Ok(output)
 }
 
 /// Loads and attaches the hook on freed packets.

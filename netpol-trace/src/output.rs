@@ -1,164 +1,143 @@
-//! Numbers records and hands them to the sink; a record that can't be written becomes a declared loss.
+//! Makes records of what the pipeline says, and hands each to every sink.
+//!
+//! The first sink is the ledger: the books' `written`, `held` and `lost` are its. The others' are in `sinks` of every status.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::books::Books;
-use crate::record::{Body, Loss, LossStage, Record, SCHEMA, encode};
-use crate::sink::{Lines, SinkError};
+use crate::metrics::Metrics;
+use crate::record::{Body, SinkState};
+use crate::sink::queue::{Counts, Queue, Waiting};
+use crate::sink::{self, Numbers, Sink, SinkError};
 
-/// One sink with its numbering.
+/// How long what still waits when the agent stops may take to get out, and after that its last status: Kubernetes kills a pod
+/// after 30 seconds.
+const LAST: Duration = Duration::from_secs(10);
+const LAST_STATUS: Duration = Duration::from_secs(5);
+
+/// All sinks.
 #[derive(Debug)]
 pub struct Output {
-    lines: Lines,
-    run: String,
-    cluster: Option<String>,
-    node: Option<String>,
-    /// Records made in this run.
-    number: u64,
-    /// Lines handed to the sink.
-    seq: u64,
-    /// Packets and records gathered since the last successful flush.
-    gathered: Gathered,
-    /// What could not be written and is not yet declared.
-    undeclared: Option<Lost>,
-    /// The loss record of `undeclared` is among the gathered lines.
-    declaring: bool,
+    numbers: Arc<Numbers>,
+    outlets: Vec<Outlet>,
+    metrics: Arc<Metrics>,
 }
 
-#[derive(Debug, Default)]
-struct Gathered {
-    packets: u64,
-    first: u64,
-    last: u64,
-    time: Option<Timestamp>,
-}
-
+/// A sink's near end.
 #[derive(Debug)]
-struct Lost {
-    packets: u64,
-    first: u64,
-    last: u64,
-    time: Timestamp,
-    last_time: Timestamp,
+struct Outlet {
+    name: String,
+    format: &'static str,
+    queue: Arc<Queue>,
+    thread: JoinHandle<()>,
 }
 
 impl Output {
-    pub fn new(lines: Lines, run: String, cluster: Option<String>, node: Option<String>) -> Output {
-        Output {
-            lines,
-            run,
-            cluster,
-            node,
-            number: 0,
-            seq: 0,
-            gathered: Gathered::default(),
-            undeclared: None,
-            declaring: false,
-        }
+    pub fn new(numbers: Numbers) -> Output {
+        Output { numbers: Arc::new(numbers), outlets: Vec::new(), metrics: Arc::default() }
     }
 
-    /// Appends one record of `packets` packets. It is on its way only after [`Output::flush`].
-    pub fn write(&mut self, body: Body, time: Timestamp, packets: u64, books: &mut Books) -> Result<(), SinkError> {
-        self.declare(books);
-        self.append(body, time, packets, books)
+    /// Counts every record, and is told by others of what else there is to tell.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
     }
 
-    fn append(&mut self, body: Body, time: Timestamp, packets: u64, books: &mut Books) -> Result<(), SinkError> {
-        self.number += 1;
-        self.seq += 1;
-        let record = Record {
-            schema: SCHEMA.into(),
-            body,
-            id: format!("{}/{}", self.run, self.number),
-            run: self.run.clone(),
-            seq: self.seq,
-            time,
-            cluster: self.cluster.clone(),
-            node: self.node.clone(),
-        };
-        if let Err(error) = encode::line(&record, self.lines.buffer()) {
-            // Our own types always serialize; were one not to, its packets would still be counted.
-            tracing::error!(%error, "a record could not be encoded");
-            books.lost_sink += packets;
-            return Ok(());
-        }
-        if self.gathered.last == 0 {
-            self.gathered.first = self.number;
-            self.gathered.time = Some(time);
-        }
-        self.gathered.last = self.number;
-        self.gathered.packets += packets;
-        if self.lines.appended() { self.flush(books) } else { Ok(()) }
+    /// Adds a sink, with a thread of its own. The first one is the ledger.
+    pub fn add(&mut self, sink: Box<dyn Sink>) -> io::Result<()> {
+        let (name, format, queue) = (sink.name(), sink.format(), Arc::new(Queue::default()));
+        let thread = std::thread::Builder::new().name("sink".into()).spawn({
+            let (queue, numbers) = (queue.clone(), self.numbers.clone());
+            move || sink::run(sink, &queue, &numbers)
+        })?;
+        self.outlets.push(Outlet { name, format, queue, thread });
+        Ok(())
     }
 
-    /// Writes what has gathered. A write that fails is counted, and declared once writing works again.
+    /// Hands one record of `packets` packets to every sink. Never waits.
     ///
     /// # Errors
-    /// Only that the reader has gone: there is nobody left to write for.
-    pub fn flush(&mut self, books: &mut Books) -> Result<(), SinkError> {
-        let gathered = std::mem::take(&mut self.gathered);
-        match self.lines.flush() {
-            Ok(()) => {
-                books.written += gathered.packets;
-                if std::mem::take(&mut self.declaring) {
-                    self.undeclared = None;
-                }
-                Ok(())
+    /// That the ledger's reader has gone: the others have the record.
+    pub fn write(&self, body: Body, time: Timestamp, packets: u64) -> Result<(), SinkError> {
+        self.metrics.count(&body);
+        let record = Arc::new(self.numbers.record(body, time));
+        for outlet in &self.outlets {
+            outlet.queue.push(Waiting::new(record.clone(), packets));
+        }
+        if self.is_closed() { Err(SinkError::Closed) } else { Ok(()) }
+    }
+
+    /// Whether the reader of the ledger has gone.
+    pub fn is_closed(&self) -> bool {
+        self.outlets.first().is_some_and(|ledger| ledger.queue.is_gone())
+    }
+
+    /// The ledger's part of the books.
+    pub fn ledger(&self) -> Counts {
+        self.outlets.first().map(|ledger| ledger.queue.counts()).unwrap_or_default()
+    }
+
+    /// Every sink, as a status tells it.
+    pub fn states(&self) -> Vec<SinkState> {
+        let state = |outlet: &Outlet| {
+            let counts = outlet.queue.counts();
+            SinkState {
+                name: outlet.name.clone(),
+                format: outlet.format.into(),
+                written: counts.written,
+                held: counts.held,
+                lost: counts.lost,
+                records: counts.records,
+                records_lost: counts.records_lost,
+                queued: counts.queued as u64,
+                error: outlet.queue.error(),
             }
-            Err(SinkError::Closed) => {
-                books.lost_sink += gathered.packets;
-                Err(SinkError::Closed)
-            }
-            Err(error) => {
-                books.lost_sink += gathered.packets;
-                self.declaring = false;
-                if self.undeclared.is_none() {
-                    tracing::error!(%error, "records can't be written; they are counted as lost until it works again");
-                }
-                let now = Timestamp::now();
-                let lost = self.undeclared.get_or_insert_with(|| Lost {
-                    packets: 0,
-                    first: gathered.first,
-                    last: 0,
-                    time: gathered.time.unwrap_or(now),
-                    last_time: now,
-                });
-                lost.packets += gathered.packets;
-                lost.last = gathered.last;
-                lost.last_time = now;
-                // Their numbers were never seen: `seq` stays gapless.
-                self.seq -= gathered.last.saturating_sub(gathered.first.saturating_sub(1)).min(self.seq);
-                Ok(())
+        };
+        self.outlets.iter().map(state).collect()
+    }
+
+    /// Records lost by all sinks together, by reason.
+    pub fn losses(&self) -> BTreeMap<&'static str, u64> {
+        let mut sum = BTreeMap::new();
+        for (reason, count) in self.outlets.iter().flat_map(|outlet| outlet.queue.reasons()) {
+            *sum.entry(reason).or_default() += count;
+        }
+        sum
+    }
+
+    /// Waits until every sink has got out what it was given, but not for long: the agent is to stop.
+    pub fn drain(&self) {
+        self.drain_within(LAST);
+    }
+
+    fn drain_within(&self, time: Duration) {
+        let by = Instant::now() + time;
+        self.outlets.iter().for_each(|outlet| outlet.queue.stop_by(by));
+        for outlet in &self.outlets {
+            if !outlet.queue.drained(by) {
+                tracing::warn!(sink = outlet.name, "records are left that could not be written in time");
             }
         }
     }
 
-    /// Puts a loss record in front of the next record, until one got out.
-    fn declare(&mut self, books: &mut Books) {
-        let Some(lost) = self.undeclared.as_ref().filter(|_| !self.declaring) else { return };
-        let time = lost.time;
-        let loss = Loss {
-            stage: LossStage::Sink,
-            reason: "write_failed".into(),
-            of: None,
-            count: Some(lost.packets),
-            estimate: false,
-            last_time: Some(lost.last_time),
-            sink: Some(self.lines.name()),
-            first_id: Some(format!("{}/{}", self.run, lost.first)),
-            last_id: Some(format!("{}/{}", self.run, lost.last)),
-        };
-        self.declaring = true;
-        // Can't report a closed reader: nothing is flushed for one record.
-        let _ = self.append(Body::Loss(loss), time, 0, books);
-    }
-
-    /// Whether the reader of the output has gone.
-    pub fn is_closed(&self) -> bool {
-        self.lines.is_closed()
+    /// The end: what is left goes out, as far as it can.
+    pub fn finish(self) {
+        self.drain_within(LAST_STATUS);
+        self.outlets.iter().for_each(|outlet| outlet.queue.end());
+        for Outlet { name, queue, thread, .. } in self.outlets {
+            // A thread that is stuck in a write ends with the process.
+            let stuck = !queue.drained(Instant::now());
+            if !stuck && thread.join().is_err() {
+                tracing::error!(sink = name, "the sink's thread panicked");
+            }
+        }
     }
 
     pub fn run(&self) -> &str {
-        &self.run
+        &self.numbers.run
     }
 }

@@ -129,6 +129,7 @@ impl Pipeline {
                     "a drop without a readable packet"
                 );
                 self.books.lost_undecoded += 1;
+                self.output.metrics().error("packet", error.kind());
                 return Ok(());
             }
         };
@@ -234,7 +235,7 @@ impl Pipeline {
             flows.annotate(drop, packet, origin, index, Instant::now());
         }
         self.configured.settings.redact(&mut body);
-        self.output.write(body, time, 1, &mut self.books)
+        self.output.write(body, time, 1)
     }
 
     /// The usual mistake behind a denied connection.
@@ -249,7 +250,6 @@ impl Pipeline {
 
     /// Counts a packet that gets no line.
     fn leave_out(&mut self, cause: Cause) {
-        self.books.written += 1;
         self.books.filtered += 1;
         *self.books.causes.entry(cause).or_default() += 1;
     }
@@ -274,7 +274,7 @@ impl Pipeline {
                 continue;
             }
             self.configured.settings.redact(&mut body);
-            self.output.write(body, time, 0, &mut self.books)?;
+            self.output.write(body, time, 0)?;
         }
         Ok(())
     }
@@ -289,10 +289,9 @@ impl Pipeline {
         }
     }
 
-    /// Writes a record that is not a drop, at once.
+    /// Writes a record that is not a drop.
     pub fn tell(&mut self, body: Body, time: Timestamp) -> Result<(), SinkError> {
-        self.output.write(body, time, 0, &mut self.books)?;
-        self.output.flush(&mut self.books)
+        self.output.write(body, time, 0)
     }
 
     pub fn cluster(&self) -> &Cluster {

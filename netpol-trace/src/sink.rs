@@ -1,26 +1,58 @@
-//! Where records go: stdout or a file, one JSON object a line.
+//! Where records go. Each sink has a thread, a bounded queue and a gapless `seq` of its own: one that is slow or gone holds up
+//! neither the others nor the pipeline; what had no room is declared in its own stream.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsRawFd, RawFd};
-use std::path::{Path, PathBuf};
+pub mod file;
+pub mod lines;
+mod lost;
+pub mod queue;
+pub mod target;
 
-/// A sink of lines. Lines are gathered and written with one call; [`Lines::flush`] says how many got out.
-#[derive(Debug)]
-pub struct Lines {
-    target: Target,
-    buffer: Vec<u8>,
-    /// Lines in `buffer`.
-    pending: u64,
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::record::{Body, Record, SCHEMA};
+use lost::{Lost, Undeclared};
+use queue::{Done, Entry, Patience, Queue};
+
+/// Something that takes records in order.
+pub trait Sink: Send {
+    /// As records, metrics and logs name it.
+    fn name(&self) -> String;
+
+    /// The encoding's name.
+    fn format(&self) -> &'static str;
+
+    /// Writes records in order.
+    fn deliver(&mut self, records: &[Record], patience: Patience<'_>) -> Delivery;
+
+    /// Whether whoever reads has gone, found out without writing.
+    fn is_closed(&self) -> bool {
+        false
+    }
 }
 
-#[derive(Debug)]
-enum Target {
-    Stdout,
-    File { path: PathBuf, file: File },
+/// What became of records that were given to a sink.
+#[derive(Debug, Default)]
+pub struct Delivery {
+    /// Records from the front that got out.
+    pub delivered: usize,
+    /// Of those, how many the receiver did not want. Which ones, it does not say.
+    pub rejected: u64,
+    /// Why not all did.
+    pub error: Option<SinkError>,
 }
 
-/// Why lines did not get out.
+impl Delivery {
+    pub fn all(records: &[Record]) -> Delivery {
+        Delivery { delivered: records.len(), ..Delivery::default() }
+    }
+}
+
+/// Why records did not get out.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
     /// The reader went away: not an error, the end.
@@ -28,122 +60,164 @@ pub enum SinkError {
     Closed,
     #[error("{name}: {error}")]
     Write { name: String, error: io::Error },
+    /// The receiver said no, or could not be reached for too long.
+    #[error("{name}: {message}")]
+    Refused { name: String, reason: &'static str, message: String },
 }
 
-/// Octets after which gathered lines are written at once.
-const GATHER: usize = 64 * 1024;
-
-impl Lines {
-    pub fn stdout() -> Lines {
-        Lines { target: Target::Stdout, buffer: Vec::new(), pending: 0 }
-    }
-
-    /// Appends to `path`, which is made if need be. A last line without an end (a crash, a full disk) is ended first, so that it
-    /// can't swallow the next.
-    pub fn file(path: &Path) -> io::Result<Lines> {
-        let mut file = OpenOptions::new().create(true).append(true).read(true).open(path)?;
-        let mut lines = Lines { target: Target::Stdout, buffer: Vec::new(), pending: 0 };
-        if file.metadata()?.is_file() && file.metadata()?.len() > 0 {
-            let mut last = [0];
-            file.seek(SeekFrom::End(-1))?;
-            file.read_exact(&mut last)?;
-            if last != *b"\n" {
-                lines.buffer.push(b'\n');
-            }
-        }
-        lines.target = Target::File { path: path.to_owned(), file };
-        Ok(lines)
-    }
-
-    pub fn name(&self) -> String {
-        match &self.target {
-            Target::Stdout => "stdout".into(),
-            Target::File { path, .. } => path.display().to_string(),
+impl SinkError {
+    /// The `reason` of the loss that comes of it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            SinkError::Closed => "closed",
+            SinkError::Write { .. } => "write_failed",
+            SinkError::Refused { reason, .. } => reason,
         }
     }
+}
 
-    /// The buffer to which one whole line is appended; then call [`Lines::appended`].
-    pub fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.buffer
+/// Numbers records, the same number in every sink, and says whose they are.
+#[derive(Debug)]
+pub struct Numbers {
+    pub run: String,
+    pub cluster: Option<String>,
+    pub node: Option<String>,
+    next: AtomicU64,
+}
+
+impl Numbers {
+    pub fn new(run: String, cluster: Option<String>, node: Option<String>) -> Numbers {
+        Numbers { run, cluster, node, next: AtomicU64::new(1) }
     }
 
-    /// Counts one line; true when it is time to flush.
-    pub fn appended(&mut self) -> bool {
-        self.pending += 1;
-        self.buffer.len() >= GATHER
-    }
-
-    /// Writes what has gathered.
-    ///
-    /// # Errors
-    /// What could not be written is given up: the caller counts the lines since the last success as lost.
-    pub fn flush(&mut self) -> Result<(), SinkError> {
-        if self.buffer.is_empty() {
-            return Ok(());
+    /// The next record; `seq` is each sink's own.
+    pub fn record(&self, body: Body, time: Timestamp) -> Record {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        Record {
+            schema: SCHEMA.into(),
+            body,
+            id: format!("{}/{number}", self.run),
+            run: self.run.clone(),
+            seq: 0,
+            time,
+            cluster: self.cluster.clone(),
+            node: self.node.clone(),
         }
-        let result = match &mut self.target {
-            Target::Stdout => {
-                let mut out = io::stdout().lock();
-                out.write_all(&self.buffer).and_then(|()| out.flush())
-            }
-            Target::File { file, .. } => write_whole(file, &self.buffer),
+    }
+}
+
+/// Records given to a sink at once.
+const BATCH: usize = 64;
+/// A sink without work looks this often whether its reader has gone, and tries again to declare a loss.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Feeds a sink from its queue until that ends, or the sink's reader does.
+pub fn run(mut sink: Box<dyn Sink>, queue: &Queue, numbers: &Numbers) {
+    // Whatever ends this thread, nobody goes on waiting for it.
+    let _end = End(queue);
+    let mut feed = Feed { name: sink.name(), seq: 0, undeclared: Undeclared::default(), failing: false };
+    while let Some(entries) = queue.take(BATCH, IDLE) {
+        let closed = if entries.is_empty() && feed.undeclared.is_empty() {
+            sink.is_closed()
+        } else {
+            feed.deliver(sink.as_mut(), entries, queue, numbers)
         };
-        self.buffer.clear();
-        self.pending = 0;
-        result.map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe => SinkError::Closed,
-            _ => SinkError::Write { name: self.name(), error },
-        })
-    }
-
-    /// Whether the reader of a pipe has gone, found out without writing.
-    pub fn is_closed(&self) -> bool {
-        let fd: RawFd = match &self.target {
-            Target::Stdout => io::stdout().as_raw_fd(),
-            Target::File { file, .. } => file.as_raw_fd(),
-        };
-        let mut poll = libc::pollfd { fd, events: 0, revents: 0 };
-        // SAFETY: one valid pollfd, no waiting.
-        unsafe { libc::poll(&mut poll, 1, 0) > 0 && poll.revents & (libc::POLLERR | libc::POLLNVAL) != 0 }
-    }
-}
-
-/// All of `bytes` or, as far as the file system allows, none: a half-written line is cut off again.
-fn write_whole(file: &mut File, bytes: &[u8]) -> io::Result<()> {
-    let metadata = file.metadata()?;
-    let before = metadata.len();
-    file.write_all(bytes).inspect_err(|_| {
-        if metadata.is_file() {
-            let _ = file.set_len(before);
-        }
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unfinished_line_is_ended_before_the_next() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("log");
-        std::fs::write(&path, "{\"half\":").unwrap();
-        let mut lines = Lines::file(&path).unwrap();
-        lines.buffer().extend(b"{}\n");
-        lines.appended();
-        lines.flush().unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"half\":\n{}\n");
-    }
-
-    #[test]
-    fn a_full_disk_leaves_no_half_line() {
-        let Ok(mut lines) = Lines::file(Path::new("/dev/full")) else {
-            eprintln!("skipped: no /dev/full here");
+        if closed {
+            queue.abandon(Some(SinkError::Closed.to_string()));
             return;
-        };
-        lines.buffer().extend(b"{}\n");
-        lines.appended();
-        assert!(matches!(lines.flush(), Err(SinkError::Write { .. })));
-        assert!(lines.buffer().is_empty());
+        }
+    }
+    if !feed.undeclared.is_empty() {
+        feed.deliver(sink.as_mut(), Vec::new(), queue, numbers);
+    }
+}
+
+struct End<'a>(&'a Queue);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.abandon(None);
+    }
+}
+
+struct Feed {
+    name: String,
+    /// Of the last record that got out.
+    seq: u64,
+    undeclared: Undeclared,
+    /// The last write failed: said once in the log.
+    failing: bool,
+}
+
+/// What a record in a batch stands for.
+enum Meaning {
+    Packets(u64),
+    Declares(Lost),
+}
+
+impl Feed {
+    /// Delivers entries behind the declarations of what was lost before them. True when the reader has gone.
+    fn deliver(&mut self, sink: &mut dyn Sink, entries: Vec<Entry>, queue: &Queue, numbers: &Numbers) -> bool {
+        let mut records = Vec::with_capacity(entries.len());
+        let mut meanings = Vec::with_capacity(entries.len());
+        let declarations = self.undeclared.take().into_iter().map(Entry::Overflowed);
+        for entry in declarations.chain(entries) {
+            let (mut record, meaning) = match entry {
+                Entry::Waiting(waiting) => (Arc::unwrap_or_clone(waiting.record), Meaning::Packets(waiting.packets)),
+                Entry::Overflowed(lost) => {
+                    let declaration = lost.declaration(&self.name);
+                    (numbers.record(Body::Loss(declaration), lost.time()), Meaning::Declares(lost))
+                }
+            };
+            record.seq = self.seq + records.len() as u64 + 1;
+            records.push(record);
+            meanings.push(meaning);
+        }
+        let delivery = sink.deliver(&records, Patience(queue));
+        let delivered = delivery.delivered.min(records.len());
+        self.seq += delivered as u64;
+        let mut done = Done { records: delivered as u64, ..Done::default() };
+        let (mut lost_packets, mut lost_records) = (0, 0);
+        let reason = delivery.error.as_ref().map_or("write_failed", SinkError::reason);
+        for (at, (record, meaning)) in records.iter().zip(meanings).enumerate() {
+            match meaning {
+                Meaning::Packets(packets) if at < delivered => done.written += packets,
+                Meaning::Packets(packets) => {
+                    lost_packets += packets;
+                    lost_records += 1;
+                    self.undeclared.add(Lost::new(reason, record, packets));
+                }
+                Meaning::Declares(_) if at < delivered => {}
+                // Its number was never seen: `seq` stays gapless, and the loss is declared again.
+                Meaning::Declares(lost) => self.undeclared.add(lost),
+            }
+        }
+        if lost_records > 0 {
+            done.lost.push((reason, lost_packets, lost_records));
+        }
+        if let (1.., Some(first), Some(last)) = (delivery.rejected, records.first(), records.last()) {
+            let (count, packets) = (delivery.rejected.min(done.records), delivery.rejected.min(done.written));
+            done.records -= count;
+            done.written -= packets;
+            done.lost.push(("rejected", packets, count));
+            let mut rejected = Lost::new("rejected", first, packets).estimated();
+            rejected.add(Lost::new("rejected", last, 0));
+            self.undeclared.add(rejected);
+        }
+        let closed = matches!(delivery.error, Some(SinkError::Closed));
+        self.log(delivery.error.as_ref().filter(|_| !closed));
+        queue.settle(done, delivery.error.map(|error| error.to_string()));
+        closed
+    }
+
+    fn log(&mut self, error: Option<&SinkError>) {
+        match error {
+            Some(error) if !self.failing => {
+                tracing::error!(%error, "records can't be written; they are counted as lost until it works again");
+            }
+            None if self.failing => tracing::info!(sink = self.name, "records can be written again"),
+            _ => {}
+        }
+        self.failing = error.is_some();
     }
 }

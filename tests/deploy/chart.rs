@@ -10,8 +10,14 @@ use super::render::{deploy, helm, program, template};
 #[test]
 fn lint() -> Result<()> {
     let Some(program) = program("lint", &HELM) else { return Ok(()) };
-    let output = Command::new(program).args(["lint", "--strict", "--quiet"]).arg(deploy().join("helm/netpol-trace")).output()?;
-    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output =
+        Command::new(program).args(["lint", "--strict", "--quiet"]).arg(deploy().join("helm/netpol-trace")).output()?;
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }
 

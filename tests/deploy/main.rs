@@ -3,3 +3,4 @@
 mod chart;
 mod manifests;
 mod render;
+mod server;

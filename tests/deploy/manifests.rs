@@ -14,7 +14,12 @@ const VARIANTS: [(&str, &[&str]); 3] = [
     ("overlays/default", &[]),
     (
         "overlays/host-network",
-        &["hostNetwork=true", "capabilities.netAdmin=true", "capabilities.netRaw=true", "config.hooks=[\"kfree_skb\",\"tc\"]"],
+        &[
+            "hostNetwork=true",
+            "capabilities.netAdmin=true",
+            "capabilities.netRaw=true",
+            "config.hooks=[\"kfree_skb\",\"tc\"]",
+        ],
     ),
     ("overlays/restricted", &["capabilities.syslog=false", "state.hostPath=\"\""]),
 ];
@@ -104,7 +109,8 @@ fn rbac_is_what_the_page_says() -> Result<()> {
             for resource in rule["resources"].as_array().context("resources")? {
                 let resource = resource.as_str().context("a resource")?;
                 let own = ["", "discovery.k8s.io", "networking.k8s.io"].contains(&group);
-                let known = page.contains(&format!("\n| {resource}")) || (!own && page.contains("\n| other policy APIs"));
+                let known =
+                    page.contains(&format!("\n| {resource}")) || (!own && page.contains("\n| other policy APIs"));
                 assert!(known, "docs/security.md has no row for {resource} {group}");
                 assert!(!["*", "secrets", "configmaps"].contains(&resource), "{rule}");
             }
@@ -171,7 +177,10 @@ fn the_krew_manifest_is_one() -> Result<()> {
     for platform in plugin["spec"]["platforms"].as_array().context("platforms")? {
         // A dash in a plugin's name is an underscore in its program's.
         assert_eq!(platform["bin"], "kubectl-netpol_trace");
-        assert!(platform["uri"].as_str().is_some_and(|uri| uri.starts_with("https://") && uri.contains("/v0.1.0/")), "{platform}");
+        assert!(
+            platform["uri"].as_str().is_some_and(|uri| uri.starts_with("https://") && uri.contains("/v0.1.0/")),
+            "{platform}"
+        );
     }
     Ok(())
 }

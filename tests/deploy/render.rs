@@ -38,7 +38,10 @@ pub fn helm(helm: &Path, values: &[&str]) -> Result<Objects> {
 
 pub fn template(helm: &Path, values: &[&str]) -> Result<Output> {
     let mut command = Command::new(helm);
-    command.args(["template", "netpol-trace", "--namespace", "netpol-trace"]).arg(deploy().join("helm/netpol-trace"));
+    // Helm built without its release script takes the cluster for an old one.
+    command
+        .args(["template", "netpol-trace", "--namespace", "netpol-trace", "--kube-version", "1.36.0"])
+        .arg(deploy().join("helm/netpol-trace"));
     command.args(values.iter().map(|value| format!("--set-json={value}")));
     Ok(command.output()?)
 }

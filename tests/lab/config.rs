@@ -64,7 +64,9 @@ fn the_config_file_counts_and_is_read_again() -> Result<()> {
     // A mistake changes nothing.
     std::fs::write(&lab.file, "labels: []\nexclud:\n  namespaces: [lab]\n")?;
     agent.wait_for("the mistake is told", |records| {
-        records.iter().any(|record| record.text("/config/error").contains(":2: unknown key \"exclud\": is exclude meant?"))
+        records
+            .iter()
+            .any(|record| record.text("/config/error").contains(":2: unknown key \"exclud\": is exclude meant?"))
     })?;
     lab.send(5003)?;
     agent.wait_for("a record", |records| records.iter().any(to(5003)))?;

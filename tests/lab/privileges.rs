@@ -43,7 +43,8 @@ fn unable(test: &str) -> bool {
 fn run_with(capabilities: &[u8]) -> Result<Run> {
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
-    let command = confined(capabilities, &["agent", "--all-drops", "--hooks", "kfree_skb,tc", "--manifests", &manifests])?;
+    let command =
+        confined(capabilities, &["agent", "--all-drops", "--hooks", "kfree_skb,tc", "--manifests", &manifests])?;
     let agent = pair.lab.node().run(move || Agent::spawn(command))?;
     let started = agent.wait_for("its start", |records| records.iter().any(|r| r.text("/phase") == "started"));
     if started.is_err() {
@@ -61,7 +62,11 @@ fn dropped(record: &Record) -> bool {
 /// What the hooks and rulesets are said to be at the start, by name.
 fn state<'a>(run: &'a Run, name: &str) -> Result<&'a str> {
     let status = run.records.iter().find(|record| record.text("/phase") == "started").context("a start")?;
-    let hook = status.list("/hooks").iter().find(|hook| hook["name"] == name).with_context(|| format!("hook {name}: {status}"))?;
+    let hook = status
+        .list("/hooks")
+        .iter()
+        .find(|hook| hook["name"] == name)
+        .with_context(|| format!("hook {name}: {status}"))?;
     hook["state"].as_str().context("a state")
 }
 
@@ -91,15 +96,23 @@ fn each_capability_is_for_what_the_page_says() -> Result<()> {
         return Ok(());
     }
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/security.md"))?;
-    let rows = [("none", 0), ("NET_RAW", NET_RAW), ("NET_ADMIN", NET_ADMIN), ("SYSLOG", SYSLOG), ("PERFMON", PERFMON), ("BPF", BPF)];
+    let rows = [
+        ("none", 0),
+        ("NET_RAW", NET_RAW),
+        ("NET_ADMIN", NET_ADMIN),
+        ("SYSLOG", SYSLOG),
+        ("PERFMON", PERFMON),
+        ("BPF", BPF),
+    ];
     for (name, without) in rows {
         let capabilities: Vec<u8> = ALL.into_iter().filter(|capability| *capability != without).collect();
         if without == SYSLOG && symbols_are_for_all() {
             continue;
         }
         let run = run_with(&capabilities)?;
-        let [drops, place, rulesets, tc] =
-            works(&run).with_context(|| format!("without {name}: {}", run.stderr))?.map(|works| if works { "yes" } else { "no" });
+        let [drops, place, rulesets, tc] = works(&run)
+            .with_context(|| format!("without {name}: {}", run.stderr))?
+            .map(|works| if works { "yes" } else { "no" });
         let row = format!("| {name} | {drops} | {place} | {rulesets} | {tc} |");
         assert!(page.contains(&row), "docs/security.md has not the row\n{row}\nstderr:\n{}", run.stderr);
         if drops == "no" {

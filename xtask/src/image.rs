@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::setup::{self, Need};
 use crate::machine;
+use crate::setup::{self, Need};
 
 /// Build the agent as one static binary and put it into an OCI image (with buildah, from scratch)
 ///
@@ -164,13 +164,35 @@ impl Buildah {
         let place = binary.to_string_lossy();
         let label = |name: &str, value: &str| format!("org.opencontainers.image.{name}={value}");
         let result = (|| {
-            machine::run(&mut self.command(&["copy", "--quiet", "--chmod", "0755", &container, &place, "/netpol-trace"]))?;
+            machine::run(&mut self.command(&[
+                "copy",
+                "--quiet",
+                "--chmod",
+                "0755",
+                &container,
+                &place,
+                "/netpol-trace",
+            ]))?;
             let (title, version) = (label("title", "netpol-trace"), label("version", version));
             let source = label("source", env!("CARGO_PKG_REPOSITORY"));
             let licences = label("licenses", "MIT OR Apache-2.0");
             machine::run(&mut self.command(&[
-                "config", "--arch", args.arch.name(), "--entrypoint", "[\"/netpol-trace\"]", "--cmd", "agent",
-                "--label", &title, "--label", &version, "--label", &source, "--label", &licences, &container,
+                "config",
+                "--arch",
+                args.arch.name(),
+                "--entrypoint",
+                "[\"/netpol-trace\"]",
+                "--cmd",
+                "agent",
+                "--label",
+                &title,
+                "--label",
+                &version,
+                "--label",
+                &source,
+                "--label",
+                &licences,
+                &container,
             ]))?;
             machine::run(&mut self.command(&["commit", "--quiet", "--timestamp", "0", &container, &image]))?;
             if archive.exists() {

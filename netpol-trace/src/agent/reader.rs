@@ -83,8 +83,10 @@ impl Send<'_> {
     fn all(&mut self, drops: Option<&mut Drops>, mut flows: Option<&mut FlowRing>) {
         if let Some(Drops { ring, names, attached, .. }) = drops {
             let mut batch = Vec::new();
+            let mut found = 0;
             while let Some(event) = ring.pop() {
                 self.intake.read.fetch_add(1, Ordering::AcqRel);
+                found += ring::ENTRY;
                 if names.is_new(&event) && names.modules_changed() {
                     names.refresh(attached);
                 }
@@ -99,6 +101,7 @@ impl Send<'_> {
                 self.flows(flows.as_deref_mut());
                 self.drops(batch);
             }
+            self.intake.ring_peak.fetch_max(found, Ordering::AcqRel);
         }
         self.flows(flows);
     }

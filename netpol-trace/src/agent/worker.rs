@@ -15,6 +15,7 @@ use crate::kernel::clock::Clock;
 use crate::kernel::counters::{Counters, Reading};
 use crate::kernel::symbols::SymbolsError;
 use crate::kernel::tc;
+use crate::metrics::Published;
 use crate::pipeline::Pipeline;
 use crate::record::{Body, ConnectionTotals, HookState, Loss, LossStage, Phase, SourceState, Status, Totals};
 use crate::sink::SinkError;
@@ -44,9 +45,17 @@ pub fn run(
     flow_counters: Option<tc::Counters>,
     hooks: Vec<HookState>,
     previous: Option<Previous>,
+    ring_size: u64,
 ) -> anyhow::Result<()> {
-    let mut worker = Worker { pipeline, counters, flow_counters, hooks, previous, told: Told::default() };
-    match worker.work(messages) {
+    let mut worker =
+        Worker { pipeline, counters, flow_counters, hooks, previous, told: Told::default(), ring_size, ring_peak: 0 };
+    let result = worker.work(messages).and_then(|()| worker.end());
+    if result.is_err() {
+        // Nobody reads the first sink any more: the others get what there is, and the end.
+        let _ = worker.end();
+    }
+    worker.pipeline.output.finish();
+    match result {
         Ok(()) | Err(SinkError::Closed) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -61,6 +70,9 @@ struct Worker<'a> {
     hooks: Vec<HookState>,
     previous: Option<Previous>,
     told: Told,
+    /// Octets of the kernel's ring, and the most of them in use within the last whole minute.
+    ring_size: u64,
+    ring_peak: u64,
 }
 
 /// Losses that have their record.
@@ -95,33 +107,33 @@ impl Worker<'_> {
             match messages.recv_timeout(REVISIT) {
                 Ok(message) => {
                     self.take(message)?;
-                    // What else is there already goes out with the same write. Bounded: under a flood there is always more,
-                    // and losses and statuses must be told all the same.
+                    // What else is there already. Bounded: under a flood there is always more, and losses and statuses must be
+                    // told all the same.
                     for message in messages.try_iter().take(BURST) {
                         self.take(message)?;
                     }
-                    self.flush()?;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             if self.pipeline.reconfigured() {
                 self.status(Phase::Running)?;
             }
             self.pipeline.revisit(false)?;
             self.pipeline.unanswered()?;
-            self.flush()?;
             let now = Instant::now();
             if now >= next_tick {
                 next_tick = now + TICK;
                 self.pipeline.clock = Clock::now();
                 self.losses()?;
+                self.publish();
                 if self.pipeline.output.is_closed() {
                     return Err(SinkError::Closed);
                 }
             }
             if now >= next_status {
                 next_status = now + STATUS;
+                self.ring_peak = self.pipeline.intake.ring_peak.swap(0, Ordering::AcqRel);
                 if let Some(flows) = &mut self.pipeline.flows {
                     flows.sweep();
                     flows.kernel().interfaces.look_for_others();
@@ -129,10 +141,13 @@ impl Worker<'_> {
                 self.status(Phase::Running)?;
             }
         }
-        self.pipeline.revisit(true)?;
-        self.flush()?;
-        self.losses()?;
-        self.status(Phase::Stopped)
+    }
+
+    /// What is left, and the last status, in which nothing is held any more.
+    fn end(&mut self) -> Result<(), SinkError> {
+        let left = self.pipeline.revisit(true).and_then(|()| self.losses());
+        self.pipeline.output.drain();
+        self.status(Phase::Stopped).and(left)
     }
 
     fn take(&mut self, message: Message) -> Result<(), SinkError> {
@@ -156,14 +171,10 @@ impl Worker<'_> {
         }
     }
 
-    fn flush(&mut self) -> Result<(), SinkError> {
-        let Pipeline { output, books, .. } = &mut self.pipeline;
-        output.flush(books)
-    }
-
     fn reading(&self) -> Reading {
         let Some(counters) = self.counters else { return Reading::default() };
         counters.read().unwrap_or_else(|error| {
+            self.pipeline.output.metrics().error("kernel", "counters");
             tracing::error!(%error, "the kernel's counters can't be read");
             Reading::default()
         })
@@ -227,26 +238,61 @@ impl Worker<'_> {
     }
 
     fn status(&mut self, phase: Phase) -> Result<(), SinkError> {
-        self.flush()?;
         let now = Timestamp::now();
+        let status = self.state(phase, now);
+        self.pipeline.tell(Body::Status(Box::new(status)), now)?;
+        self.publish();
+        Ok(())
+    }
+
+    /// How things stand, for /metrics and the probes.
+    fn publish(&mut self) {
+        let status = self.state(Phase::Running, Timestamp::now());
+        let Pipeline { intake, output, .. } = &self.pipeline;
+        let told = &self.told;
+        let losses = [
+            ("kernel_ring", "ring_full", told.ring),
+            ("kernel_recursion", "nested_run", told.recursion),
+            ("agent_queue", "queue_full", told.queue + told.flows.queue),
+            ("agent_queue", "unreadable_packet", told.undecoded),
+            ("kernel_map", "connections_full", told.flows.full),
+            ("kernel_map", "connection_refused", told.flows.insert),
+            ("kernel_ring", "connections_ring_full", told.flows.ring + told.flows.answers),
+        ];
+        let of_sinks = output.losses().into_iter().map(|(reason, count)| ("sink", reason, count));
+        let peak = intake.ring_peak.load(Ordering::Acquire);
+        output.metrics().publish(Published {
+            status,
+            losses: losses.into_iter().chain(of_sinks).collect(),
+            queued: intake.queued.load(Ordering::Acquire),
+            queue_size: (super::QUEUE * super::reader::BATCH) as u64,
+            ring_peak: peak.max(self.ring_peak),
+            ring_size: self.ring_size,
+        });
+    }
+
+    fn state(&self, phase: Phase, now: Timestamp) -> Status {
         let reading = self.reading();
         let connections = self.flow_reading().map(|counters| connections(&counters, &self.pipeline));
-        let pipeline = &mut self.pipeline;
+        let pipeline = &self.pipeline;
         let mut hooks = self.hooks.clone();
         hooks.extend(pipeline.flows.iter().map(|flows| tc_state(&flows.kernel().interfaces)));
-        let status = Status {
+        Status {
             phase,
             version: env!("CARGO_PKG_VERSION").into(),
             previous_run: self.previous.as_ref().map(|previous| previous.run.clone()),
-            totals: Totals { kernel: reading.totals, agent: pipeline.books.totals(&pipeline.intake) },
+            totals: Totals {
+                kernel: reading.totals,
+                agent: pipeline.books.totals(&pipeline.intake, pipeline.output.ledger()),
+            },
             causes: pipeline.books.causes.clone(),
             not_recorded: reading.not_recorded,
             connections,
             hooks,
             config: pipeline.configured.told.as_ref().map(|told| told.state(now)),
             sources: pipeline.cluster().sources().iter().map(|source| source_state(source, now)).collect(),
-        };
-        pipeline.tell(Body::Status(Box::new(status)), now)
+            sinks: pipeline.output.states(),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! `netpol-trace agent`: record drops on this node.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,6 +9,8 @@ use clap::{Args, CommandFactory, FromArgMatches};
 
 use crate::agent::{self, Config};
 use crate::config::{Live, flags};
+use crate::record::encode::Format;
+use crate::sink::target::Target;
 
 /// Record drops on this node, one JSON object a line on stdout; own logs go to stderr.
 #[derive(Debug, Args)]
@@ -37,9 +40,23 @@ pub struct AgentArgs {
     #[arg(long)]
     all_drops: bool,
 
-    /// Append records to this file instead of stdout.
-    #[arg(long, value_name = "PATH")]
-    output: Option<PathBuf>,
+    /// Where records go: stdout, or a file (PATH or file:PATH, appended to), each with options after commas: format=NAME, and for
+    /// files max-size=64MiB, max-age=24h, keep=5 (how many older ones, PATH.1 being the newest). May be given more than once;
+    /// the first one is what the books are about. [default: stdout]
+    #[arg(long, value_name = "TARGET")]
+    output: Vec<Target>,
+
+    /// The encoding of records where --output names none.
+    #[arg(long, value_name = "FORMAT", default_value = "native")]
+    format: Format,
+
+    /// Serve /metrics (Prometheus), /healthz and /readyz here, such as 127.0.0.1:9477. [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+
+    /// Answer /metrics only to who sends the token in this file (Authorization: Bearer). Read again for each request.
+    #[arg(long, value_name = "PATH", requires = "listen")]
+    metrics_token_file: Option<PathBuf>,
 
     /// Stop after this time: 30s, 5m, 1h.
     #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -98,7 +115,10 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         node: args.node_name,
         cluster: args.cluster_name,
         all_drops: args.all_drops,
-        output: args.output,
+        outputs: args.output,
+        format: args.format,
+        listen: args.listen,
+        metrics_token: args.metrics_token_file,
         duration: args.duration,
         ring_bytes: args.ring_kib * 1024,
         program_logs: args.program_logs,

@@ -10,6 +10,9 @@ use netpol_trace_common::DropEvent;
 /// wake-up, which is what costs (kernel-side about 4 µs each).
 const GATHER: Duration = Duration::from_millis(1);
 
+/// Octets that one record takes in the ring: rounded up, behind a header.
+pub const ENTRY: u64 = size_of::<DropEvent>().next_multiple_of(8) as u64 + 8;
+
 /// Records of the programs, in order of each CPU's reservation.
 pub struct Ring(RingBuf<MapData>);
 

@@ -62,6 +62,9 @@ pub struct Status {
     pub not_recorded: BTreeMap<String, u64>,
     pub hooks: Vec<HookState>,
     pub sources: Vec<SourceState>,
+    /// Where records go. The first one is the ledger: `totals.agent` is about it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sinks: Vec<SinkState>,
     /// With a config file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub config: Option<ConfigState>,
@@ -106,7 +109,7 @@ pub struct KernelTotals {
     pub recursion_misses: u64,
 }
 
-/// What became of the packets that the agent read.
+/// What became of the packets that the agent read. `written`, `held` and `lost` are those of the first sink; `sinks` has the others'.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentTotals {
     pub read: u64,
@@ -140,6 +143,26 @@ pub struct SourceState {
     /// Objects of kinds that are not used, by kind.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub skipped: BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A sink and its own books, in packets: `written + held + lost` is what it was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SinkState {
+    /// `stdout`, a file's path, or an address.
+    pub name: String,
+    /// `native`, `ecs`, `ocsf` or `otel`.
+    pub format: Text,
+    pub written: u64,
+    pub held: u64,
+    pub lost: u64,
+    /// Records of every kind that got out, this sink's own loss records among them.
+    pub records: u64,
+    pub records_lost: u64,
+    /// Records that wait.
+    pub queued: u64,
+    /// Why the last write failed; absent after one that succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -1,0 +1,221 @@
+//! What /metrics and the probes tell. The worker publishes its state once a second; a scrape reads that and waits for nobody.
+
+pub mod catalogue;
+pub mod text;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::record::{Body, Cause, Direction, Drop, Status};
+use crate::sink::queue::MAX_RECORDS;
+use catalogue as c;
+use text::Page;
+
+/// Different label sets of one metric; names of namespaces beyond count under [`OTHER`].
+const MAX_SERIES: usize = 10_000;
+const OTHER: &str = "_other";
+/// A worker that has published nothing for so long is stuck.
+const STUCK: Duration = Duration::from_secs(30);
+
+/// The agent's numbers, shared by those who count and those who tell.
+#[derive(Debug)]
+pub struct Metrics {
+    started: Timestamp,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    denied: BTreeMap<(&'static str, &'static str, String), u64>,
+    unanswered: u64,
+    policy_changes: u64,
+    errors: BTreeMap<(&'static str, &'static str), u64>,
+    published: Option<(Arc<Published>, Instant)>,
+}
+
+/// What the worker publishes.
+#[derive(Debug)]
+pub struct Published {
+    /// As a `running` status would tell it.
+    pub status: Status,
+    /// Losses so far, by stage and reason.
+    pub losses: Vec<(&'static str, &'static str, u64)>,
+    pub queued: u64,
+    pub queue_size: u64,
+    pub ring_peak: u64,
+    pub ring_size: u64,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics { started: Timestamp::now(), state: Mutex::default() }
+    }
+}
+
+impl Metrics {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a record.
+    pub fn count(&self, body: &Body) {
+        match body {
+            Body::Drop(drop) => {
+                let mut state = self.lock();
+                let (direction, cause) = (direction(drop.direction), cause(drop.cause));
+                let mut key = (direction, cause, denying_namespace(drop).to_owned());
+                if state.denied.len() >= MAX_SERIES && !state.denied.contains_key(&key) {
+                    key.2 = OTHER.into();
+                }
+                *state.denied.entry(key).or_default() += drop.count;
+            }
+            Body::Unanswered(silent) => self.lock().unanswered += silent.count,
+            Body::Loss(_) | Body::Status(_) => {}
+        }
+    }
+
+    /// Counts an error that costs something: where, and which.
+    pub fn error(&self, stage: &'static str, kind: &'static str) {
+        *self.lock().errors.entry((stage, kind)).or_default() += 1;
+    }
+
+    pub fn publish(&self, published: Published) {
+        self.lock().published = Some((Arc::new(published), Instant::now()));
+    }
+
+    fn published(&self) -> Option<(Arc<Published>, Duration)> {
+        self.lock().published.as_ref().map(|(published, at)| (published.clone(), at.elapsed()))
+    }
+
+    /// /healthz: the worker works.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn healthy(&self) -> Result<(), String> {
+        match self.published() {
+            Some((_, age)) if age > STUCK => Err(format!("the pipeline has been stuck for {} s", age.as_secs())),
+            _ => Ok(()),
+        }
+    }
+
+    /// /readyz: hooks are attached, and each source is in sync or known not to be.
+    ///
+    /// # Errors
+    /// What is missing, in words.
+    pub fn ready(&self) -> Result<(), String> {
+        self.healthy()?;
+        let Some((published, _)) = self.published() else { return Err("hooks are not attached yet".into()) };
+        let waits = |source: &&crate::record::SourceState| !source.synced && source.error.is_none();
+        match published.status.sources.iter().find(waits) {
+            Some(source) => Err(format!("source {} is not in sync yet", source.name)),
+            None => Ok(()),
+        }
+    }
+
+    /// The page of /metrics.
+    pub fn page(&self) -> String {
+        let mut page = Page::default();
+        page.family(&c::BUILD_INFO, [([env!("CARGO_PKG_VERSION")], 1)]);
+        page.one(&c::START, u64::try_from(self.started.as_second()).unwrap_or_default());
+        let published = {
+            let state = self.lock();
+            page.family(&c::DENIED, state.denied.iter().map(|((d, cause, ns), n)| ([*d, *cause, ns.as_str()], *n)));
+            page.one(&c::UNANSWERED, state.unanswered);
+            page.one(&c::POLICY_CHANGES, state.policy_changes);
+            page.family(&c::ERRORS, state.errors.iter().map(|((stage, kind), n)| ([*stage, *kind], *n)));
+            state.published.as_ref().map(|(published, at)| (published.clone(), at.elapsed()))
+        };
+        if let Some((published, age)) = published {
+            tell(&mut page, &published, age);
+        }
+        page.finish()
+    }
+}
+
+fn tell(page: &mut Page, published: &Published, age: Duration) {
+    let Published { status, losses, .. } = published;
+    page.family(&c::PACKETS, status.causes.iter().map(|(of, n)| ([cause(*of)], *n)));
+    page.family(&c::LOST, losses.iter().map(|(stage, reason, n)| ([*stage, *reason], *n)));
+    let (kernel, agent) = (status.totals.kernel, status.totals.agent);
+    for (metric, value) in [
+        (&c::SEEN, kernel.seen),
+        (&c::MATCHED, kernel.matched),
+        (&c::EMITTED, kernel.emitted),
+        (&c::FOLDED, kernel.folded),
+        (&c::KERNEL_LOST, kernel.lost),
+        (&c::RECURSION, kernel.recursion_misses),
+    ] {
+        page.one(metric, value);
+    }
+    page.family(&c::NOT_RECORDED, status.not_recorded.iter().map(|(reason, n)| ([reason], *n)));
+    for (metric, value) in [
+        (&c::READ, agent.read),
+        (&c::WRITTEN, agent.written),
+        (&c::FILTERED, agent.filtered),
+        (&c::HELD, agent.held),
+        (&c::AGENT_LOST, agent.lost),
+        (&c::QUEUE, published.queued),
+        (&c::QUEUE_SIZE, published.queue_size),
+        (&c::RING_PEAK, published.ring_peak),
+        (&c::RING_SIZE, published.ring_size),
+    ] {
+        page.one(metric, value);
+    }
+    let sinks = &status.sinks;
+    page.family(&c::SINK_WRITTEN, sinks.iter().map(|sink| ([&sink.name], sink.written)));
+    page.family(&c::SINK_LOST, sinks.iter().map(|sink| ([&sink.name], sink.lost)));
+    page.family(&c::SINK_RECORDS, sinks.iter().map(|sink| ([&sink.name], sink.records)));
+    page.family(&c::SINK_QUEUE, sinks.iter().map(|sink| ([&sink.name], sink.queued)));
+    page.family(&c::SINK_QUEUE_SIZE, sinks.iter().map(|sink| ([&sink.name], MAX_RECORDS as u64)));
+    page.family(&c::SINK_FAILING, sinks.iter().map(|sink| ([&sink.name], u64::from(sink.error.is_some()))));
+    if let Some(connections) = status.connections {
+        page.one(&c::OPENED, connections.opened);
+        page.one(&c::TOLD, connections.told);
+        page.one(&c::CONNECTIONS_LOST, connections.lost);
+    }
+    let hooks = status.hooks.iter();
+    page.family(&c::HOOK, hooks.map(|hook| ([&hook.name, &hook.state], u64::from(hook.state != "off"))));
+    let sources = &status.sources;
+    page.family(&c::SYNCED, sources.iter().map(|source| ([&source.name], u64::from(source.synced))));
+    page.family(&c::AGE, sources.iter().map(|source| ([&source.name], source.age_seconds + age.as_secs())));
+    let objects =
+        sources.iter().flat_map(|source| source.objects.iter().map(move |(kind, n)| ([&source.name, kind], *n)));
+    page.family(&c::OBJECTS, objects);
+}
+
+/// The namespace of the pod whose policy denied; of either pod where that is not known.
+fn denying_namespace(drop: &Drop) -> &str {
+    let end = match drop.direction {
+        Some(Direction::Egress) => &drop.source,
+        Some(Direction::Ingress) => &drop.destination,
+        None if drop.destination.pod.is_some() => &drop.destination,
+        None => &drop.source,
+    };
+    end.pod.as_ref().map(|pod| pod.namespace.as_str()).unwrap_or_default()
+}
+
+fn direction(direction: Option<Direction>) -> &'static str {
+    match direction {
+        Some(Direction::Ingress) => "ingress",
+        Some(Direction::Egress) => "egress",
+        None => "unknown",
+    }
+}
+
+/// A cause's name, as records write it.
+pub fn cause(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Policy => "policy",
+        Cause::Disagrees => "disagrees",
+        Cause::EnforcerUnavailable => "enforcer_unavailable",
+        Cause::ServiceWithoutEndpoints => "service_without_endpoints",
+        Cause::Unknown => "unknown",
+        Cause::HostFirewall => "host_firewall",
+        Cause::PodLocal => "pod_local",
+        Cause::ConntrackInvalid => "conntrack_invalid",
+        Cause::NotPolicy => "not_policy",
+    }
+}

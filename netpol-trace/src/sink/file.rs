@@ -1,0 +1,164 @@
+//! A file of lines, one JSON object each, that makes room for a new one when it is large or old enough.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use super::lines::from_io;
+use super::queue::Patience;
+use super::{Delivery, Sink};
+use crate::record::Record;
+use crate::record::encode::{self, Format};
+
+/// When a file makes room for a new one. The default: never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rotation {
+    /// Octets that no file exceeds, unless by one line alone.
+    pub max_size: Option<u64>,
+    /// How old a file's first record may be.
+    pub max_age: Option<Duration>,
+    /// Older files that are kept: `PATH.1` is the newest.
+    pub keep: u32,
+}
+
+impl Default for Rotation {
+    fn default() -> Rotation {
+        Rotation { max_size: None, max_age: None, keep: 5 }
+    }
+}
+
+#[derive(Debug)]
+pub struct Lines {
+    path: PathBuf,
+    file: File,
+    format: Format,
+    rotation: Rotation,
+    /// Octets in the file.
+    length: u64,
+    /// When its first record was written.
+    since: SystemTime,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// Appends to `path`, which is made if need be. A last line without an end (a crash, a full disk) is ended first, so that it
+    /// can't swallow the next.
+    pub fn open(path: &Path, format: Format, rotation: Rotation) -> io::Result<Lines> {
+        let mut file = OpenOptions::new().create(true).append(true).read(true).open(path)?;
+        let metadata = file.metadata()?;
+        let mut lines = Lines {
+            path: path.to_owned(),
+            format,
+            rotation,
+            length: if metadata.is_file() { metadata.len() } else { 0 },
+            since: metadata.created().or_else(|_| metadata.modified()).unwrap_or_else(|_| SystemTime::now()),
+            buffer: Vec::new(),
+            file: file.try_clone()?,
+        };
+        if lines.length > 0 {
+            let mut last = [0];
+            file.seek(SeekFrom::End(-1))?;
+            file.read_exact(&mut last)?;
+            if last != *b"\n" {
+                lines.buffer.push(b'\n');
+                lines.write_out()?;
+            }
+        } else {
+            lines.since = SystemTime::now();
+        }
+        Ok(lines)
+    }
+
+    /// All of the buffer or, as far as the file system allows, none: a half-written line is cut off again.
+    fn write_out(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let result = self.file.write_all(&self.buffer);
+        match &result {
+            Ok(()) => self.length += self.buffer.len() as u64,
+            Err(_) if self.file.metadata().is_ok_and(|metadata| metadata.is_file()) => {
+                let _ = self.file.set_len(self.length);
+            }
+            Err(_) => {}
+        }
+        self.buffer.clear();
+        result
+    }
+
+    fn is_full(&self, more: u64) -> bool {
+        let filled = self.length + self.buffer.len() as u64;
+        let old = || self.since.elapsed().is_ok_and(|age| self.rotation.max_age.is_some_and(|most| age >= most));
+        filled > 0 && (self.rotation.max_size.is_some_and(|most| filled + more > most) || old())
+    }
+
+    /// Puts an empty file in this one's place. `path` names a whole file at every moment: the two are exchanged in one step where
+    /// the file system can.
+    fn rotate(&mut self) -> io::Result<()> {
+        let fresh = numbered(&self.path, "new");
+        // A crash may have left one.
+        let _ = fs::remove_file(&fresh);
+        let file = OpenOptions::new().create_new(true).append(true).open(&fresh)?;
+        let _ = fs::set_permissions(&fresh, self.file.metadata()?.permissions());
+        for number in (1..self.rotation.keep).rev() {
+            match fs::rename(numbered(&self.path, number), numbered(&self.path, number + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        let first = numbered(&self.path, 1);
+        if renameat_with(CWD, &fresh, CWD, &self.path, RenameFlags::EXCHANGE).is_ok() {
+            fs::rename(&fresh, first)?;
+        } else {
+            fs::rename(&self.path, first)?;
+            fs::rename(&fresh, &self.path)?;
+        }
+        self.file = file;
+        self.length = 0;
+        self.since = SystemTime::now();
+        Ok(())
+    }
+}
+
+/// `log.1`: beside the file, so that a rename can't cross file systems.
+fn numbered(path: &Path, suffix: impl std::fmt::Display) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{suffix}"));
+    name.into()
+}
+
+impl Sink for Lines {
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn format(&self) -> &'static str {
+        self.format.as_str()
+    }
+
+    fn deliver(&mut self, records: &[Record], _: Patience<'_>) -> Delivery {
+        let mut out = 0;
+        let mut line = Vec::new();
+        let mut write = || -> io::Result<()> {
+            for (at, record) in records.iter().enumerate() {
+                line.clear();
+                encode::line(self.format, record, &mut line)?;
+                if self.is_full(line.len() as u64) {
+                    self.write_out()?;
+                    out = at;
+                    self.rotate()?;
+                }
+                self.buffer.extend_from_slice(&line);
+            }
+            self.write_out()?;
+            out = records.len();
+            Ok(())
+        };
+        let result = write();
+        self.buffer.clear();
+        Delivery { delivered: out, rejected: 0, error: result.err().map(|error| from_io(self.name(), error)) }
+    }
+}

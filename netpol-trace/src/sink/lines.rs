@@ -1,0 +1,60 @@
+//! One JSON object a line, on stdout.
+
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+
+use super::queue::Patience;
+use super::{Delivery, Sink, SinkError};
+use crate::record::Record;
+use crate::record::encode::{self, Format};
+
+#[derive(Debug)]
+pub struct Stdout {
+    format: Format,
+    buffer: Vec<u8>,
+}
+
+impl Stdout {
+    pub fn new(format: Format) -> Stdout {
+        Stdout { format, buffer: Vec::new() }
+    }
+}
+
+impl Sink for Stdout {
+    fn name(&self) -> String {
+        "stdout".into()
+    }
+
+    fn format(&self) -> &'static str {
+        self.format.as_str()
+    }
+
+    fn deliver(&mut self, records: &[Record], _: Patience<'_>) -> Delivery {
+        self.buffer.clear();
+        let mut write = || -> io::Result<()> {
+            for record in records {
+                encode::line(self.format, record, &mut self.buffer)?;
+            }
+            let mut out = io::stdout().lock();
+            out.write_all(&self.buffer)?;
+            out.flush()
+        };
+        match write() {
+            Ok(()) => Delivery::all(records),
+            Err(error) => Delivery { error: Some(from_io(self.name(), error)), ..Delivery::default() },
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        let mut poll = libc::pollfd { fd: io::stdout().as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: one valid pollfd, no waiting.
+        unsafe { libc::poll(&mut poll, 1, 0) > 0 && poll.revents & (libc::POLLERR | libc::POLLNVAL) != 0 }
+    }
+}
+
+pub(super) fn from_io(name: String, error: io::Error) -> SinkError {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => SinkError::Closed,
+        _ => SinkError::Write { name, error },
+    }
+}

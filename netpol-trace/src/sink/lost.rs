@@ -1,0 +1,78 @@
+//! What a sink did not get out, until it is declared in that sink's own stream.
+
+use jiff::Timestamp;
+
+use crate::record::{Loss, LossStage, Record};
+
+/// Records that did not make it, one after the other, for one reason.
+#[derive(Debug, Clone)]
+pub struct Lost {
+    reason: &'static str,
+    packets: u64,
+    first: String,
+    last: String,
+    time: Timestamp,
+    last_time: Timestamp,
+    /// It is not known which of the records between `first` and `last` they were, so `packets` may be too many.
+    estimate: bool,
+}
+
+impl Lost {
+    pub fn new(reason: &'static str, record: &Record, packets: u64) -> Lost {
+        let (id, time) = (&record.id, record.time);
+        Lost { reason, packets, first: id.clone(), last: id.clone(), time, last_time: time, estimate: false }
+    }
+
+    pub fn estimated(mut self) -> Lost {
+        self.estimate = true;
+        self
+    }
+
+    /// Takes in what was lost after this.
+    pub fn add(&mut self, later: Lost) {
+        self.packets += later.packets;
+        self.last = later.last;
+        self.time = self.time.min(later.time);
+        self.last_time = self.last_time.max(later.last_time);
+        self.estimate |= later.estimate;
+    }
+
+    pub fn time(&self) -> Timestamp {
+        self.time
+    }
+
+    pub fn declaration(&self, sink: &str) -> Loss {
+        Loss {
+            stage: LossStage::Sink,
+            reason: self.reason.into(),
+            of: None,
+            count: Some(self.packets),
+            estimate: self.estimate,
+            last_time: Some(self.last_time),
+            sink: Some(sink.to_owned()),
+            first_id: Some(self.first.clone()),
+            last_id: Some(self.last.clone()),
+        }
+    }
+}
+
+/// What is not yet declared: one entry per reason, so it can't grow without bound.
+#[derive(Debug, Default)]
+pub struct Undeclared(Vec<Lost>);
+
+impl Undeclared {
+    pub fn add(&mut self, lost: Lost) {
+        match self.0.iter_mut().find(|known| known.reason == lost.reason) {
+            Some(known) => known.add(lost),
+            None => self.0.push(lost),
+        }
+    }
+
+    pub fn take(&mut self) -> Vec<Lost> {
+        std::mem::take(&mut self.0)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

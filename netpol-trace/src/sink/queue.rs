@@ -1,0 +1,272 @@
+//! The bounded queue in front of each sink, and the sink's own books: what was handed to it is written, held or lost.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::lost::Lost;
+use crate::record::{Body, Record};
+
+/// Records that may wait in front of one sink.
+pub const MAX_RECORDS: usize = 16_384;
+/// What they may weigh together, in octets. Sinks share a record, so several queues don't weigh more than the longest.
+const MAX_WEIGHT: usize = 32 << 20;
+
+/// A record on its way to a sink.
+#[derive(Debug)]
+pub struct Waiting {
+    pub record: Arc<Record>,
+    /// Packets that it stands for in the books.
+    pub packets: u64,
+    weight: usize,
+}
+
+impl Waiting {
+    pub fn new(record: Arc<Record>, packets: u64) -> Waiting {
+        let weight = weight(&record);
+        Waiting { record, packets, weight }
+    }
+}
+
+#[derive(Debug)]
+pub enum Entry {
+    Waiting(Waiting),
+    /// What had no room at this place of the stream.
+    Overflowed(Lost),
+}
+
+/// A sink's books, in packets, and its records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub written: u64,
+    pub held: u64,
+    pub lost: u64,
+    /// Records written, the declarations of losses among them.
+    pub records: u64,
+    pub records_lost: u64,
+    /// Records that wait.
+    pub queued: usize,
+}
+
+/// What became of entries that a sink took.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Packets and records written.
+    pub written: u64,
+    pub records: u64,
+    /// Reason, packets and records lost.
+    pub lost: Vec<(&'static str, u64, u64)>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: VecDeque<Entry>,
+    weight: usize,
+    overflow: Option<Lost>,
+    counts: Counts,
+    /// Records lost, by reason.
+    reasons: BTreeMap<&'static str, u64>,
+    /// The sink is at work on what it took.
+    busy: bool,
+    /// Nothing more comes, and what is there must be out by then.
+    stop_by: Option<Instant>,
+    ended: bool,
+    /// Whoever reads has gone, or the sink's thread has ended.
+    gone: bool,
+    error: Option<String>,
+}
+
+#[derive(Debug, Default)]
+pub struct Queue {
+    state: Mutex<State>,
+    filled: Condvar,
+    emptied: Condvar,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends a record, or counts it as lost: never waits.
+    pub fn push(&self, waiting: Waiting) {
+        let mut state = self.lock();
+        // After an overflow only when half of it is free again: a loss is one record, not one for every other record.
+        let part = if state.overflow.is_some() { 2 } else { 1 };
+        let room = state.entries.len() < MAX_RECORDS / part && state.weight < MAX_WEIGHT / part;
+        if state.gone || !room {
+            let reason = if state.gone { "closed" } else { "queue_full" };
+            state.counts.lost += waiting.packets;
+            state.counts.records_lost += 1;
+            *state.reasons.entry(reason).or_default() += 1;
+            let lost = Lost::new(reason, &waiting.record, waiting.packets);
+            match &mut state.overflow {
+                Some(overflow) => overflow.add(lost),
+                None => state.overflow = Some(lost),
+            }
+            return;
+        }
+        if let Some(overflow) = state.overflow.take() {
+            state.entries.push_back(Entry::Overflowed(overflow));
+        }
+        state.counts.held += waiting.packets;
+        state.weight += waiting.weight;
+        state.entries.push_back(Entry::Waiting(waiting));
+        drop(state);
+        self.filled.notify_all();
+    }
+
+    /// The next entries, at most `count`; none after `timeout`; `None` when the queue has ended and is empty.
+    pub fn take(&self, count: usize, timeout: Duration) -> Option<Vec<Entry>> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.lock();
+        loop {
+            if state.entries.is_empty()
+                && let Some(overflow) = state.overflow.take()
+            {
+                state.entries.push_back(Entry::Overflowed(overflow));
+            }
+            if !state.entries.is_empty() {
+                let count = count.min(state.entries.len());
+                let taken: Vec<Entry> = state.entries.drain(..count).collect();
+                let weight: usize =
+                    taken.iter().map(|entry| if let Entry::Waiting(w) = entry { w.weight } else { 0 }).sum();
+                state.weight -= weight;
+                state.busy = true;
+                return Some(taken);
+            }
+            if state.ended {
+                return None;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Some(Vec::new());
+            }
+            state = self.filled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Says what became of what was taken.
+    pub fn settle(&self, done: Done, error: Option<String>) {
+        let mut state = self.lock();
+        let lost: u64 = done.lost.iter().map(|(_, packets, _)| packets).sum();
+        state.counts.held = state.counts.held.saturating_sub(done.written + lost);
+        state.counts.written += done.written;
+        state.counts.records += done.records;
+        state.counts.lost += lost;
+        for (reason, _, records) in done.lost {
+            state.counts.records_lost += records;
+            *state.reasons.entry(reason).or_default() += records;
+        }
+        state.error = error;
+        state.busy = false;
+        drop(state);
+        self.emptied.notify_all();
+    }
+
+    /// The sink has ended: what still waits, and all that comes, is lost.
+    pub fn abandon(&self, error: Option<String>) {
+        let mut state = self.lock();
+        state.gone = true;
+        state.busy = false;
+        state.error = error.or(state.error.take());
+        let left = state.entries.drain(..).filter(|entry| matches!(entry, Entry::Waiting(_))).count();
+        state.counts.records_lost += left as u64;
+        if left > 0 {
+            *state.reasons.entry("closed").or_default() += left as u64;
+        }
+        state.counts.lost += std::mem::take(&mut state.counts.held);
+        state.weight = 0;
+        drop(state);
+        self.emptied.notify_all();
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.lock().gone
+    }
+
+    pub fn counts(&self) -> Counts {
+        let state = self.lock();
+        Counts { queued: state.entries.len(), ..state.counts }
+    }
+
+    /// Records lost so far, by reason.
+    pub fn reasons(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().reasons.clone()
+    }
+
+    /// Why the last write failed; `None` after one that succeeded.
+    pub fn error(&self) -> Option<String> {
+        self.lock().error.clone()
+    }
+
+    /// Nothing should wait longer than until `by`: a sink that retries gives up then.
+    pub fn stop_by(&self, by: Instant) {
+        self.lock().stop_by = Some(by);
+        self.filled.notify_all();
+    }
+
+    /// Waits until all is out, or whoever should take it has gone, at most until `by`.
+    pub fn drained(&self, by: Instant) -> bool {
+        let mut state = self.lock();
+        loop {
+            if state.gone || state.entries.is_empty() && state.overflow.is_none() && !state.busy {
+                return true;
+            }
+            let left = by.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.emptied.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Nothing more comes.
+    pub fn end(&self) {
+        self.lock().ended = true;
+        self.filled.notify_all();
+    }
+}
+
+/// How long a sink may go on trying.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience<'a>(pub &'a Queue);
+
+impl Patience<'_> {
+    /// Waits `time`, or less when the agent is to stop; false when there is no time left at all.
+    pub fn pause(self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        let mut state = self.0.lock();
+        loop {
+            let now = Instant::now();
+            let by = state.stop_by.map_or(until, |by| by.min(until));
+            if now >= by {
+                return state.stop_by.is_none_or(|by| now < by);
+            }
+            state = self.0.filled.wait_timeout(state, by - now).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// What is left for one attempt that may take `most`.
+    pub fn left(self, most: Duration) -> Duration {
+        let by = self.0.lock().stop_by;
+        by.map_or(most, |by| by.saturating_duration_since(Instant::now()).min(most))
+    }
+}
+
+/// About what a record takes in memory: what can be long in it are labels and lists of policies.
+fn weight(record: &Record) -> usize {
+    const FIXED: usize = 2048;
+    const POLICY: usize = 200;
+    let (ends, verdict) = match &record.body {
+        Body::Drop(drop) => ([&drop.source, &drop.destination], &drop.verdict),
+        Body::Unanswered(silent) => ([&silent.source, &silent.destination], &silent.verdict),
+        _ => return FIXED,
+    };
+    let labels = |end: &crate::record::Endpoint| -> usize {
+        let pod = end.pod.iter().flat_map(|pod| &pod.labels);
+        pod.map(|(key, value)| key.len() + value.len() + 64).sum()
+    };
+    let policies = verdict.iter().flat_map(|v| [&v.egress, &v.ingress]).map(|side| side.isolated_by.len());
+    FIXED + ends.into_iter().map(labels).sum::<usize>() + policies.sum::<usize>() * POLICY
+}

@@ -1,0 +1,144 @@
+//! `--output`: which sink, where, in which format.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::Sink;
+use super::file::{Lines, Rotation};
+use super::lines::Stdout;
+use crate::record::encode::Format;
+
+/// One sink, as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub place: Place,
+    /// `None`: what `--format` says.
+    pub format: Option<Format>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    Stdout,
+    File { path: PathBuf, rotation: Rotation },
+}
+
+impl Place {
+    /// Whether both write to the same place.
+    pub fn is_same(&self, other: &Place) -> bool {
+        match (self, other) {
+            (Place::File { path, .. }, Place::File { path: other, .. }) => path == other,
+            _ => self == other,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Stdout => f.write_str("stdout"),
+            Place::File { path, .. } => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl Target {
+    pub const STDOUT: Target = Target { place: Place::Stdout, format: None };
+
+    /// Opens it; an error says what is wrong with it, and where.
+    pub fn open(&self, default: Format) -> anyhow::Result<Box<dyn Sink>> {
+        let format = self.format.unwrap_or(default);
+        match &self.place {
+            Place::Stdout => Ok(Box::new(Stdout::new(format))),
+            Place::File { path, rotation } => match Lines::open(path, format, *rotation) {
+                Ok(lines) => Ok(Box::new(lines)),
+                Err(error) => Err(anyhow::anyhow!("can't write to {}: {error}", path.display())),
+            },
+        }
+    }
+}
+
+/// What may follow a place, as `,name=value`.
+const OPTIONS: [&str; 4] = ["format", "max-size", "max-age", "keep"];
+
+impl FromStr for Target {
+    type Err = String;
+
+    /// `stdout`, `file:PATH` or a plain `PATH`, each with options.
+    fn from_str(text: &str) -> Result<Target, String> {
+        let (place, options) = split(text);
+        let mut target = match place.split_once(':') {
+            _ if place.is_empty() => return Err("a place is missing: stdout, a path or file:PATH".into()),
+            _ if place == "stdout" || place == "-" => Target::STDOUT,
+            Some(("file", path)) => Target::file(path)?,
+            _ => Target::file(place)?,
+        };
+        for (name, value) in options {
+            target.set(name, value)?;
+        }
+        Ok(target)
+    }
+}
+
+impl Target {
+    fn file(path: &str) -> Result<Target, String> {
+        if path.is_empty() {
+            return Err("file: needs a path, as in file:/var/log/netpol-trace.jsonl".into());
+        }
+        Ok(Target { place: Place::File { path: path.into(), rotation: Rotation::default() }, format: None })
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        if name == "format" {
+            self.format = Some(value.parse()?);
+            return Ok(());
+        }
+        let Place::File { rotation, .. } = &mut self.place else {
+            return Err(format!("{name}= is for files only"));
+        };
+        match name {
+            "max-size" => rotation.max_size = Some(size(value)?),
+            "max-age" => rotation.max_age = Some(age(value)?),
+            _ => {
+                let keep = value.parse().ok().filter(|keep| (1..=1000).contains(keep));
+                rotation.keep = keep.ok_or_else(|| format!("keep={value}: a number from 1 to 1000 is needed"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes known options off the end: what is left may have commas of its own.
+fn split(mut text: &str) -> (&str, Vec<(&str, &str)>) {
+    let mut options = Vec::new();
+    while let Some((rest, last)) = text.rsplit_once(',')
+        && let Some((name, value)) = last.split_once('=')
+        && OPTIONS.contains(&name)
+    {
+        options.insert(0, (name, value));
+        text = rest;
+    }
+    (text, options)
+}
+
+/// `64MiB`, `100k`, `4096`: octets.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        _ => 0,
+    };
+    let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    size.filter(|size| *size >= 4096)
+        .ok_or_else(|| format!("max-size={text}: a size such as 64MiB is needed, of at least 4KiB"))
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    let span = text.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
+    span.filter(|span| *span >= Duration::from_secs(1))
+        .ok_or_else(|| format!("max-age={text}: a time such as 24h is needed, of at least 1s"))
+}
