@@ -3,6 +3,7 @@
 //! Two threads besides the runtime: the reader empties the kernel's ring and never waits for anything else; the worker
 //! runs the pipeline and writes. Between them a bounded queue: when it is full, packets are counted as lost, not waited for.
 
+pub mod previous;
 pub mod reader;
 pub mod source;
 pub mod worker;
@@ -15,10 +16,12 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
+use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Intake;
 use crate::cluster::Cluster;
+use crate::config::Live;
 use crate::flows::Flows;
 use crate::http::{self, Token};
 use crate::inventory::Watcher;
@@ -30,6 +33,8 @@ use crate::record::HookState;
 use crate::record::encode::Format;
 use crate::sink::Numbers;
 use crate::sink::target::Target;
+
+use previous::StateFile;
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
 const QUEUE: usize = 256;
@@ -64,6 +69,8 @@ pub struct Config {
     pub program_logs: bool,
     /// `None`: what this kernel has without leaving traces.
     pub hooks: Option<Vec<HookName>>,
+    /// Where to remember this run for the next one.
+    pub state_dir: Option<PathBuf>,
 }
 
 impl Config {
@@ -73,17 +80,19 @@ impl Config {
 }
 
 /// Runs until a signal, the given duration, or the end of whoever reads the output.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
     // Before anything else: a signal during the start must end the agent as cleanly as one later.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let (cluster, source) = source::open(&config.source).await?;
-    let output = open_output(&config)?;
+    let run = run_id();
+    let output = open_output(&config, &run)?;
     let token = config.metrics_token.clone().map(Token::in_file).transpose()?;
     let served = match config.listen {
         Some(address) => Some((http::bind(address).await?, http::router(output.metrics().clone(), token))),
         None => None,
     };
+    let state = config.state_dir.as_deref().map(|dir| StateFile::open(dir, &run)).transpose()?;
     let options = kernel::Options {
         all_drops: config.all_drops,
         ring_bytes: config.ring_bytes,
@@ -94,14 +103,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let drops = if config.wants(HookName::KfreeSkb) { Some(open_drops(&options, &mut hooks)?) } else { None };
     let counters = drops.as_ref().map(|drops| drops.counters.clone());
     let tc = open_tc(&config, &mut hooks)?;
+    let previous = state.as_ref().and_then(|state| state.before(Timestamp::now()));
 
     let intake = Arc::new(Intake::default());
     let stop = Arc::new(AtomicBool::new(false));
     let (to_worker, from_reader) = sync_channel(QUEUE);
     let inventory = Watcher::start(kernel::programs::tcx);
     hooks.push(worker::inventory_state(&inventory.latest()));
-    let mut pipeline =
-        Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output).with_inventory(inventory);
+    let mut pipeline = Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output)
+        .with_inventory(inventory)
+        .with_config(file.changes());
     pipeline.lookups = source.lookups();
     let (connections, flow_counters) = match tc {
         Some(kernel::tc::Opened { attacher, ring, flows, counters }) => {
@@ -122,7 +133,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         move || {
             let _ = wait.recv();
             let ring = u64::from(config.ring_bytes);
-            let result = worker::run(pipeline, &from_reader, counters.as_deref(), flow_counters, hooks, ring);
+            let counters = counters.as_deref();
+            let result = worker::run(pipeline, &from_reader, counters, flow_counters, hooks, previous, ring);
             let _ = ended.send(());
             result
         }
@@ -159,6 +171,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         _ = &mut worker_ended => {}
         () = changes => {}
         () = serving => {}
+        () = file.follow() => {}
+        () = keep(state.as_ref()) => {}
+    }
+    if let Some(state) = &state {
+        state.end();
     }
 
     stop.store(true, Ordering::Release);
@@ -177,9 +194,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     .await?
 }
 
+async fn keep(state: Option<&StateFile>) {
+    match state {
+        Some(state) => state.keep().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Opens every sink, the first one being the ledger.
-fn open_output(config: &Config) -> anyhow::Result<Output> {
-    let mut output = Output::new(Numbers::new(run_id(), config.cluster.clone(), config.node.clone()));
+fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
+    let mut output = Output::new(Numbers::new(run.to_owned(), config.cluster.clone(), config.node.clone()));
     let targets = if config.outputs.is_empty() { &[Target::STDOUT] } else { config.outputs.as_slice() };
     for (at, target) in targets.iter().enumerate() {
         if targets[..at].iter().any(|other| other.place.is_same(&target.place)) {

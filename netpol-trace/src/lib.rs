@@ -9,6 +9,7 @@ pub mod books;
 pub mod cause;
 pub mod cli;
 pub mod cluster;
+pub mod config;
 pub mod dns;
 pub mod doctor;
 pub mod enrich;

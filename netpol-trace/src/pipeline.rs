@@ -14,6 +14,7 @@ use crate::books::{Books, Intake};
 use crate::cause::{self, Circumstances};
 use crate::cluster::api::Lookups;
 use crate::cluster::{Cluster, Index};
+use crate::config::{Ends, live};
 use crate::enrich::{self, Flow, OwnedBy};
 use crate::flows::{self, Flows, Origin};
 use crate::inventory::Watcher;
@@ -51,6 +52,9 @@ pub struct Pipeline {
     inventory: Option<Watcher>,
     /// With the API server as source.
     pub lookups: Option<Lookups>,
+    config: Option<tokio::sync::watch::Receiver<live::State>>,
+    /// What the config file says of records, as of the last look.
+    pub configured: live::State,
     pub output: Output,
 }
 
@@ -83,6 +87,8 @@ impl Pipeline {
             flows: None,
             inventory: None,
             lookups: None,
+            config: None,
+            configured: live::State::default(),
             output,
         }
     }
@@ -91,6 +97,22 @@ impl Pipeline {
     pub fn with_inventory(mut self, inventory: Watcher) -> Pipeline {
         self.inventory = Some(inventory);
         self
+    }
+
+    /// Follows the config file.
+    pub fn with_config(mut self, config: tokio::sync::watch::Receiver<live::State>) -> Pipeline {
+        self.configured = config.borrow().clone();
+        self.config = Some(config);
+        self
+    }
+
+    /// Takes up what the config file says now; whether that is news.
+    pub fn reconfigured(&mut self) -> bool {
+        let Some(config) = self.config.as_mut().filter(|config| config.has_changed().unwrap_or(false)) else {
+            return false;
+        };
+        self.configured = config.borrow_and_update().clone();
+        true
     }
 
     /// One drop, through all stages.
@@ -229,7 +251,8 @@ impl Pipeline {
                 }
             }
         };
-        if !self.all_drops && !decision.cause.is_default() {
+        let admitted = self.configured.settings.admits(Some(decision.cause), &Ends::of_flow(&flow));
+        if !admitted || (!self.all_drops && !decision.cause.is_default()) {
             self.leave_out(decision.cause);
             return Ok(());
         }
@@ -238,6 +261,7 @@ impl Pipeline {
         if let (Some(flows), Body::Drop(drop)) = (&mut self.flows, &mut body) {
             flows.annotate(drop, packet, origin, index, Instant::now());
         }
+        self.configured.settings.redact(&mut body);
         self.output.write(body, time, 1)
     }
 
@@ -272,7 +296,16 @@ impl Pipeline {
             let names = self.flows.as_ref().map(names_of).unwrap_or_default();
             let mut flow = flows::flow(finding, &index);
             self.doubt(&mut flow, &index, time, true);
-            let body = flows::body(finding, &flow, &index, &self.options, names, time, self.cluster.synced());
+            let mut body = flows::body(finding, &flow, &index, &self.options, names, time, self.cluster.synced());
+            if let Body::Unanswered(silent) = &body
+                && !self.configured.settings.admits(None, &Ends::of_record(&silent.source, &silent.destination))
+            {
+                if let Some(flows) = &mut self.flows {
+                    flows.leave_out(finding);
+                }
+                continue;
+            }
+            self.configured.settings.redact(&mut body);
             self.output.write(body, time, 0)?;
         }
         Ok(())

@@ -2,12 +2,15 @@
 
 mod bad_input;
 mod books;
+mod config;
 mod demo;
 mod lifecycle;
 mod packets;
 mod places;
+mod privileges;
 mod rows;
 mod tc;
 mod tc_dns;
 mod tc_lifecycle;
 mod tc_traffic;
+mod upgrade;

@@ -6,6 +6,7 @@ mod cluster;
 mod cluster_programs;
 mod compatibility;
 mod demo;
+mod image;
 mod machine;
 mod report;
 mod setup;
@@ -38,6 +39,7 @@ enum Verb {
     Bench(bench::Args),
     Cluster(cluster::Args),
     Compatibility(compatibility::Args),
+    Image(image::Args),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(&args),
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Compatibility(args) => compatibility::run(&args),
+        Verb::Image(args) => image::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

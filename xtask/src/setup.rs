@@ -38,12 +38,14 @@ pub enum Need {
     Lint,
     /// Virtual machines with other kernels.
     Vm,
-    /// The control plane and the enforcers of the cluster tests, built by Go.
+    /// Container images.
+    Image,
+    /// The control plane and the enforcers of the cluster tests, and helm, built by Go.
     Cluster,
 }
 
 impl Need {
-    pub const ALL: [Need; 5] = [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Cluster];
+    pub const ALL: [Need; 6] = [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Image, Need::Cluster];
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {

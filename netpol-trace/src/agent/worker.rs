@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use netpol_trace_common::tc::FlowCounters;
 
+use super::previous::Previous;
 use crate::inventory::Inventory;
 use crate::kernel::RawDrop;
 use crate::kernel::attach::{Attached, Hook};
@@ -43,10 +44,11 @@ pub fn run(
     counters: Option<&Counters>,
     flow_counters: Option<tc::Counters>,
     hooks: Vec<HookState>,
+    previous: Option<Previous>,
     ring_size: u64,
 ) -> anyhow::Result<()> {
     let mut worker =
-        Worker { pipeline, counters, flow_counters, hooks, told: Told::default(), ring_size, ring_peak: 0 };
+        Worker { pipeline, counters, flow_counters, hooks, previous, told: Told::default(), ring_size, ring_peak: 0 };
     let result = worker.work(messages).and_then(|()| worker.end());
     if result.is_err() {
         // Nobody reads the first sink any more: the others get what there is, and the end.
@@ -66,6 +68,7 @@ struct Worker<'a> {
     /// With the tc hook.
     flow_counters: Option<tc::Counters>,
     hooks: Vec<HookState>,
+    previous: Option<Previous>,
     told: Told,
     /// Octets of the kernel's ring, and the most of them in use within the last whole minute.
     ring_size: u64,
@@ -96,6 +99,9 @@ struct FlowLosses {
 impl Worker<'_> {
     fn work(&mut self, messages: &Receiver<Message>) -> Result<(), SinkError> {
         self.status(Phase::Started)?;
+        if let Some((since, loss)) = self.previous.as_mut().and_then(|previous| previous.gap.take()) {
+            self.pipeline.tell(Body::Loss(loss), since)?;
+        }
         let (mut next_tick, mut next_status) = (Instant::now() + TICK, Instant::now() + STATUS);
         loop {
             match messages.recv_timeout(REVISIT) {
@@ -109,6 +115,9 @@ impl Worker<'_> {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            if self.pipeline.reconfigured() {
+                self.status(Phase::Running)?;
             }
             self.pipeline.revisit(false)?;
             self.pipeline.unanswered()?;
@@ -271,7 +280,7 @@ impl Worker<'_> {
         Status {
             phase,
             version: env!("CARGO_PKG_VERSION").into(),
-            previous_run: None,
+            previous_run: self.previous.as_ref().map(|previous| previous.run.clone()),
             totals: Totals {
                 kernel: reading.totals,
                 agent: pipeline.books.totals(&pipeline.intake, pipeline.output.ledger()),
@@ -280,6 +289,7 @@ impl Worker<'_> {
             not_recorded: reading.not_recorded,
             connections,
             hooks,
+            config: pipeline.configured.told.as_ref().map(|told| told.state(now)),
             sources: pipeline.cluster().sources().iter().map(|source| source_state(source, now)).collect(),
             sinks: pipeline.output.states(),
         }

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, CommandFactory, FromArgMatches};
 
 use super::cluster::ClusterArgs;
 use crate::agent::source::From;
 use crate::agent::{self, Config};
 use crate::cluster::api::{Options, Peers};
+use crate::config::{Live, flags};
 use crate::record::encode::Format;
 use crate::sink::target::Target;
 
@@ -83,6 +84,15 @@ pub struct AgentArgs {
     #[arg(long, value_name = "HOOK", value_delimiter = ',')]
     hooks: Option<Vec<agent::HookName>>,
 
+    /// YAML file with any of these options by their long names, and with lists of what goes into records, which are re-read when
+    /// the file changes. The command line and the environment count for more. See docs/configuration.md.
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
+
+    /// Folder in which to remember when this run was attached: the next run then names it and declares the time between.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+
     /// Show the eBPF programs' own messages in the log.
     #[arg(long)]
     program_logs: bool,
@@ -102,6 +112,17 @@ fn ring_kib(text: &str) -> Result<u32, String> {
 }
 
 pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
+    let (args, file) = match args.config.clone() {
+        None => (args, Live::default()),
+        Some(path) => match with_file(path)? {
+            Ok(both) => both,
+            Err(problem) => {
+                eprintln!("{problem}");
+                return Ok(ExitCode::from(2));
+            }
+        },
+    };
+    let file = file.with_all_drops(args.all_drops);
     let (access, node) = (args.api.access(), args.node_name.clone());
     if args.peers == Peers::Lookup && node.is_none() {
         anyhow::bail!("--peers=lookup needs to know which pods are this node's: give --node-name, or set NODE_NAME");
@@ -122,8 +143,34 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         ring_bytes: args.ring_kib * 1024,
         program_logs: args.program_logs,
         hooks: args.hooks,
+        state_dir: args.state_dir,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(agent::run(config))?;
+    runtime.block_on(agent::run(config, file))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The options as the config file and, above it, the command line say; or all that is wrong in the file.
+fn with_file(path: PathBuf) -> anyhow::Result<Result<(AgentArgs, Live), String>> {
+    let command = command();
+    let live = match Live::start(path, command.clone()) {
+        Ok(live) => live,
+        Err(problems) => return Ok(Err(problems.to_string())),
+    };
+    let whole = super::Cli::command();
+    let given = whole.clone().get_matches();
+    let below = given.subcommand_matches("agent").unwrap_or(&given);
+    let more = live.file().map(|file| flags::beneath(file, &command, below)).unwrap_or_default();
+    let matches = whole.try_get_matches_from(std::env::args_os().chain(more.into_iter().map(Into::into)))?;
+    let Some(("agent", matches)) = matches.subcommand() else { anyhow::bail!("--config is an option of `agent`") };
+    let args = AgentArgs::from_arg_matches(matches)?;
+    if args.manifests.is_empty() {
+        return Ok(Err("no --manifests: name them on the command line or in the config file".to_owned()));
+    }
+    Ok(Ok((args, live)))
+}
+
+/// The agent's options, as the config file may set them.
+pub(crate) fn command() -> clap::Command {
+    AgentArgs::augment_args(clap::Command::new("agent"))
 }

@@ -18,6 +18,8 @@ pub struct Facts {
     pub capabilities: Option<u64>,
     /// Capabilities in another user namespace than the initial one are none towards the kernel.
     pub initial_user_namespace: Option<bool>,
+    /// Mode of the system call filter: 2 is a profile, as container runtimes set one.
+    pub seccomp: Option<u32>,
     pub lockdown: Lockdown,
     pub symbols: Symbols,
     pub kptr_restrict: Option<u32>,
@@ -130,6 +132,7 @@ fn read(root: &Path, hooks: Vec<Hook>) -> Facts {
         capabilities,
         initial_user_namespace: text(root, "proc/self/uid_map")
             .map(|map| map.split_whitespace().eq(["0", "0", "4294967295"])),
+        seccomp: field(&status, "Seccomp:").and_then(|mode| mode.parse().ok()),
         lockdown: text(root, "sys/kernel/security/lockdown").map_or(Lockdown::Unknown, |text| lockdown(&text)),
         symbols: symbols(root),
         kptr_restrict: number(root, "proc/sys/kernel/kptr_restrict"),

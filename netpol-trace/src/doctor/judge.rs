@@ -27,6 +27,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![kernel(facts), btf(facts)];
     findings.extend(hooks(facts));
     findings.extend(capabilities(facts));
+    findings.extend(seccomp(facts));
     findings.push(lockdown(facts));
     findings.push(symbols(facts));
     findings.extend(memory(facts));
@@ -115,11 +116,38 @@ fn hook_remedy(facts: &Facts) -> &'static str {
         "see `capabilities`"
     } else if facts.lockdown == Lockdown::Confidentiality {
         "see `lockdown`"
+    } else if bpf_is_filtered(facts) {
+        "see `seccomp`"
     } else if matches!(facts.btf, Btf::Present(_)) {
-        "the container's seccomp profile or a security module may forbid bpf(2); otherwise report this message"
+        "a security module may forbid bpf(2); otherwise report this message"
     } else {
         "see `btf`"
     }
+}
+
+/// Whether bpf(2) is refused by a system call filter: not permitted, though no capability is missing.
+fn bpf_is_filtered(facts: &Facts) -> bool {
+    let refused = |hook: &super::facts::Hook| {
+        let why = hook.result.as_ref().err();
+        why.is_some_and(|why| why.contains("Operation not permitted") || why.contains("os error 1)"))
+    };
+    facts.seccomp == Some(2)
+        && missing(facts, &[BPF, PERFMON]).is_none()
+        && facts.initial_user_namespace != Some(false)
+        && facts.hooks.iter().any(refused)
+}
+
+fn seccomp(facts: &Facts) -> Option<Finding> {
+    let check = "seccomp";
+    if bpf_is_filtered(facts) {
+        return Some(Finding::fail(
+            check,
+            "a seccomp profile is in force, and bpf(2) is refused although the capabilities are there",
+            "the container runtime's profile lets bpf(2) through for CAP_SYS_ADMIN only, as those of before CAP_BPF do",
+            "use containerd 1.6.9, Docker 23 or later, or set seccompProfile to a profile of type Localhost that allows bpf",
+        ));
+    }
+    (facts.seccomp == Some(2)).then(|| Finding::ok(check, "a profile is in force", "it lets bpf(2) through"))
 }
 
 /// Those of `wanted` that are missing, by name. `None` when all are there or it can't be told.

@@ -13,6 +13,7 @@ fn good() -> Facts {
         hooks: vec![Hook { name: "kfree_skb".into(), result: Ok("as BTF tracepoint".into()) }],
         capabilities: Some(0x1ff_ffff_ffff),
         initial_user_namespace: Some(true),
+        seccomp: Some(0),
         lockdown: Lockdown::None,
         symbols: Symbols::Addresses,
         kptr_restrict: Some(1),
@@ -391,4 +392,26 @@ fn nothing_is_known() {
                               To do: run as root, or grant CAP_NET_ADMIN
         "#]],
     );
+}
+
+/// A profile older than CAP_BPF: the kernel would let us, the filter does not.
+#[test]
+fn a_seccomp_profile_that_refuses_bpf() {
+    let refused = "the kernel refused the program: Operation not permitted (os error 1)";
+    check(
+        |facts| {
+            facts.seccomp = Some(2);
+            facts.hooks[0].result = Err(refused.into());
+        },
+        expect![[r#""#]],
+    );
+    let judged = |seccomp, capabilities| {
+        let mut facts = good();
+        (facts.seccomp, facts.capabilities) = (seccomp, capabilities);
+        facts.hooks[0].result = Err(refused.into());
+        judge(&facts).iter().any(|finding| finding.check == "seccomp" && finding.status == super::Status::Fail)
+    };
+    assert!(judged(Some(2), Some(0x1ff_ffff_ffff)));
+    assert!(!judged(Some(0), Some(0x1ff_ffff_ffff)), "no profile");
+    assert!(!judged(Some(2), Some(0)), "the capabilities are missing: that is why");
 }

@@ -134,6 +134,12 @@ impl<K: Kernel> Flows<K> {
         !answers && self.kernel.watched_for(interface).is_some_and(|time| time > UDP_SETTLED + GRACE)
     }
 
+    /// Moves a finding that gets no record to those without one.
+    pub fn leave_out(&mut self, finding: &Finding) {
+        self.tally.unanswered -= finding.count;
+        self.tally.unanswered_untold += finding.count;
+    }
+
     /// The first of a kind is told at once, the rest when the window closes.
     fn fold(&mut self, finding: Finding, now: Instant) -> Option<Finding> {
         let route = (finding.tuple.client.0, finding.tuple.protocol, finding.tuple.server);

@@ -65,6 +65,23 @@ pub struct Status {
     /// Where records go. The first one is the ledger: `totals.agent` is about it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sinks: Vec<SinkState>,
+    /// With a config file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<ConfigState>,
+}
+
+/// The config file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConfigState {
+    pub path: String,
+    /// Since what is in force was read, in seconds.
+    pub age_seconds: u64,
+    /// What is wrong in the file as it is now; what it said before stays in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Options that changed in the file and count from the next start only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -98,7 +115,7 @@ pub struct AgentTotals {
     pub read: u64,
     /// Dealt with in full: on the output or, `filtered` of them, left off it because of their cause.
     pub written: u64,
-    /// The part of `written` that is counted in `causes` only (without --all-drops).
+    /// The part of `written` that is counted in `causes` only: without --all-drops, or left out by the config file.
     pub filtered: u64,
     /// Waiting in the agent.
     pub held: u64,
@@ -159,7 +176,8 @@ pub struct ConnectionTotals {
     pub opened: u64,
     pub told: u64,
     pub lost: u64,
-    /// Connections in `unanswered` records, and those without one: too many, or drops may have been missed.
+    /// Connections in `unanswered` records, and those without one: too many, left out by the config file, or drops may have
+    /// been missed.
     pub unanswered: u64,
     pub unanswered_untold: u64,
     /// Packets whose headers could not be read.

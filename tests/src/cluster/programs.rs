@@ -34,6 +34,13 @@ const KUBE_ROUTER_MODULE: Module = Module {
     go_sum: include_str!("../../cluster/kube-router/go.sum"),
 };
 
+const HELM_MODULE: Module = Module {
+    folder: "helm",
+    main: "helm.sh/helm/v3",
+    go_mod: include_str!("../../cluster/helm/go.mod"),
+    go_sum: include_str!("../../cluster/helm/go.sum"),
+};
+
 pub const ETCD: Program = Program { name: "etcd", package: "go.etcd.io/etcd/server/v3", module: KUBERNETES };
 pub const API_SERVER: Program =
     Program { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver", module: KUBERNETES };
@@ -44,8 +51,10 @@ pub const KUBE_ROUTER: Program = Program {
     module: KUBE_ROUTER_MODULE,
 };
 
+pub const HELM: Program = Program { name: "helm", package: "helm.sh/helm/v3/cmd/helm", module: HELM_MODULE };
+
 /// In the order in which they are built: what others wait for first.
-pub const PROGRAMS: [Program; 4] = [ETCD, API_SERVER, KUBECTL, KUBE_ROUTER];
+pub const PROGRAMS: [Program; 5] = [ETCD, API_SERVER, KUBECTL, KUBE_ROUTER, HELM];
 
 impl Program {
     /// Where it lies in the cache, once built.

@@ -1,0 +1,96 @@
+//! Options of the command line in the config file: each key is an option's long name, whatever options there are.
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use super::read::{RUNTIME_KEYS, shown};
+use super::{File, Problem};
+
+/// An option that the file sets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flag {
+    pub name: String,
+    pub line: u32,
+    pub values: Vec<String>,
+}
+
+/// Options that the file can't set: they say where it is, or ask for help.
+const NOT_IN_FILES: [&str; 3] = ["config", "help", "version"];
+/// How a file says yes and no to an option without a value.
+const SWITCH: [(&str, bool); 2] = [("true", true), ("false", false)];
+
+/// The options that a file can set, of the command `agent`.
+pub fn settable(agent: &Command) -> impl Iterator<Item = (&str, &Arg)> {
+    let long = agent.get_arguments().filter(|arg| !arg.is_hide_set()).filter_map(|arg| Some((arg.get_long()?, arg)));
+    long.filter(|(name, _)| !NOT_IN_FILES.contains(name))
+}
+
+/// What is wrong with a file's options: unknown ones, and values that the command line would not take either.
+pub fn problems(file: &File, agent: &Command) -> Vec<Problem> {
+    file.flags.iter().filter_map(|flag| problem(flag, agent)).collect()
+}
+
+fn problem(flag: &Flag, agent: &Command) -> Option<Problem> {
+    let say = |message: String| Some(Problem::new(flag.line, message));
+    let Some((_, arg)) = settable(agent).find(|(name, _)| *name == flag.name) else {
+        return say(unknown(flag, agent));
+    };
+    let several = arg.get_value_delimiter().is_some() || matches!(arg.get_action(), ArgAction::Append);
+    if flag.values.len() != 1 && !several {
+        return say(format!("{} takes one value", flag.name));
+    }
+    if !arg.get_action().takes_values() && switch(flag).is_none() {
+        return say(format!("{} takes true or false, not {:?}", flag.name, shown(&flag.values[0])));
+    }
+    // Each option by itself, so that a bad value is shown with its own line.
+    // With --config, which stands in for what is required.
+    let words = ["agent", "--config=file"].map(str::to_owned).into_iter().chain(arguments(flag, arg));
+    let error = agent.clone().try_get_matches_from(words).err()?;
+    // clap's first line says it all; what follows points to the command line's help.
+    let text = error.to_string();
+    let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    say(message)
+}
+
+fn unknown(flag: &Flag, agent: &Command) -> String {
+    let name = shown(&flag.name);
+    if NOT_IN_FILES.contains(&name) {
+        return format!("{name} can be given on the command line only");
+    }
+    let top = RUNTIME_KEYS.iter().map(|(key, ..)| key.split('.').next().unwrap_or(key));
+    let known: Vec<&str> = settable(agent).map(|(name, _)| name).chain(top).collect();
+    let nearest = known.iter().min_by_key(|key| strsim::levenshtein(key, name));
+    match nearest.filter(|key| strsim::levenshtein(key, name) <= 3) {
+        Some(nearest) => format!("unknown key {name:?}: is {nearest} meant?"),
+        None => {
+            let mut known = known;
+            known.sort_unstable();
+            known.dedup();
+            format!("unknown key {name:?}: keys are {}", known.join(", "))
+        }
+    }
+}
+
+fn switch(flag: &Flag) -> Option<bool> {
+    SWITCH.iter().find(|(word, _)| *word == flag.values[0]).map(|(_, on)| *on)
+}
+
+fn arguments(flag: &Flag, arg: &Arg) -> Vec<String> {
+    match arg.get_action().takes_values() {
+        true => flag.values.iter().map(|value| format!("--{}={value}", flag.name)).collect(),
+        false => switch(flag).unwrap_or(false).then(|| format!("--{}", flag.name)).into_iter().collect(),
+    }
+}
+
+/// The file's options as arguments, without those that the command line or the environment sets: these count for more.
+pub fn beneath(file: &File, agent: &Command, given: &ArgMatches) -> Vec<String> {
+    let mut all = Vec::new();
+    for flag in &file.flags {
+        let Some((_, arg)) = settable(agent).find(|(name, _)| *name == flag.name) else { continue };
+        let source = given.value_source(arg.get_id().as_str());
+        if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
+            all.extend(arguments(flag, arg));
+        }
+    }
+    all
+}

@@ -1,0 +1,203 @@
+//! The config file while the agent runs: looked at every second; a bad one changes nothing, and says so.
+
+use std::fs::File as FsFile;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Command;
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::read::{MAX_BYTES, read};
+use super::{File, Problem, Problems, Settings, flags};
+use crate::record::{Cause, ConfigState};
+
+/// How often the file is looked at. Polling sees what inotify misses: the link swap of a mounted ConfigMap.
+const POLL: Duration = Duration::from_secs(1);
+
+/// The file in force. Without a file: the defaults, for good.
+#[derive(Debug)]
+pub struct Live {
+    file: Option<Followed>,
+    sender: watch::Sender<State>,
+}
+
+/// What the pipeline uses, and what a status tells.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    pub settings: Arc<Settings>,
+    /// `None` without a file.
+    pub told: Option<Told>,
+}
+
+/// The state of the file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told {
+    pub path: String,
+    pub read_at: Timestamp,
+    pub error: Option<String>,
+    /// Options that changed in the file and wait for a start.
+    pub pending: Vec<String>,
+}
+
+impl Told {
+    pub fn state(&self, now: Timestamp) -> ConfigState {
+        ConfigState {
+            path: self.path.clone(),
+            age_seconds: u64::try_from(now.duration_since(self.read_at).as_secs()).unwrap_or(0),
+            error: self.error.clone(),
+            pending: self.pending.clone(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Followed {
+    path: PathBuf,
+    /// The agent's command line, which knows the options.
+    command: Command,
+    /// As the agent started with it.
+    first: File,
+    /// The octets in force or, if they were bad, last tried.
+    seen: Result<Vec<u8>, String>,
+    /// Of the look before, when different: a change counts when two looks in a row see the same.
+    before: Option<Result<Vec<u8>, String>>,
+    all_drops: bool,
+}
+
+impl Default for Live {
+    fn default() -> Live {
+        Live { file: None, sender: watch::Sender::new(State::default()) }
+    }
+}
+
+impl Live {
+    /// Reads the file for the first time.
+    ///
+    /// # Errors
+    /// All that is wrong in it: the agent does not start on a config file that it can't follow.
+    pub fn start(path: PathBuf, command: Command) -> Result<Live, Problems> {
+        let seen = bytes(&path);
+        let first = match &seen {
+            Ok(text) => checked(text, &path, &command)?,
+            Err(error) => return Err(Problems::of(&path, vec![Problem::new(1, error.clone())])),
+        };
+        let told =
+            Told { path: path.display().to_string(), read_at: Timestamp::now(), error: None, pending: Vec::new() };
+        let state = State { settings: Arc::new(first.settings.clone()), told: Some(told) };
+        let file = Followed { path, command, first, seen, before: None, all_drops: false };
+        Ok(Live { file: Some(file), sender: watch::Sender::new(state) })
+    }
+
+    /// What the file said at the start.
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_ref().map(|file| &file.first)
+    }
+
+    /// Tells which causes the agent records, once its options are known, and what follows for the file's lists.
+    pub fn with_all_drops(mut self, all_drops: bool) -> Live {
+        if let Some(file) = &mut self.file {
+            file.all_drops = all_drops;
+            file.warn_of_causes(&file.first.settings);
+        }
+        self
+    }
+
+    /// Changes whenever the file's state does.
+    pub fn changes(&self) -> watch::Receiver<State> {
+        self.sender.subscribe()
+    }
+
+    /// Follows the file; runs until dropped.
+    pub async fn follow(self) {
+        let Live { file: Some(mut file), sender } = self else { return std::future::pending().await };
+        let mut ticks = tokio::time::interval(POLL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Some(outcome) = file.look() {
+                sender.send_modify(|state| file.change(state, outcome));
+            }
+        }
+    }
+}
+
+impl Followed {
+    /// The file, when it has settled on something new.
+    fn look(&mut self) -> Option<Result<File, String>> {
+        let now = bytes(&self.path);
+        if now == self.seen {
+            self.before = None;
+            return None;
+        }
+        if self.before.as_ref() != Some(&now) {
+            self.before = Some(now);
+            return None;
+        }
+        self.before = None;
+        let outcome = match &now {
+            Ok(text) => checked(text, &self.path, &self.command).map_err(|problems| problems.to_string()),
+            Err(error) => Err(format!("{}: {error}", self.path.display())),
+        };
+        self.seen = now;
+        Some(outcome)
+    }
+
+    fn change(&self, state: &mut State, outcome: Result<File, String>) {
+        let Some(told) = &mut state.told else { return };
+        match outcome {
+            Ok(file) => {
+                told.pending = self.pending(&file);
+                (told.read_at, told.error) = (Timestamp::now(), None);
+                if told.pending.is_empty() {
+                    tracing::info!("config file read again");
+                } else {
+                    tracing::warn!(
+                        "config file read again; these options count from the next start only: {}",
+                        told.pending.join(", ")
+                    );
+                }
+                self.warn_of_causes(&file.settings);
+                state.settings = Arc::new(file.settings);
+            }
+            Err(error) => {
+                tracing::error!("the config file as it was stays in force: {error}");
+                told.error = Some(error);
+            }
+        }
+    }
+
+    /// A list of causes can't bring back what the agent does not record.
+    fn warn_of_causes(&self, settings: &Settings) {
+        let causes: &[Cause] = settings.include.causes.as_deref().unwrap_or_default();
+        if !self.all_drops && causes.iter().any(|cause| !cause.is_default()) {
+            tracing::warn!("include.causes names causes that are recorded with all-drops: true only");
+        }
+    }
+
+    /// Options that are not as they were at the start.
+    fn pending(&self, file: &File) -> Vec<String> {
+        let value =
+            |file: &File, name: &str| file.flags.iter().find(|flag| flag.name == name).map(|flag| flag.values.clone());
+        let mut names: Vec<&str> = self.first.flags.iter().chain(&file.flags).map(|flag| flag.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.retain(|name| value(&self.first, name) != value(file, name));
+        names.into_iter().map(str::to_owned).collect()
+    }
+}
+
+fn bytes(path: &std::path::Path) -> Result<Vec<u8>, String> {
+    let mut text = Vec::new();
+    let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX) + 1;
+    let read = FsFile::open(path).and_then(|file| file.take(limit).read_to_end(&mut text));
+    read.map(|_| text).map_err(|error| format!("can't be read: {error}"))
+}
+
+fn checked(text: &[u8], path: &std::path::Path, command: &Command) -> Result<File, Problems> {
+    let file = read(text, path)?;
+    let problems = flags::problems(&file, command);
+    if problems.is_empty() { Ok(file) } else { Err(Problems::of(path, problems)) }
+}

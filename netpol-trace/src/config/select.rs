@@ -1,0 +1,108 @@
+//! Which drops a list of namespaces, causes or address ranges is about. Pure.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::enrich::Flow;
+use crate::record::{Cause, Endpoint};
+
+/// A text with `*` for any run of characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(String);
+
+impl Pattern {
+    pub fn new(text: &str) -> Pattern {
+        Pattern(text.to_owned())
+    }
+
+    pub fn matches(&self, text: &str) -> bool {
+        let Some((first, rest)) = self.0.split_once('*') else { return self.0 == text };
+        let Some(mut text) = text.strip_prefix(first) else { return false };
+        let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+        // The first place of each piece leaves most for the ones after it.
+        for piece in middle.split('*').filter(|piece| !piece.is_empty()) {
+            let Some(at) = text.find(piece) else { return false };
+            text = &text[at + piece.len()..];
+        }
+        text.ends_with(last)
+    }
+}
+
+/// Lists of what is meant; `None` where a list is absent.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Selection {
+    /// Of either end: a pod's, or the service's that the client asked for.
+    pub namespaces: Option<Vec<Pattern>>,
+    pub causes: Option<Vec<Cause>>,
+    /// Around either end's address, or the one that the client asked for.
+    pub cidrs: Option<Vec<IpNet>>,
+}
+
+/// The two ends of a connection, as selections see them.
+#[derive(Debug, Default)]
+pub struct Ends<'a> {
+    namespaces: [Option<&'a str>; 3],
+    addresses: [Option<IpAddr>; 3],
+}
+
+impl<'a> Ends<'a> {
+    pub fn of_flow(flow: &'a Flow<'_>) -> Ends<'a> {
+        let namespace = |end: &'a crate::enrich::Named<'_>| end.pod().map(|view| &*view.pod.namespace);
+        Ends {
+            namespaces: [
+                namespace(&flow.source),
+                namespace(&flow.destination),
+                flow.destination.service.as_ref().map(|service| service.namespace.as_str()),
+            ],
+            addresses: [
+                Some(flow.source.ip),
+                Some(flow.destination.ip),
+                flow.destination.original.as_ref().map(|original| original.ip),
+            ],
+        }
+    }
+
+    pub fn of_record(source: &'a Endpoint, destination: &'a Endpoint) -> Ends<'a> {
+        let namespace = |end: &'a Endpoint| end.pod.as_ref().map(|pod| pod.namespace.as_str());
+        Ends {
+            namespaces: [
+                namespace(source),
+                namespace(destination),
+                destination.service.as_ref().map(|service| service.namespace.as_str()),
+            ],
+            addresses: [
+                Some(source.ip),
+                Some(destination.ip),
+                destination.original.as_ref().map(|original| original.ip),
+            ],
+        }
+    }
+}
+
+impl Selection {
+    /// Whether every list that is there fits. What has no cause fits any list of causes.
+    pub fn fits_all(&self, cause: Option<Cause>, ends: &Ends<'_>) -> bool {
+        self.namespace(ends).unwrap_or(true) && self.cause(cause).unwrap_or(true) && self.cidr(ends).unwrap_or(true)
+    }
+
+    /// Whether some list that is there fits.
+    pub fn fits_any(&self, cause: Option<Cause>, ends: &Ends<'_>) -> bool {
+        self.namespace(ends).unwrap_or(false) || self.cause(cause).unwrap_or(false) || self.cidr(ends).unwrap_or(false)
+    }
+
+    fn namespace(&self, ends: &Ends<'_>) -> Option<bool> {
+        let patterns = self.namespaces.as_ref()?;
+        Some(ends.namespaces.iter().flatten().any(|name| patterns.iter().any(|pattern| pattern.matches(name))))
+    }
+
+    fn cause(&self, cause: Option<Cause>) -> Option<bool> {
+        let (causes, cause) = (self.causes.as_ref()?, cause?);
+        Some(causes.contains(&cause))
+    }
+
+    fn cidr(&self, ends: &Ends<'_>) -> Option<bool> {
+        let ranges = self.cidrs.as_ref()?;
+        Some(ends.addresses.iter().flatten().any(|ip| ranges.iter().any(|range| range.contains(ip))))
+    }
+}

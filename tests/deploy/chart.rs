@@ -1,0 +1,74 @@
+//! The chart by itself: lint, options, and values that it refuses.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use netpol_trace_tests::cluster::programs::HELM;
+
+use super::render::{deploy, helm, program, template};
+
+#[test]
+fn lint() -> Result<()> {
+    let Some(program) = program("lint", &HELM) else { return Ok(()) };
+    let output =
+        Command::new(program).args(["lint", "--strict", "--quiet"]).arg(deploy().join("helm/netpol-trace")).output()?;
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+#[test]
+fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
+    let Some(program) = program("values_that_are_wrong_are_refused_by_name", &HELM) else { return Ok(()) };
+    for (value, named) in [
+        ("hostNetwrok=true", "hostNetwrok"),
+        ("hostNetwork=\"yes\"", "hostNetwork"),
+        ("listen.port=70000", "port"),
+        ("capabilities.sysAdmin=true", "sysAdmin"),
+        ("image.digest=\"latest\"", "digest"),
+        ("state.hostPath=\"run/netpol-trace\"", "hostPath"),
+        ("podMonitor.interval=\"often\"", "interval"),
+        ("rbac.otherPolicies={\"cilium.io\":\"all\"}", "cilium.io"),
+    ] {
+        let output = template(&program, &[value])?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains(named), "{value}: {stderr}");
+    }
+    Ok(())
+}
+
+#[test]
+fn options_make_their_objects() -> Result<()> {
+    let Some(program) = program("options_make_their_objects", &HELM) else { return Ok(()) };
+    let kinds = |values: &[&str]| -> Result<Vec<String>> { Ok(helm(&program, values)?.into_keys().collect()) };
+    let plain = kinds(&[])?;
+    let more = kinds(&["podMonitor.enabled=true", "networkPolicy.enabled=true"])?;
+    let added: Vec<&String> = more.iter().filter(|object| !plain.contains(object)).collect();
+    assert_eq!(added, ["NetworkPolicy netpol-trace", "PodMonitor netpol-trace"]);
+    let none = kinds(&["rbac.create=false", "serviceAccount.create=false"])?;
+    assert_eq!(none, ["ConfigMap netpol-trace", "DaemonSet netpol-trace"]);
+
+    let objects = helm(
+        &program,
+        &[
+            "rbac.otherPolicies={}",
+            "config={\"all-drops\":true}",
+            "extraArgs=[\"--program-logs\"]",
+            "priorityClassName=\"system-node-critical\"",
+            "image.tag=\"edge\"",
+        ],
+    )?;
+    let pod = &objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"];
+    assert_eq!(pod["priorityClassName"], "system-node-critical");
+    assert_eq!(pod["containers"][0]["image"], "ghcr.io/netpol-trace/netpol-trace:edge");
+    let arguments = pod["containers"][0]["args"].as_array().context("arguments")?;
+    assert_eq!(arguments.last().and_then(|last| last.as_str()), Some("--program-logs"));
+    assert_eq!(objects["ClusterRole netpol-trace"]["rules"].as_array().map(Vec::len), Some(3));
+    let file = objects["ConfigMap netpol-trace"]["data"]["config.yaml"].as_str().context("a file")?;
+    assert!(file.contains("all-drops: true") && file.contains("hooks:"), "{file}");
+    Ok(())
+}

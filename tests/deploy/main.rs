@@ -1,0 +1,6 @@
+//! The manifests in `deploy/`, as kustomize, helm and the agent see them.
+
+mod chart;
+mod manifests;
+mod render;
+mod server;

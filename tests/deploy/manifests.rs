@@ -1,0 +1,186 @@
+//! kustomize and the chart make the same objects, and both fit the agent.
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use netpol_trace_tests::agent;
+use netpol_trace_tests::cluster::programs::{HELM, KUBECTL};
+use serde_json::Value;
+
+use super::render::{Objects, deploy, documents, helm, kustomize, program};
+
+/// Each overlay, and the chart's values that make the same.
+const VARIANTS: [(&str, &[&str]); 3] = [
+    ("overlays/default", &[]),
+    (
+        "overlays/host-network",
+        &[
+            "hostNetwork=true",
+            "capabilities.netAdmin=true",
+            "capabilities.netRaw=true",
+            "config.hooks=[\"kfree_skb\",\"tc\"]",
+        ],
+    ),
+    ("overlays/restricted", &["capabilities.syslog=false", "state.hostPath=\"\""]),
+];
+
+/// What may differ: who made it. The chart leaves the namespace to `helm install --create-namespace`.
+fn comparable(mut objects: Objects) -> Objects {
+    objects.retain(|key, _| !key.starts_with("Namespace "));
+    for object in objects.values_mut() {
+        for labels in ["/metadata/labels", "/spec/template/metadata/labels"] {
+            if let Some(Value::Object(labels)) = object.pointer_mut(labels) {
+                assert!(labels.remove("app.kubernetes.io/managed-by").is_some(), "{labels:?}");
+                assert_eq!(labels.len(), 5, "the six labels: {labels:?}");
+            }
+        }
+        if let Some(Value::String(text)) = object.pointer_mut("/data/config.yaml") {
+            *text = text.trim_end().to_owned();
+        }
+    }
+    objects
+}
+
+#[test]
+fn kustomize_and_helm_make_the_same_objects() -> Result<()> {
+    const TEST: &str = "kustomize_and_helm_make_the_same_objects";
+    let (Some(kubectl), Some(chart)) = (program(TEST, &KUBECTL), program(TEST, &HELM)) else { return Ok(()) };
+    for (overlay, values) in VARIANTS {
+        let (one, other) = (comparable(kustomize(&kubectl, overlay)?), comparable(helm(&chart, values)?));
+        let (names, others): (Vec<_>, Vec<_>) = (one.keys().collect(), other.keys().collect());
+        assert_eq!(names, others, "{overlay}");
+        for (name, object) in &one {
+            let pretty = |object: &Value| serde_json::to_string_pretty(object);
+            assert_eq!(pretty(object)?, pretty(&other[name])?, "{overlay}: {name}");
+        }
+    }
+    Ok(())
+}
+
+/// All variants as kustomize makes them.
+fn overlays(test: &str) -> Result<Vec<(&'static str, Objects)>> {
+    let Some(kubectl) = program(test, &KUBECTL) else { return Ok(Vec::new()) };
+    VARIANTS.iter().map(|(overlay, _)| Ok((*overlay, kustomize(&kubectl, overlay)?))).collect()
+}
+
+fn container(objects: &Objects) -> Result<&Value> {
+    objects["DaemonSet netpol-trace"].pointer("/spec/template/spec/containers/0").context("a container")
+}
+
+#[test]
+fn the_container_is_confined() -> Result<()> {
+    for (overlay, objects) in overlays("the_container_is_confined")? {
+        let pod = &objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"];
+        let security = &container(&objects)?["securityContext"];
+        for (field, value) in [
+            ("privileged", Value::Bool(false)),
+            ("allowPrivilegeEscalation", Value::Bool(false)),
+            ("readOnlyRootFilesystem", Value::Bool(true)),
+        ] {
+            assert_eq!(security[field], value, "{overlay}: {field}");
+        }
+        assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault", "{overlay}");
+        assert_eq!(security["capabilities"]["drop"], serde_json::json!(["ALL"]), "{overlay}");
+        assert_eq!((&pod["hostPID"], &pod["hostIPC"]), (&Value::Null, &Value::Null), "{overlay}");
+        assert_eq!(pod["hostNetwork"] == true, overlay.ends_with("host-network"));
+        assert_eq!(pod["tolerations"], serde_json::json!([{"operator": "Exists"}]));
+        // The page says of each capability in which overlay it is.
+        let page = std::fs::read_to_string(deploy().with_file_name("docs/security.md"))?;
+        for capability in security["capabilities"]["add"].as_array().context("capabilities")? {
+            let name = capability.as_str().context("a name")?;
+            let row = page.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+            let row = row.with_context(|| format!("docs/security.md has nothing of {name}"))?;
+            let short = overlay.trim_start_matches("overlays/");
+            assert!(row.contains("all overlays") || row.contains(short), "{overlay}: {row}");
+        }
+    }
+    Ok(())
+}
+
+/// Nothing but reading, and nothing that docs/security.md does not justify.
+#[test]
+fn rbac_is_what_the_page_says() -> Result<()> {
+    for (_, objects) in overlays("rbac_is_what_the_page_says")? {
+        let page = std::fs::read_to_string(deploy().with_file_name("docs/security.md"))?;
+        let rules = objects["ClusterRole netpol-trace"]["rules"].as_array().context("rules")?;
+        for rule in rules {
+            assert_eq!(rule["verbs"], serde_json::json!(["get", "list", "watch"]), "{rule}");
+            let group = rule["apiGroups"][0].as_str().context("a group")?;
+            for resource in rule["resources"].as_array().context("resources")? {
+                let resource = resource.as_str().context("a resource")?;
+                let own = ["", "discovery.k8s.io", "networking.k8s.io"].contains(&group);
+                let known =
+                    page.contains(&format!("\n| {resource}")) || (!own && page.contains("\n| other policy APIs"));
+                assert!(known, "docs/security.md has no row for {resource} {group}");
+                assert!(!["*", "secrets", "configmaps"].contains(&resource), "{rule}");
+            }
+        }
+        let kinds: Vec<&str> = objects.keys().filter_map(|key| key.split(' ').next()).collect();
+        assert!(!kinds.contains(&"Role") && !kinds.contains(&"RoleBinding"), "{kinds:?}");
+    }
+    Ok(())
+}
+
+/// The container's arguments and the ConfigMap are what this agent takes: it gets as far as the manifests, which there are none of.
+#[test]
+fn the_agent_takes_its_arguments_and_configuration() -> Result<()> {
+    for (overlay, objects) in overlays("the_agent_takes_its_arguments_and_configuration")? {
+        let dir = tempfile::tempdir()?;
+        let config = dir.path().join("config.yaml");
+        std::fs::write(&config, objects["ConfigMap netpol-trace"]["data"]["config.yaml"].as_str().context("a file")?)?;
+        let arguments = container(&objects)?["args"].as_array().context("arguments")?.clone();
+        let arguments = arguments.iter().filter_map(Value::as_str).map(|argument| {
+            let argument = argument.replace("/etc/netpol-trace/config.yaml", &config.to_string_lossy());
+            let argument = argument.replace("/var/lib/netpol-trace", &dir.path().to_string_lossy());
+            argument.replace("$(POD_IP)", "127.0.0.1")
+        });
+        let output = Command::new(agent::binary()?).args(arguments).args(["--manifests", "/no/such/file"]).output()?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("/no/such/file"), "{overlay}: {stderr}");
+    }
+    Ok(())
+}
+
+#[test]
+fn versions_are_the_workspaces() -> Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    let chart = &documents(&std::fs::read_to_string(deploy().join("helm/netpol-trace/Chart.yaml"))?)?[0];
+    assert_eq!((chart["version"].as_str(), chart["appVersion"].as_str()), (Some(version), Some(version)));
+    for file in ["base/kustomization.yaml", "components/pod-monitor/podmonitor.yaml"] {
+        let text = std::fs::read_to_string(deploy().join("kustomize").join(file))?;
+        let versions = text.lines().filter(|line| line.contains("version: ") || line.contains("newTag: "));
+        for line in versions.filter(|line| !line.contains("apiVersion: ") && !line.contains(" version: v")) {
+            assert!(line.ends_with(version), "{file}: {line}");
+        }
+    }
+    Ok(())
+}
+
+/// With the release's values filled in, as krew-release-bot does.
+#[test]
+fn the_krew_manifest_is_one() -> Result<()> {
+    let text = std::fs::read_to_string(deploy().join("krew/netpol-trace.yaml"))?;
+    let mut filled = String::new();
+    for line in text.lines() {
+        match line.trim().strip_prefix("{{addURIAndSha \"").and_then(|rest| rest.split_once('"')) {
+            Some((uri, _)) => {
+                let pad = " ".repeat(line.len() - line.trim_start().len());
+                filled += &format!("{pad}uri: {uri}\n{pad}sha256: {}\n", "0".repeat(64));
+            }
+            None => filled += &format!("{line}\n"),
+        }
+    }
+    let plugin = documents(&filled.replace("{{ .TagName }}", "v0.1.0"))?.remove(0);
+    assert_eq!((&plugin["kind"], &plugin["metadata"]["name"]), (&"Plugin".into(), &"netpol-trace".into()));
+    let short = plugin["spec"]["shortDescription"].as_str().context("a description")?;
+    assert!(short.len() <= 50 && !short.ends_with('.'), "krew's rule: {short}");
+    for platform in plugin["spec"]["platforms"].as_array().context("platforms")? {
+        // A dash in a plugin's name is an underscore in its program's.
+        assert_eq!(platform["bin"], "kubectl-netpol_trace");
+        assert!(
+            platform["uri"].as_str().is_some_and(|uri| uri.starts_with("https://") && uri.contains("/v0.1.0/")),
+            "{platform}"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! Renders the manifests with the real programs, and makes what they print comparable.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, bail};
+use netpol_trace_tests::cluster::programs::Program;
+use netpol_trace_tests::{cluster, skipped};
+use saphyr::{LoadableYamlNode, Scalar, Yaml};
+use serde_json::{Map, Value};
+
+pub fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("deploy")
+}
+
+/// Objects by kind and name.
+pub type Objects = BTreeMap<String, Value>;
+
+/// One of the programs that setup builds; says that the test is skipped when it is not there.
+pub fn program(test: &str, program: &Program) -> Option<PathBuf> {
+    let built = cluster::built(program);
+    if let Err(why) = &built {
+        skipped(test, &format!("{why:#}"));
+    }
+    built.ok()
+}
+
+pub fn kustomize(kubectl: &Path, folder: &str) -> Result<Objects> {
+    let output = Command::new(kubectl).arg("kustomize").arg(deploy().join("kustomize").join(folder)).output()?;
+    objects(&printed(&output)?)
+}
+
+/// The chart with values such as `hostNetwork=true`.
+pub fn helm(helm: &Path, values: &[&str]) -> Result<Objects> {
+    objects(&printed(&template(helm, values)?)?)
+}
+
+pub fn template(helm: &Path, values: &[&str]) -> Result<Output> {
+    let mut command = Command::new(helm);
+    // Helm built without its release script takes the cluster for an old one.
+    command
+        .args(["template", "netpol-trace", "--namespace", "netpol-trace", "--kube-version", "1.36.0"])
+        .arg(deploy().join("helm/netpol-trace"));
+    command.args(values.iter().map(|value| format!("--set-json={value}")));
+    Ok(command.output()?)
+}
+
+fn printed(output: &Output) -> Result<String> {
+    if !output.status.success() {
+        bail!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+pub fn objects(text: &str) -> Result<Objects> {
+    let mut objects = Objects::new();
+    for object in documents(text)? {
+        let name = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+        let (kind, name) = (name("/kind").context("a kind")?, name("/metadata/name").context("a name")?);
+        let key = format!("{kind} {name}");
+        if objects.insert(key.clone(), object).is_some() {
+            bail!("{key} twice");
+        }
+    }
+    Ok(objects)
+}
+
+pub fn documents(text: &str) -> Result<Vec<Value>> {
+    let documents = Yaml::load_from_str(text).context("YAML")?;
+    Ok(documents.iter().map(json).filter(|value| !value.is_null()).collect())
+}
+
+fn json(yaml: &Yaml<'_>) -> Value {
+    match yaml {
+        Yaml::Value(Scalar::Boolean(value)) => Value::Bool(*value),
+        Yaml::Value(Scalar::Integer(value)) => (*value).into(),
+        Yaml::Value(Scalar::FloatingPoint(value)) => (**value).into(),
+        Yaml::Value(Scalar::String(text)) => text.as_ref().into(),
+        Yaml::Sequence(items) => items.iter().map(json).collect(),
+        Yaml::Mapping(entries) => {
+            let entry = |(key, value): (&Yaml<'_>, &Yaml<'_>)| Some((key.as_str()?.to_owned(), json(value)));
+            Value::Object(entries.iter().filter_map(entry).collect::<Map<_, _>>())
+        }
+        Yaml::Tagged(_, value) => json(value),
+        _ => Value::Null,
+    }
+}

@@ -1,0 +1,184 @@
+//! The manifests before a real API server, and the rights that they give.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use netpol_trace_tests::cluster::api::Api;
+use netpol_trace_tests::cluster::control_plane::ControlPlane;
+use netpol_trace_tests::cluster::programs::KUBECTL;
+use netpol_trace_tests::cluster::{self, built};
+use netpol_trace_tests::eventually;
+use serde_json::{Value, json};
+
+use super::render::{Objects, deploy, kustomize};
+
+const OVERLAYS: [&str; 3] = ["overlays/default", "overlays/host-network", "overlays/restricted"];
+
+fn kubectl(plane: &ControlPlane, arguments: &[&str], folder: &Path) -> Result<String> {
+    let mut command = Command::new(built(&KUBECTL)?);
+    command.arg("--kubeconfig").arg(plane.kubeconfig()).args(arguments).arg(folder);
+    let output = command.output()?;
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if !output.status.success() {
+        bail!("{command:?}: {}\n{said}", output.status);
+    }
+    Ok(said)
+}
+
+fn namespace(plane: &ControlPlane, name: &str, labels: &Value) -> Result<()> {
+    let metadata = json!({ "name": name, "labels": labels });
+    plane.api().apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": metadata })).map(drop)
+}
+
+/// A client with the rights of a ServiceAccount.
+fn account(plane: &ControlPlane, namespace: &str, name: &str) -> Result<Api> {
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
+    let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
+    let answer = plane.api().post(&path, &request)?;
+    let token = answer.pointer("/status/token").and_then(Value::as_str).context("a token")?;
+    Api::connect(&plane.kubeconfig_with(&format!("{namespace}-{name}"), token)?)
+}
+
+/// With the overlay's own namespace there: dry runs need it.
+fn installed(overlay: &str) -> Result<(&'static ControlPlane, Objects)> {
+    let plane = cluster::shared()?;
+    let objects = kustomize(&built(&KUBECTL)?, overlay)?;
+    plane.api().apply(&objects["Namespace netpol-trace"])?;
+    Ok((plane, objects))
+}
+
+#[test]
+fn the_server_takes_every_overlay() -> Result<()> {
+    if cluster::skip("server::the_server_takes_every_overlay", &[KUBECTL]) {
+        return Ok(());
+    }
+    for overlay in OVERLAYS {
+        let (plane, objects) = installed(overlay)?;
+        let folder = deploy().join("kustomize").join(overlay);
+        let said = kubectl(plane, &["apply", "--dry-run=server", "--validate=strict", "-k"], &folder)?;
+        for object in objects.keys() {
+            let (kind, name) = object.split_once(' ').context("kind and name")?;
+            let line = said.lines().find(|line| {
+                let kind = kind.to_lowercase();
+                line.starts_with(&kind) && line.contains(&format!("/{name} ")) && line.ends_with("(server dry run)")
+            });
+            assert!(line.is_some(), "{overlay}: nothing of {object} in\n{said}");
+        }
+        assert!(!said.contains("Warning"), "{overlay}: {said}");
+    }
+    Ok(())
+}
+
+/// Pod Security lets the DaemonSet's pods into their namespace, and would not into one of level baseline.
+#[test]
+fn pod_security() -> Result<()> {
+    if cluster::skip("server::pod_security", &[KUBECTL]) {
+        return Ok(());
+    }
+    for overlay in OVERLAYS {
+        let (plane, objects) = installed(overlay)?;
+        let pod = |namespace: &str| {
+            let template = &objects["DaemonSet netpol-trace"]["spec"]["template"];
+            let mut spec = template["spec"].clone();
+            // The account is the next test's matter.
+            spec["serviceAccountName"] = "default".into();
+            spec["automountServiceAccountToken"] = false.into();
+            json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "agent", "namespace": namespace }, "spec": spec })
+        };
+        namespace(plane, "baseline", &json!({ "pod-security.kubernetes.io/enforce": "baseline" }))?;
+        let create = |namespace: &str| {
+            let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default", "namespace": namespace } });
+            plane.api().apply(&account)?;
+            plane.api().post(&format!("/api/v1/namespaces/{namespace}/pods?dryRun=All"), &pod(namespace))
+        };
+        create("netpol-trace").with_context(|| overlay)?;
+        let refused = format!("{:#}", create("baseline").expect_err("baseline refuses BPF"));
+        assert!(refused.contains("violates PodSecurity") && refused.contains("BPF"), "{overlay}: {refused}");
+    }
+    Ok(())
+}
+
+/// The account may read what docs/security.md lists, and nothing else.
+#[test]
+fn the_account_may_read_and_nothing_else() -> Result<()> {
+    if cluster::skip("server::the_account_may_read_and_nothing_else", &[KUBECTL]) {
+        return Ok(());
+    }
+    let (plane, objects) = installed("overlays/default")?;
+    for name in ["ServiceAccount netpol-trace", "ClusterRole netpol-trace", "ClusterRoleBinding netpol-trace"] {
+        plane.api().apply(&objects[name])?;
+    }
+    let agent = account(plane, "netpol-trace", "netpol-trace")?;
+    eventually("the account's first right", || Ok(agent.get("/api/v1/pods").ok()))?;
+    for path in [
+        "/api/v1/pods",
+        "/api/v1/namespaces",
+        "/api/v1/nodes",
+        "/api/v1/services",
+        "/apis/discovery.k8s.io/v1/endpointslices",
+        "/apis/networking.k8s.io/v1/networkpolicies",
+    ] {
+        let list = agent.get(path)?;
+        assert!(list["items"].is_array(), "{path}: {list}");
+    }
+    let metadata = json!({ "name": "intruder", "namespace": "netpol-trace" });
+    let forbidden = |result: Result<Value>, what: &str| {
+        let error = format!("{:#}", result.expect_err(what));
+        assert!(error.contains("forbidden"), "{what}: {error}");
+    };
+    for path in ["/api/v1/secrets", "/api/v1/configmaps", "/api/v1/events", "/apis/apps/v1/daemonsets"] {
+        forbidden(agent.get(path), path);
+    }
+    for (path, kind, version) in [
+        ("/api/v1/namespaces/netpol-trace/pods", "Pod", "v1"),
+        ("/api/v1/namespaces/netpol-trace/configmaps", "ConfigMap", "v1"),
+        ("/apis/networking.k8s.io/v1/namespaces/netpol-trace/networkpolicies", "NetworkPolicy", "networking.k8s.io/v1"),
+    ] {
+        forbidden(agent.post(path, &json!({ "apiVersion": version, "kind": kind, "metadata": metadata })), path);
+    }
+    Ok(())
+}
+
+/// What was installed goes with one command.
+#[test]
+fn uninstall_leaves_nothing() -> Result<()> {
+    if cluster::skip("server::uninstall_leaves_nothing", &[KUBECTL]) {
+        return Ok(());
+    }
+    // In a namespace of its own: other tests use the overlay's.
+    let plane = cluster::shared()?;
+    namespace(plane, "removed", &json!({}))?;
+    let dir = tempfile::tempdir()?;
+    let base = deploy().join("kustomize/base");
+    let copy = dir.path().join("base");
+    std::fs::create_dir(&copy)?;
+    for entry in std::fs::read_dir(&base)? {
+        let path = entry?.path();
+        std::fs::copy(&path, copy.join(path.file_name().context("a name")?))?;
+    }
+    let overlay = "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: removed\nnamePrefix: removed-\nresources: [base]\n";
+    std::fs::write(dir.path().join("kustomization.yaml"), overlay)?;
+    kubectl(plane, &["apply", "-k"], dir.path())?;
+    let ours = "labelSelector=app.kubernetes.io/part-of%3Dnetpol-trace";
+    let lists = [
+        "/api/v1/namespaces/removed/configmaps",
+        "/api/v1/namespaces/removed/serviceaccounts",
+        "/apis/apps/v1/namespaces/removed/daemonsets",
+        "/apis/rbac.authorization.k8s.io/v1/clusterroles",
+        "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+    ];
+    let names = || -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for path in lists {
+            let list = plane.api().get(&format!("{path}?{ours}"))?;
+            let items = list["items"].as_array().context("a list")?;
+            names.extend(items.iter().filter_map(|item| item["metadata"]["name"].as_str()).map(str::to_owned));
+        }
+        Ok(names.into_iter().filter(|name| name.starts_with("removed-")).collect())
+    };
+    assert_eq!(names()?.len(), 5);
+    kubectl(plane, &["delete", "-k"], dir.path())?;
+    assert_eq!(names()?, Vec::<String>::new());
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! One agent goes and the next comes, as in an upgrade: which run it was, and how long nobody looked, is in the stream.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use netpol_trace_tests::agent::{Agent, Run};
+use netpol_trace_tests::pair::{DENY, Pair};
+use netpol_trace_tests::record::Record;
+use netpol_trace_tests::{eventually, skip};
+use nix::sys::signal::Signal;
+
+fn time(record: &Record, pointer: &str) -> Result<Timestamp> {
+    record.text(pointer).parse().with_context(|| format!("no time at {pointer}: {record}"))
+}
+
+fn started(run: &Run) -> Result<&Record> {
+    run.records.iter().find(|record| record.text("/phase") == "started").context("a status `started`")
+}
+
+#[test]
+fn the_time_between_two_runs_is_declared() -> Result<()> {
+    if skip("the_time_between_two_runs_is_declared") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let dir = tempfile::tempdir()?;
+    let state = dir.path().join("state");
+    let (state, manifests) = (state.to_string_lossy(), pair.manifests().to_string_lossy());
+    let start = || Agent::start(&["--state-dir", &state, "--manifests", &manifests]);
+
+    let agent = start()?;
+    let first = agent.stop()?;
+    let status = started(&first)?;
+    assert_eq!(status.text("/previous_run"), "", "the first run here");
+    assert!(!first.records.iter().any(|record| record.text("/stage") == "not_attached"));
+
+    let mut previous = (first, "stopped");
+    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGINT] {
+        let agent = start()?;
+        if signal == Signal::SIGKILL {
+            // Its file has its name by then; a run that was killed before that is not known to the next.
+            eventually("the state file", || {
+                let text = std::fs::read_to_string(dir.path().join("state/last-run.json"))?;
+                let run = agent.records().first().map(|record| record.text("/run").to_owned());
+                Ok(run.is_some_and(|run| text.contains(&run)).then_some(()))
+            })?;
+        }
+        agent.signal(signal)?;
+        let run = agent.finish()?;
+        let status = started(&run)?;
+        let (before, how) = &previous;
+        assert_eq!(status.text("/previous_run"), before.records[0].text("/run"));
+        let loss = run.records.iter().find(|record| record.text("/stage") == "not_attached").context("the gap")?;
+        assert_eq!((loss.kind(), loss.text("/reason"), loss.number("/count")), ("loss", *how, None));
+        let (since, until) = (time(loss, "/time")?, time(loss, "/last_time")?);
+        if *how == "stopped" {
+            let last = before.stopped()?;
+            // The file's last word comes before the hooks go, and before the last status.
+            assert!(since <= time(last, "/time")?, "{loss}\n{last}");
+        }
+        assert!(since <= until && until <= time(status, "/time")?, "{loss}\n{status}");
+        writeln!(std::io::stderr(), "after a run that was {how}: {:.0} without hooks", until.duration_since(since))?;
+        previous = (run, if signal == Signal::SIGKILL { "killed" } else { "stopped" });
+    }
+
+    // Two at once would not know whose the file is.
+    let one = start()?;
+    let mut second = std::process::Command::new(netpol_trace_tests::agent::binary()?);
+    second.args(["agent", "--state-dir", &state, "--manifests", &manifests]);
+    let second = Agent::spawn(second)?.finish()?;
+    assert_eq!(second.exit.code(), Some(1));
+    assert!(second.stderr.contains("in use by another agent"), "{}", second.stderr);
+    one.stop()?.balance()
+}

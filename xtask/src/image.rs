@@ -1,0 +1,221 @@
+//! `cargo xtask image`: the agent as an OCI image, without a registry: one static binary on nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::machine;
+use crate::setup::{self, Need};
+
+/// Build the agent as one static binary and put it into an OCI image (with buildah, from scratch)
+///
+/// Prints the archive's path. It can be loaded by `ctr -n k8s.io images import`, `kind load image-archive` and `skopeo copy
+/// oci-archive:…`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The machine that it is for: amd64 or arm64
+    #[arg(long, default_value_t = Arch::of_this_machine())]
+    arch: Arch,
+    /// The image's name
+    #[arg(long, default_value = "ghcr.io/netpol-trace/netpol-trace")]
+    name: String,
+    /// Only the binary
+    #[arg(long)]
+    binary_only: bool,
+    /// Run the image's `doctor` as the DaemonSet runs the agent: its capabilities, read-only root, the runtime's seccomp profile
+    #[arg(long, conflicts_with = "binary_only")]
+    run: bool,
+}
+
+/// An architecture by its name in images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Arch {
+    Amd64,
+    Arm64,
+}
+
+/// The capabilities of the manifests in deploy/.
+const CAPABILITIES: [&str; 3] = ["CAP_BPF", "CAP_PERFMON", "CAP_SYSLOG"];
+
+impl Arch {
+    fn of_this_machine() -> Arch {
+        if cfg!(target_arch = "aarch64") { Arch::Arm64 } else { Arch::Amd64 }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Arch::Amd64 => "amd64",
+            Arch::Arm64 => "arm64",
+        }
+    }
+
+    fn target(self) -> &'static str {
+        match self {
+            Arch::Amd64 => "x86_64-unknown-linux-gnu",
+            Arch::Arm64 => "aarch64-unknown-linux-gnu",
+        }
+    }
+
+    /// The linker and C compiler for it, on Debian.
+    fn compiler(self) -> &'static str {
+        match self {
+            Arch::Amd64 => "x86_64-linux-gnu-gcc",
+            Arch::Arm64 => "aarch64-linux-gnu-gcc",
+        }
+    }
+}
+
+impl std::fmt::Display for Arch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let start = Instant::now();
+    setup::ensure(&[Need::Build])?;
+    let binary = binary(args.arch)?;
+    println!("{}: {:.1} MiB, static", binary.display(), size(&binary)?);
+    if args.binary_only {
+        return Ok(ExitCode::SUCCESS);
+    }
+    setup::ensure(&[Need::Image])?;
+    let buildah = Buildah { root: machine::target().join("image/storage") };
+    let (image, archive) = buildah.commit(&binary, args)?;
+    println!("{}: {:.1} MiB, {image}, in {:.0} s", archive.display(), size(&archive)?, start.elapsed().as_secs_f32());
+    if args.run {
+        return buildah.doctor(&image);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn size(path: &Path) -> Result<f64> {
+    Ok(path.metadata().with_context(|| path.display().to_string())?.len() as f64 / f64::from(1 << 20))
+}
+
+/// Builds the agent with the C library inside: it runs where there is nothing else. glibc's resolver reads resolv.conf itself.
+fn binary(arch: Arch) -> Result<PathBuf> {
+    let target = arch.target();
+    let mut cargo = machine::cargo();
+    cargo.args(["build", "--release", "--locked", "--package", "netpol-trace", "--target", target]);
+    cargo.arg("--target-dir").arg(machine::target().join("image/build"));
+    let variable = target.to_uppercase().replace('-', "_");
+    // For this target only: build scripts and procedural macros run here, and can't be static.
+    cargo.env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), "-C target-feature=+crt-static");
+    if arch != Arch::of_this_machine() {
+        if machine::program(arch.compiler()).is_none() {
+            bail!(
+                "{} is missing: apt-get install gcc-{}-linux-gnu libc6-dev-{}-cross",
+                arch.compiler(),
+                target.split('-').next().unwrap_or_default(),
+                arch.name()
+            );
+        }
+        cargo.env(format!("CARGO_TARGET_{variable}_LINKER"), arch.compiler());
+        cargo.env(format!("CC_{}", target.replace('-', "_")), arch.compiler());
+        if let Some(rustc) = compiler_for(target)? {
+            cargo.env("RUSTC", rustc);
+        }
+    }
+    machine::run(&mut cargo)?;
+    let built = machine::target().join("image/build").join(target).join("release/netpol-trace");
+    let binary = machine::target().join(format!("image/netpol-trace-{}", arch.name()));
+    std::fs::copy(&built, &binary).with_context(|| built.display().to_string())?;
+    Ok(binary)
+}
+
+/// A compiler with the target's standard library: cargo's own (`None`), or the distribution's.
+fn compiler_for(target: &str) -> Result<Option<&'static str>> {
+    for rustc in [None, Some("/usr/bin/rustc")] {
+        let mut command = Command::new(rustc.unwrap_or("rustc"));
+        let Ok(sysroot) = machine::output(command.args(["--print", "sysroot"])) else { continue };
+        if Path::new(&sysroot).join("lib/rustlib").join(target).join("lib").is_dir() {
+            return Ok(rustc);
+        }
+    }
+    bail!(
+        "no compiler here has the standard library for {target}: rustup target add {target}, or on Debian dpkg \
+         --add-architecture arm64 && apt-get install libstd-rust-web-dev:arm64"
+    )
+}
+
+/// buildah with a storage of its own: nothing is left in the machine's.
+struct Buildah {
+    root: PathBuf,
+}
+
+impl Buildah {
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("buildah");
+        // vfs works everywhere; there is one small layer.
+        command.args(["--storage-driver", "vfs", "--root"]).arg(&self.root);
+        command.arg("--runroot").arg(self.root.with_file_name("run")).args(arguments);
+        command
+    }
+
+    /// The image with the binary, and its archive.
+    fn commit(&self, binary: &Path, args: &Args) -> Result<(String, PathBuf)> {
+        let version = env!("CARGO_PKG_VERSION");
+        let image = format!("{}:{version}", args.name);
+        let archive = machine::target().join(format!("image/netpol-trace-{version}-{}.oci.tar", args.arch));
+        let container = machine::output(&mut self.command(&["from", "--arch", args.arch.name(), "scratch"]))?;
+        let place = binary.to_string_lossy();
+        let label = |name: &str, value: &str| format!("org.opencontainers.image.{name}={value}");
+        let result = (|| {
+            machine::run(&mut self.command(&[
+                "copy",
+                "--quiet",
+                "--chmod",
+                "0755",
+                &container,
+                &place,
+                "/netpol-trace",
+            ]))?;
+            let (title, version) = (label("title", "netpol-trace"), label("version", version));
+            let source = label("source", env!("CARGO_PKG_REPOSITORY"));
+            let licences = label("licenses", "MIT OR Apache-2.0");
+            machine::run(&mut self.command(&[
+                "config",
+                "--arch",
+                args.arch.name(),
+                "--entrypoint",
+                "[\"/netpol-trace\"]",
+                "--cmd",
+                "agent",
+                "--label",
+                &title,
+                "--label",
+                &version,
+                "--label",
+                &source,
+                "--label",
+                &licences,
+                &container,
+            ]))?;
+            machine::run(&mut self.command(&["commit", "--quiet", "--timestamp", "0", &container, &image]))?;
+            if archive.exists() {
+                std::fs::remove_file(&archive)?;
+            }
+            let to = format!("oci-archive:{}:{image}", archive.display());
+            machine::run(&mut self.command(&["push", "--quiet", &image, &to]))
+        })();
+        machine::run(&mut self.command(&["rm", &container]))?;
+        result.map(|()| (image, archive))
+    }
+
+    /// The image's `doctor`, confined as the DaemonSet's container is.
+    fn doctor(&self, image: &str) -> Result<ExitCode> {
+        let added: Vec<String> = CAPABILITIES.iter().map(|capability| format!("--cap-add={capability}")).collect();
+        let mut arguments = vec!["from", "--cap-drop=all"];
+        arguments.extend(added.iter().map(String::as_str));
+        arguments.push(image);
+        let container = machine::output(&mut self.command(&arguments))?;
+        let mut command = self.command(&["run", "--isolation", "oci", &container, "/netpol-trace", "doctor"]);
+        let status = command.status().context("run buildah")?;
+        machine::run(&mut self.command(&["rm", &container]))?;
+        println!("doctor in the image: {status}");
+        Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
