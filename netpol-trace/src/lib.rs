@@ -15,6 +15,7 @@ pub mod flows;
 pub mod inventory;
 pub mod kernel;
 pub mod lint;
+pub mod netlink;
 pub mod output;
 pub mod packet;
 pub mod pipeline;
