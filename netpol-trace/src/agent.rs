@@ -229,6 +229,7 @@ fn open_drops(options: &kernel::Options, hooks: &mut Vec<HookState>) -> anyhow::
     let ring = attached.take_ring().ok_or_else(|| anyhow!("the ring buffer is already taken"))?;
     let counters = attached.take_counters().ok_or_else(|| anyhow!("the counters are already taken"))?;
     hooks.push(worker::drop_state(&attached, symbols_error.as_ref()));
+    hooks.push(attached.rejects().state());
     Ok(reader::Drops { ring, names, attached, counters: Arc::new(counters) })
 }
 

@@ -20,6 +20,7 @@ pub mod inventory;
 pub mod kernel;
 pub mod lint;
 pub mod metrics;
+pub mod netlink;
 pub mod output;
 pub mod packet;
 pub mod pipeline;

@@ -223,10 +223,13 @@ impl Pipeline {
             netns_tracks: facts.netns.is_some_and(|netns| self.tracked_netns.contains(&netns)),
             policy_changing: policy_changing(&flow, time),
             node: self.node.as_deref(),
+            own_node: cause::own_node(&flow),
             service_has_endpoints: cause::service_has_endpoints(&flow, index),
             inventory,
             family: packet.family(),
             device: facts.device.as_deref(),
+            rejected: facts.rejected,
+            answers: facts.answers,
         };
         let decision = match cause::without_verdict(&flow, &about) {
             Some(cause) => Decision {

@@ -163,7 +163,16 @@ impl Run {
 
     /// A status closes what came before: nothing may be missing in its own sums, nor between it and the records.
     fn status(&mut self, seq: u64, totals: Totals, phase: Phase) {
-        let (kernel, agent) = (totals.kernel, totals.agent);
+        let agent = totals.agent;
+        let Some(kernel) = totals.kernel else {
+            // A later status tells; after the last one there is none.
+            if phase == Phase::Stopped {
+                self.wrong(format!(
+                    "record {seq} (status stopped): without the kernel's counters, which couldn't be read"
+                ));
+            }
+            return;
+        };
         let at = format!("record {seq} (status {})", word(phase));
         let mut check = |what: &str, left: u64, right: u64, open: bool| {
             // While it runs, packets are between the terms as they are read; at the end none is.
@@ -198,13 +207,14 @@ impl Run {
         // itself, since a sink that loses records declares them.
         let due = |totals: &Totals| {
             let Totals { kernel, agent } = totals;
-            agent.written.saturating_sub(agent.filtered) + agent.lost + kernel.lost
+            agent.written.saturating_sub(agent.filtered) + agent.lost + kernel.unwrap_or_default().lost
         };
         let due = due(&totals).saturating_sub(due(&base));
         let recorded = tally.recorded - before.recorded;
         let declared = tally.declared - before.declared;
         // Losses are told within a second: a status in between may know of some that have no record yet.
-        let untold = if phase == Phase::Stopped { 0 } else { totals.agent.lost + totals.kernel.lost };
+        let untold =
+            if phase == Phase::Stopped { 0 } else { totals.agent.lost + totals.kernel.unwrap_or_default().lost };
         if recorded + declared > due || recorded + declared + untold < due {
             self.wrong(format!(
                 "record {seq} (status {}): {due} packets to tell of, but the records before it hold {recorded} and declare {declared} lost",

@@ -95,7 +95,9 @@ pub enum Phase {
 /// `matched = emitted + folded + lost` and `read = written + held + lost`, in packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Totals {
-    pub kernel: KernelTotals,
+    /// Absent when the kernel's counters could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelTotals>,
     pub agent: AgentTotals,
 }
 
