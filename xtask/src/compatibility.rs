@@ -194,7 +194,8 @@ fn section(rows: &[Row]) -> String {
     let mut mechanisms: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.skipped.is_none() && !row.failed) {
         let name = row.expected.first().map(String::as_str).filter(|name| !name.is_empty());
-        mechanisms.entry(name.unwrap_or("healthy traffic")).or_default().push(row);
+        let without = if row.is_policy() { "one of several" } else { "healthy traffic" };
+        mechanisms.entry(name.unwrap_or(without)).or_default().push(row);
     }
     for (mechanism, rows) in mechanisms {
         let sum = |of: fn(&Row) -> u64| rows.iter().map(|row| of(row)).sum::<u64>();
