@@ -35,6 +35,8 @@ network namespaces, and the records are compared with the enforcer's own counter
 
 - Recall: of the packets that a mechanism dropped, the part that has a record with the right mechanism, hook, action, cause, and
   both addresses.
+- A skipped row says why: the kernel lacks the mechanism, or does not show its drops; then at least none of them was called a
+  policy's.
 - Precision: of the packets whose record says `policy`, the part that a policy's enforcer dropped. In rows that are no
   policy's, every packet called a policy's counts against it.
 ";

@@ -133,6 +133,8 @@ pub fn classify(place: &Place<'_>) -> Site {
         ("", "ip_finish_output" | "ip6_finish_output") => (Mechanism::Cgroup, Candidate::Maybe),
         (reason, _) if reason.starts_with("OVS_DROP") => (Mechanism::Ovs, Candidate::Policy),
         (_, location) if NOISE_LOCATIONS.contains(&location) => (Mechanism::Unknown, Candidate::Noise),
+        // The same answered ping, freed by its caller (6.1).
+        ("NO_SOCKET", "icmp_rcv" | "icmpv6_rcv") => (Mechanism::Unknown, Candidate::Noise),
         _ => (Mechanism::Unknown, Candidate::No),
     };
     Site { mechanism, candidate, hook: hook(place, mechanism, reason, location) }
@@ -220,6 +222,9 @@ mod tests {
         assert_eq!(classify(&dying).candidate, Candidate::Outage, "the listener is gone");
         check("TC_INGRESS", "__netif_receive_skb_core", Mechanism::Tc, Candidate::Maybe);
         check("NO_SOCKET", "tcp_v4_rcv", Mechanism::Unknown, Candidate::No);
+        check("NO_SOCKET", "icmp_rcv", Mechanism::Unknown, Candidate::Noise);
+        check("", "ip_finish_output", Mechanism::Cgroup, Candidate::Maybe);
+        check("NOT_SPECIFIED", "ip_finish_output", Mechanism::Unknown, Candidate::No);
         check("", "nf_hook_slow", Mechanism::IptablesLegacy, Candidate::Policy);
         let old = Place { nft_has_location: false, ..place("NETFILTER_DROP", "nf_hook_slow", "ip_forward") };
         assert_eq!(classify(&old).mechanism, Mechanism::Netfilter, "before 6.7 nft drops are located there too");
