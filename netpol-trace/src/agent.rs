@@ -14,12 +14,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Intake;
 use crate::cluster::Cluster;
+use crate::cluster::access_review::Reviewer;
 use crate::flows::Flows;
+use crate::history::History;
 use crate::http::{self, Token};
 use crate::inventory::Watcher;
 use crate::kernel;
@@ -30,6 +32,7 @@ use crate::record::HookState;
 use crate::record::encode::Format;
 use crate::sink::Numbers;
 use crate::sink::target::Target;
+use crate::tail;
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
 const QUEUE: usize = 256;
@@ -45,7 +48,7 @@ pub enum HookName {
 }
 
 /// How an agent is to run.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Config {
     pub source: source::From,
     pub node: Option<String>,
@@ -59,6 +62,10 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Holds the token that /metrics asks for.
     pub metrics_token: Option<PathBuf>,
+    /// Where records are kept for `tail`, and at most how many octets of them.
+    pub history: Option<(PathBuf, u64)>,
+    /// Where `tail` is answered, and how the API server is asked who may see what.
+    pub tail: Option<(SocketAddr, Reviewer)>,
     pub duration: Option<Duration>,
     pub ring_bytes: u32,
     pub program_logs: bool,
@@ -73,7 +80,7 @@ impl Config {
 }
 
 /// Runs until a signal, the given duration, or the end of whoever reads the output.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(mut config: Config) -> anyhow::Result<()> {
     // Before anything else: a signal during the start must end the agent as cleanly as one later.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -83,6 +90,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let served = match config.listen {
         Some(address) => Some((http::bind(address).await?, http::router(output.metrics().clone(), token))),
         None => None,
+    };
+    let tail_served = match (config.tail.take(), &config.history) {
+        (Some((address, reviewer)), Some((folder, _))) => {
+            Some((http::bind(address).await.context("--tail-listen")?, tail::serve::router(folder.clone(), reviewer)))
+        }
+        _ => None,
     };
     let options = kernel::Options {
         all_drops: config.all_drops,
@@ -145,6 +158,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
+    let serving_tail = async {
+        match tail_served {
+            Some((listener, router)) => http::serve(listener, router).await,
+            None => std::future::pending().await,
+        }
+    };
     let settling = async {
         source::settled(&cluster).await;
         drop(settled);
@@ -159,6 +178,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         _ = &mut worker_ended => {}
         () = changes => {}
         () = serving => {}
+        () = serving_tail => {}
     }
 
     stop.store(true, Ordering::Release);
@@ -179,13 +199,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
 /// Opens every sink, the first one being the ledger.
 fn open_output(config: &Config) -> anyhow::Result<Output> {
-    let mut output = Output::new(Numbers::new(run_id(), config.cluster.clone(), config.node.clone()));
+    let run = run_id();
+    let mut output = Output::new(Numbers::new(run.clone(), config.cluster.clone(), config.node.clone()));
     let targets = if config.outputs.is_empty() { &[Target::STDOUT] } else { config.outputs.as_slice() };
     for (at, target) in targets.iter().enumerate() {
         if targets[..at].iter().any(|other| other.place.is_same(&target.place)) {
             bail!("--output {}: named twice", target.place);
         }
         output.add(target.open(config.format)?)?;
+    }
+    if let Some((folder, size)) = &config.history {
+        let history = History::open(folder, &run, *size);
+        output.add(Box::new(history.with_context(|| format!("--history-dir {}", folder.display()))?))?;
     }
     Ok(output)
 }

@@ -8,13 +8,14 @@ pub mod explain;
 mod input;
 pub mod lint;
 pub mod replay;
+pub mod shell;
 pub mod suggest;
 pub mod tail;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Says which NetworkPolicy dropped a packet, why, and what would let it through.
 #[derive(Debug, Parser)]
@@ -33,13 +34,18 @@ enum Command {
     Replay(replay::Args),
     Suggest(suggest::Args),
     Tail(tail::Args),
+    Completions(shell::CompletionsArgs),
+    #[command(hide = true)]
+    Man(shell::ManArgs),
     /// Print the record's JSON Schema.
     Schema,
 }
 
 /// Parses the arguments and runs the verb. Errors go to stderr in one line each; a panic is never part of an answer.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let called = std::env::args_os().next();
+    let matches = shell::called_as(Cli::command(), called.as_deref()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     crate::telemetry::init();
     let result = match cli.command {
         Command::Agent(args) => agent::run(args),
@@ -49,6 +55,8 @@ pub fn run() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Suggest(args) => suggest::run(&args),
         Command::Tail(args) => tail::run(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
         Command::Schema => schema(),
     };
     result.unwrap_or_else(|error| {

@@ -156,6 +156,8 @@ pub struct Pod<'a> {
     pub labels: BTreeMap<Str<'a>, Str<'a>>,
     #[serde(borrow, default)]
     pub owner: Option<Owner<'a>>,
+    #[serde(borrow, default)]
+    pub node: Str<'a>,
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]

@@ -36,7 +36,10 @@ fn a_file_with_selections() {
     let (labels, ..) = on_log(&["-n", "staging", "-l", "app=api", "-o", "json"]);
     assert!(labels.lines().filter(|line| line.contains("\"drop\"")).all(|line| line.contains("\"app\":\"api\"")));
     let (_, notes, code) = on_log(&["--since", "1s"]);
-    assert!(code == Some(0) && notes.contains("the newest record that was looked at is of 2026-11-22"), "{notes}");
+    assert!(
+        code == Some(0) && notes.contains("the newest record that was looked at is of 2026-11-21T12:50:04Z"),
+        "{notes}"
+    );
 }
 
 #[test]
