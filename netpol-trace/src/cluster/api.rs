@@ -67,16 +67,28 @@ pub async fn follow(cluster: Cluster, options: Options, lookups: Lookups, asked:
     let connection = Connection::new(options.access.clone());
     let feed = |name, kind: Kind, lists| Feed::new(cluster.clone(), name, kind.into(), lists);
     let resource = Resource::of;
-    let (policies, namespaces) = (feed("networkpolicies", Kind::Policy, Lists::Whole), feed("namespaces", Kind::Namespace, Lists::Whole));
-    let (services, slices) = (feed("services", Kind::Service, Lists::Whole), feed("endpointslices", Kind::EndpointSlice, Lists::Whole));
+    let (policies, namespaces) =
+        (feed("networkpolicies", Kind::Policy, Lists::Whole), feed("namespaces", Kind::Namespace, Lists::Whole));
+    let (services, slices) =
+        (feed("services", Kind::Service, Lists::Whole), feed("endpointslices", Kind::EndpointSlice, Lists::Whole));
     let (pods, nodes) = (feed("pods", Kind::Pod, Lists::Parts), feed("nodes", Kind::Node, Lists::Whole));
 
     let mut watches = JoinSet::new();
     let here = || connection.clone();
-    watches.spawn(watch::run::<items::NetworkPolicy>(here(), resource("networking.k8s.io", "v1", "networkpolicies"), policies, false));
+    watches.spawn(watch::run::<items::NetworkPolicy>(
+        here(),
+        resource("networking.k8s.io", "v1", "networkpolicies"),
+        policies,
+        false,
+    ));
     watches.spawn(watch::run::<items::Namespace>(here(), resource("", "v1", "namespaces"), namespaces, false));
     watches.spawn(watch::run::<items::Service>(here(), resource("", "v1", "services"), services, false));
-    watches.spawn(watch::run::<items::EndpointSlice>(here(), resource("discovery.k8s.io", "v1", "endpointslices"), slices, false));
+    watches.spawn(watch::run::<items::EndpointSlice>(
+        here(),
+        resource("discovery.k8s.io", "v1", "endpointslices"),
+        slices,
+        false,
+    ));
     watches.spawn(others::run(here(), cluster.clone()));
     watches.spawn(peers(here(), cluster.clone(), options, pods, nodes, lookups, asked));
     while let Some(ended) = watches.join_next().await {

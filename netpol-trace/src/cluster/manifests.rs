@@ -34,9 +34,10 @@ impl Located {
     /// The place of a field, such as `spec.ingress[0].from[1]`.
     pub fn at(&self, field: &str) -> Place {
         // An object of a live cluster is on no line.
-        let line = self.place.line.map(|own| {
-            self.lines.as_ref().map_or(own, |lines| lines.line_of(&yaml::Path::parse(field)))
-        });
+        let line = self
+            .place
+            .line
+            .map(|own| self.lines.as_ref().map_or(own, |lines| lines.line_of(&yaml::Path::parse(field))));
         Place { line, field: field.to_owned(), ..self.place.clone() }
     }
 }

@@ -38,7 +38,11 @@ pub enum AccessError {
     #[error("credentials or certificates can't be used: {}", chain(.0))]
     Client(#[source] kube::Error),
     #[error("{server}: no answer: {}", chain(error))]
-    Unreachable { server: String, #[source] error: kube::Error },
+    Unreachable {
+        server: String,
+        #[source]
+        error: kube::Error,
+    },
 }
 
 /// An error with its causes in one line; many say the same as their cause.

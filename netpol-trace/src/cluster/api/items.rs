@@ -28,7 +28,13 @@ pub struct Item<R> {
 impl<R> Clone for Item<R> {
     fn clone(&self) -> Item<R> {
         let Item { namespace, name, version, object, raw } = self;
-        Item { namespace: namespace.clone(), name: name.clone(), version: version.clone(), object: object.clone(), raw: *raw }
+        Item {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            version: version.clone(),
+            object: object.clone(),
+            raw: *raw,
+        }
     }
 }
 

@@ -73,8 +73,16 @@ struct State {
 #[derive(Debug, Clone, PartialEq)]
 enum Answer {
     /// So it was at some time after `at`.
-    Pod { namespace: Str, name: Str, uid: Str, at: Timestamp, used: Timestamp },
-    Nobody { at: Timestamp },
+    Pod {
+        namespace: Str,
+        name: Str,
+        uid: Str,
+        at: Timestamp,
+        used: Timestamp,
+    },
+    Nobody {
+        at: Timestamp,
+    },
 }
 
 impl Lookups {
@@ -184,7 +192,8 @@ impl Lookups {
             None => state.answers.remove(&ip),
         });
         // What was known of the same pod stays known under its name.
-        if let (Some(Answer::Pod { uid: new, .. }), Some(Answer::Pod { uid: old, .. })) = (state.answers.get(&ip), gone.first())
+        if let (Some(Answer::Pod { uid: new, .. }), Some(Answer::Pod { uid: old, .. })) =
+            (state.answers.get(&ip), gone.first())
             && new == old
         {
             gone.clear();

@@ -22,7 +22,12 @@ const SOURCE: &str = "other policy APIs";
 
 /// Runs for ever.
 pub(super) async fn run(connection: Connection, cluster: Cluster) {
-    let mut feed = Feed::new(cluster.clone(), SOURCE, Kind::OtherPolicy { group: "".into(), kind: "".into() }.into(), Lists::Additions);
+    let mut feed = Feed::new(
+        cluster.clone(),
+        SOURCE,
+        Kind::OtherPolicy { group: "".into(), kind: "".into() }.into(),
+        Lists::Additions,
+    );
     let mut pause = Pause::default();
     let mut watches: JoinSet<Found> = JoinSet::new();
     let mut watched: BTreeSet<Found> = BTreeSet::new();

@@ -61,7 +61,8 @@ pub fn review(access: &Access) -> Option<Result<Review, Trouble>> {
 async fn ask(server: String, access: &Access) -> Result<Review, Trouble> {
     let client = access.connect().await?;
     let asked = |verb, resource| Asked { verb, group: "", resource, verbs: &["create"] };
-    let version = client.apiserver_version().await.map_err(|e| Trouble::of(&e, asked("get", "the server's version")))?;
+    let version =
+        client.apiserver_version().await.map_err(|e| Trouble::of(&e, asked("get", "the server's version")))?;
     let user = Api::<SelfSubjectReview>::all(client.clone())
         .create(&PostParams::default(), &SelfSubjectReview::default())
         .await
@@ -96,7 +97,12 @@ async fn may(client: &Client, group: &str, resource: &str, verb: &str) -> Result
     };
     let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
     let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-    let asked = Asked { verb: "create", group: "authorization.k8s.io", resource: "selfsubjectaccessreviews", verbs: &["create"] };
+    let asked = Asked {
+        verb: "create",
+        group: "authorization.k8s.io",
+        resource: "selfsubjectaccessreviews",
+        verbs: &["create"],
+    };
     let answer = Api::<SelfSubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await;
     Ok(answer.map_err(|error| Trouble::of(&error, asked))?.status.is_some_and(|status| status.allowed))
 }

@@ -62,12 +62,16 @@ impl Trouble {
                 let rule = format!("{{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{verbs}]}}");
                 Trouble::new(
                     TroubleKind::Forbidden,
-                    format!("may not {verb} {resource}; add to the account's ClusterRole: {rule} (the server says: {said})"),
+                    format!(
+                        "may not {verb} {resource}; add to the account's ClusterRole: {rule} (the server says: {said})"
+                    ),
                 )
             }
             401 => Trouble::new(
                 TroubleKind::Unauthorized,
-                format!("{verb} {resource}: the server does not accept the credentials: expired, or of another cluster ({said})"),
+                format!(
+                    "{verb} {resource}: the server does not accept the credentials: expired, or of another cluster ({said})"
+                ),
             ),
             410 => Trouble::new(TroubleKind::Expired, format!("{verb} {resource}: {said}")),
             404 => Trouble::new(TroubleKind::NotFound, format!("{verb} {resource}: {said}")),

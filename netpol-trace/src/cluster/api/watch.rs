@@ -223,7 +223,9 @@ impl Watch {
                             self.version = Some(bookmark.metadata.resource_version);
                         }
                     }
-                    Ok(WatchEvent::Error(status)) => failed = Some(Trouble::of_status(&status, resource.asked("watch"))),
+                    Ok(WatchEvent::Error(status)) => {
+                        failed = Some(Trouble::of_status(&status, resource.asked("watch")))
+                    }
                     Err(kube::Error::SerdeError(error)) => feed.unreadable(&error),
                     Err(error) => failed = Some(trouble(&error)),
                 }

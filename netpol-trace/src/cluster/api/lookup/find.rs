@@ -212,7 +212,8 @@ impl Finder {
 
     async fn list(&self, fields: String) -> Result<Vec<Pod>, Trouble> {
         // Any version: out of the server's cache, never through to etcd.
-        let params = ListParams { field_selector: Some(fields), resource_version: Some("0".into()), ..Default::default() };
+        let params =
+            ListParams { field_selector: Some(fields), resource_version: Some("0".into()), ..Default::default() };
         let current = self.current().await?;
         let list: Result<ObjectList<Item<items::Pod>>, Trouble> = self.pods.page(&current.client, &params).await;
         if let Err(trouble) = &list {
@@ -258,11 +259,12 @@ impl Finder {
         let mut changes = Vec::new();
         for answer in answers {
             let Answer::Pod { namespace, name, uid, .. } = answer else { continue };
-            let other_address = self.lookups.lock().answers.values().any(|a| matches!(a, Answer::Pod { uid: u, .. } if *u == uid));
+            let other_address =
+                self.lookups.lock().answers.values().any(|a| matches!(a, Answer::Pod { uid: u, .. } if *u == uid));
             let index = self.cluster.read();
-            let same = index.pod(&namespace, &name).is_some_and(|view| {
-                view.pod.uid.as_ref() == Some(&uid) && view.pod.node != self.lookups.shared.node
-            });
+            let same = index
+                .pod(&namespace, &name)
+                .is_some_and(|view| view.pod.uid.as_ref() == Some(&uid) && view.pod.node != self.lookups.shared.node);
             if same && !other_address {
                 changes.push(Change::Delete(Key { kind: Kind::Pod, namespace: Some(namespace), name }));
             }
