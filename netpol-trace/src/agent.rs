@@ -18,7 +18,6 @@ use anyhow::{Context, anyhow, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Intake;
-use crate::cluster::Cluster;
 use crate::cluster::access_review::Reviewer;
 use crate::flows::Flows;
 use crate::history::History;
@@ -142,7 +141,6 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
     })?;
     let reader = std::thread::Builder::new().name("reader".into()).spawn({
         let (stop, intake) = (stop.clone(), intake.clone());
-        let to_worker = to_worker.clone();
         move || reader::run(drops, connections, &intake, &stop, &to_worker)
     })?;
 
@@ -169,7 +167,7 @@ pub async fn run(mut config: Config) -> anyhow::Result<()> {
         drop(settled);
         std::future::pending::<()>().await;
     };
-    let changes = follow(cluster.clone(), source, to_worker);
+    let changes = source.follow(cluster.clone());
     tokio::select! {
         () = settling => {}
         _ = interrupt.recv() => tracing::debug!("SIGINT"),
@@ -253,25 +251,6 @@ fn open_tc(config: &Config, hooks: &mut Vec<HookState>) -> anyhow::Result<Option
             Ok(None)
         }
         Err(error) => Err(error.into()),
-    }
-}
-
-/// Follows the source and tells the worker of every change of its state.
-async fn follow(cluster: Cluster, source: source::Source, to_worker: std::sync::mpsc::SyncSender<worker::Message>) {
-    let mut changes = cluster.changes();
-    let watch = source.follow(cluster);
-    tokio::pin!(watch);
-    loop {
-        tokio::select! {
-            () = &mut watch => return,
-            changed = changes.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                // A full queue means a blocked output; the state is told with the next status.
-                let _ = to_worker.try_send(worker::Message::SourceChanged);
-            }
-        }
     }
 }
 

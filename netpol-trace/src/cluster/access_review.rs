@@ -123,8 +123,14 @@ impl Reviewer {
 
     async fn may(&self, user: &User, what: ResourceAttributes) -> Result<bool, ReviewError> {
         let UserInfo { username, groups, uid, extra } = user.info.clone();
-        let spec =
-            SubjectAccessReviewSpec { user: username, groups, uid, extra, resource_attributes: Some(what), ..Default::default() };
+        let spec = SubjectAccessReviewSpec {
+            user: username,
+            groups,
+            uid,
+            extra,
+            resource_attributes: Some(what),
+            ..Default::default()
+        };
         let asked = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
         let reviews: Api<SubjectAccessReview> = Api::all(self.client().await?.clone());
         let answer = reviews.create(&PostParams::default(), &asked).await.map_err(server)?;

@@ -87,7 +87,10 @@ async fn records(State(serving): State<Serving>, Query(asked): Query<Asked>, hea
         let batch: Vec<u8> = lines.recv().await?;
         Some((Ok::<_, std::convert::Infallible>(batch), lines))
     });
-    let headers = [(header::CONTENT_TYPE.as_str(), "application/jsonl".to_owned()), (REACHES_BACK_TO, reaches.unwrap_or_default())];
+    let headers = [
+        (header::CONTENT_TYPE.as_str(), "application/jsonl".to_owned()),
+        (REACHES_BACK_TO, reaches.unwrap_or_default()),
+    ];
     (headers, Body::from_stream(body)).into_response()
 }
 
@@ -148,7 +151,8 @@ impl Serving {
             let mut view = View { user, namespaces, since, reviewer, handle, may: HashMap::new() };
             while !over.load(Ordering::Acquire) {
                 let mut batch = Vec::new();
-                let more = follower.read(|lines| lines.split_inclusive(|b| *b == b'\n').for_each(|l| view.line(l, &mut batch)));
+                let more = follower
+                    .read(|lines| lines.split_inclusive(|b| *b == b'\n').for_each(|l| view.line(l, &mut batch)));
                 if !batch.is_empty() && to_reader.blocking_send(batch).is_err() {
                     break;
                 }

@@ -98,7 +98,12 @@ async fn way(args: &Args, agents: &Agents, wanted: &crate::tail::select::Wanted)
     };
     // Once now, so that what is wrong with the account is said once.
     agents.token(&home, account).await?;
-    Ok(Way::Listener { namespaces: namespaces.into_iter().collect(), home, account: account.clone(), port: args.tail_port })
+    Ok(Way::Listener {
+        namespaces: namespaces.into_iter().collect(),
+        home,
+        account: account.clone(),
+        port: args.tail_port,
+    })
 }
 
 /// Listens to the agents that there are, and with `follow` to those that come. `nodes`: only to those on these nodes, and

@@ -38,7 +38,9 @@ pub(super) fn run(tail: &mut Tail, out: &mut impl Write, waits_for: &str, source
         Source::Path(path) => (path.display().to_string(), mpsc::channel(BATCHES)),
     };
     let opened = match &source {
-        Source::Path(path) if !path.is_dir() => Some(File::open(path).map_err(|error| Error::Input { name: name.clone(), error })?),
+        Source::Path(path) if !path.is_dir() => {
+            Some(File::open(path).map_err(|error| Error::Input { name: name.clone(), error })?)
+        }
         _ => None,
     };
     std::thread::spawn(move || match (source, opened) {

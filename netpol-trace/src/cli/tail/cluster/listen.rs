@@ -26,7 +26,12 @@ const STATUS: Duration = Duration::from_secs(90);
 pub(super) enum Way {
     Logs,
     /// As the service account `account` of namespace `home`.
-    Listener { namespaces: Vec<String>, home: String, account: String, port: u16 },
+    Listener {
+        namespaces: Vec<String>,
+        home: String,
+        account: String,
+        port: u16,
+    },
 }
 
 #[derive(Debug, Clone)]
