@@ -216,7 +216,7 @@ fn notes(tail: &Tail) {
         eprintln!("note: {repeated} records came more than once and are shown once");
     }
     if twins > 0 {
-        eprintln!("note: {twins} packets were recorded by two agents and are shown once");
+        eprintln!("note: {twins} records are of what another agent's record shows, and are left out");
     }
     if tally.shown == 0 && tally.lines > 0 {
         match tally.newest {

@@ -82,10 +82,9 @@ impl Wanted {
 
     /// A policy is of interest where one of the pods is.
     fn wants_policy(&self, seen: &Seen<'_>) -> bool {
-        let Some(namespace) = seen.policy_namespace() else { return true };
         let pods = self.pods.iter().map(|(ns, _)| ns);
         let mut namespaces = pods.chain(&self.namespace).peekable();
-        namespaces.peek().is_none() || namespaces.any(|ns| ns == namespace)
+        namespaces.peek().is_none() || namespaces.any(|ns| **ns == *seen.namespace)
     }
 
     /// In a few words, for a line that says what is waited for.
