@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod encode;
+pub mod restrict;
 pub mod schema;
 pub mod state;
 

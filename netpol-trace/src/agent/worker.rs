@@ -25,7 +25,6 @@ use crate::sink::SinkError;
 pub enum Message {
     Drops(Vec<RawDrop>),
     Flows(Vec<tc::Told>),
-    SourceChanged,
 }
 
 /// Messages taken before the clocks are looked at again.
@@ -47,8 +46,17 @@ pub fn run(
     previous: Option<Previous>,
     ring_size: u64,
 ) -> anyhow::Result<()> {
-    let mut worker =
-        Worker { pipeline, counters, flow_counters, hooks, previous, told: Told::default(), ring_size, ring_peak: 0 };
+    let mut worker = Worker {
+        pipeline,
+        counters,
+        flow_counters,
+        hooks,
+        previous,
+        told: Told::default(),
+        sources: Vec::new(),
+        ring_size,
+        ring_peak: 0,
+    };
     let result = worker.work(messages).and_then(|()| worker.end());
     if result.is_err() {
         // Nobody reads the first sink any more: the others get what there is, and the end.
@@ -73,6 +81,8 @@ struct Worker<'a> {
     /// Octets of the kernel's ring, and the most of them in use within the last whole minute.
     ring_size: u64,
     ring_peak: u64,
+    /// How the sources stood in the last status: in sync or not, and why not.
+    sources: Vec<(String, bool, Option<String>)>,
 }
 
 /// Losses that have their record.
@@ -139,6 +149,7 @@ impl Worker<'_> {
                 next_tick = now + TICK;
                 self.pipeline.clock = Clock::now();
                 self.losses()?;
+                self.sources()?;
                 self.publish();
                 if self.pipeline.output.is_closed() {
                     return Err(SinkError::Closed);
@@ -180,8 +191,12 @@ impl Worker<'_> {
                 }
                 Ok(())
             }
-            Message::SourceChanged => self.status(Phase::Running),
         }
+    }
+
+    /// A status when a source stands otherwise than told. Once a tick: when a server goes, all of its watches end.
+    fn sources(&mut self) -> Result<(), SinkError> {
+        if stand(&self.pipeline) == self.sources { Ok(()) } else { self.status(Phase::Running) }
     }
 
     /// `None` when the counters can't be read; nothing is counted without the hook.
@@ -255,6 +270,7 @@ impl Worker<'_> {
 
     fn status(&mut self, phase: Phase) -> Result<(), SinkError> {
         let now = Timestamp::now();
+        self.sources = stand(&self.pipeline);
         let status = self.state(phase, now);
         self.pipeline.tell(Body::Status(Box::new(status)), now)?;
         self.publish();
@@ -310,6 +326,10 @@ impl Worker<'_> {
             sinks: pipeline.output.states(),
         }
     }
+}
+
+fn stand(pipeline: &Pipeline) -> Vec<(String, bool, Option<String>)> {
+    pipeline.cluster().sources().into_iter().map(|source| (source.name, source.synced, source.error)).collect()
 }
 
 fn source_state(source: &crate::cluster::source::SourceStatus, now: Timestamp) -> SourceState {

@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory, FromArgMatches};
 use super::cluster::ClusterArgs;
 use crate::agent::source::From;
 use crate::agent::{self, Config};
+use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::{Options, Peers};
 use crate::config::{Live, flags};
 use crate::record::encode::Format;
@@ -71,6 +72,23 @@ pub struct AgentArgs {
     #[arg(long, value_name = "PATH", requires = "listen")]
     metrics_token_file: Option<PathBuf>,
 
+    /// Keep the newest records in this folder for `netpol-trace tail`, also over restarts. [default: nowhere]
+    #[arg(long, value_name = "PATH")]
+    history_dir: Option<PathBuf>,
+
+    /// At most so many MiB of them.
+    #[arg(long, value_name = "MIB", default_value = "64", requires = "history_dir", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    history_mib: u64,
+
+    /// Answer `netpol-trace tail --service-account` here, such as 127.0.0.1:9478, from the history: only with a token that
+    /// the API server knows, and only what its owner may see. [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "history_dir")]
+    tail_listen: Option<SocketAddr>,
+
+    /// The agents' own namespace: who may read its pods' logs may see every record over --tail-listen too.
+    #[arg(long, value_name = "NS", env = "POD_NAMESPACE", default_value = "netpol-trace")]
+    agents_namespace: String,
+
     /// Stop after this time: 30s, 5m, 1h.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     duration: Option<Duration>,
@@ -127,6 +145,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     if args.peers == Peers::Lookup && node.is_none() {
         anyhow::bail!("--peers=lookup needs to know which pods are this node's: give --node-name, or set NODE_NAME");
     }
+    let reviewer = Reviewer::new(access.clone(), args.agents_namespace);
     let config = Config {
         source: match args.manifests.is_empty() {
             true => From::Api(Options { access, peers: args.peers, node }),
@@ -139,6 +158,8 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         format: args.format,
         listen: args.listen,
         metrics_token: args.metrics_token_file,
+        history: args.history_dir.map(|folder| (folder, args.history_mib << 20)),
+        tail: args.tail_listen.map(|address| (address, reviewer)),
         duration: args.duration,
         ring_bytes: args.ring_kib * 1024,
         program_logs: args.program_logs,

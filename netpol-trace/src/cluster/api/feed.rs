@@ -40,7 +40,7 @@ pub(super) struct Feed {
     first: Option<Box<dyn FnOnce() + Send>>,
     /// The connection as such works.
     connected: bool,
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
     refused: BTreeMap<(Option<Str>, Str), String>,
     /// Events that could not be read at all since the last list.
     unreadable: u64,
@@ -187,11 +187,14 @@ impl Feed {
     /// What is in force may no longer be what the server says.
     pub fn trouble(&mut self, trouble: &Trouble) {
         let message = trouble.to_string();
-        if self.trouble.as_ref() != Some(&message) {
-            tracing::warn!("{}: {}", self.status.name, escape(&message));
+        let line = format!("{}: {}", self.status.name, escape(&message));
+        // The same again and again in other words: told once.
+        match self.trouble.as_ref().is_some_and(|before| before.kind == trouble.kind) {
+            true => tracing::debug!("{line}"),
+            false => tracing::warn!("{line}"),
         }
         self.connected = false;
-        self.trouble = Some(message);
+        self.trouble = Some(trouble.clone());
         self.tell();
     }
 
@@ -244,7 +247,7 @@ impl Feed {
             Some(format!("{count} objects can't be used; the first: {first}"))
         };
         let unreadable = || (self.unreadable > 0).then(|| format!("{} events can't be read", self.unreadable));
-        self.status.error = self.trouble.clone().or_else(refused).or_else(unreadable);
+        self.status.error = self.trouble.as_ref().map(ToString::to_string).or_else(refused).or_else(unreadable);
         let kind = kind_name(&self.scope.kind).to_owned();
         self.status.objects = BTreeMap::from_iter((!kind.is_empty()).then_some((kind, self.counted)));
         self.cluster.set_source(self.status.clone());
