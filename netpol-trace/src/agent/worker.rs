@@ -99,6 +99,7 @@ impl Worker<'_> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.pipeline.policy_changes()?;
             self.pipeline.revisit(false)?;
             self.pipeline.unanswered()?;
             self.flush()?;
@@ -120,6 +121,7 @@ impl Worker<'_> {
                 self.status(Phase::Running)?;
             }
         }
+        self.pipeline.policy_changes()?;
         self.pipeline.revisit(true)?;
         self.flush()?;
         self.losses()?;

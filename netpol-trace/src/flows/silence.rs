@@ -158,14 +158,15 @@ pub fn body(
     options: &verdict::Options,
     names: Vec<String>,
     time: Timestamp,
-    synced: bool,
+    stale: &[String],
 ) -> Body {
     let Tuple { client, protocol, server } = finding.tuple;
+    let moment = index.at(time, &[client.0, server.0]);
     let flow = enrich::Flow {
-        source: enrich::end(index, client.0, Some(client.1)),
+        source: enrich::end(&moment, client.0, Some(client.1)),
         destination: enrich::with_service(
             index,
-            enrich::end(index, server.0, Some(server.1)),
+            enrich::end(&moment, server.0, Some(server.1)),
             protocol,
             server.0,
             Some(server.1),
@@ -176,8 +177,11 @@ pub fn body(
         dst_nat: false,
     };
     // Policies are about pods, and which backend a service chose is not known here.
-    let verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
+    let mut verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
         .then(|| verdict::judge(index, &flow.connection(time), options));
+    if let Some(verdict) = &mut verdict {
+        enrich::qualify(verdict, &flow, stale);
+    }
     let mut destination = endpoint(&flow.destination);
     destination.names = names;
     Body::Unanswered(Box::new(Unanswered {
@@ -198,7 +202,7 @@ pub fn body(
             fragment: false,
         },
         device: finding.device.clone(),
-        enrichment: if !synced {
+        enrichment: if !stale.is_empty() {
             Enrichment::Stale
         } else if flow.may_be_named_later() {
             Enrichment::Timeout
