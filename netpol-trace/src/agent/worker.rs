@@ -23,7 +23,6 @@ use crate::sink::SinkError;
 pub enum Message {
     Drops(Vec<RawDrop>),
     Flows(Vec<tc::Told>),
-    SourceChanged,
 }
 
 /// Messages taken before the clocks are looked at again.
@@ -43,7 +42,7 @@ pub fn run(
     flow_counters: Option<tc::Counters>,
     hooks: Vec<HookState>,
 ) -> anyhow::Result<()> {
-    let mut worker = Worker { pipeline, counters, flow_counters, hooks, told: Told::default() };
+    let mut worker = Worker { pipeline, counters, flow_counters, hooks, told: Told::default(), sources: Vec::new() };
     match worker.work(messages) {
         Ok(()) | Err(SinkError::Closed) => Ok(()),
         Err(error) => Err(error.into()),
@@ -58,6 +57,8 @@ struct Worker<'a> {
     flow_counters: Option<tc::Counters>,
     hooks: Vec<HookState>,
     told: Told,
+    /// How the sources stood in the last status: in sync or not, and why not.
+    sources: Vec<(String, bool, Option<String>)>,
 }
 
 /// Losses that have their record.
@@ -107,6 +108,7 @@ impl Worker<'_> {
                 next_tick = now + TICK;
                 self.pipeline.clock = Clock::now();
                 self.losses()?;
+                self.sources()?;
                 if self.pipeline.output.is_closed() {
                     return Err(SinkError::Closed);
                 }
@@ -143,8 +145,12 @@ impl Worker<'_> {
                 }
                 Ok(())
             }
-            Message::SourceChanged => self.status(Phase::Running),
         }
+    }
+
+    /// A status when a source stands otherwise than told. Once a tick: when a server goes, all of its watches end.
+    fn sources(&mut self) -> Result<(), SinkError> {
+        if stand(&self.pipeline) == self.sources { Ok(()) } else { self.status(Phase::Running) }
     }
 
     fn flush(&mut self) -> Result<(), SinkError> {
@@ -222,6 +228,7 @@ impl Worker<'_> {
         let now = Timestamp::now();
         let reading = self.reading();
         let connections = self.flow_reading().map(|counters| connections(&counters, &self.pipeline));
+        self.sources = stand(&self.pipeline);
         let pipeline = &mut self.pipeline;
         let mut hooks = self.hooks.clone();
         hooks.extend(pipeline.flows.iter().map(|flows| tc_state(&flows.kernel().interfaces)));
@@ -240,6 +247,10 @@ impl Worker<'_> {
     }
 }
 
+fn stand(pipeline: &Pipeline) -> Vec<(String, bool, Option<String>)> {
+    pipeline.cluster().sources().into_iter().map(|source| (source.name, source.synced, source.error)).collect()
+}
+
 fn source_state(source: &crate::cluster::source::SourceStatus, now: Timestamp) -> SourceState {
     SourceState {
         name: source.name.clone(),
@@ -248,6 +259,7 @@ fn source_state(source: &crate::cluster::source::SourceStatus, now: Timestamp) -
         objects: source.objects.clone(),
         skipped: source.skipped.clone(),
         error: source.error.clone(),
+        detail: source.detail.clone(),
     }
 }
 

@@ -125,6 +125,9 @@ pub struct SourceState {
     pub skipped: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// How it is read, where that is not always the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// The tc hook's own books, in connections: `opened = told + lost`.
