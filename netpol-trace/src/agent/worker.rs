@@ -142,6 +142,7 @@ impl Worker<'_> {
             if self.pipeline.reconfigured() {
                 self.status(Phase::Running)?;
             }
+            self.pipeline.policy_changes()?;
             self.pipeline.revisit(false)?;
             self.pipeline.unanswered()?;
             let now = Instant::now();
@@ -169,7 +170,8 @@ impl Worker<'_> {
 
     /// What is left, and the last status, in which nothing is held any more.
     fn end(&mut self) -> Result<(), SinkError> {
-        let left = self.pipeline.revisit(true).and_then(|()| self.losses());
+        let left = self.pipeline.policy_changes();
+        let left = left.and_then(|()| self.pipeline.revisit(true)).and_then(|()| self.losses());
         self.pipeline.output.drain();
         self.status(Phase::Stopped).and(left)
     }
