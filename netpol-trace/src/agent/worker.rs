@@ -17,7 +17,9 @@ use crate::kernel::symbols::SymbolsError;
 use crate::kernel::tc;
 use crate::metrics::Published;
 use crate::pipeline::Pipeline;
-use crate::record::{Body, ConnectionTotals, HookState, Loss, LossStage, Phase, SourceState, Status, Totals};
+use crate::record::{
+    Body, ConnectionTotals, HistoryState, HookState, Loss, LossStage, Phase, SourceState, Status, Totals,
+};
 use crate::sink::SinkError;
 
 /// What the worker is told.
@@ -309,6 +311,7 @@ impl Worker<'_> {
         let reading = self.reading();
         let connections = self.flow_reading().map(|counters| connections(&counters, &self.pipeline));
         let pipeline = &self.pipeline;
+        let (kept, crowded_out) = pipeline.cluster().read().history();
         let mut hooks = self.hooks.clone();
         hooks.extend(pipeline.flows.iter().map(|flows| tc_state(&flows.kernel().interfaces)));
         Status {
@@ -325,6 +328,7 @@ impl Worker<'_> {
             hooks,
             config: pipeline.configured.told.as_ref().map(|told| told.state(now)),
             sources: pipeline.cluster().sources().iter().map(|source| source_state(source, now)).collect(),
+            history: HistoryState { kept: kept as u64, crowded_out },
             sinks: pipeline.output.states(),
         }
     }
