@@ -1,5 +1,6 @@
 //! `cargo xtask setup`: finds out what the machine has and installs what is missing.
 
+mod consumers;
 mod ebpf;
 mod packages;
 
@@ -35,10 +36,12 @@ pub enum Need {
     Lint,
     /// Virtual machines with other kernels.
     Vm,
+    /// Programs that read records in the tests.
+    Consumers,
 }
 
 impl Need {
-    pub const ALL: [Need; 4] = [Need::Build, Need::Lab, Need::Lint, Need::Vm];
+    pub const ALL: [Need; 5] = [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Consumers];
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -79,6 +82,11 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     {
         errors.push(format!("{error:#}"));
     }
+    if needs.contains(&Need::Consumers)
+        && let Err(error) = consumers::ensure()
+    {
+        errors.push(format!("{error:#}"));
+    }
     if errors.is_empty() { Ok(()) } else { bail!(errors.join("\n")) }
 }
 
@@ -92,6 +100,9 @@ pub fn missing(needs: &[Need]) -> Vec<String> {
     }
     if needs.contains(&Need::Lint) && cargo_deny().is_none() {
         missing.push("cargo-deny".into());
+    }
+    if needs.contains(&Need::Consumers) {
+        missing.extend(consumers::missing().into_iter().map(str::to_owned));
     }
     missing
 }

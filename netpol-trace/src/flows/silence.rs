@@ -12,6 +12,7 @@ use crate::cluster::Index;
 use crate::enrich::{self, OwnedBy};
 use crate::packet::{self, transport_name};
 use crate::record::build::endpoint;
+use crate::record::community_id::community_id;
 use crate::record::{Body, Direction, Enrichment, Family, Network, Unanswered};
 use crate::verdict;
 
@@ -193,7 +194,7 @@ pub fn body(
             transport: transport_name(protocol),
             family: if client.0.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
             tcp_flags: if protocol == packet::TCP { vec!["syn".into()] } else { Vec::new() },
-            community_id: None,
+            community_id: community_id((client.0, server.0), protocol, Some((client.1, server.1)), None),
             length: finding.length,
             fragment: false,
         },
