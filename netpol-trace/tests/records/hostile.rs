@@ -10,13 +10,26 @@ use super::examples;
 
 /// Pieces that have broken parsers, terminals and log stores.
 const PIECES: [&str; 14] = [
-    "\n", "\r\n", "\0", "\x1b[2J\x1b]0;owned\x07", "\u{9b}31m", "\u{202e}gnp.exe", "\u{2028}", "\"", "\\", "{\"kind\":\"status\"}\n",
-    "\u{feff}", "\u{e0041}", "🦀", "a",
+    "\n",
+    "\r\n",
+    "\0",
+    "\x1b[2J\x1b]0;owned\x07",
+    "\u{9b}31m",
+    "\u{202e}gnp.exe",
+    "\u{2028}",
+    "\"",
+    "\\",
+    "{\"kind\":\"status\"}\n",
+    "\u{feff}",
+    "\u{e0041}",
+    "🦀",
+    "a",
 ];
 
 fn text() -> impl Strategy<Value = String> {
-    let piece = prop_oneof![prop::sample::select(&PIECES[..]).prop_map(str::to_owned), any::<char>().prop_map(String::from)];
-    (prop::collection::vec(piece, 0..12), prop_oneof![Just(1_usize), Just(40), Just(8000)])
+    let piece =
+        prop_oneof![prop::sample::select(&PIECES[..]).prop_map(str::to_owned), any::<char>().prop_map(String::from)];
+    (prop::collection::vec(piece, 0..12), prop_oneof![Just(1_usize), Just(40), Just(200)])
         .prop_map(|(pieces, times)| pieces.concat().repeat(times))
 }
 
@@ -79,13 +92,15 @@ fn harmless(format: Format, bytes: &[u8]) -> Value {
     let text = std::str::from_utf8(bytes).unwrap();
     let one = text.strip_suffix('\n').unwrap();
     assert!(bytes.len() <= MAX_LINE, "{}: {} octets", format.as_str(), bytes.len());
-    let bad = one.chars().find(|c| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'));
+    let bad = one
+        .chars()
+        .find(|c| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'));
     assert_eq!(bad, None, "{}: {one}", format.as_str());
     serde_json::from_str(one).unwrap()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
     fn no_string_breaks_a_line(texts in prop::collection::vec(text(), 1..8), labels in prop_oneof![Just(0_usize), Just(3), Just(64)]) {
         for mut record in examples() {
@@ -100,6 +115,21 @@ proptest! {
                     prop_assert_eq!(&again.id, &record.id);
                     prop_assert_eq!(std::mem::discriminant(&again.body), std::mem::discriminant(&record.body));
                 }
+            }
+        }
+    }
+}
+
+/// 64 kB each, which no source of names hands over.
+#[test]
+fn nor_do_long_ones() {
+    for text in ["x", "\u{202e}", "\"\n"] {
+        for mut record in examples() {
+            poison(&mut record, &[text.repeat(64 * 1024 / text.len())], 2);
+            for format in Format::ALL {
+                let mut out = Vec::new();
+                line(format, &record, &mut out).unwrap();
+                harmless(format, &out);
             }
         }
     }

@@ -126,7 +126,9 @@ fn kind(field: &Value) -> String {
     };
     match plain {
         "array" => format!("list of {}", kind(&field["items"])),
-        "object" if field["additionalProperties"].is_object() => format!("map to {}", kind(&field["additionalProperties"])),
+        "object" if field["additionalProperties"].is_object() => {
+            format!("map to {}", kind(&field["additionalProperties"]))
+        }
         plain => plain.to_owned(),
     }
 }
@@ -135,7 +137,9 @@ fn kind(field: &Value) -> String {
 fn mentioned(of: &Value, types: &mut Vec<String>) {
     match of {
         Value::Object(map) => {
-            types.extend(map.get("$ref").and_then(Value::as_str).and_then(|name| name.rsplit('/').next()).map(str::to_owned));
+            types.extend(
+                map.get("$ref").and_then(Value::as_str).and_then(|name| name.rsplit('/').next()).map(str::to_owned),
+            );
             map.values().for_each(|value| mentioned(value, types));
         }
         Value::Array(values) => values.iter().for_each(|value| mentioned(value, types)),

@@ -84,7 +84,9 @@ fn debian() -> Result<()> {
     fs::create_dir_all(&packages)?;
     let download = || {
         let mut download = Command::new("apt-get");
-        machine::output(download.args(["-o", "APT::Sandbox::User=root", "download", "-qq"]).args(DEBIAN).current_dir(&packages))
+        machine::output(
+            download.args(["-o", "APT::Sandbox::User=root", "download", "-qq"]).args(DEBIAN).current_dir(&packages),
+        )
     };
     if download().is_err() {
         // The lists are old, or there are none yet.
