@@ -4,6 +4,7 @@
 //! runs the pipeline and writes. Between them a bounded queue: when it is full, packets are counted as lost, not waited for.
 
 pub mod reader;
+pub mod source;
 pub mod worker;
 
 use std::net::SocketAddr;
@@ -17,7 +18,6 @@ use anyhow::{anyhow, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Intake;
-use crate::cluster::Cluster;
 use crate::flows::Flows;
 use crate::http::{self, Token};
 use crate::inventory::Watcher;
@@ -46,7 +46,7 @@ pub enum HookName {
 /// How an agent is to run.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub manifests: Vec<PathBuf>,
+    pub source: source::From,
     pub node: Option<String>,
     pub cluster: Option<String>,
     pub all_drops: bool,
@@ -76,15 +76,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Before anything else: a signal during the start must end the agent as cleanly as one later.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    for path in config.manifests.iter().filter(|path| path.as_os_str() != "-") {
-        if let Err(error) = std::fs::metadata(path) {
-            bail!("--manifests {}: {error}", path.display());
-        }
-    }
-    let (cluster, loaded) = Cluster::from_manifests(&config.manifests);
-    for problem in &loaded.problems {
-        tracing::warn!("{problem}");
-    }
+    let (cluster, source) = source::open(&config.source).await?;
     let output = open_output(&config)?;
     let token = config.metrics_token.clone().map(Token::in_file).transpose()?;
     let served = match config.listen {
@@ -109,6 +101,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     hooks.push(worker::inventory_state(&inventory.latest()));
     let mut pipeline =
         Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output).with_inventory(inventory);
+    pipeline.lookups = source.lookups();
     let (connections, flow_counters) = match tc {
         Some(kernel::tc::Opened { attacher, ring, flows, counters }) => {
             let view = View { flows, interfaces: attacher.interfaces() };
@@ -122,8 +115,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // Fires when the worker ends by itself: the output's reader has gone, or a bug.
     let (ended, mut worker_ended) = tokio::sync::oneshot::channel();
 
+    // The first status says how the sources stand, and the first drops find their names.
+    let (settled, wait) = std::sync::mpsc::channel::<()>();
     let worker = std::thread::Builder::new().name("worker".into()).spawn({
         move || {
+            let _ = wait.recv();
             let ring = u64::from(config.ring_bytes);
             let result = worker::run(pipeline, &from_reader, counters.as_deref(), flow_counters, hooks, ring);
             let _ = ended.send(());
@@ -132,7 +128,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     })?;
     let reader = std::thread::Builder::new().name("reader".into()).spawn({
         let (stop, intake) = (stop.clone(), intake.clone());
-        let to_worker = to_worker.clone();
         move || reader::run(drops, connections, &intake, &stop, &to_worker)
     })?;
 
@@ -148,8 +143,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
-    let changes = follow(cluster, to_worker);
+    let settling = async {
+        source::settled(&cluster).await;
+        drop(settled);
+        std::future::pending::<()>().await;
+    };
+    let changes = source.follow(cluster.clone());
     tokio::select! {
+        () = settling => {}
         _ = interrupt.recv() => tracing::debug!("SIGINT"),
         _ = terminate.recv() => tracing::debug!("SIGTERM"),
         () = duration => {}
@@ -225,25 +226,6 @@ fn open_tc(config: &Config, hooks: &mut Vec<HookState>) -> anyhow::Result<Option
             Ok(None)
         }
         Err(error) => Err(error.into()),
-    }
-}
-
-/// Follows the source and tells the worker of every change of its state.
-async fn follow(cluster: Cluster, to_worker: std::sync::mpsc::SyncSender<worker::Message>) {
-    let mut changes = cluster.changes();
-    let watch = cluster.watch();
-    tokio::pin!(watch);
-    loop {
-        tokio::select! {
-            () = &mut watch => return,
-            changed = changes.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                // A full queue means a blocked output; the state is told with the next status.
-                let _ = to_worker.try_send(worker::Message::SourceChanged);
-            }
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line: one file per verb.
 
 pub mod agent;
+mod cluster;
 pub mod doctor;
 mod ends;
 pub mod explain;

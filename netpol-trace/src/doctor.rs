@@ -2,6 +2,7 @@
 //!
 //! [`facts::gather`] looks, and changes nothing on the node; [`judge`] is pure and says what it means.
 
+mod api;
 mod enforcement;
 pub mod facts;
 mod judge;
@@ -15,6 +16,7 @@ use serde::Serialize;
 use crate::inventory::Inventory;
 use crate::inventory::coverage::{self as inventory, Covered};
 
+pub use api::api;
 pub use facts::{Facts, gather};
 pub use judge::judge;
 pub use text::text;

@@ -73,6 +73,7 @@ impl Metrics {
                 *state.denied.entry(key).or_default() += drop.count;
             }
             Body::Unanswered(silent) => self.lock().unanswered += silent.count,
+            Body::PolicyChange(change) => self.lock().policy_changes += u64::from(change.policy.is_some()),
             Body::Loss(_) | Body::Status(_) => {}
         }
     }

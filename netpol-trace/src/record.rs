@@ -1,6 +1,7 @@
 //! The record, `schema: "netpol-trace/v1"`: one JSON object a line. Pure data: what it says was decided upstream.
 
 pub mod build;
+pub mod change;
 pub mod community_id;
 pub mod ecs;
 pub mod encode;
@@ -12,5 +13,6 @@ pub mod schema;
 pub mod state;
 mod view;
 
+pub use change::*;
 pub use schema::*;
 pub use state::*;

@@ -12,6 +12,7 @@ pub mod agent;
 pub mod books;
 pub mod bpf;
 pub mod capture;
+pub mod cluster;
 pub mod demo;
 pub mod iptables;
 pub mod netns;

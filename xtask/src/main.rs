@@ -1,6 +1,9 @@
 //! Everything a developer or CI runs: one file per verb.
 
 mod bench;
+mod cluster;
+#[path = "../../tests/src/cluster/programs.rs"]
+mod cluster_programs;
 mod compatibility;
 mod demo;
 mod machine;
@@ -33,6 +36,7 @@ enum Verb {
     Test(test::Args),
     Vm(vm::Args),
     Bench(bench::Args),
+    Cluster(cluster::Args),
     Compatibility(compatibility::Args),
 }
 
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Vm(args) => vm::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Cluster(args) => cluster::run(&args),
         Verb::Compatibility(args) => compatibility::run(&args),
     };
     done.unwrap_or_else(|error| {

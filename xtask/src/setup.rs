@@ -1,5 +1,6 @@
 //! `cargo xtask setup`: finds out what the machine has and installs what is missing.
 
+mod cluster;
 mod consumers;
 mod ebpf;
 mod packages;
@@ -9,15 +10,17 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
+pub use cluster::ensure as ensure_programs;
 pub use ebpf::cargo_deny;
 
+use crate::cluster_programs::PROGRAMS;
 use crate::toolchain;
 
 /// Install what building, the demo and the tests need.
 ///
 /// On Debian: packages, as root. Elsewhere: a rustup nightly with rust-src; other programs are named for you to
-/// install. bpf-linker is built once into a cache outside the checkout (XDG_CACHE_HOME or ~/.cache). When nothing is
-/// missing, nothing is done.
+/// install. bpf-linker and the test cluster's programs (by Go 1.26, the API server in some minutes) are built once into
+/// a cache outside the checkout (XDG_CACHE_HOME or ~/.cache). When nothing is missing, nothing is done.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only say what is missing; exit code 1 if anything is
@@ -36,12 +39,14 @@ pub enum Need {
     Lint,
     /// Virtual machines with other kernels.
     Vm,
+    /// The control plane and the enforcers of the cluster tests, built by Go.
+    Cluster,
     /// Programs that read records in the tests.
     Consumers,
 }
 
 impl Need {
-    pub const ALL: [Need; 5] = [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Consumers];
+    pub const ALL: [Need; 6] = [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Cluster, Need::Consumers];
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -82,6 +87,11 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     {
         errors.push(format!("{error:#}"));
     }
+    if needs.contains(&Need::Cluster)
+        && let Err(error) = cluster::ensure(&PROGRAMS)
+    {
+        errors.push(format!("{error:#}"));
+    }
     if needs.contains(&Need::Consumers)
         && let Err(error) = consumers::ensure()
     {
@@ -100,6 +110,9 @@ pub fn missing(needs: &[Need]) -> Vec<String> {
     }
     if needs.contains(&Need::Lint) && cargo_deny().is_none() {
         missing.push("cargo-deny".into());
+    }
+    if needs.contains(&Need::Cluster) {
+        missing.extend(cluster::missing().iter().map(|program| format!("{} of the test cluster", program.name)));
     }
     if needs.contains(&Need::Consumers) {
         missing.extend(consumers::missing().into_iter().map(str::to_owned));

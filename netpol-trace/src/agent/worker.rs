@@ -24,7 +24,6 @@ use crate::sink::SinkError;
 pub enum Message {
     Drops(Vec<RawDrop>),
     Flows(Vec<tc::Told>),
-    SourceChanged,
 }
 
 /// Messages taken before the clocks are looked at again.
@@ -45,8 +44,16 @@ pub fn run(
     hooks: Vec<HookState>,
     ring_size: u64,
 ) -> anyhow::Result<()> {
-    let mut worker =
-        Worker { pipeline, counters, flow_counters, hooks, told: Told::default(), ring_size, ring_peak: 0 };
+    let mut worker = Worker {
+        pipeline,
+        counters,
+        flow_counters,
+        hooks,
+        told: Told::default(),
+        sources: Vec::new(),
+        ring_size,
+        ring_peak: 0,
+    };
     let result = worker.work(messages).and_then(|()| worker.end());
     if result.is_err() {
         // Nobody reads the first sink any more: the others get what there is, and the end.
@@ -67,6 +74,8 @@ struct Worker<'a> {
     flow_counters: Option<tc::Counters>,
     hooks: Vec<HookState>,
     told: Told,
+    /// How the sources stood in the last status: in sync or not, and why not.
+    sources: Vec<(String, bool, Option<String>)>,
     /// Octets of the kernel's ring, and the most of them in use within the last whole minute.
     ring_size: u64,
     ring_peak: u64,
@@ -110,6 +119,7 @@ impl Worker<'_> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
+            self.pipeline.policy_changes()?;
             self.pipeline.revisit(false)?;
             self.pipeline.unanswered()?;
             let now = Instant::now();
@@ -117,6 +127,7 @@ impl Worker<'_> {
                 next_tick = now + TICK;
                 self.pipeline.clock = Clock::now();
                 self.losses()?;
+                self.sources()?;
                 self.publish();
                 if self.pipeline.output.is_closed() {
                     return Err(SinkError::Closed);
@@ -136,7 +147,8 @@ impl Worker<'_> {
 
     /// What is left, and the last status, in which nothing is held any more.
     fn end(&mut self) -> Result<(), SinkError> {
-        let left = self.pipeline.revisit(true).and_then(|()| self.losses());
+        let told = self.pipeline.policy_changes();
+        let left = told.and_then(|()| self.pipeline.revisit(true)).and_then(|()| self.losses());
         self.pipeline.output.drain();
         self.status(Phase::Stopped).and(left)
     }
@@ -158,8 +170,12 @@ impl Worker<'_> {
                 }
                 Ok(())
             }
-            Message::SourceChanged => self.status(Phase::Running),
         }
+    }
+
+    /// A status when a source stands otherwise than told. Once a tick: when a server goes, all of its watches end.
+    fn sources(&mut self) -> Result<(), SinkError> {
+        if stand(&self.pipeline) == self.sources { Ok(()) } else { self.status(Phase::Running) }
     }
 
     fn reading(&self) -> Reading {
@@ -230,6 +246,7 @@ impl Worker<'_> {
 
     fn status(&mut self, phase: Phase) -> Result<(), SinkError> {
         let now = Timestamp::now();
+        self.sources = stand(&self.pipeline);
         let status = self.state(phase, now);
         self.pipeline.tell(Body::Status(Box::new(status)), now)?;
         self.publish();
@@ -286,6 +303,10 @@ impl Worker<'_> {
     }
 }
 
+fn stand(pipeline: &Pipeline) -> Vec<(String, bool, Option<String>)> {
+    pipeline.cluster().sources().into_iter().map(|source| (source.name, source.synced, source.error)).collect()
+}
+
 fn source_state(source: &crate::cluster::source::SourceStatus, now: Timestamp) -> SourceState {
     SourceState {
         name: source.name.clone(),
@@ -294,6 +315,7 @@ fn source_state(source: &crate::cluster::source::SourceStatus, now: Timestamp) -
         objects: source.objects.clone(),
         skipped: source.skipped.clone(),
         error: source.error.clone(),
+        detail: source.detail.clone(),
     }
 }
 

@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
+use super::cluster::ClusterArgs;
+use crate::cluster::api::review::review;
 use crate::doctor::facts::Hook;
-use crate::doctor::{can_record, coverage, gather, judge, text};
+use crate::doctor::{self, can_record, coverage, gather, judge, text};
 use crate::inventory::Inventory;
 use crate::kernel::probe::probe;
 use crate::kernel::{self, KernelError};
@@ -27,6 +29,8 @@ pub struct Args {
     /// agent's filters go too.
     #[arg(long, conflicts_with = "output")]
     cleanup: bool,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -49,6 +53,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     });
     let mut findings = judge(&gather(hooks.collect()));
     findings.extend(coverage(&Inventory::read(programs::tcx), release()));
+    findings.extend(doctor::api(review(&args.cluster.access())));
     let printed = match args.output {
         Output::Text => text(&findings),
         Output::Json => serde_json::to_string_pretty(&findings)? + "\n",

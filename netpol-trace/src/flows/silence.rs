@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::table::{Open, Place};
 use super::{End, Flows, Kernel, Tuple};
 use crate::cluster::Index;
+use crate::cluster::index::Moment;
 use crate::enrich::{self, OwnedBy};
 use crate::packet::{self, transport_name};
 use crate::record::build::endpoint;
@@ -152,33 +153,37 @@ impl<K: Kernel> Flows<K> {
     }
 }
 
-/// The record of a finding, with both ends named and the connection judged.
-pub fn body(
-    finding: &Finding,
-    index: &Index,
-    options: &verdict::Options,
-    names: Vec<String>,
-    time: Timestamp,
-    synced: bool,
-) -> Body {
+/// A finding with both ends named.
+pub fn flow<'a>(finding: &Finding, moment: &'a Moment<'_>) -> enrich::Flow<'a> {
     let Tuple { client, protocol, server } = finding.tuple;
-    let flow = enrich::Flow {
-        source: enrich::end(index, client.0, Some(client.1)),
-        destination: enrich::with_service(
-            index,
-            enrich::end(index, server.0, Some(server.1)),
-            protocol,
-            server.0,
-            Some(server.1),
-        ),
+    let end = enrich::end(moment, server.0, Some(server.1));
+    enrich::Flow {
+        source: enrich::end(moment, client.0, Some(client.1)),
+        destination: enrich::with_service(moment.index, end, protocol, server.0, Some(server.1)),
         protocol,
         reply: false,
         tracked: false,
         dst_nat: false,
-    };
+    }
+}
+
+/// The record of a finding, with the connection judged.
+pub fn body(
+    finding: &Finding,
+    flow: &enrich::Flow<'_>,
+    index: &Index,
+    options: &verdict::Options,
+    names: Vec<String>,
+    time: Timestamp,
+    stale: &[String],
+) -> Body {
+    let Tuple { client, protocol, server } = finding.tuple;
     // Policies are about pods, and which backend a service chose is not known here.
-    let verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
+    let mut verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
         .then(|| verdict::judge(index, &flow.connection(time), options));
+    if let Some(verdict) = &mut verdict {
+        enrich::qualify(verdict, flow, stale);
+    }
     let mut destination = endpoint(&flow.destination);
     destination.names = names;
     Body::Unanswered(Box::new(Unanswered {
@@ -199,7 +204,7 @@ pub fn body(
             fragment: false,
         },
         device: finding.device.clone(),
-        enrichment: if !synced {
+        enrichment: if !stale.is_empty() {
             Enrichment::Stale
         } else if flow.may_be_named_later() {
             Enrichment::Timeout

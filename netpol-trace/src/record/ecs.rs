@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::encode::{compact, embedded};
 use super::message::message;
 use super::view::{View, view};
-use super::{Action, Body, Cause, Endpoint, Phase, Record};
+use super::{Action, Body, Cause, ChangeKind, Endpoint, Phase, Record};
 
 /// The version whose fields these are.
 pub const VERSION: &str = "8.12.0";
@@ -28,6 +28,13 @@ pub fn event(record: &Record) -> Value {
     if let Some(view) = view(&record.body) {
         network(&mut event, &view, record);
     }
+    if let Body::PolicyChange(change) = &record.body {
+        event["orchestrator"]["namespace"] = json!(change.namespace);
+        event["orchestrator"]["resource"] = match &change.policy {
+            Some(policy) => json!({"type": "networkpolicy", "name": policy, "id": change.uid}),
+            None => json!({"type": "namespace", "name": change.namespace}),
+        };
+    }
     let mut event = compact(event);
     event["netpol_trace"] = embedded(record);
     event
@@ -49,6 +56,15 @@ fn what(body: &Body) -> What {
         }
         Body::Unanswered(_) => {
             ("netpol_trace.unanswered", "event", &["network"], &["connection"], "unanswered", Some("failure"))
+        }
+        Body::PolicyChange(change) => {
+            let (kind, action): (&[&str], _) = match change.change {
+                ChangeKind::Created => (&["creation"], "policy-created"),
+                ChangeKind::Edited => (&["change"], "policy-edited"),
+                ChangeKind::Deleted => (&["deletion"], "policy-deleted"),
+                ChangeKind::NamespaceLabels => (&["change"], "namespace-labels-edited"),
+            };
+            ("netpol_trace.policy_change", "event", &["configuration"], kind, action, None)
         }
         Body::Loss(_) => ("netpol_trace.loss", "event", &["host"], &["error"], "records-lost", None),
         Body::Status(status) => {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::ser::Formatter;
 use serde_json::{Value, json};
 
-use super::{Body, Record, Status, ecs, ocsf, otel};
+use super::{Body, PolicyChange, Record, Status, ecs, ocsf, otel};
 
 /// An encoding of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,6 +180,11 @@ fn shortened(mut record: Record, step: Step) -> Record {
             short_status(status, step);
             return record;
         }
+        Body::PolicyChange(change) => {
+            change.truncated = true;
+            short_change(change, step);
+            return record;
+        }
     };
     *truncated = true;
     for end in ends {
@@ -244,4 +249,23 @@ fn short_status(status: &mut Status, step: Step) {
         sink.error.iter_mut().for_each(clip);
     }
     status.not_recorded = std::mem::take(&mut status.not_recorded).into_iter().take(kept).collect();
+}
+
+fn short_change(change: &mut PolicyChange, step: Step) {
+    let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text()));
+    let kept = step.kept().min(20);
+    for rules in [&mut change.rules_removed, &mut change.rules_added] {
+        rules.truncate(kept);
+        rules.iter_mut().flat_map(|rule| [&mut rule.rule, &mut rule.allows]).for_each(clip);
+    }
+    change.fields.truncate(kept);
+    change.fields.iter_mut().flat_map(|field| [&mut field.before, &mut field.after]).flatten().for_each(clip);
+    for isolation in change.newly_isolates.iter_mut().chain(&mut change.no_longer_isolates) {
+        isolation.workloads.truncate(kept);
+        isolation.workloads.iter_mut().for_each(clip);
+    }
+    if step == Step::Least {
+        clip(&mut change.namespace);
+        [&mut change.policy, &mut change.uid].into_iter().flatten().for_each(clip);
+    }
 }

@@ -1,6 +1,9 @@
 //! A record in one line of words, for formats that have a message.
 
-use super::{Action, Body, Cause, Drop, Endpoint, LossStage, Phase, Record, Side, Unanswered, VerdictResult};
+use super::{
+    Action, Body, Cause, ChangeKind, Drop, Endpoint, LossStage, Phase, PolicyChange, Record, Side, Unanswered,
+    VerdictResult,
+};
 
 /// Octets of a message.
 const MAX: usize = 1000;
@@ -9,6 +12,7 @@ pub fn message(record: &Record) -> String {
     let mut text = match &record.body {
         Body::Drop(drop) => of_drop(drop),
         Body::Unanswered(silent) => of_unanswered(silent),
+        Body::PolicyChange(change) => of_change(change),
         Body::Loss(loss) => {
             let count = loss.count.map_or_else(|| "an unknown number of".into(), |count| count.to_string());
             let of = loss.of.as_deref().unwrap_or("packets");
@@ -46,6 +50,24 @@ fn of_drop(drop: &Drop) -> String {
 fn of_unanswered(silent: &Unanswered) -> String {
     let flow = flow(&silent.source, &silent.destination, &silent.network.transport);
     format!("{flow} unanswered for {} s", silent.waited_seconds)
+}
+
+fn of_change(change: &PolicyChange) -> String {
+    let what = match change.change {
+        ChangeKind::Created => "created",
+        ChangeKind::Edited => "edited",
+        ChangeKind::Deleted => "deleted",
+        ChangeKind::NamespaceLabels => return format!("labels of namespace {} edited", change.namespace),
+    };
+    let policy = change.policy.as_deref().unwrap_or_default();
+    let isolations = [(&change.newly_isolates, "newly isolates"), (&change.no_longer_isolates, "no longer isolates")];
+    let mut text = format!("policy {}/{policy} {what}", change.namespace);
+    for (isolations, what) in isolations {
+        for isolation in isolations {
+            text += &format!("; {what} {} pods for {}", isolation.pods, isolation.direction.as_str());
+        }
+    }
+    text
 }
 
 fn flow(source: &Endpoint, destination: &Endpoint, transport: &str) -> String {

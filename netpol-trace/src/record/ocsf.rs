@@ -26,7 +26,7 @@ pub fn event(record: &Record) -> Value {
         }
         Body::Unanswered(_) => (NETWORK_ACTIVITY, FAIL, (2, "Low")),
         Body::Loss(_) => (0, OTHER, (3, "Medium")),
-        Body::Status(_) => (0, OTHER, (1, "Informational")),
+        Body::PolicyChange(_) | Body::Status(_) => (0, OTHER, (1, "Informational")),
     };
     let mut event = json!({
         "class_uid": class, "class_name": if class == 0 { "Base Event" } else { "Network Activity" },
@@ -70,6 +70,7 @@ fn activity_name(body: &Body) -> &'static str {
     match body {
         Body::Drop(_) => "Traffic",
         Body::Unanswered(_) => "Fail",
+        Body::PolicyChange(_) => "Policy Change",
         Body::Loss(_) => "Records Lost",
         Body::Status(_) => "Agent Status",
     }
@@ -93,10 +94,12 @@ fn network(event: &mut Value, view: &View<'_>, time: i64) {
     event["traffic"] = json!({"packets": view.packets, "bytes": view.bytes});
     if let Some(policy) = view.policy() {
         event["policy"] = json!({
-            "name": format!("{}/{}", policy.namespace, policy.name), "uid": policy.uid, "is_applied": true,
+            "desc": view.hint.map(|hint| &hint.message), "name": format!("{}/{}", policy.namespace, policy.name), "uid": policy.uid, "is_applied": true,
             "version": policy.generation.map(|generation| generation.to_string()), "type": "NetworkPolicy",
         });
-        event["firewall_rule"] = json!({"name": view.rule(), "desc": view.hint.map(|hint| &hint.message)});
+        if let Some(rule) = view.rule() {
+            event["firewall_rule"] = json!({"name": rule, "desc": view.hint.map(|hint| &hint.message)});
+        }
     }
 }
 

@@ -34,12 +34,18 @@ pub fn log(record: &Record) -> Log {
     let (event_name, severity) = match &record.body {
         Body::Drop(_) => ("netpol_trace.packet.denied", WARN),
         Body::Unanswered(_) => ("netpol_trace.connection.unanswered", WARN),
+        Body::PolicyChange(_) => ("netpol_trace.policy.changed", INFO),
         Body::Loss(_) => ("netpol_trace.records.lost", ERROR),
         Body::Status(_) => ("netpol_trace.agent.status", INFO),
     };
     let mut attributes = object(json!({"log.record.uid": record.id, "netpol_trace.seq": record.seq}));
     if let Some(view) = view(&record.body) {
         attributes.extend(object(network(&view)));
+    }
+    if let Body::PolicyChange(change) = &record.body {
+        attributes.extend(object(json!({
+            "k8s.namespace.name": change.namespace, "security_rule.name": change.policy, "security_rule.uuid": change.uid,
+        })));
     }
     attributes.insert("netpol_trace.record".into(), embedded(record));
     Log {

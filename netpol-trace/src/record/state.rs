@@ -128,6 +128,9 @@ pub struct SourceState {
     pub skipped: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// How it is read, where that is not always the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// A sink and its own books, in packets: `written + held + lost` is what it was given.

@@ -50,7 +50,7 @@ pub fn view(body: &Body) -> Option<View<'_>> {
             last_time: None,
             why: silent.basis.as_ref().into(),
         }),
-        Body::Loss(_) | Body::Status(_) => None,
+        Body::PolicyChange(_) | Body::Loss(_) | Body::Status(_) => None,
     }
 }
 

@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::manifests;
-use super::super::model::Selector;
+use super::super::model::{Object, Selector};
 use super::*;
 
 fn index(yaml: &str) -> Index {
@@ -20,6 +20,7 @@ fn owner(index: &Index, address: &str) -> String {
         Owner::Pod(view) => format!("pod {}/{}", view.pod.namespace, view.pod.name),
         Owner::Node(node) => format!("node {}", node.name),
         Owner::Ambiguous(count) => format!("{count} pods"),
+        Owner::Either(..) | Owner::Former(_) => "history, which an index without changes has none of".to_owned(),
         Owner::None => "nobody".to_owned(),
     }
 }

@@ -1,0 +1,72 @@
+//! A real cluster's control plane: etcd and kube-apiserver, with nodes that are network namespaces.
+//!
+//! `cargo xtask setup` builds the programs (tests/cluster has the versions). A test program has one control plane,
+//! [`shared`] by its tests, which ends with it. `cargo xtask cluster up` starts one that stays.
+
+pub mod api;
+pub mod control_plane;
+pub mod daemon;
+pub mod kube_router;
+pub mod node;
+pub mod probe;
+pub mod programs;
+pub mod relay;
+#[path = "../../netpol-trace/build/toolchain.rs"]
+mod toolchain;
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow};
+
+use control_plane::ControlPlane;
+use daemon::Lifetime;
+use programs::Program;
+
+/// Where a program lies.
+///
+/// # Errors
+/// When it isn't built; what to do.
+pub fn built(program: &Program) -> Result<PathBuf> {
+    let path = program.path(&toolchain::cache_dir());
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(anyhow!("no {} at {}: `cargo xtask setup` builds it, with Go 1.26", program.name, path.display()))
+}
+
+/// Whether to skip a test that needs these programs and network namespaces; says why if so.
+pub fn skip(test: &str, programs: &[Program]) -> bool {
+    let programs = [programs::ETCD, programs::API_SERVER].iter().chain(programs);
+    let unbuilt = programs.map(built).find_map(Result::err).map(|error| format!("{error:#}"));
+    let why = crate::obstacle().or(unbuilt);
+    if let Some(why) = &why {
+        crate::skipped(test, why);
+    }
+    why.is_some()
+}
+
+/// This test program's control plane, started by the first test that asks.
+pub fn shared() -> Result<&'static ControlPlane> {
+    static SHARED: OnceLock<Result<ControlPlane, String>> = OnceLock::new();
+    let start = || -> Result<ControlPlane> {
+        let dir = tempfile::Builder::new().prefix("netpol-trace-cluster-").tempdir()?.keep();
+        leave_nothing(&dir).context("start what removes the state later")?;
+        ControlPlane::start(&dir, Lifetime::OfThisProgram)
+    };
+    let shared = SHARED.get_or_init(|| start().map_err(|error| format!("{error:#}")));
+    shared.as_ref().map_err(|error| anyhow!("the control plane: {error}"))
+}
+
+/// Removes a folder when this program has ended, however it ends: then the pipe closes. What still writes into the
+/// folder is ended at that moment too, so removing is tried more than once.
+fn leave_nothing(dir: &std::path::Path) -> Result<()> {
+    static JANITOR: OnceLock<Child> = OnceLock::new();
+    const SCRIPT: &str = r#"cat >/dev/null; for n in 1 2 3 4 5; do rm -rf -- "$1" 2>/dev/null && exit; sleep 1; done"#;
+    let mut command = Command::new("sh");
+    command.args(["-c", SCRIPT, "sh"]).arg(dir).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    JANITOR.get_or_init(|| command.spawn().expect("every system has sh"));
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! A client of the API server for tests: objects are JSON values, calls block.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result};
+use kube::api::{Api as KubeApi, DeleteParams, DynamicObject, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::{ApiResource, GroupVersionKind, TypeMeta};
+use kube::discovery::{Scope, pinned_kind};
+use kube::{Client, Config};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
+/// The name under which the server notes who set a field.
+const MANAGER: &str = "netpol-trace-tests";
+
+/// A connection with one user's rights.
+pub struct Api {
+    runtime: Runtime,
+    client: Client,
+    /// The resource of each apiVersion and kind that was used.
+    resources: Mutex<HashMap<TypeMeta, (ApiResource, Scope)>>,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Api").finish_non_exhaustive()
+    }
+}
+
+impl Api {
+    /// As the kubeconfig says; nothing is sent yet.
+    pub fn connect(kubeconfig: &Path) -> Result<Api> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+        let client = runtime.block_on(async {
+            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+            anyhow::Ok(Client::try_from(config)?)
+        })?;
+        Ok(Api { runtime, client, resources: Mutex::default() })
+    }
+
+    /// The answer to a GET, as text.
+    pub fn text(&self, path: &str) -> Result<String> {
+        let request = http::Request::get(path).body(Vec::new())?;
+        self.runtime.block_on(self.client.request_text(request)).with_context(|| format!("GET {path}"))
+    }
+
+    /// The answer to a GET.
+    pub fn get(&self, path: &str) -> Result<Value> {
+        serde_json::from_str(&self.text(path)?).with_context(|| format!("GET {path}"))
+    }
+
+    /// The answer to a POST of an object, where the path is more than its kind: `…/serviceaccounts/NAME/token`.
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        let request =
+            http::Request::post(path).header("content-type", "application/json").body(body.to_string().into())?;
+        self.runtime.block_on(self.client.request(request)).with_context(|| format!("POST {path}"))
+    }
+
+    /// Creates an object or changes it to this, as `kubectl apply --server-side --force-conflicts` does; then sets its
+    /// status, when there is one. The object as the server has it.
+    pub fn apply(&self, object: &Value) -> Result<Value> {
+        let name = name(object)?;
+        let api = self.of(object)?;
+        let apply = PatchParams::apply(MANAGER).force();
+        let (mut spec, mut status) = (object.clone(), object.clone());
+        spec.as_object_mut().map(|spec| spec.remove("status"));
+        status.as_object_mut().map(|status| status.remove("spec"));
+        let applied = self.runtime.block_on(async {
+            let applied = api.patch(name, &apply, &Patch::Apply(&spec)).await?;
+            match object.get("status") {
+                Some(_) => api.patch_status(name, &PatchParams::default(), &Patch::Merge(&status)).await,
+                None => Ok(applied),
+            }
+        });
+        let applied = applied.with_context(|| format!("apply {object}"))?;
+        Ok(serde_json::to_value(applied)?)
+    }
+
+    /// Deletes an object, named by its apiVersion, kind and metadata, at once.
+    pub fn delete(&self, object: &Value) -> Result<()> {
+        let api = self.of(object)?;
+        let at_once = DeleteParams::default().grace_period(0);
+        self.runtime.block_on(api.delete(name(object)?, &at_once)).map(drop).with_context(|| format!("delete {object}"))
+    }
+
+    fn of(&self, object: &Value) -> Result<KubeApi<DynamicObject>> {
+        let types: TypeMeta = serde_json::from_value(object.clone()).context("an object has apiVersion and kind")?;
+        let known = self.resources.lock().expect("nobody panics with it").get(&types).cloned();
+        let (resource, scope) = match known {
+            Some(known) => known,
+            None => {
+                let kind = GroupVersionKind::try_from(&types)?;
+                let (resource, capabilities) = self.runtime.block_on(pinned_kind(&self.client, &kind))?;
+                let found = (resource, capabilities.scope);
+                self.resources.lock().expect("nobody panics with it").insert(types, found.clone());
+                found
+            }
+        };
+        let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("default");
+        Ok(match scope {
+            Scope::Cluster => KubeApi::all_with(self.client.clone(), &resource),
+            Scope::Namespaced => KubeApi::namespaced_with(self.client.clone(), namespace, &resource),
+        })
+    }
+}
+
+fn name(object: &Value) -> Result<&str> {
+    object.pointer("/metadata/name").and_then(Value::as_str).with_context(|| format!("no name in {object}"))
+}

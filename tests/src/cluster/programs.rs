@@ -1,0 +1,75 @@
+//! The cluster's programs: the Go module that pins each, and where the built ones lie.
+
+use std::path::{Path, PathBuf};
+
+/// A program that `cargo xtask setup` builds with Go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Program {
+    pub name: &'static str,
+    /// The Go package to build.
+    pub package: &'static str,
+    pub module: Module,
+}
+
+/// A folder under `tests/cluster` with a go.mod: its dependencies' versions are its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Module {
+    pub folder: &'static str,
+    /// The dependency whose version names the folder in the cache.
+    main: &'static str,
+    go_mod: &'static str,
+    go_sum: &'static str,
+}
+
+const KUBERNETES: Module = Module {
+    folder: "kubernetes",
+    main: "k8s.io/kubernetes",
+    go_mod: include_str!("../../cluster/kubernetes/go.mod"),
+    go_sum: include_str!("../../cluster/kubernetes/go.sum"),
+};
+const KUBE_ROUTER_MODULE: Module = Module {
+    folder: "kube-router",
+    main: "github.com/cloudnativelabs/kube-router/v2",
+    go_mod: include_str!("../../cluster/kube-router/go.mod"),
+    go_sum: include_str!("../../cluster/kube-router/go.sum"),
+};
+
+pub const ETCD: Program = Program { name: "etcd", package: "go.etcd.io/etcd/server/v3", module: KUBERNETES };
+pub const API_SERVER: Program =
+    Program { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver", module: KUBERNETES };
+pub const KUBECTL: Program = Program { name: "kubectl", package: "k8s.io/kubernetes/cmd/kubectl", module: KUBERNETES };
+pub const KUBE_ROUTER: Program = Program {
+    name: "kube-router",
+    package: "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
+    module: KUBE_ROUTER_MODULE,
+};
+
+/// In the order in which they are built: what others wait for first.
+pub const PROGRAMS: [Program; 4] = [ETCD, API_SERVER, KUBECTL, KUBE_ROUTER];
+
+impl Program {
+    /// Where it lies in the cache, once built.
+    pub fn path(&self, cache: &Path) -> PathBuf {
+        self.module.cached(cache).join(self.name)
+    }
+}
+
+impl Module {
+    /// Its folder in the cache: named by the version, and by all that pins a dependency, so that a change builds anew.
+    pub fn cached(&self, cache: &Path) -> PathBuf {
+        let pins = fnv1a(self.go_mod.bytes().chain(self.go_sum.bytes()));
+        cache.join(format!("cluster-{}-{}-{pins:08x}", self.folder, self.version()))
+    }
+
+    /// The version of the module's main dependency.
+    pub fn version(&self) -> &'static str {
+        let mut lines = self.go_mod.lines().map(|line| line.trim().trim_start_matches("require "));
+        let version = lines.find_map(|line| line.strip_prefix(self.main)?.strip_prefix(" v"));
+        version.and_then(|version| version.split(' ').next()).unwrap_or("unknown")
+    }
+}
+
+/// A hash that is the same in every build of this file.
+fn fnv1a(bytes: impl Iterator<Item = u8>) -> u32 {
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}

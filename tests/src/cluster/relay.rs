@@ -1,0 +1,71 @@
+//! A way from a node's network namespace to the API server: the same loopback address in both, with connections carried over.
+//!
+//! No interface, route or rule of the machine's own namespace is needed for it.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context, Result};
+use socket2::Socket;
+
+use crate::netns::Netns;
+
+/// Listens in a namespace until it is dropped.
+#[derive(Debug)]
+pub struct Relay {
+    socket: Socket,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// What connects to `address` inside `netns` is connected to `address` here.
+    pub fn start(netns: &Netns, address: SocketAddr) -> Result<Relay> {
+        let listener = netns.run(|| TcpListener::bind(address)).with_context(|| format!("listen on {address}"))?;
+        let socket = Socket::from(listener.try_clone()?);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        // This thread is in the namespace of the one that calls, and so are the sockets that it makes.
+        let thread = thread::Builder::new().name(format!("relay {address}")).spawn(move || {
+            for client in listener.incoming() {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                // With nothing listening here the client's connection is closed: it tries again, as it would anywhere.
+                let pair = client.and_then(|client| Ok((client, TcpStream::connect(address)?)));
+                if let Ok((client, server)) = pair {
+                    let _ = carry(&client, &server);
+                }
+            }
+        })?;
+        Ok(Relay { socket, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.socket.shutdown(Shutdown::Both);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Carries both directions, each until its sender is done; then the other side learns of it.
+fn carry(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
+    for (from, to) in [(client, server), (server, client)] {
+        let (mut from, mut to) = (from.try_clone()?, to.try_clone()?);
+        thread::spawn(move || {
+            let carried = io::copy(&mut from, &mut to);
+            // After an error both directions end; either socket may be gone already.
+            let how = if carried.is_ok() { Shutdown::Write } else { Shutdown::Both };
+            let _ = to.shutdown(how);
+            if carried.is_err() {
+                let _ = from.shutdown(Shutdown::Both);
+            }
+        });
+    }
+    Ok(())
+}
