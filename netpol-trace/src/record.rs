@@ -2,10 +2,17 @@
 
 pub mod build;
 pub mod change;
+pub mod community_id;
+pub mod ecs;
 pub mod encode;
+pub mod message;
+mod names;
+pub mod ocsf;
+pub mod otel;
 pub mod restrict;
 pub mod schema;
 pub mod state;
+mod view;
 
 pub use change::*;
 pub use schema::*;

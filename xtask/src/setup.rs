@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: finds out what the machine has and installs what is missing.
 
 mod cluster;
+mod consumers;
 mod ebpf;
 mod packages;
 
@@ -42,10 +43,13 @@ pub enum Need {
     Image,
     /// The control plane and the enforcers of the cluster tests, and helm, built by Go.
     Cluster,
+    /// Programs that read records in the tests.
+    Consumers,
 }
 
 impl Need {
-    pub const ALL: [Need; 6] = [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Image, Need::Cluster];
+    pub const ALL: [Need; 7] =
+        [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Image, Need::Cluster, Need::Consumers];
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -91,6 +95,11 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     {
         errors.push(format!("{error:#}"));
     }
+    if needs.contains(&Need::Consumers)
+        && let Err(error) = consumers::ensure()
+    {
+        errors.push(format!("{error:#}"));
+    }
     if errors.is_empty() { Ok(()) } else { bail!(errors.join("\n")) }
 }
 
@@ -107,6 +116,9 @@ pub fn missing(needs: &[Need]) -> Vec<String> {
     }
     if needs.contains(&Need::Cluster) {
         missing.extend(cluster::missing().iter().map(|program| format!("{} of the test cluster", program.name)));
+    }
+    if needs.contains(&Need::Consumers) {
+        missing.extend(consumers::missing().into_iter().map(str::to_owned));
     }
     missing
 }

@@ -49,7 +49,9 @@ const VM_TESTS: [(&str, &[&str]); 2] = [
 pub fn run(args: &Args) -> Result<ExitCode> {
     let mut steps = Steps::new();
     let whole = args.filter.is_none();
-    steps.step("setup", || setup::ensure(&[Need::Build, Need::Lab, Need::Lint]).map(|()| Tally::passed()));
+    steps.step("setup", || {
+        setup::ensure(&[Need::Build, Need::Lab, Need::Lint, Need::Consumers]).map(|()| Tally::passed())
+    });
     if whole {
         steps.step("format", format);
         steps.step("clippy", || {

@@ -26,6 +26,8 @@ Examples:
   kubectl get pods,ns,netpol,svc,endpointslices,nodes -A -o yaml > cluster.yaml
   netpol-trace agent --manifests cluster.yaml --node-name worker-7 | jq 'select(.kind == \"drop\")'
   netpol-trace agent --manifests cluster.yaml --all-drops --duration 30s --output drops.jsonl
+  netpol-trace agent --manifests cluster.yaml --output stdout --output file:/var/log/drops.jsonl,format=ecs,max-size=64MiB \\
+    --output otlp:http://collector.observability:4318 --listen 127.0.0.1:9477
 
 Exit codes: 0 stopped by a signal, by --duration or by the end of its reader; 1 drops can't be recorded; 2 bad arguments.")]
 pub struct AgentArgs {
@@ -54,13 +56,13 @@ pub struct AgentArgs {
     #[arg(long)]
     all_drops: bool,
 
-    /// Where records go: stdout, or a file (PATH or file:PATH, appended to), each with options after commas: format=NAME, and for
-    /// files max-size=64MiB, max-age=24h, keep=5 (how many older ones, PATH.1 being the newest). May be given more than once;
-    /// the first one is what the books are about. [default: stdout]
+    /// Where records go: stdout, a file (PATH or file:PATH, appended to) or otlp:URL (OTLP over HTTP). Options follow after
+    /// commas: format=NAME; for files max-size=64MiB, max-age=24h, keep=5 (how many older ones, PATH.1 being the newest); for
+    /// OTLP token-file=PATH. May be given more than once; the first one is what the books are about. [default: stdout]
     #[arg(long, value_name = "TARGET")]
     output: Vec<Target>,
 
-    /// The encoding of records where --output names none.
+    /// The encoding of records where --output names none: native, ecs (Elastic), ocsf or otel (a line of OTLP's JSON each).
     #[arg(long, value_name = "FORMAT", default_value = "native")]
     format: Format,
 

@@ -13,6 +13,7 @@ use crate::cluster::index::Moment;
 use crate::enrich::{self, OwnedBy};
 use crate::packet::{self, transport_name};
 use crate::record::build::endpoint;
+use crate::record::community_id::community_id;
 use crate::record::{Body, Direction, Enrichment, Family, Network, Unanswered};
 use crate::verdict;
 
@@ -182,7 +183,7 @@ pub fn body(
     time: Timestamp,
     stale: &[String],
 ) -> Body {
-    let Tuple { client, protocol, .. } = finding.tuple;
+    let Tuple { client, protocol, server } = finding.tuple;
     // Policies are about pods, and which backend a service chose is not known here.
     let mut verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
         .then(|| verdict::judge(index, &flow.connection(time), options));
@@ -204,7 +205,7 @@ pub fn body(
             transport: transport_name(protocol),
             family: if client.0.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
             tcp_flags: if protocol == packet::TCP { vec!["syn".into()] } else { Vec::new() },
-            community_id: None,
+            community_id: community_id((client.0, server.0), protocol, Some((client.1, server.1)), None),
             length: finding.length,
             fragment: false,
         },

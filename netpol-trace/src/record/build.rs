@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::community_id::community_id;
 use super::{
     Action, Body, Cause, Direction, Drop, Endpoint, Enrichment, Hint, Icmp, Kernel, Network, OwnerRef, PodRef, Verdict,
 };
@@ -41,7 +42,12 @@ pub fn drop_body(packet: &Packet, facts: &Facts, flow: &Flow<'_>, decision: Deci
             transport: transport_name(headers.protocol),
             family: packet.family(),
             tcp_flags: headers.tcp_flag_names().into_iter().map(Into::into).collect(),
-            community_id: None,
+            community_id: community_id(
+                (headers.source, headers.destination),
+                headers.protocol,
+                headers.source_port.zip(headers.destination_port),
+                headers.icmp,
+            ),
             length: packet.length,
             fragment: headers.fragment,
         },
