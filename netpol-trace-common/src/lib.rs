@@ -89,6 +89,8 @@ pub mod flags {
     pub const UNTRACKED: u8 = 32;
     /// The current task is a kernel thread. Looked up only for reasons that count by location.
     pub const KERNEL_THREAD: u8 = 64;
+    /// An ICMP error or a reset about this packet was sent right before it was freed.
+    pub const REJECTED: u8 = 128;
 }
 
 /// Offsets in octets, found in the running kernel's BTF at start. A field that the kernel lacks is [`ABSENT`].
@@ -187,6 +189,21 @@ pub struct Counters {
     pub lost_ring: u64,
 }
 
+/// What each CPU keeps between two runs of the programs.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PerCpu {
+    /// Every kfree_skb by its reason, recorded or not.
+    pub seen: [u64; REASONS],
+    /// Address of the packet about which an ICMP error or a reset was sent last; 0 once it is freed.
+    pub rejected: u64,
+    /// When: CLOCK_MONOTONIC, ns.
+    pub rejected_at: u64,
+}
+
+/// A packet that was rejected is freed within so many ns; a note that is older is about another one at the same address.
+pub const REJECT_NS: u64 = 100_000_000;
+
 layout!(DropEvent, 296,
     time @ 0, location @ 8, dst_input @ 16, conntrack @ 24, reason @ 128, len @ 132, data_offset @ 136, tail @ 140,
     network_header @ 144, mac_header @ 146, transport_header @ 148, protocol @ 150, ifindex @ 152, iif @ 156,
@@ -196,4 +213,5 @@ layout!(Offsets, 104, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76,
 layout!(Filter, 64, anywhere @ 0, by_location @ 32);
 layout!(Config, 176, arguments @ 0, ovs_subsystem @ 4, filter @ 8, offsets @ 72);
 layout!(Locations, 512);
+layout!(PerCpu, 2064, seen @ 0, rejected @ 2048, rejected_at @ 2056);
 layout!(Counters, 24, matched @ 0, emitted @ 8, lost_ring @ 16);

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel};
 use core::mem::MaybeUninit;
-use netpol_trace_common::{ABSENT, CT_WORDS, DropEvent, HEAD_LEN, flags};
+use netpol_trace_common::{ABSENT, CT_WORDS, DropEvent, HEAD_LEN, REJECT_NS, flags};
 
 use crate::emit::field;
 
@@ -68,7 +68,7 @@ macro_rules! place {
     };
 }
 
-/// Fills every byte of `event`.
+/// Fills every byte of `event`. `rejected`: when an answer to the packet was sent.
 #[inline(always)]
 pub fn fill<M: Memory>(
     event: &mut MaybeUninit<DropEvent>,
@@ -76,13 +76,18 @@ pub fn fill<M: Memory>(
     location: u64,
     reason: u32,
     by_location: bool,
+    rejected: Option<u64>,
 ) {
     let event = event.as_mut_ptr();
     let buffer: Buffer = Probed::load(skb, field!(offsets.skb_head));
     let network_header: u16 = M::load(skb, field!(offsets.skb_network_header));
     let mut flag = 0u8;
 
-    set!(event.time = bpf_ktime());
+    let time = bpf_ktime();
+    if rejected.is_some_and(|at| time.wrapping_sub(at) < REJECT_NS) {
+        flag |= flags::REJECTED;
+    }
+    set!(event.time = time);
     set!(event.location = location);
     set!(event.reason = reason);
     set!(event.len = M::load(skb, field!(offsets.skb_len)));

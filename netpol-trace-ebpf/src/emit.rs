@@ -3,7 +3,7 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
 use core::mem::MaybeUninit;
-use netpol_trace_common::{Config, Counters, DropEvent, Filter, Locations, Offsets, REASONS};
+use netpol_trace_common::{Config, Counters, DropEvent, Filter, Locations, Offsets, PerCpu, REASONS};
 
 /// The loader overrides it, and sets the size below too.
 #[unsafe(no_mangle)]
@@ -45,9 +45,8 @@ static CONFIG: Config = Config {
 static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 #[map]
 static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
-/// Every kfree_skb by its reason, recorded or not.
 #[map]
-static SEEN: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS as u32, 0);
+static PER_CPU: PerCpuArray<PerCpu> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static LOCATIONS: Array<Locations> = Array::with_max_entries(1, 0);
 
@@ -81,13 +80,28 @@ pub fn location_matters(location: u64) -> bool {
     false
 }
 
-/// Counts an event before anything is decided about it.
+/// What this CPU keeps between two runs.
 #[inline(always)]
-pub fn count_seen(slot: u32) {
-    if let Some(seen) = SEEN.get_ptr_mut(slot) {
-        // SAFETY: the slot is this CPU's own. A plain add: `seen` only bounds `matched` from above, and a lost increment
-        // (a nested run before 6.1) is worth less than an atomic on every freed packet.
-        unsafe { *seen += 1 };
+pub fn cpu() -> Option<*mut PerCpu> {
+    PER_CPU.get_ptr_mut(0)
+}
+
+/// Counts an event before anything is decided about it. When an answer to the packet was sent, says when: the note is
+/// taken down for every packet that is freed, since another one may get its address.
+#[inline(always)]
+pub fn count_seen(slot: u32, skb: u64) -> Option<u64> {
+    let cpu = cpu()?;
+    // SAFETY: a live local. Volatile, or the compiler drops the mask that it knows to be needless and the verifier doesn't.
+    let slot = unsafe { core::ptr::read_volatile(&raw const slot) } as usize & (REASONS - 1);
+    // SAFETY: a live per-CPU map value; the mask keeps the index inside of it. A plain add: `seen` only bounds `matched` from
+    // above, and a lost increment (a nested run before 6.1) is worth less than an atomic on every freed packet.
+    unsafe {
+        (*cpu).seen[slot] += 1;
+        if (*cpu).rejected != skb {
+            return None;
+        }
+        (*cpu).rejected = 0;
+        Some((*cpu).rejected_at)
     }
 }
 

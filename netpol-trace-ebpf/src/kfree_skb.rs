@@ -25,9 +25,9 @@ pub fn kfree_skb_raw(ctx: RawTracePointContext) -> u32 {
 #[inline(always)]
 fn handle<C: EbpfContext, M: Memory>(ctx: &C, skb: *const u8, location: u64, reason: u32) -> u32 {
     let slot = if reason < REASONS as u32 { reason } else { REASON_OTHER };
-    emit::count_seen(slot);
+    let rejected = emit::count_seen(slot, skb as u64);
     let Some(by_location) = interesting(slot, reason, location) else { return 0 };
-    if !emit::emit(|event| drop::fill::<M>(event, skb, location, reason, by_location)) {
+    if !emit::emit(|event| drop::fill::<M>(event, skb, location, reason, by_location, rejected)) {
         debug!(ctx, "ring full: a drop with reason {} is lost", reason);
     }
     0

@@ -9,6 +9,7 @@ mod drop;
 mod emit;
 mod headers;
 mod kfree_skb;
+mod reject;
 mod tc;
 
 /// The kernel checks this string before it lends GPL-only helpers.

@@ -5,6 +5,7 @@
 
 pub mod previous;
 pub mod reader;
+pub mod source;
 pub mod worker;
 
 use std::net::SocketAddr;
@@ -51,7 +52,7 @@ pub enum HookName {
 /// How an agent is to run.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub manifests: Vec<PathBuf>,
+    pub source: source::From,
     pub node: Option<String>,
     pub cluster: Option<String>,
     pub all_drops: bool,
@@ -83,15 +84,7 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
     // Before anything else: a signal during the start must end the agent as cleanly as one later.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    for path in config.manifests.iter().filter(|path| path.as_os_str() != "-") {
-        if let Err(error) = std::fs::metadata(path) {
-            bail!("--manifests {}: {error}", path.display());
-        }
-    }
-    let (cluster, loaded) = Cluster::from_manifests(&config.manifests);
-    for problem in &loaded.problems {
-        tracing::warn!("{problem}");
-    }
+    let (cluster, source) = source::open(&config.source).await?;
     let run = run_id();
     let output = open_output(&config, &run)?;
     let token = config.metrics_token.clone().map(Token::in_file).transpose()?;
@@ -120,6 +113,7 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
     let mut pipeline = Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output)
         .with_inventory(inventory)
         .with_config(file.changes());
+    pipeline.lookups = source.lookups();
     let (connections, flow_counters) = match tc {
         Some(kernel::tc::Opened { attacher, ring, flows, counters }) => {
             let view = View { flows, interfaces: attacher.interfaces() };
@@ -133,8 +127,11 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
     // Fires when the worker ends by itself: the output's reader has gone, or a bug.
     let (ended, mut worker_ended) = tokio::sync::oneshot::channel();
 
+    // The first status says how the sources stand, and the first drops find their names.
+    let (settled, wait) = std::sync::mpsc::channel::<()>();
     let worker = std::thread::Builder::new().name("worker".into()).spawn({
         move || {
+            let _ = wait.recv();
             let ring = u64::from(config.ring_bytes);
             let counters = counters.as_deref();
             let result = worker::run(pipeline, &from_reader, counters, flow_counters, hooks, previous, ring);
@@ -160,8 +157,14 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
-    let changes = follow(cluster, to_worker);
+    let settling = async {
+        source::settled(&cluster).await;
+        drop(settled);
+        std::future::pending::<()>().await;
+    };
+    let changes = follow(cluster.clone(), source, to_worker);
     tokio::select! {
+        () = settling => {}
         _ = interrupt.recv() => tracing::debug!("SIGINT"),
         _ = terminate.recv() => tracing::debug!("SIGTERM"),
         () = duration => {}
@@ -226,6 +229,7 @@ fn open_drops(options: &kernel::Options, hooks: &mut Vec<HookState>) -> anyhow::
     let ring = attached.take_ring().ok_or_else(|| anyhow!("the ring buffer is already taken"))?;
     let counters = attached.take_counters().ok_or_else(|| anyhow!("the counters are already taken"))?;
     hooks.push(worker::drop_state(&attached, symbols_error.as_ref()));
+    hooks.push(attached.rejects().state());
     Ok(reader::Drops { ring, names, attached, counters: Arc::new(counters) })
 }
 
@@ -253,9 +257,9 @@ fn open_tc(config: &Config, hooks: &mut Vec<HookState>) -> anyhow::Result<Option
 }
 
 /// Follows the source and tells the worker of every change of its state.
-async fn follow(cluster: Cluster, to_worker: std::sync::mpsc::SyncSender<worker::Message>) {
+async fn follow(cluster: Cluster, source: source::Source, to_worker: std::sync::mpsc::SyncSender<worker::Message>) {
     let mut changes = cluster.changes();
-    let watch = cluster.watch();
+    let watch = source.follow(cluster);
     tokio::pin!(watch);
     loop {
         tokio::select! {

@@ -1,11 +1,11 @@
 //! Joins what the kernel said with what the policies say: why the packet died, and on whose side. Pure.
 
 use crate::cluster::Index;
-use crate::enrich::{Flow, OwnedBy};
+use crate::enrich::{Flow, Named, OwnedBy};
 use crate::inventory::owner::Owner;
 use crate::inventory::ruleset::{Backend, Ends};
 use crate::inventory::{Blame, Inventory};
-use crate::packet::{Candidate, Headers, Site, headers};
+use crate::packet::{Answers, Candidate, Headers, Site, headers};
 use crate::record::{Action, Cause, Direction, EndpointKind, Family, Hook, Mechanism, Verdict, VerdictResult};
 
 /// What the join needs to know besides the flow and the verdict.
@@ -21,6 +21,8 @@ pub struct Circumstances<'a> {
     pub policy_changing: bool,
     /// This node's name.
     pub node: Option<&'a str>,
+    /// One end is a pod, the other the node it runs on, whose traffic NetworkPolicy always allows.
+    pub own_node: bool,
     /// The service that was asked for has a ready endpoint somewhere.
     pub service_has_endpoints: bool,
     /// What can drop in the network namespace of the drop; `None` when that is not the agent's own, or not known now.
@@ -28,6 +30,9 @@ pub struct Circumstances<'a> {
     pub family: Family,
     /// The packet's device.
     pub device: Option<&'a str>,
+    /// See [`crate::packet::Facts`].
+    pub rejected: bool,
+    pub answers: Answers,
 }
 
 /// What the inventory adds to the kernel's word for the place: which engine it was, where that leaves it open.
@@ -64,6 +69,15 @@ pub fn firm_up(site: Site, family: Family, inventory: Option<&Inventory>) -> Sit
     Site { mechanism, hook, ..site }
 }
 
+/// Whether `flow` is between a pod and the node it runs on.
+pub fn own_node(flow: &Flow<'_>) -> bool {
+    let pair = |pod: &Named<'_>, node: &Named<'_>| match (pod.pod(), &node.owner) {
+        (Some(pod), OwnedBy::Node(node)) => !pod.pod.host_network && pod.pod.node.as_deref() == Some(*node),
+        _ => false,
+    };
+    pair(&flow.source, &flow.destination) || pair(&flow.destination, &flow.source)
+}
+
 /// Whether a ready endpoint stands behind the service that `flow` asked for.
 pub fn service_has_endpoints(flow: &Flow<'_>, index: &Index) -> bool {
     let Some(service) = &flow.destination.service else { return false };
@@ -72,15 +86,26 @@ pub fn service_has_endpoints(flow: &Flow<'_>, index: &Index) -> bool {
     slices.any(|slice| slice.endpoints.iter().any(|endpoint| endpoint.ready))
 }
 
-/// What was done with the packet. A rule that rejects frees it just as one that drops does: only when every rule that
-/// can have done it does the same is it known.
+/// What was done with the packet. A rule that rejects frees it just as one that drops does: it is known by the answer that
+/// was or was not sent, where the kernel shows that, else only when every rule that can have done it does the same.
 pub fn action(cause: Cause, about: &Circumstances<'_>) -> Action {
     match about.site.mechanism {
         Mechanism::Tc | Mechanism::Xdp | Mechanism::Cgroup => return Action::Drop,
         // The queue's listener can only drop. A packet that it accepts and that a later legacy rule ends is freed there too.
-        Mechanism::Nfqueue if about.inventory.is_none() => return Action::Drop,
+        Mechanism::Nfqueue if about.inventory.is_none() && !about.rejected => return Action::Drop,
         Mechanism::Ovs | Mechanism::Unknown => return Action::Unknown,
         Mechanism::Nfqueue | Mechanism::Nftables | Mechanism::IptablesLegacy | Mechanism::Netfilter => {}
+    }
+    if about.rejected {
+        return Action::Reject;
+    }
+    // Bridges and devices send their answers past the places that are watched.
+    let by_ip = matches!(
+        about.site.hook,
+        Some(Hook::Prerouting | Hook::Input | Hook::Forward | Hook::Output | Hook::Postrouting)
+    );
+    if by_ip && about.answers.all_to(about.family, about.headers.protocol) {
+        return Action::Drop;
     }
     let Some(inventory) = about.inventory.filter(|inventory| inventory.ruleset.complete) else {
         return Action::Unknown;
@@ -180,6 +205,12 @@ pub fn with_verdict(verdict: &mut Verdict, about: &Circumstances<'_>) -> Cause {
     match (verdict.result, blame) {
         // A rule of somebody else's did it, whatever the policies say.
         (_, Blame::Other) => Cause::HostFirewall,
+        // No policy speaks of a pod and its own node: unless an enforcer's chain did it, it was the node's own firewall.
+        (VerdictResult::Allowed, Blame::Nobody)
+            if about.own_node && certain && site.mechanism != Mechanism::Nfqueue =>
+        {
+            Cause::HostFirewall
+        }
         (VerdictResult::Denied, _) => Cause::Policy,
         // A socket's own filter drops like a cgroup's program, and far more often.
         _ if site.mechanism == Mechanism::Cgroup && site.hook == Some(Hook::Input) => Cause::NotPolicy,

@@ -1,6 +1,7 @@
 //! The command line: one file per verb.
 
 pub mod agent;
+mod cluster;
 pub mod doctor;
 mod ends;
 pub mod explain;
@@ -8,6 +9,8 @@ mod input;
 pub mod lint;
 pub mod replay;
 pub mod suggest;
+pub mod tail;
+pub mod verify_log;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -30,6 +33,8 @@ enum Command {
     Lint(lint::LintArgs),
     Replay(replay::Args),
     Suggest(suggest::Args),
+    Tail(tail::Args),
+    VerifyLog(verify_log::Args),
     /// Print the record's JSON Schema.
     Schema,
 }
@@ -45,6 +50,8 @@ pub fn run() -> ExitCode {
         Command::Lint(args) => lint::run(args),
         Command::Replay(args) => replay::run(&args),
         Command::Suggest(args) => suggest::run(&args),
+        Command::Tail(args) => tail::run(&args),
+        Command::VerifyLog(args) => verify_log::run(&args),
         Command::Schema => schema(),
     };
     result.unwrap_or_else(|error| {

@@ -8,6 +8,8 @@
 //!
 //! Only this module names the Kubernetes API types or client: everything downstream sees [`model`] and [`Index`].
 
+pub mod api;
+pub mod change;
 pub mod decode;
 pub mod index;
 pub mod manifests;
@@ -16,5 +18,6 @@ pub mod place;
 pub mod source;
 pub mod yaml;
 
+pub use change::{Change, Key, Kind, Scope};
 pub use index::Index;
-pub use source::Cluster;
+pub use source::{Cluster, SourceStatus};

@@ -5,15 +5,11 @@
 mod enforcement;
 pub mod facts;
 mod judge;
-mod netlink;
 #[cfg(test)]
 mod tests;
 mod text;
 
 use serde::Serialize;
-
-use crate::inventory::Inventory;
-use crate::inventory::coverage::{self as inventory, Covered};
 
 pub use facts::{Facts, gather};
 pub use judge::judge;
@@ -75,15 +71,6 @@ impl Finding {
     ) -> Finding {
         Finding { remedy: Some(remedy.into()), ..Finding::new(check, Status::Fail, found, meaning) }
     }
-}
-
-/// What of this node's enforcement is seen and what is not, from the inventory of its rulesets and programs.
-pub fn coverage(inventory: &Inventory, release: (u32, u32)) -> Vec<Finding> {
-    let finding = |item: inventory::Coverage| {
-        let status = if item.covered == Covered::Yes { Status::Ok } else { Status::Warn };
-        Finding { remedy: item.remedy.map(str::to_owned), ..Finding::new("coverage", status, item.found, item.meaning) }
-    };
-    inventory::coverage(inventory, release).into_iter().map(finding).collect()
 }
 
 /// Whether drops can be recorded: nothing failed.

@@ -25,7 +25,7 @@ use crate::kernel::tc::{Told, View};
 use crate::packet::{self, Packet};
 
 pub use annotate::Origin;
-pub use silence::{Finding, GRACE, body};
+pub use silence::{Finding, GRACE, body, flow};
 
 /// The kernel's side, as far as it is asked: the running one, or a test's.
 pub trait Kernel {

@@ -14,7 +14,6 @@
 pub mod coverage;
 pub mod devices;
 mod legacy;
-mod netlink;
 mod nft;
 pub mod owner;
 pub mod ruleset;
@@ -28,8 +27,8 @@ use std::sync::OnceLock;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use self::devices::Device;
-use self::netlink::Complete;
 use self::ruleset::{Backend, Builder, ByOwner, Ruleset};
+use crate::netlink::{self, Complete};
 use crate::record::{Family, Hook, Mechanism};
 pub use watch::Watcher;
 
@@ -61,10 +60,18 @@ pub struct Inventory {
     pub nft: Known,
     pub legacy: Known,
     pub ruleset: Ruleset,
-    /// Numbers of the NFQUEUEs that have a listener.
-    pub queues: Vec<u16>,
+    /// The NFQUEUEs that have a listener.
+    pub queues: Vec<Queue>,
     pub devices_known: Known,
     pub devices: Vec<Device>,
+}
+
+/// An NFQUEUE with a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    pub number: u16,
+    /// Packets lost because the queue or its listener's socket was full.
+    pub lost: u64,
 }
 
 /// Who can have dropped a packet at a place.
@@ -207,14 +214,21 @@ fn own_netns() -> Option<u32> {
     u32::try_from(fs::metadata("/proc/thread-self/ns/net").ok()?.ino()).ok()
 }
 
-/// `queue peer total …`, a line per queue with a listener.
-fn queues() -> Vec<u16> {
+/// `queue peer total mode range queue_dropped user_dropped sequence 1`, a line per queue with a listener.
+fn queues() -> Vec<Queue> {
     let mut text = String::new();
     // No such file: no such module, so no queue.
     if let Ok(file) = fs::File::open("/proc/thread-self/net/netfilter/nfnetlink_queue") {
         let _ = file.take(1 << 20).read_to_string(&mut text);
     }
-    text.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect()
+    text.lines().filter_map(queue).collect()
+}
+
+fn queue(line: &str) -> Option<Queue> {
+    let mut numbers = line.split_whitespace();
+    let number = numbers.next()?.parse().ok()?;
+    let mut lost = numbers.skip(4).map(|n| n.parse::<u64>().unwrap_or(0));
+    Some(Queue { number, lost: lost.next()?.saturating_add(lost.next()?) })
 }
 
 #[cfg(test)]
@@ -253,6 +267,12 @@ mod tests {
         assert_eq!(here(&[calico, plain], Hook::Input), Blame::Other, "Calico's chains are elsewhere");
         assert_eq!(here(&[plain], Hook::Input), Blame::Nobody, "the enforcer may have no name");
         assert_eq!(here(&[ufw], Hook::Input), Blame::Other);
+    }
+
+    #[test]
+    fn queues_are_read() {
+        assert_eq!(queue("  100  12345     0 2 65531     3     4        9  1"), Some(Queue { number: 100, lost: 7 }));
+        assert_eq!(queue("garbage"), None);
     }
 
     #[test]

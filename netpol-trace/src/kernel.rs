@@ -16,6 +16,7 @@ pub mod layout;
 pub mod log;
 pub mod probe;
 pub mod programs;
+pub mod reject;
 pub mod ring;
 pub mod symbols;
 pub mod tc;
@@ -30,7 +31,7 @@ use self::attach::Attached;
 use self::filter::Place;
 use self::layout::Layout;
 use self::symbols::{Symbols, SymbolsError};
-use crate::packet::{Facts, Str};
+use crate::packet::{Answers, Facts, Str};
 
 /// Where the kernel publishes its types.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -89,6 +90,7 @@ pub struct Names {
     symbols: Option<Symbols>,
     /// See [`Place::nft_has_location`].
     nft_has_location: bool,
+    answers: Answers,
     /// Names handed out, so that each exists once: drops repeat few places.
     interned: HashMap<(u32, u64, u64), Interned>,
     /// The loaded modules when the symbols were read.
@@ -106,8 +108,9 @@ struct Interned {
 const MAX_PLACES: usize = 4096;
 
 impl Names {
-    fn new(layout: Layout, symbols: Option<Symbols>) -> Names {
-        Names { layout, symbols, nft_has_location: release() >= (6, 7), interned: HashMap::new(), modules: modules() }
+    fn new(layout: Layout, symbols: Option<Symbols>, answers: Answers) -> Names {
+        let nft_has_location = release() >= (6, 7);
+        Names { layout, symbols, nft_has_location, answers, interned: HashMap::new(), modules: modules() }
     }
 
     /// Whether `event` comes from a place not seen before. Such a place may lie in a module that was loaded since: ask
@@ -176,6 +179,8 @@ impl Names {
             site,
             device: device_name(event),
             netns: (event.netns != 0).then_some(event.netns),
+            rejected: event.flags & flags::REJECTED != 0,
+            answers: self.answers,
         }
     }
 }
@@ -211,5 +216,6 @@ pub fn open(options: &Options) -> Result<(Attached, Names, Option<SymbolsError>)
         Err(error) => (None, Some(error)),
     };
     let attached = Attached::new(&layout, symbols.as_ref(), options)?;
-    Ok((attached, Names::new(layout, symbols), symbols_error))
+    let names = Names::new(layout, symbols, attached.rejects().answers());
+    Ok((attached, names, symbols_error))
 }

@@ -4,6 +4,7 @@
 //! The data's path is the module list, in order; [`pipeline`] calls the stages. ARCHITECTURE.md has the map.
 
 pub mod agent;
+pub mod audit;
 pub mod books;
 pub mod cause;
 pub mod cli;
@@ -13,11 +14,13 @@ pub mod dns;
 pub mod doctor;
 pub mod enrich;
 pub mod flows;
+pub mod history;
 pub mod http;
 pub mod inventory;
 pub mod kernel;
 pub mod lint;
 pub mod metrics;
+pub mod netlink;
 pub mod output;
 pub mod packet;
 pub mod pipeline;
@@ -25,6 +28,7 @@ pub mod record;
 pub mod recorded;
 pub mod sink;
 pub mod suggest;
+pub mod tail;
 pub mod telemetry;
 pub mod text;
 pub mod verdict;

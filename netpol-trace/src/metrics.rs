@@ -140,15 +140,18 @@ fn tell(page: &mut Page, published: &Published, age: Duration) {
     page.family(&c::PACKETS, status.causes.iter().map(|(of, n)| ([cause(*of)], *n)));
     page.family(&c::LOST, losses.iter().map(|(stage, reason, n)| ([*stage, *reason], *n)));
     let (kernel, agent) = (status.totals.kernel, status.totals.agent);
-    for (metric, value) in [
-        (&c::SEEN, kernel.seen),
-        (&c::MATCHED, kernel.matched),
-        (&c::EMITTED, kernel.emitted),
-        (&c::FOLDED, kernel.folded),
-        (&c::KERNEL_LOST, kernel.lost),
-        (&c::RECURSION, kernel.recursion_misses),
-    ] {
-        page.one(metric, value);
+    // Absent when they can't be read: a counter that falls to zero would look like a restart.
+    if let Some(kernel) = kernel {
+        for (metric, value) in [
+            (&c::SEEN, kernel.seen),
+            (&c::MATCHED, kernel.matched),
+            (&c::EMITTED, kernel.emitted),
+            (&c::FOLDED, kernel.folded),
+            (&c::KERNEL_LOST, kernel.lost),
+            (&c::RECURSION, kernel.recursion_misses),
+        ] {
+            page.one(metric, value);
+        }
     }
     page.family(&c::NOT_RECORDED, status.not_recorded.iter().map(|(reason, n)| ([reason], *n)));
     for (metric, value) in [

@@ -30,6 +30,29 @@ pub struct Facts {
     pub site: Site,
     pub device: Option<Str>,
     pub netns: Option<u32>,
+    /// An ICMP error or a reset about the packet was sent right before it was freed.
+    pub rejected: bool,
+    pub answers: Answers,
+}
+
+/// Which answers of REJECT are seen on this kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Answers {
+    pub icmp: bool,
+    pub icmp6: bool,
+    /// TCP resets, of both families.
+    pub reset: bool,
+}
+
+impl Answers {
+    /// Whether each answer that there can be to such a packet is seen.
+    pub fn all_to(self, family: Family, protocol: u8) -> bool {
+        let error = match family {
+            Family::Ipv4 => self.icmp,
+            Family::Ipv6 => self.icmp6,
+        };
+        error && (protocol != TCP || self.reset)
+    }
 }
 
 /// What reason and location mean.

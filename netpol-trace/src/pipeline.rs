@@ -12,9 +12,10 @@ use jiff::Timestamp;
 
 use crate::books::{Books, Intake};
 use crate::cause::{self, Circumstances};
+use crate::cluster::api::Lookups;
 use crate::cluster::{Cluster, Index};
 use crate::config::{Ends, live};
-use crate::enrich::{self, Flow};
+use crate::enrich::{self, Flow, OwnedBy};
 use crate::flows::{self, Flows, Origin};
 use crate::inventory::Watcher;
 use crate::kernel::RawDrop;
@@ -49,6 +50,8 @@ pub struct Pipeline {
     /// With the tc hook.
     pub flows: Option<Flows<View>>,
     inventory: Option<Watcher>,
+    /// With the API server as source.
+    pub lookups: Option<Lookups>,
     config: Option<tokio::sync::watch::Receiver<live::State>>,
     /// What the config file says of records, as of the last look.
     pub configured: live::State,
@@ -83,6 +86,7 @@ impl Pipeline {
             tracked_netns: HashSet::new(),
             flows: None,
             inventory: None,
+            lookups: None,
             config: None,
             configured: live::State::default(),
             output,
@@ -147,8 +151,10 @@ impl Pipeline {
         }
         let may_wait =
             self.held.len() < MAX_HELD && matches!(facts.site.candidate, Candidate::Policy | Candidate::Maybe);
-        let index = self.cluster.read();
-        let flow = enrich::name(&packet, &index);
+        let cluster = self.cluster.clone();
+        let index = cluster.read();
+        let mut flow = enrich::name(&packet, &index);
+        self.doubt(&mut flow, &index, self.clock.wall(packet.time), true);
         if may_wait && flow.may_be_named_later() {
             self.books.held += 1;
             self.held.push_back(Held { packet, facts, origin, deadline: Instant::now() + NAMING_TIME });
@@ -162,10 +168,12 @@ impl Pipeline {
         if self.held.is_empty() {
             return Ok(());
         }
-        let index = self.cluster.read();
+        let cluster = self.cluster.clone();
+        let index = cluster.read();
         let now = Instant::now();
         for held in std::mem::take(&mut self.held) {
-            let flow = enrich::name(&held.packet, &index);
+            let mut flow = enrich::name(&held.packet, &index);
+            self.doubt(&mut flow, &index, self.clock.wall(held.packet.time), false);
             if !all && flow.may_be_named_later() && held.deadline > now {
                 self.held.push_back(held);
             } else {
@@ -174,6 +182,25 @@ impl Pipeline {
             }
         }
         Ok(())
+    }
+
+    /// Takes away names that the source can't vouch for at the time of the packet, and has them looked up if `ask`.
+    fn doubt(&self, flow: &mut Flow<'_>, index: &Index, time: Timestamp, ask: bool) {
+        let Some(lookups) = &self.lookups else { return };
+        for end in [&mut flow.source, &mut flow.destination] {
+            let doubtful = match end.owner {
+                OwnedBy::Pod(view) => !lookups.vouches(view.pod, end.ip, time),
+                OwnedBy::External => lookups.may_be_a_pods(end.ip, index),
+                OwnedBy::Unknown => true,
+                OwnedBy::Node(_) | OwnedBy::Service | OwnedBy::Ambiguous(_) => false,
+            };
+            if doubtful {
+                end.owner = OwnedBy::Unknown;
+                if ask {
+                    lookups.ask(end.ip);
+                }
+            }
+        }
     }
 
     /// Judges a named flow and writes its record.
@@ -196,10 +223,13 @@ impl Pipeline {
             netns_tracks: facts.netns.is_some_and(|netns| self.tracked_netns.contains(&netns)),
             policy_changing: policy_changing(&flow, time),
             node: self.node.as_deref(),
+            own_node: cause::own_node(&flow),
             service_has_endpoints: cause::service_has_endpoints(&flow, index),
             inventory,
             family: packet.family(),
             device: facts.device.as_deref(),
+            rejected: facts.rejected,
+            answers: facts.answers,
         };
         let decision = match cause::without_verdict(&flow, &about) {
             Some(cause) => Decision {
@@ -256,21 +286,26 @@ impl Pipeline {
 
     /// Writes connections that died in silence.
     pub fn unanswered(&mut self) -> Result<(), SinkError> {
-        let Some(flows) = &mut self.flows else { return Ok(()) };
         let now = Instant::now();
-        let found = flows.unanswered(now);
+        let found = self.flows.as_mut().map(|flows| flows.unanswered(now)).unwrap_or_default();
         if found.is_empty() {
             return Ok(());
         }
-        let index = self.cluster.read();
+        let cluster = self.cluster.clone();
+        let index = cluster.read();
         for finding in &found {
             let time = self.clock.wall(finding.opened);
-            let names = flows.names_of(finding.tuple.client.0, finding.tuple.server.0, now);
-            let mut body = flows::body(finding, &index, &self.options, names, time, self.cluster.synced());
+            let names_of = |flows: &Flows<View>| flows.names_of(finding.tuple.client.0, finding.tuple.server.0, now);
+            let names = self.flows.as_ref().map(names_of).unwrap_or_default();
+            let mut flow = flows::flow(finding, &index);
+            self.doubt(&mut flow, &index, time, true);
+            let mut body = flows::body(finding, &flow, &index, &self.options, names, time, self.cluster.synced());
             if let Body::Unanswered(silent) = &body
                 && !self.configured.settings.admits(None, &Ends::of_record(&silent.source, &silent.destination))
             {
-                flows.leave_out(finding);
+                if let Some(flows) = &mut self.flows {
+                    flows.leave_out(finding);
+                }
                 continue;
             }
             self.configured.settings.redact(&mut body);

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::io::{self, BufRead};
 use std::net::IpAddr;
 
+use jiff::Timestamp;
+
 use crate::cluster::Index;
 use crate::cluster::model::{Labels, Namespace, Object, Owner, Phase, Pod};
 use crate::packet;
@@ -40,9 +42,22 @@ pub struct Log {
 }
 
 /// Reads JSON lines; broken ones are counted, not fatal.
-pub fn read(mut input: impl BufRead) -> io::Result<Log> {
+pub fn read(input: impl BufRead) -> io::Result<Log> {
     let mut log = Log::default();
     let mut known: HashMap<(String, String, Transport, Option<u16>), usize> = HashMap::new();
+    each(input, |number, record| match record {
+        Ok(Record { body: Body::Drop(drop), .. }) => log.add(*drop, &mut known),
+        Ok(_) => {}
+        Err(error) => {
+            log.broken += 1;
+            log.first_broken.get_or_insert((number, error));
+        }
+    })?;
+    Ok(log)
+}
+
+/// Hands over every line with its number: the record in it, or what is wrong with it. Empty lines are left out.
+pub fn each(mut input: impl BufRead, mut take: impl FnMut(u64, Result<Record, String>)) -> io::Result<()> {
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
@@ -53,19 +68,17 @@ pub fn read(mut input: impl BufRead) -> io::Result<Log> {
         if !line.ends_with(b"\n") && read as u64 == LINE_AT_MOST {
             input.skip_until(b'\n')?;
         }
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        match serde_json::from_slice::<Record>(&line) {
-            Ok(Record { body: Body::Drop(drop), .. }) => log.add(*drop, &mut known),
-            Ok(_) => {}
-            Err(error) => {
-                log.broken += 1;
-                log.first_broken.get_or_insert_with(|| (number, error.to_string()));
-            }
+        if !line.trim_ascii().is_empty() {
+            take(number, serde_json::from_slice(&line).map_err(|error| error.to_string()));
         }
     }
-    Ok(log)
+    Ok(())
+}
+
+/// The time of the first record, if the first line is one; nothing is consumed.
+pub fn first_time(input: &mut impl BufRead) -> io::Result<Option<Timestamp>> {
+    let line = input.fill_buf()?.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Ok(serde_json::from_slice::<Record>(line).ok().map(|record| record.time))
 }
 
 impl Log {

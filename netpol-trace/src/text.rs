@@ -25,7 +25,7 @@ pub fn escape(text: &str) -> Cow<'_, str> {
 }
 
 /// Control characters, bidirectional controls (CVE-2021-42574), zero-width characters, line separators.
-fn is_unsafe(c: char) -> bool {
+pub fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{61c}')
 }

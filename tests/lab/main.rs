@@ -4,6 +4,7 @@ mod bad_input;
 mod books;
 mod config;
 mod demo;
+mod late_modules;
 mod lifecycle;
 mod packets;
 mod places;

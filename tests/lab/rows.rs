@@ -8,4 +8,4 @@ mod nftables;
 mod others;
 mod programs;
 mod queues;
-mod services;
+pub mod services;

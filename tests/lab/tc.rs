@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, OUTSIDE, Pair, SERVER, SERVER6};
+use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, DENY_STATELESS, OUTSIDE, Pair, SERVER, SERVER6};
 use netpol_trace_tests::record::{Record, drops};
 use netpol_trace_tests::server::Server;
 use netpol_trace_tests::traffic::{self, Outcome, TcpOptions};
@@ -36,6 +36,46 @@ fn names_come_from_the_pods_own_dns_answers() -> Result<()> {
     let named: Vec<&Record> = drops(&records).filter(|record| record.number("/destination/port") == Some(80)).collect();
     let first = named.first().with_context(|| format!("no drop at port 80: {records:?}"))?;
     assert_eq!(first.list("/destination/names"), ["db.example.org"], "{first}");
+    Ok(())
+}
+
+/// A service's address is translated by something that conntrack knows nothing of, as eBPF load balancers do: the client's
+/// interface saw what was asked for.
+#[test]
+fn the_address_that_was_asked_for_is_known_without_conntrack() -> Result<()> {
+    const TRANSLATE: &str = "
+table inet translate {
+	chain prerouting {
+		type filter hook prerouting priority raw;
+		ip daddr 10.96.0.50 ip daddr set 10.244.1.3 notrack
+		ip6 daddr fd00:10:96::50 ip6 daddr set fd00:10:244:1::3 notrack
+	}
+}";
+    if skip("the_address_that_was_asked_for_is_known_without_conntrack") {
+        return Ok(());
+    }
+    let pair = Pair::start(&[TRANSLATE, DENY_STATELESS].concat())?;
+    pair.add("service.yaml", &crate::rows::services::service(true))?;
+    let agent = pair.watch_node(&BOTH)?;
+    let client = &pair.client()?.netns;
+    for (from, asked, server) in [
+        (CLIENT.into(), SocketAddr::new(crate::rows::services::CLUSTER_IP.parse()?, 9), IpAddr::from(SERVER)),
+        (CLIENT6.into(), SocketAddr::new(crate::rows::services::CLUSTER_IP6.parse()?, 9), SERVER6.into()),
+    ] {
+        traffic::udp(client, from, [asked], 32)?;
+        let ip = asked.ip().to_string();
+        agent.wait_for("the drop behind the service", |records| {
+            drops(records).any(|record| {
+                pair.lab.owns(record)
+                    && record.text("/destination/original/ip") == ip
+                    && record.number("/destination/original/port") == Some(9)
+                    && record.address("destination") == Some(SocketAddr::new(server, 9))
+                    && record.service("destination") == "lab/svc"
+            })
+        })?;
+    }
+    let records = pair.settle(agent, "denied")?;
+    assert_eq!(records.len(), 2, "{records:?}");
     Ok(())
 }
 

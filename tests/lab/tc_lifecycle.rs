@@ -14,7 +14,7 @@ use crate::lifecycle::{bpf_objects, exists};
 
 /// Pods that come and go at once, and how often.
 const PODS: usize = 100;
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 10;
 
 /// Each pod's interface gets both programs, and takes them with it: no link, map or descriptor stays.
 #[test]

@@ -82,6 +82,34 @@ impl Row {
         Ok(())
     }
 
+    /// Starts the agent in another network namespace, from which it can't read the node's rules.
+    pub fn watch_elsewhere(&mut self) -> Result<()> {
+        self.agent = Some(self.pair.watch()?);
+        Ok(())
+    }
+
+    /// Whether this kernel shows which packets are rejected by an ICMP error.
+    pub fn tells_rejects(&self, ipv4: bool) -> Result<bool> {
+        Ok(match self.reject_hook()?.as_str() {
+            "fentry" => true,
+            "tracepoint" => ipv4,
+            _ => false,
+        })
+    }
+
+    /// Whether this kernel shows which packets are rejected by a TCP reset.
+    pub fn tells_resets(&self) -> Result<bool> {
+        Ok(self.reject_hook()? == "fentry")
+    }
+
+    /// The state of the hook `reject`, as the agent tells it.
+    fn reject_hook(&self) -> Result<String> {
+        let agent = self.agent.as_ref().context("the agent is not started")?;
+        let records = agent.records();
+        let hook = records.iter().flat_map(|record| record.list("/hooks")).find(|hook| hook["name"] == "reject");
+        Ok(hook.and_then(|hook| hook["state"].as_str()).context("no state of the hook `reject`")?.to_owned())
+    }
+
     /// UDP from the client to the server's port, of each family.
     pub fn to_server(&mut self) -> Result<()> {
         self.send("client", &[(SERVER, PORT).into(), (SERVER6, PORT).into()])

@@ -21,7 +21,7 @@ set -euo pipefail
 
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/netpol-trace/vm
 FLAVOUR=cloud-amd64
-TOOLS="bash dash ip tc nft iptables-legacy ip6tables-legacy iptables-nft ipset bpftool ping modprobe"
+TOOLS="bash dash ip tc nft iptables-legacy ip6tables-legacy iptables-nft ip6tables-nft ipset bpftool ping modprobe"
 MODULES="kernel/net kernel/drivers/net kernel/drivers/virtio"
 # Folders of network modules that no test needs.
 UNUSED='/(ethernet|wireless|usb|can|fddi|hamradio|arcnet|ieee802154|wwan|phy|dsa|sunrpc|mac80211|bluetooth|ceph|rds|tipc|smc|batman-adv|ax25|rxrpc|nfc|6lowpan|9p)/'

@@ -29,7 +29,7 @@ struct Bench {
     needs_root: bool,
 }
 
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 5] = [
     Bench {
         name: "verdict",
         package: "netpol-trace",
@@ -40,6 +40,12 @@ const BENCHES: [Bench; 4] = [
         name: "oracle",
         package: "netpol-trace",
         measures: "a million random queries to both evaluators: differences",
+        needs_root: false,
+    },
+    Bench {
+        name: "tail",
+        package: "netpol-trace",
+        measures: "tail on a log of a million records: filtering, summary, memory",
         needs_root: false,
     },
     Bench {

@@ -10,19 +10,23 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::setup::{self, Need};
-use crate::{machine, test};
+use crate::{machine, test, vm};
 
-/// Run a test per mechanism on this kernel and write what was seen to docs/compatibility.md.
+/// Run a test per mechanism on this kernel and in virtual machines, and write what was seen to docs/compatibility.md.
 ///
-/// Other kernels' parts stay; --log takes the output of the same tests elsewhere, such as in a virtual machine. Exit code 1
-/// when a row is not as it should be.
+/// Parts of kernels that are not run stay. Exit code 1 when a row is not as it should be.
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// Version prefixes of Debian kernels to boot, or `here` for this machine's own
+    #[arg(value_name = "KERNEL", default_values = [HERE].iter().chain(&vm::KERNELS))]
+    kernels: Vec<String>,
     /// Read this output of the lab's `rows::` tests instead of running them
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "kernels")]
     log: Option<PathBuf>,
 }
 
+/// This machine's own kernel.
+const HERE: &str = "here";
 const DOCUMENT: &str = "docs/compatibility.md";
 const INTRODUCTION: &str = "# What is seen on which kernel
 
@@ -36,13 +40,17 @@ network namespaces, and the records are compared with the enforcer's own counter
 ";
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let log = match &args.log {
-        Some(path) => fs::read_to_string(path).with_context(|| path.display().to_string())?,
-        None => run_rows()?,
+    let logs = match &args.log {
+        Some(path) => vec![fs::read_to_string(path).with_context(|| path.display().to_string())?],
+        None => run_rows(&args.kernels)?,
     };
-    let seen = parse(&log);
-    if seen.is_empty() {
-        bail!("no row in the tests' output: {}", log.lines().last().unwrap_or_default());
+    let mut seen = BTreeMap::new();
+    for log in &logs {
+        let rows = parse(log);
+        if rows.is_empty() {
+            bail!("no row in the tests' output: {}", log.lines().last().unwrap_or_default());
+        }
+        seen.extend(rows);
     }
     let path = machine::root().join(DOCUMENT);
     let mut sections = sections(&fs::read_to_string(&path).unwrap_or_default());
@@ -51,6 +59,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let text = section(rows);
         println!("Linux {kernel}\n\n{text}");
         good &= rows.iter().all(Row::is_good);
+        // Another build of the same kernel takes its place.
+        sections.retain(|other, _| line(other) != line(kernel));
         sections.insert(kernel.clone(), text);
     }
     let mut document = INTRODUCTION.to_owned();
@@ -63,18 +73,32 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The output of the rows' tests on this kernel.
-fn run_rows() -> Result<String> {
+/// The output of the rows' tests on each kernel.
+fn run_rows(kernels: &[String]) -> Result<Vec<String>> {
     setup::ensure(&[Need::Build, Need::Lab])?;
     let programs = test::build()?;
+    if kernels.iter().any(|kernel| kernel != HERE) {
+        test::release_build()?;
+    }
     let lab =
         programs.iter().find(|program| program.target == "lab").context("cargo built no test program of the lab")?;
-    let output = Command::new(&lab.path)
-        .arg("rows::")
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| lab.path.display().to_string())?;
-    Ok([output.stderr, output.stdout].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat())
+    let mut logs = Vec::new();
+    for kernel in kernels {
+        let mut command = if kernel == HERE {
+            let mut command = Command::new(&lab.path);
+            command.arg("rows::");
+            command
+        } else {
+            match vm::command(kernel, &programs, &["rows::"])? {
+                Ok(command) => command,
+                Err(why) => bail!("no virtual machine with kernel {kernel}: {why}"),
+            }
+        };
+        println!("Kernel {kernel} …");
+        let output = command.stdin(Stdio::null()).output().context("can't run the rows")?;
+        logs.push([output.stderr, output.stdout].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat());
+    }
+    Ok(logs)
 }
 
 /// A row's line, or why there is none.
@@ -151,6 +175,12 @@ fn parse(log: &str) -> BTreeMap<String, Vec<Row>> {
         rows.sort_by(|a, b| a.name.cmp(&b.name));
     }
     kernels
+}
+
+/// What stays the same over a distribution's updates: version and flavour.
+fn line(release: &str) -> (Vec<&str>, &str) {
+    let version = release.split(|c: char| !c.is_ascii_digit()).take(2).collect();
+    (version, release.rsplit_once('-').map_or("", |(_, flavour)| flavour))
 }
 
 fn short(name: &str) -> String {

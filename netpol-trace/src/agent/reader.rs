@@ -24,6 +24,10 @@ const WAIT: Duration = Duration::from_millis(100);
 /// How long a program that was running when it was detached may take to end.
 const LAST_RECORDS: Duration = Duration::from_secs(1);
 
+/// What a module drops that was loaded since goes unseen until its code is known, where its drops have no reason of their
+/// own: NFQUEUE's, from 6.9 on.
+const MODULES: Duration = Duration::from_millis(200);
+
 /// The hook on freed packets.
 pub struct Drops {
     pub ring: Ring,
@@ -50,8 +54,17 @@ pub fn run(
     let (mut flows, attacher) = connections.map(|c| (c.ring, c.attacher)).unzip();
     let rings: Vec<_> = drops.iter().map(|d| d.ring.as_raw_fd()).chain(flows.iter().map(|f| f.as_raw_fd())).collect();
     let mut send = Send { intake, to_worker };
+    let mut looked = Instant::now();
     while !stop.load(Ordering::Acquire) {
         ring::wait(&rings, WAIT);
+        if looked.elapsed() > MODULES {
+            looked = Instant::now();
+            if let Some(Drops { names, attached, .. }) = &mut drops
+                && names.modules_changed()
+            {
+                names.refresh(attached);
+            }
+        }
         send.all(drops.as_mut(), flows.as_mut());
     }
     if attacher.is_some_and(|attacher| attacher.join().is_err()) {

@@ -96,6 +96,19 @@ struct FlowLosses {
     queue: u64,
 }
 
+impl FlowLosses {
+    /// As counters that stand where they were last seen.
+    fn counters(&self) -> FlowCounters {
+        FlowCounters {
+            lost_full: self.full,
+            lost_insert: self.insert,
+            lost_ring: self.ring,
+            answers_lost: self.answers,
+            ..FlowCounters::default()
+        }
+    }
+}
+
 impl Worker<'_> {
     fn work(&mut self, messages: &Receiver<Message>) -> Result<(), SinkError> {
         self.status(Phase::Started)?;
@@ -171,13 +184,14 @@ impl Worker<'_> {
         }
     }
 
-    fn reading(&self) -> Reading {
-        let Some(counters) = self.counters else { return Reading::default() };
-        counters.read().unwrap_or_else(|error| {
+    /// `None` when the counters can't be read; nothing is counted without the hook.
+    fn reading(&self) -> Option<Reading> {
+        let Some(counters) = self.counters else { return Some(Reading::default()) };
+        let failed = |error: &_| {
             self.pipeline.output.metrics().error("kernel", "counters");
             tracing::error!(%error, "the kernel's counters can't be read");
-            Reading::default()
-        })
+        };
+        counters.read().inspect_err(failed).ok()
     }
 
     fn flow_reading(&self) -> Option<FlowCounters> {
@@ -189,11 +203,13 @@ impl Worker<'_> {
     fn losses(&mut self) -> Result<(), SinkError> {
         let now = Timestamp::now();
         let since = self.told.since.replace(now).unwrap_or(now);
-        let kernel = self.reading().totals;
+        // Counters that can't be read now are looked at again the next time: what is told stays told.
+        let kernel = self.reading().map(|reading| (reading.totals.lost, reading.totals.recursion_misses));
+        let (ring_lost, recursion) = kernel.unwrap_or((self.told.ring, self.told.recursion));
         let queue = self.pipeline.intake.lost.load(Ordering::Acquire);
         let undecoded = self.pipeline.books.lost_undecoded;
         let kernel_before = (self.told.ring, self.told.recursion, self.told.queue);
-        let flows = self.flow_reading().unwrap_or_default();
+        let flows = self.flow_reading().unwrap_or_else(|| self.told.flows.counters());
         let flows_queue = self.pipeline.intake.lost_flows.load(Ordering::Acquire);
         let told = &mut self.told.flows;
         let grown_flows = [
@@ -205,8 +221,8 @@ impl Worker<'_> {
         ]
         .map(|(stage, reason, of, total, told)| (stage, reason, Some(of), total, told, false));
         let grown = [
-            (LossStage::KernelRing, "ring_full", kernel.lost, &mut self.told.ring, false),
-            (LossStage::KernelRecursion, "nested_run", kernel.recursion_misses, &mut self.told.recursion, true),
+            (LossStage::KernelRing, "ring_full", ring_lost, &mut self.told.ring, false),
+            (LossStage::KernelRecursion, "nested_run", recursion, &mut self.told.recursion, true),
             (LossStage::AgentQueue, "queue_full", queue, &mut self.told.queue, false),
             (LossStage::AgentQueue, "unreadable_packet", undecoded, &mut self.told.undecoded, false),
         ]
@@ -282,11 +298,11 @@ impl Worker<'_> {
             version: env!("CARGO_PKG_VERSION").into(),
             previous_run: self.previous.as_ref().map(|previous| previous.run.clone()),
             totals: Totals {
-                kernel: reading.totals,
+                kernel: reading.as_ref().map(|reading| reading.totals),
                 agent: pipeline.books.totals(&pipeline.intake, pipeline.output.ledger()),
             },
             causes: pipeline.books.causes.clone(),
-            not_recorded: reading.not_recorded,
+            not_recorded: reading.map(|reading| reading.not_recorded).unwrap_or_default(),
             connections,
             hooks,
             config: pipeline.configured.told.as_ref().map(|told| told.state(now)),
@@ -304,6 +320,7 @@ fn source_state(source: &crate::cluster::source::SourceStatus, now: Timestamp) -
         objects: source.objects.clone(),
         skipped: source.skipped.clone(),
         error: source.error.clone(),
+        detail: source.detail.clone(),
     }
 }
 

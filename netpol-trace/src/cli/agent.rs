@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches};
 
+use super::cluster::ClusterArgs;
+use crate::agent::source::From;
 use crate::agent::{self, Config};
+use crate::cluster::api::{Options, Peers};
 use crate::config::{Live, flags};
 use crate::record::encode::Format;
 use crate::sink::target::Target;
@@ -16,6 +19,8 @@ use crate::sink::target::Target;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  netpol-trace agent --node-name worker-7              the cluster's objects from the API server: in a pod by its service
+                                                       account, elsewhere by the kubeconfig
   netpol-trace agent --manifests ./cluster/            the cluster's objects from files, records on stdout
   kubectl get pods,ns,netpol,svc,endpointslices,nodes -A -o yaml > cluster.yaml
   netpol-trace agent --manifests cluster.yaml --node-name worker-7 | jq 'select(.kind == \"drop\")'
@@ -24,9 +29,17 @@ Examples:
 Exit codes: 0 stopped by a signal, by --duration or by the end of its reader; 1 drops can't be recorded; 2 bad arguments.")]
 pub struct AgentArgs {
     /// File or folder with pods, namespaces, policies, services, endpoint slices and nodes (YAML or JSON, what `kubectl get -A
-    /// -o yaml` writes); may be given more than once. Re-read when it changes.
-    #[arg(long, value_name = "PATH", required_unless_present = "config")]
+    /// -o yaml` writes), instead of the API server; may be given more than once. Re-read when it changes.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "context", "peers"])]
     manifests: Vec<PathBuf>,
+
+    #[command(flatten)]
+    api: ClusterArgs,
+
+    /// Whether pods of other nodes are watched, or looked up when they first appear in a drop: one watch of all pods on each
+    /// node is more than the API server of a large cluster should carry.
+    #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
+    peers: Peers,
 
     /// This node's name in the cluster.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
@@ -110,8 +123,15 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         },
     };
     let file = file.with_all_drops(args.all_drops);
+    let (access, node) = (args.api.access(), args.node_name.clone());
+    if args.peers == Peers::Lookup && node.is_none() {
+        anyhow::bail!("--peers=lookup needs to know which pods are this node's: give --node-name, or set NODE_NAME");
+    }
     let config = Config {
-        manifests: args.manifests,
+        source: match args.manifests.is_empty() {
+            true => From::Api(Options { access, peers: args.peers, node }),
+            false => From::Manifests(args.manifests),
+        },
         node: args.node_name,
         cluster: args.cluster_name,
         all_drops: args.all_drops,

@@ -6,11 +6,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use crate::doctor::facts::Hook;
-use crate::doctor::{can_record, coverage, gather, judge, text};
+use crate::doctor::{can_record, gather, judge, text};
 use crate::inventory::Inventory;
 use crate::kernel::probe::probe;
-use crate::kernel::{self, KernelError};
-use crate::kernel::{programs, release};
+use crate::kernel::{self, programs};
 use crate::text::escape;
 
 /// Say what this kernel and node can and cannot show, and what to grant.
@@ -41,14 +40,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let hooks = probe().into_iter().map(|probe| Hook {
         name: probe.hook.to_owned(),
-        result: probe.result.map_err(|error| match error {
-            // Its message says what to grant, which is a finding of its own.
-            KernelError::NotPermitted(why) | KernelError::LockedDown(why) => why,
-            error => error.to_string(),
-        }),
+        result: probe.result,
+        costs: probe.costs.map(str::to_owned),
     });
-    let mut findings = judge(&gather(hooks.collect()));
-    findings.extend(coverage(&Inventory::read(programs::tcx), release()));
+    let findings = judge(&gather(hooks.collect()), &Inventory::read(programs::tcx));
     let printed = match args.output {
         Output::Text => text(&findings),
         Output::Json => serde_json::to_string_pretty(&findings)? + "\n",

@@ -3,14 +3,13 @@
 mod queries;
 mod text;
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
 use super::ends::{self, Case, Question};
-use super::input::{self, Cni};
+use super::input::{self, Cni, Error, Output, Source, is_stdin};
 use crate::cluster::Index;
 use crate::cluster::model::Direction;
 use crate::record::{Hint, ServiceRef, Verdict, VerdictResult};
@@ -31,9 +30,8 @@ Examples:
   kubectl get -A -o yaml pods,namespaces,networkpolicies,services,endpointslices,nodes |
     netpol-trace explain --manifests - --from qa-test/deploy/frontend --to 93.184.216.34 --port 443/TCP")]
 pub struct Args {
-    /// File or folder of YAML or JSON manifests, or - for standard input; repeatable
-    #[arg(long, required = true, value_name = "PATH")]
-    manifests: Vec<PathBuf>,
+    #[command(flatten)]
+    source: Source,
     /// Who opens the connection
     #[arg(long, required_unless_present = "queries", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
@@ -53,45 +51,15 @@ pub struct Args {
     cni: Cni,
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
-
-/// What went wrong before there was an answer.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Input(#[from] input::Error),
-    #[error(transparent)]
-    Question(#[from] ends::Error),
-    #[error("--queries {path}: {error}")]
-    Queries { path: String, error: io::Error },
-    #[error("--manifests - and --queries - can't both be standard input")]
-    TwoInputs,
-    #[error(transparent)]
-    Output(#[from] io::Error),
-}
-
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    match explain(args) {
-        Ok(code) => Ok(code),
-        // `| head` has seen enough.
-        Err(Error::Output(error)) => Err(error.into()),
-        Err(error) => {
-            eprintln!("netpol-trace explain: {}", crate::text::escape(&error.to_string()));
-            Ok(ExitCode::from(input::USAGE_OR_INPUT))
-        }
-    }
+    input::finish("explain", explain(args))
 }
 
 fn explain(args: &Args) -> Result<ExitCode, Error> {
-    let stdin = |path: &PathBuf| path.as_os_str() == "-";
-    if args.queries.as_ref().is_some_and(stdin) && args.manifests.iter().any(stdin) {
-        return Err(Error::TwoInputs);
+    if args.queries.as_deref().is_some_and(is_stdin) && args.source.is_stdin() {
+        return Err(Error::TwoInputs("--manifests - and --queries -"));
     }
-    let index = input::load(&args.manifests)?;
+    let index = args.source.load()?;
     let options = args.cni.options();
     if let Some(path) = &args.queries {
         return queries::run(&index, &options, path);
@@ -102,13 +70,10 @@ fn explain(args: &Args) -> Result<ExitCode, Error> {
         port: args.port.as_deref(),
     };
     let explained = answer(&index, &options, &question)?;
-    let printed = match args.output {
+    input::print(&match args.output {
         Output::Text => text::page(&explained),
-        Output::Json => serde_json::to_string_pretty(&explained).map_err(io::Error::from)? + "\n",
-    };
-    let mut out = io::stdout().lock();
-    out.write_all(printed.as_bytes())?;
-    out.flush()?;
+        Output::Json => input::json(&explained)?,
+    })?;
     Ok(ExitCode::from(match explained.result {
         VerdictResult::Allowed => 0,
         VerdictResult::Denied => 1,

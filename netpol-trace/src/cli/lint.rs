@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 
-use crate::cluster::manifests;
+use super::cluster::ClusterArgs;
+use super::input;
 use crate::cluster::place::ProblemKind;
 use crate::lint::{self, Severity, catalogue};
 
@@ -20,17 +21,21 @@ use crate::lint::{self, Severity, catalogue};
 Examples:
   netpol-trace lint policies/                       a folder: *.yaml, *.yml, *.json, all below it
   helm template shop ./chart | netpol-trace lint -  a rendered chart, workloads included
-  kubectl get ns,netpol,svc,pods -A -o yaml | netpol-trace lint -
-                                                    what a cluster has now
+  netpol-trace lint --context prod                  what a cluster has now
+  netpol-trace lint --context prod policies/        what it would have with these applied
   netpol-trace lint --severity info --fail-on error deploy/
   netpol-trace lint -o sarif deploy/ > lint.sarif   for code scanning
   netpol-trace lint --list                          all mistakes that it knows
 
 Exit code: 0 nothing at or above --fail-on, 1 findings, 2 bad usage or something that can't be read.")]
 pub struct LintArgs {
-    /// Files or folders; `-` is standard input.
-    #[arg(value_name = "PATH", required_unless_present = "list")]
+    /// Files or folders; `-` is standard input. Without any the cluster of the kubeconfig's current context is read; with
+    /// --context too, files go over what is there.
+    #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
+
+    #[command(flatten)]
+    cluster: ClusterArgs,
 
     /// How to write the findings.
     #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
@@ -97,7 +102,10 @@ pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let loaded = manifests::load(&args.paths);
+    let loaded = match input::load(&args.paths, &args.cluster) {
+        Ok(loaded) => loaded,
+        Err(trouble) => return input::finish("lint", Err(trouble.into())),
+    };
     let findings = lint::lint(&loaded, &args.disable);
     let unreadable: Vec<_> = loaded.problems.iter().filter(|p| p.kind == ProblemKind::Unreadable).collect();
     // Of nothing there is nothing to report.

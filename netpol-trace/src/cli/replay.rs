@@ -1,12 +1,11 @@
 //! `netpol-trace replay`: recorded drops against edited policies.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::input::{self, Cni};
+use super::input::{self, Cni, Error, Output, Source, is_stdin};
 use crate::cluster::Index;
 use crate::record::{Verdict, VerdictResult};
 use crate::recorded::Flow;
@@ -29,64 +28,32 @@ pub struct Args {
     /// Records of the agent, JSON lines, or - for standard input
     #[arg(value_name = "RECORDS")]
     records: PathBuf,
-    /// File or folder of YAML or JSON manifests, the edited policies among them; repeatable, and of policies with one name the
-    /// last counts
-    #[arg(long, required = true, value_name = "PATH")]
-    manifests: Vec<PathBuf>,
+    #[command(flatten)]
+    source: Source,
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
     #[command(flatten)]
     cni: Cni,
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Input(#[from] input::Error),
-    #[error("{path}: {error}")]
-    Records { path: String, error: io::Error },
-    #[error("RECORDS and --manifests can't both be standard input")]
-    TwoInputs,
-    #[error(transparent)]
-    Output(#[from] io::Error),
-}
-
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    match work(args) {
-        Ok(code) => Ok(code),
-        Err(Error::Output(error)) => Err(error.into()),
-        Err(error) => {
-            eprintln!("netpol-trace replay: {}", escape(&error.to_string()));
-            Ok(ExitCode::from(input::USAGE_OR_INPUT))
-        }
-    }
+    input::finish("replay", work(args))
 }
 
 fn work(args: &Args) -> Result<ExitCode, Error> {
-    if args.records.as_os_str() == "-" && args.manifests.iter().any(|p| p.as_os_str() == "-") {
-        return Err(Error::TwoInputs);
+    if is_stdin(&args.records) && args.source.is_stdin() {
+        return Err(Error::TwoInputs("RECORDS and --manifests"));
     }
-    let mut index = input::load(&args.manifests)?;
-    let path = args.records.display().to_string();
-    let log = input::records(&args.records).map_err(|error| Error::Records { path, error })?;
-    input::tell_of_log(&log);
+    let mut index = args.source.load()?;
+    let log = input::records(&args.records)?;
     for object in log.missing_objects(&index) {
         index.upsert(object);
     }
     let replay = Replay::of(&index, &args.cni.options(), &log.flows);
-    let printed = match args.output {
+    input::print(&match args.output {
         Output::Text => replay.text(),
-        Output::Json => serde_json::to_string_pretty(&replay).map_err(io::Error::from)? + "\n",
-    };
-    let mut out = io::stdout().lock();
-    out.write_all(printed.as_bytes())?;
-    out.flush()?;
+        Output::Json => input::json(&replay)?,
+    })?;
     Ok(ExitCode::from(match (replay.still_dropped, replay.undetermined) {
         (0, 0) => 0,
         (0, _) => 3,

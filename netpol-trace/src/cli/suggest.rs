@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::ends::{self, Question};
-use super::input::{self, Cni};
+use super::input::{self, Cni, Error, Source, is_stdin};
 use crate::cluster::Index;
 use crate::cluster::model::{Object, Policy};
 use crate::suggest::{self, Change, Nothing, Opened};
@@ -34,9 +33,8 @@ pub struct Args {
     /// Records of the agent, JSON lines, or - for standard input
     #[arg(value_name = "RECORDS", required_unless_present = "from", conflicts_with = "from")]
     records: Option<PathBuf>,
-    /// File or folder of YAML or JSON manifests, or - for standard input; repeatable
-    #[arg(long, required = true, value_name = "PATH")]
-    manifests: Vec<PathBuf>,
+    #[command(flatten)]
+    source: Source,
     /// Who opens the connection
     #[arg(long, requires = "to", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
@@ -58,37 +56,15 @@ enum Output {
     Json,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Input(#[from] input::Error),
-    #[error(transparent)]
-    Question(#[from] ends::Error),
-    #[error("{path}: {error}")]
-    Records { path: String, error: io::Error },
-    #[error("RECORDS and --manifests can't both be standard input")]
-    TwoInputs,
-    #[error(transparent)]
-    Output(#[from] io::Error),
-}
-
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    match work(args) {
-        Ok(code) => Ok(code),
-        Err(Error::Output(error)) => Err(error.into()),
-        Err(error) => {
-            eprintln!("netpol-trace suggest: {}", escape(&error.to_string()));
-            Ok(ExitCode::from(input::USAGE_OR_INPUT))
-        }
-    }
+    input::finish("suggest", work(args))
 }
 
 fn work(args: &Args) -> Result<ExitCode, Error> {
-    let records_are_stdin = args.records.as_ref().is_some_and(|p| p.as_os_str() == "-");
-    if records_are_stdin && args.manifests.iter().any(|p| p.as_os_str() == "-") {
-        return Err(Error::TwoInputs);
+    if args.records.as_deref().is_some_and(is_stdin) && args.source.is_stdin() {
+        return Err(Error::TwoInputs("RECORDS and --manifests"));
     }
-    let mut index = input::load(&args.manifests)?;
+    let mut index = args.source.load()?;
     let options = args.cni.options();
     let mut plan = Plan::default();
     match &args.records {
@@ -110,9 +86,7 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
             }
         }
         Some(path) => {
-            let log =
-                input::records(path).map_err(|error| Error::Records { path: path.display().to_string(), error })?;
-            input::tell_of_log(&log);
+            let log = input::records(path)?;
             for object in log.missing_objects(&index) {
                 index.upsert(object);
             }
@@ -122,13 +96,10 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
             }
         }
     }
-    let printed = match args.output {
+    input::print(&match args.output {
         Output::Yaml => plan.yaml(),
-        Output::Json => serde_json::to_string_pretty(&plan.report()).map_err(io::Error::from)? + "\n",
-    };
-    let mut out = io::stdout().lock();
-    out.write_all(printed.as_bytes())?;
-    out.flush()?;
+        Output::Json => input::json(&plan.report())?,
+    })?;
     Ok(ExitCode::from(u8::from(!plan.not_suggested.is_empty())))
 }
 

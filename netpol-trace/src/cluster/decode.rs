@@ -18,6 +18,19 @@ pub use service::{endpoint_slice, service};
 
 use super::yaml::Path;
 
+/// Policies of other APIs, which are not evaluated: group, kind, and the name in URLs.
+pub const OTHER_POLICIES: [(&str, &str, &str); 9] = [
+    ("policy.networking.k8s.io", "AdminNetworkPolicy", "adminnetworkpolicies"),
+    ("policy.networking.k8s.io", "BaselineAdminNetworkPolicy", "baselineadminnetworkpolicies"),
+    ("policy.networking.k8s.io", "ClusterNetworkPolicy", "clusternetworkpolicies"),
+    ("projectcalico.org", "NetworkPolicy", "networkpolicies"),
+    ("projectcalico.org", "GlobalNetworkPolicy", "globalnetworkpolicies"),
+    ("crd.projectcalico.org", "NetworkPolicy", "networkpolicies"),
+    ("crd.projectcalico.org", "GlobalNetworkPolicy", "globalnetworkpolicies"),
+    ("cilium.io", "CiliumNetworkPolicy", "ciliumnetworkpolicies"),
+    ("cilium.io", "CiliumClusterwideNetworkPolicy", "ciliumclusterwidenetworkpolicies"),
+];
+
 /// A value that the API server would refuse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]

@@ -9,10 +9,11 @@
 //! A pod carries the list of policies that isolate it, so a verdict never scans policies: one changed policy costs a
 //! pass over its namespace's pods, one changed pod a pass over its namespace's policies.
 
+mod apply;
 mod services;
 mod strings;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -21,9 +22,9 @@ use ipnet::IpNet;
 pub use services::Backend;
 use strings::Strings;
 
+use super::change::Kind;
 use super::model::{
-    Direction, EndpointSlice, Labels, Namespace, Node, Object, OtherPolicy, Pod, Policy, Protocol, Service,
-    ServicePort, Str,
+    Direction, EndpointSlice, Labels, Namespace, Node, OtherPolicy, Pod, Policy, Protocol, Service, ServicePort, Str,
 };
 
 /// Everything known of the cluster at one time.
@@ -36,7 +37,10 @@ pub struct Index {
     services_by_ip: HashMap<IpAddr, Vec<(Str, Str)>>,
     /// The nodes' pod CIDRs, with how many nodes have each.
     pod_networks: HashMap<IpNet, u32>,
-    other_policies: Vec<OtherPolicy>,
+    /// By group and kind; then by namespace and name.
+    other_policies: BTreeMap<Kind, BTreeMap<(Option<Str>, Str), OtherPolicy>>,
+    /// The kinds that were listed once: what is new since then really is new.
+    listed: HashSet<Kind>,
     strings: Strings,
 }
 
@@ -127,161 +131,6 @@ impl NamespaceEntry {
 }
 
 impl Index {
-    pub fn from_objects(objects: impl IntoIterator<Item = Object>) -> Index {
-        let mut index = Index::default();
-        let (policies, rest): (Vec<_>, Vec<_>) =
-            objects.into_iter().partition(|object| matches!(object, Object::Policy(_)));
-        // Policies first: each pod is then matched once instead of once per policy of its namespace.
-        for object in policies.into_iter().chain(rest) {
-            index.upsert(object);
-        }
-        index
-    }
-
-    /// Adds an object, or replaces the one with its name.
-    pub fn upsert(&mut self, object: Object) {
-        match object {
-            Object::Namespace(namespace) => {
-                let name = namespace.name.clone();
-                self.namespaces.entry(name).or_default().object = Some(Arc::new(namespace));
-            }
-            Object::Node(node) => {
-                self.remove_node(&node.name.clone());
-                for ip in &node.ips {
-                    self.nodes_by_ip.insert(*ip, node.name.clone());
-                }
-                for cidr in &node.pod_cidrs {
-                    *self.pod_networks.entry(cidr.trunc()).or_default() += 1;
-                }
-                self.nodes.insert(node.name.clone(), Arc::new(node));
-            }
-            Object::Pod(pod) => self.upsert_pod(pod),
-            Object::Policy(mut policy) => {
-                self.strings.share_selectors(&mut policy);
-                let entry = self.namespaces.entry(policy.namespace.clone()).or_default();
-                let policy = Arc::new(policy);
-                entry.policies.insert(policy.name.clone(), policy.clone());
-                entry.reisolate(&policy.name, Some(&policy));
-            }
-            Object::Service(service) => {
-                self.remove_service(&service.namespace.clone(), &service.name.clone());
-                for ip in &service.ips {
-                    let key = (service.namespace.clone(), service.name.clone());
-                    self.services_by_ip.entry(*ip).or_default().push(key);
-                }
-                let entry = self.namespaces.entry(service.namespace.clone()).or_default();
-                entry.services.insert(service.name.clone(), Arc::new(service));
-            }
-            Object::EndpointSlice(slice) => {
-                let entry = self.namespaces.entry(slice.namespace.clone()).or_default();
-                entry.slices.insert(slice.name.clone(), Arc::new(slice));
-            }
-            Object::OtherPolicy(other) => {
-                if !self.other_policies.contains(&other) {
-                    self.other_policies.push(other);
-                }
-            }
-        }
-    }
-
-    /// Removes a pod by its name (a template by `kind/name`).
-    pub fn remove_pod(&mut self, namespace: &str, name: &str) {
-        let Some(entry) = self.namespaces.get_mut(namespace).and_then(|n| n.pods.remove(name)) else { return };
-        for ip in &entry.pod.ips {
-            if let Some(keys) = self.pods_by_ip.get_mut(ip) {
-                keys.retain(|key| !(*key.namespace == *namespace && *key.name == *name));
-                if keys.is_empty() {
-                    self.pods_by_ip.remove(ip);
-                }
-            }
-        }
-        self.drop_empty(namespace);
-    }
-
-    pub fn remove_policy(&mut self, namespace: &str, name: &str) {
-        if let Some(entry) = self.namespaces.get_mut(namespace)
-            && entry.policies.remove(name).is_some()
-        {
-            entry.reisolate(name, None);
-        }
-        self.drop_empty(namespace);
-    }
-
-    pub fn remove_service(&mut self, namespace: &str, name: &str) {
-        let Some(service) = self.namespaces.get_mut(namespace).and_then(|n| n.services.remove(name)) else { return };
-        for ip in &service.ips {
-            if let Some(keys) = self.services_by_ip.get_mut(ip) {
-                keys.retain(|(ns, n)| !(**ns == *namespace && **n == *name));
-                if keys.is_empty() {
-                    self.services_by_ip.remove(ip);
-                }
-            }
-        }
-        self.drop_empty(namespace);
-    }
-
-    pub fn remove_slice(&mut self, namespace: &str, name: &str) {
-        if let Some(entry) = self.namespaces.get_mut(namespace) {
-            entry.slices.remove(name);
-        }
-        self.drop_empty(namespace);
-    }
-
-    /// Forgets the Namespace object; what lives in it stays until it is removed itself.
-    pub fn remove_namespace(&mut self, name: &str) {
-        if let Some(entry) = self.namespaces.get_mut(name) {
-            entry.object = None;
-        }
-        self.drop_empty(name);
-    }
-
-    pub fn remove_node(&mut self, name: &str) {
-        let Some(node) = self.nodes.remove(name) else { return };
-        for ip in &node.ips {
-            if self.nodes_by_ip.get(ip).is_some_and(|owner| **owner == *name) {
-                self.nodes_by_ip.remove(ip);
-            }
-        }
-        for cidr in &node.pod_cidrs {
-            if let Some(count) = self.pod_networks.get_mut(&cidr.trunc()) {
-                *count -= 1;
-                if *count == 0 {
-                    self.pod_networks.remove(&cidr.trunc());
-                }
-            }
-        }
-    }
-
-    fn drop_empty(&mut self, namespace: &str) {
-        if self.namespaces.get(namespace).is_some_and(NamespaceEntry::is_empty) {
-            self.namespaces.remove(namespace);
-        }
-    }
-
-    fn upsert_pod(&mut self, mut pod: Pod) {
-        let key: Str = match &pod.owner {
-            Some(owner) if pod.template => format!("{}/{}", owner.kind, pod.name).into(),
-            _ => pod.name.clone(),
-        };
-        self.remove_pod(&pod.namespace.clone(), &key);
-        pod.labels = pod.labels.iter().map(|(k, v)| (self.strings.share(k), self.strings.share(v))).collect();
-        pod.namespace = self.strings.share(&pod.namespace);
-        pod.node = pod.node.map(|node| self.strings.share(&node));
-        // hostNetwork pods share their node's addresses, finished pods no longer own theirs.
-        if !pod.host_network && !pod.is_over() {
-            for ip in &pod.ips {
-                let key = PodKey { namespace: pod.namespace.clone(), name: pod.name.clone() };
-                self.pods_by_ip.entry(*ip).or_default().push(key);
-            }
-        }
-        let namespace = self.namespaces.entry(pod.namespace.clone()).or_default();
-        let mut entry = PodEntry { pod: Arc::new(pod), isolated_by: Default::default() };
-        for policy in namespace.policies.values() {
-            entry.isolate(policy);
-        }
-        namespace.pods.insert(key, entry);
-    }
-
     pub fn namespace(&self, name: &str) -> Option<&NamespaceEntry> {
         self.namespaces.get(name)
     }
@@ -362,37 +211,12 @@ impl Index {
     }
 
     /// Policies of APIs that are not evaluated here.
-    pub fn other_policies(&self) -> &[OtherPolicy] {
-        &self.other_policies
+    pub fn other_policies(&self) -> impl Iterator<Item = &OtherPolicy> {
+        self.other_policies.values().flat_map(BTreeMap::values)
     }
-}
 
-impl NamespaceEntry {
-    /// After a policy came, changed or went: which pods it isolates now.
-    fn reisolate(&mut self, name: &str, policy: Option<&Arc<Policy>>) {
-        for entry in self.pods.values_mut() {
-            for list in &mut entry.isolated_by {
-                list.retain(|p| *p.name != *name);
-            }
-            if let Some(policy) = policy {
-                entry.isolate(policy);
-            }
-        }
-    }
-}
-
-impl PodEntry {
-    fn isolate(&mut self, policy: &Arc<Policy>) {
-        if self.pod.host_network || !policy.subject.matches(&self.pod.labels) {
-            return;
-        }
-        for direction in [Direction::Ingress, Direction::Egress] {
-            if policy.isolates(direction) {
-                let list = &mut self.isolated_by[direction as usize];
-                let at = list.partition_point(|p| p.name < policy.name);
-                list.insert(at, policy.clone());
-            }
-        }
+    pub fn other_policy_kinds(&self) -> Vec<Kind> {
+        self.other_policies.keys().cloned().collect()
     }
 }
 

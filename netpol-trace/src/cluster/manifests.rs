@@ -1,6 +1,6 @@
 //! Manifest files as the cluster's state: what `kubectl get -A -o yaml` writes, a rendered chart, a GitOps folder.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -33,8 +33,12 @@ impl Located {
 
     /// The place of a field, such as `spec.ingress[0].from[1]`.
     pub fn at(&self, field: &str) -> Place {
-        let line = self.lines.as_ref().map(|lines| lines.line_of(&yaml::Path::parse(field)));
-        Place { line: line.or(self.place.line), field: field.to_owned(), ..self.place.clone() }
+        // An object of a live cluster is on no line.
+        let line = self
+            .place
+            .line
+            .map(|own| self.lines.as_ref().map_or(own, |lines| lines.line_of(&yaml::Path::parse(field))));
+        Place { line, field: field.to_owned(), ..self.place.clone() }
     }
 }
 
@@ -57,6 +61,31 @@ impl Loaded {
     /// The first problem that cost an object.
     pub fn error(&self) -> Option<&Problem> {
         self.problems.iter().find(|problem| problem.severity == Severity::Error)
+    }
+}
+
+impl Loaded {
+    /// With `over` on top: of objects with one name its own counts.
+    pub fn under(mut self, over: Loaded) -> Loaded {
+        let names: HashSet<_> = over.objects.iter().map(|located| identity(&located.object)).collect();
+        self.objects.retain(|located| !names.contains(&identity(&located.object)));
+        self.objects.extend(over.objects);
+        self.problems.extend(over.problems);
+        self.problems_left_out += over.problems_left_out;
+        for (kind, count) in over.skipped {
+            *self.skipped.entry(kind).or_default() += count;
+        }
+        self.files += over.files;
+        self.count();
+        self
+    }
+
+    /// Counts the objects anew.
+    pub(super) fn count(&mut self) {
+        self.counts.clear();
+        for located in &self.objects {
+            *self.counts.entry(identity(&located.object).0.to_owned()).or_default() += 1;
+        }
     }
 }
 
@@ -328,9 +357,7 @@ impl Loader {
         let mut loaded = self.loaded;
         let mut at = 0..;
         loaded.objects.retain(|_| at.next().is_none_or(|i| !self.replaced.contains(&i)));
-        for located in &loaded.objects {
-            *loaded.counts.entry(identity(&located.object).0.to_owned()).or_default() += 1;
-        }
+        loaded.count();
         loaded
     }
 }

@@ -1,11 +1,9 @@
-//! What the machine says about itself: /proc, /sys, netlink, and the hooks tried for real. `None` where it can't be
+//! What the machine says about itself: /proc, /sys, and the hooks tried for real. `None` where it can't be
 //! told, mostly for want of a permission.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
-
-use super::netlink;
 
 /// All that [`super::judge`] looks at.
 #[derive(Debug, Clone, Default)]
@@ -30,7 +28,10 @@ pub struct Facts {
     pub bpf_stats_enabled: Option<u32>,
     pub bpf_jit_enable: Option<u32>,
     pub unprivileged_bpf_disabled: Option<u32>,
-    pub enforcement: Enforcement,
+    /// Whether this is the host's network namespace, where that can be told.
+    pub host_network: Option<bool>,
+    /// File names in /etc/cni/net.d.
+    pub cni_configurations: Vec<String>,
 }
 
 /// The kernel's type information.
@@ -49,6 +50,8 @@ pub struct Hook {
     pub name: String,
     /// How it attached, or why not.
     pub result: Result<String, String>,
+    /// What goes without it, where drops are recorded all the same.
+    pub costs: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,31 +74,6 @@ pub enum Symbols {
     Unreadable,
 }
 
-/// What could enforce policies in this network namespace.
-#[derive(Debug, Clone, Default)]
-pub struct Enforcement {
-    /// Whether this is the host's network namespace, where that can be told.
-    pub host_network: Option<bool>,
-    /// Family and name. `Some(vec![])` also where the kernel has no nftables.
-    pub nft_tables: Option<Vec<(String, String)>>,
-    /// Tables of iptables-legacy and ip6tables-legacy, such as `ip filter`.
-    pub legacy_tables: Option<Vec<String>>,
-    pub queues: Option<Vec<Queue>>,
-    /// Devices with a clsact qdisc, where tc programs sit before TCX.
-    pub clsact: Option<Vec<String>>,
-    pub interfaces: Vec<String>,
-    /// File names in /etc/cni/net.d.
-    pub cni_configurations: Vec<String>,
-}
-
-/// An NFQUEUE with a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Queue {
-    pub number: u16,
-    /// Packets dropped because the queue or its listener's socket was full.
-    pub dropped: u64,
-}
-
 /// Looks at the machine. `hooks` are the outcomes of trying them.
 pub fn gather(hooks: Vec<Hook>) -> Facts {
     let mut facts = read(Path::new("/"), hooks);
@@ -104,13 +82,6 @@ pub fn gather(hooks: Vec<Hook>) -> Facts {
     {
         facts.lockdown = lockdown(&text);
     }
-    // Asking loads the kernel module that answers: only ask where it is loaded already.
-    let nftables = loaded(Path::new("/"), "nf_tables", "nft_do_chain");
-    facts.enforcement.nft_tables = match nftables {
-        Some(false) => Some(Vec::new()),
-        Some(true) | None => netlink::nft_tables().ok(),
-    };
-    facts.enforcement.clsact = netlink::clsact_devices().ok().map(|indexes| names(&indexes));
     facts
 }
 
@@ -141,14 +112,8 @@ fn read(root: &Path, hooks: Vec<Hook>) -> Facts {
         bpf_stats_enabled: number(root, "proc/sys/kernel/bpf_stats_enabled"),
         bpf_jit_enable: number(root, "proc/sys/net/core/bpf_jit_enable"),
         unprivileged_bpf_disabled: number(root, "proc/sys/kernel/unprivileged_bpf_disabled"),
-        enforcement: Enforcement {
-            host_network: host_network(root),
-            legacy_tables: legacy_tables(root),
-            queues: queues(root),
-            interfaces: list(root, "sys/class/net"),
-            cni_configurations: list(root, "etc/cni/net.d"),
-            ..Enforcement::default()
-        },
+        host_network: host_network(root),
+        cni_configurations: list(root, "etc/cni/net.d"),
     }
 }
 
@@ -214,17 +179,6 @@ fn symbols(root: &Path) -> Symbols {
     }
 }
 
-/// Whether a part of the kernel is there, as a module or built in. `None` when neither can be told.
-fn loaded(root: &Path, module: &str, symbol: &str) -> Option<bool> {
-    if root.join("sys/module").join(module).is_dir() {
-        return Some(true);
-    }
-    let symbols = fs::read(root.join("proc/kallsyms")).ok()?;
-    let symbols = String::from_utf8_lossy(&symbols);
-    let mut names = symbols.lines().filter_map(|line| line.split_ascii_whitespace().nth(2));
-    Some(names.any(|name| name == symbol))
-}
-
 /// `Max locked memory   8388608   8388608   bytes`: the soft limit comes first.
 fn memlock(limits: &str) -> Option<u64> {
     match field(limits, "Max locked memory")?.split_whitespace().next()? {
@@ -266,47 +220,6 @@ fn host_network(root: &Path) -> Option<bool> {
     Some(own == fs::read_link(root.join("proc/1/ns/net")).ok()?)
 }
 
-fn legacy_tables(root: &Path) -> Option<Vec<String>> {
-    let mut tables = Vec::new();
-    for (family, path) in [("ip", "proc/net/ip_tables_names"), ("ip6", "proc/net/ip6_tables_names")] {
-        match fs::read_to_string(root.join(path)) {
-            Ok(names) => tables.extend(names.lines().map(|name| format!("{family} {name}"))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(_) => return None,
-        }
-    }
-    Some(tables)
-}
-
-/// `queue peer total mode range queue_dropped user_dropped sequence 1`, a line per queue with a listener.
-fn queues(root: &Path) -> Option<Vec<Queue>> {
-    match fs::read_to_string(root.join("proc/net/netfilter/nfnetlink_queue")) {
-        Ok(text) => Some(text.lines().filter_map(queue).collect()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Vec::new()),
-        Err(_) => None,
-    }
-}
-
-fn queue(line: &str) -> Option<Queue> {
-    let mut numbers = line.split_whitespace();
-    let number = numbers.next()?.parse().ok()?;
-    let mut dropped = numbers.skip(4).map(|n| n.parse::<u64>().unwrap_or(0));
-    Some(Queue { number, dropped: dropped.next()?.saturating_add(dropped.next()?) })
-}
-
-/// Interfaces by index.
-fn names(indexes: &[u32]) -> Vec<String> {
-    let root = Path::new("/");
-    let mut names: Vec<String> = list(root, "sys/class/net")
-        .into_iter()
-        .filter(|name| {
-            number(root, &format!("sys/class/net/{name}/ifindex")).is_some_and(|index| indexes.contains(&index))
-        })
-        .collect();
-    names.sort_unstable();
-    names
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,7 +243,6 @@ mod tests {
         assert_eq!(facts.lockdown, Lockdown::Unknown);
         assert_eq!(facts.symbols, Symbols::Unreadable);
         assert_eq!(facts.memory_max, None);
-        assert_eq!(facts.enforcement.queues, Some(Vec::new()));
     }
 
     #[test]
@@ -370,12 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn queues_and_limits_are_read() {
-        assert_eq!(
-            queue("  100  12345     0 2 65531     3     4        9  1"),
-            Some(Queue { number: 100, dropped: 7 })
-        );
-        assert_eq!(queue("garbage"), None);
+    fn limits_are_read() {
         assert_eq!(memlock("Limit  Soft Hard\nMax locked memory   8388608   8388608   bytes\n"), Some(8 << 20));
         assert_eq!(memlock("Max locked memory   unlimited   unlimited   bytes\n"), Some(u64::MAX));
     }

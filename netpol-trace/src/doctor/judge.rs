@@ -2,6 +2,7 @@
 
 use super::facts::{Btf, Facts, Lockdown, Symbols};
 use super::{Finding, HOOK, enforcement};
+use crate::inventory::Inventory;
 
 /// The oldest kernel with all that the programs use.
 const OLDEST: (u32, u32) = (5, 10);
@@ -22,8 +23,8 @@ const SYSLOG: u32 = 34;
 const PERFMON: u32 = 38;
 const BPF: u32 = 39;
 
-/// All findings, the kernel's first.
-pub fn judge(facts: &Facts) -> Vec<Finding> {
+/// All findings, the kernel's first. `inventory` is of the same network namespace.
+pub fn judge(facts: &Facts, inventory: &Inventory) -> Vec<Finding> {
     let mut findings = vec![kernel(facts), btf(facts)];
     findings.extend(hooks(facts));
     findings.extend(capabilities(facts));
@@ -32,7 +33,7 @@ pub fn judge(facts: &Facts) -> Vec<Finding> {
     findings.push(symbols(facts));
     findings.extend(memory(facts));
     findings.extend(sysctls(facts));
-    findings.extend(enforcement::judge(&facts.enforcement, version(facts)));
+    findings.extend(enforcement::judge(facts, inventory, version(facts)));
     findings
 }
 
@@ -92,11 +93,18 @@ fn btf(facts: &Facts) -> Finding {
 
 fn hooks(facts: &Facts) -> Vec<Finding> {
     let check = HOOK;
-    let finding = |hook: &super::facts::Hook| match &hook.result {
-        Ok(how) => {
+    let finding = |hook: &super::facts::Hook| match (&hook.result, &hook.costs) {
+        (Ok(how), None) => {
             Finding::ok(check, format!("{} loads and attaches, {how}", hook.name), "the kernel lets us see drops")
         }
-        Err(why) => Finding::fail(
+        (Ok(how), Some(_)) => {
+            Finding::ok(check, format!("{}: {how}", hook.name), "loads and attaches; drops are recorded without it too")
+        }
+        (Err(why), Some(costs)) => {
+            let remedy = "nothing need be done for the drops themselves; see `capabilities` and `lockdown`";
+            Finding::warn(check, format!("{}: {why}", hook.name), costs, remedy)
+        }
+        (Err(why), None) => Finding::fail(
             check,
             format!("{} does not load: {why}", hook.name),
             "the kernel does not let us see drops",
@@ -225,13 +233,13 @@ fn capabilities(facts: &Facts) -> Vec<Finding> {
 
 fn lockdown(facts: &Facts) -> Finding {
     let check = "lockdown";
-    let seen = !facts.hooks.is_empty() && facts.hooks.iter().all(|hook| hook.result.is_ok());
+    let seen = !facts.hooks.is_empty() && facts.hooks.iter().all(|hook| hook.result.is_ok() || hook.costs.is_some());
     match facts.lockdown {
         Lockdown::Absent | Lockdown::None => Finding::ok(check, "none", "no restriction"),
         Lockdown::Integrity => Finding::ok(
             check,
             "integrity mode",
-            "the hooks in use are allowed; the kernel may refuse kprobes and fentry, which netpol-trace does not need",
+            "drops can be recorded; the kernel may refuse fentry, which only tells REJECT from DROP",
         ),
         Lockdown::Confidentiality => {
             let remedy = "boot with lockdown=integrity or none, or without the setting that enforces confidentiality";

@@ -2,15 +2,18 @@
 
 use expect_test::{Expect, expect};
 
-use super::facts::{Btf, Enforcement, Facts, Hook, Lockdown, Queue, Symbols};
-use super::{can_record, judge, text};
+use super::facts::{Btf, Facts, Hook, Lockdown, Symbols};
+use super::{Finding, can_record, text};
+use crate::inventory::devices::Device;
+use crate::inventory::ruleset::{Backend, Builder, TableFamily, TableKey};
+use crate::inventory::{Inventory, Known, Queue};
 
 /// A node with Linux 6.8, a root process and an nftables CNI.
 fn good() -> Facts {
     Facts {
         release: Some("6.8.0-31-generic".into()),
         btf: Btf::Present(5 << 20),
-        hooks: vec![Hook { name: "kfree_skb".into(), result: Ok("as BTF tracepoint".into()) }],
+        hooks: vec![Hook { name: "kfree_skb".into(), result: Ok("as BTF tracepoint".into()), costs: None }],
         capabilities: Some(0x1ff_ffff_ffff),
         initial_user_namespace: Some(true),
         seccomp: Some(0),
@@ -22,23 +25,45 @@ fn good() -> Facts {
         bpf_stats_enabled: Some(0),
         bpf_jit_enable: Some(1),
         unprivileged_bpf_disabled: Some(2),
-        enforcement: Enforcement {
-            host_network: Some(true),
-            nft_tables: Some(vec![("inet".into(), "kube-network-policies".into())]),
-            legacy_tables: Some(vec![]),
-            queues: Some(vec![]),
-            clsact: Some(vec![]),
-            interfaces: vec!["eth0".into(), "lo".into()],
-            cni_configurations: vec![],
-        },
+        host_network: Some(true),
+        cni_configurations: vec![],
     }
+}
+
+/// With these nftables tables.
+fn inventory(tables: &[&str]) -> Inventory {
+    let mut builder = Builder::default();
+    for name in tables {
+        builder.table(&TableKey { backend: Backend::Nft, family: TableFamily::Inet, name: (*name).into() });
+    }
+    let device = |name: &str| Device { name: name.into(), ..Device::default() };
+    Inventory {
+        netns: Some(1),
+        nft: Known::Yes,
+        legacy: Known::Absent,
+        ruleset: builder.finish(),
+        queues: vec![],
+        devices_known: Known::Yes,
+        devices: vec![device("eth0"), device("lo")],
+    }
+}
+
+/// A node's ruleset that enforces.
+const TABLES: &[&str] = &["kube-network-policies"];
+
+fn judge(facts: &Facts) -> Vec<Finding> {
+    super::judge(facts, &inventory(TABLES))
 }
 
 /// The first line and what is not fine.
 fn check(change: impl FnOnce(&mut Facts), expected: Expect) {
-    let mut facts = good();
-    change(&mut facts);
-    let printed = text(&judge(&facts));
+    check_node(|facts, _| change(facts), expected);
+}
+
+fn check_node(change: impl FnOnce(&mut Facts, &mut Inventory), expected: Expect) {
+    let (mut facts, mut inventory) = (good(), inventory(TABLES));
+    change(&mut facts, &mut inventory);
+    let printed = text(&super::judge(&facts, &inventory));
     let until = printed.find("\nok ").map_or(printed.as_str(), |end| &printed[..end]);
     expected.assert_eq(until);
 }
@@ -66,23 +91,23 @@ fn a_good_node_in_full() {
                           enough to start with
         ok   sysctl       kernel.unprivileged_bpf_disabled=2
                           no matter: it restricts processes without CAP_BPF only
-        ok   enforcement  nftables: inet kube-network-policies
-                          its drops are recorded, mechanism `nftables`; iptables-nft's tables are among them
+        ok   coverage     nftables: inet kube-network-policies (0 rules)
+                          its drops are recorded, mechanism `nftables`
     "#]]
     .assert_eq(&text(&findings));
 }
 
 #[test]
 fn an_ordinary_user() {
-    check(
-        |facts| {
+    check_node(
+        |facts, inventory| {
             facts.capabilities = Some(0);
             facts.hooks[0].result = Err("Operation not permitted (os error 1)".into());
             facts.symbols = Symbols::Hidden;
             facts.lockdown = Lockdown::Unknown;
-            facts.enforcement.nft_tables = None;
-            facts.enforcement.legacy_tables = None;
-            facts.enforcement.queues = None;
+            let refused = Known::No("Operation not permitted (os error 1)".into());
+            (inventory.nft, inventory.legacy) = (refused.clone(), refused);
+            inventory.ruleset = Builder::default().finish();
         },
         expect![[r#"
             No: drops can't be recorded here: CAP_BPF and CAP_PERFMON missing.
@@ -109,9 +134,12 @@ fn an_ordinary_user() {
             warn symbols      /proc/kallsyms shows every address as 0
                               drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure
                               To do: grant CAP_SYSLOG, or run as root
-            warn enforcement  can't be told: nftables, iptables-legacy, NFQUEUE
-                              whether they enforce something here is not known; drops are recorded all the same
-                              To do: run as root, or grant CAP_NET_ADMIN
+            warn coverage     nftables: can't be read (Operation not permitted (os error 1))
+                              its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown
+                              To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
+            warn coverage     iptables-legacy: can't be read (Operation not permitted (os error 1))
+                              its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown
+                              To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
         "#]],
     );
 }
@@ -272,15 +300,15 @@ fn little_memory_and_costly_settings() {
 
 #[test]
 fn open_vswitch_before_its_reasons() {
-    check(
-        |facts| {
+    check_node(
+        |facts, inventory| {
             facts.release = Some("6.1.0-56-cloud-amd64".into());
-            facts.enforcement.interfaces.push("ovs-system".into());
+            inventory.devices.push(Device { name: "ovs-system".into(), ..Device::default() });
         },
         expect![[r#"
             Yes: drops can be recorded here, with one limit.
 
-            warn enforcement  Open vSwitch
+            warn coverage     Open vSwitch
                               no coverage before Linux 6.6: the kernel does not tell its drops from delivered packets
                               To do: use Linux 6.6 or later where Open vSwitch enforces policies
         "#]],
@@ -289,16 +317,17 @@ fn open_vswitch_before_its_reasons() {
 
 #[test]
 fn cilium_and_a_full_queue() {
-    check(
-        |facts| {
-            facts.enforcement.interfaces.extend(["cilium_host".into(), "lxc12ab".into()]);
-            facts.enforcement.queues = Some(vec![Queue { number: 100, dropped: 7 }]);
+    check_node(
+        |_, inventory| {
+            let names = ["cilium_host", "lxc12ab"].map(|name| Device { name: name.into(), ..Device::default() });
+            inventory.devices.extend(names);
+            inventory.queues = vec![Queue { number: 100, lost: 7 }];
         },
         expect![[r#"
             Yes: drops can be recorded here, with 2 limits.
 
-            warn enforcement  NFQUEUE: a program decides over queue 100; 7 packets lost to full queues
-                              such drops are an overloaded enforcer's, not a policy's
+            warn coverage     NFQUEUE with a listener: 100; 7 packets lost to full queues
+                              such drops are an overloaded enforcer's, not a policy's; those that it decides are recorded
                               To do: look at the policy engine's CPU, or raise its queue length
             warn cni          Cilium (by interfaces and /etc/cni/net.d)
                               Cilium drops in its own eBPF programs; verdicts speak of NetworkPolicy v1 only, not of Cilium's policies
@@ -309,10 +338,10 @@ fn cilium_and_a_full_queue() {
 
 #[test]
 fn nothing_enforces() {
-    check(
-        |facts| {
-            facts.enforcement.nft_tables = Some(vec![]);
-            facts.enforcement.cni_configurations = vec!["10-flannel.conflist".into()];
+    check_node(
+        |facts, inventory| {
+            inventory.ruleset = Builder::default().finish();
+            facts.cni_configurations = vec!["10-flannel.conflist".into()];
         },
         expect![[r#"
             Yes: drops can be recorded here, with one limit.
@@ -326,15 +355,15 @@ fn nothing_enforces() {
 
 #[test]
 fn a_pods_own_network() {
-    check(
-        |facts| {
-            facts.enforcement.host_network = Some(false);
-            facts.enforcement.nft_tables = Some(vec![]);
+    check_node(
+        |facts, inventory| {
+            facts.host_network = Some(false);
+            inventory.ruleset = Builder::default().finish();
         },
         expect![[r#"
             Yes: drops can be recorded here, with one limit.
 
-            warn enforcement  this is not the host's network namespace
+            warn coverage     this is not the host's network namespace
                               drops of the whole node are seen from here, but its rulesets and interfaces are not
                               To do: set hostNetwork: true, or run doctor on the host
         "#]],
@@ -343,11 +372,20 @@ fn a_pods_own_network() {
 
 #[test]
 fn a_table_name_cannot_steer_the_terminal() {
-    let mut facts = good();
-    facts.enforcement.nft_tables = Some(vec![("ip".into(), "x\u{1b}[2Jy\u{202e}\nok".into())]);
-    let printed = text(&judge(&facts));
+    let printed = text(&super::judge(&good(), &inventory(&["x\u{1b}[2Jy\u{202e}\nok"])));
     let line = printed.lines().find(|line| line.contains("nftables:")).unwrap_or_default();
-    expect![[r#"ok   enforcement  nftables: ip x\u{1b}[2Jy\u{202e}\nok"#]].assert_eq(line);
+    expect![[r#"ok   coverage     nftables: inet x\u{1b}[2Jy\u{202e}\nok (0 rules)"#]].assert_eq(line);
+}
+
+#[test]
+fn a_hook_that_drops_do_not_need() {
+    check(
+        |facts| {
+            let costs = Some("REJECT is told by the rules".into());
+            facts.hooks.push(Hook { name: "reject".into(), result: Err("EPERM".into()), costs });
+        },
+        expect![[r#""#]],
+    );
 }
 
 #[test]
@@ -361,9 +399,12 @@ fn json_has_the_promised_fields() {
 
 #[test]
 fn nothing_is_known() {
-    check(
-        |facts| {
+    check_node(
+        |facts, inventory| {
             *facts = Facts::default();
+            let why = || Known::No("Operation not permitted (os error 1)".into());
+            (inventory.nft, inventory.legacy, inventory.devices_known) = (why(), why(), why());
+            inventory.ruleset = Builder::default().finish();
         },
         expect![[r#"
             No: drops can't be recorded here: no /sys/kernel/btf/vmlinux.

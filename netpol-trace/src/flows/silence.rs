@@ -157,30 +157,31 @@ impl<K: Kernel> Flows<K> {
     }
 }
 
-/// The record of a finding, with both ends named and the connection judged.
+/// A finding with both ends named.
+pub fn flow<'a>(finding: &Finding, index: &'a Index) -> enrich::Flow<'a> {
+    let Tuple { client, protocol, server } = finding.tuple;
+    let end = enrich::end(index, server.0, Some(server.1));
+    enrich::Flow {
+        source: enrich::end(index, client.0, Some(client.1)),
+        destination: enrich::with_service(index, end, protocol, server.0, Some(server.1)),
+        protocol,
+        reply: false,
+        tracked: false,
+        dst_nat: false,
+    }
+}
+
+/// The record of a finding, with the connection judged.
 pub fn body(
     finding: &Finding,
+    flow: &enrich::Flow<'_>,
     index: &Index,
     options: &verdict::Options,
     names: Vec<String>,
     time: Timestamp,
     synced: bool,
 ) -> Body {
-    let Tuple { client, protocol, server } = finding.tuple;
-    let flow = enrich::Flow {
-        source: enrich::end(index, client.0, Some(client.1)),
-        destination: enrich::with_service(
-            index,
-            enrich::end(index, server.0, Some(server.1)),
-            protocol,
-            server.0,
-            Some(server.1),
-        ),
-        protocol,
-        reply: false,
-        tracked: false,
-        dst_nat: false,
-    };
+    let Tuple { client, protocol, .. } = finding.tuple;
     // Policies are about pods, and which backend a service chose is not known here.
     let verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
         .then(|| verdict::judge(index, &flow.connection(time), options));

@@ -47,15 +47,27 @@ impl Coverage {
 pub fn coverage(inventory: &Inventory, release: (u32, u32)) -> Vec<Coverage> {
     let mut all = Vec::new();
     rulesets(inventory, &mut all);
-    if !inventory.queues.is_empty() {
-        all.push(Coverage::new(
-            format!("NFQUEUE with a listener: {}", some(inventory.queues.iter().map(u16::to_string))),
-            Covered::Yes,
-            "the drops that it decides are recorded, mechanism `nfqueue`; without a listener they are `enforcer_unavailable`",
-        ));
-    }
+    queues(inventory, &mut all);
     devices(inventory, release, &mut all);
     all
+}
+
+fn queues(inventory: &Inventory, all: &mut Vec<Coverage>) {
+    if inventory.queues.is_empty() {
+        return;
+    }
+    let numbers = some(inventory.queues.iter().map(|queue| queue.number.to_string()));
+    let lost: u64 = inventory.queues.iter().map(|queue| queue.lost).sum();
+    let found = format!("NFQUEUE with a listener: {numbers}");
+    all.push(if lost == 0 {
+        let meaning =
+            "the drops that it decides are recorded, mechanism `nfqueue`; without a listener they are `enforcer_unavailable`";
+        Coverage::new(found, Covered::Yes, meaning)
+    } else {
+        let meaning = "such drops are an overloaded enforcer's, not a policy's; those that it decides are recorded";
+        Coverage::new(format!("{found}; {lost} packets lost to full queues"), Covered::Partly, meaning)
+            .remedy("look at the policy engine's CPU, or raise its queue length")
+    });
 }
 
 fn rulesets(inventory: &Inventory, all: &mut Vec<Coverage>) {
@@ -189,6 +201,7 @@ fn plain(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inventory::Queue;
     use crate::inventory::devices::{Device, Xdp};
     use crate::inventory::ruleset::{Builder, Ends, Rule, TableFamily, TableKey};
 
@@ -202,7 +215,7 @@ mod tests {
             nft: Known::Yes,
             legacy: Known::No("Operation not permitted".into()),
             ruleset: builder.finish(),
-            queues: vec![100],
+            queues: vec![Queue { number: 100, lost: 0 }],
             devices_known: Known::Yes,
             devices: vec![
                 Device { name: "ovs-system".into(), kind: "openvswitch".into(), ..Device::default() },

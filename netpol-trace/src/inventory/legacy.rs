@@ -7,8 +7,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use super::nft::{target, text};
+use super::nft::target;
 use super::ruleset::{Backend, Base, Builder, Ends, Rule, TableFamily, TableKey};
+use crate::netlink::text;
 use crate::record::Hook;
 
 /// `struct ipt_getinfo`, the same for IPv6.

@@ -2,10 +2,9 @@
 //!
 //! Attribute numbers are of linux/netfilter/nf_tables.h and nf_tables_compat.h.
 
-use netlink_packet_core::{NlaBuffer, NlasIterator};
-
 use super::ruleset::Backend;
 use super::ruleset::{Base, Builder, Ends, Rule, TableFamily, TableKey};
+use crate::netlink::{self, attribute, put, string, text};
 use crate::record::Hook;
 
 /// Message numbers of the subsystem.
@@ -52,7 +51,7 @@ pub fn take(builder: &mut Builder, message: u16, body: &[u8]) -> Option<VerdictM
     match message {
         NEW_TABLE => builder.table(&table(string(attributes, 1)?)),
         NEW_CHAIN => {
-            let base = nested(attributes, 4).and_then(|hook| base(family, hook, attributes));
+            let base = attribute(attributes, 4).and_then(|hook| base(family, hook, attributes));
             builder.chain(&table(string(attributes, 1)?), &string(attributes, 3)?, base);
         }
         NEW_RULE => builder.rule(&table(string(attributes, 1)?), &string(attributes, 2)?, rule(attributes)),
@@ -65,8 +64,8 @@ pub fn take(builder: &mut Builder, message: u16, body: &[u8]) -> Option<VerdictM
         }
         NEW_SET_ELEMENTS => {
             let (table, map) = (table(string(attributes, 1)?), string(attributes, 2)?);
-            for (_, element) in list(nested(attributes, 3)?) {
-                let Some((ends, jump)) = nested(element, 2).and_then(|data| nested(data, 2)).map(verdict) else {
+            for (_, element) in netlink::attributes(attribute(attributes, 3)?) {
+                let Some((ends, jump)) = attribute(element, 2).and_then(|data| attribute(data, 2)).map(verdict) else {
                     continue;
                 };
                 builder.element(&table, &map, ends, jump);
@@ -80,14 +79,8 @@ pub fn take(builder: &mut Builder, message: u16, body: &[u8]) -> Option<VerdictM
 /// The request body that asks for a map's elements.
 pub fn elements_request(map: &VerdictMap) -> Vec<u8> {
     let mut body = vec![map.family, 0, 0, 0];
-    for (kind, text) in [(1u16, &map.table), (2, &map.name)] {
-        // Names have at most 255 octets in the kernel.
-        let length = u16::try_from(4 + text.len() + 1).unwrap_or(4);
-        body.extend(length.to_ne_bytes());
-        body.extend(kind.to_ne_bytes());
-        body.extend(text.as_bytes());
-        body.push(0);
-        body.resize(body.len().next_multiple_of(4), 0);
+    for (kind, text) in [(1, &map.table), (2, &map.name)] {
+        put(&mut body, kind, &[text.as_bytes(), b"\0"].concat());
     }
     body
 }
@@ -108,11 +101,11 @@ fn base(family: TableFamily, hook: &[u8], chain: &[u8]) -> Option<Base> {
 
 fn rule(attributes: &[u8]) -> Rule {
     let mut rule = Rule { comment: attribute(attributes, 7).and_then(user_comment), ..Rule::default() };
-    for (_, expression) in nested(attributes, 4).map(list).into_iter().flatten() {
-        let (Some(name), Some(data)) = (string(expression, 1), nested(expression, 2)) else { continue };
+    for (_, expression) in attribute(attributes, 4).map(netlink::attributes).into_iter().flatten() {
+        let (Some(name), Some(data)) = (string(expression, 1), attribute(expression, 2)) else { continue };
         match name.as_str() {
             "immediate" if number(data, 1) == Some(REGISTER_VERDICT) => {
-                if let Some((ends, jump)) = nested(data, 2).and_then(|value| nested(value, 2)).map(verdict) {
+                if let Some((ends, jump)) = attribute(data, 2).and_then(|value| attribute(value, 2)).map(verdict) {
                     rule.ends.add(ends);
                     rule.jumps.extend(jump);
                 }
@@ -168,52 +161,21 @@ fn user_comment(mut data: &[u8]) -> Option<String> {
     None
 }
 
-/// Attributes in order; a malformed one ends them.
-fn list(attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    NlasIterator::new(attributes)
-        .map_while(|attribute| attribute.ok().map(|a: NlaBuffer<&[u8]>| (a.kind(), a.into_inner())))
-        // The iterator's value borrows from its own buffer; the slice behind the header is the value.
-        .filter_map(|(kind, bytes)| {
-            let length = usize::from(u16::from_ne_bytes([*bytes.first()?, *bytes.get(1)?]));
-            Some((kind, bytes.get(4..length)?))
-        })
-}
-
-pub(super) fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    list(attributes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
-}
-
-/// An attribute that holds attributes.
-pub(super) fn nested(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attribute(attributes, wanted)
-}
-
-pub(super) fn string(attributes: &[u8], wanted: u16) -> Option<String> {
-    attribute(attributes, wanted).map(text)
-}
-
 /// A number in network order.
 fn number(attributes: &[u8], wanted: u16) -> Option<u32> {
     attribute(attributes, wanted)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
-/// Up to the first zero.
-pub(super) fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
-}
-
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::record::Family;
 
-    pub fn nla(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = (4 + value.len() as u16).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    fn nla(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put(&mut bytes, kind, value);
         bytes
     }
 

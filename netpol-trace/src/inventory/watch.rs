@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use netlink_sys::Socket;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
-use super::{Inventory, netlink, nft_loaded};
+use super::{Inventory, nft_loaded};
+use crate::netlink;
+use crate::netlink::route::{RTNLGRP_LINK, RTNLGRP_TC};
 
 /// `NFNLGRP_NFTABLES`.
 const GROUP_NFTABLES: u32 = 7;
-/// `RTNLGRP_LINK` and `RTNLGRP_TC`.
-const GROUPS_ROUTE: [u32; 2] = [1, 4];
 /// What tells nobody of its changes is looked at this often.
 const POLL: Duration = Duration::from_secs(10);
 /// After a change others often follow.
@@ -93,7 +93,7 @@ impl Listeners {
             nft: nft_loaded()
                 .then(|| netlink::listen(NETLINK_NETFILTER, &[GROUP_NFTABLES]).inspect_err(log).ok())
                 .flatten(),
-            route: netlink::listen(NETLINK_ROUTE, &GROUPS_ROUTE).inspect_err(log).ok(),
+            route: netlink::listen(NETLINK_ROUTE, &[RTNLGRP_LINK, RTNLGRP_TC]).inspect_err(log).ok(),
         }
     }
 

@@ -6,10 +6,11 @@ use aya::programs::raw_trace_point::RawTracePointLink;
 use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, ProgramError, ProgramFd, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use netpol_trace_common::{Config, Counters as RawCounters, Filter, Locations};
+use netpol_trace_common::{Config, Counters as RawCounters, Filter, Locations, PerCpu};
 
 use super::counters::Counters;
 use super::layout::Layout;
+use super::reject::Rejects;
 use super::ring::Ring;
 use super::symbols::Symbols;
 use super::{KernelError, Options, filter};
@@ -34,6 +35,7 @@ pub(super) use pod;
 pod! {
     /// [`RawCounters`] as aya reads it from a map.
     CountersPod(RawCounters);
+    PerCpuPod(PerCpu);
     ConfigPod(Config);
     LocationsPod(Locations);
 }
@@ -46,6 +48,7 @@ pub struct Attached {
     counters: Option<Counters>,
     locations: Array<aya::maps::MapData, LocationsPod>,
     hook: Hook,
+    rejects: Rejects,
     all_drops: bool,
     /// Code ranges that found no room in the programs' table.
     pub locations_left_out: usize,
@@ -89,14 +92,20 @@ impl Attached {
             .load(OBJECT)
             .map_err(load_error)?;
 
-        let (link, hook, program) = attach_kfree_skb(&mut ebpf, options.raw_tracepoint)?;
+        let btf = Btf::from_sys_fs().map_err(|e| KernelError::Object(e.to_string()))?;
+        let (link, hook, program) = attach_kfree_skb(&mut ebpf, &btf, options.raw_tracepoint)?;
+        let rejects = Rejects::attach(&mut ebpf, &btf);
         let mut locations: Array<_, LocationsPod> = take(&mut ebpf, "LOCATIONS")?;
         let (ranges, locations_left_out) = symbols
             .map(|symbols| filter::locations(symbols, &layout.reasons, options.all_drops))
             .unwrap_or((Locations::default(), 0));
         locations.set(0, LocationsPod(ranges), 0).map_err(|e| KernelError::Object(e.to_string()))?;
-        let counters =
-            Counters::new(take(&mut ebpf, "COUNTERS")?, take(&mut ebpf, "SEEN")?, program, unrecorded(&filter, layout));
+        let counters = Counters::new(
+            take(&mut ebpf, "COUNTERS")?,
+            take(&mut ebpf, "PER_CPU")?,
+            program,
+            unrecorded(&filter, layout),
+        );
         let ring = Ring::new(take::<RingBuf<_>>(&mut ebpf, "EVENTS")?);
         Ok(Attached {
             link: Some(link),
@@ -104,6 +113,7 @@ impl Attached {
             counters: Some(counters),
             locations,
             hook,
+            rejects,
             all_drops: options.all_drops,
             locations_left_out,
             ebpf,
@@ -124,6 +134,10 @@ impl Attached {
         &self.hook
     }
 
+    pub fn rejects(&self) -> &Rejects {
+        &self.rejects
+    }
+
     /// The object, for its logger.
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
@@ -139,11 +153,12 @@ impl Attached {
     /// Takes the programs off their hooks; maps stay readable.
     pub fn detach(&mut self) {
         self.link = None;
+        self.rejects = Rejects::default();
     }
 }
 
-fn attach_kfree_skb(ebpf: &mut Ebpf, raw: bool) -> Result<(Link, Hook, ProgramFd), KernelError> {
-    let btf = if raw { Err(KernelError::Refused("not tried".into())) } else { attach_btf(ebpf) };
+fn attach_kfree_skb(ebpf: &mut Ebpf, btf: &Btf, raw: bool) -> Result<(Link, Hook, ProgramFd), KernelError> {
+    let btf = if raw { Err(KernelError::Refused("not tried".into())) } else { attach_btf(ebpf, btf) };
     let why = match btf {
         Ok((link, fd)) => return Ok((Link::Btf(link), Hook::BtfTracepoint, fd)),
         Err(error) => error,
@@ -161,18 +176,17 @@ fn attach_kfree_skb(ebpf: &mut Ebpf, raw: bool) -> Result<(Link, Hook, ProgramFd
     }
 }
 
-fn attach_btf(ebpf: &mut Ebpf) -> Result<(BtfTracePointLink, ProgramFd), KernelError> {
-    let btf = Btf::from_sys_fs().map_err(|e| KernelError::Object(e.to_string()))?;
+fn attach_btf(ebpf: &mut Ebpf, btf: &Btf) -> Result<(BtfTracePointLink, ProgramFd), KernelError> {
     let program: &mut BtfTracePoint = program(ebpf, "kfree_skb")?;
     let attach = |program: &mut BtfTracePoint| -> Result<_, ProgramError> {
-        program.load("kfree_skb", &btf)?;
+        program.load("kfree_skb", btf)?;
         let id = program.attach()?;
         Ok((program.take_link(id)?, program.fd()?.try_clone()?))
     };
     attach(program).map_err(program_error)
 }
 
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, KernelError>
+pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, KernelError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program>,
 {
@@ -201,7 +215,12 @@ fn load_error(error: EbpfError) -> KernelError {
 
 fn program_error(error: ProgramError) -> KernelError {
     if let ProgramError::LoadError { verifier_log, .. } = &error {
-        tracing::debug!("verifier: {verifier_log}");
+        let log = verifier_log.to_string();
+        tracing::debug!("verifier: {log}");
+        // The verifier's refusal has the same number as a missing permission, and a log.
+        if let Some(why) = log.lines().rev().find(|line| !line.is_empty() && !line.starts_with("processed ")) {
+            return KernelError::Refused(format!("its verifier says: {}", short(why)));
+        }
     }
     permission(&error).unwrap_or_else(|| KernelError::Refused(short(&chain(&error))))
 }

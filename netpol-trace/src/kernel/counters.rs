@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use aya::maps::{MapData, PerCpuArray};
 use netpol_trace_common::{Counters as Raw, REASONS};
 
-use super::attach::CountersPod;
+use super::attach::{CountersPod, PerCpuPod};
 use crate::record::KernelTotals;
 
 /// Reads the counters; cheap enough for once a second.
 pub struct Counters {
     counters: PerCpuArray<MapData, CountersPod>,
-    seen: PerCpuArray<MapData, u64>,
+    per_cpu: PerCpuArray<MapData, PerCpuPod>,
     /// Of the attached program, for its recursion misses.
     program: aya::programs::ProgramFd,
     /// Reasons left to `--all-drops`, with their names: seen and counted, not recorded.
@@ -30,11 +30,11 @@ pub struct Reading {
 impl Counters {
     pub(super) fn new(
         counters: PerCpuArray<MapData, CountersPod>,
-        seen: PerCpuArray<MapData, u64>,
+        per_cpu: PerCpuArray<MapData, PerCpuPod>,
         program: aya::programs::ProgramFd,
         unrecorded: Vec<(u32, String)>,
     ) -> Counters {
-        Counters { counters, seen, program, unrecorded }
+        Counters { counters, per_cpu, program, unrecorded }
     }
 
     pub fn read(&self) -> Result<Reading, aya::maps::MapError> {
@@ -44,9 +44,10 @@ impl Counters {
             sum.emitted += cpu.0.emitted;
             sum.lost_ring += cpu.0.lost_ring;
         }
-        let by_reason = (0..REASONS as u32)
-            .map(|reason| Ok(self.seen.get(&reason, 0)?.iter().sum()))
-            .collect::<Result<Vec<u64>, aya::maps::MapError>>()?;
+        let mut by_reason = [0; REASONS];
+        for cpu in self.per_cpu.get(&0, 0)?.iter() {
+            by_reason.iter_mut().zip(&cpu.0.seen).for_each(|(sum, seen)| *sum += seen);
+        }
         let not_recorded = self.unrecorded.iter().filter_map(|(reason, name)| {
             let count = *by_reason.get(*reason as usize)?;
             (count > 0).then(|| (name.clone(), count))

@@ -6,14 +6,13 @@
 
 pub mod attacher;
 pub mod interfaces;
-mod netlink;
 pub mod ring;
 
 use std::io;
 
-use aya::EbpfLoader;
 use aya::maps::{HashMap as AyaHashMap, MapData, MapError, PerCpuArray};
 use aya::programs::{SchedClassifier, TcAttachType};
+use aya::{Ebpf, EbpfLoader};
 use netpol_trace_common::tc::{FlowCounters as RawCounters, FlowKey, FlowState};
 
 use super::attach::{OBJECT, chain, permission, pod, short, take};
@@ -78,6 +77,27 @@ pub struct Opened {
 
 /// Loads both programs. Nothing is attached yet.
 pub fn open(mode: Mode) -> Result<Opened, TcError> {
+    let mut ebpf = load()?;
+    let missing = |error: super::KernelError| TcError::Refused(error.to_string());
+    let ring = FlowRing::new(take(&mut ebpf, "FLOW_EVENTS").map_err(missing)?);
+    let flows = FlowMap(take(&mut ebpf, "FLOWS").map_err(missing)?);
+    let counters = Counters(take(&mut ebpf, "FLOW_COUNTERS").map_err(missing)?);
+    let lease = take(&mut ebpf, "LEASE").map_err(missing)?;
+    Ok(Opened { attacher: Attacher::new(ebpf, lease, mode)?, ring, flows, counters })
+}
+
+/// Loads both programs and, where that leaves no trace (TCX), attaches one to the loopback device; without a lease it does
+/// nothing there.
+pub fn try_out(mode: Mode) -> Result<(), TcError> {
+    let mut ebpf = load()?;
+    if mode == Mode::Tcx {
+        let program = attacher::program(&mut ebpf, FROM_POD_PROGRAM).map_err(TcError::Refused)?;
+        program.attach("lo", TcAttachType::Ingress).map_err(|error| refused(&error))?;
+    }
+    Ok(())
+}
+
+fn load() -> Result<Ebpf, TcError> {
     // A second load of the object, so that either hook works without the other; what belongs to the other one stays tiny.
     let mut ebpf = EbpfLoader::new()
         .map_max_entries("EVENTS", 4096)
@@ -94,12 +114,7 @@ pub fn open(mode: Mode) -> Result<Opened, TcError> {
             refused(&error)
         })?;
     }
-    let missing = |error: super::KernelError| TcError::Refused(error.to_string());
-    let ring = FlowRing::new(take(&mut ebpf, "FLOW_EVENTS").map_err(missing)?);
-    let flows = FlowMap(take(&mut ebpf, "FLOWS").map_err(missing)?);
-    let counters = Counters(take(&mut ebpf, "FLOW_COUNTERS").map_err(missing)?);
-    let lease = take(&mut ebpf, "LEASE").map_err(missing)?;
-    Ok(Opened { attacher: Attacher::new(ebpf, lease, mode)?, ring, flows, counters })
+    Ok(ebpf)
 }
 
 fn refused(error: &(dyn std::error::Error + 'static)) -> TcError {

@@ -54,7 +54,7 @@ pub fn text(findings: &[Finding], loaded: &Loaded, least: Severity) -> String {
         "{}, {}, {}",
         plural(summary.policies, "policy", "policies"),
         plural(summary.pods as u64, "pod or workload", "pods and workloads"),
-        plural(summary.files, "file", "files")
+        if summary.files == 0 { "a live cluster".to_owned() } else { plural(summary.files, "file", "files") }
     );
     let counts =
         [(summary.error, "error", "errors"), (summary.warning, "warning", "warnings"), (summary.info, "info", "info")];

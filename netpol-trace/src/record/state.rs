@@ -95,7 +95,9 @@ pub enum Phase {
 /// `matched = emitted + folded + lost` and `read = written + held + lost`, in packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Totals {
-    pub kernel: KernelTotals,
+    /// Absent when the kernel's counters could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelTotals>,
     pub agent: AgentTotals,
 }
 
@@ -145,6 +147,9 @@ pub struct SourceState {
     pub skipped: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// How it is read, where that is not always the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// A sink and its own books, in packets: `written + held + lost` is what it was given.

@@ -95,13 +95,16 @@ fn notes(index: &Index, connection: &Connection<'_>, judgement: &Judgement<'_>) 
 }
 
 /// Policies of other APIs that could speak of either end: those of the ends' namespaces, and the cluster-wide ones.
-fn other_policies_note(others: &[OtherPolicy], connection: &Connection<'_>) -> Option<String> {
+fn other_policies_note<'a>(
+    others: impl Iterator<Item = &'a OtherPolicy>,
+    connection: &Connection<'_>,
+) -> Option<String> {
     let namespace = |who: &Who<'_>| match who {
         Who::Pod(view) => Some(view.pod.namespace.clone()),
         _ => None,
     };
     let ends = [namespace(&connection.source.who), namespace(&connection.destination.who)];
-    let mut relevant = others.iter().filter(|o| o.namespace.is_none() || ends.contains(&o.namespace));
+    let mut relevant = others.filter(|o| o.namespace.is_none() || ends.contains(&o.namespace));
     let mut names = String::new();
     for other in relevant.by_ref().take(OTHERS_NAMED) {
         let separator = if names.is_empty() { "" } else { ", " };

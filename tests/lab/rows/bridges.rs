@@ -39,6 +39,10 @@ fn br_netfilter(name: &'static str, backend: &str, mechanism: &'static str) -> R
     let node = row.pair.lab.node();
     for family in ["iptables", "ip6tables"] {
         let sysctl = format!("bridge/bridge-nf-call-{family}");
+        if node.sysctl(&sysctl, "1").is_err() {
+            // Only here does the kernel not load its module by itself.
+            let _ = std::process::Command::new("modprobe").arg("br_netfilter").output();
+        }
         if let Err(error) = node.sysctl(&sysctl, "1") {
             row.cannot(format!("no br_netfilter here: {error:#}"));
             return Ok(());

@@ -116,5 +116,5 @@ fn legacy_output_reject() -> Result<()> {
     row.watch()?;
     row.from_node()?;
     let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;
-    row.check(Expect { action: "reject", ..other("iptables-legacy", "output", "disagrees") }, counted).map(drop)
+    row.check(Expect { action: "reject", ..other("iptables-legacy", "output", "host_firewall") }, counted).map(drop)
 }

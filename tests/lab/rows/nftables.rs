@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 use netpol_trace_tests::nft;
-use netpol_trace_tests::pair::{NODE, NODE6};
-use netpol_trace_tests::row::{DATAGRAMS, Expect, PORT, Row, other, policy};
+use netpol_trace_tests::pair::{NODE, NODE6, SERVER, SERVER6};
+use netpol_trace_tests::row::{DATAGRAMS, Expect, PORT, Row, other, policy, syns_with};
+use netpol_trace_tests::traffic::TcpOptions;
 
 /// A row whose enforcer is one ruleset, and whose packets go from the client to the server.
 fn forward(name: &'static str, ruleset: &str, expect: Expect) -> Result<()> {
@@ -64,11 +65,6 @@ rows! {
     reject: policy("nftables", "forward", "reject"), r#"table inet t { chain c { type filter hook forward priority 0; udp dport 9 counter reject comment "row";
 }
 }"#;
-    /// A rule that drops and one that rejects in the same hook: which it was can't be told.
-    drop_and_reject: policy("nftables", "forward", "unknown"), r#"
-        table inet t { chain c { type filter hook forward priority 0; udp dport 9 counter drop comment "row"; udp dport 10 counter reject;
-}
-}"#;
     postrouting: policy("nftables", "postrouting", "drop"), r#"table inet t { chain c { type filter hook postrouting priority 300; udp dport 9 counter drop comment "row";
 }
 }"#;
@@ -87,21 +83,81 @@ rows! {
 }"#;
 }
 
-/// From a pod to its own node, which NetworkPolicy always allows: an enforcer's chain that drops it disagrees.
+/// Rules that drop and that reject in the same hook: only the kernel's word for the answer tells which it was.
+fn drop_and_reject(name: &'static str, ipv4: bool, rejects: bool) -> Result<()> {
+    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+    let (first, second) = if rejects { ("reject", "drop") } else { ("drop", "reject") };
+    row.pair.lab.enforce(&format!(
+        "table inet t {{\nchain c {{\ntype filter hook forward priority 0;\n\
+         udp dport 9 counter {first} comment \"row\"\nudp dport 10 counter {second}\n}}\n}}\n"
+    ))?;
+    // The tc hook would see the answer too.
+    row.watch_with(&["--all-drops", "--hooks", "kfree_skb"])?;
+    let told = row.tells_rejects(ipv4)?;
+    row.to_server_of(ipv4)?;
+    let counted = row.pair.counted("row")?;
+    row.check(policy("nftables", "forward", if told { first } else { "unknown" }), counted).map(drop)
+}
+
 #[test]
-fn input() -> Result<()> {
-    let Some(mut row) = Row::new("rows::nftables::input")? else { return Ok(()) };
-    row.pair.add_policy(&netpol_trace_tests::pair::egress_policy("deny-client", "client"))?;
+fn drop_beside_reject() -> Result<()> {
+    drop_and_reject("rows::nftables::drop_beside_reject", true, false)
+}
+
+#[test]
+fn drop_beside_reject_ip6() -> Result<()> {
+    drop_and_reject("rows::nftables::drop_beside_reject_ip6", false, false)
+}
+
+#[test]
+fn reject_beside_drop() -> Result<()> {
+    drop_and_reject("rows::nftables::reject_beside_drop", true, true)
+}
+
+#[test]
+fn reject_beside_drop_ip6() -> Result<()> {
+    drop_and_reject("rows::nftables::reject_beside_drop_ip6", false, true)
+}
+
+/// A TCP reset, seen by an agent that can't read the rules: it runs in another network namespace.
+#[test]
+fn reset_elsewhere() -> Result<()> {
+    let Some(mut row) = Row::new("rows::nftables::reset_elsewhere")? else { return Ok(()) };
     row.pair.lab.enforce(
-        r#"table inet t { chain cali-wl-to-host { udp dport 9 counter drop comment "row"; }
-        chain c { type filter hook input priority 0; jump cali-wl-to-host;
+        r#"table inet t { chain c { type filter hook forward priority 0; tcp dport 9 counter reject with tcp reset comment "row";
 }
 }"#,
     )?;
+    row.watch_elsewhere()?;
+    let told = row.tells_resets()?;
+    syns_with(&mut row, &[(SERVER, PORT).into(), (SERVER6, PORT).into()], TcpOptions::default())?;
+    let counted = row.pair.counted("row")?;
+    row.check(policy("", "forward", if told { "reject" } else { "unknown" }), counted).map(drop)
+}
+
+/// From a pod to its own node, which NetworkPolicy always allows: an enforcer's chain that drops it disagrees; any other is
+/// the node's own firewall.
+fn input(name: &'static str, chain: &str, cause: &'static str) -> Result<()> {
+    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+    row.pair.add_policy(&netpol_trace_tests::pair::egress_policy("deny-client", "client"))?;
+    row.pair.lab.enforce(&format!(
+        "table inet t {{\nchain {chain} {{\nudp dport 9 counter drop comment \"row\"\n}}\n\
+         chain c {{\ntype filter hook input priority 0; jump {chain}\n}}\n}}\n"
+    ))?;
     row.watch()?;
     row.send("client", &[(NODE, PORT).into(), (NODE6, PORT).into()])?;
     let counted = row.pair.counted("row")?;
-    row.check(Expect { action: "drop", ..other("nftables", "input", "disagrees") }, counted).map(drop)
+    row.check(Expect { action: "drop", ..other("nftables", "input", cause) }, counted).map(drop)
+}
+
+#[test]
+fn input_of_an_enforcer() -> Result<()> {
+    input("rows::nftables::input_of_an_enforcer", "cali-wl-to-host", "disagrees")
+}
+
+#[test]
+fn input_of_nobody() -> Result<()> {
+    input("rows::nftables::input_of_nobody", "mine", "host_firewall")
 }
 
 /// The node's own packets: a node may always reach its pods, so this is no policy.
@@ -116,7 +172,7 @@ fn output() -> Result<()> {
     row.watch()?;
     row.from_node()?;
     let counted = row.pair.counted("row")?;
-    row.check(Expect { action: "drop", ..other("nftables", "output", "disagrees") }, counted).map(drop)
+    row.check(Expect { action: "drop", ..other("nftables", "output", "host_firewall") }, counted).map(drop)
 }
 
 /// The same where the enforcer is known by its chains, and has none there.

@@ -5,12 +5,12 @@ use netpol_trace_tests::iptables;
 use netpol_trace_tests::row::{Expect, PORT, Row, other, policy};
 
 /// Addresses of the service: cluster IPs and load-balancer IPs.
-const CLUSTER_IP: &str = "10.96.0.50";
-const CLUSTER_IP6: &str = "fd00:10:96::50";
+pub const CLUSTER_IP: &str = "10.96.0.50";
+pub const CLUSTER_IP6: &str = "fd00:10:96::50";
 const LB_IP: &str = "198.51.100.5";
 const LB_IP6: &str = "2001:db8:5::5";
 
-fn service(endpoints: bool) -> String {
+pub fn service(endpoints: bool) -> String {
     let mut yaml = format!(
         "apiVersion: v1
 kind: Service

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Error;
 use crate::cli::ends::owner;
+use crate::cli::input::{Error, is_stdin};
 use crate::cluster::Index;
 use crate::cluster::model::Protocol;
 use crate::record::Verdict;
@@ -54,8 +54,8 @@ enum Said {
 }
 
 pub(super) fn run(index: &Index, options: &Options, path: &Path) -> Result<ExitCode, Error> {
-    let unusable = |error| Error::Queries { path: path.display().to_string(), error };
-    let input: Box<dyn Read> = match path.as_os_str() == "-" {
+    let unusable = |error| Error::Read(format!("--queries {}", path.display()), error);
+    let input: Box<dyn Read> = match is_stdin(path) {
         true => Box::new(io::stdin().lock()),
         false => Box::new(File::open(path).map_err(unusable)?),
     };

@@ -168,12 +168,7 @@ impl<'o, 'a> One<'o, 'a> {
     /// is counted.
     fn other(&mut self) {
         let group = self.version.split_once('/').map_or("", |(group, _)| group);
-        let other_policy = matches!(
-            (group, self.kind),
-            ("policy.networking.k8s.io", "AdminNetworkPolicy" | "BaselineAdminNetworkPolicy" | "ClusterNetworkPolicy")
-                | ("projectcalico.org" | "crd.projectcalico.org", "NetworkPolicy" | "GlobalNetworkPolicy")
-                | ("cilium.io", "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy")
-        );
+        let other_policy = super::OTHER_POLICIES.iter().any(|(g, kind, _)| (*g, *kind) == (group, self.kind));
         if other_policy {
             let meta = |name| self.node.get("metadata").and_then(|meta| meta.get(name)).and_then(Node::as_str);
             let bounded = |text: &str| -> Str { text.chars().take(253).collect::<String>().into() };

@@ -1,7 +1,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::manifests;
-use super::super::model::Selector;
+use super::super::model::{Object, Selector};
 use super::*;
 
 fn index(yaml: &str) -> Index {

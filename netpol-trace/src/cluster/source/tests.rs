@@ -1,4 +1,5 @@
 use std::fs;
+use std::time::Duration;
 
 use super::*;
 
@@ -85,6 +86,6 @@ fn a_mounted_config_map_is_read_once() {
     std::os::unix::fs::symlink("..2026_11_22", folder.path().join("..data_tmp")).unwrap();
     fs::rename(folder.path().join("..data_tmp"), folder.path().join("..data")).unwrap();
     let look = cluster.look(None);
-    cluster.look(Some(look));
+    cluster.look(look);
     assert!(cluster.read().pod("x", "b").is_some() && cluster.read().pod("x", "a").is_none());
 }

@@ -14,9 +14,9 @@ use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType, tc};
 
 use super::interfaces::Interfaces;
-use super::netlink::{self, Change, Follow, Link};
 use super::{FROM_POD_PROGRAM, Mode, TO_POD_PROGRAM, TcError};
 use crate::kernel::attach::{chain, short};
+use crate::netlink::route::{self, Change, Follow, Link};
 
 /// Priority and handle of our clsact filters. The handle says whether the qdisc is ours too: a later start must know.
 const PRIORITY: u16 = 1;
@@ -29,10 +29,8 @@ const RENEWAL: Duration = Duration::from_secs(2);
 const WAIT: Duration = Duration::from_millis(100);
 /// What could not be attached is tried again this often.
 const RETRY: Duration = Duration::from_secs(10);
-const SIDES: [(TcAttachType, &str, u32); 2] = [
-    (TcAttachType::Ingress, FROM_POD_PROGRAM, netlink::INGRESS),
-    (TcAttachType::Egress, TO_POD_PROGRAM, netlink::EGRESS),
-];
+const SIDES: [(TcAttachType, &str, u32); 2] =
+    [(TcAttachType::Ingress, FROM_POD_PROGRAM, route::INGRESS), (TcAttachType::Egress, TO_POD_PROGRAM, route::EGRESS)];
 
 /// The loaded programs and where they are attached.
 pub struct Attacher {
@@ -117,7 +115,7 @@ impl Attacher {
 
     /// Compares with what interfaces there are now.
     fn take_stock(&mut self) -> io::Result<()> {
-        let links = netlink::links()?;
+        let links = route::links()?;
         let gone: Vec<u32> =
             self.interfaces.indexes().into_iter().filter(|index| !links.iter().any(|l| l.index == *index)).collect();
         gone.into_iter().for_each(|index| self.apply(Change::Gone(index)));
@@ -238,8 +236,8 @@ fn detach(attached: Attached) {
 
 /// Removes the qdisc when nobody has put a filter there meanwhile.
 fn remove_empty_clsact(link: &Link) -> bool {
-    let empty = SIDES.iter().all(|(.., parent)| netlink::filters(link.index, *parent).is_ok_and(|f| f.is_empty()));
-    empty && netlink::remove_clsact(link.index).is_ok()
+    let empty = SIDES.iter().all(|(.., parent)| route::filters(link.index, *parent).is_ok_and(|f| f.is_empty()));
+    empty && route::remove_clsact(link.index).is_ok()
 }
 
 /// Removes our clsact filters, and qdiscs that we made and nobody else uses, from every pod's interface of this network
@@ -249,10 +247,10 @@ fn remove_empty_clsact(link: &Link) -> bool {
 /// The interfaces can't be listed.
 pub fn cleanup() -> io::Result<Vec<String>> {
     let mut removed = Vec::new();
-    for link in netlink::links()?.into_iter().filter(Link::is_pods) {
+    for link in route::links()?.into_iter().filter(Link::is_pods) {
         let mut own_qdisc = false;
         for (side, name, parent) in SIDES {
-            let filters = netlink::filters(link.index, parent).unwrap_or_default();
+            let filters = route::filters(link.index, parent).unwrap_or_default();
             let Some(filter) = filters.iter().find(|filter| filter.name == name) else { continue };
             own_qdisc |= filter.handle == u32::from(HANDLE_OWN_QDISC);
             match tc::qdisc_detach_program(&link.name, side, name) {
@@ -284,7 +282,7 @@ pub(super) fn before_ours(link: &Link, mode: Mode, side: TcAttachType, own: u32)
         }
         Mode::Clsact => {
             let (_, own, parent) = SIDES[usize::from(side == TcAttachType::Egress)];
-            let filters = netlink::filters(link.index, parent).unwrap_or_default();
+            let filters = route::filters(link.index, parent).unwrap_or_default();
             let at = filters.iter().position(|filter| filter.name == own).unwrap_or(0);
             filters.iter().take(at).map(|f| if f.name.is_empty() { f.kind.clone() } else { f.name.clone() }).collect()
         }

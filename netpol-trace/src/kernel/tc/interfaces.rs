@@ -11,7 +11,7 @@ use aya::programs::TcAttachType;
 
 use super::Mode;
 use super::attacher::before_ours;
-use super::netlink::{self, Link};
+use crate::netlink::route::{self, Link};
 
 /// Addresses behind an interface are asked for again after so long, when one is missing.
 const ADDRESSES_AGE: Duration = Duration::from_secs(3);
@@ -116,7 +116,7 @@ impl Interfaces {
         let Some(interface) = state.interfaces.get_mut(&index) else { return Vec::new() };
         interface.asked = Some(Instant::now());
         if let Some(netns) = interface.link.peer_netns {
-            match netlink::addresses(netns, interface.link.peer) {
+            match route::addresses(netns, interface.link.peer) {
                 Ok(addresses) => interface.addresses = addresses,
                 Err(error) => tracing::debug!(interface = interface.link.name, %error, "addresses can't be read"),
             }

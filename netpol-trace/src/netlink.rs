@@ -1,9 +1,14 @@
-//! Questions to the kernel over netlink, in the network namespace of the calling thread.
+//! Questions to the kernel over netlink, in the network namespace of the calling thread, and the attributes in its answers.
+//!
+//! Only what is in use is read, attribute by attribute: a decoder of whole messages fails on what a newer kernel adds.
+
+pub mod route;
 
 use std::io;
 use std::os::fd::AsRawFd;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer};
+use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 const ERROR: u16 = 2;
@@ -18,23 +23,48 @@ const DATAGRAM: usize = 64 << 10;
 const TRIES: usize = 3;
 
 /// Asks for all objects of a kind and hands `take` the type and the body of each answer.
-pub fn dump(protocol: isize, request: u16, body: &[u8], mut take: impl FnMut(u16, &[u8])) -> io::Result<Complete> {
+pub fn dump(protocol: isize, request: u16, body: &[u8], take: impl FnMut(u16, &[u8])) -> io::Result<Complete> {
+    ask(protocol, request, NLM_F_DUMP, body, take)
+}
+
+/// Asks for a change and waits until it is made.
+pub fn request(protocol: isize, request: u16, body: &[u8]) -> io::Result<()> {
+    ask(protocol, request, NLM_F_ACK, body, |_, _| ()).map(drop)
+}
+
+fn ask(
+    protocol: isize,
+    request: u16,
+    flags: u16,
+    body: &[u8],
+    mut take: impl FnMut(u16, &[u8]),
+) -> io::Result<Complete> {
     let mut socket = Socket::new(protocol)?;
+    if protocol == NETLINK_ROUTE {
+        // Without it the kernel ignores most of what a dump asks for. Since 4.20.
+        socket.set_netlink_get_strict_chk(true)?;
+    }
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     timeout(&socket, 5)?;
-    socket.send(&message(request, body), 0)?;
+    socket.send(&message(request, flags, body), 0)?;
     let mut complete = Complete(true);
     let mut datagram = Vec::with_capacity(DATAGRAM);
     loop {
-        datagram.clear();
-        if socket.recv(&mut datagram, libc::MSG_TRUNC)? > DATAGRAM {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
+        receive(&socket, &mut datagram)?;
         if read(&datagram, &mut complete, &mut take)? {
             return Ok(complete);
         }
     }
+}
+
+/// Puts the next datagram into `datagram`, which has room for [`DATAGRAM`].
+fn receive(socket: &Socket, datagram: &mut Vec<u8>) -> io::Result<()> {
+    datagram.clear();
+    if socket.recv(datagram, libc::MSG_TRUNC)? > DATAGRAM {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok(())
 }
 
 /// Whether a dump shows one state.
@@ -53,18 +83,18 @@ pub fn consistent<T>(mut ask: impl FnMut() -> io::Result<(T, Complete)>) -> io::
     }
 }
 
-fn message(request: u16, body: &[u8]) -> Vec<u8> {
+fn message(request: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut message = vec![0; 16 + body.len()];
     let mut buffer = NetlinkBuffer::new(&mut message);
     buffer.set_length(16 + body.len() as u32);
     buffer.set_message_type(request);
-    buffer.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
+    buffer.set_flags(NLM_F_REQUEST | flags);
     buffer.set_sequence_number(1);
     message[16..].copy_from_slice(body);
     message
 }
 
-/// Takes the messages of one datagram; true at the end of the dump.
+/// Takes the messages of one datagram; true at the end of a dump or at an acknowledgement.
 fn read(mut datagram: &[u8], complete: &mut Complete, take: &mut impl FnMut(u16, &[u8])) -> io::Result<bool> {
     while !datagram.is_empty() {
         let message = NetlinkBuffer::new_checked(datagram).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -120,6 +150,47 @@ fn timeout(socket: &Socket, seconds: i64) -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Attributes in order; a malformed one ends them.
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (header, _) = bytes.split_at_checked(4)?;
+        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        // The two upper bits say "nested" and "network order".
+        let kind = u16::from_ne_bytes([header[2], header[3]]) & 0x3fff;
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// The value of the first attribute of type `wanted`; attributes may be in it.
+pub fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+pub fn string(bytes: &[u8], wanted: u16) -> Option<String> {
+    attribute(bytes, wanted).map(text)
+}
+
+/// Up to the first zero.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+}
+
+/// A number in the machine's order.
+pub fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// Appends an attribute.
+pub fn put(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    // Values are names and numbers: far below the length's limit.
+    to.extend(u16::try_from(4 + value.len()).unwrap_or(4).to_ne_bytes());
+    to.extend(kind.to_ne_bytes());
+    to.extend(value);
+    to.resize(to.len().next_multiple_of(4), 0);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -137,13 +208,13 @@ mod tests {
 
     #[test]
     fn a_dump_is_read_to_its_end() {
-        let datagram = [message(2560, &[1, 0, 0, 0]), message(DONE, &[0; 4])].concat();
+        let datagram = [message(2560, 0, &[1, 0, 0, 0]), message(DONE, 0, &[0; 4])].concat();
         assert_eq!(all(&datagram).unwrap(), (true, vec![(2560, vec![1, 0, 0, 0])]));
     }
 
     #[test]
     fn a_refusal_is_an_error() {
-        let refused = all(&message(ERROR, &(-libc::EPERM).to_ne_bytes())).unwrap_err();
+        let refused = all(&message(ERROR, 0, &(-libc::EPERM).to_ne_bytes())).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
     }
 
@@ -151,6 +222,7 @@ mod tests {
         #[test]
         fn arbitrary_datagrams_never_panic(datagram in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = all(&datagram);
+            let _ = attributes(&datagram).count();
         }
     }
 }

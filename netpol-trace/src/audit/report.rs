@@ -1,0 +1,181 @@
+//! What an audit found, for people and for scripts.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::Audit;
+use super::run::{Run, word};
+use crate::text::escape;
+
+/// All in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Every packet is in a record or in a loss record with its count.
+    Complete,
+    /// Besides, there is declared time in which nobody counted.
+    CompleteButForGaps,
+    /// Something is missing that the log does not declare.
+    Incomplete,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub answer: Answer,
+    pub records: u64,
+    /// Lines that are no records.
+    pub broken_lines: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_broken_line: Option<String>,
+    pub runs: Vec<RunReport>,
+}
+
+/// One run: packets, and what is wrong.
+#[derive(Debug, Serialize)]
+pub struct RunReport {
+    pub run: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    pub first_time: Timestamp,
+    pub last_time: Timestamp,
+    pub records: u64,
+    /// Packets in drop records.
+    pub recorded: u64,
+    /// Packets in loss records.
+    pub declared_lost: u64,
+    /// Of the kernel's recursion guard: an estimate.
+    pub estimated_lost: u64,
+    /// The phase of the latest status, and how many records came after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_status: Option<&'static str>,
+    pub after_last_status: u64,
+    /// Records that came twice.
+    pub doubles: u64,
+    /// Numbers that no record has.
+    pub missing: u64,
+    /// Time in which nobody counted, as far as it is declared.
+    pub gaps: Vec<String>,
+    /// What does not add up.
+    pub wrong: Vec<String>,
+}
+
+pub(super) fn of(audit: Audit) -> Report {
+    let Audit { mut runs, broken, first_broken, records, beyond, .. } = audit;
+    runs.sort_by(|a, b| (&a.cluster, &a.node, a.first_time).cmp(&(&b.cluster, &b.node, b.first_time)));
+    for run in &mut runs {
+        run.close();
+        let (missing, ranges) = run.missing();
+        if missing > 0 {
+            run.wrong(format!("{missing} records are missing: {}", ranges.join(", ")));
+        }
+        if run.checkpoint.is_none() {
+            run.wrong("no status: nothing says how many packets there were".into());
+        }
+        if run.first > 1 {
+            run.gaps.push(format!("records 1 to {} are not in this log", run.first - 1));
+        }
+    }
+    for at in 0..runs.len() {
+        let follows = |next: &&Run| next.node == runs[at].node && next.cluster == runs[at].cluster;
+        let next = runs.get(at + 1).filter(follows);
+        let run = &runs[at];
+        match next {
+            // One after the other: the later one says that there was time without hooks.
+            Some(next) if next.gaps.is_empty() => {
+                let what =
+                    format!("no record says that nothing was watched from {} to {}", run.last_time, next.first_time);
+                runs[at + 1].wrong(what);
+            }
+            None if !run.stopped && run.checkpoint.is_some() => {
+                let what = format!("no status `stopped`: after {} the log can't tell", run.last_time);
+                runs[at].gaps.push(what);
+            }
+            _ => {}
+        }
+    }
+    let runs: Vec<RunReport> = runs.into_iter().map(run_report).collect();
+    let answer = if broken > 0 || beyond > 0 || runs.is_empty() || runs.iter().any(|run| !run.wrong.is_empty()) {
+        Answer::Incomplete
+    } else if runs.iter().any(|run| !run.gaps.is_empty()) {
+        Answer::CompleteButForGaps
+    } else {
+        Answer::Complete
+    };
+    Report { answer, records, broken_lines: broken, first_broken_line: first_broken, runs }
+}
+
+fn run_report(mut run: Run) -> RunReport {
+    if run.more_wrong > 0 {
+        run.wrong.push(format!("and {} more", run.more_wrong));
+    }
+    RunReport {
+        missing: run.missing().0,
+        last_status: run.checkpoint.map(|c| word(c.phase)),
+        after_last_status: run.checkpoint.map_or(0, |c| run.last - c.seq),
+        run: run.id,
+        cluster: run.cluster,
+        node: run.node,
+        first_time: run.first_time,
+        last_time: run.last_time,
+        records: run.records,
+        recorded: run.tally.recorded,
+        declared_lost: run.tally.declared,
+        estimated_lost: run.tally.estimated,
+        doubles: run.doubles,
+        gaps: run.gaps,
+        wrong: run.wrong,
+    }
+}
+
+impl Report {
+    /// The answer first, then a paragraph a run.
+    pub fn text(&self) -> String {
+        let sum = |of: fn(&RunReport) -> u64| self.runs.iter().map(of).sum::<u64>();
+        let mut text = match self.answer {
+            Answer::Complete => "Complete: every packet is in a record or in a declared loss.\n".to_owned(),
+            Answer::CompleteButForGaps => {
+                "Complete but for declared gaps: there was time in which nobody counted.\n".to_owned()
+            }
+            Answer::Incomplete => "NOT complete: something is missing that the log does not declare.\n".to_owned(),
+        };
+        let _ = writeln!(
+            text,
+            "{} records of {} runs: {} packets recorded, {} declared lost, {} more lost by estimate.",
+            self.records,
+            self.runs.len(),
+            sum(|run| run.recorded),
+            sum(|run| run.declared_lost),
+            sum(|run| run.estimated_lost),
+        );
+        if let Some(first) = &self.first_broken_line {
+            let _ = writeln!(text, "{} lines are no records; the first is {}", self.broken_lines, escape(first));
+        }
+        for run in &self.runs {
+            let node = run.node.as_deref().map(|node| format!(" on {}", escape(node))).unwrap_or_default();
+            let _ = writeln!(
+                text,
+                "\nrun {}{node}, {} to {}: {} records, {} packets, {} declared lost",
+                escape(&run.run),
+                run.first_time,
+                run.last_time,
+                run.records,
+                run.recorded,
+                run.declared_lost
+            );
+            if run.doubles > 0 {
+                let _ = writeln!(text, "  {} records came twice; they are counted once", run.doubles);
+            }
+            for gap in &run.gaps {
+                let _ = writeln!(text, "  gap: {}", escape(gap));
+            }
+            for wrong in &run.wrong {
+                let _ = writeln!(text, "  WRONG: {}", escape(wrong));
+            }
+        }
+        text
+    }
+}

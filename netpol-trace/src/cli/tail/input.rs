@@ -1,0 +1,29 @@
+//! Input that has an end: read at the speed of memory.
+
+use std::fs::File;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use super::Error;
+use crate::tail::lines;
+use crate::tail::stream::Tail;
+
+/// Shows all of a file.
+pub(super) fn whole(path: &Path, tail: &mut Tail, out: &mut impl Write) -> Result<(), Error> {
+    let name = path.display().to_string();
+    let file = File::open(path).map_err(|error| Error::Input { name: name.clone(), error })?;
+    take(file, &name, tail)?;
+    Ok(tail.finish(out)?)
+}
+
+fn take(file: File, name: &str, tail: &mut Tail) -> Result<(), Error> {
+    let failed = |error| Error::Input { name: name.to_owned(), error };
+    let mut result = Ok(());
+    let cutter = lines::for_each(file, |line| {
+        result = tail.line(line);
+        if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    tail.tally.not_records += cutter.map_err(failed)?.too_long;
+    result.map_err(failed)
+}

@@ -1,0 +1,192 @@
+//! From kubeconfig, or a pod's own service account, to a client; built anew when credentials no longer hold.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::header::{HeaderValue, USER_AGENT};
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+use tokio::sync::Mutex;
+
+/// A server sends bookmarks about once a minute: a connection that says nothing for this long is dead.
+const SILENCE: Duration = Duration::from_secs(150);
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Which API server, as told by the command line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Instead of `KUBECONFIG` and `~/.kube/config`.
+    pub kubeconfig: Option<PathBuf>,
+    /// Instead of the kubeconfig's current context.
+    pub context: Option<String>,
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error("--kubeconfig {}: {}", .0.display(), chain(.1))]
+    File(PathBuf, #[source] KubeconfigError),
+    #[error("the kubeconfig: {}", chain(.0))]
+    Kubeconfig(#[source] KubeconfigError),
+    #[error("the pod's service account: {}", chain(.0))]
+    InCluster(#[source] InClusterError),
+    #[error(
+        "no cluster to ask: no kubeconfig (KUBECONFIG, ~/.kube/config), and not in a pod of a cluster; give --manifests PATH or --kubeconfig PATH"
+    )]
+    None,
+    #[error("credentials or certificates can't be used: {}", chain(.0))]
+    Client(#[source] kube::Error),
+    #[error("{server}: no answer: {}", chain(error))]
+    Unreachable {
+        server: String,
+        #[source]
+        error: kube::Error,
+    },
+}
+
+/// An error with its causes in one line; many say the same as their cause.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        next = error.source();
+    }
+    text
+}
+
+impl Access {
+    /// Looks as kubectl does: what was given, else `KUBECONFIG` or `~/.kube/config`, else the pod's service account.
+    pub async fn config(&self) -> Result<Config, AccessError> {
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let mut config = if let Some(path) = &self.kubeconfig {
+            let wrong = |error| AccessError::File(path.clone(), error);
+            let kubeconfig = Kubeconfig::read_from(path).map_err(wrong)?;
+            Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(wrong)?
+        } else if self.context.is_some() {
+            Config::from_kubeconfig(&options).await.map_err(AccessError::Kubeconfig)?
+        } else {
+            match Config::from_kubeconfig(&options).await {
+                Ok(config) => config,
+                Err(kubeconfig) => service_account(kubeconfig)?,
+            }
+        };
+        // Broken connections are told and tried again by whoever uses them; hidden retries would hide that.
+        config.default_retry = false;
+        config.connect_timeout = Some(CONNECT);
+        config.read_timeout = Some(SILENCE);
+        let agent = concat!("netpol-trace/", env!("CARGO_PKG_VERSION"));
+        config.headers.push((USER_AGENT, HeaderValue::from_static(agent)));
+        Ok(config)
+    }
+
+    pub async fn connect(&self) -> Result<Client, AccessError> {
+        Client::try_from(self.config().await?).map_err(AccessError::Client)
+    }
+
+    /// How people call it: the context, or where the server is.
+    pub async fn name(&self) -> String {
+        match (&self.context, self.config().await) {
+            (Some(context), _) => format!("context {context}"),
+            (None, Ok(config)) => config.cluster_url.to_string(),
+            (None, Err(_)) => "the cluster".to_owned(),
+        }
+    }
+}
+
+/// In a pod of a cluster, without a kubeconfig; where a kubeconfig is there and broken, that is what is wrong.
+fn service_account(kubeconfig: KubeconfigError) -> Result<Config, AccessError> {
+    let named = std::env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty());
+    let absent = match &kubeconfig {
+        KubeconfigError::ReadConfig(error, _) => error.kind() == std::io::ErrorKind::NotFound,
+        error => matches!(error, KubeconfigError::FindPath),
+    };
+    if named || !absent {
+        return Err(AccessError::Kubeconfig(kubeconfig));
+    }
+    Config::incluster().map_err(|error| match error {
+        InClusterError::ReadEnvironmentVariable(_) => AccessError::None,
+        error => AccessError::InCluster(error),
+    })
+}
+
+/// The client that all watches share. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Connection {
+    access: Access,
+    state: Arc<Mutex<Option<Current>>>,
+}
+
+#[derive(Clone)]
+pub(super) struct Current {
+    pub client: Client,
+    generation: u64,
+    /// The server knows streaming lists, or refuses them by name.
+    pub streaming: bool,
+}
+
+impl std::fmt::Debug for Current {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "client {}", self.generation)
+    }
+}
+
+impl Connection {
+    pub fn new(access: Access) -> Connection {
+        Connection { access, state: Arc::new(Mutex::new(None)) }
+    }
+
+    /// The client in use, or a new one.
+    pub async fn current(&self) -> Result<Current, AccessError> {
+        let mut state = self.state.lock().await;
+        if let Some(current) = &*state {
+            return Ok(current.clone());
+        }
+        let config = self.access.config().await?;
+        let url = config.cluster_url.to_string();
+        let client = Client::try_from(config).map_err(AccessError::Client)?;
+        // Older servers ignore what they don't know, and would stream for ever without saying where the list ends.
+        let streaming = match client.apiserver_version().await {
+            Ok(version) => knows_streaming(&version.major, &version.minor),
+            Err(kube::Error::Api(_)) => false,
+            Err(error) => return Err(AccessError::Unreachable { server: url, error }),
+        };
+        let current = Current { client, generation: next_generation(), streaming };
+        *state = Some(current.clone());
+        Ok(current)
+    }
+
+    /// Lets go of a client that no longer works; the next one is made from what the files say then.
+    pub async fn renew(&self, failed: &Current) {
+        let mut state = self.state.lock().await;
+        if state.as_ref().is_some_and(|current| current.generation == failed.generation) {
+            *state = None;
+        }
+    }
+}
+
+fn next_generation() -> u64 {
+    static GENERATION: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    GENERATION.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+/// 1.27 is the first that knows the option at all.
+fn knows_streaming(major: &str, minor: &str) -> bool {
+    let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().unwrap_or(0);
+    (number(major), number(minor)) >= (1, 27)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::knows_streaming;
+
+    #[test]
+    fn versions_are_read_with_what_vendors_add() {
+        assert!(knows_streaming("1", "27") && knows_streaming("1", "36+") && knows_streaming("2", "0"));
+        assert!(!knows_streaming("1", "26") && !knows_streaming("1", "9+") && !knows_streaming("", ""));
+    }
+}

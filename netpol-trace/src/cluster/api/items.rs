@@ -1,0 +1,286 @@
+//! What comes over the wire, down to the fields that are used: an item is decoded into our own model while it is read,
+//! so that no list of whole pods is ever in memory.
+
+use std::marker::PhantomData;
+
+use k8s_openapi::api::core::v1 as core;
+pub use k8s_openapi::api::core::v1::Service;
+pub use k8s_openapi::api::discovery::v1::EndpointSlice;
+pub use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use serde::de::{DeserializeOwned, Deserializer};
+use serde::{Deserialize, Serialize};
+
+use super::super::decode::{self, Checked};
+use super::super::model::{Object, OtherPolicy, Str};
+
+/// One object of a list or a watch.
+#[derive(Debug)]
+pub struct Item<R> {
+    pub namespace: Option<Str>,
+    pub name: Str,
+    pub version: String,
+    pub object: Checked<Object>,
+    raw: PhantomData<fn() -> R>,
+}
+
+// By hand: what is cloned is never an `R`.
+impl<R> Clone for Item<R> {
+    fn clone(&self) -> Item<R> {
+        let Item { namespace, name, version, object, raw } = self;
+        Item {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            version: version.clone(),
+            object: object.clone(),
+            raw: *raw,
+        }
+    }
+}
+
+/// A type of the API, or a part of one, that becomes an object of ours.
+pub trait Raw: DeserializeOwned + Send + 'static {
+    fn meta(&self) -> &ObjectMeta;
+    fn object(&self) -> Checked<Object>;
+}
+
+impl<'de, R: Raw> Deserialize<'de> for Item<R> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Item<R>, D::Error> {
+        let raw = R::deserialize(deserializer)?;
+        let meta = raw.meta();
+        Ok(Item {
+            namespace: meta.namespace.as_deref().map(Into::into),
+            name: meta.name.as_deref().unwrap_or_default().into(),
+            version: meta.resource_version.clone().unwrap_or_default(),
+            object: raw.object(),
+            raw: PhantomData,
+        })
+    }
+}
+
+macro_rules! raw {
+    ($($type:ty => $decode:path, $object:path;)*) => {$(
+        impl Raw for $type {
+            fn meta(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+
+            fn object(&self) -> Checked<Object> {
+                $decode(self).map($object)
+            }
+        }
+    )*};
+}
+
+raw! {
+    NetworkPolicy => decode::policy, Object::Policy;
+    Service => decode::service, Object::Service;
+    EndpointSlice => decode::endpoint_slice, Object::EndpointSlice;
+}
+
+/// What a list of many, large objects is cut down to before anything is kept of it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Meta {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+    labels: Option<std::collections::BTreeMap<String, String>>,
+    creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
+    owner_references: Option<Vec<OwnerReference>>,
+}
+
+impl From<Meta> for ObjectMeta {
+    fn from(meta: Meta) -> ObjectMeta {
+        ObjectMeta {
+            name: meta.name,
+            namespace: meta.namespace,
+            uid: meta.uid,
+            resource_version: meta.resource_version,
+            labels: meta.labels,
+            creation_timestamp: meta.creation_timestamp,
+            deletion_timestamp: meta.deletion_timestamp,
+            owner_references: meta.owner_references,
+            ..ObjectMeta::default()
+        }
+    }
+}
+
+/// A pod without all that says how its containers run.
+#[derive(Debug)]
+pub struct Pod(core::Pod);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct PodParts {
+    metadata: Meta,
+    spec: PodSpec,
+    status: PodStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct PodSpec {
+    node_name: Option<String>,
+    host_network: Option<bool>,
+    containers: Vec<Container>,
+    init_containers: Option<Vec<Container>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Container {
+    ports: Option<Vec<core::ContainerPort>>,
+    restart_policy: Option<String>,
+}
+
+impl From<Container> for core::Container {
+    fn from(Container { ports, restart_policy }: Container) -> core::Container {
+        core::Container { ports, restart_policy, ..core::Container::default() }
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct PodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<core::PodIP>>,
+    start_time: Option<Time>,
+}
+
+impl<'de> Deserialize<'de> for Pod {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Pod, D::Error> {
+        let PodParts { metadata, spec, status } = PodParts::deserialize(deserializer)?;
+        let containers = |list: Vec<Container>| list.into_iter().map(Into::into).collect();
+        let spec = core::PodSpec {
+            node_name: spec.node_name,
+            host_network: spec.host_network,
+            containers: containers(spec.containers),
+            init_containers: spec.init_containers.map(containers),
+            ..core::PodSpec::default()
+        };
+        let PodStatus { phase, pod_ip, pod_ips, start_time } = status;
+        let status = core::PodStatus { phase, pod_ip, pod_ips, start_time, ..core::PodStatus::default() };
+        Ok(Pod(core::Pod { metadata: metadata.into(), spec: Some(spec), status: Some(status) }))
+    }
+}
+
+impl Raw for Pod {
+    fn meta(&self) -> &ObjectMeta {
+        &self.0.metadata
+    }
+
+    fn object(&self) -> Checked<Object> {
+        decode::pod(&self.0).map(Object::Pod)
+    }
+}
+
+/// A node without its images, conditions and capacity.
+#[derive(Debug)]
+pub struct Node(core::Node);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct NodeParts {
+    metadata: Meta,
+    spec: NodeSpec,
+    status: NodeStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct NodeSpec {
+    #[serde(rename = "podCIDR")]
+    pod_cidr: Option<String>,
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct NodeStatus {
+    addresses: Option<Vec<core::NodeAddress>>,
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
+        let NodeParts { metadata, spec, status } = NodeParts::deserialize(deserializer)?;
+        let NodeSpec { pod_cidr, pod_cidrs } = spec;
+        let spec = core::NodeSpec { pod_cidr, pod_cidrs, ..core::NodeSpec::default() };
+        let status = core::NodeStatus { addresses: status.addresses, ..core::NodeStatus::default() };
+        Ok(Node(core::Node { metadata: metadata.into(), spec: Some(spec), status: Some(status) }))
+    }
+}
+
+impl Raw for Node {
+    fn meta(&self) -> &ObjectMeta {
+        &self.0.metadata
+    }
+
+    fn object(&self) -> Checked<Object> {
+        decode::node(&self.0).map(Object::Node)
+    }
+}
+
+/// A namespace: only its labels count.
+#[derive(Debug)]
+pub struct Namespace(core::Namespace);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct NamespaceParts {
+    metadata: Meta,
+}
+
+impl<'de> Deserialize<'de> for Namespace {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Namespace, D::Error> {
+        let parts = NamespaceParts::deserialize(deserializer)?;
+        Ok(Namespace(core::Namespace { metadata: parts.metadata.into(), ..core::Namespace::default() }))
+    }
+}
+
+impl Raw for Namespace {
+    fn meta(&self) -> &ObjectMeta {
+        &self.0.metadata
+    }
+
+    fn object(&self) -> Checked<Object> {
+        decode::namespace(&self.0).map(Object::Namespace)
+    }
+}
+
+/// A name, of a policy that is not evaluated; its group and kind are those of the watch.
+#[derive(Debug, Deserialize)]
+pub struct Named {
+    metadata: MetaOnly,
+}
+
+#[derive(Debug)]
+struct MetaOnly(ObjectMeta);
+
+impl<'de> Deserialize<'de> for MetaOnly {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<MetaOnly, D::Error> {
+        Meta::deserialize(deserializer).map(|meta| MetaOnly(meta.into()))
+    }
+}
+
+impl Raw for Named {
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata.0
+    }
+
+    fn object(&self) -> Checked<Object> {
+        let ObjectMeta { namespace, name, .. } = &self.metadata.0;
+        Ok(Object::OtherPolicy(OtherPolicy {
+            group: "".into(),
+            kind: "".into(),
+            namespace: namespace.as_deref().map(Into::into),
+            name: name.as_deref().unwrap_or_default().into(),
+        }))
+    }
+}

@@ -1,0 +1,295 @@
+//! Asks the server whose an address is, within a budget, and puts the answer into the cluster's state.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::unfold;
+use jiff::Timestamp;
+use kube::api::{GetParams, ListParams};
+use kube::core::{ObjectList, Request};
+use tokio::sync::{Notify, mpsc::Receiver};
+
+use super::super::super::change::{Change, Key, Kind};
+use super::super::super::index::Owner;
+use super::super::super::model::{Object, Pod, Str};
+use super::super::super::source::{Cluster, SourceStatus};
+use super::super::connect::{Connection, Current};
+use super::super::items::{self, Item};
+use super::super::trouble::{Trouble, TroubleKind};
+use super::super::watch::Resource;
+use super::budget::Budget;
+use super::{Answer, Asked, Lookups, SWEEP};
+
+/// Lists by an address or a node: each scans all pods in the server's cache.
+const LISTS: (Duration, u32) = (Duration::from_secs(1), 10);
+/// GETs of one pod by its name, which cost the server little.
+const GETS: (Duration, u32) = (Duration::from_millis(200), 20);
+/// A drop waits three seconds for its names: what takes longer comes too late for it.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Before nobody is said to have an address it is asked once more: pods can send before the API knows their address.
+const ONCE_MORE: Duration = Duration::from_millis(700);
+const AT_ONCE: usize = 8;
+/// Nodes are listed again on a miss, but not more often than this.
+const NODES_AGAIN: Duration = Duration::from_secs(60);
+
+/// Answers until dropped.
+pub async fn run(connection: Connection, cluster: Cluster, lookups: Lookups, asked: Asked, nodes: Arc<Notify>) {
+    let finder = Arc::new(Finder {
+        connection,
+        cluster,
+        lookups,
+        lists: Budget::new(LISTS.0, LISTS.1),
+        gets: Budget::new(GETS.0, GETS.1),
+        nodes_again: Budget::new(NODES_AGAIN, 1),
+        nodes,
+        pods: Resource { verbs: &["get", "list", "watch"], ..Resource::of("", "v1", "pods") },
+    });
+    finder.lookups.begin();
+    let Asked { finds, confirms } = asked;
+    let find = |ip| {
+        let finder = finder.clone();
+        async move { finder.find(ip).await }
+    };
+    let confirm = |ip| {
+        let finder = finder.clone();
+        async move { finder.confirm(ip).await }
+    };
+    let finds = addresses(finds).for_each_concurrent(AT_ONCE, find);
+    let confirms = addresses(confirms).for_each_concurrent(AT_ONCE, confirm);
+    let sweeps = async {
+        loop {
+            finder.tell();
+            tokio::time::sleep(SWEEP).await;
+            finder.forget(finder.lookups.sweep());
+        }
+    };
+    futures::join!(finds, confirms, sweeps);
+}
+
+fn addresses(queue: Receiver<IpAddr>) -> impl futures::Stream<Item = IpAddr> {
+    unfold(queue, |mut queue| async { Some((queue.recv().await?, queue)) })
+}
+
+struct Finder {
+    connection: Connection,
+    cluster: Cluster,
+    lookups: Lookups,
+    lists: Budget,
+    gets: Budget,
+    nodes_again: Budget,
+    /// Has the nodes listed again.
+    nodes: Arc<Notify>,
+    pods: Resource,
+}
+
+/// A pod that has the address, and a time before which it was not asked.
+type Found = Option<(Pod, Timestamp)>;
+
+impl Finder {
+    /// Whether the pod that had `ip` still has it; else who does.
+    async fn confirm(&self, ip: IpAddr) {
+        let Some(Answer::Pod { namespace, name, uid, .. }) = self.lookups.known(ip) else { return self.find(ip).await };
+        if !self.gets.take(PATIENCE).await {
+            return self.lookups.leave(ip);
+        }
+        match self.get(&namespace, &name, ip).await {
+            Ok(Some((pod, at))) if pod.uid == Some(uid) => self.found(ip, pod, at),
+            Ok(_) => self.find(ip).await,
+            Err(trouble) => self.failed(ip, &trouble),
+        }
+    }
+
+    async fn find(&self, ip: IpAddr) {
+        for again in [false, true] {
+            if again {
+                if self.nodes_again.take(Duration::ZERO).await {
+                    self.nodes.notify_one();
+                }
+                tokio::time::sleep(ONCE_MORE).await;
+            }
+            match self.look(ip).await {
+                Ok(Looked::Pod(pod, at)) => return self.found(ip, *pod, at),
+                Ok(Looked::Later) => return self.lookups.leave(ip),
+                Ok(Looked::Nobody) => {}
+                Err(trouble) => return self.failed(ip, &trouble),
+            }
+        }
+        self.forget(self.lookups.answer(ip, Some(Answer::Nobody { at: Timestamp::now() })));
+    }
+
+    /// Where the address may be found, the cheapest place first.
+    async fn look(&self, ip: IpAddr) -> Result<Looked, Trouble> {
+        // Whatever a watch has: nodes and local pods need no answer of ours.
+        if self.is_watched(ip) {
+            return Ok(Looked::Later);
+        }
+        if let Some((namespace, name)) = self.in_slices(ip) {
+            if !self.gets.take(PATIENCE).await {
+                return Ok(Looked::Later);
+            }
+            if let Some((pod, at)) = self.get(&namespace, &name, ip).await? {
+                return Ok(Looked::Pod(Box::new(pod), at));
+            }
+        }
+        if !self.lists.take(PATIENCE).await {
+            return Ok(Looked::Later);
+        }
+        // Finished pods keep their address in status.
+        let by_address = format!("status.podIP={ip},status.phase!=Succeeded,status.phase!=Failed");
+        let mut claimed = self.list(by_address).await?;
+        let node = self.node_of(ip);
+        // A second address of a pod is in no field selector.
+        if claimed.is_empty()
+            && let Some(node) = node
+        {
+            if !self.lists.take(PATIENCE).await {
+                return Ok(Looked::Later);
+            }
+            claimed = self.list(format!("spec.nodeName={node}")).await?;
+        }
+        let claim = |pod: &Pod| has(pod, ip);
+        let mut claims = claimed.into_iter().filter(claim);
+        // Two pods claim it: naming either could be wrong.
+        let (Some(one), None) = (claims.next(), claims.next()) else { return Ok(Looked::Nobody) };
+        // The list came out of a cache, which may be behind.
+        if !self.gets.take(PATIENCE).await {
+            return Ok(Looked::Later);
+        }
+        let now = self.get(&one.namespace, &one.name, ip).await?.filter(|(pod, _)| pod.uid == one.uid);
+        Ok(now.map_or(Looked::Nobody, |(pod, at)| Looked::Pod(Box::new(pod), at)))
+    }
+
+    fn is_watched(&self, ip: IpAddr) -> bool {
+        match self.cluster.read().owner_of(ip) {
+            Owner::Pod(view) => view.pod.node == self.lookups.shared.node,
+            Owner::Node(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The pod that an endpoint slice names for the address.
+    fn in_slices(&self, ip: IpAddr) -> Option<(Str, Str)> {
+        let index = self.cluster.read();
+        let mut slices = index.namespaces().flat_map(|(_, entry)| entry.slices());
+        slices.find_map(|slice| {
+            let endpoint = slice.endpoints.iter().find(|endpoint| endpoint.ips.contains(&ip))?;
+            Some((slice.namespace.clone(), endpoint.pod.clone()?))
+        })
+    }
+
+    fn node_of(&self, ip: IpAddr) -> Option<Str> {
+        let index = self.cluster.read();
+        index.nodes().find(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip))).map(|node| node.name.clone())
+    }
+
+    async fn current(&self) -> Result<Current, Trouble> {
+        self.connection.current().await.map_err(Trouble::from)
+    }
+
+    /// The pod of that name as it is now, if it has the address now. Not out of a cache.
+    async fn get(&self, namespace: &str, name: &str, ip: IpAddr) -> Result<Found, Trouble> {
+        let trouble = |error: &kube::Error| Trouble::of(error, self.pods.asked("get"));
+        let request = Request::new(self.pods.url(Some(namespace))).get(name, &GetParams::default());
+        let request = request.map_err(kube::Error::BuildRequest).map_err(|error| trouble(&error))?;
+        let current = self.current().await?;
+        let at = Timestamp::now();
+        match current.client.request_text(request).await {
+            Ok(text) => {
+                let item: Item<items::Pod> =
+                    serde_json::from_str(&text).map_err(|error| trouble(&kube::Error::SerdeError(error)))?;
+                Ok(pod_of(item).filter(|pod| has(pod, ip)).map(|pod| (pod, at)))
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+            Err(error) => {
+                let trouble = trouble(&error);
+                self.renew(&current, &trouble).await;
+                Err(trouble)
+            }
+        }
+    }
+
+    async fn list(&self, fields: String) -> Result<Vec<Pod>, Trouble> {
+        // Any version: out of the server's cache, never through to etcd.
+        let params =
+            ListParams { field_selector: Some(fields), resource_version: Some("0".into()), ..Default::default() };
+        let current = self.current().await?;
+        let list: Result<ObjectList<Item<items::Pod>>, Trouble> = self.pods.page(&current.client, &params).await;
+        if let Err(trouble) = &list {
+            self.renew(&current, trouble).await;
+        }
+        Ok(list?.items.into_iter().filter_map(pod_of).collect())
+    }
+
+    async fn renew(&self, current: &Current, trouble: &Trouble) {
+        if trouble.kind == TroubleKind::Unauthorized {
+            self.connection.renew(current).await;
+        }
+    }
+
+    fn found(&self, ip: IpAddr, pod: Pod, at: Timestamp) {
+        let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+        // This node's pods come by their watch, in their order.
+        let (true, Some(uid)) = (pod.node != self.lookups.shared.node, pod.uid.clone()) else {
+            return self.lookups.leave(ip);
+        };
+        // Into the state first: whoever sees the answer finds the pod.
+        self.cluster.apply(vec![Change::Upsert(Object::Pod(pod))], Timestamp::now());
+        let answer = Answer::Pod { namespace, name, uid, at, used: at };
+        self.forget(self.lookups.answer(ip, Some(answer)));
+    }
+
+    /// How it goes, among the sources.
+    fn tell(&self) {
+        let (asked, unasked) = self.lookups.counts();
+        let detail = format!("{asked} addresses were looked up or confirmed, {unasked} more were too many at once");
+        let status = SourceStatus { synced: true, detail: Some(detail), ..SourceStatus::expected("lookups") };
+        self.cluster.set_source(status);
+    }
+
+    fn failed(&self, ip: IpAddr, trouble: &Trouble) {
+        // The watches say so louder, once.
+        tracing::debug!("looking up {ip}: {}", crate::text::escape(&trouble.to_string()));
+        self.lookups.leave(ip);
+    }
+
+    /// Takes pods elsewhere out of the state: nobody vouches for them any more.
+    fn forget(&self, answers: Vec<Answer>) {
+        let mut changes = Vec::new();
+        for answer in answers {
+            let Answer::Pod { namespace, name, uid, .. } = answer else { continue };
+            let other_address =
+                self.lookups.lock().answers.values().any(|a| matches!(a, Answer::Pod { uid: u, .. } if *u == uid));
+            let index = self.cluster.read();
+            let same = index
+                .pod(&namespace, &name)
+                .is_some_and(|view| view.pod.uid.as_ref() == Some(&uid) && view.pod.node != self.lookups.shared.node);
+            if same && !other_address {
+                changes.push(Change::Delete(Key { kind: Kind::Pod, namespace: Some(namespace), name }));
+            }
+        }
+        if !changes.is_empty() {
+            self.cluster.apply(changes, Timestamp::now());
+        }
+    }
+}
+
+enum Looked {
+    Pod(Box<Pod>, Timestamp),
+    Nobody,
+    /// No turn within the time that a drop waits, or a watch's affair.
+    Later,
+}
+
+fn pod_of(item: Item<items::Pod>) -> Option<Pod> {
+    match item.object {
+        Ok(Object::Pod(pod)) => Some(pod),
+        _ => None,
+    }
+}
+
+/// Whether `pod` is the owner of `ip`.
+fn has(pod: &Pod, ip: IpAddr) -> bool {
+    !pod.host_network && !pod.is_over() && pod.ips.contains(&ip)
+}

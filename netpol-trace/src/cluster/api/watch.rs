@@ -1,0 +1,293 @@
+//! Lists one resource and watches it from there, for ever.
+//!
+//! kube's own watcher does not tell when a broken watch is up again, and that is what says whether records are stale: so
+//! the steps are made here, of kube's requests. Lists are streamed where the server can (WatchList), else read in pages.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use kube::api::{ListParams, WatchParams};
+use kube::core::{ObjectList, Request, WatchEvent};
+use tokio::time::timeout;
+
+use super::connect::{Connection, Current};
+use super::feed::{Event, Feed};
+use super::items::{Item, Raw};
+use super::trouble::{Asked, Trouble, TroubleKind};
+
+/// Objects in a page of a list.
+pub(super) const PAGE: u32 = 500;
+/// Events taken together at most.
+const BURST: usize = 256;
+/// A streamed list that says nothing for so long is given up for one in pages.
+const LIST_SILENCE: Duration = Duration::from_secs(20);
+/// A connection that failed for so long may need other credentials, or another address.
+const RENEW_AFTER: Duration = Duration::from_secs(60);
+const PAUSES: std::ops::Range<Duration> = Duration::from_millis(500)..Duration::from_secs(30);
+
+/// What is watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Resource {
+    pub group: String,
+    pub version: String,
+    /// The name in URLs and RBAC rules.
+    pub plural: String,
+    /// Which of its objects: a field selector.
+    pub fields: Option<String>,
+    /// Names only.
+    pub metadata_only: bool,
+    /// All that is ever asked of it.
+    pub verbs: &'static [&'static str],
+}
+
+impl Resource {
+    pub fn of(group: &str, version: &str, plural: &str) -> Resource {
+        Resource {
+            group: group.to_owned(),
+            version: version.to_owned(),
+            plural: plural.to_owned(),
+            fields: None,
+            metadata_only: false,
+            verbs: &["list", "watch"],
+        }
+    }
+
+    pub fn url(&self, namespace: Option<&str>) -> String {
+        let Resource { group, version, plural, .. } = self;
+        let namespace = namespace.map(|name| format!("namespaces/{name}/")).unwrap_or_default();
+        match group.as_str() {
+            "" => format!("/api/{version}/{namespace}{plural}"),
+            group => format!("/apis/{group}/{version}/{namespace}{plural}"),
+        }
+    }
+
+    pub fn asked<'a>(&'a self, verb: &'a str) -> Asked<'a> {
+        Asked { verb, group: &self.group, resource: &self.plural, verbs: self.verbs }
+    }
+
+    /// One page of a list.
+    pub async fn page<T>(&self, client: &kube::Client, params: &ListParams) -> Result<ObjectList<T>, Trouble>
+    where
+        T: Clone + serde::de::DeserializeOwned,
+    {
+        let request = Request::new(self.url(None));
+        let request = if self.metadata_only { request.list_metadata(params) } else { request.list(params) };
+        let trouble = |error: &kube::Error| Trouble::of(error, self.asked("list"));
+        let request = request.map_err(kube::Error::BuildRequest).map_err(|error| trouble(&error))?;
+        let text = client.request_text(request).await.map_err(|error| trouble(&error))?;
+        serde_json::from_str(&text).map_err(|error| trouble(&kube::Error::SerdeError(error)))
+    }
+}
+
+/// Feeds `resource` into `feed` for ever; ends when the server no longer has the resource, if it is one that can go.
+pub(super) async fn run<R: Raw>(connection: Connection, resource: Resource, mut feed: Feed, can_go: bool) {
+    let mut watch = Watch { resource, version: None, streaming: true };
+    let mut pause = Pause::default();
+    let mut last_good = Instant::now();
+    loop {
+        let begun = Instant::now();
+        let current = match connection.current().await {
+            Ok(current) => current,
+            Err(error) => {
+                feed.trouble(&error.into());
+                pause.wait().await;
+                continue;
+            }
+        };
+        let ended = watch.session::<R>(&current, &mut feed).await;
+        if feed.synced() {
+            last_good = Instant::now();
+            pause = Pause::default();
+        }
+        match ended {
+            // The server ends each watch after some minutes.
+            Ok(()) if begun.elapsed() > PAUSES.start => continue,
+            Ok(()) => {}
+            Err(trouble) if trouble.kind == TroubleKind::Expired => {
+                tracing::debug!("{}: listing again: {trouble}", feed.name());
+                watch.version = None;
+            }
+            Err(trouble) => {
+                if can_go && trouble.kind == TroubleKind::NotFound {
+                    return feed.end();
+                }
+                let worn = trouble.kind == TroubleKind::Unreachable && last_good.elapsed() > RENEW_AFTER;
+                if trouble.kind == TroubleKind::Unauthorized || worn {
+                    connection.renew(&current).await;
+                }
+                feed.trouble(&trouble);
+            }
+        }
+        pause.wait().await;
+    }
+}
+
+/// Reads the whole list, page by page; its version.
+pub(super) async fn list<R: Raw>(
+    current: &Current,
+    resource: &Resource,
+    feed: &mut Feed,
+) -> Result<Option<String>, Trouble> {
+    feed.begin();
+    let fields = resource.fields.clone();
+    let mut params = ListParams { field_selector: fields, limit: Some(PAGE), ..ListParams::default() };
+    loop {
+        let page: ObjectList<Item<R>> = resource.page(&current.client, &params).await?;
+        feed.listed(page.items);
+        let next = page.metadata.continue_.filter(|token| !token.is_empty());
+        if next.is_none() {
+            feed.complete();
+            return Ok(page.metadata.resource_version);
+        }
+        params.continue_token = next;
+    }
+}
+
+struct Watch {
+    resource: Resource,
+    /// Where a watch goes on; `None` when a list is needed.
+    version: Option<String>,
+    /// Not refused so far.
+    streaming: bool,
+}
+
+impl Watch {
+    /// One connection's life. Fine when it ended as watches do.
+    async fn session<R: Raw>(&mut self, current: &Current, feed: &mut Feed) -> Result<(), Trouble> {
+        if self.version.is_none() && self.streaming && current.streaming {
+            match self.follow::<R>(current, feed).await {
+                Err(trouble) if self.version.is_none() && trouble.kind == TroubleKind::Refused => {
+                    tracing::debug!("{}: no streaming list: {trouble}", feed.name());
+                    self.streaming = false;
+                }
+                ended => return ended,
+            }
+        }
+        if self.version.is_none() {
+            self.version = list::<R>(current, &self.resource, feed).await?;
+        }
+        self.follow::<R>(current, feed).await
+    }
+
+    /// Watches from the version at hand; without one, from a streamed list.
+    async fn follow<R: Raw>(&mut self, current: &Current, feed: &mut Feed) -> Result<(), Trouble> {
+        let resource = self.resource.clone();
+        let mut listing = self.version.is_none();
+        let params = WatchParams {
+            field_selector: resource.fields.clone(),
+            send_initial_events: listing,
+            // Agents that began together need not come back together.
+            timeout: Some(240 + random_below(60)),
+            ..WatchParams::default()
+        };
+        let request = Request::new(resource.url(None));
+        let from = self.version.as_deref().unwrap_or_default();
+        let request = match resource.metadata_only {
+            true => request.watch_metadata(&params, from),
+            false => request.watch(&params, from),
+        };
+        let trouble = |error: &kube::Error| Trouble::of(error, resource.asked("watch"));
+        let request = request.map_err(kube::Error::BuildRequest).map_err(|error| trouble(&error))?;
+        let events = current.client.request_events::<Item<R>>(request).await.map_err(|error| trouble(&error))?;
+        let mut events = Box::pin(events.ready_chunks(BURST));
+        match listing {
+            true => feed.begin(),
+            false => feed.connected(),
+        }
+        loop {
+            let told = match listing {
+                true => timeout(LIST_SILENCE, events.next())
+                    .await
+                    .map_err(|_| Trouble::new(TroubleKind::Refused, "a streamed list that does not come"))?,
+                false => events.next().await,
+            };
+            let Some(told) = told else { break };
+            let (mut listed, mut changed) = (Vec::new(), Vec::new());
+            let mut failed = None;
+            for event in told {
+                match event {
+                    Ok(WatchEvent::Added(item) | WatchEvent::Modified(item)) if listing => listed.push(item),
+                    Ok(WatchEvent::Added(item)) => changed.push(self.upsert(item, true)),
+                    Ok(WatchEvent::Modified(item)) => changed.push(self.upsert(item, false)),
+                    Ok(WatchEvent::Deleted(item)) => {
+                        self.version = Some(item.version.clone());
+                        changed.push(Event::Delete(item));
+                    }
+                    Ok(WatchEvent::Bookmark(bookmark)) => {
+                        if !listing || bookmark.metadata.annotations.contains_key("k8s.io/initial-events-end") {
+                            if listing {
+                                feed.listed(std::mem::take(&mut listed));
+                                feed.complete();
+                                listing = false;
+                            }
+                            self.version = Some(bookmark.metadata.resource_version);
+                        }
+                    }
+                    Ok(WatchEvent::Error(status)) => {
+                        failed = Some(Trouble::of_status(&status, resource.asked("watch")))
+                    }
+                    Err(kube::Error::SerdeError(error)) => feed.unreadable(&error),
+                    Err(error) => failed = Some(trouble(&error)),
+                }
+                if failed.is_some() {
+                    break;
+                }
+            }
+            match listing {
+                true => feed.listed(listed),
+                false => feed.changed(changed),
+            }
+            if let Some(trouble) = failed {
+                return Err(trouble);
+            }
+        }
+        match listing {
+            true => Err(Trouble::new(TroubleKind::Unreachable, format!("the list of {} broke off", resource.plural))),
+            false => Ok(()),
+        }
+    }
+
+    fn upsert<R>(&mut self, item: Item<R>, new: bool) -> Event<R> {
+        self.version = Some(item.version.clone());
+        Event::Upsert { item, new }
+    }
+}
+
+/// Growing pauses between attempts, each somewhere in its upper half: agents that failed together come back apart.
+#[derive(Debug, Default)]
+pub(super) struct Pause {
+    attempts: u32,
+}
+
+impl Pause {
+    pub async fn wait(&mut self) {
+        tokio::time::sleep(self.next()).await;
+    }
+
+    fn next(&mut self) -> Duration {
+        let longest = PAUSES.start.saturating_mul(1 << self.attempts.min(16)).min(PAUSES.end);
+        self.attempts += 1;
+        longest.mul_f64(0.5 + f64::from(random_below(1000)) / 2000.0)
+    }
+}
+
+pub(super) fn random_below(bound: u32) -> u32 {
+    use std::hash::{BuildHasher, RandomState};
+    // Keyed from the system's random source.
+    let random = RandomState::new().hash_one(Instant::now());
+    u32::try_from(random % u64::from(bound.max(1))).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_bound() {
+        let mut pause = Pause::default();
+        let pauses: Vec<Duration> = (0..12).map(|_| pause.next()).collect();
+        assert!(pauses[0] >= PAUSES.start / 2 && pauses[0] <= PAUSES.start, "{pauses:?}");
+        assert!(pauses.iter().all(|pause| *pause <= PAUSES.end), "{pauses:?}");
+        assert!(pauses[11] >= PAUSES.end / 2, "{pauses:?}");
+    }
+}

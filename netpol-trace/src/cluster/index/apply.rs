@@ -1,0 +1,311 @@
+//! How the index changes: in place, at a cost that goes with the change and not with the cluster.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::super::change::{Change, Key, Kind, Scope};
+use super::super::model::{Direction, Object, Pod, Policy, Str};
+use super::{Index, NamespaceEntry, PodEntry, PodKey};
+
+impl Index {
+    pub fn from_objects(objects: impl IntoIterator<Item = Object>) -> Index {
+        let mut index = Index::default();
+        let (policies, rest): (Vec<_>, Vec<_>) =
+            objects.into_iter().partition(|object| matches!(object, Object::Policy(_)));
+        // Policies first: each pod is then matched once instead of once per policy of its namespace.
+        for object in policies.into_iter().chain(rest) {
+            index.upsert(object);
+        }
+        index
+    }
+
+    /// Makes `changes`, which were learned `at`.
+    pub fn apply(&mut self, changes: Vec<Change>, at: Timestamp) {
+        for change in changes {
+            match change {
+                Change::Upsert(object) => self.put(object, at),
+                Change::Delete(key) => self.remove(&key),
+                Change::Replace(scope, objects) => self.replace(&scope, objects, at),
+            }
+        }
+    }
+
+    fn replace(&mut self, scope: &Scope, objects: Vec<Object>, at: Timestamp) {
+        let mut gone: HashSet<Key> = self.keys(scope).collect();
+        for object in &objects {
+            gone.remove(&object.key());
+        }
+        for key in gone {
+            self.remove(&key);
+        }
+        for object in objects {
+            self.put(object, at);
+        }
+        self.listed.insert(scope.kind.clone());
+    }
+
+    fn put(&mut self, mut object: Object, at: Timestamp) {
+        if let Object::Policy(policy) = &mut object {
+            let known = self.policy(&policy.namespace, &policy.name);
+            if let Some(old) = known.filter(|old| same(old, policy)) {
+                policy.changed = old.changed.or(policy.changed);
+            } else if self.listed.contains(&Kind::Policy) {
+                // The server's time, where it can be that of this change: it is older than what was learned, and newer
+                // than the change before.
+                let before = known.and_then(|old| old.changed);
+                policy.changed = policy.changed.filter(|told| *told <= at && Some(*told) > before).or(Some(at));
+            }
+        }
+        if !self.has(&object) {
+            self.upsert(object);
+        }
+    }
+
+    /// Whether the index holds exactly this object.
+    fn has(&self, object: &Object) -> bool {
+        let namespace = |name: &Str| self.namespaces.get(name);
+        match object {
+            Object::Namespace(o) => namespace(&o.name).and_then(|n| n.object.as_deref()) == Some(o),
+            Object::Node(o) => self.nodes.get(&o.name).map(|n| &**n) == Some(o),
+            Object::Pod(o) => namespace(&o.namespace).and_then(|n| n.pods.get(&o.key())).map(|e| &*e.pod) == Some(o),
+            Object::Policy(o) => self.policy(&o.namespace, &o.name).map(|p| &**p) == Some(o),
+            Object::Service(o) => self.service(&o.namespace, &o.name).map(|s| &**s) == Some(o),
+            Object::EndpointSlice(o) => {
+                namespace(&o.namespace).and_then(|n| n.slices.get(&o.name)).map(|s| &**s) == Some(o)
+            }
+            Object::OtherPolicy(o) => {
+                let key = (o.namespace.clone(), o.name.clone());
+                self.other_policies.get(&object.kind()).is_some_and(|known| known.contains_key(&key))
+            }
+        }
+    }
+
+    /// Removes the object of that key, if there is one.
+    pub fn remove(&mut self, key: &Key) {
+        let namespace = key.namespace.as_deref().unwrap_or_default();
+        match &key.kind {
+            Kind::Namespace => self.remove_namespace(&key.name),
+            Kind::Node => self.remove_node(&key.name),
+            Kind::Pod => self.remove_pod(namespace, &key.name),
+            Kind::Policy => self.remove_policy(namespace, &key.name),
+            Kind::Service => self.remove_service(namespace, &key.name),
+            Kind::EndpointSlice => self.remove_slice(namespace, &key.name),
+            Kind::OtherPolicy { .. } => {
+                if let Some(known) = self.other_policies.get_mut(&key.kind) {
+                    known.remove(&(key.namespace.clone(), key.name.clone()));
+                    if known.is_empty() {
+                        self.other_policies.remove(&key.kind);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the index holds of `scope`.
+    fn keys<'a>(&'a self, scope: &'a Scope) -> impl Iterator<Item = Key> + use<'a> {
+        let kind = &scope.kind;
+        let cluster_wide: Vec<&Str> = match kind {
+            Kind::Namespace => {
+                self.namespaces.iter().filter(|(_, n)| n.object.is_some()).map(|(name, _)| name).collect()
+            }
+            Kind::Node => self.nodes.keys().collect(),
+            _ => Vec::new(),
+        };
+        let in_namespaces = self.namespaces.iter().flat_map(move |(namespace, entry)| {
+            let names: Box<dyn Iterator<Item = &'a Str> + 'a> = match kind {
+                Kind::Pod => {
+                    let on = |pod: &Pod| scope.node.is_none() || pod.node == scope.node;
+                    Box::new(entry.pods.iter().filter(move |(_, e)| on(&e.pod)).map(|(name, _)| name))
+                }
+                Kind::Policy => Box::new(entry.policies.keys()),
+                Kind::Service => Box::new(entry.services.keys()),
+                Kind::EndpointSlice => Box::new(entry.slices.keys()),
+                Kind::Namespace | Kind::Node | Kind::OtherPolicy { .. } => Box::new(std::iter::empty()),
+            };
+            names.map(move |name| (Some(namespace), name))
+        });
+        let others = self.other_policies.get(kind).into_iter().flat_map(BTreeMap::keys);
+        let others = others.map(|(namespace, name)| (namespace.as_ref(), name));
+        let all = cluster_wide.into_iter().map(|name| (None, name)).chain(in_namespaces).chain(others);
+        all.map(|(namespace, name)| Key { kind: kind.clone(), namespace: namespace.cloned(), name: name.clone() })
+    }
+
+    /// Adds an object, or replaces the one with its name.
+    pub fn upsert(&mut self, object: Object) {
+        match object {
+            Object::Namespace(namespace) => {
+                let name = namespace.name.clone();
+                self.namespaces.entry(name).or_default().object = Some(Arc::new(namespace));
+            }
+            Object::Node(node) => {
+                self.remove_node(&node.name.clone());
+                for ip in &node.ips {
+                    self.nodes_by_ip.insert(*ip, node.name.clone());
+                }
+                for cidr in &node.pod_cidrs {
+                    *self.pod_networks.entry(cidr.trunc()).or_default() += 1;
+                }
+                self.nodes.insert(node.name.clone(), Arc::new(node));
+            }
+            Object::Pod(pod) => self.upsert_pod(pod),
+            Object::Policy(mut policy) => {
+                self.strings.share_selectors(&mut policy);
+                let entry = self.namespaces.entry(policy.namespace.clone()).or_default();
+                let policy = Arc::new(policy);
+                entry.policies.insert(policy.name.clone(), policy.clone());
+                entry.reisolate(&policy.name, Some(&policy));
+            }
+            Object::Service(service) => {
+                self.remove_service(&service.namespace.clone(), &service.name.clone());
+                for ip in &service.ips {
+                    let key = (service.namespace.clone(), service.name.clone());
+                    self.services_by_ip.entry(*ip).or_default().push(key);
+                }
+                let entry = self.namespaces.entry(service.namespace.clone()).or_default();
+                entry.services.insert(service.name.clone(), Arc::new(service));
+            }
+            Object::EndpointSlice(slice) => {
+                let entry = self.namespaces.entry(slice.namespace.clone()).or_default();
+                entry.slices.insert(slice.name.clone(), Arc::new(slice));
+            }
+            Object::OtherPolicy(other) => {
+                let kind = Kind::OtherPolicy { group: other.group.clone(), kind: other.kind.clone() };
+                let key = (other.namespace.clone(), other.name.clone());
+                self.other_policies.entry(kind).or_default().insert(key, other);
+            }
+        }
+    }
+
+    /// Removes a pod by its name (a template by `kind/name`).
+    pub fn remove_pod(&mut self, namespace: &str, name: &str) {
+        let Some(entry) = self.namespaces.get_mut(namespace).and_then(|n| n.pods.remove(name)) else { return };
+        for ip in &entry.pod.ips {
+            if let Some(keys) = self.pods_by_ip.get_mut(ip) {
+                keys.retain(|key| !(*key.namespace == *namespace && *key.name == *name));
+                if keys.is_empty() {
+                    self.pods_by_ip.remove(ip);
+                }
+            }
+        }
+        self.drop_empty(namespace);
+    }
+
+    pub fn remove_policy(&mut self, namespace: &str, name: &str) {
+        if let Some(entry) = self.namespaces.get_mut(namespace)
+            && entry.policies.remove(name).is_some()
+        {
+            entry.reisolate(name, None);
+        }
+        self.drop_empty(namespace);
+    }
+
+    pub fn remove_service(&mut self, namespace: &str, name: &str) {
+        let Some(service) = self.namespaces.get_mut(namespace).and_then(|n| n.services.remove(name)) else { return };
+        for ip in &service.ips {
+            if let Some(keys) = self.services_by_ip.get_mut(ip) {
+                keys.retain(|(ns, n)| !(**ns == *namespace && **n == *name));
+                if keys.is_empty() {
+                    self.services_by_ip.remove(ip);
+                }
+            }
+        }
+        self.drop_empty(namespace);
+    }
+
+    pub fn remove_slice(&mut self, namespace: &str, name: &str) {
+        if let Some(entry) = self.namespaces.get_mut(namespace) {
+            entry.slices.remove(name);
+        }
+        self.drop_empty(namespace);
+    }
+
+    /// Forgets the Namespace object; what lives in it stays until it is removed itself.
+    pub fn remove_namespace(&mut self, name: &str) {
+        if let Some(entry) = self.namespaces.get_mut(name) {
+            entry.object = None;
+        }
+        self.drop_empty(name);
+    }
+
+    pub fn remove_node(&mut self, name: &str) {
+        let Some(node) = self.nodes.remove(name) else { return };
+        for ip in &node.ips {
+            if self.nodes_by_ip.get(ip).is_some_and(|owner| **owner == *name) {
+                self.nodes_by_ip.remove(ip);
+            }
+        }
+        for cidr in &node.pod_cidrs {
+            if let Some(count) = self.pod_networks.get_mut(&cidr.trunc()) {
+                *count -= 1;
+                if *count == 0 {
+                    self.pod_networks.remove(&cidr.trunc());
+                }
+            }
+        }
+    }
+
+    fn drop_empty(&mut self, namespace: &str) {
+        if self.namespaces.get(namespace).is_some_and(NamespaceEntry::is_empty) {
+            self.namespaces.remove(namespace);
+        }
+    }
+
+    fn upsert_pod(&mut self, mut pod: Pod) {
+        let key = pod.key();
+        self.remove_pod(&pod.namespace.clone(), &key);
+        pod.labels = pod.labels.iter().map(|(k, v)| (self.strings.share(k), self.strings.share(v))).collect();
+        pod.namespace = self.strings.share(&pod.namespace);
+        pod.node = pod.node.map(|node| self.strings.share(&node));
+        // hostNetwork pods share their node's addresses, finished pods no longer own theirs.
+        if !pod.host_network && !pod.is_over() {
+            for ip in &pod.ips {
+                let key = PodKey { namespace: pod.namespace.clone(), name: pod.name.clone() };
+                self.pods_by_ip.entry(*ip).or_default().push(key);
+            }
+        }
+        let namespace = self.namespaces.entry(pod.namespace.clone()).or_default();
+        let mut entry = PodEntry { pod: Arc::new(pod), isolated_by: Default::default() };
+        for policy in namespace.policies.values() {
+            entry.isolate(policy);
+        }
+        namespace.pods.insert(key, entry);
+    }
+}
+
+impl NamespaceEntry {
+    /// After a policy came, changed or went: which pods it isolates now.
+    fn reisolate(&mut self, name: &str, policy: Option<&Arc<Policy>>) {
+        for entry in self.pods.values_mut() {
+            for list in &mut entry.isolated_by {
+                list.retain(|p| *p.name != *name);
+            }
+            if let Some(policy) = policy {
+                entry.isolate(policy);
+            }
+        }
+    }
+}
+
+impl PodEntry {
+    fn isolate(&mut self, policy: &Arc<Policy>) {
+        if self.pod.host_network || !policy.subject.matches(&self.pod.labels) {
+            return;
+        }
+        for direction in [Direction::Ingress, Direction::Egress] {
+            if policy.isolates(direction) {
+                let list = &mut self.isolated_by[direction as usize];
+                let at = list.partition_point(|p| p.name < policy.name);
+                list.insert(at, policy.clone());
+            }
+        }
+    }
+}
+
+/// Whether two versions of a policy decide the same: labels and annotations decide nothing.
+fn same(old: &Policy, new: &Policy) -> bool {
+    let (a, b) = (old, new);
+    (&a.subject, &a.declared_types, &a.ingress, &a.egress) == (&b.subject, &b.declared_types, &b.ingress, &b.egress)
+        && a.uid == b.uid
+}

@@ -1,0 +1,76 @@
+use std::io::Write as _;
+
+use super::*;
+
+fn line(run: &str, number: u64) -> String {
+    format!(
+        "{{\"schema\":\"netpol-trace/v1\",\"id\":\"{run}/{number}\",\"run\":\"{run}\",\"seq\":{number},\"time\":\"2026-11-21T04:30:11.{:09}Z\",\
+         \"kind\":\"loss\",\"stage\":\"sink\",\"reason\":\"{}\",\"count\":1}}\n",
+        number % 1_000_000_000,
+        "x".repeat(1000)
+    )
+}
+
+fn all(follower: &mut Follower) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut each =
+        |octets: &[u8]| lines.extend(String::from_utf8_lossy(octets).lines().map(|line| line.to_owned() + "\n"));
+    while follower.read(&mut each).unwrap() {}
+    lines
+}
+
+#[test]
+fn the_ring_holds_the_newest_and_never_more_than_its_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut ring = Ring::open(dir.path(), "a", SMALLEST_SIZE).unwrap();
+    for number in 1..=5000 {
+        ring.append(line("a", number).as_bytes()).unwrap();
+        if number % 100 == 0 {
+            let total: u64 = segments(dir.path()).unwrap().iter().map(|segment| segment.length).sum();
+            assert!(total <= SMALLEST_SIZE + 2000, "{total}");
+        }
+    }
+    let lines = all(&mut Follower::new(dir.path(), None));
+    assert!(lines.len() > 700, "{}", lines.len());
+    let first = 5000 - lines.len() as u64 + 1;
+    assert!(lines.iter().zip(first..).all(|(found, number)| *found == line("a", number)), "a gap or a double");
+    let oldest = reaches_back_to(dir.path()).unwrap().unwrap();
+    assert_eq!(oldest.subsec_nanosecond(), i32::try_from(first).unwrap());
+}
+
+#[test]
+fn a_torn_line_hides_nothing_and_a_new_run_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut ring = Ring::open(dir.path(), "a", DEFAULT_SIZE).unwrap();
+    ring.append(line("a", 1).as_bytes()).unwrap();
+    // As a killed agent leaves it.
+    let torn = segments(dir.path()).unwrap().remove(0).path;
+    OpenOptions::new().append(true).open(torn).unwrap().write_all(b"{\"schema\":\"netpol-tr").unwrap();
+    let mut ring = Ring::open(dir.path(), "b", DEFAULT_SIZE).unwrap();
+    ring.append(line("b", 1).as_bytes()).unwrap();
+    assert_eq!(all(&mut Follower::new(dir.path(), None)), [line("a", 1), line("b", 1)]);
+}
+
+#[test]
+fn a_follower_gets_each_line_once_while_files_come_and_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut ring = Ring::open(dir.path(), "a", SMALLEST_SIZE).unwrap();
+    let mut follower = Follower::new(dir.path(), None);
+    let mut got = Vec::new();
+    for number in 1..=4000 {
+        ring.append(line("a", number).as_bytes()).unwrap();
+        if number % 50 == 0 {
+            got.extend(all(&mut follower));
+        }
+    }
+    assert_eq!(got.len(), 4000);
+    assert!(got.iter().zip(1..).all(|(found, number)| *found == line("a", number)));
+}
+
+#[test]
+fn what_cannot_be_written_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert!(Ring::open(&file, "a", DEFAULT_SIZE).is_err());
+}

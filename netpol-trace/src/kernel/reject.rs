@@ -1,0 +1,114 @@
+//! Tells REJECT from DROP: programs where the kernel sends the answer. What it refuses costs only that knowledge.
+
+use aya::programs::fentry::FEntryLink;
+use aya::programs::tp_btf::BtfTracePointLink;
+use aya::programs::{BtfTracePoint, FEntry, ProgramError};
+use aya::{Btf, Ebpf};
+
+use super::attach::{chain, program, short};
+use crate::packet::Answers;
+use crate::record::HookState;
+
+/// The hooks on what REJECT sends. Dropping it detaches.
+#[derive(Debug, Default)]
+pub struct Rejects {
+    links: Vec<Link>,
+    answers: Answers,
+    /// IPv4's answers are seen by the tracepoint, for want of better.
+    tracepoint: bool,
+    /// What the kernel said to the first that it refused.
+    refused: Option<String>,
+}
+
+#[derive(Debug)]
+#[allow(dead_code, reason = "the links detach when dropped")]
+enum Link {
+    Entry(FEntryLink),
+    Tracepoint(BtfTracePointLink),
+}
+
+impl Rejects {
+    pub(super) fn attach(ebpf: &mut Ebpf, btf: &Btf) -> Rejects {
+        let mut rejects = Rejects::default();
+        rejects.answers = Answers {
+            icmp: rejects.entry(ebpf, btf, "reject_icmp", "__icmp_send"),
+            icmp6: rejects.entry(ebpf, btf, "reject_icmp6", "icmp6_send"),
+            reset: rejects.entry(ebpf, btf, "reject_reset", "nf_ct_attach"),
+        };
+        if !rejects.answers.icmp
+            && let Ok(link) = tracepoint(ebpf, btf)
+        {
+            rejects.links.push(Link::Tracepoint(link));
+            (rejects.answers.icmp, rejects.tracepoint) = (true, true);
+        }
+        rejects
+    }
+
+    fn entry(&mut self, ebpf: &mut Ebpf, btf: &Btf, name: &str, function: &str) -> bool {
+        let attach = |ebpf: &mut Ebpf| -> Result<FEntryLink, String> {
+            let program: &mut FEntry = program(ebpf, name).map_err(|error| error.to_string())?;
+            let attach = |program: &mut FEntry| -> Result<_, ProgramError> {
+                program.load(function, btf)?;
+                let id = program.attach()?;
+                program.take_link(id)
+            };
+            attach(program).map_err(|error| format!("{function}: {}", short(&chain(&error))))
+        };
+        match attach(ebpf) {
+            Ok(link) => self.links.push(Link::Entry(link)),
+            Err(why) => {
+                tracing::debug!(program = name, why, "not attached");
+                self.refused.get_or_insert(why);
+                return false;
+            }
+        }
+        true
+    }
+
+    pub fn answers(&self) -> Answers {
+        self.answers
+    }
+
+    /// What can be told, for a status and for `doctor`. `Err`: nothing.
+    pub fn describe(&self) -> Result<&'static str, String> {
+        let Answers { icmp, icmp6, reset } = self.answers;
+        match (icmp, icmp6, reset) {
+            (true, true, true) => Ok("each REJECT is told from DROP"),
+            (false, false, false) => Err(self.refused.clone().unwrap_or_default()),
+            (true, false, false) => {
+                Ok("REJECT is told from DROP by IPv4's ICMP errors; TCP resets and IPv6 by the rules alone")
+            }
+            _ => Ok("REJECT is told from DROP in part, for the rest by the rules alone"),
+        }
+    }
+
+    pub fn is_complete(&self) -> bool {
+        let Answers { icmp, icmp6, reset } = self.answers;
+        icmp && icmp6 && reset
+    }
+
+    /// As a status tells it.
+    pub fn state(&self) -> HookState {
+        let state = match (self.links.is_empty(), self.tracepoint) {
+            (true, _) => "off",
+            (_, true) => "tracepoint",
+            _ => "fentry",
+        };
+        let detail = match self.describe() {
+            _ if self.is_complete() => None,
+            Ok(what) => Some(format!("{what} ({})", self.refused.as_deref().unwrap_or_default())),
+            Err(why) => Some(format!("REJECT is told from DROP by the rules alone: {why}")),
+        };
+        HookState { name: "reject".into(), state: state.into(), detail }
+    }
+}
+
+fn tracepoint(ebpf: &mut Ebpf, btf: &Btf) -> Result<BtfTracePointLink, String> {
+    let program: &mut BtfTracePoint = program(ebpf, "reject_icmp_tp").map_err(|error| error.to_string())?;
+    let attach = |program: &mut BtfTracePoint| -> Result<_, ProgramError> {
+        program.load("icmp_send", btf)?;
+        let id = program.attach()?;
+        program.take_link(id)
+    };
+    attach(program).map_err(|error| short(&chain(&error)))
+}

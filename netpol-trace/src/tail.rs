@@ -1,0 +1,16 @@
+//! What `tail` does with records, wherever they come from: select, put in order, show once, and say in one line each.
+//!
+//! ```text
+//! lines ─> select ─> order (time, across runs) ─> once (same id, same packet seen twice) ─> text | json | summary
+//! ```
+
+pub mod lines;
+pub mod once;
+pub mod order;
+pub mod paint;
+pub mod select;
+pub mod stream;
+pub mod summary;
+pub mod text;
+pub mod view;
+pub mod words;

@@ -1,0 +1,196 @@
+//! The top of a period: pairs, policies and hints by their packets. Bounded: what finds no room is counted as others.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+
+use super::paint::{Ink, cut, width, wrap};
+use super::text::Style;
+use super::view::Seen;
+use super::words;
+
+/// Different pairs, policies or hints that are counted.
+const ROWS: usize = 20_000;
+/// Rows of each table that are shown.
+const SHOWN: usize = 10;
+
+#[derive(Debug, Default)]
+pub struct Summary {
+    first: Option<Timestamp>,
+    last: Option<Timestamp>,
+    records: u64,
+    packets: u64,
+    unanswered: u64,
+    causes: Table<String>,
+    pairs: Table<String>,
+    policies: Table<String>,
+    hints: Table<u64>,
+    /// What a row of `hints` says.
+    messages: HashMap<u64, (String, String)>,
+    nodes: Table<String>,
+    /// Lost packets by stage and reason.
+    losses: Table<String>,
+    changes: u64,
+}
+
+/// Packets by key.
+#[derive(Debug)]
+struct Table<K> {
+    rows: HashMap<K, u64>,
+    others: u64,
+}
+
+impl<K> Default for Table<K> {
+    fn default() -> Table<K> {
+        Table { rows: HashMap::new(), others: 0 }
+    }
+}
+
+impl<K: std::hash::Hash + Eq + Ord> Table<K> {
+    fn add<Q>(&mut self, key: &Q, packets: u64)
+    where
+        K: std::borrow::Borrow<Q>,
+        Q: std::hash::Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        if let Some(row) = self.rows.get_mut(key) {
+            *row += packets;
+        } else if self.rows.len() < ROWS {
+            self.rows.insert(key.to_owned(), packets);
+        } else {
+            self.others += packets;
+        }
+    }
+
+    /// Most packets first; equals by key, so that the answer is always the same.
+    fn top(&self) -> Vec<(&K, u64)> {
+        let mut rows: Vec<_> = self.rows.iter().map(|(key, packets)| (key, *packets)).collect();
+        rows.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
+        rows
+    }
+}
+
+impl Summary {
+    pub fn add(&mut self, seen: &Seen<'_>) {
+        self.first = Some(self.first.map_or(seen.time, |first| first.min(seen.time)));
+        let last = seen.last_time.unwrap_or(seen.time);
+        self.last = self.last.max(Some(last));
+        let packets = seen.packets();
+        match &*seen.kind {
+            "drop" => {
+                self.records += 1;
+                self.packets += packets;
+                self.causes.add(&*seen.cause, packets);
+            }
+            "unanswered" => {
+                self.unanswered += packets;
+                return;
+            }
+            "loss" => return self.losses.add(&format!("{}: {}", &*seen.stage, &*seen.reason), seen.count.unwrap_or(0)),
+            "policy_change" => {
+                self.changes += 1;
+                return;
+            }
+            _ => return,
+        }
+        self.nodes.add(&*seen.node, packets);
+        if let (Some(source), Some(destination)) = (&seen.source, &seen.destination) {
+            let pair = format!("{} -> {} {}", words::workload(source), words::workload(destination), words::port(seen));
+            self.pairs.add(&pair, packets);
+        }
+        if let Some(verdict) = seen.verdict.as_ref().filter(|verdict| &*verdict.result == "denied") {
+            for (direction, side) in [("egress", &verdict.egress), ("ingress", &verdict.ingress)] {
+                for policy in side.isolated_by.iter().filter(|_| &*side.result == "denied") {
+                    self.policies.add(&format!("{}/{} {direction}", &*policy.namespace, &*policy.name), packets);
+                }
+            }
+        }
+        if let Some(hint) = &seen.hint {
+            let case = words::case(seen);
+            self.hints.add(&case, packets);
+            if self.messages.len() < ROWS && self.hints.rows.contains_key(&case) {
+                self.messages.entry(case).or_insert_with(|| (words::name(&hint.code), words::sentence(&hint.message)));
+            }
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    pub fn text(&self, style: Style) -> String {
+        let mut out = String::new();
+        let (Some(first), Some(last)) = (self.first, self.last) else { return "Nothing was recorded.\n".to_owned() };
+        let causes: Vec<_> = self.causes.top().iter().map(|(c, n)| format!("{n} {}", words::name(c))).collect();
+        let _ = writeln!(
+            out,
+            "{}, {} on {}, {first:.0} to {last:.0}{}{}",
+            counted(self.packets, "dropped packet"),
+            counted(self.records, "record"),
+            counted(self.nodes.rows.len() as u64, "node"),
+            if causes.is_empty() { "" } else { ": " },
+            causes.join(", ")
+        );
+        if self.unanswered > 0 {
+            let _ = writeln!(out, "{} connections without an answer", self.unanswered);
+        }
+        if self.changes > 0 {
+            let _ = writeln!(out, "{} changes of policies", self.changes);
+        }
+        for (what, count) in self.losses.top() {
+            let what = words::name(what);
+            let _ =
+                writeln!(out, "{}", style.paint.ink(&format!("{count} packets without a record ({what})"), Ink::Bad));
+        }
+        self.rows(style, "From -> to", &self.pairs, |key| words::name(key), &mut out);
+        self.rows(style, "Policies that denied", &self.policies, |key| words::name(key), &mut out);
+        self.fixes(style, &mut out);
+        out
+    }
+
+    fn rows(&self, style: Style, title: &str, table: &Table<String>, name: impl Fn(&str) -> String, out: &mut String) {
+        let top = table.top();
+        if top.is_empty() {
+            return;
+        }
+        heading(style, title, out);
+        for (key, packets) in top.iter().take(SHOWN) {
+            let text = name(key);
+            let text = style.width.map_or_else(|| text.clone(), |columns| cut(&text, columns.saturating_sub(11)));
+            let _ = writeln!(out, "{packets:>9}  {text}");
+        }
+        rest(top.iter().skip(SHOWN).map(|(_, packets)| packets).sum::<u64>() + table.others, top.len(), out);
+    }
+
+    fn fixes(&self, style: Style, out: &mut String) {
+        let top = self.hints.top();
+        if top.is_empty() {
+            return;
+        }
+        heading(style, "What to do", out);
+        for (case, packets) in top.iter().take(SHOWN) {
+            let Some((code, message)) = self.messages.get(case) else { continue };
+            let columns = style.width.unwrap_or(usize::MAX).saturating_sub(11).max(20);
+            for (at, line) in wrap(&format!("{code}: {message}"), columns).iter().enumerate() {
+                let number = if at == 0 { format!("{packets:>9}") } else { " ".repeat(9) };
+                let _ = writeln!(out, "{number}  {}", style.paint.ink(line, Ink::Hint));
+            }
+        }
+        rest(top.iter().skip(SHOWN).map(|(_, packets)| packets).sum::<u64>() + self.hints.others, top.len(), out);
+    }
+}
+
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn heading(style: Style, title: &str, out: &mut String) {
+    debug_assert!(width(title) < 60);
+    let _ = writeln!(out, "\n  packets  {}", style.paint.ink(title, Ink::Strong));
+}
+
+fn rest(packets: u64, rows: usize, out: &mut String) {
+    if packets > 0 {
+        let _ = writeln!(out, "{packets:>9}  in {} more", rows.saturating_sub(SHOWN).max(1));
+    }
+}

@@ -1,0 +1,306 @@
+//! What a record says, in words. All that comes from strangers is cut and escaped here, before it is laid out.
+
+use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use serde_json::Value;
+
+use super::view::{End, Miss, Named, Seen, Side, Verdict};
+use crate::text::escape;
+
+/// Characters of a name, and of a sentence, that are shown.
+const NAME: usize = 253;
+const SENTENCE: usize = 1500;
+/// Policies that one line names.
+const POLICIES: usize = 3;
+/// A policy that changed this lately is worth a word, in seconds.
+const LATELY: u64 = 600;
+
+/// A stranger's name, fit for a terminal.
+pub fn name(text: &str) -> String {
+    clipped(text, NAME)
+}
+
+/// A hint or another sentence that quotes strangers.
+pub fn sentence(text: &str) -> String {
+    clipped(text, SENTENCE)
+}
+
+fn clipped(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => escape(text).into_owned(),
+        Some((end, _)) => escape(text.get(..end).unwrap_or_default()).into_owned() + "…",
+    }
+}
+
+/// `staging/api-84d6c9b7f-h5k2n`, `example.com (93.184.216.34)`, `node worker-7`.
+pub fn end(end: &End<'_>) -> String {
+    if let Some(pod) = &end.pod {
+        return format!("{}/{}", name(&pod.namespace), name(&pod.name));
+    }
+    let ip = name(&end.ip);
+    match (&*end.kind, &end.service, end.names.first()) {
+        ("service", Some(service), _) => format!("svc {}/{}", name(&service.namespace), name(&service.name)),
+        ("node", ..) if !end.node.is_empty() => format!("node {}", name(&end.node)),
+        (_, _, Some(dns)) => format!("{} ({ip})", name(dns)),
+        ("unknown", ..) => format!("{ip}?"),
+        _ => ip,
+    }
+}
+
+/// The end by a name that its replicas share.
+pub fn workload(end: &End<'_>) -> String {
+    match &end.pod {
+        Some(pod) => match &pod.owner {
+            Some(owner) => format!("{}/{}", name(&pod.namespace), name(&owner.name)),
+            None => format!("{}/{}", name(&pod.namespace), name(&pod.name)),
+        },
+        None => self::end(end),
+    }
+}
+
+/// A shorter name that still tells the workload: `staging/api-…h5k2n`, and without the replica `staging/api-…`.
+pub fn short_end(end: &End<'_>, replica: bool) -> String {
+    let full = self::end(end);
+    let Some(pod) = &end.pod else {
+        // Of a name and its address, the name.
+        return end.names.first().map_or(full, |dns| name(dns));
+    };
+    let short = pod.owner.as_ref().and_then(|owner| {
+        // A StatefulSet's number is shorter than what would stand for it.
+        let (_, last) = pod.name.strip_prefix(&*owner.name)?.strip_prefix('-')?.rsplit_once('-')?;
+        let last = if replica { name(last) } else { String::new() };
+        Some(format!("{}/{}-…{last}", name(&pod.namespace), name(&owner.name)))
+    });
+    short.filter(|short| super::paint::width(short) < super::paint::width(&full)).unwrap_or(full)
+}
+
+/// `3306/TCP`, `ICMP`
+pub fn port(seen: &Seen<'_>) -> String {
+    let transport = name(&seen.network.transport).to_uppercase();
+    match seen.destination.as_ref().and_then(|end| end.port) {
+        Some(port) => format!("{port}/{transport}"),
+        None => transport,
+    }
+}
+
+/// Whose policy and the nearest miss, in full.
+pub fn why(seen: &Seen<'_>) -> String {
+    match &seen.verdict {
+        Some(verdict) if &*verdict.result == "denied" => {
+            let (direction, side) = verdict.deciding(&seen.direction);
+            let mut why = format!("{direction} by {}{}", policies(&side.isolated_by), missed(side, direction));
+            if &*verdict.egress.result == "denied" && &*verdict.ingress.result == "denied" {
+                let (other, side) = match direction {
+                    "egress" => ("ingress", &verdict.ingress),
+                    _ => ("egress", &verdict.egress),
+                };
+                let _ = write!(why, "; {other} too, by {}", policies(&side.isolated_by));
+            }
+            why
+        }
+        verdict => other_cause(seen, verdict.as_ref()),
+    }
+}
+
+/// How much of the reason there is room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Brevity {
+    /// One policy by name, the others by number; one miss.
+    Short,
+    /// And nothing that the line tells already: the policy's namespace is that of the pod it isolates.
+    Shortest,
+}
+
+/// The same in fewer words: the policy with the nearest rule stands for the others.
+pub fn brief(seen: &Seen<'_>, brevity: Brevity) -> String {
+    let denied = seen.verdict.as_ref().filter(|verdict| &*verdict.result == "denied");
+    let Some(verdict) = denied else { return other_cause(seen, seen.verdict.as_ref()) };
+    let (direction, side) = verdict.deciding(&seen.direction);
+    let nearest = side.nearest.as_ref();
+    let of_nearest = nearest.map(|nearest| name(&nearest.policy)).filter(|policy| !policy.is_empty());
+    let first = || side.isolated_by.first().map(|policy| format!("{}/{}", name(&policy.namespace), name(&policy.name)));
+    let mut policy = of_nearest.or_else(first).unwrap_or_default();
+    if brevity == Brevity::Shortest {
+        policy = policy.split_once('/').map(|(_, policy)| policy.to_owned()).unwrap_or(policy);
+    } else {
+        policy = format!("{direction} by {policy}");
+    }
+    let more = match side.isolated_by.len() {
+        0 | 1 => String::new(),
+        all => format!(" +{}", all - 1),
+    };
+    let missed = nearest.and_then(|nearest| {
+        let first = nearest.misses.first()?;
+        Some(match (nearest.rule.is_empty(), brevity) {
+            (true, _) => format!(": no {direction} rule"),
+            (_, Brevity::Short) => format!(": {}", miss(first)),
+            (_, Brevity::Shortest) => format!(": {} | has {}", name(&first.want), name(&first.have)),
+        })
+    });
+    format!("{policy}{more}{}", missed.unwrap_or_default())
+}
+
+fn policies(policies: &[Named<'_>]) -> String {
+    let named = policies.iter().take(POLICIES).map(|policy| {
+        let changed = policy.changed_ago_seconds.filter(|ago| *ago < LATELY);
+        let changed = changed.map(|ago| format!(" (changed {ago} s before)")).unwrap_or_default();
+        format!("{}/{}{changed}", name(&policy.namespace), name(&policy.name))
+    });
+    let mut names: Vec<String> = named.collect();
+    if policies.len() > POLICIES {
+        names.push(format!("{} more", policies.len() - POLICIES));
+    }
+    names.join(", ")
+}
+
+fn missed(side: &Side<'_>, direction: &str) -> String {
+    let Some(nearest) = &side.nearest else { return String::new() };
+    if nearest.rule.is_empty() {
+        return format!(": no {direction} rule");
+    }
+    let whose = if side.isolated_by.len() > 1 { format!("{} ", name(&nearest.policy)) } else { String::new() };
+    let misses: Vec<String> = nearest.misses.iter().map(miss).collect();
+    format!(": {whose}{}", misses.join("; "))
+}
+
+fn miss(miss: &Miss<'_>) -> String {
+    let as_written = crate::record::Miss { field: name(&miss.field), want: name(&miss.want), have: name(&miss.have) };
+    crate::verdict::describe(&as_written)
+}
+
+/// Where no policy denies: what the kernel and the agent know.
+fn other_cause(seen: &Seen<'_>, verdict: Option<&Verdict<'_>>) -> String {
+    let kernel = || {
+        let parts = [&seen.kernel.reason, &seen.kernel.location].map(|part| name(part));
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" in ")
+    };
+    let undetermined = verdict.filter(|verdict| &*verdict.result == "undetermined").map(|verdict| {
+        let (direction, side) = verdict.deciding(&seen.direction);
+        format!("{direction}: {}", sentence(&side.why))
+    });
+    match &*seen.cause {
+        "policy" => match undetermined {
+            Some(why) => format!("policy; which one can't be told, {why}"),
+            None => format!("policy ({})", kernel()),
+        },
+        "disagrees" => {
+            let allowed =
+                verdict.into_iter().flat_map(|v| [&v.egress, &v.ingress]).filter_map(|s| s.allowed_by.as_ref());
+            let rules: Vec<_> = allowed.map(|by| format!("{} {}", name(&by.policy), name(&by.rule))).collect();
+            let by = if rules.is_empty() { "nothing isolates the pods".to_owned() } else { rules.join(", ") };
+            format!("the policies allow it ({by}), yet it was dropped: {}", kernel())
+        }
+        "enforcer_unavailable" => "nobody reads the queue of the enforcer: it has died or hangs".to_owned(),
+        "service_without_endpoints" => {
+            let service = seen.destination.as_ref().and_then(|end| end.service.as_ref());
+            match service {
+                Some(service) => {
+                    format!("no ready pod behind service {}/{}", name(&service.namespace), name(&service.name))
+                }
+                None => "no ready pod behind the service".to_owned(),
+            }
+        }
+        "host_firewall" => format!("a host's firewall, no pod: {}", kernel()),
+        "pod_local" => format!("inside the pod: {}", kernel()),
+        "conntrack_invalid" => format!("belongs to no connection that conntrack knows: {}", kernel()),
+        "not_policy" => format!("not policy: {}", kernel()),
+        "unknown" => match undetermined {
+            Some(why) => format!("cause unknown ({}); {why}", kernel()),
+            None => format!("cause unknown: {}", kernel()),
+        },
+        cause => format!("{}: {}", name(cause), kernel()),
+    }
+}
+
+/// How a connection without an answer looks.
+pub fn silence(seen: &Seen<'_>) -> String {
+    let mut text = format!("no answer in {} s", seen.waited_seconds);
+    if seen.delivered {
+        text += ", though it reached the pod";
+    }
+    if seen.verdict.as_ref().is_some_and(|verdict| &*verdict.result == "denied") {
+        let _ = write!(text, "; {}", why(seen));
+    }
+    text
+}
+
+/// `57 packets at least lost (kernel_ring: ring_full)`
+pub fn loss(seen: &Seen<'_>) -> String {
+    let of = if seen.of.is_empty() { "packets".to_owned() } else { name(&seen.of) };
+    let count = match seen.count {
+        Some(count) if seen.estimate => format!("about {count} {of}"),
+        Some(count) => format!("{count} {of}"),
+        None => format!("an unknown number of {of}"),
+    };
+    let sink = if seen.sink.is_empty() { String::new() } else { format!(" at {}", name(&seen.sink)) };
+    format!("{count} without a record ({}: {}){sink}", name(&seen.stage), name(&seen.reason))
+}
+
+pub fn status(seen: &Seen<'_>) -> String {
+    let mut text = format!("agent {} {}", name(&seen.version), name(&seen.phase));
+    let hooks: Vec<_> = seen.hooks.iter().map(|hook| format!("{} {}", name(&hook.name), name(&hook.state))).collect();
+    if !hooks.is_empty() && &*seen.phase == "started" {
+        let _ = write!(text, "; {}", hooks.join(", "));
+    }
+    for source in seen.sources.iter().filter(|source| source.synced == Some(false)).take(POLICIES) {
+        let error = source.error.as_ref().map(|error| format!(": {}", sentence(error))).unwrap_or_default();
+        let _ = write!(text, "; {} out of date for {} s{error}", name(&source.name), source.age_seconds);
+    }
+    text
+}
+
+/// A policy's change, from whatever fields are there.
+pub fn policy_change(seen: &Seen<'_>) -> String {
+    let text = |value: &Value| match value {
+        Value::String(text) => name(text),
+        Value::Null => String::new(),
+        other => name(&other.to_string()),
+    };
+    let part = |field: &str| seen.policy.get(field).map(text).unwrap_or_default();
+    let policy = match &seen.policy {
+        Value::String(policy) => name(policy),
+        _ => format!("{}/{}", part("namespace"), part("name")),
+    };
+    let mut line = format!("{policy} {}", text(&seen.change));
+    for (what, value) in
+        [("", &seen.changes), ("isolates", &seen.newly_isolates), ("no longer isolates", &seen.no_longer_isolates)]
+    {
+        match value {
+            Value::Null => {}
+            Value::Array(items) if items.is_empty() => {}
+            Value::Array(items) => {
+                let items: Vec<_> = items.iter().take(POLICIES).map(text).collect();
+                let _ = write!(line, "; {what}{}{}", if what.is_empty() { "" } else { " " }, items.join(", "));
+            }
+            other => {
+                let _ = write!(line, "; {what} {}", text(other));
+            }
+        }
+    }
+    line
+}
+
+/// What records with one cause and one remedy have in common: they share the hint.
+pub fn case(seen: &Seen<'_>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let hint = seen.hint.as_ref().map(|hint| &*hint.code);
+    (hint, &*seen.direction).hash(&mut hasher);
+    for side in seen.verdict.iter().flat_map(|verdict| [&verdict.egress, &verdict.ingress]) {
+        if &*side.result == "denied" {
+            side.isolated_by.iter().for_each(|policy| (&*policy.namespace, &*policy.name).hash(&mut hasher));
+            for miss in side.nearest.iter().flat_map(|nearest| &nearest.misses) {
+                (&*miss.field, &*miss.want).hash(&mut hasher);
+            }
+        }
+    }
+    for end in seen.ends() {
+        // Addresses outside are many; what is to be done about them is the same.
+        match &end.pod {
+            Some(_) => workload(end).hash(&mut hasher),
+            None => (*end.kind).hash(&mut hasher),
+        }
+    }
+    (&*seen.network.transport, seen.destination.as_ref().and_then(|end| end.port)).hash(&mut hasher);
+    hasher.finish()
+}

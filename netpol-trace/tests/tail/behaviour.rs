@@ -1,0 +1,117 @@
+//! The program: its exit codes, its words on stderr, and that it goes quietly.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::log;
+
+fn tail(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_netpol-trace"));
+    command.arg("tail").args(arguments).env_remove("NO_COLOR").env_remove("RUST_LOG");
+    command
+}
+
+fn on_log(arguments: &[&str]) -> (String, String, Option<i32>) {
+    let Output { stdout, stderr, status } =
+        tail(&[&[log().to_str().unwrap()], arguments].concat()).stdin(Stdio::null()).output().unwrap();
+    (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap(), status.code())
+}
+
+#[test]
+fn a_file_with_selections() {
+    let (all, notes, code) = on_log(&[]);
+    assert_eq!(code, Some(0));
+    assert!(notes.contains("1 lines are no records; the first is line 29"), "{notes}");
+    assert!(
+        notes.contains("1 records came more than once") && notes.contains("1 packets were recorded by two"),
+        "{notes}"
+    );
+    assert!(!all.contains('\x1b'), "colours without a terminal");
+    let (pod, ..) = on_log(&["--pod", "staging/api-84d6c9b7f-h5k2n"]);
+    let drops: Vec<_> = pod.lines().filter(|line| line.contains(" DROP ")).collect();
+    assert!(!drops.is_empty() && drops.iter().all(|line| line.contains("staging/api-84d6c9b7f-h5k2n")), "{pod}");
+    assert!(pod.contains(" LOST "), "{pod}");
+    let (same, ..) = on_log(&["-n", "staging", "--pod", "api-84d6c9b7f-h5k2n"]);
+    assert_eq!(same, pod);
+    let (labels, ..) = on_log(&["-n", "staging", "-l", "app=api", "-o", "json"]);
+    assert!(labels.lines().filter(|line| line.contains("\"drop\"")).all(|line| line.contains("\"app\":\"api\"")));
+    let (_, notes, code) = on_log(&["--since", "1s"]);
+    assert!(code == Some(0) && notes.contains("the newest record that was looked at is of 2026-11-22"), "{notes}");
+}
+
+#[test]
+fn mistakes_are_named() {
+    for (arguments, expected) in [
+        (vec!["--pod", "x"], "NAMESPACE/NAME"),
+        (vec!["--cause", "fate"], "want one of policy"),
+        (vec!["-l", "a=(b"], "without its )"),
+    ] {
+        let (_, stderr, code) = on_log(&arguments);
+        assert!(code == Some(2) && stderr.contains(expected), "{arguments:?}: {stderr}");
+    }
+    let missing = tail(&["/nonexistent.jsonl"]).output().unwrap();
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("/nonexistent.jsonl"));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let mut child =
+        tail(&["-", "-o", "json"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let mut input = child.stdin.take().unwrap();
+    let log = std::fs::read(log()).unwrap();
+    // Until the pipe breaks on this side too.
+    while input.write_all(&log).is_ok() && child.try_wait().unwrap().is_none() {}
+    drop(input);
+    let Output { stderr, status, .. } = child.wait_with_output().unwrap();
+    assert!(status.success(), "{status} {}", String::from_utf8_lossy(&stderr));
+    assert!(!String::from_utf8_lossy(&stderr).contains("roken"));
+}
+
+/// Lines of a child's stdout until one has `word`.
+fn until(child: &mut Child, word: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    for line in BufReader::new(child.stdout.as_mut().unwrap()).lines().map_while(Result::ok) {
+        lines.push(line);
+        if lines.last().is_some_and(|line| line.contains(word)) {
+            return lines;
+        }
+    }
+    panic!("ended before {word:?}: {lines:?}");
+}
+
+#[test]
+fn a_file_that_grows_is_followed_until_ctrl_c() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let log = std::fs::read_to_string(log()).unwrap();
+    let lines: Vec<&str> = log.lines().collect();
+    std::fs::write(&path, lines[..2].join("\n") + "\n").unwrap();
+    let mut child = tail(&[path.to_str().unwrap(), "-f", "-o", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until(&mut child, "05db8ac4/2\"");
+    // Says what it waits for.
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    stderr.read_line(&mut said).unwrap();
+    assert!(said.contains("waiting for drops, from") && said.contains("Ctrl-C"), "{said}");
+    // Half a line, the rest, and then another file of that name.
+    let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+    file.write_all(&lines[3].as_bytes()[..100]).unwrap();
+    file.write_all(&lines[3].as_bytes()[100..]).unwrap();
+    file.write_all(b"\n").unwrap();
+    until(&mut child, "05db8ac4/4\"");
+    std::fs::rename(&path, dir.path().join("old")).unwrap();
+    std::fs::write(&path, lines[5].to_owned() + "\n").unwrap();
+    until(&mut child, "05db8ac4/6\"");
+    // SAFETY: a child that has not been waited for.
+    unsafe { libc::kill(i32::try_from(child.id()).unwrap(), libc::SIGINT) };
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(rest, "");
+}

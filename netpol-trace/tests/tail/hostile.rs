@@ -1,0 +1,111 @@
+//! What strangers write into labels, names and DNS answers never reaches a terminal as it is, and never breaks a line.
+
+use netpol_trace::tail::select::Wanted;
+use netpol_trace::tail::stream::Form;
+use netpol_trace::tail::summary::Summary;
+use netpol_trace::tail::text::{Printer, Style};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::shown;
+
+/// Every text in `value` becomes hostile, but for those that say what kind of record it is.
+fn poison(value: &mut Value, poison_with: &str) {
+    match value {
+        Value::String(text) => *text = poison_with.to_owned(),
+        Value::Array(items) => items.iter_mut().for_each(|item| poison(item, poison_with)),
+        Value::Object(fields) => {
+            for (key, value) in fields.iter_mut() {
+                if !["schema", "kind", "time", "last_time", "result", "run"].contains(&key.as_str()) {
+                    poison(value, poison_with);
+                }
+            }
+            if let Some(Value::Object(labels)) = fields.get_mut("labels") {
+                labels.insert(poison_with.to_owned(), json!(poison_with));
+            }
+        }
+        _ => {}
+    }
+}
+
+fn is_dangerous(c: char) -> bool {
+    c != '\n'
+        && (c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{61c}'))
+}
+
+fn check(hostile: &str) {
+    let log = std::fs::read_to_string(crate::log()).unwrap();
+    let mut lines = String::new();
+    let mut records = 0;
+    for (number, line) in log.lines().enumerate() {
+        let Ok(mut value) = serde_json::from_str::<Value>(line) else { continue };
+        poison(&mut value, hostile);
+        // Each its own: none is kept back as a double.
+        value["run"] = json!(format!("r{number}"));
+        value["time"] = json!(format!("2026-11-21T12:{:02}:00Z", number % 60));
+        lines += &format!("{value}\n");
+        records += 1;
+    }
+    let style = |width| Style { width, ..Style::default() };
+    let wide = Style { wide: true, ..Style::default() };
+    let wanted = || Wanted { chatty: true, ..Wanted::default() };
+    for form in [
+        Form::Text(Printer::new(style(None))),
+        Form::Text(Printer::new(style(Some(80)))),
+        Form::Text(Printer::new(wide)),
+        Form::Summary(Box::new(Summary::default()), style(Some(100))),
+        Form::Json,
+    ] {
+        let json = matches!(form, Form::Json);
+        let text = shown(&lines, wanted(), form);
+        assert_eq!(text.chars().find(|c| is_dangerous(*c)), None, "{hostile:?} in {text:?}");
+        if json {
+            assert_eq!(text.lines().count(), records, "{hostile:?}");
+            for (line, original) in text.lines().zip(lines.lines()) {
+                let [shown, original]: [Value; 2] = [line, original].map(|line| serde_json::from_str(line).unwrap());
+                assert_eq!(shown, original);
+            }
+        }
+        let longest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+        assert!(json || longest < 64 * 1024, "a line of {longest} characters");
+    }
+}
+
+#[test]
+fn the_usual_attacks() {
+    for hostile in [
+        "\x1b[2J\x1b[31mgone",
+        "\x1b]0;title\x07",
+        "a\nINFO all is well",
+        "a\r\nb\tc",
+        "\u{9b}31m",
+        "\u{202e}txt.exe",
+        "\u{200b}\u{feff}",
+        "\"quotes\" and \\back\\slashes\\",
+        "\u{7f}\u{0}",
+        "e\u{301}\u{301}\u{301}",
+        "👨‍👩‍👧‍👦日本語",
+        "",
+    ] {
+        check(hostile);
+    }
+    check(&"\u{1b}x".repeat(32 * 1024));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn any_text(hostile in any::<String>()) {
+        check(&hostile);
+    }
+
+    #[test]
+    fn any_octets_are_answered(octets in proptest::collection::vec(any::<u8>(), 0..2000)) {
+        let mut tail = netpol_trace::tail::stream::Tail::new(Wanted::default(), Form::Text(Printer::default()));
+        let mut line = b"{\"schema\":\"netpol-trace/v1\",\"x\":\"".to_vec();
+        line.extend(octets);
+        tail.line(&line).unwrap();
+        tail.finish(&mut Vec::new()).unwrap();
+    }
+}
