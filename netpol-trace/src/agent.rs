@@ -113,9 +113,9 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     };
     let mut hooks = Vec::new();
     let drops = if config.wants(HookName::KfreeSkb) { Some(open_drops(&options, &mut hooks)?) } else { None };
+    let previous = state.as_ref().and_then(|state| state.before(Timestamp::now()));
     let counters = drops.as_ref().map(|drops| drops.counters.clone());
     let tc = open_tc(&config, &mut hooks)?;
-    let previous = state.as_ref().and_then(|state| state.before(Timestamp::now()));
 
     let intake = Arc::new(Intake::default());
     let stop = Arc::new(AtomicBool::new(false));

@@ -14,6 +14,7 @@ use std::fmt;
 use std::path::Path;
 
 use crate::record::{Body, Endpoint};
+use crate::text::escape;
 
 pub use flags::Flag;
 pub use live::Live;
@@ -106,7 +107,7 @@ impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, problem) in self.problems.iter().enumerate() {
             let end = if n == 0 { "" } else { "\n" };
-            write!(f, "{end}{}:{}: {}", self.path, problem.line, problem.message)?;
+            write!(f, "{end}{}:{}: {}", self.path, problem.line, escape(&problem.message))?;
         }
         Ok(())
     }

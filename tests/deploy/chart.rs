@@ -55,7 +55,8 @@ fn options_make_their_objects() -> Result<()> {
     let objects = helm(
         &program,
         &[
-            "rbac.otherPolicies={}",
+            // A map would be merged with the chart's own.
+            "rbac.otherPolicies=null",
             "config={\"all-drops\":true}",
             "extraArgs=[\"--program-logs\"]",
             "priorityClassName=\"system-node-critical\"",

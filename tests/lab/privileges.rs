@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use netpol_trace_tests::agent::{self, Agent, Run};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{skip, skipped, traffic};
+use netpol_trace_tests::{iptables, skip, skipped, traffic};
 
 /// By number: setpriv's names for the newer ones depend on the libcap-ng that it was built with.
 const NET_ADMIN: u8 = 12;
@@ -42,6 +42,8 @@ fn unable(test: &str) -> bool {
 /// A run of the agent in the node's namespace, as with hostNetwork, with one drop by policy.
 fn run_with(capabilities: &[u8]) -> Result<Run> {
     let pair = Pair::start(DENY)?;
+    // So that there is a table of each kind to read.
+    iptables::load(pair.lab.node(), "legacy", "-A INPUT -p udp --dport 9 -j DROP")?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
     let command =
         confined(capabilities, &["agent", "--all-drops", "--hooks", "kfree_skb,tc", "--manifests", &manifests])?;

@@ -21,6 +21,9 @@ pub struct Args {
     /// The image's name
     #[arg(long, default_value = "ghcr.io/netpol-trace/netpol-trace")]
     name: String,
+    /// The quick build instead of the release: to try the image
+    #[arg(long)]
+    debug: bool,
     /// Only the binary
     #[arg(long)]
     binary_only: bool,
@@ -76,7 +79,7 @@ impl std::fmt::Display for Arch {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     setup::ensure(&[Need::Build])?;
-    let binary = binary(args.arch)?;
+    let binary = binary(args)?;
     println!("{}: {:.1} MiB, static", binary.display(), size(&binary)?);
     if args.binary_only {
         return Ok(ExitCode::SUCCESS);
@@ -96,34 +99,44 @@ fn size(path: &Path) -> Result<f64> {
 }
 
 /// Builds the agent with the C library inside: it runs where there is nothing else. glibc's resolver reads resolv.conf itself.
-fn binary(arch: Arch) -> Result<PathBuf> {
-    let target = arch.target();
+fn binary(args: &Args) -> Result<PathBuf> {
+    let (arch, target) = (args.arch, args.arch.target());
     let mut cargo = machine::cargo();
-    cargo.args(["build", "--release", "--locked", "--package", "netpol-trace", "--target", target]);
-    cargo.arg("--target-dir").arg(machine::target().join("image/build"));
-    let variable = target.to_uppercase().replace('-', "_");
-    // For this target only: build scripts and procedural macros run here, and can't be static.
-    cargo.env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), "-C target-feature=+crt-static");
+    cargo.args(["rustc", "--locked", "--package", "netpol-trace", "--bin", "netpol-trace"]);
+    cargo.args((!args.debug).then_some("--release"));
+    let mut folder = machine::target();
     if arch != Arch::of_this_machine() {
-        if machine::program(arch.compiler()).is_none() {
-            bail!(
-                "{} is missing: apt-get install gcc-{}-linux-gnu libc6-dev-{}-cross",
-                arch.compiler(),
-                target.split('-').next().unwrap_or_default(),
-                arch.name()
-            );
-        }
-        cargo.env(format!("CARGO_TARGET_{variable}_LINKER"), arch.compiler());
-        cargo.env(format!("CC_{}", target.replace('-', "_")), arch.compiler());
-        if let Some(rustc) = compiler_for(target)? {
-            cargo.env("RUSTC", rustc);
-        }
+        prepare_cross(arch, &mut cargo)?;
+        folder.push(target);
     }
-    machine::run(&mut cargo)?;
-    let built = machine::target().join("image/build").join(target).join("release/netpol-trace");
-    let binary = machine::target().join(format!("image/netpol-trace-{}", arch.name()));
+    // Only the last step, the linking, differs from the ordinary build: all that was compiled for that is used.
+    machine::run(cargo.args(["--", "-C", "target-feature=+crt-static"]))?;
+    let built = folder.join(if args.debug { "debug" } else { "release" }).join("netpol-trace");
+    let binary = machine::target().join(format!("image/netpol-trace-{arch}"));
+    std::fs::create_dir_all(machine::target().join("image"))?;
     std::fs::copy(&built, &binary).with_context(|| built.display().to_string())?;
     Ok(binary)
+}
+
+/// Another architecture's linker, C compiler and standard library.
+fn prepare_cross(arch: Arch, cargo: &mut Command) -> Result<()> {
+    let target = arch.target();
+    let family = target.split('-').next().unwrap_or_default();
+    if machine::program(arch.compiler()).is_none() {
+        bail!(
+            "{} is missing: apt-get install gcc-{}-linux-gnu libc6-dev-{arch}-cross",
+            arch.compiler(),
+            family.replace('_', "-")
+        );
+    }
+    let variable = target.to_uppercase().replace('-', "_");
+    cargo.args(["--target", target]);
+    cargo.env(format!("CARGO_TARGET_{variable}_LINKER"), arch.compiler());
+    cargo.env(format!("CC_{}", target.replace('-', "_")), arch.compiler());
+    if let Some(rustc) = compiler_for(target)? {
+        cargo.env("RUSTC", rustc);
+    }
+    Ok(())
 }
 
 /// A compiler with the target's standard library: cargo's own (`None`), or the distribution's.

@@ -11,7 +11,8 @@ use super::{File, Problem};
 pub struct Flag {
     pub name: String,
     pub line: u32,
-    pub values: Vec<String>,
+    /// As they are written; or why there are none.
+    pub values: Result<Vec<String>, &'static str>,
 }
 
 /// Options that the file can't set: they say where it is, or ask for help.
@@ -35,16 +36,22 @@ fn problem(flag: &Flag, agent: &Command) -> Option<Problem> {
     let Some((_, arg)) = settable(agent).find(|(name, _)| *name == flag.name) else {
         return say(unknown(flag, agent));
     };
+    let values = match &flag.values {
+        Ok(values) => values,
+        Err(why) => return say(format!("{} {why}", flag.name)),
+    };
     let several = arg.get_value_delimiter().is_some() || matches!(arg.get_action(), ArgAction::Append);
-    if flag.values.len() != 1 && !several {
-        return say(format!("{} takes one value", flag.name));
-    }
-    if !arg.get_action().takes_values() && switch(flag).is_none() {
-        return say(format!("{} takes true or false, not {:?}", flag.name, shown(&flag.values[0])));
+    match values.as_slice() {
+        [value] if !arg.get_action().takes_values() && switch(value).is_none() => {
+            return say(format!("{} takes true or false, not {:?}", flag.name, shown(value)));
+        }
+        [_] => {}
+        _ if several => {}
+        _ => return say(format!("{} takes one value", flag.name)),
     }
     // Each option by itself, so that a bad value is shown with its own line.
     // With --config, which stands in for what is required.
-    let words = ["agent", "--config=file"].map(str::to_owned).into_iter().chain(arguments(flag, arg));
+    let words = ["agent", "--config=file"].map(str::to_owned).into_iter().chain(arguments(&flag.name, values, arg));
     let error = agent.clone().try_get_matches_from(words).err()?;
     // clap's first line says it all; what follows points to the command line's help.
     let text = error.to_string();
@@ -71,15 +78,16 @@ fn unknown(flag: &Flag, agent: &Command) -> String {
     }
 }
 
-fn switch(flag: &Flag) -> Option<bool> {
-    SWITCH.iter().find(|(word, _)| *word == flag.values[0]).map(|(_, on)| *on)
+fn switch(value: &str) -> Option<bool> {
+    SWITCH.iter().find(|(word, _)| *word == value).map(|(_, on)| *on)
 }
 
-fn arguments(flag: &Flag, arg: &Arg) -> Vec<String> {
-    match arg.get_action().takes_values() {
-        true => flag.values.iter().map(|value| format!("--{}={value}", flag.name)).collect(),
-        false => switch(flag).unwrap_or(false).then(|| format!("--{}", flag.name)).into_iter().collect(),
+fn arguments(name: &str, values: &[String], arg: &Arg) -> Vec<String> {
+    if arg.get_action().takes_values() {
+        return values.iter().map(|value| format!("--{name}={value}")).collect();
     }
+    let on = values.first().and_then(|value| switch(value)).unwrap_or(false);
+    on.then(|| format!("--{name}")).into_iter().collect()
 }
 
 /// The file's options as arguments, without those that the command line or the environment sets: these count for more.
@@ -89,7 +97,7 @@ pub fn beneath(file: &File, agent: &Command, given: &ArgMatches) -> Vec<String> 
         let Some((_, arg)) = settable(agent).find(|(name, _)| *name == flag.name) else { continue };
         let source = given.value_source(arg.get_id().as_str());
         if !matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
-            all.extend(arguments(flag, arg));
+            all.extend(arguments(&flag.name, flag.values.as_deref().unwrap_or_default(), arg));
         }
     }
     all

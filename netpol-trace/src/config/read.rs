@@ -85,7 +85,7 @@ fn file(text: &[u8], problems: &mut Vec<Problem>) -> File {
             "exclude" => file.settings.exclude = selection("exclude", key.line, node, problems),
             "labels" => file.settings.labels = patterns("labels", key.line, node, problems),
             "dns-names" => file.settings.dns_names = patterns("dns-names", key.line, node, problems),
-            name => file.flags.extend(flag(name, key.line, node, problems)),
+            name => file.flags.push(flag(name, key.line, node)),
         }
     }
     file
@@ -175,19 +175,14 @@ fn list<T>(
     Some(list)
 }
 
-fn flag(name: &str, line: u32, node: &Node, problems: &mut Vec<Problem>) -> Option<Flag> {
+/// What is wrong with it is told with what is wrong with its name: that counts for more.
+fn flag(name: &str, line: u32, node: &Node) -> Flag {
     let values = match &node.value {
-        Value::Sequence(items) => items.iter().map(scalar).collect(),
-        _ => scalar(node).map(|value| vec![value]),
+        Value::Null => Err("has no value: give one, or remove the key"),
+        Value::Sequence(items) => items.iter().map(scalar).collect::<Option<_>>().ok_or("takes a list of values"),
+        _ => scalar(node).map(|value| vec![value]).ok_or("takes a value or a list of values"),
     };
-    let flag = values.map(|values| Flag { name: name.to_owned(), line, values });
-    if flag.is_none() {
-        problems.push(match &node.value {
-            Value::Null => Problem::new(line, format!("{:?} has no value: give one, or remove the key", shown(name))),
-            _ => Problem::new(line, format!("{:?} takes a value or a list of values", shown(name))),
-        });
-    }
-    flag
+    Flag { name: name.to_owned(), line, values }
 }
 
 /// A scalar as it was written: `node-name: no` is the text.

@@ -73,10 +73,12 @@ fn unknown_keys() {
 #[test]
 fn bad_values() {
     check(
-        "node-name: a\nring-kib: 100\nall-drops: perhaps\nduration: soon\nhooks: [xdp]\noutput:\nnode-name2: {}\n",
+        "node-name: {}\nstate-dir:\nhooks: [[]]\nexclud:\n",
         expect![[r#"
-            config.yaml:6: "output" has no value: give one, or remove the key
-            config.yaml:7: "node-name2" takes a value or a list of values"#]],
+            config.yaml:1: node-name takes a value or a list of values
+            config.yaml:2: state-dir has no value: give one, or remove the key
+            config.yaml:3: hooks takes a list of values
+            config.yaml:4: unknown key "exclud": is exclude meant?"#]],
     );
     check(
         "node-name: [a, b]\nring-kib: 100\nall-drops: perhaps\nduration: soon\nhooks: [xdp]\n",
