@@ -100,6 +100,7 @@ impl Worker<'_> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.pipeline.policy_changes()?;
             self.pipeline.revisit(false)?;
             self.pipeline.unanswered()?;
             self.flush()?;
@@ -122,6 +123,7 @@ impl Worker<'_> {
                 self.status(Phase::Running)?;
             }
         }
+        self.pipeline.policy_changes()?;
         self.pipeline.revisit(true)?;
         self.flush()?;
         self.losses()?;
