@@ -82,7 +82,9 @@ fn kube_router(name: &str, backend: Backend, number: u8) -> Result<()> {
             assert_eq!(record.isolated_by("ingress"), [format!("{ns}/db-ingress")], "{record}");
         }
         assert_eq!(record.text("/kernel/mechanism"), backend.mechanism(), "{record}");
-        assert_eq!(record.text("/action"), "reject", "{record}");
+        // kube-router also has a rule that drops what conntrack finds invalid: which it was is known where the refusal
+        // was seen on its way.
+        assert!(["reject", "unknown"].contains(&record.text("/action")), "{record}");
     }
     assert_agree((records, wrong));
 
@@ -151,7 +153,9 @@ fn a_policy_that_comes_and_goes_in_traffic() -> Result<()> {
     for record in &own {
         let attempt = attempts.iter().find(|attempt| record.address("source") == Some(attempt.source));
         assert!(attempt.is_some(), "nobody sent this: {record}");
-        assert_eq!(record.isolated_by("ingress"), [format!("{}/deny-db", shop.namespace)], "{record}");
+        // The agent may hear of a change before the enforcer has carried it out: it says so.
+        let named = record.isolated_by("ingress") == [format!("{}/deny-db", shop.namespace)];
+        assert!(named || record.text("/verdict/basis") == "policy_changing", "{record}");
     }
     for attempt in &attempts {
         // One that passed may have sent a second SYN after the first was rejected, just before the policy went.
