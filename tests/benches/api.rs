@@ -1,6 +1,7 @@
 //! What agents cost a real API server, and what a cluster's size costs an agent: requests, bytes, the server's processor
 //! time, resident memory.
 
+use std::cell::Cell;
 use std::env;
 use std::path::Path;
 use std::process::Command;
@@ -33,7 +34,7 @@ fn main() -> Result<()> {
     let most: usize = env::var(MOST).ok().map(|text| text.parse()).transpose().context(MOST)?.unwrap_or(100_000);
     let dir = tempfile::tempdir()?;
     let plane = ControlPlane::start(&dir.path().join("state"), Lifetime::OfThisProgram)?;
-    let mut cluster = Cluster { plane: &plane, pods: 0 };
+    let mut cluster = Cluster { plane: &plane, pods: 0, changes: Cell::new(0) };
     let size = |pods: usize| pods.min(most);
 
     cluster.grow(size(1_000))?;
@@ -73,6 +74,8 @@ fn main() -> Result<()> {
 struct Cluster<'a> {
     plane: &'a ControlPlane,
     pods: usize,
+    /// No status is set twice: the server would have nothing to tell.
+    changes: Cell<usize>,
 }
 
 /// What the API server says of itself at a moment.
@@ -156,7 +159,8 @@ impl Cluster<'_> {
         };
         Ok(Reading {
             at: Instant::now(),
-            requests: sum("apiserver_request_total"),
+            // A watch is counted in the first when it ends, in the second while it lasts.
+            requests: sum("apiserver_request_total") + sum("apiserver_longrunning_requests"),
             bytes: sum("apiserver_response_sizes_sum") + sum("apiserver_watch_events_sizes_sum"),
             cpu_seconds: self.plane.server.cpu_seconds()?,
         })
@@ -193,7 +197,8 @@ impl Cluster<'_> {
             let next = begin + Duration::from_secs(1) * n / CHANGES_PER_SECOND;
             thread::sleep(next.saturating_duration_since(Instant::now()));
             let (namespace, name) = place(n as usize * 7 % self.pods);
-            let status = json!({ "status": { "message": format!("change {n}") } });
+            let status = json!({ "status": { "message": format!("change {}", self.changes.get()) } });
+            self.changes.set(self.changes.get() + 1);
             self.plane.api().patch_status(&format!("/api/v1/namespaces/{namespace}/pods/{name}"), &status)?;
             n += 1;
         }

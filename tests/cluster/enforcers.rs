@@ -12,6 +12,8 @@ use netpol_trace_tests::traffic::Outcome;
 use netpol_trace_tests::{eventually, skipped};
 use serde_json::{Value, json};
 
+use crate::exclusive;
+
 #[test]
 fn kube_router_by_iptables_legacy() -> Result<()> {
     kube_router("enforcers::kube_router_by_iptables_legacy", Backend::Legacy, 211)
@@ -30,6 +32,7 @@ fn kube_router(name: &str, backend: Backend, number: u8) -> Result<()> {
         skipped(name, &why);
         return Ok(());
     }
+    let _turn = exclusive();
     let shop = Shop::build(number)?;
     let node = &shop.node;
     let mut router = KubeRouter::start(node, backend)?;
@@ -102,6 +105,7 @@ fn policies_without_an_enforcer_drop_nothing() -> Result<()> {
     if skip("enforcers::policies_without_an_enforcer_drop_nothing", &[]) {
         return Ok(());
     }
+    let _turn = exclusive();
     let shop = Shop::build(213)?;
     let deny = shop.policy("deny-all", json!({ "podSelector": {}, "policyTypes": ["Ingress", "Egress"] }));
     shop.node.plane().api().apply(&deny)?;
@@ -126,6 +130,7 @@ fn a_policy_that_comes_and_goes_in_traffic() -> Result<()> {
         skipped(name, &why);
         return Ok(());
     }
+    let _turn = exclusive();
     let shop = Shop::build(214)?;
     let node = &shop.node;
     let deny = shop
@@ -229,7 +234,7 @@ impl Shop {
             let attempts = probe::send(&self.node, probes)?;
             let run = agent.stop()?;
             let after = router.counters(&self.node)?;
-            // Another test's objects made kube-router write its rules anew, with counters from zero: once more.
+            // A late sync made kube-router write its rules anew, with counters from zero: once more.
             if before.keys().ne(after.keys()) {
                 continue;
             }

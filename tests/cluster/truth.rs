@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::cluster::kube_router::{self, Backend, KubeRouter};
@@ -13,9 +12,9 @@ use netpol_trace_tests::cluster::{programs, shared, skip};
 use netpol_trace_tests::skipped;
 use serde_json::{Value, json};
 
+use crate::exclusive;
+
 const TABLE: &str = include_str!("../golden/kubernetes-e2e-netpol.json");
-/// The namespaces' names are the table's: one test at a time.
-static NAMESPACES: Mutex<()> = Mutex::new(());
 
 #[test]
 fn kube_router_by_iptables_legacy() -> Result<()> {
@@ -36,7 +35,7 @@ fn run(name: &str, backend: Backend, first: usize, number: u8) -> Result<()> {
         skipped(name, &why);
         return Ok(());
     }
-    let _exclusive = NAMESPACES.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = exclusive();
     let table: Value = serde_json::from_str(TABLE)?;
     let mut stage = Stage::build(&table["model"], number)?;
     let mut router = KubeRouter::start(&stage.node, backend)?;
