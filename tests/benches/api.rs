@@ -9,11 +9,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use netpol_trace::cluster::Cluster;
+use netpol_trace::cluster::api::{self, Access, Lookups, Options, Peers};
 use netpol_trace_tests::agent::{self, Agent};
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::daemon::Lifetime;
 use netpol_trace_tests::cluster::skip;
 use serde_json::{Value, json};
+use tokio::runtime::Runtime;
 
 /// Pods of a node.
 const PODS_PER_NODE: usize = 30;
@@ -34,7 +37,7 @@ fn main() -> Result<()> {
     let most: usize = env::var(MOST).ok().map(|text| text.parse()).transpose().context(MOST)?.unwrap_or(100_000);
     let dir = tempfile::tempdir()?;
     let plane = ControlPlane::start(&dir.path().join("state"), Lifetime::OfThisProgram)?;
-    let mut cluster = Cluster { plane: &plane, pods: 0, changes: Cell::new(0) };
+    let mut cluster = Filled { plane: &plane, pods: 0, changes: Cell::new(0) };
     let size = |pods: usize| pods.min(most);
 
     cluster.grow(size(1_000))?;
@@ -71,7 +74,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-struct Cluster<'a> {
+struct Filled<'a> {
     plane: &'a ControlPlane,
     pods: usize,
     /// No status is set twice: the server would have nothing to tell.
@@ -107,7 +110,7 @@ impl Reading {
     }
 }
 
-impl Cluster<'_> {
+impl Filled<'_> {
     /// Adds pods, on as many nodes as they need.
     fn grow(&mut self, pods: usize) -> Result<()> {
         let begin = Instant::now();
@@ -166,22 +169,6 @@ impl Cluster<'_> {
         })
     }
 
-    fn agents(&self, mode: &str, count: usize) -> Result<Vec<Agent>> {
-        let kubeconfig = self.plane.kubeconfig();
-        thread::scope(|scope| {
-            let starts: Vec<_> = (0..count)
-                .map(|n| {
-                    let kubeconfig = &kubeconfig;
-                    scope.spawn(move || start(kubeconfig, mode, n))
-                })
-                .collect();
-            starts
-                .into_iter()
-                .map(|start| start.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
-        })
-    }
-
     /// What the changes cost while nobody watches.
     fn churned(&self) -> Result<Spent> {
         let before = self.read()?;
@@ -208,12 +195,10 @@ impl Cluster<'_> {
     /// One row of the table of loads.
     fn load(&self, mode: &str, count: usize, baseline: &Spent) -> Result<()> {
         let before = self.read()?;
-        let agents = self.agents(mode, count)?;
+        let agents = Followers::start(&self.plane.kubeconfig(), mode, count)?;
         let started = before.until(&self.read()?);
         let churned = self.churned()?;
-        for agent in agents {
-            agent.stop()?;
-        }
+        drop(agents);
         let each = |value: f64| value / count as f64;
         println!(
             "{mode:<8} {count:>6} | {:>9.1} {:>11.0} {:>9.1} | {:>9.1} {:>11.0} {:>9.2}",
@@ -269,6 +254,31 @@ impl Cluster<'_> {
             each(spent.bytes),
             each(spent.cpu_seconds * 1e3)
         ))
+    }
+}
+
+/// What agents are to the API server: each its own client and index, without the rest of an agent.
+struct Followers {
+    _runtime: Runtime,
+}
+
+impl Followers {
+    /// Starts them and waits until all are in sync.
+    fn start(kubeconfig: &Path, mode: &str, count: usize) -> Result<Followers> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let mut clusters = Vec::new();
+        for n in 0..count {
+            let access = Access { kubeconfig: Some(kubeconfig.to_owned()), context: None };
+            let peers = if mode == "watch" { Peers::Watch } else { Peers::Lookup };
+            let (lookups, asked) = Lookups::new(Some(node_name(n).as_str().into()));
+            let options = Options { access, peers, node: Some(node_name(n).as_str().into()) };
+            let cluster = Cluster::live();
+            runtime.spawn(api::follow(cluster.clone(), options, lookups, asked));
+            clusters.push(cluster);
+        }
+        let all = || Ok(clusters.iter().all(Cluster::synced).then_some(()));
+        netpol_trace_tests::eventually("all in sync", all)?;
+        Ok(Followers { _runtime: runtime })
     }
 }
 

@@ -118,6 +118,34 @@ fn policies_without_an_enforcer_drop_nothing() -> Result<()> {
     Ok(())
 }
 
+/// An enforcer that is alive and whose rules somebody removed: connections pass that the policies deny, and no record says
+/// otherwise.
+#[test]
+fn an_enforcer_without_its_rules_drops_nothing() -> Result<()> {
+    let name = "enforcers::an_enforcer_without_its_rules_drops_nothing";
+    if skip(name, &[programs::KUBE_ROUTER]) {
+        return Ok(());
+    }
+    if let Some(why) = kube_router::obstacle(Backend::Nft) {
+        skipped(name, &why);
+        return Ok(());
+    }
+    let _turn = exclusive();
+    let shop = Shop::build(215)?;
+    let node = &shop.node;
+    let deny = shop.policy("deny-all", json!({ "podSelector": {}, "policyTypes": ["Ingress"] }));
+    node.plane().api().apply(&deny)?;
+    let mut router = KubeRouter::start(node, Backend::Nft)?;
+    let closed = shop.probes(&|_| false);
+    assert_agree(shop.send_and_compare(&mut router, &closed)?);
+    for family in ["iptables", "ip6tables"] {
+        node.lab.node().command(Backend::Nft.program(), &[family, "-F"], "")?;
+    }
+    assert!(router.daemon().is_alive());
+    assert_agree(shop.send_and_compare(&mut router, &shop.probes(&|_| true))?);
+    Ok(())
+}
+
 /// A policy applied and deleted while packets flow: what is dropped is recorded, each packet once, also at the moments of
 /// change.
 #[test]
