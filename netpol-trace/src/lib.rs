@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod books;
 pub mod cause;
+pub mod changes;
 pub mod cli;
 pub mod cluster;
 pub mod dns;

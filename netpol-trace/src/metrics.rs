@@ -73,7 +73,7 @@ impl Metrics {
                 *state.denied.entry(key).or_default() += drop.count;
             }
             Body::Unanswered(silent) => self.lock().unanswered += silent.count,
-            Body::Loss(_) | Body::Status(_) => {}
+            Body::Loss(_) | Body::Status(_) | Body::PolicyChange(_) => {}
         }
     }
 

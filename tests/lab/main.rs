@@ -3,6 +3,7 @@
 mod bad_input;
 mod books;
 mod demo;
+mod history;
 mod lifecycle;
 mod packets;
 mod places;

@@ -119,6 +119,7 @@ impl Worker<'_> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
+            self.pipeline.policy_changes()?;
             self.pipeline.revisit(false)?;
             self.pipeline.unanswered()?;
             let now = Instant::now();
@@ -146,7 +147,8 @@ impl Worker<'_> {
 
     /// What is left, and the last status, in which nothing is held any more.
     fn end(&mut self) -> Result<(), SinkError> {
-        let left = self.pipeline.revisit(true).and_then(|()| self.losses());
+        let pipeline = &mut self.pipeline;
+        let left = pipeline.policy_changes().and_then(|()| pipeline.revisit(true)).and_then(|()| self.losses());
         self.pipeline.output.drain();
         self.status(Phase::Stopped).and(left)
     }

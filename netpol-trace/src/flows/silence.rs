@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use super::table::{Open, Place};
 use super::{End, Flows, Kernel, Tuple};
 use crate::cluster::Index;
+use crate::cluster::index::Moment;
 use crate::enrich::{self, OwnedBy};
 use crate::packet::{self, transport_name};
 use crate::record::build::endpoint;
@@ -152,12 +153,12 @@ impl<K: Kernel> Flows<K> {
 }
 
 /// A finding with both ends named.
-pub fn flow<'a>(finding: &Finding, index: &'a Index) -> enrich::Flow<'a> {
+pub fn flow<'a>(finding: &Finding, moment: &'a Moment<'_>) -> enrich::Flow<'a> {
     let Tuple { client, protocol, server } = finding.tuple;
-    let end = enrich::end(index, server.0, Some(server.1));
+    let end = enrich::end(moment, server.0, Some(server.1));
     enrich::Flow {
-        source: enrich::end(index, client.0, Some(client.1)),
-        destination: enrich::with_service(index, end, protocol, server.0, Some(server.1)),
+        source: enrich::end(moment, client.0, Some(client.1)),
+        destination: enrich::with_service(moment.index, end, protocol, server.0, Some(server.1)),
         protocol,
         reply: false,
         tracked: false,
@@ -173,12 +174,15 @@ pub fn body(
     options: &verdict::Options,
     names: Vec<String>,
     time: Timestamp,
-    synced: bool,
+    stale: &[String],
 ) -> Body {
     let Tuple { client, protocol, .. } = finding.tuple;
     // Policies are about pods, and which backend a service chose is not known here.
-    let verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
+    let mut verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
         .then(|| verdict::judge(index, &flow.connection(time), options));
+    if let Some(verdict) = &mut verdict {
+        enrich::qualify(verdict, flow, stale);
+    }
     let mut destination = endpoint(&flow.destination);
     destination.names = names;
     Body::Unanswered(Box::new(Unanswered {
@@ -199,7 +203,7 @@ pub fn body(
             fragment: false,
         },
         device: finding.device.clone(),
-        enrichment: if !synced {
+        enrichment: if !stale.is_empty() {
             Enrichment::Stale
         } else if flow.may_be_named_later() {
             Enrichment::Timeout

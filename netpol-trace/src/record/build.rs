@@ -6,7 +6,7 @@ use super::{
     Action, Body, Cause, Direction, Drop, Endpoint, Enrichment, Hint, Icmp, Kernel, Network, OwnerRef, PodRef, Verdict,
 };
 use crate::cluster::index::PodView;
-use crate::cluster::model::Labels;
+use crate::cluster::model::{Labels, Pod};
 use crate::enrich::{Flow, Named, OwnedBy};
 use crate::packet::{Facts, Packet, transport_name};
 
@@ -78,6 +78,11 @@ pub(crate) fn endpoint(named: &Named<'_>) -> Endpoint {
         names: Vec::new(),
         note: match named.owner {
             OwnedBy::Ambiguous(pods) => Some(format!("{pods} pods claim this address").into()),
+            OwnedBy::Reused(one, other) => Some(
+                format!("{} and {} had this address one after the other, at about this time", full(one), full(other))
+                    .into(),
+            ),
+            OwnedBy::Former(pod) => Some(format!("no pod had this address any more; before: {}", full(pod)).into()),
             OwnedBy::Unknown => Some("in the pod network, but no known pod has this address".into()),
             _ => None,
         },
@@ -94,6 +99,10 @@ fn pod(view: PodView<'_>) -> PodRef {
         owner: pod.owner.as_ref().map(|o| OwnerRef { kind: clip(&o.kind), name: clip(&o.name) }),
         node: pod.node.as_deref().map(clip),
     }
+}
+
+fn full(pod: &Pod) -> String {
+    format!("{}/{}", clip(&pod.namespace), clip(&pod.name))
 }
 
 fn labels(labels: &Labels) -> BTreeMap<String, String> {

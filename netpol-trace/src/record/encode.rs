@@ -94,6 +94,13 @@ fn shortened(mut record: Record) -> Record {
         Body::Unanswered(silent) => {
             (&mut silent.truncated, [&mut silent.source, &mut silent.destination], &mut silent.verdict)
         }
+        Body::PolicyChange(change) => {
+            change.truncated = true;
+            change.rules_removed.truncate(KEPT_POLICIES);
+            change.rules_added.truncate(KEPT_POLICIES);
+            change.fields.truncate(KEPT_POLICIES);
+            return record;
+        }
         Body::Loss(_) | Body::Status(_) => return record,
     };
     *truncated = true;

@@ -1,4 +1,5 @@
 use std::fs;
+use std::time::Duration;
 
 use super::*;
 
@@ -38,6 +39,8 @@ async fn changed_files_are_read_again_and_broken_ones_leave_the_last_good_state(
     let index = cluster.read();
     assert_eq!(index.policy("x", "kept").unwrap().changed, None, "an unchanged policy keeps what is known");
     assert_eq!(index.policy("x", "old").unwrap().changed, Some(cluster.sources()[0].loaded_at));
+    // Changes wait for readers.
+    drop(index);
 
     fs::write(&file, format!("{PODS}{}---\nkind: [", policy("old", 9090))).unwrap();
     until(&cluster, &mut changes, |status| !status.synced).await;
@@ -85,6 +88,6 @@ fn a_mounted_config_map_is_read_once() {
     std::os::unix::fs::symlink("..2026_11_22", folder.path().join("..data_tmp")).unwrap();
     fs::rename(folder.path().join("..data_tmp"), folder.path().join("..data")).unwrap();
     let look = cluster.look(None);
-    cluster.look(Some(look));
+    cluster.look(look);
     assert!(cluster.read().pod("x", "b").is_some() && cluster.read().pod("x", "a").is_none());
 }
