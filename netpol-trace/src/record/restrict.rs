@@ -14,7 +14,9 @@ pub fn restricted(record: Record, mut may: impl FnMut(&str) -> bool) -> Option<R
         Body::Unanswered(silent) => Body::Unanswered(Box::new(restricted_unanswered(*silent, &mut may)?)),
         // Their own drops may be among what was lost.
         Body::Loss(loss) => Body::Loss(Loss { sink: None, first_id: None, last_id: None, ..loss }),
-        _ => return None,
+        // A policy isolates pods of its own namespace only.
+        Body::PolicyChange(change) if may(&change.namespace) => Body::PolicyChange(change),
+        Body::PolicyChange(_) | Body::Status(_) => return None,
     };
     // Which node it was says where the other end runs.
     Some(Record { body, node: None, ..record })

@@ -217,8 +217,11 @@ impl View {
             let pod = end.pod.as_ref().map(|pod| pod.namespace.to_string());
             pod.or_else(|| end.service.as_ref().map(|service| service.namespace.to_string()))
         };
-        let theirs: Vec<String> = seen.ends().filter_map(of).collect();
-        if seen.is_flow() && !theirs.iter().any(|ns| self.namespaces.contains(ns)) {
+        let mut theirs: Vec<String> = seen.ends().filter_map(of).collect();
+        if &*seen.kind == "policy_change" {
+            theirs.push(seen.namespace.to_string());
+        }
+        if &*seen.kind != "loss" && !theirs.iter().any(|ns| self.namespaces.contains(ns)) {
             return;
         }
         let Ok(record) = serde_json::from_slice::<Record>(line) else { return };
