@@ -108,7 +108,9 @@ impl Metrics {
     /// What is missing, in words.
     pub fn ready(&self) -> Result<(), String> {
         self.healthy()?;
-        let Some((published, _)) = self.published() else { return Err("hooks are not attached yet".into()) };
+        let Some((published, _)) = self.published() else {
+            return Err("not started yet: hooks or sources are missing".into());
+        };
         let waits = |source: &&crate::record::SourceState| !source.synced && source.error.is_none();
         match published.status.sources.iter().find(waits) {
             Some(source) => Err(format!("source {} is not in sync yet", source.name)),

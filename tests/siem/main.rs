@@ -6,6 +6,7 @@ mod collector;
 mod consumers;
 mod formats;
 mod prometheus;
+mod refusals;
 mod rsyslog;
 mod run;
 mod slow;

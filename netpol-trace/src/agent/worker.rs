@@ -64,7 +64,7 @@ pub fn run(
         // Nobody reads the first sink any more: the others get what there is, and the end.
         let _ = worker.end();
     }
-    worker.pipeline.output.finish();
+    anyhow::ensure!(worker.pipeline.output.finish(), "a sink's thread panicked");
     match result {
         Ok(()) | Err(SinkError::Closed) => Ok(()),
         Err(error) => Err(error.into()),
