@@ -12,6 +12,8 @@ use netpol_trace_tests::traffic::Outcome;
 use netpol_trace_tests::{eventually, skipped};
 use serde_json::{Value, json};
 
+use crate::exclusive;
+
 #[test]
 fn kube_router_by_iptables_legacy() -> Result<()> {
     kube_router("enforcers::kube_router_by_iptables_legacy", Backend::Legacy, 211)
@@ -30,6 +32,7 @@ fn kube_router(name: &str, backend: Backend, number: u8) -> Result<()> {
         skipped(name, &why);
         return Ok(());
     }
+    let _turn = exclusive();
     let shop = Shop::build(number)?;
     let node = &shop.node;
     let mut router = KubeRouter::start(node, backend)?;
@@ -82,7 +85,9 @@ fn kube_router(name: &str, backend: Backend, number: u8) -> Result<()> {
             assert_eq!(record.isolated_by("ingress"), [format!("{ns}/db-ingress")], "{record}");
         }
         assert_eq!(record.text("/kernel/mechanism"), backend.mechanism(), "{record}");
-        assert_eq!(record.text("/action"), "reject", "{record}");
+        // kube-router also has a rule that drops what conntrack finds invalid: which it was is known where the refusal
+        // was seen on its way.
+        assert!(["reject", "unknown"].contains(&record.text("/action")), "{record}");
     }
     assert_agree((records, wrong));
 
@@ -100,6 +105,7 @@ fn policies_without_an_enforcer_drop_nothing() -> Result<()> {
     if skip("enforcers::policies_without_an_enforcer_drop_nothing", &[]) {
         return Ok(());
     }
+    let _turn = exclusive();
     let shop = Shop::build(213)?;
     let deny = shop.policy("deny-all", json!({ "podSelector": {}, "policyTypes": ["Ingress", "Egress"] }));
     shop.node.plane().api().apply(&deny)?;
@@ -109,6 +115,34 @@ fn policies_without_an_enforcer_drop_nothing() -> Result<()> {
     let run = agent.stop()?;
     run.balance()?;
     assert_agree((Vec::new(), probe::compare(&shop.node, &probes, &attempts, &run.records, 0)));
+    Ok(())
+}
+
+/// An enforcer that is alive and whose rules somebody removed: connections pass that the policies deny, and no record says
+/// otherwise.
+#[test]
+fn an_enforcer_without_its_rules_drops_nothing() -> Result<()> {
+    let name = "enforcers::an_enforcer_without_its_rules_drops_nothing";
+    if skip(name, &[programs::KUBE_ROUTER]) {
+        return Ok(());
+    }
+    if let Some(why) = kube_router::obstacle(Backend::Nft) {
+        skipped(name, &why);
+        return Ok(());
+    }
+    let _turn = exclusive();
+    let shop = Shop::build(215)?;
+    let node = &shop.node;
+    let deny = shop.policy("deny-all", json!({ "podSelector": {}, "policyTypes": ["Ingress"] }));
+    node.plane().api().apply(&deny)?;
+    let mut router = KubeRouter::start(node, Backend::Nft)?;
+    let closed = shop.probes(&|_| false);
+    assert_agree(shop.send_and_compare(&mut router, &closed)?);
+    for family in ["iptables", "ip6tables"] {
+        node.lab.node().command(Backend::Nft.program(), &[family, "-F"], "")?;
+    }
+    assert!(router.daemon().is_alive());
+    assert_agree(shop.send_and_compare(&mut router, &shop.probes(&|_| true))?);
     Ok(())
 }
 
@@ -124,6 +158,7 @@ fn a_policy_that_comes_and_goes_in_traffic() -> Result<()> {
         skipped(name, &why);
         return Ok(());
     }
+    let _turn = exclusive();
     let shop = Shop::build(214)?;
     let node = &shop.node;
     let deny = shop
@@ -151,7 +186,9 @@ fn a_policy_that_comes_and_goes_in_traffic() -> Result<()> {
     for record in &own {
         let attempt = attempts.iter().find(|attempt| record.address("source") == Some(attempt.source));
         assert!(attempt.is_some(), "nobody sent this: {record}");
-        assert_eq!(record.isolated_by("ingress"), [format!("{}/deny-db", shop.namespace)], "{record}");
+        // The agent may hear of a change before the enforcer has carried it out: it says so.
+        let named = record.isolated_by("ingress") == [format!("{}/deny-db", shop.namespace)];
+        assert!(named || record.text("/verdict/basis") == "policy_changing", "{record}");
     }
     for attempt in &attempts {
         // One that passed may have sent a second SYN after the first was rejected, just before the policy went.
@@ -225,7 +262,7 @@ impl Shop {
             let attempts = probe::send(&self.node, probes)?;
             let run = agent.stop()?;
             let after = router.counters(&self.node)?;
-            // Another test's objects made kube-router write its rules anew, with counters from zero: once more.
+            // A late sync made kube-router write its rules anew, with counters from zero: once more.
             if before.keys().ne(after.keys()) {
                 continue;
             }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-pub use cluster::ensure as ensure_programs;
+pub use cluster::{ensure as ensure_programs, no_go};
 pub use ebpf::cargo_deny;
 
 use crate::cluster_programs::PROGRAMS;
@@ -53,7 +53,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         missing.iter().for_each(|what| println!("missing: {what}"));
         return Ok(if missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    ensure(&Need::ALL)?;
+    let no_go = no_go();
+    let needs = Need::ALL.into_iter().filter(|need| *need != Need::Cluster || no_go.is_none());
+    ensure(&needs.collect::<Vec<_>>())?;
+    if let Some(why) = no_go {
+        println!("Left out: {why}");
+    }
     match toolchain::find() {
         Ok(found) => println!("eBPF compiler: {}\nbpf-linker:    {}", ebpf::name(&found.kind), found.linker.display()),
         Err(why) => bail!("{why}"),

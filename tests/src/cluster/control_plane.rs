@@ -101,23 +101,6 @@ impl ControlPlane {
         self.api.apply(&object).map(drop)
     }
 
-    /// All that the agent reads, as `kubectl get … -A -o json` prints it.
-    pub fn dump(&self) -> Result<Value> {
-        let mut items = Vec::new();
-        for (version, plural, kind) in READ {
-            let root = if version == "v1" { "api" } else { "apis" };
-            let path = format!("/{root}/{version}/{plural}");
-            let list = self.api.get(&path)?;
-            for item in list["items"].as_array().context("a list has items")? {
-                let mut item = item.clone();
-                item["apiVersion"] = json!(version);
-                item["kind"] = json!(kind);
-                items.push(item);
-            }
-        }
-        Ok(json!({ "apiVersion": "v1", "kind": "List", "items": items }))
-    }
-
     /// Writes a kubeconfig with another token, such as a ServiceAccount's, into the folder.
     pub fn kubeconfig_with(&self, name: &str, token: &str) -> Result<PathBuf> {
         write_kubeconfig(&self.dir, &format!("{name}.kubeconfig"), self.address, token)
@@ -168,16 +151,6 @@ pub fn stop(dir: &Path) -> Result<Vec<Daemon>> {
         _ => Ok(daemons),
     }
 }
-
-/// What the agent reads: API version, resource, kind.
-const READ: [(&str, &str, &str); 6] = [
-    ("v1", "namespaces", "Namespace"),
-    ("v1", "nodes", "Node"),
-    ("v1", "pods", "Pod"),
-    ("v1", "services", "Service"),
-    ("discovery.k8s.io/v1", "endpointslices", "EndpointSlice"),
-    ("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy"),
-];
 
 pub const KUBECONFIG: &str = "kubeconfig";
 const PROCESSES: &str = "processes";

@@ -31,7 +31,8 @@ pub enum Backend {
 }
 
 impl Backend {
-    fn program(self) -> &'static str {
+    /// The program that is iptables, by its first argument or the name that it is called by.
+    pub fn program(self) -> &'static str {
         match self {
             Backend::Legacy => "/usr/sbin/xtables-legacy-multi",
             Backend::Nft => "/usr/sbin/xtables-nft-multi",
@@ -100,12 +101,10 @@ impl KubeRouter {
         let api = node.plane().api();
         let marker = marker(node);
         let policy = |round: u32| format!("round-{round}");
-        let round = json!({ "round": self.round.to_string() });
         if self.round > 0 {
             api.delete(&json!({ "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
                 "metadata": { "namespace": marker, "name": policy(self.round) } }))?;
         }
-        drop(round);
         self.round += 1;
         let label = json!({ "round": self.round.to_string() });
         // An address of documentation: no packet has it.

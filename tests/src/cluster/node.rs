@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::control_plane::ControlPlane;
 use super::relay::Relay;
@@ -19,7 +18,6 @@ pub struct Node {
     number: u8,
     pub lab: Lab,
     plane: &'static ControlPlane,
-    manifests: TempDir,
     _relay: Relay,
 }
 
@@ -53,7 +51,7 @@ impl Node {
                 { "type": "Hostname", "address": name },
             ] },
         }))?;
-        Ok(Node { name, number, lab, plane, manifests: tempfile::tempdir()?, _relay: relay })
+        Ok(Node { name, number, lab, plane, _relay: relay })
     }
 
     fn ipv4(&self) -> Ipv4Addr {
@@ -95,11 +93,10 @@ impl Node {
         })
     }
 
-    /// The agent on this node, told of the cluster as it is now, attached.
+    /// The agent on this node, with the API server as its source, attached and in sync.
     pub fn watch(&self) -> Result<Agent> {
-        let file = self.manifests.path().join("cluster.json");
-        std::fs::write(&file, self.plane.dump()?.to_string())?;
-        let arguments = ["--all-drops", "--node-name", &self.name, "--manifests", &file.to_string_lossy()];
+        let kubeconfig = self.plane.kubeconfig();
+        let arguments = ["--all-drops", "--node-name", &self.name, "--kubeconfig", &kubeconfig.to_string_lossy()];
         Agent::start_in(self.lab.node(), &arguments)
     }
 }

@@ -71,15 +71,16 @@ fn attempt(node: &Node, probe: &Probe) -> Result<Attempt> {
 
 /// What disagrees, in words. `counted` is the enforcer's own count of the packets that it rejected.
 ///
-/// A rejected client sends one packet, and another where its kernel didn't take the first refusal (TCP over IPv6): each
-/// denied probe has a record, and all records together have the packets that the enforcer counted.
+/// A rejected client sends one packet, and another where the refusal didn't reach it: each denied probe has a record, and
+/// all records together have the packets that the enforcer counted.
 pub fn compare(node: &Node, probes: &[Probe], attempts: &[Attempt], records: &[Record], counted: u64) -> Vec<String> {
     let mut wrong = Vec::new();
     let own: Vec<&Record> = drops(records).filter(|r| node.lab.owns(r) && r.cause() == "policy").collect();
     let mut claimed = 0;
     for (probe, attempt) in probes.iter().zip(attempts) {
-        let refused = attempt.outcome == Outcome::Refused;
-        if refused == probe.allowed || (probe.allowed && attempt.outcome != Outcome::Passed) {
+        // The kernel limits how many ICMP errors one address gets: a client without one tries on until its time is up.
+        let blocked = matches!(attempt.outcome, Outcome::Refused | Outcome::TimedOut);
+        if blocked == probe.allowed || (probe.allowed && attempt.outcome != Outcome::Passed) {
             wrong.push(format!("{probe:?}: the client saw {:?}", attempt.outcome));
         }
         let of_it = |record: &&&Record| {
@@ -89,7 +90,7 @@ pub fn compare(node: &Node, probes: &[Probe], attempts: &[Attempt], records: &[R
         let found: Vec<&Record> = own.iter().filter(of_it).copied().collect();
         claimed += found.len();
         let count = packets(found.iter().copied());
-        if (count > 0) != refused {
+        if (count > 0) != blocked {
             wrong.push(format!("{probe:?}: {:?}, but {count} packets recorded: {found:?}", attempt.outcome));
         }
         wrong.extend(found.iter().flat_map(|record| misread(probe, record)));
