@@ -276,8 +276,12 @@ impl Followers {
             runtime.spawn(api::follow(cluster.clone(), options, lookups, asked));
             clusters.push(cluster);
         }
-        let all = || Ok(clusters.iter().all(Cluster::synced).then_some(()));
-        netpol_trace_tests::eventually("all in sync", all)?;
+        let synced = || clusters.iter().filter(|cluster| cluster.synced()).count();
+        // Many agents on a few cores take minutes; when a minute brings none of them further, something is wrong.
+        while synced() < count {
+            let before = synced();
+            netpol_trace_tests::eventually("one more in sync", || Ok((synced() > before).then_some(())))?;
+        }
         Ok(Followers { _runtime: runtime })
     }
 }
