@@ -129,7 +129,8 @@ impl KubeRouter {
         let synced = || {
             self.daemon.check()?;
             let Some(set) = self.source_set(node, &name)? else { return Ok(None) };
-            let listing = node.lab.node().command("ipset", &["list", &set], "")?;
+            // The next sync may have replaced the set.
+            let Ok(listing) = node.lab.node().command("ipset", &["list", &set], "") else { return Ok(None) };
             let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
             let known = listing.lines().any(|line| line.split(' ').next() == Some(ip.as_str()));
             Ok((known && self.is_idle()).then_some(()))
@@ -187,8 +188,13 @@ impl KubeRouter {
 
     fn save(&self, node: &Node, program: &str) -> Result<String> {
         let program = self.dir.path().join(program);
-        let output = node.lab.node().command(&program.to_string_lossy(), &["-c", "-t", "filter"], "")?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let save = || match node.lab.node().command(&program.to_string_lossy(), &["-c", "-t", "filter"], "") {
+            Ok(output) => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
+            // A set went between the kernel's answer about a rule and the one about its set.
+            Err(error) if format!("{error:#}").contains("doesn't exist") => Ok(None),
+            Err(error) => Err(error),
+        };
+        eventually("a listing of kube-router's rules", save)
     }
 
     fn last_words(&self) -> String {
