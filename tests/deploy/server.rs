@@ -66,7 +66,8 @@ fn the_server_takes_every_overlay() -> Result<()> {
             assert!(line.is_some(), "{overlay}: nothing of {object} in\n{said}");
         }
         // Other tests made some of the objects without kubectl.
-        let warnings = said.lines().filter(|line| line.starts_with("Warning") && !line.contains("last-applied-configuration"));
+        let warnings =
+            said.lines().filter(|line| line.starts_with("Warning") && !line.contains("last-applied-configuration"));
         assert_eq!(warnings.collect::<Vec<_>>(), Vec::<&str>::new(), "{overlay}");
     }
     Ok(())

@@ -10,7 +10,7 @@ use crate::machine;
 use crate::toolchain;
 
 /// A program, the package that has it, and who needs it.
-const PROGRAMS: [(Need, &str, &str); 16] = [
+const PROGRAMS: [(Need, &str, &str); 17] = [
     (Need::Build, "cc", "gcc libc6-dev"),
     (Need::Lab, "ip", "iproute2"),
     (Need::Lab, "nft", "nftables"),
@@ -26,7 +26,8 @@ const PROGRAMS: [(Need, &str, &str); 16] = [
     (Need::Vm, "xz", "xz-utils"),
     (Need::Vm, "zstd", "zstd"),
     (Need::Vm, "depmod", "kmod"),
-    (Need::Image, "buildah", "buildah crun"),
+    (Need::Image, "buildah", "buildah"),
+    (Need::Image, "runc", "runc"),
 ];
 /// The eBPF compiler and its linter, on the releases that have them (Debian 12's security suite and later).
 const COMPILER: &str = "rustc-web libstd-rust-web-dev-bpf";
