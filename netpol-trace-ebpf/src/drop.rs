@@ -68,7 +68,7 @@ macro_rules! place {
     };
 }
 
-/// Fills every byte of `event`. `rejected`: when an answer to the packet was sent.
+/// Fills every byte of `event`. `rejected`: when an answer to the packet was sent, or 0.
 #[inline(always)]
 pub fn fill<M: Memory>(
     event: &mut MaybeUninit<DropEvent>,
@@ -76,7 +76,7 @@ pub fn fill<M: Memory>(
     location: u64,
     reason: u32,
     by_location: bool,
-    rejected: Option<u64>,
+    rejected: u64,
 ) {
     let event = event.as_mut_ptr();
     let buffer: Buffer = Probed::load(skb, field!(offsets.skb_head));
@@ -84,7 +84,7 @@ pub fn fill<M: Memory>(
     let mut flag = 0u8;
 
     let time = bpf_ktime();
-    if rejected.is_some_and(|at| time.wrapping_sub(at) < REJECT_NS) {
+    if time.wrapping_sub(rejected) < REJECT_NS {
         flag |= flags::REJECTED;
     }
     set!(event.time = time);

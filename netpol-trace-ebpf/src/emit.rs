@@ -86,11 +86,11 @@ pub fn cpu() -> Option<*mut PerCpu> {
     PER_CPU.get_ptr_mut(0)
 }
 
-/// Counts an event before anything is decided about it. When an answer to the packet was sent, says when: the note is
-/// taken down for every packet that is freed, since another one may get its address.
+/// Counts an event before anything is decided about it. When an answer to the packet was sent, says when, else 0: the note
+/// is taken down for every packet that is freed, since another one may get its address.
 #[inline(always)]
-pub fn count_seen(slot: u32, skb: u64) -> Option<u64> {
-    let cpu = cpu()?;
+pub fn count_seen(slot: u32, skb: u64) -> u64 {
+    let Some(cpu) = cpu() else { return 0 };
     // SAFETY: a live local. Volatile, or the compiler drops the mask that it knows to be needless and the verifier doesn't.
     let slot = unsafe { core::ptr::read_volatile(&raw const slot) } as usize & (REASONS - 1);
     // SAFETY: a live per-CPU map value; the mask keeps the index inside of it. A plain add: `seen` only bounds `matched` from
@@ -98,10 +98,10 @@ pub fn count_seen(slot: u32, skb: u64) -> Option<u64> {
     unsafe {
         (*cpu).seen[slot] += 1;
         if (*cpu).rejected != skb {
-            return None;
+            return 0;
         }
         (*cpu).rejected = 0;
-        Some((*cpu).rejected_at)
+        (*cpu).rejected_at
     }
 }
 

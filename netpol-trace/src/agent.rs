@@ -15,14 +15,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Intake;
-use crate::cluster::Cluster;
+use crate::cluster::access_review::Reviewer;
 use crate::config::Live;
 use crate::flows::Flows;
+use crate::history::History;
 use crate::http::{self, Token};
 use crate::inventory::Watcher;
 use crate::kernel;
@@ -33,6 +34,7 @@ use crate::record::HookState;
 use crate::record::encode::Format;
 use crate::sink::Numbers;
 use crate::sink::target::Target;
+use crate::tail;
 
 use previous::StateFile;
 
@@ -50,7 +52,7 @@ pub enum HookName {
 }
 
 /// How an agent is to run.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Config {
     pub source: source::From,
     pub node: Option<String>,
@@ -64,6 +66,10 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Holds the token that /metrics asks for.
     pub metrics_token: Option<PathBuf>,
+    /// Where records are kept for `tail`, and at most how many octets of them.
+    pub history: Option<(PathBuf, u64)>,
+    /// Where `tail` is answered, and how the API server is asked who may see what.
+    pub tail: Option<(SocketAddr, Reviewer)>,
     pub duration: Option<Duration>,
     pub ring_bytes: u32,
     pub program_logs: bool,
@@ -80,7 +86,7 @@ impl Config {
 }
 
 /// Runs until a signal, the given duration, or the end of whoever reads the output.
-pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
+pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     // Before anything else: a signal during the start must end the agent as cleanly as one later.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -91,6 +97,12 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
     let served = match config.listen {
         Some(address) => Some((http::bind(address).await?, http::router(output.metrics().clone(), token))),
         None => None,
+    };
+    let tail_served = match (config.tail.take(), &config.history) {
+        (Some((address, reviewer)), Some((folder, _))) => {
+            Some((http::bind(address).await.context("--tail-listen")?, tail::serve::router(folder.clone(), reviewer)))
+        }
+        _ => None,
     };
     let state = config.state_dir.as_deref().map(|dir| StateFile::open(dir, &run)).transpose()?;
     let options = kernel::Options {
@@ -141,7 +153,6 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
     })?;
     let reader = std::thread::Builder::new().name("reader".into()).spawn({
         let (stop, intake) = (stop.clone(), intake.clone());
-        let to_worker = to_worker.clone();
         move || reader::run(drops, connections, &intake, &stop, &to_worker)
     })?;
 
@@ -157,12 +168,18 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
+    let serving_tail = async {
+        match tail_served {
+            Some((listener, router)) => http::serve(listener, router).await,
+            None => std::future::pending().await,
+        }
+    };
     let settling = async {
         source::settled(&cluster).await;
         drop(settled);
         std::future::pending::<()>().await;
     };
-    let changes = follow(cluster.clone(), source, to_worker);
+    let changes = source.follow(cluster.clone());
     tokio::select! {
         () = settling => {}
         _ = interrupt.recv() => tracing::debug!("SIGINT"),
@@ -171,6 +188,7 @@ pub async fn run(config: Config, file: Live) -> anyhow::Result<()> {
         _ = &mut worker_ended => {}
         () = changes => {}
         () = serving => {}
+        () = serving_tail => {}
         () = file.follow() => {}
         () = keep(state.as_ref()) => {}
     }
@@ -210,6 +228,10 @@ fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
             bail!("--output {}: named twice", target.place);
         }
         output.add(target.open(config.format)?)?;
+    }
+    if let Some((folder, size)) = &config.history {
+        let history = History::open(folder, &run, *size);
+        output.add(Box::new(history.with_context(|| format!("--history-dir {}", folder.display()))?))?;
     }
     Ok(output)
 }
@@ -253,25 +275,6 @@ fn open_tc(config: &Config, hooks: &mut Vec<HookState>) -> anyhow::Result<Option
             Ok(None)
         }
         Err(error) => Err(error.into()),
-    }
-}
-
-/// Follows the source and tells the worker of every change of its state.
-async fn follow(cluster: Cluster, source: source::Source, to_worker: std::sync::mpsc::SyncSender<worker::Message>) {
-    let mut changes = cluster.changes();
-    let watch = source.follow(cluster);
-    tokio::pin!(watch);
-    loop {
-        tokio::select! {
-            () = &mut watch => return,
-            changed = changes.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                // A full queue means a blocked output; the state is told with the next status.
-                let _ = to_worker.try_send(worker::Message::SourceChanged);
-            }
-        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod explain;
 mod input;
 pub mod lint;
 pub mod replay;
+pub mod shell;
 pub mod suggest;
 pub mod tail;
 pub mod verify_log;
@@ -15,7 +16,7 @@ pub mod verify_log;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Says which NetworkPolicy dropped a packet, why, and what would let it through.
 #[derive(Debug, Parser)]
@@ -34,6 +35,9 @@ enum Command {
     Replay(replay::Args),
     Suggest(suggest::Args),
     Tail(tail::Args),
+    Completions(shell::CompletionsArgs),
+    #[command(hide = true)]
+    Man(shell::ManArgs),
     VerifyLog(verify_log::Args),
     /// Print the record's JSON Schema.
     Schema,
@@ -41,7 +45,9 @@ enum Command {
 
 /// Parses the arguments and runs the verb. Errors go to stderr in one line each; a panic is never part of an answer.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let called = std::env::args_os().next();
+    let matches = shell::called_as(Cli::command(), called.as_deref()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     crate::telemetry::init();
     let result = match cli.command {
         Command::Agent(args) => agent::run(args),
@@ -51,6 +57,8 @@ pub fn run() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Suggest(args) => suggest::run(&args),
         Command::Tail(args) => tail::run(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
         Command::VerifyLog(args) => verify_log::run(&args),
         Command::Schema => schema(),
     };

@@ -8,6 +8,8 @@
 //!
 //! Only this module names the Kubernetes API types or client: everything downstream sees [`model`] and [`Index`].
 
+pub mod access_review;
+pub mod agents;
 pub mod api;
 pub mod change;
 pub mod decode;

@@ -55,7 +55,7 @@ impl Settings {
         let ends = match body {
             Body::Drop(drop) => [&mut drop.source, &mut drop.destination],
             Body::Unanswered(silent) => [&mut silent.source, &mut silent.destination],
-            Body::Loss(_) | Body::Status(_) => return,
+            Body::PolicyChange(_) | Body::Loss(_) | Body::Status(_) => return,
         };
         for end in ends {
             self.redact_end(end);

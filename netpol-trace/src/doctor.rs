@@ -2,6 +2,7 @@
 //!
 //! [`facts::gather`] looks, and changes nothing on the node; [`judge`] is pure and says what it means.
 
+mod api;
 mod enforcement;
 pub mod facts;
 mod judge;
@@ -11,6 +12,7 @@ mod text;
 
 use serde::Serialize;
 
+pub use api::api;
 pub use facts::{Facts, gather};
 pub use judge::judge;
 pub use text::text;

@@ -1,4 +1,4 @@
-//! (packet, index) → flow: both ends named, as of what the index holds. Pure.
+//! (packet, index) → flow: both ends named, as of what held when the packet was dropped. Pure.
 //!
 //! What is judged is the connection, not the packet: conntrack's original source, to the source of its reply. That is the
 //! client and the backend that policies are written about, before and after every translation on the way.
@@ -8,9 +8,10 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 
 use crate::cluster::Index;
-use crate::cluster::index::{Owner, PodView};
+use crate::cluster::index::{Moment, Owner, PodView};
+use crate::cluster::model::Pod;
 use crate::packet::{self, Packet};
-use crate::record::{Address, EndpointKind, ServiceRef};
+use crate::record::{Address, EndpointKind, ServiceRef, Verdict, VerdictResult};
 use crate::verdict::{Connection, End, Transport, Who};
 
 /// A packet with both ends of its connection named.
@@ -51,6 +52,10 @@ pub enum OwnedBy<'a> {
     Unknown,
     /// So many pods claim the address.
     Ambiguous(usize),
+    /// The address passed from the one to the other at about that time.
+    Reused(&'a Pod, &'a Pod),
+    /// Nobody's any more; this pod's until shortly before.
+    Former(&'a Pod),
 }
 
 impl OwnedBy<'_> {
@@ -60,13 +65,23 @@ impl OwnedBy<'_> {
             OwnedBy::Node(_) => EndpointKind::Node,
             OwnedBy::Service => EndpointKind::Service,
             OwnedBy::External => EndpointKind::External,
-            OwnedBy::Unknown | OwnedBy::Ambiguous(_) => EndpointKind::Unknown,
+            OwnedBy::Unknown | OwnedBy::Ambiguous(_) | OwnedBy::Reused(..) | OwnedBy::Former(_) => {
+                EndpointKind::Unknown
+            }
         }
     }
 }
 
+/// The addresses that can be an end of the packet's connection.
+pub fn addresses(packet: &Packet) -> Vec<IpAddr> {
+    let mut found = vec![packet.headers.source, packet.headers.destination];
+    found.extend(packet.conntrack.iter().flat_map(|ct| [ct.original.source, ct.original.destination, ct.reply.source]));
+    found
+}
+
 /// Names both ends.
-pub fn name<'a>(packet: &Packet, index: &'a Index) -> Flow<'a> {
+pub fn name<'a>(packet: &Packet, moment: &'a Moment<'_>) -> Flow<'a> {
+    let index = moment.index;
     let headers = &packet.headers;
     // An ICMP error that conntrack relates to a connection is not of that connection.
     let conntrack = packet.conntrack.filter(|ct| ct.original.protocol == headers.protocol);
@@ -76,10 +91,10 @@ pub fn name<'a>(packet: &Packet, index: &'a Index) -> Flow<'a> {
     };
     let Some(ct) = conntrack else {
         return Flow {
-            source: end(index, headers.source, headers.source_port),
+            source: end(moment, headers.source, headers.source_port),
             destination: with_service(
                 index,
-                end(index, headers.destination, headers.destination_port),
+                end(moment, headers.destination, headers.destination_port),
                 headers.protocol,
                 headers.destination,
                 headers.destination_port,
@@ -92,12 +107,12 @@ pub fn name<'a>(packet: &Packet, index: &'a Index) -> Flow<'a> {
     };
     let (source_port, asked_port) = ports(ct.original.source_port, ct.original.destination_port);
     let (port, _) = ports(ct.reply.source_port, 0);
-    let mut destination = end(index, ct.reply.source, port);
+    let mut destination = end(moment, ct.reply.source, port);
     if (ct.original.destination, asked_port) != (ct.reply.source, port) {
         destination.original = Some(Address { ip: ct.original.destination, port: asked_port });
     }
     Flow {
-        source: end(index, ct.original.source, source_port),
+        source: end(moment, ct.original.source, source_port),
         destination: with_service(index, destination, headers.protocol, ct.original.destination, asked_port),
         protocol: headers.protocol,
         reply: ct.is_reply,
@@ -106,12 +121,14 @@ pub fn name<'a>(packet: &Packet, index: &'a Index) -> Flow<'a> {
     }
 }
 
-pub(crate) fn end(index: &Index, ip: IpAddr, port: Option<u16>) -> Named<'_> {
-    let owner = match index.owner_of(ip) {
+pub(crate) fn end<'a>(moment: &'a Moment<'_>, ip: IpAddr, port: Option<u16>) -> Named<'a> {
+    let owner = match moment.owner_of(ip) {
         Owner::Pod(pod) => OwnedBy::Pod(pod),
         Owner::Node(node) => OwnedBy::Node(&node.name),
         Owner::Ambiguous(count) => OwnedBy::Ambiguous(count),
-        Owner::None if index.in_pod_network(ip) => OwnedBy::Unknown,
+        Owner::Either(one, other) => OwnedBy::Reused(one, other),
+        Owner::Former(pod) => OwnedBy::Former(pod),
+        Owner::None if moment.index.in_pod_network(ip) => OwnedBy::Unknown,
         Owner::None => OwnedBy::External,
     };
     Named { ip, port, owner, service: None, original: None }
@@ -142,7 +159,21 @@ pub(crate) fn with_service<'a>(
 impl<'a> Flow<'a> {
     /// Whether an end may get its name soon: new pods send before the API knows their address.
     pub fn may_be_named_later(&self) -> bool {
-        [&self.source, &self.destination].iter().any(|end| matches!(end.owner, OwnedBy::Unknown))
+        self.ends().iter().any(|end| matches!(end.owner, OwnedBy::Unknown | OwnedBy::Former(_)))
+    }
+
+    /// Whether an end's pod may be gone already, and its address another's, without the source having told so.
+    pub fn may_have_left(&self) -> bool {
+        self.ends().iter().any(|end| end.pod().is_some_and(|view| view.pod.terminating && !view.pod.host_network))
+    }
+
+    /// Whether nobody can know which of two pods had an end's address.
+    pub fn is_reused(&self) -> bool {
+        self.ends().iter().any(|end| matches!(end.owner, OwnedBy::Reused(..)))
+    }
+
+    fn ends(&self) -> [&Named<'a>; 2] {
+        [&self.source, &self.destination]
     }
 
     /// What the verdict judges, as of `at`.
@@ -157,13 +188,26 @@ impl<'a> Flow<'a> {
     }
 }
 
+/// Says how far a verdict can be relied on: an address that changed hands, and `stale` sources.
+pub fn qualify(verdict: &mut Verdict, flow: &Flow<'_>, stale: &[String]) {
+    if flow.is_reused() && verdict.result == VerdictResult::Undetermined {
+        verdict.basis = "ip_reused".into();
+    }
+    if !stale.is_empty() {
+        if verdict.basis == "networkpolicy_v1" {
+            verdict.basis = "stale".into();
+        }
+        verdict.notes.push(format!("not in sync, so what changed lately is not known: {}", stale.join(", ")));
+    }
+}
+
 impl<'a> Named<'a> {
     fn as_end(&self) -> End<'a> {
         let who = match self.owner {
             OwnedBy::Pod(pod) => Who::Pod(pod),
             OwnedBy::Node(node) => Who::Node(node),
             OwnedBy::External | OwnedBy::Service => Who::External,
-            OwnedBy::Unknown | OwnedBy::Ambiguous(_) => Who::Unknown,
+            OwnedBy::Unknown | OwnedBy::Ambiguous(_) | OwnedBy::Reused(..) | OwnedBy::Former(_) => Who::Unknown,
         };
         End { ip: Some(self.ip), who }
     }

@@ -5,8 +5,10 @@
 //! agents may share a folder for the moment of an upgrade: their files have their runs in their names.
 
 mod follow;
+mod sink;
 
 pub use follow::Follower;
+pub use sink::History;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod audit;
 pub mod books;
 pub mod cause;
+pub mod changes;
 pub mod cli;
 pub mod cluster;
 pub mod config;

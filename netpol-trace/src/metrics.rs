@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::record::{Body, Cause, Direction, Drop, Status};
+use crate::record::{Body, Direction, Drop, Status};
 use crate::sink::queue::MAX_RECORDS;
 use catalogue as c;
 use text::Page;
@@ -65,7 +65,7 @@ impl Metrics {
         match body {
             Body::Drop(drop) => {
                 let mut state = self.lock();
-                let (direction, cause) = (direction(drop.direction), cause(drop.cause));
+                let (direction, cause) = (drop.direction.map_or("unknown", Direction::as_str), drop.cause.as_str());
                 let mut key = (direction, cause, denying_namespace(drop).to_owned());
                 if state.denied.len() >= MAX_SERIES && !state.denied.contains_key(&key) {
                     key.2 = OTHER.into();
@@ -73,6 +73,7 @@ impl Metrics {
                 *state.denied.entry(key).or_default() += drop.count;
             }
             Body::Unanswered(silent) => self.lock().unanswered += silent.count,
+            Body::PolicyChange(change) => self.lock().policy_changes += u64::from(change.policy.is_some()),
             Body::Loss(_) | Body::Status(_) => {}
         }
     }
@@ -107,7 +108,9 @@ impl Metrics {
     /// What is missing, in words.
     pub fn ready(&self) -> Result<(), String> {
         self.healthy()?;
-        let Some((published, _)) = self.published() else { return Err("hooks are not attached yet".into()) };
+        let Some((published, _)) = self.published() else {
+            return Err("not started yet: hooks or sources are missing".into());
+        };
         let waits = |source: &&crate::record::SourceState| !source.synced && source.error.is_none();
         match published.status.sources.iter().find(waits) {
             Some(source) => Err(format!("source {} is not in sync yet", source.name)),
@@ -137,7 +140,7 @@ impl Metrics {
 
 fn tell(page: &mut Page, published: &Published, age: Duration) {
     let Published { status, losses, .. } = published;
-    page.family(&c::PACKETS, status.causes.iter().map(|(of, n)| ([cause(*of)], *n)));
+    page.family(&c::PACKETS, status.causes.iter().map(|(of, n)| ([of.as_str()], *n)));
     page.family(&c::LOST, losses.iter().map(|(stage, reason, n)| ([*stage, *reason], *n)));
     let (kernel, agent) = (status.totals.kernel, status.totals.agent);
     // Absent when they can't be read: a counter that falls to zero would look like a restart.
@@ -198,27 +201,4 @@ fn denying_namespace(drop: &Drop) -> &str {
         None => &drop.source,
     };
     end.pod.as_ref().map(|pod| pod.namespace.as_str()).unwrap_or_default()
-}
-
-fn direction(direction: Option<Direction>) -> &'static str {
-    match direction {
-        Some(Direction::Ingress) => "ingress",
-        Some(Direction::Egress) => "egress",
-        None => "unknown",
-    }
-}
-
-/// A cause's name, as records write it.
-pub fn cause(cause: Cause) -> &'static str {
-    match cause {
-        Cause::Policy => "policy",
-        Cause::Disagrees => "disagrees",
-        Cause::EnforcerUnavailable => "enforcer_unavailable",
-        Cause::ServiceWithoutEndpoints => "service_without_endpoints",
-        Cause::Unknown => "unknown",
-        Cause::HostFirewall => "host_firewall",
-        Cause::PodLocal => "pod_local",
-        Cause::ConntrackInvalid => "conntrack_invalid",
-        Cause::NotPolicy => "not_policy",
-    }
 }

@@ -124,17 +124,20 @@ impl Output {
         }
     }
 
-    /// The end: what is left goes out, as far as it can.
-    pub fn finish(self) {
+    /// The end: what is left goes out, as far as it can. False when a sink ended by a bug.
+    pub fn finish(self) -> bool {
         self.drain_within(LAST_STATUS);
         self.outlets.iter().for_each(|outlet| outlet.queue.end());
+        let mut sound = true;
         for Outlet { name, queue, thread, .. } in self.outlets {
             // A thread that is stuck in a write ends with the process.
             let stuck = !queue.drained(Instant::now());
             if !stuck && thread.join().is_err() {
                 tracing::error!(sink = name, "the sink's thread panicked");
+                sound = false;
             }
         }
+        sound
     }
 
     pub fn run(&self) -> &str {

@@ -4,18 +4,21 @@
 //! kernel event ─> packet ─> enriched flow ─> verdict ─> record ─> sink
 //! ```
 
+mod doubt;
+
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::books::{Books, Intake};
 use crate::cause::{self, Circumstances};
+use crate::changes;
 use crate::cluster::api::Lookups;
 use crate::cluster::{Cluster, Index};
 use crate::config::{Ends, live};
-use crate::enrich::{self, Flow, OwnedBy};
+use crate::enrich::{self, Flow};
 use crate::flows::{self, Flows, Origin};
 use crate::inventory::Watcher;
 use crate::kernel::RawDrop;
@@ -24,16 +27,17 @@ use crate::kernel::tc::View;
 use crate::output::Output;
 use crate::packet::{self, Candidate, Packet, PacketError};
 use crate::record::build::{Decision, drop_body};
-use crate::record::{Body, Cause, Enrichment, Hint};
+use crate::record::{Body, Cause, Enrichment, Hint, Loss, LossStage};
 use crate::sink::SinkError;
 use crate::verdict::{self, Asked, Connection};
+use doubt::doubt;
 
 /// How long an end inside the pod network without a known owner may wait for its name.
 const NAMING_TIME: Duration = Duration::from_secs(3);
 /// Packets that may wait at once; more go out unnamed.
 const MAX_HELD: usize = 10_000;
 /// A policy younger than this may not be enforced everywhere yet.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: SignedDuration = SignedDuration::from_secs(10);
 /// Network namespaces remembered as conntrack's.
 const MAX_NETNS: usize = 4096;
 
@@ -64,6 +68,10 @@ struct Held {
     facts: packet::Facts,
     origin: Origin,
     deadline: Instant,
+    /// Not for a name, but for news that would change the judgement: looked at once, at the deadline.
+    settles: bool,
+    /// What has no name yet was asked for.
+    asked: bool,
 }
 
 impl Pipeline {
@@ -151,59 +159,47 @@ impl Pipeline {
         }
         let may_wait =
             self.held.len() < MAX_HELD && matches!(facts.site.candidate, Candidate::Policy | Candidate::Maybe);
-        let cluster = self.cluster.clone();
-        let index = cluster.read();
-        let mut flow = enrich::name(&packet, &index);
-        self.doubt(&mut flow, &index, self.clock.wall(packet.time), true);
-        if may_wait && flow.may_be_named_later() {
-            self.books.held += 1;
-            self.held.push_back(Held { packet, facts, origin, deadline: Instant::now() + NAMING_TIME });
-            return Ok(());
-        }
-        self.finish(&index, &packet, &facts, origin, flow)
-    }
-
-    /// Looks again at what waits: named now, or out of time.
-    pub fn revisit(&mut self, all: bool) -> Result<(), SinkError> {
-        if self.held.is_empty() {
-            return Ok(());
-        }
-        let cluster = self.cluster.clone();
-        let index = cluster.read();
-        let now = Instant::now();
-        for held in std::mem::take(&mut self.held) {
-            let mut flow = enrich::name(&held.packet, &index);
-            self.doubt(&mut flow, &index, self.clock.wall(held.packet.time), false);
-            if !all && flow.may_be_named_later() && held.deadline > now {
-                self.held.push_back(held);
-            } else {
-                self.books.held -= 1;
-                self.finish(&index, &held.packet, &held.facts, held.origin, flow)?;
-            }
+        let held = Held { packet, facts, origin, deadline: Instant::now() + NAMING_TIME, settles: false, asked: false };
+        self.books.held += 1;
+        if let Some(held) = self.try_finish(held, may_wait)? {
+            self.held.push_back(held);
         }
         Ok(())
     }
 
-    /// Takes away names that the source can't vouch for at the time of the packet, and has them looked up if `ask`.
-    fn doubt(&self, flow: &mut Flow<'_>, index: &Index, time: Timestamp, ask: bool) {
-        let Some(lookups) = &self.lookups else { return };
-        for end in [&mut flow.source, &mut flow.destination] {
-            let doubtful = match end.owner {
-                OwnedBy::Pod(view) => !lookups.vouches(view.pod, end.ip, time),
-                OwnedBy::External => lookups.may_be_a_pods(end.ip, index),
-                OwnedBy::Unknown => true,
-                OwnedBy::Node(_) | OwnedBy::Service | OwnedBy::Ambiguous(_) => false,
-            };
-            if doubtful {
-                end.owner = OwnedBy::Unknown;
-                if ask {
-                    lookups.ask(end.ip);
-                }
-            }
+    /// Looks again at what waits: known now, or out of time.
+    pub fn revisit(&mut self, all: bool) -> Result<(), SinkError> {
+        let now = Instant::now();
+        for held in std::mem::take(&mut self.held) {
+            let may_wait = !all && held.deadline > now;
+            let waits = if held.settles && may_wait { Some(held) } else { self.try_finish(held, may_wait)? };
+            self.held.extend(waits);
         }
+        Ok(())
     }
 
-    /// Judges a named flow and writes its record.
+    /// Names, judges and writes a drop, or gives it back to wait.
+    fn try_finish(&mut self, mut held: Held, may_wait: bool) -> Result<Option<Held>, SinkError> {
+        let cluster = self.cluster.clone();
+        let index = cluster.read();
+        let time = self.clock.wall(held.packet.time);
+        let moment = index.at(time, &enrich::addresses(&held.packet));
+        let mut flow = enrich::name(&held.packet, &moment);
+        doubt(self.lookups.as_ref(), &mut flow, &index, time, !std::mem::replace(&mut held.asked, true));
+        if may_wait && flow.may_be_named_later() {
+            return Ok(Some(held));
+        }
+        if may_wait && flow.may_have_left() {
+            held.settles = true;
+            return Ok(Some(held));
+        }
+        let written = self.finish(&index, &held.packet, &held.facts, held.origin, flow, may_wait)?;
+        held.settles = !written;
+        self.books.held -= u64::from(written);
+        Ok((!written).then_some(held))
+    }
+
+    /// Judges a named flow and writes its record; `false`: it should wait, and may.
     fn finish(
         &mut self,
         index: &Index,
@@ -211,7 +207,8 @@ impl Pipeline {
         facts: &packet::Facts,
         origin: Origin,
         flow: Flow<'_>,
-    ) -> Result<(), SinkError> {
+        may_wait: bool,
+    ) -> Result<bool, SinkError> {
         let time = self.clock.wall(packet.time);
         let watched = self.inventory.as_ref().and_then(Watcher::current);
         let inventory = watched.as_deref().filter(|inventory| inventory.is_of(facts.netns));
@@ -221,7 +218,7 @@ impl Pipeline {
             headers: &packet.headers,
             untracked: packet.untracked,
             netns_tracks: facts.netns.is_some_and(|netns| self.tracked_netns.contains(&netns)),
-            policy_changing: policy_changing(&flow, time),
+            policy_changing: policy_changing(&flow, index, time),
             node: self.node.as_deref(),
             own_node: cause::own_node(&flow),
             service_has_endpoints: cause::service_has_endpoints(&flow, index),
@@ -231,6 +228,7 @@ impl Pipeline {
             rejected: facts.rejected,
             answers: facts.answers,
         };
+        let stale = self.cluster.stale();
         let decision = match cause::without_verdict(&flow, &about) {
             Some(cause) => Decision {
                 cause,
@@ -238,26 +236,31 @@ impl Pipeline {
                 direction: None,
                 verdict: None,
                 hint: None,
-                enrichment: self.enrichment(&flow),
+                enrichment: enrichment(&flow, &stale),
             },
             None => {
                 let connection = flow.connection(time);
                 let mut verdict = verdict::judge(index, &connection, &self.options);
                 let cause = cause::with_verdict(&mut verdict, &about);
+                // An enforcer may know a new policy before the agent does.
+                if cause == Cause::Disagrees && may_wait {
+                    return Ok(false);
+                }
+                enrich::qualify(&mut verdict, &flow, &stale);
                 Decision {
                     cause,
                     action: cause::action(cause, &about),
                     direction: cause::direction(&flow, &verdict, about.node),
                     hint: (cause == Cause::Policy).then(|| self.hint(index, &connection, &flow)).flatten(),
                     verdict: Some(verdict),
-                    enrichment: self.enrichment(&flow),
+                    enrichment: enrichment(&flow, &stale),
                 }
             }
         };
         let admitted = self.configured.settings.admits(Some(decision.cause), &Ends::of_flow(&flow));
         if !admitted || (!self.all_drops && !decision.cause.is_default()) {
             self.leave_out(decision.cause);
-            return Ok(());
+            return Ok(true);
         }
         *self.books.causes.entry(decision.cause).or_default() += 1;
         let mut body = drop_body(packet, facts, &flow, decision);
@@ -265,7 +268,8 @@ impl Pipeline {
             flows.annotate(drop, packet, origin, index, Instant::now());
         }
         self.configured.settings.redact(&mut body);
-        self.output.write(body, time, 1)
+        self.output.write(body, time, 1)?;
+        Ok(true)
     }
 
     /// The usual mistake behind a denied connection.
@@ -297,9 +301,11 @@ impl Pipeline {
             let time = self.clock.wall(finding.opened);
             let names_of = |flows: &Flows<View>| flows.names_of(finding.tuple.client.0, finding.tuple.server.0, now);
             let names = self.flows.as_ref().map(names_of).unwrap_or_default();
-            let mut flow = flows::flow(finding, &index);
-            self.doubt(&mut flow, &index, time, true);
-            let mut body = flows::body(finding, &flow, &index, &self.options, names, time, self.cluster.synced());
+            let moment = index.at(time, &[finding.tuple.client.0, finding.tuple.server.0]);
+            let mut flow = flows::flow(finding, &moment);
+            doubt(self.lookups.as_ref(), &mut flow, &index, time, true);
+            let stale = self.cluster.stale();
+            let mut body = flows::body(finding, &flow, &index, &self.options, names, time, &stale);
             if let Body::Unanswered(silent) = &body
                 && !self.configured.settings.admits(None, &Ends::of_record(&silent.source, &silent.destination))
             {
@@ -314,14 +320,28 @@ impl Pipeline {
         Ok(())
     }
 
-    fn enrichment(&self, flow: &Flow<'_>) -> Enrichment {
-        if !self.cluster.synced() {
-            Enrichment::Stale
-        } else if flow.may_be_named_later() {
-            Enrichment::Timeout
-        } else {
-            Enrichment::Complete
+    /// Writes what changed of the policies.
+    pub fn policy_changes(&mut self) -> Result<(), SinkError> {
+        let (events, lost) = self.cluster.take_events();
+        for event in &events {
+            self.tell(changes::body(event), event.at)?;
         }
+        if lost > 0 {
+            let now = Timestamp::now();
+            let loss = Loss {
+                stage: LossStage::AgentQueue,
+                reason: "policy_changes_full".into(),
+                of: Some("policy_changes".into()),
+                count: Some(lost),
+                estimate: false,
+                last_time: Some(now),
+                sink: None,
+                first_id: None,
+                last_id: None,
+            };
+            self.tell(Body::Loss(loss), now)?;
+        }
+        Ok(())
     }
 
     /// Writes a record that is not a drop.
@@ -334,12 +354,21 @@ impl Pipeline {
     }
 }
 
-/// Whether a policy of either end's namespace changed within [`GRACE`] before `time`.
-fn policy_changing(flow: &Flow<'_>, time: Timestamp) -> bool {
-    [flow.source.pod(), flow.destination.pod()]
-        .into_iter()
-        .flatten()
-        .flat_map(|view| view.namespace.policies())
-        .filter_map(|policy| policy.changed)
-        .any(|changed| time.duration_since(changed).unsigned_abs() <= GRACE)
+fn enrichment(flow: &Flow<'_>, stale: &[String]) -> Enrichment {
+    if !stale.is_empty() {
+        Enrichment::Stale
+    } else if flow.may_be_named_later() {
+        Enrichment::Timeout
+    } else {
+        Enrichment::Complete
+    }
+}
+
+/// Whether what decides about either end changed within [`GRACE`] of `time`, by what the agent saw or the server tells.
+fn policy_changing(flow: &Flow<'_>, index: &Index, time: Timestamp) -> bool {
+    let near = |changed: Timestamp| time.duration_since(changed).abs() <= GRACE;
+    [flow.source.pod(), flow.destination.pod()].into_iter().flatten().any(|view| {
+        index.changed_near(view.pod, time, GRACE)
+            || view.namespace.policies().filter_map(|policy| policy.changed).any(near)
+    })
 }

@@ -4,6 +4,7 @@
 pub mod file;
 pub mod lines;
 mod lost;
+pub mod otlp;
 pub mod queue;
 pub mod target;
 

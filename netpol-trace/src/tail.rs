@@ -9,6 +9,7 @@ pub mod once;
 pub mod order;
 pub mod paint;
 pub mod select;
+pub mod serve;
 pub mod stream;
 pub mod summary;
 pub mod text;

@@ -30,6 +30,7 @@ use crate::cluster::model::Protocol;
 pub use evaluate::{Because, Finding, Judgement, Policies, Side, evaluate};
 pub use hint::{Asked, hint};
 pub use matching::{Assumed, Doubt};
+pub(crate) use miss::bounded;
 pub use miss::describe;
 pub use report::judge;
 pub use rules::{Fit, ItemCheck, RuleCheck, check_rules};

@@ -12,9 +12,9 @@ use nix::sys::signal::Signal;
 
 use crate::lifecycle::{bpf_objects, exists};
 
-/// Pods that come and go at once, and how often.
-const PODS: usize = 100;
-const ROUNDS: usize = 10;
+/// Pods that come and go at once, and how often: a thousand in all.
+const PODS: usize = 50;
+const ROUNDS: usize = 20;
 
 /// Each pod's interface gets both programs, and takes them with it: no link, map or descriptor stays.
 #[test]

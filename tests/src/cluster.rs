@@ -6,6 +6,9 @@
 pub mod api;
 pub mod control_plane;
 pub mod daemon;
+pub mod kube_router;
+pub mod node;
+pub mod probe;
 pub mod programs;
 pub mod relay;
 #[path = "../../netpol-trace/build/toolchain.rs"]

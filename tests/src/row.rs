@@ -182,6 +182,16 @@ impl Row {
         self.finish(expect, counted).map(|(_, run)| run)
     }
 
+    /// Ends a row whose drops this kernel does not show: then none of the lab's may be called a policy's.
+    pub fn unseen(mut self, why: &str) -> Result<()> {
+        let run = self.agent.take().context("the agent is not started")?.stop()?;
+        run.balance()?;
+        let blamed = drops(&run.records).find(|record| self.pair.lab.owns(record) && record.cause() == "policy");
+        ensure!(blamed.is_none(), "called a policy's: {blamed:?}");
+        self.cannot(why);
+        Ok(())
+    }
+
     /// The same; keeps the lab too.
     pub fn finish(mut self, expect: Expect, counted: u64) -> Result<(Pair, Run)> {
         let run = self.agent.take().context("the agent is not started")?.stop()?;
@@ -302,6 +312,18 @@ pub fn by_cause(pair: &Pair, run: &Run) -> BTreeMap<String, u64> {
 
 fn release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+/// Whether the kernel is at least this one.
+pub fn since(major: u32, minor: u32) -> bool {
+    let release = release();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+}
+
+/// What a record calls nftables where the agent can't read the rules: before 6.7 its drops look like any netfilter user's.
+pub fn nftables_unread() -> &'static str {
+    if since(6, 7) { "nftables" } else { "netfilter" }
 }
 
 /// Both addresses of the pair's client, with a port.

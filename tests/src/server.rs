@@ -2,12 +2,14 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::socket::{SockaddrStorage, recvfrom};
 use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
@@ -48,7 +50,7 @@ impl Server {
         let control = Socket::from(socket.try_clone()?);
         Server::spawn(address, control, move |stop| {
             let mut query = [0; 512];
-            while let Ok((length, client)) = socket.recv_from(&mut query) {
+            while let Some((length, client)) = receive(&socket, &mut query) {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
@@ -68,7 +70,7 @@ impl Server {
         Server::spawn(address, control, move |stop| {
             let mut query = [0; 512];
             let mut next = answers.iter().cycle();
-            while let Ok((length, client)) = socket.recv_from(&mut query) {
+            while let Some((length, client)) = receive(&socket, &mut query) {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
@@ -126,6 +128,15 @@ impl Drop for Server {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
         let _ = self.thread.take().map(JoinHandle::join);
     }
+}
+
+/// The next datagram and its sender; `None` once the socket is shut down. std takes an answer without a sender for a bug.
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> Option<(usize, SocketAddr)> {
+    let (length, sender) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), buffer).ok()?;
+    let sender = sender?;
+    let ipv4 = sender.as_sockaddr_in().map(|sender| SocketAddr::V4((*sender).into()));
+    let sender = ipv4.or(sender.as_sockaddr_in6().map(|sender| SocketAddr::V6((*sender).into())))?;
+    Some((length, sender))
 }
 
 fn listener(address: SocketAddr) -> io::Result<Socket> {

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
+use crate::cluster_programs::{API_SERVER, ETCD};
 use crate::machine;
 use crate::setup::{self, Need};
 
@@ -60,6 +61,12 @@ const BENCHES: [Bench; 5] = [
         measures: "the tc hook's cost of a packet, next to an empty program",
         needs_root: true,
     },
+    Bench {
+        name: "api",
+        package: "netpol-trace-tests",
+        measures: "what agents cost a real API server, and a cluster's size an agent (some minutes)",
+        needs_root: true,
+    },
 ];
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -81,6 +88,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         if bench.needs_root && !machine::is_root() {
             println!("skipped: needs root");
             continue;
+        }
+        if bench.name == "api" {
+            setup::ensure_programs(&[ETCD, API_SERVER])?;
         }
         let mut command = machine::cargo();
         command.args(["bench", "--quiet", "--locked", "--package", bench.package, "--bench", bench.name]);

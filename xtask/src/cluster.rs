@@ -42,9 +42,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             setup::ensure(&[Need::Build, Need::Lab])?;
             setup::ensure_programs(&PROGRAMS)?;
             let mut command = machine::cargo();
-            command
-                .args(["test", "--locked", "--package", "netpol-trace-tests", "--test", "cluster", "--"])
-                .args(filter);
+            command.args(["test", "--locked", "--workspace", "--test", "cluster", "--"]).args(filter);
             machine::run(&mut command)?;
             Ok(ExitCode::SUCCESS)
         }

@@ -35,6 +35,8 @@ network namespaces, and the records are compared with the enforcer's own counter
 
 - Recall: of the packets that a mechanism dropped, the part that has a record with the right mechanism, hook, action, cause, and
   both addresses.
+- A skipped row says why: the kernel lacks the mechanism, or does not show its drops; then at least none of them was called a
+  policy's.
 - Precision: of the packets whose record says `policy`, the part that a policy's enforcer dropped. In rows that are no
   policy's, every packet called a policy's counts against it.
 ";
@@ -194,7 +196,8 @@ fn section(rows: &[Row]) -> String {
     let mut mechanisms: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.skipped.is_none() && !row.failed) {
         let name = row.expected.first().map(String::as_str).filter(|name| !name.is_empty());
-        mechanisms.entry(name.unwrap_or("healthy traffic")).or_default().push(row);
+        let without = if row.is_policy() { "one of several" } else { "healthy traffic" };
+        mechanisms.entry(name.unwrap_or(without)).or_default().push(row);
     }
     for (mechanism, rows) in mechanisms {
         let sum = |of: fn(&Row) -> u64| rows.iter().map(|row| of(row)).sum::<u64>();

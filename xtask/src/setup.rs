@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: finds out what the machine has and installs what is missing.
 
 mod cluster;
+mod consumers;
 mod ebpf;
 mod packages;
 
@@ -9,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-pub use cluster::ensure as ensure_programs;
+pub use cluster::{ensure as ensure_programs, no_go};
 pub use ebpf::cargo_deny;
 
 use crate::cluster_programs::PROGRAMS;
@@ -42,10 +43,13 @@ pub enum Need {
     Image,
     /// The control plane and the enforcers of the cluster tests, and helm, built by Go.
     Cluster,
+    /// Programs that read records in the tests.
+    Consumers,
 }
 
 impl Need {
-    pub const ALL: [Need; 6] = [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Image, Need::Cluster];
+    pub const ALL: [Need; 7] =
+        [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Image, Need::Cluster, Need::Consumers];
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -55,7 +59,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         missing.iter().for_each(|what| println!("missing: {what}"));
         return Ok(if missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
-    ensure(&Need::ALL)?;
+    let no_go = no_go();
+    let needs = Need::ALL.into_iter().filter(|need| *need != Need::Cluster || no_go.is_none());
+    ensure(&needs.collect::<Vec<_>>())?;
+    if let Some(why) = no_go {
+        println!("Left out: {why}");
+    }
     match toolchain::find() {
         Ok(found) => println!("eBPF compiler: {}\nbpf-linker:    {}", ebpf::name(&found.kind), found.linker.display()),
         Err(why) => bail!("{why}"),
@@ -91,6 +100,11 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     {
         errors.push(format!("{error:#}"));
     }
+    if needs.contains(&Need::Consumers)
+        && let Err(error) = consumers::ensure()
+    {
+        errors.push(format!("{error:#}"));
+    }
     if errors.is_empty() { Ok(()) } else { bail!(errors.join("\n")) }
 }
 
@@ -107,6 +121,9 @@ pub fn missing(needs: &[Need]) -> Vec<String> {
     }
     if needs.contains(&Need::Cluster) {
         missing.extend(cluster::missing().iter().map(|program| format!("{} of the test cluster", program.name)));
+    }
+    if needs.contains(&Need::Consumers) {
+        missing.extend(consumers::missing().into_iter().map(str::to_owned));
     }
     missing
 }

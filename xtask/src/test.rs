@@ -49,8 +49,15 @@ const VM_TESTS: [(&str, &[&str]); 2] = [
 pub fn run(args: &Args) -> Result<ExitCode> {
     let mut steps = Steps::new();
     let whole = args.filter.is_none();
-    steps.step("setup", || setup::ensure(&[Need::Build, Need::Lab, Need::Lint]).map(|()| Tally::passed()));
+    steps.step("setup", || {
+        setup::ensure(&[Need::Build, Need::Lab, Need::Lint, Need::Consumers]).map(|()| Tally::passed())
+    });
     if whole {
+        // Without Go the tests that need these say so, one by one.
+        steps.step("control plane and enforcers of the cluster tests", || match setup::no_go() {
+            Some(why) => Ok(Tally::skipped(format!("cluster: {why}"))),
+            None => setup::ensure(&[Need::Cluster]).map(|()| Tally::passed()),
+        });
         steps.step("format", format);
         steps.step("clippy", || {
             let lints = ["--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];

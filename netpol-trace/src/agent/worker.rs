@@ -17,7 +17,9 @@ use crate::kernel::symbols::SymbolsError;
 use crate::kernel::tc;
 use crate::metrics::Published;
 use crate::pipeline::Pipeline;
-use crate::record::{Body, ConnectionTotals, HookState, Loss, LossStage, Phase, SourceState, Status, Totals};
+use crate::record::{
+    Body, ConnectionTotals, HistoryState, HookState, Loss, LossStage, Phase, SourceState, Status, Totals,
+};
 use crate::sink::SinkError;
 
 /// What the worker is told.
@@ -25,7 +27,6 @@ use crate::sink::SinkError;
 pub enum Message {
     Drops(Vec<RawDrop>),
     Flows(Vec<tc::Told>),
-    SourceChanged,
 }
 
 /// Messages taken before the clocks are looked at again.
@@ -47,14 +48,23 @@ pub fn run(
     previous: Option<Previous>,
     ring_size: u64,
 ) -> anyhow::Result<()> {
-    let mut worker =
-        Worker { pipeline, counters, flow_counters, hooks, previous, told: Told::default(), ring_size, ring_peak: 0 };
+    let mut worker = Worker {
+        pipeline,
+        counters,
+        flow_counters,
+        hooks,
+        previous,
+        told: Told::default(),
+        sources: Vec::new(),
+        ring_size,
+        ring_peak: 0,
+    };
     let result = worker.work(messages).and_then(|()| worker.end());
     if result.is_err() {
         // Nobody reads the first sink any more: the others get what there is, and the end.
         let _ = worker.end();
     }
-    worker.pipeline.output.finish();
+    anyhow::ensure!(worker.pipeline.output.finish(), "a sink's thread panicked");
     match result {
         Ok(()) | Err(SinkError::Closed) => Ok(()),
         Err(error) => Err(error.into()),
@@ -73,6 +83,8 @@ struct Worker<'a> {
     /// Octets of the kernel's ring, and the most of them in use within the last whole minute.
     ring_size: u64,
     ring_peak: u64,
+    /// How the sources stood in the last status: in sync or not, and why not.
+    sources: Vec<(String, bool, Option<String>)>,
 }
 
 /// Losses that have their record.
@@ -132,6 +144,7 @@ impl Worker<'_> {
             if self.pipeline.reconfigured() {
                 self.status(Phase::Running)?;
             }
+            self.pipeline.policy_changes()?;
             self.pipeline.revisit(false)?;
             self.pipeline.unanswered()?;
             let now = Instant::now();
@@ -139,6 +152,7 @@ impl Worker<'_> {
                 next_tick = now + TICK;
                 self.pipeline.clock = Clock::now();
                 self.losses()?;
+                self.sources()?;
                 self.publish();
                 if self.pipeline.output.is_closed() {
                     return Err(SinkError::Closed);
@@ -158,7 +172,8 @@ impl Worker<'_> {
 
     /// What is left, and the last status, in which nothing is held any more.
     fn end(&mut self) -> Result<(), SinkError> {
-        let left = self.pipeline.revisit(true).and_then(|()| self.losses());
+        let left = self.pipeline.policy_changes();
+        let left = left.and_then(|()| self.pipeline.revisit(true)).and_then(|()| self.losses());
         self.pipeline.output.drain();
         self.status(Phase::Stopped).and(left)
     }
@@ -180,8 +195,12 @@ impl Worker<'_> {
                 }
                 Ok(())
             }
-            Message::SourceChanged => self.status(Phase::Running),
         }
+    }
+
+    /// A status when a source stands otherwise than told. Once a tick: when a server goes, all of its watches end.
+    fn sources(&mut self) -> Result<(), SinkError> {
+        if stand(&self.pipeline) == self.sources { Ok(()) } else { self.status(Phase::Running) }
     }
 
     /// `None` when the counters can't be read; nothing is counted without the hook.
@@ -255,6 +274,7 @@ impl Worker<'_> {
 
     fn status(&mut self, phase: Phase) -> Result<(), SinkError> {
         let now = Timestamp::now();
+        self.sources = stand(&self.pipeline);
         let status = self.state(phase, now);
         self.pipeline.tell(Body::Status(Box::new(status)), now)?;
         self.publish();
@@ -291,6 +311,7 @@ impl Worker<'_> {
         let reading = self.reading();
         let connections = self.flow_reading().map(|counters| connections(&counters, &self.pipeline));
         let pipeline = &self.pipeline;
+        let (kept, crowded_out) = pipeline.cluster().read().history();
         let mut hooks = self.hooks.clone();
         hooks.extend(pipeline.flows.iter().map(|flows| tc_state(&flows.kernel().interfaces)));
         Status {
@@ -307,9 +328,14 @@ impl Worker<'_> {
             hooks,
             config: pipeline.configured.told.as_ref().map(|told| told.state(now)),
             sources: pipeline.cluster().sources().iter().map(|source| source_state(source, now)).collect(),
+            history: HistoryState { kept: kept as u64, crowded_out },
             sinks: pipeline.output.states(),
         }
     }
+}
+
+fn stand(pipeline: &Pipeline) -> Vec<(String, bool, Option<String>)> {
+    pipeline.cluster().sources().into_iter().map(|source| (source.name, source.synced, source.error)).collect()
 }
 
 fn source_state(source: &crate::cluster::source::SourceStatus, now: Timestamp) -> SourceState {

@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory, FromArgMatches};
 use super::cluster::ClusterArgs;
 use crate::agent::source::From;
 use crate::agent::{self, Config};
+use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::{Options, Peers};
 use crate::config::{Live, flags};
 use crate::record::encode::Format;
@@ -25,6 +26,8 @@ Examples:
   kubectl get pods,ns,netpol,svc,endpointslices,nodes -A -o yaml > cluster.yaml
   netpol-trace agent --manifests cluster.yaml --node-name worker-7 | jq 'select(.kind == \"drop\")'
   netpol-trace agent --manifests cluster.yaml --all-drops --duration 30s --output drops.jsonl
+  netpol-trace agent --manifests cluster.yaml --output stdout --output file:/var/log/drops.jsonl,format=ecs,max-size=64MiB \\
+    --output otlp:http://collector.observability:4318 --listen 127.0.0.1:9477
 
 Exit codes: 0 stopped by a signal, by --duration or by the end of its reader; 1 drops can't be recorded; 2 bad arguments.")]
 pub struct AgentArgs {
@@ -53,13 +56,13 @@ pub struct AgentArgs {
     #[arg(long)]
     all_drops: bool,
 
-    /// Where records go: stdout, or a file (PATH or file:PATH, appended to), each with options after commas: format=NAME, and for
-    /// files max-size=64MiB, max-age=24h, keep=5 (how many older ones, PATH.1 being the newest). May be given more than once;
-    /// the first one is what the books are about. [default: stdout]
+    /// Where records go: stdout, a file (PATH or file:PATH, appended to) or otlp:URL (OTLP over HTTP). Options follow after
+    /// commas: format=NAME; for files max-size=64MiB, max-age=24h, keep=5 (how many older ones, PATH.1 being the newest); for
+    /// OTLP token-file=PATH. May be given more than once; the first one is what the books are about. [default: stdout]
     #[arg(long, value_name = "TARGET")]
     output: Vec<Target>,
 
-    /// The encoding of records where --output names none.
+    /// The encoding of records where --output names none: native, ecs (Elastic), ocsf or otel (a line of OTLP's JSON each).
     #[arg(long, value_name = "FORMAT", default_value = "native")]
     format: Format,
 
@@ -70,6 +73,23 @@ pub struct AgentArgs {
     /// Answer /metrics only to who sends the token in this file (Authorization: Bearer). Read again for each request.
     #[arg(long, value_name = "PATH", requires = "listen")]
     metrics_token_file: Option<PathBuf>,
+
+    /// Keep the newest records in this folder for `netpol-trace tail`, also over restarts. [default: nowhere]
+    #[arg(long, value_name = "PATH")]
+    history_dir: Option<PathBuf>,
+
+    /// At most so many MiB of them.
+    #[arg(long, value_name = "MIB", default_value = "64", requires = "history_dir", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    history_mib: u64,
+
+    /// Answer `netpol-trace tail --service-account` here, such as 127.0.0.1:9478, from the history: only with a token that
+    /// the API server knows, and only what its owner may see. [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "history_dir")]
+    tail_listen: Option<SocketAddr>,
+
+    /// The agents' own namespace: who may read its pods' logs may see every record over --tail-listen too.
+    #[arg(long, value_name = "NS", env = "POD_NAMESPACE", default_value = "netpol-trace")]
+    agents_namespace: String,
 
     /// Stop after this time: 30s, 5m, 1h.
     #[arg(long, value_name = "TIME", value_parser = duration)]
@@ -127,6 +147,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     if args.peers == Peers::Lookup && node.is_none() {
         anyhow::bail!("--peers=lookup needs to know which pods are this node's: give --node-name, or set NODE_NAME");
     }
+    let reviewer = Reviewer::new(access.clone(), args.agents_namespace);
     let config = Config {
         source: match args.manifests.is_empty() {
             true => From::Api(Options { access, peers: args.peers, node }),
@@ -139,6 +160,8 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         format: args.format,
         listen: args.listen,
         metrics_token: args.metrics_token_file,
+        history: args.history_dir.map(|folder| (folder, args.history_mib << 20)),
+        tail: args.tail_listen.map(|address| (address, reviewer)),
         duration: args.duration,
         ring_bytes: args.ring_kib * 1024,
         program_logs: args.program_logs,

@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
+use super::cluster::ClusterArgs;
+use crate::cluster::api::review::review;
 use crate::doctor::facts::Hook;
-use crate::doctor::{can_record, gather, judge, text};
+use crate::doctor::{self, can_record, gather, judge, text};
 use crate::inventory::Inventory;
 use crate::kernel::probe::probe;
 use crate::kernel::{self, programs};
@@ -26,6 +28,8 @@ pub struct Args {
     /// agent's filters go too.
     #[arg(long, conflicts_with = "output")]
     cleanup: bool,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -43,7 +47,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         result: probe.result,
         costs: probe.costs.map(str::to_owned),
     });
-    let findings = judge(&gather(hooks.collect()), &Inventory::read(programs::tcx));
+    let mut findings = judge(&gather(hooks.collect()), &Inventory::read(programs::tcx));
+    findings.extend(doctor::api(review(&args.cluster.access())));
     let printed = match args.output {
         Output::Text => text(&findings),
         Output::Json => serde_json::to_string_pretty(&findings)? + "\n",

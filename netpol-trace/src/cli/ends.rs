@@ -290,7 +290,7 @@ pub(super) fn owner(index: &Index, ip: IpAddr) -> End<'_> {
     let who = match index.owner_of(ip) {
         Owner::Pod(view) => Who::Pod(view),
         Owner::Node(node) => Who::Node(&node.name),
-        Owner::Ambiguous(_) => Who::Unknown,
+        Owner::Ambiguous(_) | Owner::Either(..) | Owner::Former(_) => Who::Unknown,
         Owner::None if index.in_pod_network(ip) => Who::Unknown,
         Owner::None => Who::External,
     };

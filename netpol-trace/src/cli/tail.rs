@@ -1,5 +1,6 @@
 //! `netpol-trace tail`: what was dropped, for a person to read.
 
+mod cluster;
 mod input;
 mod live;
 
@@ -9,6 +10,8 @@ use std::process::ExitCode;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::cluster::ClusterArgs;
+use crate::cluster::agents::AgentsError;
 use crate::tail::paint::Paint;
 use crate::tail::select::{self, Wanted};
 use crate::tail::stream::{Form, Tail};
@@ -24,14 +27,17 @@ use crate::text::escape;
 Exit codes: 0 shown, also when there was nothing to show; 2 wrong usage or input that can't be read.
 
 Examples:
+  netpol-trace tail --pod qa-test/frontend-7d9c8bf9d-x2lkp --since 10m     what was dropped from or to a pod
+  netpol-trace tail -n staging -l app=db -f                                and what is still to come
+  netpol-trace tail -n staging --service-account default                   without access to the agents' logs
   netpol-trace tail drops.jsonl --pod qa-test/frontend-7d9c8bf9d-x2lkp     a file of the agent's records
   netpol-trace tail drops.jsonl --summary --since 1h                       the top pairs, policies and fixes
-  netpol-trace tail drops.jsonl -f -n staging -l app=db                    and what is still to come
   kubectl logs ds/netpol-trace -n netpol-trace --all-pods --prefix=false | netpol-trace tail - -n staging
   netpol-trace tail drops.jsonl --cause disagrees -o json | jq .verdict")]
 pub struct Args {
-    /// Records of agents, JSON lines; the folder of an agent's --history-dir; or - for standard input
-    #[arg(value_name = "FILE")]
+    /// Records of agents, JSON lines; the folder of an agent's --history-dir; or - for standard input. Without it, the agents of
+    /// the kubeconfig's cluster are asked
+    #[arg(value_name = "FILE", conflicts_with_all = ["kubeconfig", "context", "all_nodes", "service_account"])]
     file: Option<PathBuf>,
     /// Only this pod, as either end: NAMESPACE/NAME, or NAME with -n; repeatable
     #[arg(long, value_name = "NS/NAME", conflicts_with_all = ["all_namespaces", "selector"])]
@@ -64,6 +70,21 @@ pub struct Args {
     /// Colours: always, never, or auto: on a terminal, unless NO_COLOR is set
     #[arg(long, value_enum, default_value = "auto", value_name = "WHEN")]
     color: When,
+    #[command(flatten)]
+    api: ClusterArgs,
+    /// The namespace in which the agents run
+    #[arg(long, value_name = "NS", default_value = "netpol-trace", help_heading = "Which cluster")]
+    agents_namespace: String,
+    /// Ask every node's agent, 20 at a time, also when there are more than 50: otherwise those of the pods' nodes and of their
+    /// peers' are asked
+    #[arg(long, help_heading = "Which cluster")]
+    all_nodes: bool,
+    /// For who may not read the agents' logs: see your namespace's drops as this service account of it
+    #[arg(long, value_name = "NAME", help_heading = "Which cluster", conflicts_with = "all_namespaces")]
+    service_account: Option<String>,
+    /// The port of the agents' --tail-listen, with --service-account
+    #[arg(long, value_name = "PORT", default_value = "9478", help_heading = "Which cluster")]
+    tail_port: u16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -84,6 +105,8 @@ enum When {
 enum Error {
     #[error("{0}")]
     Usage(String),
+    #[error(transparent)]
+    Agents(#[from] AgentsError),
     #[error("{name}: {error}")]
     Input { name: String, error: io::Error },
     #[error(transparent)]
@@ -108,24 +131,32 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn work(args: &Args) -> Result<(), Error> {
-    let wanted = wanted(args)?;
-    let waits_for = wanted.describe();
-    let since = wanted.since;
-    let mut tail = Tail::new(wanted, form(args));
     let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
-    match &args.file {
-        Some(path) if path.as_os_str() == "-" => live::run(&mut tail, &mut out, &waits_for, live::Source::Stdin)?,
-        Some(path) if args.follow => live::run(&mut tail, &mut out, &waits_for, live::Source::Path(path.clone()))?,
-        Some(path) => input::whole(path, &mut tail, &mut out)?,
-        None => return Err(Error::Usage("which records? FILE, or - for standard input".to_owned())),
-    }
+    let tail = |namespace: Option<&str>| -> Result<(Tail, String), Error> {
+        let wanted = wanted(args, namespace)?;
+        let waits_for = wanted.describe();
+        Ok((Tail::new(wanted, form(args)), waits_for))
+    };
+    let tail = match &args.file {
+        None => cluster::run(args, &mut out, tail)?,
+        Some(path) => {
+            let (mut tail, waits_for) = tail(None)?;
+            match path.as_os_str() == "-" {
+                true => live::run(&mut tail, &mut out, &waits_for, live::Source::Stdin)?,
+                false if args.follow => live::run(&mut tail, &mut out, &waits_for, live::Source::Path(path.clone()))?,
+                false => input::whole(path, &mut tail, &mut out)?,
+            }
+            tail
+        }
+    };
     drop(out);
-    notes(&tail, since);
+    notes(&tail);
     Ok(())
 }
 
-fn wanted(args: &Args) -> Result<Wanted, Error> {
-    let namespace = args.namespace.as_deref();
+/// `namespace`: of the kubeconfig's context, where a cluster is asked.
+fn wanted(args: &Args, namespace: Option<&str>) -> Result<Wanted, Error> {
+    let namespace = args.namespace.as_deref().or(namespace);
     let pods =
         args.pod.iter().map(|pod| select::pod(pod, namespace)).collect::<Result<_, _>>().map_err(Error::Usage)?;
     for cause in &args.cause {
@@ -136,7 +167,7 @@ fn wanted(args: &Args) -> Result<Wanted, Error> {
     let since = args.since.map(|since| Timestamp::now().checked_sub(since)).transpose();
     Ok(Wanted {
         pods,
-        namespace: args.namespace.clone(),
+        namespace: namespace.filter(|_| !args.all_namespaces).map(str::to_owned),
         labels: args.selector.as_deref().map(select::selector).transpose().map_err(Error::Usage)?,
         causes: args.cause.clone(),
         since: since.map_err(|error| Error::Usage(format!("--since: {error}")))?,
@@ -175,7 +206,7 @@ fn form(args: &Args) -> Form {
 }
 
 /// Says on stderr what of the input was not shown, and why there was nothing.
-fn notes(tail: &Tail, since: Option<Timestamp>) {
+fn notes(tail: &Tail) {
     let tally = tail.tally;
     if tally.not_records > 0 {
         eprintln!("note: {} lines are no records; the first is line {}", tally.not_records, tally.first_not_record);
@@ -185,12 +216,14 @@ fn notes(tail: &Tail, since: Option<Timestamp>) {
         eprintln!("note: {repeated} records came more than once and are shown once");
     }
     if twins > 0 {
-        eprintln!("note: {twins} packets were recorded by two agents and are shown once");
+        eprintln!("note: {twins} records are of what another agent's record shows, and are left out");
     }
     if tally.shown == 0 && tally.lines > 0 {
-        let newest = tally.newest.filter(|newest| since.is_some_and(|since| *newest < since));
-        match newest {
-            Some(newest) => eprintln!("note: nothing to show; the newest record that was looked at is of {newest:.0}"),
+        match tally.newest {
+            Some(second) => {
+                let second = escape(&String::from_utf8_lossy(&second)).into_owned();
+                eprintln!("note: nothing to show; the newest record that was looked at is of {second}Z");
+            }
             None => eprintln!("note: nothing to show in {} lines", tally.lines),
         }
     }

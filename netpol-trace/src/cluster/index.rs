@@ -10,6 +10,9 @@
 //! pass over its namespace's pods, one changed pod a pass over its namespace's policies.
 
 mod apply;
+mod events;
+mod history;
+mod moment;
 mod services;
 mod strings;
 
@@ -18,7 +21,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
+pub(super) use events::MAX_EVENTS;
+pub use events::{Effect, Event, What};
+use history::History;
+pub use moment::Moment;
 pub use services::Backend;
 use strings::Strings;
 
@@ -41,6 +49,10 @@ pub struct Index {
     other_policies: BTreeMap<Kind, BTreeMap<(Option<Str>, Str), OtherPolicy>>,
     /// The kinds that were listed once: what is new since then really is new.
     listed: HashSet<Kind>,
+    history: History,
+    events: Vec<Event>,
+    /// Events without room.
+    events_lost: u64,
     strings: Strings,
 }
 
@@ -67,6 +79,8 @@ pub struct PodEntry {
 struct PodKey {
     namespace: Str,
     name: Str,
+    /// Since when the pod is known to have the address, on this machine's clock; at the first list: for ever.
+    from: Timestamp,
 }
 
 /// A pod as the verdict needs it: with its namespace and its isolating policies at hand.
@@ -91,6 +105,10 @@ pub enum Owner<'a> {
     Node(&'a Node),
     /// Two or more pods claim it: naming either could be wrong.
     Ambiguous(usize),
+    /// It passed from the one to the other about then.
+    Either(&'a Pod, &'a Pod),
+    /// Nobody's, but until lately this pod's.
+    Former(&'a Pod),
     None,
 }
 
@@ -111,6 +129,16 @@ impl NamespaceEntry {
     fn pod(&self, key: &str) -> Option<PodView<'_>> {
         let entry = self.pods.get(key)?;
         Some(PodView { pod: &entry.pod, namespace: self, entry })
+    }
+
+    fn without_pods(&self) -> NamespaceEntry {
+        NamespaceEntry {
+            object: self.object.clone(),
+            pods: BTreeMap::new(),
+            policies: self.policies.clone(),
+            services: self.services.clone(),
+            slices: self.slices.clone(),
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -175,11 +203,15 @@ impl Index {
                 entry.and_then(|entry| entry.pod(&key.name)).map_or(Owner::None, Owner::Pod)
             }
             Some(keys @ [_, _, ..]) => Owner::Ambiguous(keys.len()),
-            _ => match self.nodes_by_ip.get(&ip).and_then(|name| self.nodes.get(name)) {
-                Some(node) => Owner::Node(node),
-                None => Owner::None,
-            },
+            _ => self.owner_without_pod(ip),
         }
+    }
+
+    fn owner_without_pod(&self, ip: IpAddr) -> Owner<'_> {
+        if let Some(node) = self.nodes_by_ip.get(&ip).and_then(|name| self.nodes.get(name)) {
+            return Owner::Node(node);
+        }
+        self.history.claims(ip).next_back().map_or(Owner::None, |claim| Owner::Former(&claim.pod))
     }
 
     /// Whether `ip` lies in a node's pod CIDR.

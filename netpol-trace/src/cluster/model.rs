@@ -96,6 +96,11 @@ impl Pod {
     pub fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Succeeded | Phase::Failed)
     }
+
+    /// hostNetwork pods share their node's addresses, finished pods no longer own theirs.
+    pub fn owns_addresses(&self) -> bool {
+        !self.host_network && !self.is_over()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

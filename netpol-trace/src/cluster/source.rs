@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use super::index::{Event, MAX_EVENTS};
 use super::manifests::Loaded;
 use super::{Change, Index};
 
@@ -59,6 +60,8 @@ struct Shared {
     index: RwLock<Index>,
     /// By name. A lock of its own: asked while the index is read.
     sources: Mutex<BTreeMap<String, SourceStatus>>,
+    /// What is to be told, and how many had no room.
+    events: Mutex<(Vec<Event>, u64)>,
     changes: watch::Sender<u64>,
     /// With manifests as the source.
     files: Option<Files>,
@@ -80,8 +83,8 @@ impl Cluster {
     }
 
     fn new(files: Option<Files>) -> Cluster {
-        let (index, sources) = (RwLock::default(), Mutex::default());
-        Cluster { shared: Arc::new(Shared { index, sources, changes: watch::Sender::new(0), files }) }
+        let (index, sources, events) = (RwLock::default(), Mutex::default(), Mutex::default());
+        Cluster { shared: Arc::new(Shared { index, sources, events, changes: watch::Sender::new(0), files }) }
     }
 
     /// The state in force. Held briefly: changes wait for it. Never taken twice by one thread at once.
@@ -91,7 +94,16 @@ impl Cluster {
 
     /// Makes `changes`, which the source learned `at`, on this machine's clock. Readers see all of them or none.
     pub fn apply(&self, changes: Vec<Change>, at: Timestamp) {
-        self.shared.index.write().unwrap_or_else(PoisonError::into_inner).apply(changes, at);
+        let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
+        index.apply(changes, at);
+        let (events, lost) = index.take_events();
+        if events.is_empty() && lost == 0 {
+            return;
+        }
+        let mut waiting = self.shared.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = MAX_EVENTS.saturating_sub(waiting.0.len());
+        waiting.1 += lost + events.len().saturating_sub(room) as u64;
+        waiting.0.extend(events.into_iter().take(room));
     }
 
     /// Tells how a source stands. Sources are told apart by their names; one that is expected says so by a first status,
@@ -111,8 +123,21 @@ impl Cluster {
 
     /// Whether what is in force is what all sources say now.
     pub fn synced(&self) -> bool {
+        self.stale().is_empty()
+    }
+
+    /// The sources that are not in sync.
+    pub fn stale(&self) -> Vec<String> {
         let sources = self.lock_sources();
-        !sources.is_empty() && sources.values().all(|source| source.synced)
+        if sources.is_empty() {
+            return vec!["the cluster".to_owned()];
+        }
+        sources.values().filter(|source| !source.synced).map(|source| source.name.clone()).collect()
+    }
+
+    /// Changes of policies that nobody took yet, and how many had no room.
+    pub fn take_events(&self) -> (Vec<Event>, u64) {
+        std::mem::take(&mut *self.shared.events.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub fn sources(&self) -> Vec<SourceStatus> {

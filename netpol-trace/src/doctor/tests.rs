@@ -384,7 +384,13 @@ fn a_hook_that_drops_do_not_need() {
             let costs = Some("REJECT is told by the rules".into());
             facts.hooks.push(Hook { name: "reject".into(), result: Err("EPERM".into()), costs });
         },
-        expect![[r#""#]],
+        expect![[r#"
+            Yes: drops can be recorded here, with one limit.
+
+            warn hook         reject: EPERM
+                              REJECT is told by the rules
+                              To do: nothing need be done for the drops themselves; see `capabilities` and `lockdown`
+        "#]],
     );
 }
 
@@ -428,9 +434,15 @@ fn nothing_is_known() {
             warn symbols      /proc/kallsyms can't be read
                               drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure
                               To do: grant CAP_SYSLOG, or run as root
-            warn enforcement  can't be told: nftables, iptables-legacy, NFQUEUE, tc
-                              whether they enforce something here is not known; drops are recorded all the same
-                              To do: run as root, or grant CAP_NET_ADMIN
+            warn coverage     nftables: can't be read (Operation not permitted (os error 1))
+                              its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown
+                              To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
+            warn coverage     iptables-legacy: can't be read (Operation not permitted (os error 1))
+                              its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown
+                              To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
+            warn coverage     tc, XDP, netkit, Open vSwitch: can't be told (Operation not permitted (os error 1))
+                              whether they enforce something here is not known
+                              To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
         "#]],
     );
 }

@@ -51,7 +51,8 @@ impl<K: Kernel> Flows<K> {
             return;
         }
         let (ip, port) = tuple.server;
-        let asked = enrich::with_service(index, enrich::end(index, ip, Some(port)), protocol, ip, Some(port));
+        let now = index.now();
+        let asked = enrich::with_service(index, enrich::end(&now, ip, Some(port)), protocol, ip, Some(port));
         drop.destination.original = Some(Address { ip, port: Some(port) });
         drop.destination.service = asked.service;
     }

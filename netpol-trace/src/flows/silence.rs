@@ -9,9 +9,11 @@ use jiff::Timestamp;
 use super::table::{Open, Place};
 use super::{End, Flows, Kernel, Tuple};
 use crate::cluster::Index;
+use crate::cluster::index::Moment;
 use crate::enrich::{self, OwnedBy};
 use crate::packet::{self, transport_name};
 use crate::record::build::endpoint;
+use crate::record::community_id::community_id;
 use crate::record::{Body, Direction, Enrichment, Family, Network, Unanswered};
 use crate::verdict;
 
@@ -158,12 +160,12 @@ impl<K: Kernel> Flows<K> {
 }
 
 /// A finding with both ends named.
-pub fn flow<'a>(finding: &Finding, index: &'a Index) -> enrich::Flow<'a> {
+pub fn flow<'a>(finding: &Finding, moment: &'a Moment<'_>) -> enrich::Flow<'a> {
     let Tuple { client, protocol, server } = finding.tuple;
-    let end = enrich::end(index, server.0, Some(server.1));
+    let end = enrich::end(moment, server.0, Some(server.1));
     enrich::Flow {
-        source: enrich::end(index, client.0, Some(client.1)),
-        destination: enrich::with_service(index, end, protocol, server.0, Some(server.1)),
+        source: enrich::end(moment, client.0, Some(client.1)),
+        destination: enrich::with_service(moment.index, end, protocol, server.0, Some(server.1)),
         protocol,
         reply: false,
         tracked: false,
@@ -179,12 +181,15 @@ pub fn body(
     options: &verdict::Options,
     names: Vec<String>,
     time: Timestamp,
-    synced: bool,
+    stale: &[String],
 ) -> Body {
-    let Tuple { client, protocol, .. } = finding.tuple;
+    let Tuple { client, protocol, server } = finding.tuple;
     // Policies are about pods, and which backend a service chose is not known here.
-    let verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
+    let mut verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
         .then(|| verdict::judge(index, &flow.connection(time), options));
+    if let Some(verdict) = &mut verdict {
+        enrich::qualify(verdict, flow, stale);
+    }
     let mut destination = endpoint(&flow.destination);
     destination.names = names;
     Body::Unanswered(Box::new(Unanswered {
@@ -200,12 +205,12 @@ pub fn body(
             transport: transport_name(protocol),
             family: if client.0.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
             tcp_flags: if protocol == packet::TCP { vec!["syn".into()] } else { Vec::new() },
-            community_id: None,
+            community_id: community_id((client.0, server.0), protocol, Some((client.1, server.1)), None),
             length: finding.length,
             fragment: false,
         },
         device: finding.device.clone(),
-        enrichment: if !synced {
+        enrichment: if !stale.is_empty() {
             Enrichment::Stale
         } else if flow.may_be_named_later() {
             Enrichment::Timeout

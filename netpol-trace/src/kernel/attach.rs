@@ -218,7 +218,9 @@ fn program_error(error: ProgramError) -> KernelError {
         let log = verifier_log.to_string();
         tracing::debug!("verifier: {log}");
         // The verifier's refusal has the same number as a missing permission, and a log.
-        if let Some(why) = log.lines().rev().find(|line| !line.is_empty() && !line.starts_with("processed ")) {
+        let sums = ["processed ", "stack depth ", "verification time "];
+        let mut lines = log.lines().rev().filter(|line| !sums.iter().any(|sum| line.starts_with(sum)));
+        if let Some(why) = lines.find(|line| !line.is_empty()) {
             return KernelError::Refused(format!("its verifier says: {}", short(why)));
         }
     }

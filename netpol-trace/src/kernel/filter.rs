@@ -14,9 +14,18 @@ use crate::record::{Hook, Mechanism};
 const POLICY_REASONS: [&str; 5] = ["NETFILTER_DROP", "TC_INGRESS", "TC_EGRESS", "BPF_CGROUP_EGRESS", "SOCKET_FILTER"];
 /// Functions whose unspecific drops a policy may have made, on every kernel.
 const POLICY_LOCATIONS: [&str; 5] = ["nfqnl_reinject", "nf_reinject", "nf_queue", "veth_xdp_rcv_skb", "do_xdp_generic"];
-/// The same on kernels that give netfilter's drops no reason (to 5.17).
-const POLICY_LOCATIONS_BEFORE_REASONS: [&str; 4] =
-    ["nf_hook_slow", "nf_hook_slow_list", "__netif_receive_skb_core", "__dev_queue_xmit"];
+/// The same on kernels that give netfilter's drops no reason (to 5.17), where the compiler also put XDP's into their callers.
+const POLICY_LOCATIONS_BEFORE_REASONS: [&str; 9] = [
+    "nf_hook_slow",
+    "nf_hook_slow_list",
+    "__netif_receive_skb_core",
+    "__dev_queue_xmit",
+    "netif_receive_generic_xdp",
+    "veth_xdp_rcv",
+    "veth_poll",
+    "ip_finish_output",
+    "ip6_finish_output",
+];
 /// Unspecific drops that have another cause than policy: recorded with `--all-drops`.
 const OTHER_LOCATIONS: [&str; 4] = ["ip_error", "ip6_pkt_drop", "dst_discard_out", "ip_forward"];
 /// What healthy traffic does all the time: never recorded.
@@ -118,9 +127,14 @@ pub fn classify(place: &Place<'_>) -> Site {
             (Mechanism::Tc, Candidate::Maybe)
         }
         ("BPF_CGROUP_EGRESS" | "SOCKET_FILTER", _) => (Mechanism::Cgroup, Candidate::Maybe),
-        (_, "veth_xdp_rcv_skb" | "do_xdp_generic") => (Mechanism::Xdp, Candidate::Maybe),
+        (_, "veth_xdp_rcv_skb" | "do_xdp_generic")
+        | ("", "netif_receive_generic_xdp" | "veth_xdp_rcv" | "veth_poll") => (Mechanism::Xdp, Candidate::Maybe),
+        // The cgroup's egress program is the last that can end a packet there.
+        ("", "ip_finish_output" | "ip6_finish_output") => (Mechanism::Cgroup, Candidate::Maybe),
         (reason, _) if reason.starts_with("OVS_DROP") => (Mechanism::Ovs, Candidate::Policy),
         (_, location) if NOISE_LOCATIONS.contains(&location) => (Mechanism::Unknown, Candidate::Noise),
+        // The same answered ping, freed by its caller (6.1).
+        ("NO_SOCKET", "icmp_rcv" | "icmpv6_rcv") => (Mechanism::Unknown, Candidate::Noise),
         _ => (Mechanism::Unknown, Candidate::No),
     };
     Site { mechanism, candidate, hook: hook(place, mechanism, reason, location) }
@@ -208,6 +222,9 @@ mod tests {
         assert_eq!(classify(&dying).candidate, Candidate::Outage, "the listener is gone");
         check("TC_INGRESS", "__netif_receive_skb_core", Mechanism::Tc, Candidate::Maybe);
         check("NO_SOCKET", "tcp_v4_rcv", Mechanism::Unknown, Candidate::No);
+        check("NO_SOCKET", "icmp_rcv", Mechanism::Unknown, Candidate::Noise);
+        check("", "ip_finish_output", Mechanism::Cgroup, Candidate::Maybe);
+        check("NOT_SPECIFIED", "ip_finish_output", Mechanism::Unknown, Candidate::No);
         check("", "nf_hook_slow", Mechanism::IptablesLegacy, Candidate::Policy);
         let old = Place { nft_has_location: false, ..place("NETFILTER_DROP", "nf_hook_slow", "ip_forward") };
         assert_eq!(classify(&old).mechanism, Mechanism::Netfilter, "before 6.7 nft drops are located there too");

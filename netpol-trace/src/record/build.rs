@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use super::community_id::community_id;
 use super::{
     Action, Body, Cause, Direction, Drop, Endpoint, Enrichment, Hint, Icmp, Kernel, Network, OwnerRef, PodRef, Verdict,
 };
 use crate::cluster::index::PodView;
-use crate::cluster::model::Labels;
+use crate::cluster::model::{Labels, Pod};
 use crate::enrich::{Flow, Named, OwnedBy};
 use crate::packet::{Facts, Packet, transport_name};
 
@@ -41,7 +42,12 @@ pub fn drop_body(packet: &Packet, facts: &Facts, flow: &Flow<'_>, decision: Deci
             transport: transport_name(headers.protocol),
             family: packet.family(),
             tcp_flags: headers.tcp_flag_names().into_iter().map(Into::into).collect(),
-            community_id: None,
+            community_id: community_id(
+                (headers.source, headers.destination),
+                headers.protocol,
+                headers.source_port.zip(headers.destination_port),
+                headers.icmp,
+            ),
             length: packet.length,
             fragment: headers.fragment,
         },
@@ -78,6 +84,11 @@ pub(crate) fn endpoint(named: &Named<'_>) -> Endpoint {
         names: Vec::new(),
         note: match named.owner {
             OwnedBy::Ambiguous(pods) => Some(format!("{pods} pods claim this address").into()),
+            OwnedBy::Reused(one, other) => Some(
+                format!("{} and {} had this address one after the other, at about this time", full(one), full(other))
+                    .into(),
+            ),
+            OwnedBy::Former(pod) => Some(format!("no pod had this address any more; before: {}", full(pod)).into()),
             OwnedBy::Unknown => Some("in the pod network, but no known pod has this address".into()),
             _ => None,
         },
@@ -94,6 +105,10 @@ fn pod(view: PodView<'_>) -> PodRef {
         owner: pod.owner.as_ref().map(|o| OwnerRef { kind: clip(&o.kind), name: clip(&o.name) }),
         node: pod.node.as_deref().map(clip),
     }
+}
+
+fn full(pod: &Pod) -> String {
+    format!("{}/{}", clip(&pod.namespace), clip(&pod.name))
 }
 
 fn labels(labels: &Labels) -> BTreeMap<String, String> {

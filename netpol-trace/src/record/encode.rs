@@ -5,22 +5,32 @@ use std::str::FromStr;
 
 use serde::Serialize;
 use serde_json::ser::Formatter;
+use serde_json::{Value, json};
 
-use super::{Body, Record};
+use super::{Body, PolicyChange, Record, Status, ecs, ocsf, otel};
 
 /// An encoding of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// The record as docs/records.md has it.
     Native,
+    /// Elastic Common Schema.
+    Ecs,
+    /// Open Cybersecurity Schema Framework.
+    Ocsf,
+    /// OpenTelemetry's log data model, as OTLP's JSON.
+    Otel,
 }
 
 impl Format {
-    pub const ALL: [Format; 1] = [Format::Native];
+    pub const ALL: [Format; 4] = [Format::Native, Format::Ecs, Format::Ocsf, Format::Otel];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Format::Native => "native",
+            Format::Ecs => "ecs",
+            Format::Ocsf => "ocsf",
+            Format::Otel => "otel",
         }
     }
 }
@@ -37,16 +47,17 @@ impl FromStr for Format {
 
 /// Octets of a line with its newline.
 pub const MAX_LINE: usize = 16 * 1024;
-/// Policies that a shortened record keeps per side.
-const KEPT_POLICIES: usize = 8;
 
-/// Appends `record` as one line to `out`. A record too long for a line is shortened and says so.
+/// Appends `record` as one line to `out`. A record too long for a line is shortened, step by step, and says so.
 pub fn line(format: Format, record: &Record, out: &mut Vec<u8>) -> serde_json::Result<()> {
     let start = out.len();
     object(format, record, out)?;
-    if out.len() - start >= MAX_LINE {
+    for step in Step::ALL {
+        if out.len() - start < MAX_LINE {
+            break;
+        }
         out.truncate(start);
-        object(format, &shortened(record.clone()), out)?;
+        object(format, &shortened(record.clone(), step), out)?;
     }
     out.push(b'\n');
     Ok(())
@@ -54,12 +65,41 @@ pub fn line(format: Format, record: &Record, out: &mut Vec<u8>) -> serde_json::R
 
 fn object(format: Format, record: &Record, out: &mut Vec<u8>) -> serde_json::Result<()> {
     match format {
-        Format::Native => json(record, out),
+        Format::Native => write(record, out),
+        Format::Ecs => write(&ecs::event(record), out),
+        Format::Ocsf => write(&ocsf::event(record), out),
+        Format::Otel => write(&otel::line(record), out),
     }
 }
 
+/// Takes out what is not known, and objects that are empty then.
+pub(super) fn compact(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let known = map.into_iter().map(|(key, value)| (key, compact(value)));
+            Value::Object(known.filter(|(_, value)| !matches!(value, Value::Null) && *value != json!({})).collect())
+        }
+        value => value,
+    }
+}
+
+/// The native record inside another format. Labels are a list of `key=value` there: as an object each of their keys, which anybody
+/// may choose, would become a field of the store.
+pub(super) fn embedded(record: &Record) -> Value {
+    // Our own types always serialize.
+    let mut value = serde_json::to_value(record).unwrap_or_default();
+    for end in ["source", "destination"] {
+        if let Some(labels) = value.pointer_mut(&format!("/{end}/pod/labels"))
+            && let Some(map) = labels.as_object()
+        {
+            *labels = map.iter().map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+        }
+    }
+    value
+}
+
 /// Appends `value` as JSON in which no character can do anything to a terminal.
-fn json(value: &impl Serialize, out: &mut Vec<u8>) -> serde_json::Result<()> {
+fn write(value: &impl Serialize, out: &mut Vec<u8>) -> serde_json::Result<()> {
     value.serialize(&mut serde_json::Serializer::with_formatter(out, Harmless))
 }
 
@@ -87,34 +127,145 @@ fn is_harmful(c: char) -> bool {
         | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Without labels, and with the first policies of each side only: what is left is bounded by the length of names.
-fn shortened(mut record: Record) -> Record {
-    let (truncated, ends, verdict) = match &mut record.body {
-        Body::Drop(drop) => (&mut drop.truncated, [&mut drop.source, &mut drop.destination], &mut drop.verdict),
-        Body::Unanswered(silent) => {
-            (&mut silent.truncated, [&mut silent.source, &mut silent.destination], &mut silent.verdict)
+/// How a record too long for a line gets shorter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+enum Step {
+    Labels,
+    Policies,
+    Texts,
+    /// What is left is bounded whatever is in it: some 40 texts of 40 octets, each of which JSON makes six at most.
+    Least,
+}
+
+impl Step {
+    const ALL: [Step; 4] = [Step::Labels, Step::Policies, Step::Texts, Step::Least];
+
+    /// Policies, misses and notes that are kept.
+    fn kept(self) -> usize {
+        match self {
+            Step::Labels => usize::MAX,
+            Step::Policies => 8,
+            Step::Texts | Step::Least => 1,
         }
-        Body::Loss(_) | Body::Status(_) => return record,
+    }
+
+    /// Octets of a text.
+    fn text(self) -> usize {
+        match self {
+            Step::Labels => usize::MAX,
+            Step::Policies => 300,
+            Step::Texts => 100,
+            Step::Least => 40,
+        }
+    }
+}
+
+fn shortened(mut record: Record, step: Step) -> Record {
+    let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text()));
+    for text in [&mut record.cluster, &mut record.node].into_iter().flatten() {
+        clip(text);
+    }
+    let (truncated, ends, verdict, hint) = match &mut record.body {
+        Body::Drop(drop) => {
+            (&mut drop.truncated, [&mut drop.source, &mut drop.destination], &mut drop.verdict, &mut drop.hint)
+        }
+        Body::Unanswered(silent) => (
+            &mut silent.truncated,
+            [&mut silent.source, &mut silent.destination],
+            &mut silent.verdict,
+            &mut silent.hint,
+        ),
+        Body::Loss(_) => return record,
+        Body::Status(status) => {
+            short_status(status, step);
+            return record;
+        }
+        Body::PolicyChange(change) => {
+            change.truncated = true;
+            short_change(change, step);
+            return record;
+        }
     };
     *truncated = true;
     for end in ends {
+        end.names.truncate(step.kept());
+        end.names.iter_mut().for_each(clip);
+        let mut texts: Vec<&mut String> = end.node.iter_mut().collect();
+        if let Some(service) = &mut end.service {
+            texts.extend([&mut service.namespace, &mut service.name]);
+        }
         if let Some(pod) = &mut end.pod {
             pod.labels.clear();
+            texts.extend([&mut pod.namespace, &mut pod.name]);
+            texts.extend(pod.uid.iter_mut().chain(&mut pod.node));
+            texts.extend(pod.owner.iter_mut().flat_map(|owner| [&mut owner.kind, &mut owner.name]));
         }
+        // Names are whole but in the last step: a name that is cut names something else.
+        if step == Step::Least {
+            texts.into_iter().for_each(clip);
+        }
+    }
+    if let Some(hint) = hint {
+        clip(&mut hint.message);
+    }
+    if step == Step::Least {
+        *verdict = None;
     }
     if let Some(verdict) = verdict {
         for side in [&mut verdict.egress, &mut verdict.ingress] {
-            side.isolated_by.truncate(KEPT_POLICIES);
+            side.isolated_by.truncate(step.kept());
+            side.why.iter_mut().for_each(clip);
             if let Some(nearest) = &mut side.nearest {
-                nearest.misses.truncate(KEPT_POLICIES);
-                for miss in &mut nearest.misses {
-                    for text in [&mut miss.field, &mut miss.want, &mut miss.have] {
-                        text.truncate(text.floor_char_boundary(200));
-                    }
-                }
+                nearest.misses.truncate(step.kept());
+                nearest
+                    .misses
+                    .iter_mut()
+                    .flat_map(|miss| [&mut miss.field, &mut miss.want, &mut miss.have])
+                    .for_each(clip);
             }
         }
-        verdict.notes.truncate(KEPT_POLICIES);
+        verdict.notes.truncate(step.kept());
+        verdict.notes.iter_mut().for_each(clip);
     }
     record
+}
+
+fn short_status(status: &mut Status, step: Step) {
+    let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text().min(200)));
+    let kept = step.kept().min(20);
+    status.hooks.truncate(kept);
+    status.hooks.iter_mut().filter_map(|hook| hook.detail.as_mut()).for_each(clip);
+    status.sources.truncate(kept);
+    for source in &mut status.sources {
+        clip(&mut source.name);
+        source.error.iter_mut().for_each(clip);
+        for counts in [&mut source.objects, &mut source.skipped] {
+            *counts = std::mem::take(counts).into_iter().take(kept).collect();
+        }
+    }
+    status.sinks.truncate(kept);
+    for sink in &mut status.sinks {
+        clip(&mut sink.name);
+        sink.error.iter_mut().for_each(clip);
+    }
+    status.not_recorded = std::mem::take(&mut status.not_recorded).into_iter().take(kept).collect();
+}
+
+fn short_change(change: &mut PolicyChange, step: Step) {
+    let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text()));
+    let kept = step.kept().min(20);
+    for rules in [&mut change.rules_removed, &mut change.rules_added] {
+        rules.truncate(kept);
+        rules.iter_mut().flat_map(|rule| [&mut rule.rule, &mut rule.allows]).for_each(clip);
+    }
+    change.fields.truncate(kept);
+    change.fields.iter_mut().flat_map(|field| [&mut field.before, &mut field.after]).flatten().for_each(clip);
+    for isolation in change.newly_isolates.iter_mut().chain(&mut change.no_longer_isolates) {
+        isolation.workloads.truncate(kept);
+        isolation.workloads.iter_mut().for_each(clip);
+    }
+    if step == Step::Least {
+        clip(&mut change.namespace);
+        [&mut change.policy, &mut change.uid].into_iter().flatten().for_each(clip);
+    }
 }

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::change::PolicyChange;
 use super::state::{Loss, Status};
 
 /// The value of every record's `schema` field.
@@ -45,6 +46,7 @@ pub enum Body {
     Drop(Box<Drop>),
     Unanswered(Box<Unanswered>),
     Loss(Loss),
+    PolicyChange(Box<PolicyChange>),
     Status(Box<Status>),
 }
 

@@ -110,8 +110,13 @@ impl Lines {
             }
         }
         let first = numbered(&self.path, 1);
-        if renameat_with(CWD, &fresh, CWD, &self.path, RenameFlags::EXCHANGE).is_ok() {
-            fs::rename(&fresh, first)?;
+        let exchange = || renameat_with(CWD, &fresh, CWD, &self.path, RenameFlags::EXCHANGE);
+        if exchange().is_ok() {
+            if let Err(error) = fs::rename(&fresh, first) {
+                let _ = exchange();
+                let _ = fs::remove_file(&fresh);
+                return Err(error);
+            }
         } else {
             fs::rename(&self.path, first)?;
             fs::rename(&fresh, &self.path)?;
@@ -162,3 +167,6 @@ impl Sink for Lines {
         Delivery { delivered: out, rejected: 0, error: result.err().map(|error| from_io(self.name(), error)) }
     }
 }
+
+#[cfg(test)]
+mod tests;

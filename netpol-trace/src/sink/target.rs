@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use anyhow::Context;
+
 use super::Sink;
 use super::file::{Lines, Rotation};
 use super::lines::Stdout;
+use super::otlp::{self, Otlp};
 use crate::record::encode::Format;
 
 /// One sink, as it was asked for.
@@ -22,6 +25,7 @@ pub struct Target {
 pub enum Place {
     Stdout,
     File { path: PathBuf, rotation: Rotation },
+    Otlp(otlp::Endpoint),
 }
 
 impl Place {
@@ -29,6 +33,7 @@ impl Place {
     pub fn is_same(&self, other: &Place) -> bool {
         match (self, other) {
             (Place::File { path, .. }, Place::File { path: other, .. }) => path == other,
+            (Place::Otlp(endpoint), Place::Otlp(other)) => endpoint.uri == other.uri,
             _ => self == other,
         }
     }
@@ -39,6 +44,7 @@ impl fmt::Display for Place {
         match self {
             Place::Stdout => f.write_str("stdout"),
             Place::File { path, .. } => write!(f, "{}", path.display()),
+            Place::Otlp(endpoint) => write!(f, "otlp:{}", endpoint.uri),
         }
     }
 }
@@ -55,23 +61,28 @@ impl Target {
                 Ok(lines) => Ok(Box::new(lines)),
                 Err(error) => Err(anyhow::anyhow!("can't write to {}: {error}", path.display())),
             },
+            Place::Otlp(endpoint) => {
+                let otlp = Otlp::new(endpoint.clone()).with_context(|| format!("--output {}", self.place))?;
+                Ok(Box::new(otlp))
+            }
         }
     }
 }
 
 /// What may follow a place, as `,name=value`.
-const OPTIONS: [&str; 4] = ["format", "max-size", "max-age", "keep"];
+const OPTIONS: [&str; 5] = ["format", "max-size", "max-age", "keep", "token-file"];
 
 impl FromStr for Target {
     type Err = String;
 
-    /// `stdout`, `file:PATH` or a plain `PATH`, each with options.
+    /// `stdout`, `file:PATH`, a plain `PATH` or `otlp:URL`, each with options.
     fn from_str(text: &str) -> Result<Target, String> {
         let (place, options) = split(text);
         let mut target = match place.split_once(':') {
             _ if place.is_empty() => return Err("a place is missing: stdout, a path or file:PATH".into()),
             _ if place == "stdout" || place == "-" => Target::STDOUT,
             Some(("file", path)) => Target::file(path)?,
+            Some(("otlp", url)) => Target { place: Place::Otlp(otlp::Endpoint::parse(url)?), format: None },
             _ => Target::file(place)?,
         };
         for (name, value) in options {
@@ -90,20 +101,18 @@ impl Target {
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
-        if name == "format" {
-            self.format = Some(value.parse()?);
-            return Ok(());
-        }
-        let Place::File { rotation, .. } = &mut self.place else {
-            return Err(format!("{name}= is for files only"));
-        };
-        match name {
-            "max-size" => rotation.max_size = Some(size(value)?),
-            "max-age" => rotation.max_age = Some(age(value)?),
-            _ => {
+        match (name, &mut self.place) {
+            ("token-file", Place::Otlp(endpoint)) => endpoint.token = Some(value.into()),
+            ("format", Place::Otlp(_)) => return Err("otlp: has one format only: leave format= out".into()),
+            ("format", _) => self.format = Some(value.parse()?),
+            ("max-size", Place::File { rotation, .. }) => rotation.max_size = Some(size(value)?),
+            ("max-age", Place::File { rotation, .. }) => rotation.max_age = Some(age(value)?),
+            ("keep", Place::File { rotation, .. }) => {
                 let keep = value.parse().ok().filter(|keep| (1..=1000).contains(keep));
                 rotation.keep = keep.ok_or_else(|| format!("keep={value}: a number from 1 to 1000 is needed"))?;
             }
+            ("token-file", _) => return Err("token-file= is for otlp: only".into()),
+            _ => return Err(format!("{name}= is for files only")),
         }
         Ok(())
     }
@@ -141,4 +150,44 @@ fn age(text: &str) -> Result<Duration, String> {
     let span = text.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
     span.filter(|span| *span >= Duration::from_secs(1))
         .ok_or_else(|| format!("max-age={text}: a time such as 24h is needed, of at least 1s"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(text: &str) -> String {
+        Target::from_str(text).unwrap_err()
+    }
+
+    #[test]
+    fn every_form() {
+        assert_eq!(Target::from_str("stdout"), Ok(Target::STDOUT));
+        let file = Target::from_str("file:/a,b.jsonl,format=ocsf,max-size=64MiB,max-age=24h,keep=3").unwrap();
+        let rotation = Rotation { max_size: Some(64 << 20), max_age: Some(Duration::from_secs(86_400)), keep: 3 };
+        assert_eq!(file.place, Place::File { path: "/a,b.jsonl".into(), rotation });
+        assert_eq!(file.format, Some(Format::Ocsf));
+        assert_eq!(Target::from_str("drops.jsonl").unwrap().place.to_string(), "drops.jsonl");
+        assert_eq!(Target::from_str("otlp:http://c:4318").unwrap().place.to_string(), "otlp:http://c:4318/v1/logs");
+        assert_eq!(Target::from_str("otlp:https://c/x/y").unwrap().place.to_string(), "otlp:https://c/x/y");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_a_remedy() {
+        for (text, needs) in [
+            ("", "stdout, a path or file:PATH"),
+            ("file:", "needs a path"),
+            ("stdout,format=xml", "native, ecs, ocsf, otel"),
+            ("stdout,max-size=1MiB", "files only"),
+            ("a.jsonl,max-size=12parsecs", "such as 64MiB"),
+            ("a.jsonl,keep=0", "1 to 1000"),
+            ("a.jsonl,max-age=never", "such as 24h"),
+            ("otlp:collector:4318", "http://"),
+            ("otlp:http://user:secret@c", "token-file"),
+            ("otlp:http://c,format=ecs", "one format"),
+        ] {
+            assert!(said(text).contains(needs), "{text}: {}", said(text));
+        }
+        assert!(!said("otlp:http://user:secret@c").contains("secret"));
+    }
 }

@@ -1,7 +1,7 @@
 //! Shows each record once: the same id from two logs, and the same packet recorded by two agents.
 //!
 //! Agents whose nodes share a kernel (kind), and the old and the new one of a rolling upgrade, all see a packet die. Theirs
-//! are records of different runs about the same headers at the same moment.
+//! are records of different runs about the same headers at the same moment. And every agent tells of every policy's change.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -17,6 +17,8 @@ const PACKETS: usize = 1 << 17;
 const SAME_MOMENT_MS: i64 = 10;
 /// Connections without an answer are told by their first packet, on the clocks of two nodes.
 const SAME_CONNECTION_MS: i64 = 2_000;
+/// Every agent learns of a policy's change, each when its watch tells it.
+const SAME_CHANGE_MS: i64 = 60_000;
 /// Runs that are told apart.
 const RUNS: usize = 1 << 12;
 
@@ -47,7 +49,7 @@ impl Once {
             self.repeated += 1;
             return false;
         }
-        if seen.is_flow() && !self.is_new_packet(run, seen) {
+        if (seen.is_flow() || &*seen.kind == "policy_change") && !self.is_new_packet(run, seen) {
             self.twins += 1;
             return false;
         }
@@ -86,13 +88,19 @@ impl Once {
     }
 
     fn is_new_packet(&mut self, run: u32, seen: &Seen<'_>) -> bool {
-        let (Some(source), Some(destination)) = (&seen.source, &seen.destination) else { return true };
         let mut hasher = self.hasher.build_hasher();
-        (&*seen.kind, &*source.ip, source.port, &*destination.ip, destination.port).hash(&mut hasher);
+        (&*seen.kind, &*seen.change, &*seen.namespace, &*seen.policy, seen.generation).hash(&mut hasher);
+        for end in seen.ends() {
+            (&*end.ip, end.port).hash(&mut hasher);
+        }
         (&*seen.network.transport, seen.network.length, seen.reply, seen.packets()).hash(&mut hasher);
         seen.network.tcp_flags.iter().for_each(|flag| hasher.write(flag.as_bytes()));
         let key = hasher.finish();
-        let same = if &*seen.kind == "drop" { SAME_MOMENT_MS } else { SAME_CONNECTION_MS };
+        let same = match &*seen.kind {
+            "drop" => SAME_MOMENT_MS,
+            "unanswered" => SAME_CONNECTION_MS,
+            _ => SAME_CHANGE_MS,
+        };
         let moment = seen.time.as_millisecond().div_euclid(same);
 
         let near = [moment, moment - 1, moment + 1];

@@ -82,10 +82,9 @@ impl Wanted {
 
     /// A policy is of interest where one of the pods is.
     fn wants_policy(&self, seen: &Seen<'_>) -> bool {
-        let Some(namespace) = seen.policy_namespace() else { return true };
         let pods = self.pods.iter().map(|(ns, _)| ns);
         let mut namespaces = pods.chain(&self.namespace).peekable();
-        namespaces.peek().is_none() || namespaces.any(|ns| ns == namespace)
+        namespaces.peek().is_none() || namespaces.any(|ns| **ns == *seen.namespace)
     }
 
     /// In a few words, for a line that says what is waited for.
@@ -122,7 +121,7 @@ pub struct Prefilter {
 }
 
 /// Octets of `2026-11-21T04:30:11`.
-const SECOND: usize = 19;
+pub const SECOND: usize = 19;
 
 impl Prefilter {
     pub fn new(wanted: &Wanted) -> Prefilter {
@@ -155,15 +154,21 @@ impl Prefilter {
         flow || has(&self.others)
     }
 
+    /// The second of a line in the agent's own order of fields, as text; where nothing is selected by time, nobody looks.
+    pub fn second<'l>(&self, line: &'l [u8]) -> Option<&'l [u8; SECOND]> {
+        self.since?;
+        let time = self.time.find(line).filter(|_| line.starts_with(START))?;
+        line.get(time + 8..)?.first_chunk::<SECOND>().filter(|time| time.first().is_some_and(u8::is_ascii_digit))
+    }
+
     /// Whether a line in the agent's own order of fields is older. A quote inside a text has a backslash before it, so the
     /// first `"time":"` is the record's.
     fn is_before(&self, line: &[u8], since: [u8; SECOND]) -> bool {
         if !line.starts_with(START) || self.last_time.find(line).is_some() {
             return false;
         }
-        let time = self.time.find(line).and_then(|at| line.get(at + 8..)?.first_chunk::<SECOND>());
         // Digits of a year with four of them, in UTC, compare as text.
-        time.is_some_and(|time| time.first().is_some_and(u8::is_ascii_digit) && *time < since)
+        self.second(line).is_some_and(|time| *time < since)
     }
 }
 

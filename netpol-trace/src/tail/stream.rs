@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::once::Once;
 use super::order::Sorter;
-use super::select::{Prefilter, Wanted, looks_like_a_record};
+use super::select::{Prefilter, SECOND, Wanted, looks_like_a_record};
 use super::summary::Summary;
 use super::text::{Printer, Style};
 use super::view;
@@ -41,8 +41,8 @@ pub struct Tally {
     /// Lines that are no records, and the first one's number.
     pub not_records: u64,
     pub first_not_record: u64,
-    /// The newest record that came by, wanted or not.
-    pub newest: Option<Timestamp>,
+    /// The second of the newest record that came by, wanted or not, with `--since`.
+    pub newest: Option<[u8; SECOND]>,
 }
 
 impl Tail {
@@ -61,6 +61,7 @@ impl Tail {
             self.not_a_record();
             return Ok(());
         }
+        self.tally.newest = self.tally.newest.max(self.prefilter.second(line).copied());
         if !self.prefilter.may_match(line) {
             return Ok(());
         }
@@ -68,7 +69,6 @@ impl Tail {
             self.not_a_record();
             return Ok(());
         };
-        self.tally.newest = self.tally.newest.max(Some(seen.time));
         if !self.wanted.wants(&seen) {
             return Ok(());
         }

@@ -113,7 +113,12 @@ impl Printer {
     }
 
     fn plain(&self, seen: &Seen<'_>, word: &str, ink: Ink, text: &str, out: &mut String) {
-        let node = if seen.node.is_empty() { String::new() } else { format!("node {}: ", words::name(&seen.node)) };
+        // A policy is every node's.
+        let node = if seen.node.is_empty() || &*seen.kind == "policy_change" {
+            String::new()
+        } else {
+            format!("node {}: ", words::name(&seen.node))
+        };
         let time = self.time(seen.time);
         let room = self.style.width.filter(|_| !self.style.wide).map(|columns| columns.saturating_sub(time.len() + 8));
         let text = format!("{node}{text}");
@@ -195,7 +200,12 @@ impl Parts {
         let kernel = &seen.kernel;
         let known = [&kernel.mechanism, &kernel.hook, &kernel.reason, &kernel.location, &kernel.device];
         let known: Vec<_> = known.into_iter().filter(|text| !text.is_empty()).map(|text| words::name(text)).collect();
-        let node = if seen.node.is_empty() { String::new() } else { format!(", node {}", words::name(&seen.node)) };
+        // A policy is every node's.
+        let node = if seen.node.is_empty() || &*seen.kind == "policy_change" {
+            String::new()
+        } else {
+            format!(", node {}", words::name(&seen.node))
+        };
         let cause = if seen.cause.is_empty() { words::name(&seen.kind) } else { words::name(&seen.cause) };
         parts.why += &format!(" ({cause}{node}: {})", known.join(" "));
         parts

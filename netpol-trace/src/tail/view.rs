@@ -9,7 +9,6 @@ use std::fmt;
 
 use jiff::Timestamp;
 use serde::de::{Deserialize, Deserializer, Visitor};
-use serde_json::Value;
 
 /// Text borrowed from the line where it has no escapes, also inside lists and maps.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,17 +114,56 @@ pub struct Seen<'a> {
     #[serde(borrow, default)]
     pub sources: Vec<State<'a>>,
 
-    /// Of a `policy_change`: read by name, since it is shown and nothing else.
+    #[serde(borrow, default)]
+    pub change: Str<'a>,
+    #[serde(borrow, default)]
+    pub namespace: Str<'a>,
+    #[serde(borrow, default)]
+    pub policy: Str<'a>,
     #[serde(default)]
-    pub policy: Value,
+    pub generation_before: Option<i64>,
     #[serde(default)]
-    pub change: Value,
+    pub generation: Option<i64>,
+    #[serde(borrow, default)]
+    pub rules_removed: Vec<RuleText<'a>>,
+    #[serde(borrow, default)]
+    pub rules_added: Vec<RuleText<'a>>,
+    #[serde(borrow, default)]
+    pub fields: Vec<Field<'a>>,
+    #[serde(borrow, default)]
+    pub newly_isolates: Vec<Isolation<'a>>,
+    #[serde(borrow, default)]
+    pub no_longer_isolates: Vec<Isolation<'a>>,
+}
+
+/// A rule that came or went, in words.
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+pub struct RuleText<'a> {
+    #[serde(borrow, default)]
+    pub rule: Str<'a>,
+    #[serde(borrow, default)]
+    pub allows: Str<'a>,
+}
+
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+pub struct Field<'a> {
+    #[serde(borrow, default)]
+    pub field: Str<'a>,
+    #[serde(borrow, default)]
+    pub before: Option<Str<'a>>,
+    #[serde(borrow, default)]
+    pub after: Option<Str<'a>>,
+}
+
+/// Pods that a change isolates, or no longer.
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+pub struct Isolation<'a> {
+    #[serde(borrow, default)]
+    pub direction: Str<'a>,
     #[serde(default)]
-    pub changes: Value,
-    #[serde(default)]
-    pub newly_isolates: Value,
-    #[serde(default)]
-    pub no_longer_isolates: Value,
+    pub pods: u64,
+    #[serde(borrow, default)]
+    pub workloads: Vec<Str<'a>>,
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]
@@ -156,6 +194,8 @@ pub struct Pod<'a> {
     pub labels: BTreeMap<Str<'a>, Str<'a>>,
     #[serde(borrow, default)]
     pub owner: Option<Owner<'a>>,
+    #[serde(borrow, default)]
+    pub node: Str<'a>,
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]
@@ -290,12 +330,6 @@ impl Seen<'_> {
     /// Whether it tells of a connection rather than of the agent or the policies.
     pub fn is_flow(&self) -> bool {
         matches!(&*self.kind, "drop" | "unanswered")
-    }
-
-    /// The namespace of the policy that changed.
-    pub fn policy_namespace(&self) -> Option<&str> {
-        let named = self.policy.as_str().and_then(|policy| Some(policy.split_once('/')?.0));
-        named.or_else(|| self.policy.get("namespace")?.as_str())
     }
 
     pub fn ends(&self) -> impl Iterator<Item = &End<'_>> {

@@ -3,8 +3,6 @@
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use serde_json::Value;
-
 use super::view::{End, Miss, Named, Seen, Side, Verdict};
 use crate::text::escape;
 
@@ -250,33 +248,35 @@ pub fn status(seen: &Seen<'_>) -> String {
     text
 }
 
-/// A policy's change, from whatever fields are there.
+/// `staging/db-np edited (generation 3 to 4); newly isolates ingress of 2 pods (StatefulSet/db); without ingress[0] …`
 pub fn policy_change(seen: &Seen<'_>) -> String {
-    let text = |value: &Value| match value {
-        Value::String(text) => name(text),
-        Value::Null => String::new(),
-        other => name(&other.to_string()),
+    let mut line = match &*seen.policy {
+        "" => format!("namespace {}: labels changed", name(&seen.namespace)),
+        policy => format!("{}/{} {}", name(&seen.namespace), name(policy), name(&seen.change)),
     };
-    let part = |field: &str| seen.policy.get(field).map(text).unwrap_or_default();
-    let policy = match &seen.policy {
-        Value::String(policy) => name(policy),
-        _ => format!("{}/{}", part("namespace"), part("name")),
-    };
-    let mut line = format!("{policy} {}", text(&seen.change));
-    for (what, value) in
-        [("", &seen.changes), ("isolates", &seen.newly_isolates), ("no longer isolates", &seen.no_longer_isolates)]
-    {
-        match value {
-            Value::Null => {}
-            Value::Array(items) if items.is_empty() => {}
-            Value::Array(items) => {
-                let items: Vec<_> = items.iter().take(POLICIES).map(text).collect();
-                let _ = write!(line, "; {what}{}{}", if what.is_empty() { "" } else { " " }, items.join(", "));
-            }
-            other => {
-                let _ = write!(line, "; {what} {}", text(other));
-            }
+    if let (Some(before), Some(after)) = (seen.generation_before, seen.generation) {
+        let _ = write!(line, " (generation {before} to {after})");
+    }
+    for (what, pods) in [("newly isolates", &seen.newly_isolates), ("no longer isolates", &seen.no_longer_isolates)] {
+        for change in pods {
+            let workloads: Vec<_> = change.workloads.iter().take(POLICIES).map(|workload| name(workload)).collect();
+            let more = if change.workloads.len() > POLICIES { ", …" } else { "" };
+            let pods = if change.pods == 1 { "pod" } else { "pods" };
+            let (direction, count) = (name(&change.direction), change.pods);
+            let _ = write!(line, "; {what} {direction} of {count} {pods} ({}{more})", workloads.join(", "));
         }
+    }
+    for (what, rules) in [("without", &seen.rules_removed), ("with", &seen.rules_added)] {
+        for rule in rules.iter().take(POLICIES) {
+            let _ = write!(line, "; {what} {} {}", name(&rule.rule), name(&rule.allows));
+        }
+        if rules.len() > POLICIES {
+            let _ = write!(line, " and {} more", rules.len() - POLICIES);
+        }
+    }
+    for field in seen.fields.iter().take(POLICIES) {
+        let of = |text: &Option<super::view::Str<'_>>| text.as_ref().map_or_else(|| "nothing".to_owned(), |t| name(t));
+        let _ = write!(line, "; {} {}, was {}", name(&field.field), of(&field.after), of(&field.before));
     }
     line
 }

@@ -189,7 +189,8 @@ fn list<T: fmt::Display>(items: impl Iterator<Item = T>) -> String {
     }
 }
 
-pub(super) fn bounded(text: impl fmt::Display) -> String {
+/// At most [`TEXT_AT_MOST`] characters of it.
+pub(crate) fn bounded(text: impl fmt::Display) -> String {
     let mut out = Bounded::default();
     _ = write!(out, "{text}");
     out.0

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use kube::api::{Api as KubeApi, DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind, TypeMeta};
 use kube::discovery::{Scope, pinned_kind};
 use kube::{Client, Config};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 /// The name under which the server notes who set a field.
@@ -80,6 +81,32 @@ impl Api {
         Ok(serde_json::to_value(applied)?)
     }
 
+    /// Changes an object's status by a merge patch.
+    pub fn patch_status(&self, path: &str, patch: &Value) -> Result<()> {
+        self.runtime.block_on(merge_status(&self.client, path, patch)).with_context(|| format!("change {path}"))
+    }
+
+    /// Creates many objects, `parallel` at a time, each with its status. `{namespace}` in the path stands for the object's
+    /// own.
+    pub fn create_all(&self, path: &str, objects: &[Value], parallel: usize) -> Result<()> {
+        let create = |object: &Value| {
+            let client = self.client.clone();
+            let namespace = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
+            let (path, object) = (path.replace("{namespace}", namespace), object.clone());
+            async move {
+                let request = http::Request::post(&path).header("content-type", "application/json");
+                let created: Value = client.request(request.body(object.to_string().into())?).await?;
+                if let Some(status) = object.get("status") {
+                    let path = format!("{path}/{}", name(&created)?);
+                    merge_status(&client, &path, &json!({ "status": status })).await?;
+                }
+                anyhow::Ok(())
+            }
+        };
+        let all = async { stream::iter(objects.iter().map(create)).buffer_unordered(parallel).try_collect().await };
+        self.runtime.block_on(all).with_context(|| format!("create at {path}"))
+    }
+
     /// Deletes an object, named by its apiVersion, kind and metadata, at once.
     pub fn delete(&self, object: &Value) -> Result<()> {
         let api = self.of(object)?;
@@ -106,6 +133,12 @@ impl Api {
             Scope::Namespaced => KubeApi::namespaced_with(self.client.clone(), namespace, &resource),
         })
     }
+}
+
+async fn merge_status(client: &Client, path: &str, patch: &Value) -> Result<()> {
+    let request = http::Request::patch(format!("{path}/status")).header("content-type", "application/merge-patch+json");
+    client.request::<Value>(request.body(patch.to_string().into())?).await?;
+    Ok(())
 }
 
 fn name(object: &Value) -> Result<&str> {

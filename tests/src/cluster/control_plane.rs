@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use serde_json::{Value, json};
 
 use super::api::Api;
 use super::daemon::{Daemon, Lifetime};
@@ -94,9 +95,24 @@ impl ControlPlane {
         self.dir.join(KUBECONFIG)
     }
 
+    /// A namespace with these labels.
+    pub fn namespace(&self, name: &str, labels: &Value) -> Result<()> {
+        let object = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } });
+        self.api.apply(&object).map(drop)
+    }
+
     /// Writes a kubeconfig with another token, such as a ServiceAccount's, into the folder.
     pub fn kubeconfig_with(&self, name: &str, token: &str) -> Result<PathBuf> {
         write_kubeconfig(&self.dir, &format!("{name}.kubeconfig"), self.address, token)
+    }
+
+    /// A kubeconfig with the rights of a ServiceAccount, for an hour.
+    pub fn account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf> {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
+        let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
+        let answer = self.api.post(&path, &request)?;
+        let token = answer.pointer("/status/token").and_then(Value::as_str).context("a token")?;
+        self.kubeconfig_with(&format!("{namespace}-{name}"), token)
     }
 
     /// Kills the API server and starts it again on the same port, with the same data; returns when it is ready.

@@ -32,6 +32,11 @@ pub fn ensure(wanted: &[Program]) -> Result<()> {
     missing.iter().try_for_each(build)
 }
 
+/// Why the programs that are missing can't be built here, if so.
+pub fn no_go() -> Option<String> {
+    if missing().is_empty() { None } else { check_go().err().map(|error| format!("{error:#}")) }
+}
+
 fn check_go() -> Result<()> {
     if machine::program("go").is_none() {
         bail!(

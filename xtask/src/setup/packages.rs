@@ -10,7 +10,7 @@ use crate::machine;
 use crate::toolchain;
 
 /// A program, the package that has it, and who needs it.
-const PROGRAMS: [(Need, &str, &str); 17] = [
+const PROGRAMS: [(Need, &str, &str); 18] = [
     (Need::Build, "cc", "gcc libc6-dev"),
     (Need::Lab, "ip", "iproute2"),
     (Need::Lab, "nft", "nftables"),
@@ -26,6 +26,7 @@ const PROGRAMS: [(Need, &str, &str); 17] = [
     (Need::Vm, "xz", "xz-utils"),
     (Need::Vm, "zstd", "zstd"),
     (Need::Vm, "depmod", "kmod"),
+    (Need::Consumers, "python3", "python3-venv"),
     (Need::Image, "buildah", "buildah"),
     (Need::Image, "runc", "runc"),
 ];

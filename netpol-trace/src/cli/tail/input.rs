@@ -6,12 +6,21 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::Error;
+use crate::history;
 use crate::tail::lines;
 use crate::tail::stream::Tail;
 
-/// Shows all of a file.
+/// Shows all of a file, or of an agent's history.
 pub(super) fn whole(path: &Path, tail: &mut Tail, out: &mut impl Write) -> Result<(), Error> {
     let name = path.display().to_string();
+    if path.is_dir() {
+        for segment in history::segments(path).map_err(|error| Error::Input { name: name.clone(), error })? {
+            // One that the agent has removed in between.
+            let Ok(file) = File::open(&segment.path) else { continue };
+            take(file, &segment.path.display().to_string(), tail)?;
+        }
+        return Ok(tail.finish(out)?);
+    }
     let file = File::open(path).map_err(|error| Error::Input { name: name.clone(), error })?;
     take(file, &name, tail)?;
     Ok(tail.finish(out)?)

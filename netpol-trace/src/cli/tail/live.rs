@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::Error;
+use crate::history::Follower;
 use crate::tail::lines::Cutter;
 use crate::tail::stream::Tail;
 
@@ -37,11 +38,14 @@ pub(super) fn run(tail: &mut Tail, out: &mut impl Write, waits_for: &str, source
         Source::Path(path) => (path.display().to_string(), mpsc::channel(BATCHES)),
     };
     let opened = match &source {
-        Source::Stdin => None,
-        Source::Path(path) => Some(File::open(path).map_err(|error| Error::Input { name: name.clone(), error })?),
+        Source::Path(path) if !path.is_dir() => {
+            Some(File::open(path).map_err(|error| Error::Input { name: name.clone(), error })?)
+        }
+        _ => None,
     };
     std::thread::spawn(move || match (source, opened) {
         (Source::Path(path), Some(file)) => follow(&path, file, &to_tail),
+        (Source::Path(folder), None) => follow_history(&folder, &to_tail),
         _ => {
             pump(io::stdin().lock(), &mut Cutter::default(), &to_tail);
         }
@@ -128,6 +132,22 @@ fn follow(path: &Path, mut file: File, to_tail: &mpsc::Sender<Batch>) {
             }
             cutter = Cutter::default();
             file = next;
+        }
+    }
+}
+
+/// Sends what an agent's history has and gets.
+fn follow_history(folder: &Path, to_tail: &mpsc::Sender<Batch>) {
+    let mut follower = Follower::new(folder, None);
+    while !to_tail.is_closed() {
+        let mut batch = Vec::new();
+        match follower.read(|lines| batch.extend_from_slice(lines)) {
+            Ok(false) => std::thread::sleep(LOOK_AGAIN),
+            Ok(true) => drop(to_tail.blocking_send(Ok(batch))),
+            Err(error) => {
+                let _ = to_tail.blocking_send(Err(format!("{}: {error}", folder.display())));
+                return;
+            }
         }
     }
 }

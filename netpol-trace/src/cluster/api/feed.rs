@@ -40,7 +40,7 @@ pub(super) struct Feed {
     first: Option<Box<dyn FnOnce() + Send>>,
     /// The connection as such works.
     connected: bool,
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
     refused: BTreeMap<(Option<Str>, Str), String>,
     /// Events that could not be read at all since the last list.
     unreadable: u64,
@@ -101,17 +101,20 @@ impl Feed {
 
     /// A part of the list.
     pub fn listed<R: Raw>(&mut self, items: impl IntoIterator<Item = Item<R>>) {
-        let mut objects = Vec::new();
+        let mut changes = Vec::new();
         for item in items {
             self.counted += 1;
             if self.lists == Lists::Parts {
                 self.seen.insert(self.hasher.hash_one((item.namespace.as_deref(), &*item.name)));
             }
-            objects.extend(self.usable(item));
+            changes.push(self.change(item));
         }
         match self.lists {
-            Lists::Whole => self.whole.extend(objects),
-            Lists::Parts | Lists::Additions => self.apply(objects.into_iter().map(Change::Upsert).collect()),
+            Lists::Whole => self.whole.extend(changes.into_iter().filter_map(|change| match change {
+                Change::Upsert(object) => Some(object),
+                Change::Delete(_) | Change::Replace(..) => None,
+            })),
+            Lists::Parts | Lists::Additions => self.apply(changes),
         }
     }
 
@@ -152,7 +155,7 @@ impl Feed {
             match event {
                 Event::Upsert { item, new } => {
                     self.counted += u64::from(new);
-                    changes.extend(self.usable(item).map(Change::Upsert));
+                    changes.push(self.change(item));
                 }
                 Event::Delete(item) => {
                     self.counted = self.counted.saturating_sub(1);
@@ -187,11 +190,14 @@ impl Feed {
     /// What is in force may no longer be what the server says.
     pub fn trouble(&mut self, trouble: &Trouble) {
         let message = trouble.to_string();
-        if self.trouble.as_ref() != Some(&message) {
-            tracing::warn!("{}: {}", self.status.name, escape(&message));
+        let line = format!("{}: {}", self.status.name, escape(&message));
+        // The same again and again in other words: told once.
+        match self.trouble.as_ref().is_some_and(|before| before.kind == trouble.kind) {
+            true => tracing::debug!("{line}"),
+            false => tracing::warn!("{line}"),
         }
         self.connected = false;
-        self.trouble = Some(message);
+        self.trouble = Some(trouble.clone());
         self.tell();
     }
 
@@ -204,8 +210,8 @@ impl Feed {
         self.cluster.remove_source(&self.status.name);
     }
 
-    /// The item's object; one that can't be used takes its earlier version's place with nothing, and is told.
-    fn usable<R: Raw>(&mut self, item: Item<R>) -> Option<Object> {
+    /// What an item changes. One that can't be used takes the place of its earlier version with nothing, and is told.
+    fn change<R: Raw>(&mut self, item: Item<R>) -> Change {
         let key = (item.namespace, item.name);
         match item.object {
             Ok(mut object) => {
@@ -214,7 +220,7 @@ impl Feed {
                 {
                     (other.group, other.kind) = (group.clone(), kind.clone());
                 }
-                Some(object)
+                Change::Upsert(object)
             }
             Err(violations) => {
                 let why = violations.first().map(ToString::to_string).unwrap_or_default();
@@ -222,9 +228,9 @@ impl Feed {
                 let told = format!("{named}{}: {why}", key.1);
                 tracing::warn!("{}: an object that can't be used: {}", self.status.name, escape(&told));
                 if self.refused.len() < MAX_REFUSED {
-                    self.refused.insert(key, told);
+                    self.refused.insert(key.clone(), told);
                 }
-                None
+                Change::Delete(Key { kind: self.scope.kind.clone(), namespace: key.0, name: key.1 })
             }
         }
     }
@@ -244,7 +250,7 @@ impl Feed {
             Some(format!("{count} objects can't be used; the first: {first}"))
         };
         let unreadable = || (self.unreadable > 0).then(|| format!("{} events can't be read", self.unreadable));
-        self.status.error = self.trouble.clone().or_else(refused).or_else(unreadable);
+        self.status.error = self.trouble.as_ref().map(ToString::to_string).or_else(refused).or_else(unreadable);
         let kind = kind_name(&self.scope.kind).to_owned();
         self.status.objects = BTreeMap::from_iter((!kind.is_empty()).then_some((kind, self.counted)));
         self.cluster.set_source(self.status.clone());

@@ -1,12 +1,15 @@
 //! How the index changes: in place, at a cost that goes with the change and not with the cluster.
 
 use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::super::change::{Change, Key, Kind, Scope};
 use super::super::model::{Direction, Object, Pod, Policy, Str};
+use super::events::{Event, Isolation, MAX_EVENTS, What};
+use super::history::{Before, Claim};
 use super::{Index, NamespaceEntry, PodEntry, PodKey};
 
 impl Index {
@@ -21,15 +24,16 @@ impl Index {
         index
     }
 
-    /// Makes `changes`, which were learned `at`.
+    /// Makes `changes`, which were learned `at`, and remembers what held before.
     pub fn apply(&mut self, changes: Vec<Change>, at: Timestamp) {
         for change in changes {
             match change {
                 Change::Upsert(object) => self.put(object, at),
-                Change::Delete(key) => self.remove(&key),
+                Change::Delete(key) => self.take(&key, at),
                 Change::Replace(scope, objects) => self.replace(&scope, objects, at),
             }
         }
+        self.history.forget(at);
     }
 
     fn replace(&mut self, scope: &Scope, objects: Vec<Object>, at: Timestamp) {
@@ -38,7 +42,7 @@ impl Index {
             gone.remove(&object.key());
         }
         for key in gone {
-            self.remove(&key);
+            self.take(&key, at);
         }
         for object in objects {
             self.put(object, at);
@@ -46,39 +50,171 @@ impl Index {
         self.listed.insert(scope.kind.clone());
     }
 
-    fn put(&mut self, mut object: Object, at: Timestamp) {
-        if let Object::Policy(policy) = &mut object {
-            let known = self.policy(&policy.namespace, &policy.name);
-            if let Some(old) = known.filter(|old| same(old, policy)) {
-                policy.changed = old.changed.or(policy.changed);
-            } else if self.listed.contains(&Kind::Policy) {
-                // The server's time, where it can be that of this change: it is older than what was learned, and newer
-                // than the change before.
-                let before = known.and_then(|old| old.changed);
-                policy.changed = policy.changed.filter(|told| *told <= at && Some(*told) > before).or(Some(at));
+    /// What the source tells for the first time is how things stand, not a change.
+    fn put(&mut self, object: Object, at: Timestamp) {
+        let known = self.listed.contains(&object.kind());
+        match object {
+            Object::Pod(pod) => self.put_pod(pod, at, known),
+            Object::Policy(policy) => self.put_policy(policy, at, known),
+            Object::Namespace(namespace) => {
+                let name = namespace.name.clone();
+                let before = self.namespaces.get(&name).and_then(|entry| entry.object.clone());
+                let after = namespace.labels.clone();
+                if before.as_deref() == Some(&namespace) {
+                    return;
+                }
+                self.upsert(Object::Namespace(namespace));
+                if let Some(before) = before.filter(|before| before.labels != after) {
+                    let what = What::NamespaceLabels { before: before.labels.clone(), after };
+                    self.history.undo(&name, at, Before::Namespace(Some(before)));
+                    self.tell(Event { at, namespace: name, what });
+                }
+            }
+            object if self.has(&object) => {}
+            object => self.upsert(object),
+        }
+    }
+
+    fn put_pod(&mut self, pod: Pod, at: Timestamp, known: bool) {
+        let (namespace, key) = (pod.namespace.clone(), pod.key());
+        let before = self.namespaces.get(&namespace).and_then(|n| n.pods.get(&key)).map(|entry| entry.pod.clone());
+        if before.as_deref() == Some(&pod) {
+            return;
+        }
+        let held = before.as_deref().map(|pod| self.claims_of(pod)).unwrap_or_default();
+        let before = before.filter(|before| {
+            let same = before.is_same(&pod);
+            if !same {
+                self.end_claims(before, &held, at);
+            }
+            same
+        });
+        let changed = before.as_ref().filter(|before| {
+            (&before.labels, &before.ports, before.host_network, &before.node)
+                != (&pod.labels, &pod.ports, pod.host_network, &pod.node)
+        });
+        if let Some(before) = changed {
+            self.history.undo(&namespace, at, Before::Pod(before.clone()));
+        }
+        let from = if known { at } else { Timestamp::MIN };
+        let claims: Vec<IpAddr> = if pod.owns_addresses() { pod.ips.to_vec() } else { Vec::new() };
+        self.upsert_pod(pod, from);
+        if known && claims.iter().any(|ip| !held.iter().any(|(known, _)| known == ip)) {
+            self.history.touch(at);
+        }
+        let Some(before) = before else { return };
+        for (ip, from) in &held {
+            let keys = self.pods_by_ip.get_mut(ip).into_iter().flatten();
+            if let Some(kept) = keys.into_iter().find(|k| k.namespace == namespace && k.name == key) {
+                kept.from = *from;
             }
         }
-        if !self.has(&object) {
-            self.upsert(object);
+        let ended: Vec<_> = held.into_iter().filter(|(ip, _)| !claims.contains(ip)).collect();
+        self.end_claims(&before, &ended, at);
+    }
+
+    /// The addresses that a pod has in the index, and since when.
+    fn claims_of(&self, pod: &Pod) -> Vec<(IpAddr, Timestamp)> {
+        let own = |key: &&PodKey| key.namespace == pod.namespace && key.name == pod.name && !pod.template;
+        let since = |ip: &IpAddr| Some((*ip, self.pods_by_ip.get(ip)?.iter().find(own)?.from));
+        pod.ips.iter().filter_map(since).collect()
+    }
+
+    fn end_claims(&mut self, pod: &Arc<Pod>, claims: &[(IpAddr, Timestamp)], until: Timestamp) {
+        for (ip, from) in claims {
+            self.history.claim(*ip, Claim { pod: pod.clone(), from: *from, until });
+        }
+    }
+
+    fn put_policy(&mut self, mut policy: Policy, at: Timestamp, known: bool) {
+        let (namespace, name) = (policy.namespace.clone(), policy.name.clone());
+        let before = self.policy(&namespace, &name).cloned();
+        if let Some(before) = before.as_ref().filter(|before| same(before, &policy)) {
+            policy.changed = before.changed.or(policy.changed);
+            if **before != policy {
+                self.upsert(Object::Policy(policy));
+            }
+            return;
+        }
+        if !known {
+            return self.upsert(Object::Policy(policy));
+        }
+        // The server's time, where it can be that of this change: not after it was learned, and later than the change before.
+        let last = before.as_ref().and_then(|before| before.changed);
+        policy.changed = policy.changed.filter(|told| *told <= at && Some(*told) > last).or(Some(at));
+        let isolation = Isolation::of(self.namespaces.get(&namespace));
+        self.upsert(Object::Policy(policy));
+        self.policy_changed(&namespace, name, before, &isolation, at);
+    }
+
+    fn policy_changed(
+        &mut self,
+        namespace: &Str,
+        name: Str,
+        before: Option<Arc<Policy>>,
+        isolation: &Isolation,
+        at: Timestamp,
+    ) {
+        self.history.undo(namespace, at, Before::Policy(name.clone(), before.clone()));
+        let effects = isolation.effects(self.namespaces.get(namespace));
+        let after = self.policy(namespace, &name).cloned();
+        let what = What::Policy { before, after, effects };
+        self.tell(Event { at, namespace: namespace.clone(), what });
+    }
+
+    fn tell(&mut self, event: Event) {
+        if self.events.len() < MAX_EVENTS {
+            self.events.push(event);
+        } else {
+            self.events_lost += 1;
+        }
+    }
+
+    /// Changes that nobody took yet, and how many had no room.
+    pub fn take_events(&mut self) -> (Vec<Event>, u64) {
+        (std::mem::take(&mut self.events), std::mem::take(&mut self.events_lost))
+    }
+
+    /// Removes an object and remembers it.
+    fn take(&mut self, key: &Key, at: Timestamp) {
+        let namespace = key.namespace.clone().unwrap_or_else(|| key.name.clone());
+        let Some(entry) = self.namespaces.get(&namespace) else { return self.remove(key) };
+        match key.kind {
+            Kind::Pod => {
+                let Some(pod) = entry.pods.get(&key.name).map(|entry| entry.pod.clone()) else { return };
+                let held = self.claims_of(&pod);
+                self.remove(key);
+                self.end_claims(&pod, &held, at);
+            }
+            Kind::Policy => {
+                let Some(policy) = entry.policies.get(&key.name).cloned() else { return };
+                let isolation = Isolation::of(Some(entry));
+                self.remove(key);
+                self.policy_changed(&namespace, key.name.clone(), Some(policy), &isolation, at);
+            }
+            Kind::Namespace => {
+                let object = entry.object.clone();
+                self.remove(key);
+                self.history.undo(&namespace, at, Before::Namespace(object));
+            }
+            Kind::Node | Kind::Service | Kind::EndpointSlice | Kind::OtherPolicy { .. } => self.remove(key),
         }
     }
 
     /// Whether the index holds exactly this object.
     fn has(&self, object: &Object) -> bool {
-        let namespace = |name: &Str| self.namespaces.get(name);
         match object {
-            Object::Namespace(o) => namespace(&o.name).and_then(|n| n.object.as_deref()) == Some(o),
             Object::Node(o) => self.nodes.get(&o.name).map(|n| &**n) == Some(o),
-            Object::Pod(o) => namespace(&o.namespace).and_then(|n| n.pods.get(&o.key())).map(|e| &*e.pod) == Some(o),
-            Object::Policy(o) => self.policy(&o.namespace, &o.name).map(|p| &**p) == Some(o),
             Object::Service(o) => self.service(&o.namespace, &o.name).map(|s| &**s) == Some(o),
             Object::EndpointSlice(o) => {
-                namespace(&o.namespace).and_then(|n| n.slices.get(&o.name)).map(|s| &**s) == Some(o)
+                self.namespaces.get(&o.namespace).and_then(|n| n.slices.get(&o.name)).map(|s| &**s) == Some(o)
             }
             Object::OtherPolicy(o) => {
                 let key = (o.namespace.clone(), o.name.clone());
                 self.other_policies.get(&object.kind()).is_some_and(|known| known.contains_key(&key))
             }
+            // They are remembered, and compared where that is done.
+            Object::Namespace(_) | Object::Pod(_) | Object::Policy(_) => false,
         }
     }
 
@@ -149,7 +285,7 @@ impl Index {
                 }
                 self.nodes.insert(node.name.clone(), Arc::new(node));
             }
-            Object::Pod(pod) => self.upsert_pod(pod),
+            Object::Pod(pod) => self.upsert_pod(pod, Timestamp::MIN),
             Object::Policy(mut policy) => {
                 self.strings.share_selectors(&mut policy);
                 let entry = self.namespaces.entry(policy.namespace.clone()).or_default();
@@ -252,21 +388,27 @@ impl Index {
         }
     }
 
-    fn upsert_pod(&mut self, mut pod: Pod) {
+    fn upsert_pod(&mut self, mut pod: Pod, from: Timestamp) {
         let key = pod.key();
         self.remove_pod(&pod.namespace.clone(), &key);
         pod.labels = pod.labels.iter().map(|(k, v)| (self.strings.share(k), self.strings.share(v))).collect();
         pod.namespace = self.strings.share(&pod.namespace);
         pod.node = pod.node.map(|node| self.strings.share(&node));
-        // hostNetwork pods share their node's addresses, finished pods no longer own theirs.
-        if !pod.host_network && !pod.is_over() {
+        if let Some(owner) = &mut pod.owner {
+            owner.kind = self.strings.share(&owner.kind);
+            owner.name = self.strings.share(&owner.name);
+        }
+        for name in pod.ports.iter_mut().filter_map(|port| port.name.as_mut()) {
+            *name = self.strings.share(name);
+        }
+        if pod.owns_addresses() {
             for ip in &pod.ips {
-                let key = PodKey { namespace: pod.namespace.clone(), name: pod.name.clone() };
+                let key = PodKey { namespace: pod.namespace.clone(), name: pod.name.clone(), from };
                 self.pods_by_ip.entry(*ip).or_default().push(key);
             }
         }
         let namespace = self.namespaces.entry(pod.namespace.clone()).or_default();
-        let mut entry = PodEntry { pod: Arc::new(pod), isolated_by: Default::default() };
+        let mut entry = PodEntry::new(Arc::new(pod));
         for policy in namespace.policies.values() {
             entry.isolate(policy);
         }
@@ -289,7 +431,11 @@ impl NamespaceEntry {
 }
 
 impl PodEntry {
-    fn isolate(&mut self, policy: &Arc<Policy>) {
+    pub(super) fn new(pod: Arc<Pod>) -> PodEntry {
+        PodEntry { pod, isolated_by: Default::default() }
+    }
+
+    pub(super) fn isolate(&mut self, policy: &Arc<Policy>) {
         if self.pod.host_network || !policy.subject.matches(&self.pod.labels) {
             return;
         }

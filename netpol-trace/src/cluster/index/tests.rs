@@ -20,6 +20,7 @@ fn owner(index: &Index, address: &str) -> String {
         Owner::Pod(view) => format!("pod {}/{}", view.pod.namespace, view.pod.name),
         Owner::Node(node) => format!("node {}", node.name),
         Owner::Ambiguous(count) => format!("{count} pods"),
+        Owner::Either(..) | Owner::Former(_) => "history, which an index without changes has none of".to_owned(),
         Owner::None => "nobody".to_owned(),
     }
 }

@@ -39,6 +39,8 @@ async fn changed_files_are_read_again_and_broken_ones_leave_the_last_good_state(
     let index = cluster.read();
     assert_eq!(index.policy("x", "kept").unwrap().changed, None, "an unchanged policy keeps what is known");
     assert_eq!(index.policy("x", "old").unwrap().changed, Some(cluster.sources()[0].loaded_at));
+    // Changes wait for readers.
+    drop(index);
 
     fs::write(&file, format!("{PODS}{}---\nkind: [", policy("old", 9090))).unwrap();
     until(&cluster, &mut changes, |status| !status.synced).await;

@@ -1,0 +1,193 @@
+//! The agents of a cluster, all at once: which are listened to, which don't answer, and which come and go.
+
+mod listen;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::{Args, Error, live};
+use crate::cluster::agents::{Agent, Agents, AgentsError};
+use crate::tail::stream::Tail;
+use crate::text::escape;
+use listen::{Listener, Way};
+
+/// Up to so many agents are all asked.
+const FEW: usize = 50;
+/// Agents whose history is read at the same time.
+const AT_ONCE: usize = 20;
+/// New, moved and restarted agents are looked for this often.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Batches on their way from the listeners.
+const BATCHES: usize = 64;
+/// Nodes that a message names.
+const NAMED: usize = 8;
+
+type MakeTail<'a> = dyn FnMut(Option<&str>) -> Result<(Tail, String), Error> + 'a;
+
+/// Shows the records of the cluster's agents.
+pub(super) fn run(
+    args: &Args,
+    out: &mut impl Write,
+    mut tail: impl FnMut(Option<&str>) -> Result<(Tail, String), Error>,
+) -> Result<Tail, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(ask(args, out, &mut tail));
+    // Streams that still wait are not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+async fn ask(args: &Args, out: &mut impl Write, make: &mut MakeTail<'_>) -> Result<Tail, Error> {
+    let (agents, own) = Agents::connect(&args.api.access(), &args.agents_namespace).await?;
+    let (mut tail, waits_for) = make(Some(&own))?;
+    let wanted = super::wanted(args, Some(&own))?;
+    let all = agents.list().await?;
+    if all.is_empty() {
+        let why = format!(
+            "no agent in namespace {} (pods with {}); --agents-namespace names another",
+            args.agents_namespace,
+            crate::cluster::agents::LABEL
+        );
+        return Err(Error::Usage(why));
+    }
+    let way = way(args, &agents, &wanted).await?;
+    let mut nodes = None;
+    if all.len() > FEW && !args.all_nodes && !wanted.pods.is_empty() {
+        let mut of_pods = BTreeSet::new();
+        for (namespace, name) in &wanted.pods {
+            match agents.node_of(namespace, name).await {
+                Some(node) => drop(of_pods.insert(node)),
+                None => eprintln!("note: where {namespace}/{name} runs can't be told; --all-nodes asks every node"),
+            }
+        }
+        nodes = Some(of_pods);
+    }
+    let (to_tail, batches) = mpsc::channel(BATCHES);
+    let listener = Listener {
+        agents: agents.clone(),
+        way: Arc::new(way),
+        since: wanted.since,
+        follow: args.follow,
+        pods: wanted.pods.iter().map(|(_, name)| name.clone()).collect(),
+        to_tail,
+        places: Arc::new(Semaphore::new(AT_ONCE)),
+    };
+    let (peers, new_peers) = mpsc::unbounded_channel();
+    let listening = tokio::spawn(keep_listening(listener, all, nodes, args.follow, peers, new_peers));
+    let waits_for = format!("waiting for {waits_for}; Ctrl-C ends");
+    let shown = live::show(&mut tail, out, &waits_for, batches).await;
+    listening.abort();
+    shown.map(|()| tail)
+}
+
+/// By the logs, or as a service account by the listener.
+async fn way(args: &Args, agents: &Agents, wanted: &crate::tail::select::Wanted) -> Result<Way, Error> {
+    let Some(account) = &args.service_account else { return Ok(Way::Logs) };
+    let mut namespaces: BTreeSet<String> = wanted.pods.iter().map(|(namespace, _)| namespace.clone()).collect();
+    if namespaces.is_empty() {
+        namespaces.extend(wanted.namespace.clone());
+    }
+    let Some(home) = namespaces.first().cloned() else {
+        return Err(Error::Usage("--service-account: of which namespace? -n names it".to_owned()));
+    };
+    // Once now, so that what is wrong with the account is said once.
+    agents.token(&home, account).await?;
+    Ok(Way::Listener {
+        namespaces: namespaces.into_iter().collect(),
+        home,
+        account: account.clone(),
+        port: args.tail_port,
+    })
+}
+
+/// Listens to the agents that there are, and with `follow` to those that come. `nodes`: only to those on these nodes, and
+/// on the nodes of the peers that turn up.
+async fn keep_listening(
+    listener: Listener,
+    mut all: Vec<Agent>,
+    mut nodes: Option<BTreeSet<String>>,
+    follow: bool,
+    to_peers: mpsc::UnboundedSender<String>,
+    mut peers: mpsc::UnboundedReceiver<String>,
+) {
+    let mut heard: BTreeMap<String, Agent> = BTreeMap::new();
+    let mut tasks = JoinSet::new();
+    let mut told = String::new();
+    let to_peers = nodes.is_some().then_some(to_peers);
+    loop {
+        let chosen = all.iter().filter(|agent| nodes.as_ref().is_none_or(|nodes| nodes.contains(&agent.node)));
+        for agent in chosen.cloned().collect::<Vec<_>>() {
+            if !agent.running {
+                say(&format!("node {} is not listened to: its agent does not run", agent.node));
+            } else if !heard.contains_key(&agent.pod) {
+                heard.insert(agent.pod.clone(), agent.clone());
+                tasks.spawn(listener.clone().listen(agent, to_peers.clone()));
+            }
+        }
+        let names: BTreeSet<&str> = heard.values().map(|agent| agent.node.as_str()).collect();
+        let now = summary(&names, all.len());
+        if now != told {
+            say(&now);
+            told = now;
+        }
+        tokio::select! {
+            Some(peer) = peers.recv() => {
+                if let Some(nodes) = &mut nodes {
+                    nodes.insert(peer);
+                }
+                continue;
+            }
+            Some(ended) = tasks.join_next() => {
+                if let Ok(pod) = ended {
+                    if follow {
+                        heard.remove(&pod);
+                    }
+                    if !follow && tasks.is_empty() && peers.is_empty() {
+                        return;
+                    }
+                }
+                if !follow {
+                    continue;
+                }
+            }
+            () = tokio::time::sleep(LOOK_AGAIN), if follow => {}
+            else => return,
+        }
+        match listener.agents.list().await {
+            Ok(found) => all = found,
+            Err(error) => say(&format!("new agents can't be looked for: {error}")),
+        }
+    }
+}
+
+fn summary(nodes: &BTreeSet<&str>, of: usize) -> String {
+    let mut named: Vec<_> = nodes.iter().take(NAMED).copied().collect();
+    let more = format!("{} more", nodes.len().saturating_sub(NAMED));
+    if nodes.len() > NAMED {
+        named.push(&more);
+    }
+    format!("listening to {} of {of} nodes: {}", nodes.len(), named.join(", "))
+}
+
+fn say(what: &str) {
+    eprintln!("netpol-trace tail: {}", escape(what));
+}
+
+/// Says from when a node can answer, where that is later than what was asked for.
+fn say_reach(node: &str, reaches: Timestamp, since: Option<Timestamp>, by: Duration) {
+    let late = since.is_some_and(|since| reaches.duration_since(since).unsigned_abs() > by && reaches > since);
+    if late {
+        say(&format!("node {node} can answer from {reaches:.0} on, not before"));
+    }
+}
+
+/// What went wrong with one node's agent.
+fn say_silent(node: &str, error: &AgentsError) {
+    say(&format!("node {node} does not answer: {error}"));
+}

@@ -1,0 +1,237 @@
+//! The agents of a cluster, and what they have recorded: by the kube logs of their pods, or by their `tail` listener
+//! through the API server's port-forward.
+
+use std::time::Duration;
+
+use futures::io::AsyncBufRead;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use kube::api::{ListParams, LogParams, PostParams};
+use kube::{Api, Client};
+
+use super::access_review::AUDIENCE;
+use super::api::{Access, AccessError};
+use crate::tail::serve::REACHES_BACK_TO;
+
+/// How the agents' pods are found.
+pub const LABEL: &str = "app.kubernetes.io/name=netpol-trace";
+const CONTAINER: &str = "agent";
+/// A token for a session; a longer one makes a new one.
+const TOKEN_SECONDS: i64 = 600;
+/// An agent that doesn't answer by then is told as one that doesn't.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One agent's pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    pub pod: String,
+    pub node: String,
+    pub running: bool,
+    /// Its container's name: the only one, or `agent`.
+    container: Option<String>,
+    /// Times that the container was started again.
+    restarts: i32,
+}
+
+/// Why an agent, or the API server, gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentsError {
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    #[error("{what}: {error}")]
+    Server { what: String, error: kube::Error },
+    #[error("no answer in {} s", PATIENCE.as_secs())]
+    Late,
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// The agents, by who may reach them.
+#[derive(Clone)]
+pub struct Agents {
+    client: Client,
+    namespace: String,
+}
+
+impl std::fmt::Debug for Agents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agents").field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+impl Agents {
+    /// Agents that run in `namespace`, and the namespace that the kubeconfig's context names.
+    pub async fn connect(access: &Access, namespace: &str) -> Result<(Agents, String), AgentsError> {
+        let config = access.config().await?;
+        let own = config.default_namespace.clone();
+        let client = access.connect().await?;
+        Ok((Agents { client, namespace: namespace.to_owned() }, own))
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// All of them, by node.
+    pub async fn list(&self) -> Result<Vec<Agent>, AgentsError> {
+        let pods = self.pods().list(&ListParams::default().labels(LABEL)).await;
+        let what = || format!("list the agents' pods in namespace {}", self.namespace);
+        let pods = pods.map_err(|error| AgentsError::Server { what: what(), error })?;
+        let mut agents: Vec<Agent> = pods.into_iter().filter_map(agent).collect();
+        agents.sort_by(|a, b| (&a.node, &a.pod).cmp(&(&b.node, &b.pod)));
+        Ok(agents)
+    }
+
+    /// On which node a pod runs; `None` when that can't be told.
+    pub async fn node_of(&self, namespace: &str, name: &str) -> Option<String> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        pods.get_opt(name).await.ok().flatten()?.spec?.node_name
+    }
+
+    /// The log of one agent: its records, and its own words in between. `previous`: of its container before the last restart.
+    pub async fn log(
+        &self,
+        agent: &Agent,
+        since: Option<Timestamp>,
+        follow: bool,
+        previous: bool,
+    ) -> Result<impl AsyncBufRead + Send + use<>, AgentsError> {
+        let params = LogParams {
+            container: agent.container.clone(),
+            follow,
+            previous,
+            since_time: since,
+            ..LogParams::default()
+        };
+        let asked = tokio::time::timeout(PATIENCE, self.pods().log_stream(&agent.pod, &params)).await;
+        let what = || format!("read the log of pod {}/{}", self.namespace, agent.pod);
+        asked.map_err(|_| AgentsError::Late)?.map_err(|error| AgentsError::Server { what: what(), error })
+    }
+
+    /// A token with which a service account can ask agents, and nobody else.
+    pub async fn token(&self, namespace: &str, account: &str) -> Result<String, AgentsError> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let spec = TokenRequestSpec {
+            audiences: Some(vec![AUDIENCE.to_owned()]),
+            expiration_seconds: Some(TOKEN_SECONDS),
+            ..TokenRequestSpec::default()
+        };
+        let asked = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+        let made: Result<TokenRequest, _> =
+            accounts.create_subresource("token", account, &PostParams::default(), &asked).await;
+        let what = || format!("make a token for service account {namespace}/{account}");
+        let made = made.map_err(|error| AgentsError::Server { what: what(), error })?;
+        made.status.and_then(|status| status.token).ok_or_else(|| AgentsError::Refused("no token was made".to_owned()))
+    }
+
+    /// What an agent's listener answers, through the API server.
+    pub async fn records(&self, agent: &Agent, port: u16, token: &str, asked: &Asked) -> Result<Answer, AgentsError> {
+        let forwarded = tokio::time::timeout(PATIENCE, self.pods().portforward(&agent.pod, &[port])).await;
+        let what = || format!("port-forward to pod {}/{}", self.namespace, agent.pod);
+        let mut forwarder =
+            forwarded.map_err(|_| AgentsError::Late)?.map_err(|error| AgentsError::Server { what: what(), error })?;
+        let stream = forwarder.take_stream(port).ok_or_else(|| AgentsError::Refused("no stream".to_owned()))?;
+        let mut answer = ask(stream, token, asked).await?;
+        answer.forwarder = Some(forwarder);
+        Ok(answer)
+    }
+}
+
+fn agent(pod: Pod) -> Option<Agent> {
+    let (spec, status) = (pod.spec?, pod.status.unwrap_or_default());
+    let several = spec.containers.len() > 1;
+    let statuses = status.container_statuses.unwrap_or_default();
+    Some(Agent {
+        pod: pod.metadata.name?,
+        node: spec.node_name.unwrap_or_default(),
+        running: status.phase.as_deref() == Some("Running"),
+        container: several.then(|| CONTAINER.to_owned()),
+        restarts: statuses.iter().map(|container| container.restart_count).sum(),
+    })
+}
+
+impl Agent {
+    /// Whether its container has been started again since `before` was seen.
+    pub fn restarted_since(&self, before: &Agent) -> bool {
+        self.pod == before.pod && self.restarts != before.restarts
+    }
+}
+
+/// What is asked of a listener.
+#[derive(Debug, Clone, Default)]
+pub struct Asked {
+    pub namespaces: Vec<String>,
+    pub since: Option<Timestamp>,
+    pub follow: bool,
+}
+
+/// A listener's answer, as it comes.
+pub struct Answer {
+    body: hyper::body::Incoming,
+    pub reaches_back_to: Option<Timestamp>,
+    /// Lives as long as the answer: the stream is its.
+    forwarder: Option<kube::api::Portforwarder>,
+    connection: tokio::task::JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer").field("reaches_back_to", &self.reaches_back_to).finish_non_exhaustive()
+    }
+}
+
+impl std::ops::Drop for Answer {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Answer {
+    /// The next octets; `None` at the end.
+    pub async fn next(&mut self) -> Option<Result<Vec<u8>, AgentsError>> {
+        loop {
+            return match self.body.frame().await? {
+                Ok(frame) => match frame.into_data() {
+                    Ok(data) => Some(Ok(data.to_vec())),
+                    Err(_) => continue,
+                },
+                Err(error) => Some(Err(AgentsError::Refused(error.to_string()))),
+            };
+        }
+    }
+}
+
+/// Asks a listener over any stream.
+pub async fn ask<S>(stream: S, token: &str, asked: &Asked) -> Result<Answer, AgentsError>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let refused = |error: &dyn std::fmt::Display| AgentsError::Refused(error.to_string());
+    let shake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = shake.map_err(|error| refused(&error))?;
+    let connection = tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    let since = asked.since.map(|since| format!("&since={since}")).unwrap_or_default();
+    let uri = format!("/v1/records?follow={}&namespace={}{since}", asked.follow, asked.namespaces.join(","));
+    let request = hyper::Request::get(uri)
+        .header(hyper::header::HOST, "netpol-trace")
+        .header(hyper::header::AUTHORIZATION, format!("Bearer {token}"))
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| refused(&error))?;
+    let answered = tokio::time::timeout(PATIENCE, sender.send_request(request)).await;
+    let response = answered.map_err(|_| AgentsError::Late)?.map_err(|error| refused(&error))?;
+    if !response.status().is_success() {
+        let status = response.status();
+        let body = http_body_util::Limited::new(response.into_body(), 4096).collect().await;
+        let why = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).trim().to_owned()).unwrap_or_default();
+        return Err(AgentsError::Refused(format!("{status}: {why}")));
+    }
+    let reaches = response.headers().get(REACHES_BACK_TO).and_then(|value| value.to_str().ok()?.parse().ok());
+    // The connection ends with the body; a sender that goes earlier does not end it.
+    Ok(Answer { body: response.into_body(), reaches_back_to: reaches, forwarder: None, connection })
+}

@@ -1,0 +1,83 @@
+//! Changes that change who may talk to whom: told once, with the pods whose isolation began or ended.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::super::model::{Direction, Labels, Policy, Str};
+use super::NamespaceEntry;
+
+/// Events that wait to be told; more are counted.
+pub(in super::super) const MAX_EVENTS: usize = 1_000;
+/// Workloads that are named.
+const MAX_NAMED: usize = 10;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// When the change was learned.
+    pub at: Timestamp,
+    pub namespace: Str,
+    pub what: What,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum What {
+    /// A policy came (no `before`), changed, or went (no `after`).
+    Policy { before: Option<Arc<Policy>>, after: Option<Arc<Policy>>, effects: Vec<Effect> },
+    /// The labels by which policies of other namespaces select this one.
+    NamespaceLabels { before: Labels, after: Labels },
+}
+
+/// Pods whose isolation in a direction began or ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Effect {
+    pub direction: Direction,
+    pub begins: bool,
+    pub pods: u64,
+    /// The first few workloads, or pods without one, as `Deployment/web`.
+    pub workloads: BTreeSet<Str>,
+}
+
+/// Which pods of a namespace are isolated, in the order of its pods.
+pub(super) struct Isolation(Vec<[bool; 2]>);
+
+impl Isolation {
+    pub(super) fn of(namespace: Option<&NamespaceEntry>) -> Isolation {
+        let pods = namespace.into_iter().flat_map(|entry| entry.pods.values());
+        Isolation(pods.map(|pod| pod.isolated_by.each_ref().map(|list| !list.is_empty())).collect())
+    }
+
+    /// What differs in `namespace`, whose pods are the same ones.
+    pub(super) fn effects(&self, namespace: Option<&NamespaceEntry>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for (direction, begins) in [
+            (Direction::Ingress, true),
+            (Direction::Egress, true),
+            (Direction::Ingress, false),
+            (Direction::Egress, false),
+        ] {
+            let (mut pods, mut workloads) = (0, BTreeSet::new());
+            let now = namespace.into_iter().flat_map(|entry| entry.pods.values());
+            for (before, entry) in self.0.iter().zip(now) {
+                let is_isolated = !entry.isolated_by[direction as usize].is_empty();
+                // Templates stand for pods that are counted themselves; finished pods talk to nobody.
+                let counts = !entry.pod.template && !entry.pod.is_over();
+                if !counts || before[direction as usize] == begins || is_isolated != begins {
+                    continue;
+                }
+                pods += 1;
+                if workloads.len() < MAX_NAMED {
+                    workloads.insert(match &entry.pod.owner {
+                        Some(owner) => format!("{}/{}", owner.kind, owner.name).into(),
+                        None => format!("Pod/{}", entry.pod.name).into(),
+                    });
+                }
+            }
+            if pods > 0 {
+                effects.push(Effect { direction, begins, pods, workloads });
+            }
+        }
+        effects
+    }
+}

@@ -1,0 +1,199 @@
+//! The index as of a moment: who had an address, and which policies and labels held, when a packet was dropped.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::super::model::{Pod, Str};
+use super::history::Before;
+use super::{Index, NamespaceEntry, Owner, PodEntry};
+
+/// A pod uses its address before the API tells it: kubelet starts the pod, then reports. Within this time before an
+/// address was seen to change hands, either owner may have had it.
+const TOLD_LATE: SignedDuration = SignedDuration::from_secs(5);
+
+/// The index as it was at a time, as far as some addresses are concerned.
+#[derive(Debug)]
+pub struct Moment<'a> {
+    /// As it is now: for what is not kept by time (services, nodes).
+    pub index: &'a Index,
+    /// Where that differs from what held.
+    past: Option<Box<Past>>,
+}
+
+#[derive(Debug, Default)]
+struct Past {
+    namespaces: Vec<(Str, NamespaceEntry)>,
+    holders: Vec<(IpAddr, Holder)>,
+}
+
+/// Who had an address.
+#[derive(Debug, Clone)]
+enum Holder {
+    Pod(Arc<Pod>),
+    Several(usize),
+    /// One had it until about then, the other about from then on.
+    Either(Arc<Pod>, Arc<Pod>),
+    Nobody,
+}
+
+impl Index {
+    /// The index as of `time` for connections between `addresses`. Costs nothing when nothing changed since then.
+    pub fn at(&self, time: Timestamp, addresses: &[IpAddr]) -> Moment<'_> {
+        let past = self.history.reaches(time).then(|| self.past(time, addresses)).flatten();
+        Moment { index: self, past }
+    }
+
+    /// The index as it is.
+    pub fn now(&self) -> Moment<'_> {
+        Moment { index: self, past: None }
+    }
+
+    /// `None`: what holds now held then.
+    fn past(&self, time: Timestamp, addresses: &[IpAddr]) -> Option<Box<Past>> {
+        let mut past = Past::default();
+        for ip in addresses {
+            if !past.holders.iter().any(|(known, _)| known == ip) {
+                past.holders.push((*ip, self.holder(*ip, time)));
+            }
+        }
+        let differs = past.holders.iter().any(|(ip, holder)| match (holder, self.owner_of(*ip)) {
+            (Holder::Pod(pod), Owner::Pod(now)) => {
+                !Arc::ptr_eq(pod, now.pod) || self.history.since(&pod.namespace, time).next().is_some()
+            }
+            (Holder::Several(then), Owner::Ambiguous(now)) => *then != now,
+            (Holder::Nobody, Owner::None | Owner::Node(_) | Owner::Former(_)) => false,
+            _ => true,
+        });
+        if !differs {
+            return None;
+        }
+        for (_, holder) in &past.holders {
+            let Holder::Pod(pod) = holder else { continue };
+            let at = past.namespaces.iter().position(|(name, _)| *name == pod.namespace).unwrap_or_else(|| {
+                past.namespaces.push((pod.namespace.clone(), self.namespace_at(&pod.namespace, time)));
+                past.namespaces.len() - 1
+            });
+            let namespace = &mut past.namespaces[at].1;
+            let mut entry = PodEntry::new(self.pod_at(pod, time));
+            for policy in namespace.policies.values() {
+                entry.isolate(policy);
+            }
+            namespace.pods.insert(pod.key(), entry);
+        }
+        Some(Box::new(past))
+    }
+
+    /// A namespace without its pods.
+    fn namespace_at(&self, name: &str, time: Timestamp) -> NamespaceEntry {
+        let mut entry = self.namespaces.get(name).map(NamespaceEntry::without_pods).unwrap_or_default();
+        for undo in self.history.since(name, time) {
+            match &undo.before {
+                Before::Namespace(object) => entry.object.clone_from(object),
+                Before::Policy(name, Some(policy)) => _ = entry.policies.insert(name.clone(), policy.clone()),
+                Before::Policy(name, None) => _ = entry.policies.remove(name),
+                Before::Pod(_) => {}
+            }
+        }
+        entry
+    }
+
+    /// The labels and ports that a pod had: back to `time`, or to the first that is known of it.
+    fn pod_at(&self, pod: &Arc<Pod>, time: Timestamp) -> Arc<Pod> {
+        let mut found = pod;
+        for undo in self.history.since(&pod.namespace, time) {
+            if let Before::Pod(before) = &undo.before
+                && before.is_same(pod)
+            {
+                found = before;
+            }
+        }
+        found.clone()
+    }
+
+    fn holder(&self, ip: IpAddr, time: Timestamp) -> Holder {
+        let now = self.pods_by_ip.get(&ip).into_iter().flatten().filter_map(|key| {
+            let entry = self.namespaces.get(&key.namespace)?.pods.get(&key.name)?;
+            Some((&entry.pod, key.from, Timestamp::MAX))
+        });
+        let former = self.history.claims(ip).map(|claim| (&claim.pod, claim.from, claim.until));
+        let mut ended = false;
+        let (mut held, mut late) = (Vec::<&Arc<Pod>>::new(), Vec::<(&Arc<Pod>, Timestamp)>::new());
+        for (pod, from, until) in former.chain(now) {
+            match (from <= time, until <= time) {
+                (true, false) => held.push(pod),
+                (_, true) => ended = true,
+                (false, false) => late.push((pod, from)),
+            }
+        }
+        late.retain(|(pod, _)| {
+            !held.iter().any(|known| known.is_same(pod))
+                && match pod.created {
+                    // Whole seconds, rounded down, by the server's clock: when in doubt, it may have begun.
+                    Some(created) => created <= time,
+                    // Nothing says when it began; it may be assumed only where nobody else comes into question.
+                    None => held.is_empty() && !ended,
+                }
+        });
+        match (&*held, &*late) {
+            ([], []) => Holder::Nobody,
+            ([one], []) | ([], [(one, _)]) => Holder::Pod(Arc::clone(one)),
+            ([one], late) if late.iter().all(|(_, from)| from.duration_since(time) > TOLD_LATE) => {
+                Holder::Pod(Arc::clone(one))
+            }
+            ([one], [(other, _), ..]) | ([], [(one, _), (other, _), ..]) => {
+                Holder::Either(Arc::clone(one), Arc::clone(other))
+            }
+            (several, _) => Holder::Several(several.len()),
+        }
+    }
+
+    /// Whether what decides about a pod changed within `span` before or after `time`: a policy of its namespace, also one
+    /// that is gone, the namespace's labels, or the pod's own.
+    pub fn changed_near(&self, pod: &Pod, time: Timestamp, span: SignedDuration) -> bool {
+        self.history.of_namespace(&pod.namespace).any(|undo| {
+            let concerns = match &undo.before {
+                Before::Pod(before) => before.is_same(pod),
+                Before::Namespace(_) | Before::Policy(..) => true,
+            };
+            concerns && time.duration_since(undo.until).abs() <= span
+        })
+    }
+
+    /// How much is kept of what was, and how much was forgotten before its time.
+    pub fn history(&self) -> (usize, u64) {
+        (self.history.len(), self.history.crowded_out())
+    }
+}
+
+impl Moment<'_> {
+    /// Whose address it was.
+    pub fn owner_of(&self, ip: IpAddr) -> Owner<'_> {
+        let then = self.past.as_ref().and_then(|past| {
+            let (_, holder) = past.holders.iter().find(|(known, _)| *known == ip)?;
+            Some((past, holder))
+        });
+        let Some((past, holder)) = then else { return self.index.owner_of(ip) };
+        match holder {
+            Holder::Pod(pod) => {
+                let namespace = past.namespaces.iter().find(|(name, _)| *name == pod.namespace);
+                namespace.and_then(|(_, entry)| entry.pod(&pod.key())).map_or(Owner::None, Owner::Pod)
+            }
+            Holder::Several(count) => Owner::Ambiguous(*count),
+            Holder::Either(one, other) => Owner::Either(one, other),
+            Holder::Nobody => self.index.owner_without_pod(ip),
+        }
+    }
+}
+
+impl Pod {
+    /// The same pod, not another of its name.
+    pub(super) fn is_same(&self, other: &Pod) -> bool {
+        (&self.uid, &self.name, &self.namespace) == (&other.uid, &other.name, &other.namespace)
+            && self.template == other.template
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,49 @@
+//! The ring as a sink of the agent.
+
+use std::io;
+use std::path::Path;
+
+use super::Ring;
+use crate::record::Record;
+use crate::record::encode::{self, Format};
+use crate::sink::queue::Patience;
+use crate::sink::{Delivery, Sink, SinkError};
+
+#[derive(Debug)]
+pub struct History {
+    ring: Ring,
+    buffer: Vec<u8>,
+}
+
+impl History {
+    pub fn open(folder: &Path, run: &str, size: u64) -> io::Result<History> {
+        Ok(History { ring: Ring::open(folder, run, size)?, buffer: Vec::new() })
+    }
+}
+
+impl Sink for History {
+    fn name(&self) -> String {
+        "history".into()
+    }
+
+    fn format(&self) -> &'static str {
+        Format::Native.as_str()
+    }
+
+    fn deliver(&mut self, records: &[Record], _: Patience<'_>) -> Delivery {
+        self.buffer.clear();
+        let mut write = || {
+            for record in records {
+                encode::line(Format::Native, record, &mut self.buffer)?;
+            }
+            self.ring.append(&self.buffer)
+        };
+        match write() {
+            Ok(()) => Delivery::all(records),
+            Err(error) => {
+                let name = format!("--history-dir {}", self.ring.folder().display());
+                Delivery { error: Some(SinkError::Write { name, error }), ..Delivery::default() }
+            }
+        }
+    }
+}

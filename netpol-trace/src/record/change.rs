@@ -1,0 +1,96 @@
+//! The record of a change that may change who can talk to whom.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::schema::Direction;
+
+/// A NetworkPolicy came, changed or went, or a namespace got other labels. `time` is when the agent learned of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PolicyChange {
+    pub change: ChangeKind,
+    pub namespace: String,
+    /// The policy's name; absent for a namespace's labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation_before: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
+    /// By their places in the policy as it was before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules_removed: Vec<RuleText>,
+    /// By their places in the policy as it is now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules_added: Vec<RuleText>,
+    /// Other fields that decide: `spec.podSelector`, `spec.policyTypes`, labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<FieldChange>,
+    /// Pods that no policy isolated before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub newly_isolates: Vec<IsolationChange>,
+    /// Pods that no policy isolates any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub no_longer_isolates: Vec<IsolationChange>,
+    /// Lists were cut.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    Created,
+    Edited,
+    Deleted,
+    NamespaceLabels,
+}
+
+/// A rule by its place, and what it allows in words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RuleText {
+    /// `ingress[0]`
+    pub rule: String,
+    /// `from pods app=api: 5432/TCP`
+    pub allows: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FieldChange {
+    pub field: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// How many pods became isolated, or stopped being so, in one direction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct IsolationChange {
+    pub direction: Direction,
+    pub pods: u64,
+    /// The first ten, as `Deployment/web`.
+    pub workloads: Vec<String>,
+}
+
+impl PolicyChange {
+    /// One without content.
+    pub fn of(change: ChangeKind) -> PolicyChange {
+        PolicyChange {
+            change,
+            namespace: String::new(),
+            policy: None,
+            uid: None,
+            generation_before: None,
+            generation: None,
+            rules_removed: Vec::new(),
+            rules_added: Vec::new(),
+            fields: Vec::new(),
+            newly_isolates: Vec::new(),
+            no_longer_isolates: Vec::new(),
+            truncated: false,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! A record for a reader who may see one of its ends only: the other is an address. Pure.
+//!
+//! The reader's own end, the fact of the drop and the policies of their namespace stay. What the other end is, which
+//! policies isolate it, and what would let the two talk names things of the other namespace, and goes.
+
+use super::{Body, Drop, Endpoint, EndpointKind, Loss, Record, Side, Unanswered, Verdict};
+
+const NOT_SHOWN: &str = "not shown: in a namespace that you may not read";
+
+/// The record as a reader may see it who may read the namespaces that `may` allows; `None`: not at all.
+pub fn restricted(record: Record, mut may: impl FnMut(&str) -> bool) -> Option<Record> {
+    let body = match record.body {
+        Body::Drop(drop) => Body::Drop(Box::new(restricted_drop(*drop, &mut may)?)),
+        Body::Unanswered(silent) => Body::Unanswered(Box::new(restricted_unanswered(*silent, &mut may)?)),
+        // Their own drops may be among what was lost.
+        Body::Loss(loss) => Body::Loss(Loss { sink: None, first_id: None, last_id: None, ..loss }),
+        // A policy isolates pods of its own namespace only.
+        Body::PolicyChange(change) if may(&change.namespace) => Body::PolicyChange(change),
+        Body::PolicyChange(_) | Body::Status(_) => return None,
+    };
+    // Which node it was says where the other end runs.
+    Some(Record { body, node: None, ..record })
+}
+
+fn restricted_drop(drop: Drop, may: &mut impl FnMut(&str) -> bool) -> Option<Drop> {
+    let [sees_source, sees_destination] = sees(&drop.source, &drop.destination, may)?;
+    let sees_all = sees_source && sees_destination;
+    let kernel = super::Kernel { device: None, netns: None, ..drop.kernel };
+    Some(Drop {
+        source: end(drop.source, sees_source, sees_destination),
+        destination: end(drop.destination, sees_destination, sees_source),
+        verdict: drop.verdict.map(|verdict| judged(verdict, [sees_source, sees_destination])),
+        hint: drop.hint.filter(|_| sees_all),
+        kernel,
+        ..drop
+    })
+}
+
+fn restricted_unanswered(silent: Unanswered, may: &mut impl FnMut(&str) -> bool) -> Option<Unanswered> {
+    let [sees_source, sees_destination] = sees(&silent.source, &silent.destination, may)?;
+    let sees_all = sees_source && sees_destination;
+    Some(Unanswered {
+        source: end(silent.source, sees_source, sees_destination),
+        destination: end(silent.destination, sees_destination, sees_source),
+        verdict: silent.verdict.map(|verdict| judged(verdict, [sees_source, sees_destination])),
+        hint: silent.hint.filter(|_| sees_all),
+        device: None,
+        ..silent
+    })
+}
+
+/// Which ends the reader may see; `None` when neither is a pod or service of theirs. What is no part of a namespace
+/// (nodes, addresses outside) is seen by who sees the other end.
+fn sees(source: &Endpoint, destination: &Endpoint, may: &mut impl FnMut(&str) -> bool) -> Option<[bool; 2]> {
+    let mut own = |end: &Endpoint| namespace(end).map(&mut *may);
+    match [own(source), own(destination)] {
+        [None, None] | [Some(false), Some(false) | None] | [None, Some(false)] => None,
+        [source, destination] => Some([source.unwrap_or(true), destination.unwrap_or(true)]),
+    }
+}
+
+fn namespace(end: &Endpoint) -> Option<&str> {
+    let of_pod = end.pod.as_ref().map(|pod| pod.namespace.as_str());
+    of_pod.or_else(|| end.service.as_ref().map(|service| service.namespace.as_str()))
+}
+
+fn end(mut end: Endpoint, seen: bool, sees_other: bool) -> Endpoint {
+    if end.kind == EndpointKind::Node {
+        end.node = None;
+    }
+    if seen {
+        return end;
+    }
+    Endpoint {
+        pod: None,
+        node: None,
+        service: None,
+        // What the reader's own pod asked for, it knows.
+        original: end.original.filter(|_| sees_other),
+        names: if sees_other { end.names } else { Vec::new() },
+        note: Some(NOT_SHOWN.into()),
+        ..end
+    }
+}
+
+/// Egress is the source's matter, ingress the destination's.
+fn judged(verdict: Verdict, [sees_source, sees_destination]: [bool; 2]) -> Verdict {
+    let sees_all = sees_source && sees_destination;
+    Verdict {
+        egress: side(verdict.egress, sees_source, sees_all),
+        ingress: side(verdict.ingress, sees_destination, sees_all),
+        notes: if sees_all { verdict.notes } else { Vec::new() },
+        ..verdict
+    }
+}
+
+fn side(side: Side, own: bool, sees_all: bool) -> Side {
+    if !own {
+        let why = Some(NOT_SHOWN.to_owned());
+        return Side { isolated_by: Vec::new(), allowed_by: None, nearest: None, why, ..side };
+    }
+    let mut side = side;
+    if !sees_all && let Some(nearest) = &mut side.nearest {
+        // A miss quotes the labels that the other end has.
+        for miss in nearest.misses.iter_mut().filter(|miss| miss.field.ends_with("Selector")) {
+            NOT_SHOWN.clone_into(&mut miss.have);
+        }
+    }
+    side
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DROP: &str = r#"{"schema":"netpol-trace/v1","id":"a/1","run":"a","seq":1,"time":"2026-11-21T04:30:11Z","node":"worker-7","kind":"drop","count":1,"bytes":60,
+      "cause":"policy","direction":"ingress","action":"drop",
+      "source":{"kind":"pod","ip":"10.0.0.1","port":1000,"pod":{"namespace":"qa","name":"SECRET-web","uid":"SECRET","labels":{"app":"SECRET"},"owner":{"kind":"Deployment","name":"SECRET"},"node":"SECRET"}},
+      "destination":{"kind":"pod","ip":"10.0.0.2","port":80,"pod":{"namespace":"prod","name":"db-0","labels":{"app":"db"},"node":"worker-7"},"service":{"namespace":"prod","name":"db-svc"}},
+      "network":{"transport":"tcp","family":"ipv4","length":60},
+      "kernel":{"reason":"NETFILTER_DROP","hook":"forward","mechanism":"nftables","device":"SECRET","netns":4026531840},
+      "verdict":{"result":"denied","basis":"networkpolicy_v1","notes":["SECRET"],
+        "egress":{"result":"denied","isolated_by":[{"namespace":"qa","name":"SECRET"}],"nearest":{"policy":"qa/SECRET","misses":[{"field":"egress","want":"a rule","have":"no rules"}]}},
+        "ingress":{"result":"denied","isolated_by":[{"namespace":"prod","name":"db-np"}],"nearest":{"policy":"prod/db-np","rule":"ingress[0]","misses":[{"field":"ingress[0].from[0].podSelector","want":"app=api","have":"app=SECRET"}]}}},
+      "hint":{"code":"peer-label","message":"pod has app=SECRET"},"enrichment":"complete"}"#;
+
+    fn as_seen_by(namespaces: &[&str]) -> Option<String> {
+        let record: Record = serde_json::from_str(DROP).unwrap();
+        restricted(record, |ns| namespaces.contains(&ns)).map(|record| serde_json::to_string(&record).unwrap())
+    }
+
+    #[test]
+    fn the_other_end_is_an_address() {
+        let seen = as_seen_by(&["prod"]).unwrap();
+        assert!(!seen.contains("SECRET") && !seen.contains("worker-7\",\"kind\""), "{seen}");
+        for kept in ["10.0.0.1", "db-0", "prod\",\"name\":\"db-np", "app=api", "db-svc"] {
+            assert!(seen.contains(kept), "{kept}: {seen}");
+        }
+    }
+
+    #[test]
+    fn who_may_see_both_sees_both_and_who_neither_nothing() {
+        assert!(as_seen_by(&["prod", "qa"]).unwrap().contains("app=SECRET"));
+        assert_eq!(as_seen_by(&["kube-system"]), None);
+    }
+}

@@ -1,0 +1,82 @@
+//! Files that were left half-written, that are full, and that make room.
+
+use super::super::queue::Queue;
+use super::*;
+use crate::record::{Body, Loss, LossStage};
+use crate::sink::Numbers;
+
+fn records(count: usize) -> Vec<Record> {
+    let numbers = Numbers::new("a".into(), None, None);
+    let loss = || Loss {
+        stage: LossStage::NotAttached,
+        reason: "test".into(),
+        of: None,
+        count: None,
+        estimate: false,
+        last_time: None,
+        sink: None,
+        first_id: None,
+        last_id: None,
+    };
+    (0..count).map(|_| numbers.record(Body::Loss(loss()), jiff::Timestamp::UNIX_EPOCH)).collect()
+}
+
+fn deliver(lines: &mut Lines, count: usize) -> Delivery {
+    lines.deliver(&records(count), Patience(&Queue::default()))
+}
+
+#[test]
+fn an_unfinished_line_is_ended_before_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    fs::write(&path, "{\"half\":").unwrap();
+    let mut lines = Lines::open(&path, Format::Native, Rotation::default()).unwrap();
+    assert_eq!(deliver(&mut lines, 1).delivered, 1);
+    let text = fs::read_to_string(&path).unwrap();
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("{\"half\":"));
+    assert!(lines.next().is_some_and(|line| line.starts_with("{\"schema\"") && line.ends_with('}')), "{text}");
+}
+
+#[test]
+fn a_full_disk_takes_nothing_and_says_so() {
+    let Ok(mut lines) = Lines::open(Path::new("/dev/full"), Format::Native, Rotation::default()) else {
+        eprintln!("skipped: no /dev/full here");
+        return;
+    };
+    let delivery = deliver(&mut lines, 3);
+    assert_eq!((delivery.delivered, delivery.error.map(|error| error.reason())), (0, Some("write_failed")));
+    assert!(lines.buffer.is_empty());
+}
+
+/// By age: every line finds the file too old. Two older ones are kept, and nothing but they and the file is left.
+#[test]
+fn an_old_file_makes_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let rotation = Rotation { max_size: None, max_age: Some(Duration::ZERO), keep: 2 };
+    let mut lines = Lines::open(&path, Format::Native, rotation).unwrap();
+    assert_eq!(deliver(&mut lines, 5).delivered, 5);
+    let mut names: Vec<String> =
+        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into()).collect();
+    names.sort();
+    assert_eq!(names, ["log", "log.1", "log.2"]);
+    let id = |name: &str| {
+        let line: Record = serde_json::from_str(&fs::read_to_string(dir.path().join(name)).unwrap()).unwrap();
+        line.id
+    };
+    assert_eq!([id("log"), id("log.1"), id("log.2")], ["a/5", "a/4", "a/3"]);
+}
+
+/// What a rotation can't do (a folder in the way) is an error, and what was written before it counts as written.
+#[test]
+fn a_rotation_that_fails_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    fs::create_dir_all(dir.path().join("log.1/full")).unwrap();
+    let rotation = Rotation { max_age: Some(Duration::ZERO), ..Rotation::default() };
+    let mut lines = Lines::open(&path, Format::Native, Rotation { keep: 1, ..rotation }).unwrap();
+    let delivery = deliver(&mut lines, 3);
+    assert_eq!((delivery.delivered, delivery.error.is_some()), (1, true));
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
+}

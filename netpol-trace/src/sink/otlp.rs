@@ -1,0 +1,247 @@
+//! OTLP over HTTP: log records as protobuf, sent in batches, tried again while that makes sense.
+
+use std::fs;
+use std::hash::{BuildHasher, Hasher};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode, Uri, header};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList};
+use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
+use opentelemetry_proto::tonic::resource::v1::Resource;
+use prost::Message;
+use serde_json::{Map, Value};
+use tokio::runtime::Runtime;
+
+use super::queue::Patience;
+use super::{Delivery, Sink, SinkError};
+use crate::record::{Record, otel};
+
+/// One attempt.
+const ATTEMPT: Duration = Duration::from_secs(10);
+/// After so long a batch is given up.
+const GIVE_UP: Duration = Duration::from_secs(300);
+/// Between attempts, doubling from the first to the second.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Octets of an answer that are read.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// Where to, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub uri: Uri,
+    /// A file with the token for `Authorization: Bearer`, read for each batch.
+    pub token: Option<PathBuf>,
+}
+
+impl Endpoint {
+    /// `http://collector:4318`: without a path, OTLP's own is taken.
+    ///
+    /// # Errors
+    /// What is wrong with the URL.
+    pub fn parse(text: &str) -> Result<Endpoint, String> {
+        let example = "such as otlp:http://collector.observability:4318";
+        let uri: Uri = text.parse().map_err(|error| format!("otlp:{text}: {error}; a URL is needed, {example}"))?;
+        let (Some("http" | "https"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Err(format!("otlp:{text}: http:// or https:// and a host are needed, {example}"));
+        };
+        if authority.as_str().contains('@') {
+            return Err(format!("otlp:…@{}: put credentials in a file: token-file=PATH", authority.host()));
+        }
+        if uri.path() != "/" {
+            return Ok(Endpoint { uri, token: None });
+        }
+        let uri = format!("{}://{authority}/v1/logs", uri.scheme_str().unwrap_or_default());
+        Ok(Endpoint { uri: uri.parse().map_err(|error| format!("otlp:{text}: {error}"))?, token: None })
+    }
+}
+
+#[derive(Debug)]
+pub struct Otlp {
+    endpoint: Endpoint,
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    runtime: Runtime,
+}
+
+/// What came of one attempt.
+enum Outcome {
+    /// How many records the receiver did not want.
+    Taken(u64),
+    /// Again, not before the time that the receiver asked for.
+    Again(String, Option<Duration>),
+    Never(String),
+}
+
+impl Otlp {
+    /// # Errors
+    /// The system's certificates can't be read, or the token can't.
+    pub fn new(endpoint: Endpoint) -> anyhow::Result<Otlp> {
+        if let Some(path) = &endpoint.token {
+            fs::read_to_string(path).map_err(|error| anyhow::anyhow!("token-file={}: {error}", path.display()))?;
+        }
+        let connector = HttpsConnectorBuilder::new().with_native_roots()?.https_or_http().enable_http1().build();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok(Otlp { endpoint, client: Client::builder(TokioExecutor::new()).build(connector), runtime })
+    }
+
+    fn attempt(&self, body: &Bytes, limit: Duration) -> Outcome {
+        let sent = self.runtime.block_on(async { tokio::time::timeout(limit, self.send(body.clone())).await });
+        sent.unwrap_or_else(|_| Outcome::Again(format!("no answer in {} s", limit.as_secs()), None))
+    }
+
+    async fn send(&self, body: Bytes) -> Outcome {
+        let mut request = Request::post(&self.endpoint.uri)
+            .header(header::CONTENT_TYPE, "application/x-protobuf")
+            .header(header::USER_AGENT, concat!("netpol-trace/", env!("CARGO_PKG_VERSION")));
+        if let Some(path) = &self.endpoint.token {
+            match fs::read_to_string(path) {
+                Ok(token) => request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.trim())),
+                Err(error) => return Outcome::Again(format!("token-file={}: {error}", path.display()), None),
+            }
+        }
+        let request = match request.body(Full::new(body)) {
+            Ok(request) => request,
+            Err(error) => return Outcome::Never(error.to_string()),
+        };
+        let response = match self.client.request(request).await {
+            Ok(response) => response,
+            Err(error) => return Outcome::Again(causes(&error), None),
+        };
+        let (head, body) = response.into_parts();
+        match head.status {
+            StatusCode::OK => match Limited::new(body, MAX_ANSWER).collect().await {
+                Ok(answer) => {
+                    let answer = ExportLogsServiceResponse::decode(answer.to_bytes()).unwrap_or_default();
+                    let rejected = answer.partial_success.map_or(0, |partial| partial.rejected_log_records);
+                    Outcome::Taken(u64::try_from(rejected).unwrap_or_default())
+                }
+                // It said that it has them.
+                Err(_) => Outcome::Taken(0),
+            },
+            status if status.is_success() => Outcome::Taken(0),
+            StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => {
+                let after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+                Outcome::Again(format!("the receiver said {}", head.status), after.and_then(retry_after))
+            }
+            status => Outcome::Never(format!("the receiver said {status}")),
+        }
+    }
+}
+
+impl Sink for Otlp {
+    fn name(&self) -> String {
+        format!("otlp:{}", self.endpoint.uri)
+    }
+
+    fn format(&self) -> &'static str {
+        "otel"
+    }
+
+    fn deliver(&mut self, records: &[Record], patience: Patience<'_>) -> Delivery {
+        let body = Bytes::from(request(records).encode_to_vec());
+        let refused = |reason, message| {
+            let error = SinkError::Refused { name: self.name(), reason, message };
+            Delivery { error: Some(error), ..Delivery::default() }
+        };
+        let (start, mut pause) = (Instant::now(), FIRST_PAUSE);
+        loop {
+            match self.attempt(&body, patience.left(ATTEMPT)) {
+                Outcome::Taken(rejected) => return Delivery { rejected, ..Delivery::all(records) },
+                Outcome::Never(message) => return refused("refused", message),
+                Outcome::Again(message, after) => {
+                    tracing::debug!(message, "OTLP: to be tried again");
+                    let wait = after.unwrap_or_default().max(jittered(pause));
+                    if start.elapsed() + wait > GIVE_UP || !patience.pause(wait) {
+                        return refused("unreachable", message);
+                    }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+}
+
+/// Seconds, or a date.
+fn retry_after(value: &str) -> Option<Duration> {
+    if let Ok(seconds) = value.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
+    Duration::try_from(date.duration_since(jiff::Timestamp::now())).ok()
+}
+
+/// Between half of it and one and a half: agents that lost the same receiver don't all come back at once.
+fn jittered(pause: Duration) -> Duration {
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    pause.mul_f64(0.5 + (random % 1024) as f64 / 1024.0)
+}
+
+/// An error with what is behind it: the client's own message alone is «client error (Connect)».
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// Records of one run.
+fn request(records: &[Record]) -> ExportLogsServiceRequest {
+    let resource = records.first().map(otel::resource).unwrap_or_default();
+    let log_records = records.iter().map(otel::log).map(proto).collect();
+    let scope = InstrumentationScope {
+        name: otel::SCOPE.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        ..InstrumentationScope::default()
+    };
+    let scope_logs = vec![ScopeLogs { scope: Some(scope), log_records, ..ScopeLogs::default() }];
+    let resource = Some(Resource { attributes: pairs(resource), ..Resource::default() });
+    ExportLogsServiceRequest { resource_logs: vec![ResourceLogs { resource, scope_logs, ..ResourceLogs::default() }] }
+}
+
+fn proto(log: otel::Log) -> LogRecord {
+    LogRecord {
+        time_unix_nano: log.time_unix_nano,
+        observed_time_unix_nano: log.time_unix_nano,
+        severity_number: i32::from(log.severity_number),
+        severity_text: log.severity_text.into(),
+        event_name: log.event_name.into(),
+        body: Some(AnyValue { value: Some(Any::StringValue(log.body)) }),
+        attributes: pairs(log.attributes),
+        ..LogRecord::default()
+    }
+}
+
+fn pairs(map: Map<String, Value>) -> Vec<KeyValue> {
+    let pair = |(key, value)| KeyValue { key, value: Some(any(value)), ..KeyValue::default() };
+    map.into_iter().map(pair).collect()
+}
+
+fn any(value: Value) -> AnyValue {
+    let value = match value {
+        Value::Null => None,
+        Value::Bool(value) => Some(Any::BoolValue(value)),
+        Value::Number(number) => Some(match number.as_i64() {
+            Some(number) => Any::IntValue(number),
+            None => Any::DoubleValue(number.as_f64().unwrap_or_default()),
+        }),
+        Value::String(text) => Some(Any::StringValue(text)),
+        Value::Array(values) => Some(Any::ArrayValue(ArrayValue { values: values.into_iter().map(any).collect() })),
+        Value::Object(map) => Some(Any::KvlistValue(KeyValueList { values: pairs(map) })),
+    };
+    AnyValue { value }
+}

@@ -1,0 +1,206 @@
+//! A record says what held when its packet was dropped, while policies are edited and addresses change hands.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use jiff::Timestamp;
+use netpol_trace_tests::agent::Agent;
+use netpol_trace_tests::pair::{self, CLIENT, DENY, Pair, SERVER, SERVER6};
+use netpol_trace_tests::record::{Record, drops};
+use netpol_trace_tests::topology::Host;
+use netpol_trace_tests::{skip, traffic};
+
+/// A pod that the manifests don't have at first.
+const LATE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 4);
+const LATE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 4);
+
+/// Between two packets of [`while_sending`].
+const PACE: Duration = Duration::from_millis(50);
+
+/// Runs `meanwhile` while `host` sends to the server, and goes on until it is done.
+fn while_sending(host: &Host, from: Ipv4Addr, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                traffic::udp(&host.netns, from.into(), [(SERVER, 5000).into()], 32)?;
+                std::thread::sleep(PACE);
+            }
+            anyhow::Ok(())
+        });
+        let result = meanwhile();
+        done.store(true, Ordering::Release);
+        sender.join().expect("the sender")?;
+        result
+    })
+}
+
+fn time(record: &Record) -> Timestamp {
+    record.text("/time").parse().expect("a time")
+}
+
+fn is_change(record: &Record, change: &str) -> bool {
+    record.kind() == "policy_change" && record.text("/change") == change
+}
+
+/// When the agent learned of the one change of that kind.
+fn learned(records: &[Record], change: &str) -> Result<Timestamp> {
+    let mut found = records.iter().filter(|record| is_change(record, change));
+    let first = found.next().with_context(|| format!("no policy_change record: {change}"))?;
+    assert_eq!(found.next(), None, "one record a change");
+    Ok(time(first))
+}
+
+/// Waits until a packet that was dropped after the change has its record.
+fn goes_on_after(pair: &Pair, agent: &Agent, change: &str) -> Result<()> {
+    agent.wait_for(&format!("drops after the change {change}"), |records| {
+        let changed = records.iter().find(|record| is_change(record, change)).map(time);
+        let mut own = drops(records).filter(|record| pair.lab.owns(record));
+        changed.is_some_and(|changed| own.any(|record| time(record) > changed))
+    })
+}
+
+/// One file at once, as an editor or a mounted ConfigMap does it.
+fn replace(file: &Path, content: &str) -> Result<()> {
+    let new = file.with_extension("new~");
+    fs::write(&new, content)?;
+    Ok(fs::rename(new, file)?)
+}
+
+/// "It broke at 14:02": one line says what the edit took away; each drop names the version that was in force.
+#[test]
+fn a_policy_is_edited_and_deleted_while_packets_drop() -> Result<()> {
+    if skip("a_policy_is_edited_and_deleted_while_packets_drop") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let file = pair.manifests().join("policy.yaml");
+    let first = fs::read_to_string(&file)?.replace("  name: ", "  generation: 1\n  name: ");
+    let allows = |port| format!("  ingress:\n  - from:\n    - podSelector: {{}}\n    ports:\n    - port: {port}\n");
+    let before = first.clone() + &allows(81);
+    let after = first.replace("generation: 1", "generation: 2") + &allows(82);
+    fs::write(&file, &before)?;
+    let agent = pair.watch()?;
+    while_sending(pair.client()?, CLIENT, || {
+        agent.wait_for("a first drop", |records| drops(records).any(|record| pair.lab.owns(record)))?;
+        replace(&file, &after)?;
+        goes_on_after(&pair, &agent, "edited")?;
+        fs::remove_file(&file)?;
+        goes_on_after(&pair, &agent, "deleted")
+    })?;
+    let run = agent.stop()?;
+    run.balance()?;
+    let (edited, deleted) = (learned(&run.records, "edited")?, learned(&run.records, "deleted")?);
+    let mut seen = [0, 0, 0];
+    for record in pair.netfilter_drops(&run) {
+        let versions: Vec<_> = record.list("/verdict/ingress/isolated_by").iter().collect();
+        let [which, generation] = match time(&record) {
+            at if at < edited => [0, 1],
+            at if at < deleted => [1, 2],
+            _ => [2, 0],
+        };
+        seen[which] += 1;
+        assert_eq!(record.cause(), "policy", "the enforcer still has the rule: {record}");
+        if generation == 0 {
+            assert!(versions.is_empty(), "{record}");
+            assert_eq!(record.text("/verdict/basis"), "policy_changing", "{record}");
+            continue;
+        }
+        assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");
+        assert_eq!(versions[0]["generation"], generation, "{record}");
+        if generation == 2 {
+            let ago = time(&record).duration_since(edited).as_secs();
+            assert_eq!(versions[0]["changed_ago_seconds"], ago, "{record}");
+        }
+    }
+    assert!(seen.iter().all(|count| *count > 0), "drops under each state: {seen:?}");
+
+    let told = |change| run.records.iter().find(|record| is_change(record, change)).expect("looked for above");
+    let edit = told("edited");
+    assert_eq!((edit.text("/namespace"), edit.text("/policy")), ("lab", "deny-server"), "{edit}");
+    assert_eq!((edit.number("/generation_before"), edit.number("/generation")), (Some(1), Some(2)), "{edit}");
+    assert_eq!(edit.text("/rules_removed/0/allows"), "from pods {}: 81/TCP", "{edit}");
+    assert_eq!(edit.text("/rules_added/0/allows"), "from pods {}: 82/TCP", "{edit}");
+    let delete = told("deleted");
+    assert_eq!(delete.text("/no_longer_isolates/0/workloads/0"), "Pod/server", "{delete}");
+    assert_eq!(delete.number("/no_longer_isolates/0/pods"), Some(1), "{delete}");
+    Ok(())
+}
+
+/// A pod that the manifests don't have sends to the server; then the manifests get it, and another pod at the server's
+/// address in the server's place. Returns the drops' records with whether the agent knew the change by then.
+fn change_hands(name: &str, other: impl Fn(String) -> String) -> Result<Option<Vec<(Record, bool)>>> {
+    if skip(name) {
+        return Ok(None);
+    }
+    let mut pair = Pair::start(DENY)?;
+    pair.lab.attach("late", LATE, LATE6)?;
+    let file = pair.manifests().join("cluster.yaml");
+    let before = fs::read_to_string(&file)?;
+    let server = |name| pair::pod(name, &[IpAddr::from(SERVER), SERVER6.into()]);
+    let after = before.replace(&server("server"), &other(server("other")));
+    assert_ne!(before, after, "the server's place was found");
+    // The labels' record tells when the agent read the file.
+    let after = after.replacen("  name: lab\n", "  name: lab\n  labels:\n    edited: \"yes\"\n", 1);
+    let after = after + &pair::pod("late", &[LATE.into(), LATE6.into()]);
+    let agent = pair.watch()?;
+    while_sending(pair.lab.host("late")?, LATE, || {
+        agent.wait_for("a drop that nobody could be found for", |records| {
+            drops(records).any(|record| pair.lab.owns(record) && record.text("/source/kind") == "unknown")
+        })?;
+        replace(&file, &after)?;
+        goes_on_after(&pair, &agent, "namespace_labels")
+    })?;
+    let run = agent.stop()?;
+    run.balance()?;
+    let changed = learned(&run.records, "namespace_labels")?;
+    let records = pair.netfilter_drops(&run);
+    let known = |record: Record| {
+        let known = time(&record) > changed;
+        (record, known)
+    };
+    Ok(Some(records.into_iter().map(known).collect()))
+}
+
+/// Nothing says that the other pod was there before: until it was seen, the address was the server's. The sender is named
+/// although its address was not known when it sent.
+#[test]
+fn an_address_is_reused_while_packets_drop() -> Result<()> {
+    let undated = |pod: String| pod.replace("  creationTimestamp: \"2026-10-05T08:13:00Z\"\n", "");
+    let Some(records) = change_hands("an_address_is_reused_while_packets_drop", undated)? else { return Ok(()) };
+    let (mut early, mut after) = (0, 0);
+    for (record, known) in &records {
+        assert_eq!(record.pod("destination"), if *known { "lab/other" } else { "lab/server" }, "{record}");
+        let named = record.pod("source") == "lab/late";
+        assert!(named || !known, "{record}");
+        early += u32::from(named && !known);
+        after += u32::from(*known);
+    }
+    assert!(early > 0 && after > 0, "{early} named although they came too early, {after} after: {records:?}");
+    Ok(())
+}
+
+/// Here the other pod had begun long before, so in the last seconds before the change either may have had the address.
+#[test]
+fn an_address_that_either_pod_may_have_had_is_nobodys() -> Result<()> {
+    let name = "an_address_that_either_pod_may_have_had_is_nobodys";
+    let Some(records) = change_hands(name, |pod| pod)? else { return Ok(()) };
+    let doubtful: Vec<_> = records.iter().filter(|(r, known)| r.pod("source") == "lab/late" && !known).collect();
+    assert!(!doubtful.is_empty(), "{records:?}");
+    for (record, _) in doubtful {
+        assert_eq!(record.text("/destination/kind"), "unknown", "{record}");
+        let note = record.text("/destination/note");
+        assert!(note.contains("lab/server") && note.contains("lab/other"), "{record}");
+        assert_eq!(record.text("/verdict/basis"), "ip_reused", "{record}");
+    }
+    for (record, known) in &records {
+        if *known {
+            assert_eq!(record.pod("destination"), "lab/other", "{record}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! A receiver of OTLP that does not want all: what it refused is counted, and declared to it.
+
+use anyhow::{Context, Result};
+use netpol_trace_tests::agent::Agent;
+use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
+use netpol_trace_tests::{eventually, skip, traffic};
+
+use crate::collector::Collector;
+
+/// ExportLogsServiceResponse { partial_success { rejected_log_records: 1 } }
+const ONE_REJECTED: &[u8] = &[0x0a, 0x02, 0x08, 0x01];
+
+#[test]
+fn what_a_receiver_refuses_is_declared() -> Result<()> {
+    if skip("what_a_receiver_refuses_is_declared") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    // The status `started` is refused for good, and of the next request one record is not taken.
+    let collector = Collector::start(&[("400 Bad Request", "", b""), ("200 OK", "", ONE_REJECTED)])?;
+    let manifests = pair.manifests().to_string_lossy().into_owned();
+    let target = format!("otlp:http://{}", collector.address);
+    let agent = Agent::start(&["--output", "stdout", "--output", &target, "--manifests", &manifests])?;
+    traffic::udp(&pair.client()?.netns, CLIENT.into(), (5000..5005).map(|port| (SERVER, port).into()), 64)?;
+    let sent = |text: &'static str| {
+        eventually(text, || {
+            let (taken, _) = collector.taken();
+            let has = |body: &Vec<u8>| body.windows(text.len()).any(|window| window == text.as_bytes());
+            Ok(taken.iter().any(has).then_some(()))
+        })
+    };
+    sent("lost at a sink: refused")?;
+    sent("lost at a sink: rejected")?;
+    let run = agent.stop()?;
+    run.balance()?;
+    let stopped = run.stopped()?;
+    let sink = stopped.list("/sinks").get(1).context("two sinks")?;
+    assert_eq!(sink["records_lost"], 2, "{stopped}");
+    assert_eq!(sink["error"], serde_json::Value::Null, "{stopped}");
+    assert!(!run.records.iter().any(|record| record.kind() == "loss"), "stdout lost nothing");
+    Ok(())
+}
