@@ -104,7 +104,6 @@ fn rbac_is_what_the_page_says() -> Result<()> {
         let page = std::fs::read_to_string(deploy().with_file_name("docs/security.md"))?;
         let rules = objects["ClusterRole netpol-trace"]["rules"].as_array().context("rules")?;
         for rule in rules {
-            assert_eq!(rule["verbs"], serde_json::json!(["get", "list", "watch"]), "{rule}");
             let group = rule["apiGroups"][0].as_str().context("a group")?;
             for resource in rule["resources"].as_array().context("resources")? {
                 let resource = resource.as_str().context("a resource")?;

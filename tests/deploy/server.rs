@@ -1,9 +1,10 @@
 //! The manifests before a real API server, and the rights that they give.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::cluster::api::Api;
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::programs::KUBECTL;
@@ -33,11 +34,15 @@ fn namespace(plane: &ControlPlane, name: &str, labels: &Value) -> Result<()> {
 
 /// A client with the rights of a ServiceAccount.
 fn account(plane: &ControlPlane, namespace: &str, name: &str) -> Result<Api> {
+    Api::connect(&kubeconfig(plane, namespace, name)?)
+}
+
+fn kubeconfig(plane: &ControlPlane, namespace: &str, name: &str) -> Result<PathBuf> {
     let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
     let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
     let answer = plane.api().post(&path, &request)?;
     let token = answer.pointer("/status/token").and_then(Value::as_str).context("a token")?;
-    Api::connect(&plane.kubeconfig_with(&format!("{namespace}-{name}"), token)?)
+    plane.kubeconfig_with(&format!("{namespace}-{name}"), token)
 }
 
 /// With the overlay's own namespace there: dry runs need it.
@@ -139,6 +144,37 @@ fn the_account_may_read_and_nothing_else() -> Result<()> {
         ("/apis/networking.k8s.io/v1/namespaces/netpol-trace/networkpolicies", "NetworkPolicy", "networking.k8s.io/v1"),
     ] {
         forbidden(agent.post(path, &json!({ "apiVersion": version, "kind": kind, "metadata": metadata })), path);
+    }
+    Ok(())
+}
+
+/// The agent itself finds nothing missing: it syncs every source as that account.
+#[test]
+fn the_agent_needs_no_more() -> Result<()> {
+    if cluster::skip("server::the_agent_needs_no_more", &[KUBECTL]) {
+        return Ok(());
+    }
+    let (plane, objects) = installed("overlays/default")?;
+    for name in ["ServiceAccount netpol-trace", "ClusterRole netpol-trace", "ClusterRoleBinding netpol-trace"] {
+        plane.api().apply(&objects[name])?;
+    }
+    let kubeconfig = kubeconfig(plane, "netpol-trace", "netpol-trace")?;
+    let account = Api::connect(&kubeconfig)?;
+    eventually("the account's first right", || Ok(account.get("/api/v1/pods").ok()))?;
+    let dir = tempfile::tempdir()?;
+    let config = dir.path().join("config.yaml");
+    std::fs::write(&config, objects["ConfigMap netpol-trace"]["data"]["config.yaml"].as_str().context("a file")?)?;
+    let (config, kubeconfig) = (config.to_string_lossy(), kubeconfig.to_string_lossy());
+    for peers in ["watch", "lookup"] {
+        let arguments = ["--config", &config, "--kubeconfig", &kubeconfig, "--node-name", "a", "--peers", peers];
+        let agent = Agent::start(&arguments)?;
+        agent.wait_for("every source in sync", |records| {
+            let status = records.iter().rfind(|record| record.kind() == "status");
+            let sources = status.map(|status| status.list("/sources")).unwrap_or_default();
+            !sources.is_empty() && sources.iter().all(|source| source["synced"] == true)
+        })?;
+        let run = agent.stop()?;
+        assert!(!run.stderr.contains("forbidden"), "{peers}: {}", run.stderr);
     }
     Ok(())
 }

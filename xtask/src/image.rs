@@ -24,12 +24,18 @@ pub struct Args {
     /// The quick build instead of the release: to try the image
     #[arg(long)]
     debug: bool,
+    /// Put this static binary into the image instead of building one
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["debug", "binary_only"])]
+    binary: Option<PathBuf>,
     /// Only the binary
     #[arg(long)]
     binary_only: bool,
-    /// Run the image's `doctor` as the DaemonSet runs the agent: its capabilities, read-only root, the runtime's seccomp profile
+    /// Run the image's `doctor` in a container with the DaemonSet's capabilities and the default seccomp profile
     #[arg(long, conflicts_with = "binary_only")]
     run: bool,
+    /// With --run: another seccomp profile. Debian 12's default one refuses bpf(2) without CAP_SYS_ADMIN
+    #[arg(long, value_name = "PATH", requires = "run")]
+    seccomp: Option<PathBuf>,
 }
 
 /// An architecture by its name in images.
@@ -78,8 +84,13 @@ impl std::fmt::Display for Arch {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
-    setup::ensure(&[Need::Build])?;
-    let binary = binary(args)?;
+    let binary = match &args.binary {
+        Some(path) => path.clone(),
+        None => {
+            setup::ensure(&[Need::Build])?;
+            build(args)?
+        }
+    };
     println!("{}: {:.1} MiB, static", binary.display(), size(&binary)?);
     if args.binary_only {
         return Ok(ExitCode::SUCCESS);
@@ -89,7 +100,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (image, archive) = buildah.commit(&binary, args)?;
     println!("{}: {:.1} MiB, {image}, in {:.0} s", archive.display(), size(&archive)?, start.elapsed().as_secs_f32());
     if args.run {
-        return buildah.doctor(&image);
+        return buildah.doctor(&image, args.seccomp.as_deref());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -99,7 +110,7 @@ fn size(path: &Path) -> Result<f64> {
 }
 
 /// Builds the agent with the C library inside: it runs where there is nothing else. glibc's resolver reads resolv.conf itself.
-fn binary(args: &Args) -> Result<PathBuf> {
+fn build(args: &Args) -> Result<PathBuf> {
     let (arch, target) = (args.arch, args.arch.target());
     let mut cargo = machine::cargo();
     cargo.args(["rustc", "--locked", "--package", "netpol-trace", "--bin", "netpol-trace"]);
@@ -219,13 +230,18 @@ impl Buildah {
     }
 
     /// The image's `doctor`, confined as the DaemonSet's container is.
-    fn doctor(&self, image: &str) -> Result<ExitCode> {
+    fn doctor(&self, image: &str, seccomp: Option<&Path>) -> Result<ExitCode> {
         let added: Vec<String> = CAPABILITIES.iter().map(|capability| format!("--cap-add={capability}")).collect();
         let mut arguments = vec!["from", "--cap-drop=all"];
         arguments.extend(added.iter().map(String::as_str));
+        let profile = seccomp.map(|path| format!("--security-opt=seccomp={}", path.display()));
+        arguments.extend(profile.as_deref());
         arguments.push(image);
         let container = machine::output(&mut self.command(&arguments))?;
-        let mut command = self.command(&["run", "--isolation", "oci", &container, "/netpol-trace", "doctor"]);
+        // crun refuses a machine with both kinds of cgroups.
+        let runtime = machine::program("runc").context("no runc: cargo xtask setup installs it")?;
+        let mut command = self.command(&["run", "--isolation", "oci", "--runtime"]);
+        command.arg(runtime).args([&container, "/netpol-trace", "doctor"]);
         let status = command.status().context("run buildah")?;
         machine::run(&mut self.command(&["rm", &container]))?;
         println!("doctor in the image: {status}");

@@ -187,9 +187,6 @@ fn with_file(path: PathBuf) -> anyhow::Result<Result<(AgentArgs, Live), String>>
     let matches = whole.try_get_matches_from(std::env::args_os().chain(more.into_iter().map(Into::into)))?;
     let Some(("agent", matches)) = matches.subcommand() else { anyhow::bail!("--config is an option of `agent`") };
     let args = AgentArgs::from_arg_matches(matches)?;
-    if args.manifests.is_empty() {
-        return Ok(Err("no --manifests: name them on the command line or in the config file".to_owned()));
-    }
     Ok(Ok((args, live)))
 }
 

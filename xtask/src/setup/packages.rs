@@ -10,7 +10,7 @@ use crate::machine;
 use crate::toolchain;
 
 /// A program, the package that has it, and who needs it.
-const PROGRAMS: [(Need, &str, &str); 17] = [
+const PROGRAMS: [(Need, &str, &str); 18] = [
     (Need::Build, "cc", "gcc libc6-dev"),
     (Need::Lab, "ip", "iproute2"),
     (Need::Lab, "nft", "nftables"),
@@ -27,7 +27,8 @@ const PROGRAMS: [(Need, &str, &str); 17] = [
     (Need::Vm, "zstd", "zstd"),
     (Need::Vm, "depmod", "kmod"),
     (Need::Consumers, "python3", "python3-venv"),
-    (Need::Image, "buildah", "buildah crun"),
+    (Need::Image, "buildah", "buildah"),
+    (Need::Image, "runc", "runc"),
 ];
 /// The eBPF compiler and its linter, on the releases that have them (Debian 12's security suite and later).
 const COMPILER: &str = "rustc-web libstd-rust-web-dev-bpf";
