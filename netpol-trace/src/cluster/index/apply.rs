@@ -404,7 +404,8 @@ impl Index {
         if pod.owns_addresses() {
             for ip in &pod.ips {
                 let key = PodKey { namespace: pod.namespace.clone(), name: pod.name.clone(), from };
-                self.pods_by_ip.entry(*ip).or_default().push(key);
+                // Nearly always one: room for more would be a tenth of the index.
+                self.pods_by_ip.entry(*ip).or_insert_with(|| Vec::with_capacity(1)).push(key);
             }
         }
         let namespace = self.namespaces.entry(pod.namespace.clone()).or_default();
