@@ -157,9 +157,9 @@ async fn choose(
     mut feeds: [&mut Feed; 2],
 ) -> (Mode, String) {
     match (options.peers, options.node.as_deref()) {
-        (Peers::Watch, _) => return (Mode::Watch, "--peers=watch".to_owned()),
-        (Peers::Lookup, Some(node)) => return (Mode::Lookup(node.into()), "--peers=lookup".to_owned()),
-        (_, None) => return (Mode::Watch, "this node's name is not known (--node-name)".to_owned()),
+        (Peers::Watch, _) => (Mode::Watch, "--peers=watch".to_owned()),
+        (Peers::Lookup, Some(node)) => (Mode::Lookup(node.into()), "--peers=lookup".to_owned()),
+        (_, None) => (Mode::Watch, "this node's name is not known (--node-name)".to_owned()),
         (Peers::Auto, Some(node)) => {
             let mut pause = Pause::default();
             loop {
