@@ -50,6 +50,8 @@ pub enum OwnedBy<'a> {
     External,
     /// Inside the pod network without a known owner.
     Unknown,
+    /// The source can't say yet, or not in time, whether this is a pod's address, or still this pod's.
+    Unconfirmed,
     /// So many pods claim the address.
     Ambiguous(usize),
     /// The address passed from the one to the other at about that time.
@@ -65,9 +67,11 @@ impl OwnedBy<'_> {
             OwnedBy::Node(_) => EndpointKind::Node,
             OwnedBy::Service => EndpointKind::Service,
             OwnedBy::External => EndpointKind::External,
-            OwnedBy::Unknown | OwnedBy::Ambiguous(_) | OwnedBy::Reused(..) | OwnedBy::Former(_) => {
-                EndpointKind::Unknown
-            }
+            OwnedBy::Unknown
+            | OwnedBy::Unconfirmed
+            | OwnedBy::Ambiguous(_)
+            | OwnedBy::Reused(..)
+            | OwnedBy::Former(_) => EndpointKind::Unknown,
         }
     }
 }
@@ -159,7 +163,7 @@ pub(crate) fn with_service<'a>(
 impl<'a> Flow<'a> {
     /// Whether an end may get its name soon: new pods send before the API knows their address.
     pub fn may_be_named_later(&self) -> bool {
-        self.ends().iter().any(|end| matches!(end.owner, OwnedBy::Unknown | OwnedBy::Former(_)))
+        self.ends().iter().any(|end| matches!(end.owner, OwnedBy::Unknown | OwnedBy::Unconfirmed | OwnedBy::Former(_)))
     }
 
     /// Whether an end's pod may be gone already, and its address another's, without the source having told so.
@@ -207,7 +211,11 @@ impl<'a> Named<'a> {
             OwnedBy::Pod(pod) => Who::Pod(pod),
             OwnedBy::Node(node) => Who::Node(node),
             OwnedBy::External | OwnedBy::Service => Who::External,
-            OwnedBy::Unknown | OwnedBy::Ambiguous(_) | OwnedBy::Reused(..) | OwnedBy::Former(_) => Who::Unknown,
+            OwnedBy::Unknown
+            | OwnedBy::Unconfirmed
+            | OwnedBy::Ambiguous(_)
+            | OwnedBy::Reused(..)
+            | OwnedBy::Former(_) => Who::Unknown,
         };
         End { ip: Some(self.ip), who }
     }

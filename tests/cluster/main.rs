@@ -3,6 +3,7 @@
 
 mod control_plane;
 mod enforcers;
+mod source;
 mod truth;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

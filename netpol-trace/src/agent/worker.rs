@@ -15,7 +15,9 @@ use crate::kernel::counters::{Counters, Reading};
 use crate::kernel::symbols::SymbolsError;
 use crate::kernel::tc;
 use crate::pipeline::Pipeline;
-use crate::record::{Body, ConnectionTotals, HookState, Loss, LossStage, Phase, SourceState, Status, Totals};
+use crate::record::{
+    Body, ConnectionTotals, HistoryState, HookState, Loss, LossStage, Phase, SourceState, Status, Totals,
+};
 use crate::sink::SinkError;
 
 /// What the worker is told.
@@ -231,6 +233,7 @@ impl Worker<'_> {
         let reading = self.reading();
         let connections = self.flow_reading().map(|counters| connections(&counters, &self.pipeline));
         self.sources = stand(&self.pipeline);
+        let (kept, crowded_out) = self.pipeline.cluster().read().history();
         let pipeline = &mut self.pipeline;
         let mut hooks = self.hooks.clone();
         hooks.extend(pipeline.flows.iter().map(|flows| tc_state(&flows.kernel().interfaces)));
@@ -244,6 +247,7 @@ impl Worker<'_> {
             connections,
             hooks,
             sources: pipeline.cluster().sources().iter().map(|source| source_state(source, now)).collect(),
+            history: HistoryState { kept: kept as u64, crowded_out },
         };
         pipeline.tell(Body::Status(Box::new(status)), now)
     }

@@ -117,7 +117,7 @@ async fn peers(
         let lookups = lookups.clone();
         feed.on_first(move || lookups.heard());
     }
-    let (mode, why) = choose(&connection, &options, &pod_resource, &mut pods).await;
+    let (mode, why) = choose(&connection, &options, &pod_resource, [&mut pods, &mut nodes]).await;
     let Mode::Lookup(node) = mode else {
         tracing::info!("all pods are watched: {why}");
         pods.describe(format!("all pods are watched: {why}"));
@@ -147,7 +147,12 @@ enum Mode {
 }
 
 /// Which, and why. Asks until there is an answer: a server that is away may be a large cluster's.
-async fn choose(connection: &Connection, options: &Options, pods: &Resource, feed: &mut Feed) -> (Mode, String) {
+async fn choose(
+    connection: &Connection,
+    options: &Options,
+    pods: &Resource,
+    mut feeds: [&mut Feed; 2],
+) -> (Mode, String) {
     match (options.peers, options.node.as_deref()) {
         (Peers::Watch, _) => return (Mode::Watch, "--peers=watch".to_owned()),
         (Peers::Lookup, Some(node)) => return (Mode::Lookup(node.into()), "--peers=lookup".to_owned()),
@@ -162,7 +167,11 @@ async fn choose(connection: &Connection, options: &Options, pods: &Resource, fee
                 match count {
                     Ok(count) if count <= WATCHED_PODS => return (Mode::Watch, format!("{count} in the cluster")),
                     Ok(count) => return (Mode::Lookup(node.into()), format!("{count} in the cluster")),
-                    Err(trouble) => feed.trouble(&trouble),
+                    // Whoever grants the right later may do so in a large cluster.
+                    Err(trouble) if trouble.kind == TroubleKind::Forbidden => {
+                        return (Mode::Lookup(node.into()), "they can't be counted".to_owned());
+                    }
+                    Err(trouble) => feeds.iter_mut().for_each(|feed| feed.trouble(&trouble)),
                 }
                 pause.wait().await;
             }

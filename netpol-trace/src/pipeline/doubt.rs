@@ -13,14 +13,14 @@ pub(super) fn doubt(lookups: Option<&Lookups>, flow: &mut Flow<'_>, index: &Inde
         let doubtful = match end.owner {
             OwnedBy::Pod(view) => !lookups.vouches(view.pod, end.ip, time),
             OwnedBy::External => lookups.may_be_a_pods(end.ip, index),
-            OwnedBy::Unknown | OwnedBy::Former(_) => true,
+            OwnedBy::Unknown | OwnedBy::Unconfirmed | OwnedBy::Former(_) => true,
             OwnedBy::Node(_) | OwnedBy::Service | OwnedBy::Ambiguous(_) | OwnedBy::Reused(..) => false,
         };
         if doubtful && ask {
             lookups.ask(end.ip);
         }
-        if doubtful && !matches!(end.owner, OwnedBy::Former(_)) {
-            end.owner = OwnedBy::Unknown;
+        if doubtful && matches!(end.owner, OwnedBy::Pod(_) | OwnedBy::External) {
+            end.owner = OwnedBy::Unconfirmed;
         }
     }
 }

@@ -83,6 +83,9 @@ pub(crate) fn endpoint(named: &Named<'_>) -> Endpoint {
                     .into(),
             ),
             OwnedBy::Former(pod) => Some(format!("no pod had this address any more; before: {}", full(pod)).into()),
+            OwnedBy::Unconfirmed => {
+                Some("whose address it is was not known, or not confirmed, when the record was made".into())
+            }
             OwnedBy::Unknown => Some("in the pod network, but no known pod has this address".into()),
             _ => None,
         },

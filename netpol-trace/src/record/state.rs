@@ -62,6 +62,7 @@ pub struct Status {
     pub not_recorded: BTreeMap<String, u64>,
     pub hooks: Vec<HookState>,
     pub sources: Vec<SourceState>,
+    pub history: HistoryState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -108,6 +109,15 @@ pub struct HookState {
     pub state: Text,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+/// What the agent remembers of the cluster's past, to judge a drop by what held at its time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HistoryState {
+    /// Former owners of addresses, and former versions of policies and labels.
+    pub kept: u64,
+    /// Forgotten before their ten minutes, because there were too many.
+    pub crowded_out: u64,
 }
 
 /// A source of cluster objects.

@@ -101,17 +101,20 @@ impl Feed {
 
     /// A part of the list.
     pub fn listed<R: Raw>(&mut self, items: impl IntoIterator<Item = Item<R>>) {
-        let mut objects = Vec::new();
+        let mut changes = Vec::new();
         for item in items {
             self.counted += 1;
             if self.lists == Lists::Parts {
                 self.seen.insert(self.hasher.hash_one((item.namespace.as_deref(), &*item.name)));
             }
-            objects.extend(self.usable(item));
+            changes.push(self.change(item));
         }
         match self.lists {
-            Lists::Whole => self.whole.extend(objects),
-            Lists::Parts | Lists::Additions => self.apply(objects.into_iter().map(Change::Upsert).collect()),
+            Lists::Whole => self.whole.extend(changes.into_iter().filter_map(|change| match change {
+                Change::Upsert(object) => Some(object),
+                Change::Delete(_) | Change::Replace(..) => None,
+            })),
+            Lists::Parts | Lists::Additions => self.apply(changes),
         }
     }
 
@@ -152,7 +155,7 @@ impl Feed {
             match event {
                 Event::Upsert { item, new } => {
                     self.counted += u64::from(new);
-                    changes.extend(self.usable(item).map(Change::Upsert));
+                    changes.push(self.change(item));
                 }
                 Event::Delete(item) => {
                     self.counted = self.counted.saturating_sub(1);
@@ -207,8 +210,8 @@ impl Feed {
         self.cluster.remove_source(&self.status.name);
     }
 
-    /// The item's object; one that can't be used takes its earlier version's place with nothing, and is told.
-    fn usable<R: Raw>(&mut self, item: Item<R>) -> Option<Object> {
+    /// What an item changes. One that can't be used takes the place of its earlier version with nothing, and is told.
+    fn change<R: Raw>(&mut self, item: Item<R>) -> Change {
         let key = (item.namespace, item.name);
         match item.object {
             Ok(mut object) => {
@@ -217,7 +220,7 @@ impl Feed {
                 {
                     (other.group, other.kind) = (group.clone(), kind.clone());
                 }
-                Some(object)
+                Change::Upsert(object)
             }
             Err(violations) => {
                 let why = violations.first().map(ToString::to_string).unwrap_or_default();
@@ -225,9 +228,9 @@ impl Feed {
                 let told = format!("{named}{}: {why}", key.1);
                 tracing::warn!("{}: an object that can't be used: {}", self.status.name, escape(&told));
                 if self.refused.len() < MAX_REFUSED {
-                    self.refused.insert(key, told);
+                    self.refused.insert(key.clone(), told);
                 }
-                None
+                Change::Delete(Key { kind: self.scope.kind.clone(), namespace: key.0, name: key.1 })
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use std::marker::PhantomData;
 
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1 as core;
 pub use k8s_openapi::api::core::v1::Service;
 pub use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -151,6 +152,15 @@ struct PodStatus {
     #[serde(rename = "podIPs")]
     pod_ips: Option<Vec<core::PodIP>>,
     start_time: Option<Time>,
+    conditions: Option<Vec<Condition>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Condition {
+    r#type: String,
+    status: String,
+    last_transition_time: Option<Time>,
 }
 
 impl<'de> Deserialize<'de> for Pod {
@@ -164,9 +174,47 @@ impl<'de> Deserialize<'de> for Pod {
             init_containers: spec.init_containers.map(containers),
             ..core::PodSpec::default()
         };
-        let PodStatus { phase, pod_ip, pod_ips, start_time } = status;
-        let status = core::PodStatus { phase, pod_ip, pod_ips, start_time, ..core::PodStatus::default() };
+        let began = status.began();
+        let PodStatus { phase, pod_ip, pod_ips, .. } = status;
+        let status = core::PodStatus { phase, pod_ip, pod_ips, start_time: began, ..core::PodStatus::default() };
         Ok(Pod(core::Pod { metadata: metadata.into(), spec: Some(spec), status: Some(status) }))
+    }
+}
+
+impl PodStatus {
+    /// Before this the pod had no address: its node took it up and then made its sandbox, with the network. The second is
+    /// told by whole seconds and some time after.
+    fn began(&self) -> Option<Time> {
+        const TOLD_AFTER: SignedDuration = SignedDuration::from_secs(2);
+        let network = |c: &&Condition| c.r#type == "PodReadyToStartContainers" && c.status == "True";
+        let network = self.conditions.iter().flatten().find(network).and_then(|c| c.last_transition_time.as_ref());
+        let network = network.map(|time| time.0 - TOLD_AFTER);
+        self.start_time.as_ref().map(|time| time.0).into_iter().chain(network).max().map(Time)
+    }
+}
+
+/// A pod that was asked for by its address: it counts as begun when it may have got one, not when it was made. Another pod
+/// had the address before.
+#[derive(Debug)]
+pub struct Peer(Pod);
+
+impl<'de> Deserialize<'de> for Peer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Peer, D::Error> {
+        let Pod(mut pod) = Pod::deserialize(deserializer)?;
+        let began = pod.status.as_ref().and_then(|status| status.start_time.clone());
+        let created = pod.metadata.creation_timestamp.take();
+        pod.metadata.creation_timestamp = [created, began].into_iter().flatten().max();
+        Ok(Peer(Pod(pod)))
+    }
+}
+
+impl Raw for Peer {
+    fn meta(&self) -> &ObjectMeta {
+        self.0.meta()
+    }
+
+    fn object(&self) -> Checked<Object> {
+        self.0.object()
     }
 }
 
@@ -282,5 +330,45 @@ impl Raw for Named {
             namespace: namespace.as_deref().map(Into::into),
             name: name.as_deref().unwrap_or_default().into(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POD: &str = r#"{"metadata":{"name":"a","namespace":"x","resourceVersion":"7","creationTimestamp":"2026-11-21T12:00:00Z",
+        "labels":null,"managedFields":[{"manager":"kubelet","fieldsV1":{"f:status":{}}}],"annotations":{"large":"text"}},
+      "spec":{"nodeName":"n1","containers":[{"name":"c","image":"i","env":[{"name":"A","value":"b"}],
+        "ports":[{"containerPort":80,"name":"http"}]}],"unknown":{"field":[1,2]}},
+      "status":{"phase":"Running","podIP":"10.1.0.1","podIPs":[{"ip":"10.1.0.1"},{"ip":"fd00::1"}],"startTime":"2026-11-21T12:00:03Z",
+        "conditions":[{"type":"PodReadyToStartContainers","status":"True","lastTransitionTime":"2026-11-21T12:00:09Z"}]}}"#;
+
+    fn pod<R: Raw>() -> super::super::super::model::Pod {
+        let item: Item<R> = serde_json::from_str(POD).unwrap();
+        assert_eq!((item.namespace.as_deref(), &*item.name, &*item.version), (Some("x"), "a", "7"));
+        let Ok(Object::Pod(pod)) = item.object else { panic!("no pod: {:?}", item.object) };
+        pod
+    }
+
+    #[test]
+    fn a_pod_is_cut_down_to_what_is_used() {
+        let pod = pod::<Pod>();
+        assert_eq!((pod.ips.len(), pod.node.as_deref(), pod.ports[0].port), (2, Some("n1"), 80));
+        assert_eq!(pod.created.map(|time| time.to_string()).as_deref(), Some("2026-11-21T12:00:00Z"));
+    }
+
+    #[test]
+    fn a_pod_that_was_asked_for_began_with_its_network() {
+        let created = pod::<Peer>().created.map(|time| time.to_string());
+        assert_eq!(created.as_deref(), Some("2026-11-21T12:00:07Z"));
+    }
+
+    #[test]
+    fn an_object_with_next_to_nothing_is_one() {
+        let item: Item<Pod> = serde_json::from_str(r#"{"metadata":{"name":"a","namespace":"x"}}"#).unwrap();
+        assert!(item.object.is_ok(), "{:?}", item.object);
+        let item: Item<Node> = serde_json::from_str(r#"{"metadata":{"name":"a"}}"#).unwrap();
+        assert!(item.object.is_ok(), "{:?}", item.object);
     }
 }

@@ -128,6 +128,9 @@ impl Lookups {
     /// Whether an address that nobody is known to have may be a pod's all the same: pods or nodes were not listed yet, or
     /// pods elsewhere are not watched and no node tells which addresses pods have.
     pub fn may_be_a_pods(&self, ip: IpAddr, index: &Index) -> bool {
+        if ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() {
+            return false;
+        }
         self.shared.unheard.load(Ordering::Acquire) > 0
             || (self.active() && !index.knows_pod_networks() && !self.is_nobodys(ip))
     }

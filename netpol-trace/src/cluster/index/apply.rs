@@ -394,6 +394,13 @@ impl Index {
         pod.labels = pod.labels.iter().map(|(k, v)| (self.strings.share(k), self.strings.share(v))).collect();
         pod.namespace = self.strings.share(&pod.namespace);
         pod.node = pod.node.map(|node| self.strings.share(&node));
+        if let Some(owner) = &mut pod.owner {
+            owner.kind = self.strings.share(&owner.kind);
+            owner.name = self.strings.share(&owner.name);
+        }
+        for name in pod.ports.iter_mut().filter_map(|port| port.name.as_mut()) {
+            *name = self.strings.share(name);
+        }
         if pod.owns_addresses() {
             for ip in &pod.ips {
                 let key = PodKey { namespace: pod.namespace.clone(), name: pod.name.clone(), from };

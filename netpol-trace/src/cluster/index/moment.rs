@@ -119,7 +119,7 @@ impl Index {
         });
         let former = self.history.claims(ip).map(|claim| (&claim.pod, claim.from, claim.until));
         let mut ended = false;
-        let (mut held, mut late): (Vec<&Arc<Pod>>, Vec<(&Arc<Pod>, Timestamp)>) = (Vec::new(), Vec::new());
+        let (mut held, mut late) = (Vec::<&Arc<Pod>>::new(), Vec::<(&Arc<Pod>, Timestamp)>::new());
         for (pod, from, until) in former.chain(now) {
             match (from <= time, until <= time) {
                 (true, false) => held.push(pod),

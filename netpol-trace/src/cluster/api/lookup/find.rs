@@ -197,7 +197,7 @@ impl Finder {
         let at = Timestamp::now();
         match current.client.request_text(request).await {
             Ok(text) => {
-                let item: Item<items::Pod> =
+                let item: Item<items::Peer> =
                     serde_json::from_str(&text).map_err(|error| trouble(&kube::Error::SerdeError(error)))?;
                 Ok(pod_of(item).filter(|pod| has(pod, ip)).map(|pod| (pod, at)))
             }
@@ -215,7 +215,7 @@ impl Finder {
         let params =
             ListParams { field_selector: Some(fields), resource_version: Some("0".into()), ..Default::default() };
         let current = self.current().await?;
-        let list: Result<ObjectList<Item<items::Pod>>, Trouble> = self.pods.page(&current.client, &params).await;
+        let list: Result<ObjectList<Item<items::Peer>>, Trouble> = self.pods.page(&current.client, &params).await;
         if let Err(trouble) = &list {
             self.renew(&current, trouble).await;
         }
@@ -282,7 +282,7 @@ enum Looked {
     Later,
 }
 
-fn pod_of(item: Item<items::Pod>) -> Option<Pod> {
+fn pod_of(item: Item<items::Peer>) -> Option<Pod> {
     match item.object {
         Ok(Object::Pod(pod)) => Some(pod),
         _ => None,

@@ -1,0 +1,118 @@
+//! What the index of a large cluster weighs, filled as a live source fills it: `cargo bench -p netpol-trace --bench memory`.
+//!
+//! The figures are the same in every build profile: `cargo test -p netpol-trace --bench memory` prints them too.
+
+#[expect(dead_code, reason = "only its objects are weighed")]
+#[path = "../tests/verdict/large.rs"]
+mod large;
+#[path = "../tests/verdict/mk.rs"]
+mod mk;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use jiff::Timestamp;
+use netpol_trace::cluster::model::{Object, Owner, Pod};
+use netpol_trace::cluster::{Change, Cluster, Kind};
+
+/// Octets in use, and the most there were.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+struct Weighing;
+
+// SAFETY: every call is handed to the system's allocator unchanged; the counters are atomics, which never allocate.
+unsafe impl GlobalAlloc for Weighing {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        MOST.fetch_max(live, Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Weighing = Weighing;
+
+fn main() {
+    println!("Heap octets in use, without the allocator's own; a pod has what the API gives a Deployment's pod.");
+    println!(
+        "{:>8} {:>9} {:>11} {:>11} {:>13} {:>13} {:>9}",
+        "pods", "policies", "index MiB", "octets/pod", "at list MiB", "history MiB", "RSS MiB"
+    );
+    for pods in [1_000, 10_000, 100_000] {
+        weigh(pods);
+    }
+}
+
+fn weigh(pods: usize) {
+    let base = LIVE.load(Ordering::Relaxed);
+    let since_base = |octets: usize| octets.saturating_sub(base) as f64 / 1024.0 / 1024.0;
+    let cluster = Cluster::live();
+    let policies = fill(&cluster, pods, Timestamp::UNIX_EPOCH);
+    let filled = LIVE.load(Ordering::Relaxed);
+    // The same list again, as after a lost watch: nothing changes, but the list is there twice.
+    MOST.store(filled, Ordering::Relaxed);
+    fill(&cluster, pods, Timestamp::UNIX_EPOCH);
+    let relist = MOST.load(Ordering::Relaxed);
+    let listed = LIVE.load(Ordering::Relaxed);
+    for round in 0..3 {
+        let changes = objects(pods).filter(|object| matches!(object, Object::Pod(_))).take(5_000).map(|object| {
+            let Object::Pod(mut pod) = object else { return Change::Upsert(object) };
+            pod.uid = Some(format!("{round}-{}", pod.name).into());
+            Change::Upsert(Object::Pod(pod))
+        });
+        cluster.apply(changes.collect(), Timestamp::UNIX_EPOCH);
+    }
+    let history = LIVE.load(Ordering::Relaxed).saturating_sub(listed) as f64 / 1024.0 / 1024.0;
+    println!(
+        "{pods:>8} {policies:>9} {:>11.1} {:>11.0} {:>13.1} {history:>13.1} {:>9}",
+        since_base(filled),
+        since_base(filled) * 1024.0 * 1024.0 / pods as f64,
+        since_base(relist),
+        resident().map_or_else(|| "?".to_owned(), |mib| format!("{mib:.0}"))
+    );
+}
+
+/// Lists all, as a source does. Returns the number of policies.
+fn fill(cluster: &Cluster, pods: usize, at: Timestamp) -> usize {
+    let mut policies = 0;
+    for kind in [Kind::Namespace, Kind::Policy, Kind::Pod] {
+        let of_kind: Vec<Object> = objects(pods).filter(|object| object.kind() == kind).collect();
+        if kind == Kind::Policy {
+            policies = of_kind.len();
+        }
+        cluster.apply(vec![Change::Replace(kind.into(), of_kind)], at);
+    }
+    policies
+}
+
+/// The cluster's objects; pods with what every pod of a Deployment has.
+fn objects(pods: usize) -> impl Iterator<Item = Object> {
+    large::objects(pods).into_iter().enumerate().map(|(i, object)| {
+        let Object::Pod(pod) = object else { return object };
+        let hash = format!("{:09x}", i / 4);
+        let own = [("pod-template-hash".into(), hash.as_str().into())];
+        Object::Pod(Pod {
+            uid: Some(format!("{i:08x}-0a56-4f7c-9d0f-5c2c0b8e5c2c").into()),
+            labels: pod.labels.iter().map(|(k, v)| (k.clone(), v.clone())).chain(own).collect(),
+            owner: Some(Owner { kind: "Deployment".into(), name: format!("app-{}", i / 4).as_str().into() }),
+            node: Some(format!("worker-{}", i % 1_000).as_str().into()),
+            created: Some(Timestamp::UNIX_EPOCH),
+            ..pod
+        })
+    })
+}
+
+/// The process's resident memory.
+fn resident() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().strip_suffix(" kB")?;
+    Some(kib.parse::<f64>().ok()? / 1024.0)
+}

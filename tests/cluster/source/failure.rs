@@ -1,0 +1,162 @@
+//! The API server goes, comes back, was never there, or refuses.
+
+use anyhow::Result;
+use netpol_trace_tests::agent::Agent;
+use netpol_trace_tests::eventually;
+use netpol_trace_tests::record::Record;
+use serde_json::{Value, json};
+
+use super::{Site, in_sync, policy, skip, source};
+
+fn all_out_of_sync(records: &[Record]) -> bool {
+    ["pods", "nodes", "namespaces", "networkpolicies", "services", "endpointslices"].iter().all(|name| {
+        source(records, name).is_some_and(|source| source["synced"] == false && source["error"].is_string())
+    })
+}
+
+/// Drops are recorded throughout: with what was known, and saying that it may be old; then everything is caught up with.
+#[test]
+fn the_server_dies_and_comes_back_during_drops() -> Result<()> {
+    if skip("source::failure::the_server_dies_and_comes_back_during_drops") {
+        return Ok(());
+    }
+    let mut site = Site::start()?;
+    let agent = site.agent(&[])?;
+    let before = site.send(&agent)?;
+    assert_eq!(before.text("/enrichment"), "complete", "{before}");
+    site.plane.server.kill()?;
+    agent.wait_for("a status that says so of each source", all_out_of_sync)?;
+    let without = site.send(&agent)?;
+    assert_eq!(without.text("/enrichment"), "stale", "{without}");
+    assert_eq!(without.pod("destination"), "lab/server", "{without}");
+    assert_eq!(without.isolated_by("ingress"), ["lab/deny-server"], "{without}");
+    site.plane.restart_server()?;
+    agent.wait_for("a status in sync again", in_sync)?;
+    site.apply(&policy("deny-more", "server"))?;
+    let after = eventually("the policy made since", || {
+        let record = site.send(&agent)?;
+        Ok((record.isolated_by("ingress").len() == 2).then_some(record))
+    })?;
+    assert_eq!(after.text("/enrichment"), "complete", "{after}");
+    site.pair.settle(agent, "denied").map(drop)
+}
+
+/// Without a server from the start: addresses only, none of them called external; names as soon as it is there.
+#[test]
+fn the_server_is_away_at_the_start() -> Result<()> {
+    if skip("source::failure::the_server_is_away_at_the_start") {
+        return Ok(());
+    }
+    let mut site = Site::start()?;
+    site.plane.server.kill()?;
+    let agent = site.agent(&[])?;
+    assert!(!in_sync(&agent.records()));
+    let record = site.send(&agent)?;
+    assert_eq!((record.text("/source/kind"), record.text("/destination/kind")), ("unknown", "unknown"), "{record}");
+    assert_eq!(record.text("/enrichment"), "stale", "{record}");
+    assert_eq!(record.text("/verdict/basis"), "addresses_only", "{record}");
+    site.plane.restart_server()?;
+    agent.wait_for("a status in sync", in_sync)?;
+    let record = site.send(&agent)?;
+    assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");
+    assert_eq!(record.text("/enrichment"), "complete", "{record}");
+    site.pair.settle(agent, "denied").map(drop)
+}
+
+/// Credentials that the server doesn't take are read again from where they came from.
+#[test]
+fn credentials_are_read_again() -> Result<()> {
+    if skip("source::failure::credentials_are_read_again") {
+        return Ok(());
+    }
+    let site = Site::start()?;
+    let kubeconfig = site.plane.kubeconfig_with("expired", "expired-token")?;
+    let path = kubeconfig.display().to_string();
+    let agent = Agent::start(&["--all-drops", "--node-name", "node-a", "--kubeconfig", &path])?;
+    agent.wait_for("a status that says so", |records| {
+        source(records, "pods")
+            .is_some_and(|pods| pods["error"].to_string().contains("does not accept the credentials"))
+    })?;
+    std::fs::copy(site.plane.kubeconfig(), &kubeconfig)?;
+    agent.wait_for("all in sync with the new ones", in_sync)?;
+    let record = site.send(&agent)?;
+    assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");
+    site.pair.settle(agent, "denied").map(drop)
+}
+
+/// Group, resource, and the verbs that the agent wants.
+const RIGHTS: [(&str, &str, &[&str]); 6] = [
+    ("", "pods", &["get", "list", "watch"]),
+    ("", "nodes", &["list", "watch"]),
+    ("", "namespaces", &["list", "watch"]),
+    ("", "services", &["list", "watch"]),
+    ("discovery.k8s.io", "endpointslices", &["list", "watch"]),
+    ("networking.k8s.io", "networkpolicies", &["list", "watch"]),
+];
+
+/// A ServiceAccount that lacks one resource after the other: the message names it and the rule to add, the rest works.
+#[test]
+fn each_missing_right_is_named_and_the_rest_works() -> Result<()> {
+    if skip("source::failure::each_missing_right_is_named_and_the_rest_works") {
+        return Ok(());
+    }
+    let site = Site::start()?;
+    for (group, lacking, verbs) in RIGHTS {
+        let name = format!("without-{lacking}");
+        account(&site, &name, lacking)?;
+        let kubeconfig = site.plane.account_kubeconfig("lab", &name)?.display().to_string();
+        // The authorizer learns of the binding by a watch of its own.
+        let api = netpol_trace_tests::cluster::api::Api::connect(kubeconfig.as_ref())?;
+        let other = if lacking == "pods" { "nodes" } else { "pods" };
+        eventually("the account's rights", || Ok(api.get(&format!("/api/v1/{other}?limit=1")).ok()))?;
+        let arguments = ["--all-drops", "--node-name", "node-a", "--kubeconfig", &kubeconfig];
+        let agent = Agent::start(&arguments)?;
+        let is = |source: &Value, good: bool| (source["synced"] == good) && source["error"].is_null() == good;
+        agent.wait_for(&format!("only {lacking} out of sync"), |records| {
+            RIGHTS.iter().all(|(_, r, _)| source(records, r).is_some_and(|source| is(&source, *r != lacking)))
+        })?;
+        let error = source(&agent.records(), lacking).map(|s| s["error"].to_string()).unwrap_or_default();
+        let rule = format!("{{apiGroups: [\\\"{group}\\\"], resources: [{lacking}], verbs: [{}]}}", verbs.join(", "));
+        assert!(
+            error.contains(&format!("may not list {lacking}")) || error.contains(&format!("may not watch {lacking}")),
+            "{error}"
+        );
+        assert!(error.contains(&rule), "{rule} in {error}");
+        assert!(error.contains(&format!("system:serviceaccount:lab:{name}")), "{error}");
+        let record = site.send(&agent)?;
+        assert_eq!(record.text("/enrichment"), "stale", "without {lacking}: {record}");
+        let named = !record.pod("destination").is_empty();
+        assert_eq!(named, lacking != "pods", "without {lacking}: {record}");
+        let judged = record.isolated_by("ingress") == ["lab/deny-server"];
+        assert_eq!(judged, !["pods", "networkpolicies"].contains(&lacking), "without {lacking}: {record}");
+        // Granted, it comes by itself.
+        if lacking == "nodes" {
+            account(&site, &name, "nothing")?;
+            agent.wait_for("all in sync after the grant", in_sync)?;
+        }
+        let run = agent.stop()?;
+        run.balance()?;
+        assert!(run.stderr.contains(&format!("may not")), "the log says it too: {}", run.stderr);
+    }
+    Ok(())
+}
+
+/// A ServiceAccount of namespace lab with all of [`RIGHTS`] but those on one resource.
+fn account(site: &Site, name: &str, lacking: &str) -> Result<()> {
+    let rules: Vec<Value> = RIGHTS
+        .iter()
+        .filter(|(_, resource, _)| *resource != lacking)
+        .map(|(group, resource, verbs)| json!({ "apiGroups": [group], "resources": [resource], "verbs": verbs }))
+        .collect();
+    let metadata = json!({ "namespace": "lab", "name": name });
+    site.apply(&json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata }))?;
+    site.apply(&json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": name }, "rules": rules,
+    }))?;
+    site.apply(&json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": name },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
+        "subjects": [{ "kind": "ServiceAccount", "namespace": "lab", "name": name }],
+    }))?;
+    Ok(())
+}

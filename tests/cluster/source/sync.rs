@@ -1,0 +1,109 @@
+//! What the API server has is known at once, and so is what changes.
+
+use anyhow::Result;
+use netpol_trace_tests::eventually;
+use serde_json::json;
+
+use super::{Site, in_sync, pod, policy, skip, source};
+use netpol_trace_tests::pair::SERVER;
+
+/// Both ends, the policy and its generation; then a new policy, an edited one, a deleted one, and new labels.
+#[test]
+fn objects_and_their_changes_are_known() -> Result<()> {
+    if skip("source::sync::objects_and_their_changes_are_known") {
+        return Ok(());
+    }
+    let site = Site::start()?;
+    let agent = site.agent(&[])?;
+    assert!(in_sync(&agent.records()), "the first status: {:?}", agent.records());
+    let first = site.send(&agent)?;
+    assert_eq!((first.pod("source"), first.pod("destination")), ("lab/client".into(), "lab/server".into()), "{first}");
+    assert_eq!(first.isolated_by("ingress"), ["lab/deny-server"], "{first}");
+    assert_eq!((first.cause(), first.text("/enrichment")), ("policy", "complete"), "{first}");
+    assert!(!first.text("/destination/pod/uid").is_empty(), "{first}");
+
+    site.apply(&policy("deny-more", "server"))?;
+    eventually("both policies", || {
+        let isolated = site.send(&agent)?.isolated_by("ingress");
+        Ok((isolated == ["lab/deny-more", "lab/deny-server"]).then_some(()))
+    })?;
+    site.apply(&policy("deny-more", "another"))?;
+    eventually("the edited policy, which isolates others", || {
+        Ok((site.send(&agent)?.isolated_by("ingress") == ["lab/deny-server"]).then_some(()))
+    })?;
+    let mut labelled = pod("server", "node-a", &[SERVER.into()]);
+    labelled["metadata"]["labels"] = json!({ "app": "another" });
+    site.apply(&labelled)?;
+    eventually("the pod's new label", || {
+        Ok((site.send(&agent)?.isolated_by("ingress") == ["lab/deny-more"]).then_some(()))
+    })?;
+    site.delete(&policy("deny-more", "another"))?;
+    eventually("no policy", || Ok(site.send(&agent)?.isolated_by("ingress").is_empty().then_some(())))?;
+    site.pair.settle(agent, "denied").map(drop)
+}
+
+/// A watch that was away for longer than the server remembers lists again: what is gone is gone, what came is there.
+#[test]
+fn a_watch_that_is_too_old_lists_again() -> Result<()> {
+    if skip("source::sync::a_watch_that_is_too_old_lists_again") {
+        return Ok(());
+    }
+    let mut site = Site::start()?;
+    site.apply(&pod("gone", "node-a", &["10.244.1.77".parse()?]))?;
+    let agent = site.agent(&[])?;
+    assert_eq!(source(&agent.records(), "pods").map(|s| s["objects"]["Pod"].clone()), Some(json!(3)));
+    // The agent stands still while the server forgets: one that was restarted remembers nothing from before.
+    agent.signal(nix::sys::signal::Signal::SIGSTOP)?;
+    site.plane.restart_server()?;
+    site.delete(&policy("deny-server", "server"))?;
+    site.delete(&pod("gone", "node-a", &[]))?;
+    site.apply(&policy("deny-instead", "server"))?;
+    site.plane.restart_server()?;
+    agent.signal(nix::sys::signal::Signal::SIGCONT)?;
+    eventually("the policies as they are now", || {
+        Ok((site.send(&agent)?.isolated_by("ingress") == ["lab/deny-instead"]).then_some(()))
+    })?;
+    agent.wait_for("two pods, in sync", |records| {
+        in_sync(records) && source(records, "pods").is_some_and(|pods| pods["objects"]["Pod"] == 2)
+    })?;
+    site.pair.settle(agent, "denied").map(drop)
+}
+
+/// The other policy APIs are watched where their CRDs exist, also when they come later.
+#[test]
+fn policies_of_other_apis_make_a_verdict_less_than_final() -> Result<()> {
+    if skip("source::sync::policies_of_other_apis_make_a_verdict_less_than_final") {
+        return Ok(());
+    }
+    let site = Site::start()?;
+    let crd = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": { "name": "ciliumnetworkpolicies.cilium.io" },
+        "spec": {
+            "group": "cilium.io", "scope": "Namespaced",
+            "names": { "kind": "CiliumNetworkPolicy", "plural": "ciliumnetworkpolicies", "singular": "ciliumnetworkpolicy",
+                       "listKind": "CiliumNetworkPolicyList" },
+            "versions": [{ "name": "v2", "served": true, "storage": true,
+                "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } } }],
+        },
+    });
+    site.apply(&crd)?;
+    let other = json!({
+        "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
+        "metadata": { "namespace": "lab", "name": "theirs" }, "spec": {},
+    });
+    eventually("the CRD is served", || Ok(site.apply(&other).ok()))?;
+    let agent = site.agent(&[])?;
+    agent.wait_for("the watch of Cilium's policies", |records| {
+        source(records, "ciliumnetworkpolicies.cilium.io")
+            .is_some_and(|s| s["synced"] == true && s["objects"]["CiliumNetworkPolicy"] == 1)
+    })?;
+    // Nothing of v1 isolates the server now, so what drops may be theirs.
+    site.delete(&policy("deny-server", "server"))?;
+    let record = eventually("a record without a v1 policy", || {
+        let record = site.send(&agent)?;
+        Ok(record.isolated_by("ingress").is_empty().then_some(record))
+    })?;
+    assert_ne!(record.text("/verdict/basis"), "networkpolicy_v1", "{record}");
+    site.pair.settle(agent, "denied").map(drop)
+}
