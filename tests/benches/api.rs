@@ -278,7 +278,6 @@ impl Followers {
             runtime.spawn(api::follow(cluster.clone(), options, lookups, asked));
             clusters.push(cluster);
         }
-        let synced = || clusters.iter().filter(|cluster| cluster.synced()).count();
         // Many agents on a few cores take minutes, and come in sync all at once.
         let begin = Instant::now();
         while !clusters.iter().all(Cluster::synced) {
