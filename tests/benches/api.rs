@@ -44,7 +44,7 @@ fn main() -> Result<()> {
 
     cluster.grow(size(1_000))?;
     cluster.policies(500)?;
-    println!("\nMemory of one agent, MiB resident (highest)");
+    println!("\nMemory of one agent, MiB resident (of it not the program file)");
     println!("{:>8} pods, {:<28} {}", size(1_000), "500 policies, watch, at rest", cluster.memory("watch", false)?);
     println!("{:>8} pods, {:<28} {}", size(1_000), "500 policies, watch, churn", cluster.memory("watch", true)?);
     println!("{:>8} pods, {:<28} {}", size(1_000), "500 policies, lookup, at rest", cluster.memory("lookup", false)?);
@@ -70,7 +70,7 @@ fn main() -> Result<()> {
     println!("{:>8} pods: {}", size(50_000), cluster.lookups()?);
 
     cluster.grow(size(100_000))?;
-    println!("\nMemory of one agent, MiB resident (highest)");
+    println!("\nMemory of one agent, MiB resident (of it not the program file)");
     println!("{:>8} pods, {:<28} {}", size(100_000), "watch", cluster.memory("watch", false)?);
     println!("{:>8} pods, {:<28} {}", size(100_000), "lookup", cluster.memory("lookup", false)?);
     Ok(())
@@ -225,9 +225,9 @@ impl Filled<'_> {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| name.to_owned())?;
             Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
         };
-        let (now, highest) = (field("VmRSS:")?, field("VmHWM:")?);
+        let (resident, anonymous) = (field("VmRSS:")?, field("RssAnon:")?);
         agent.stop()?;
-        Ok(format!("{now:.1} ({highest:.1})"))
+        Ok(format!("{resident:.1} ({anonymous:.1})"))
     }
 
     /// What an agent asks for an address that it doesn't know, again and again: a list by address out of the server's cache,
@@ -278,7 +278,6 @@ impl Followers {
             runtime.spawn(api::follow(cluster.clone(), options, lookups, asked));
             clusters.push(cluster);
         }
-        let synced = || clusters.iter().filter(|cluster| cluster.synced()).count();
         // Many agents on a few cores take minutes, and come in sync all at once.
         let begin = Instant::now();
         while !clusters.iter().all(Cluster::synced) {
@@ -294,7 +293,11 @@ fn start(kubeconfig: &Path, mode: &str, node: usize) -> Result<Agent> {
     let mut command = Command::new(agent::binary()?);
     command.args(["agent", "--peers", mode, "--node-name", &node_name(node), "--kubeconfig"]).arg(kubeconfig);
     let agent = Agent::spawn(command)?;
-    agent.wait_for("its status `started`", |r| r.iter().any(|r| r.text("/phase") == "started"))?;
+    // A large cluster may still be on its way when the agent starts to record.
+    agent.wait_for("all sources in sync", |records| {
+        let sources = records.iter().rev().map(|record| record.list("/sources")).find(|sources| !sources.is_empty());
+        sources.is_some_and(|sources| sources.iter().all(|source| source["synced"] == true))
+    })?;
     Ok(agent)
 }
 
