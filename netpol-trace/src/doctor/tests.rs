@@ -456,7 +456,16 @@ fn a_seccomp_profile_that_refuses_bpf() {
             facts.seccomp = Some(2);
             facts.hooks[0].result = Err(refused.into());
         },
-        expect![[r#""#]],
+        expect![[r#"
+            No: drops can't be recorded here: a seccomp profile is in force, and bpf(2) is refused although the capabilities are there.
+
+            FAIL hook         kfree_skb does not load: the kernel refused the program: Operation not permitted (os error 1)
+                              the kernel does not let us see drops
+                              To do: see `seccomp`
+            FAIL seccomp      a seccomp profile is in force, and bpf(2) is refused although the capabilities are there
+                              the container runtime's profile lets bpf(2) through for CAP_SYS_ADMIN only, as those of before CAP_BPF do
+                              To do: use containerd 1.6.9, Docker 23 or later, or set seccompProfile to a profile of type Localhost that allows bpf
+        "#]],
     );
     let judged = |seccomp, capabilities| {
         let mut facts = good();
