@@ -15,8 +15,8 @@ use crate::record::{Body, SinkState};
 use crate::sink::queue::{Counts, Queue, Waiting};
 use crate::sink::{self, Numbers, Sink, SinkError};
 
-/// How long what still waits when the agent stops may take to get out, and after that its last status: Kubernetes kills a pod
-/// after 30 seconds.
+/// How long a sink may stand still when the agent stops, and after that with the last status: Kubernetes kills a pod after 30
+/// seconds. One that retries gives up then.
 const LAST: Duration = Duration::from_secs(10);
 const LAST_STATUS: Duration = Duration::from_secs(5);
 
@@ -118,7 +118,7 @@ impl Output {
         let by = Instant::now() + time;
         self.outlets.iter().for_each(|outlet| outlet.queue.stop_by(by));
         for outlet in &self.outlets {
-            if !outlet.queue.drained(by) {
+            if !outlet.queue.drained(time) {
                 tracing::warn!(sink = outlet.name, "records are left that could not be written in time");
             }
         }
@@ -131,7 +131,7 @@ impl Output {
         let mut sound = true;
         for Outlet { name, queue, thread, .. } in self.outlets {
             // A thread that is stuck in a write ends with the process.
-            let stuck = !queue.drained(Instant::now());
+            let stuck = !queue.drained(Duration::ZERO);
             if !stuck && thread.join().is_err() {
                 tracing::error!(sink = name, "the sink's thread panicked");
                 sound = false;

@@ -1,5 +1,6 @@
 //! Records as lines: one JSON object each, at most 16 KiB, in one of several formats.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::str::FromStr;
 
@@ -249,6 +250,15 @@ fn short_status(status: &mut Status, step: Step) {
         sink.error.iter_mut().for_each(clip);
     }
     status.not_recorded = std::mem::take(&mut status.not_recorded).into_iter().take(kept).collect();
+    if step == Step::Least {
+        // Kinds of objects are whatever a manifest calls them.
+        status.not_recorded.clear();
+        status
+            .sources
+            .iter_mut()
+            .flat_map(|source| [&mut source.objects, &mut source.skipped])
+            .for_each(BTreeMap::clear);
+    }
 }
 
 fn short_change(change: &mut PolicyChange, step: Step) {

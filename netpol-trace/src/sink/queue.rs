@@ -206,12 +206,17 @@ impl Queue {
         self.filled.notify_all();
     }
 
-    /// Waits until all is out, or whoever should take it has gone, at most until `by`.
-    pub fn drained(&self, by: Instant) -> bool {
+    /// Waits until all is out, or whoever should take it has gone; not longer than `patience` without any progress.
+    pub fn drained(&self, patience: Duration) -> bool {
         let mut state = self.lock();
+        let (mut seen, mut by) = (None, Instant::now());
         loop {
             if state.gone || state.entries.is_empty() && state.overflow.is_none() && !state.busy {
                 return true;
+            }
+            let progress = Some((state.counts.records, state.counts.records_lost));
+            if progress != seen {
+                (seen, by) = (progress, Instant::now() + patience);
             }
             let left = by.saturating_duration_since(Instant::now());
             if left.is_zero() {

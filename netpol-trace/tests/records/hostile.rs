@@ -29,7 +29,7 @@ const PIECES: [&str; 14] = [
 fn text() -> impl Strategy<Value = String> {
     let piece =
         prop_oneof![prop::sample::select(&PIECES[..]).prop_map(str::to_owned), any::<char>().prop_map(String::from)];
-    (prop::collection::vec(piece, 0..12), prop_oneof![Just(1_usize), Just(40), Just(200)])
+    (prop::collection::vec(piece, 0..12), prop_oneof![Just(1_usize), Just(40), Just(60)])
         .prop_map(|(pieces, times)| pieces.concat().repeat(times))
 }
 
@@ -100,7 +100,7 @@ fn harmless(format: Format, bytes: &[u8]) -> Value {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
     #[test]
     fn no_string_breaks_a_line(texts in prop::collection::vec(text(), 1..8), labels in prop_oneof![Just(0_usize), Just(3), Just(64)]) {
         for mut record in examples() {
