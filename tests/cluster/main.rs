@@ -3,4 +3,5 @@
 
 mod control_plane;
 mod enforcers;
+mod tail;
 mod truth;

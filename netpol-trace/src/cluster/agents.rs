@@ -33,8 +33,6 @@ pub struct Agent {
     pub running: bool,
     /// Its container's name: the only one, or `agent`.
     container: Option<String>,
-    /// Times that the container was started again.
-    restarts: i32,
 }
 
 /// Why an agent, or the API server, gave nothing.
@@ -144,21 +142,12 @@ impl Agents {
 fn agent(pod: Pod) -> Option<Agent> {
     let (spec, status) = (pod.spec?, pod.status.unwrap_or_default());
     let several = spec.containers.len() > 1;
-    let statuses = status.container_statuses.unwrap_or_default();
     Some(Agent {
         pod: pod.metadata.name?,
         node: spec.node_name.unwrap_or_default(),
         running: status.phase.as_deref() == Some("Running"),
         container: several.then(|| CONTAINER.to_owned()),
-        restarts: statuses.iter().map(|container| container.restart_count).sum(),
     })
-}
-
-impl Agent {
-    /// Whether its container has been started again since `before` was seen.
-    pub fn restarted_since(&self, before: &Agent) -> bool {
-        self.pod == before.pod && self.restarts != before.restarts
-    }
 }
 
 /// What is asked of a listener.
