@@ -30,7 +30,7 @@ struct Bench {
     needs_root: bool,
 }
 
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 6] = [
     Bench {
         name: "verdict",
         package: "netpol-trace",

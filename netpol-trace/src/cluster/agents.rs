@@ -40,12 +40,20 @@ pub struct Agent {
 pub enum AgentsError {
     #[error(transparent)]
     Access(#[from] AccessError),
-    #[error("{what}: {error}")]
+    #[error("{what}: {}", words(error))]
     Server { what: String, error: kube::Error },
     #[error("no answer in {} s", PATIENCE.as_secs())]
     Late,
     #[error("{0}")]
     Refused(String),
+}
+
+/// The server's own words, which name the right that lacks; without what the client adds.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => error.to_string(),
+    }
 }
 
 /// The agents, by who may reach them.
