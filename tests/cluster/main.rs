@@ -3,6 +3,7 @@
 
 mod control_plane;
 mod enforcers;
+mod tail;
 mod source;
 mod truth;
 

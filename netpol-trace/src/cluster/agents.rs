@@ -33,8 +33,6 @@ pub struct Agent {
     pub running: bool,
     /// Its container's name: the only one, or `agent`.
     container: Option<String>,
-    /// Times that the container was started again.
-    restarts: i32,
 }
 
 /// Why an agent, or the API server, gave nothing.
@@ -42,12 +40,20 @@ pub struct Agent {
 pub enum AgentsError {
     #[error(transparent)]
     Access(#[from] AccessError),
-    #[error("{what}: {error}")]
+    #[error("{what}: {}", words(error))]
     Server { what: String, error: kube::Error },
     #[error("no answer in {} s", PATIENCE.as_secs())]
     Late,
     #[error("{0}")]
     Refused(String),
+}
+
+/// The server's own words, which name the right that lacks; without what the client adds.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => error.to_string(),
+    }
 }
 
 /// The agents, by who may reach them.
@@ -144,21 +150,12 @@ impl Agents {
 fn agent(pod: Pod) -> Option<Agent> {
     let (spec, status) = (pod.spec?, pod.status.unwrap_or_default());
     let several = spec.containers.len() > 1;
-    let statuses = status.container_statuses.unwrap_or_default();
     Some(Agent {
         pod: pod.metadata.name?,
         node: spec.node_name.unwrap_or_default(),
         running: status.phase.as_deref() == Some("Running"),
         container: several.then(|| CONTAINER.to_owned()),
-        restarts: statuses.iter().map(|container| container.restart_count).sum(),
     })
-}
-
-impl Agent {
-    /// Whether its container has been started again since `before` was seen.
-    pub fn restarted_since(&self, before: &Agent) -> bool {
-        self.pod == before.pod && self.restarts != before.restarts
-    }
 }
 
 /// What is asked of a listener.

@@ -60,10 +60,12 @@ impl Once {
         if let Some(number) = self.runs.get(run) {
             return *number;
         }
-        let number = u32::try_from(self.runs.len() % RUNS).unwrap_or(0);
-        if self.runs.len() < RUNS {
-            self.runs.insert(run.to_owned(), number);
+        if self.runs.len() >= RUNS {
+            // Numbers would mean two runs: all is forgotten rather than a record kept back that is new.
+            (self.runs, self.ids, self.packets) = Default::default();
         }
+        let number = u32::try_from(self.runs.len()).unwrap_or(u32::MAX);
+        self.runs.insert(run.to_owned(), number);
         number
     }
 

@@ -45,7 +45,7 @@ fn check(hostile: &str) {
         poison(&mut value, hostile);
         // Each its own: none is kept back as a double.
         value["run"] = json!(format!("r{number}"));
-        value["time"] = json!(format!("2026-11-21T12:{:02}:00Z", number % 60));
+        value["time"] = json!(format!("2026-11-{:02}T12:00:00Z", records + 1));
         lines += &format!("{value}\n");
         records += 1;
     }

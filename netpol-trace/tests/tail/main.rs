@@ -5,6 +5,7 @@
 
 mod behaviour;
 mod hostile;
+mod troubleshooting;
 
 use std::path::PathBuf;
 

@@ -61,6 +61,15 @@ impl Api {
         self.runtime.block_on(self.client.request(request)).with_context(|| format!("POST {path}"))
     }
 
+    /// Creates an object from a manifest as it is written, below the path of its kind. One that is there already stays.
+    pub fn create_yaml(&self, path: &str, manifest: &str) -> Result<()> {
+        let request = http::Request::post(path).header("content-type", "application/yaml").body(manifest.into())?;
+        match self.runtime.block_on(self.client.request::<Value>(request)) {
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            answer => answer.map(drop).with_context(|| format!("POST {path}: {manifest}")),
+        }
+    }
+
     /// Creates an object or changes it to this, as `kubectl apply --server-side --force-conflicts` does; then sets its
     /// status, when there is one. The object as the server has it.
     pub fn apply(&self, object: &Value) -> Result<Value> {

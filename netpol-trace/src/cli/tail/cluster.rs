@@ -118,7 +118,7 @@ async fn keep_listening(
 ) {
     let mut heard: BTreeMap<String, Agent> = BTreeMap::new();
     let mut tasks = JoinSet::new();
-    let mut told = String::new();
+    let (mut told, mut away) = (String::new(), false);
     let to_peers = nodes.is_some().then_some(to_peers);
     loop {
         let chosen = all.iter().filter(|agent| nodes.as_ref().is_none_or(|nodes| nodes.contains(&agent.node)));
@@ -160,8 +160,11 @@ async fn keep_listening(
             else => return,
         }
         match listener.agents.list().await {
-            Ok(found) => all = found,
-            Err(error) => say(&format!("new agents can't be looked for: {error}")),
+            Ok(found) => (all, away) = (found, false),
+            Err(error) if !std::mem::replace(&mut away, true) => {
+                say(&format!("new agents can't be looked for: {error}"))
+            }
+            Err(_) => {}
         }
     }
 }

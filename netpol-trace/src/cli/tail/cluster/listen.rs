@@ -91,8 +91,9 @@ impl Listener {
         }
     }
 
+    /// As far as can be told: an API server that is away takes no pod with it.
     async fn is_still_there(&self, agent: &Agent) -> bool {
-        self.agents.list().await.is_ok_and(|all| all.iter().any(|other| other.pod == agent.pod))
+        self.agents.list().await.map_or(true, |all| all.iter().any(|other| other.pod == agent.pod))
     }
 
     async fn hear(&self, agent: &Agent, progress: &mut Progress) -> Result<(), AgentsError> {
