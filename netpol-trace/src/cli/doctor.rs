@@ -19,7 +19,13 @@ use crate::text::escape;
 /// Looks only: loads the programs once to try them, and takes them off again. Run it as the agent runs; as an ordinary
 /// user it says what it can't tell.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes: 0 drops can be recorded, 1 they can't, 2 wrong usage.")]
+#[command(after_help = "\
+Examples:
+  netpol-trace doctor                       as root, or with the agent's capabilities
+  netpol-trace doctor -o json | jq '.[] | select(.status != \"ok\")'
+  kubectl exec -n netpol-trace ds/netpol-trace -- netpol-trace doctor
+
+Exit codes: 0 drops can be recorded, 1 they can't, 2 wrong usage.")]
 pub struct Args {
     /// Text for people, or JSON: an array of {check, status: ok|warn|fail, found, meaning, remedy}
     #[arg(short, long, value_enum, default_value = "text")]
