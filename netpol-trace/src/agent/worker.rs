@@ -293,7 +293,7 @@ impl Worker<'_> {
                 kernel: reading.totals,
                 agent: pipeline.books.totals(&pipeline.intake, pipeline.output.ledger()),
             },
-            causes: pipeline.books.causes.clone(),
+            causes: pipeline.output.not_lost(pipeline.books.causes.clone()),
             not_recorded: reading.not_recorded,
             connections,
             hooks,
