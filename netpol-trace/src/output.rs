@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::metrics::Metrics;
-use crate::record::{Body, SinkState};
+use crate::record::{Body, Cause, SinkState};
 use crate::sink::queue::{Counts, Queue, Waiting};
 use crate::sink::{self, Numbers, Sink, SinkError};
 
@@ -19,6 +19,8 @@ use crate::sink::{self, Numbers, Sink, SinkError};
 /// seconds. One that retries gives up then.
 const LAST: Duration = Duration::from_secs(10);
 const LAST_STATUS: Duration = Duration::from_secs(5);
+/// How long the pipeline waits for a sink that is the only one and stands still.
+const ALONE: Duration = Duration::from_secs(2);
 
 /// All sinks.
 #[derive(Debug)]
@@ -58,15 +60,17 @@ impl Output {
         Ok(())
     }
 
-    /// Hands one record of `packets` packets to every sink. Never waits.
+    /// Hands one record of `packets` packets to every sink. Waits for none of several; a sink alone is waited for while it moves,
+    /// since there is nobody to hold up, and the queue before the pipeline takes what comes meanwhile.
     ///
     /// # Errors
     /// That the ledger's reader has gone: the others have the record.
     pub fn write(&self, body: Body, time: Timestamp, packets: u64) -> Result<(), SinkError> {
         self.metrics.count(&body);
         let record = Arc::new(self.numbers.record(body, time));
+        let patience = if self.outlets.len() == 1 { ALONE } else { Duration::ZERO };
         for outlet in &self.outlets {
-            outlet.queue.push(Waiting::new(record.clone(), packets));
+            outlet.queue.push(Waiting::new(record.clone(), packets), patience);
         }
         if self.is_closed() { Err(SinkError::Closed) } else { Ok(()) }
     }
@@ -79,6 +83,16 @@ impl Output {
     /// The ledger's part of the books.
     pub fn ledger(&self) -> Counts {
         self.outlets.first().map(|ledger| ledger.queue.counts()).unwrap_or_default()
+    }
+
+    /// Of packets by cause, those that the ledger has not lost.
+    pub fn not_lost(&self, mut causes: BTreeMap<Cause, u64>) -> BTreeMap<Cause, u64> {
+        for (cause, lost) in self.outlets.first().map(|ledger| ledger.queue.lost_causes()).unwrap_or_default() {
+            if let Some(count) = causes.get_mut(&cause) {
+                *count = count.saturating_sub(lost);
+            }
+        }
+        causes
     }
 
     /// Every sink, as a status tells it.

@@ -186,6 +186,7 @@ impl Feed {
                 Meaning::Packets(packets) => {
                     lost_packets += packets;
                     lost_records += 1;
+                    done.of.push((record, packets));
                     self.undeclared.add(Lost::new(reason, record, packets));
                 }
                 Meaning::Declares(_) if at < delivered => {}

@@ -3,8 +3,8 @@
 
 mod control_plane;
 mod enforcers;
-mod tail;
 mod source;
+mod tail;
 mod truth;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

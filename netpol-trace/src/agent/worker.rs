@@ -322,7 +322,7 @@ impl Worker<'_> {
                 kernel: reading.as_ref().map(|reading| reading.totals),
                 agent: pipeline.books.totals(&pipeline.intake, pipeline.output.ledger()),
             },
-            causes: pipeline.books.causes.clone(),
+            causes: pipeline.output.not_lost(pipeline.books.causes.clone()),
             not_recorded: reading.map(|reading| reading.not_recorded).unwrap_or_default(),
             connections,
             hooks,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::lost::Lost;
-use crate::record::{Body, Record};
+use crate::record::{Body, Cause, Record};
 
 /// Records that may wait in front of one sink.
 pub const MAX_RECORDS: usize = 16_384;
@@ -50,12 +50,14 @@ pub struct Counts {
 
 /// What became of entries that a sink took.
 #[derive(Debug, Default)]
-pub struct Done {
+pub struct Done<'a> {
     /// Packets and records written.
     pub written: u64,
     pub records: u64,
     /// Reason, packets and records lost.
     pub lost: Vec<(&'static str, u64, u64)>,
+    /// The records that were lost, with their packets; those that a receiver did not want are not known.
+    pub of: Vec<(&'a Record, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -64,16 +66,33 @@ struct State {
     weight: usize,
     overflow: Option<Lost>,
     counts: Counts,
-    /// Records lost, by reason.
+    /// Records lost, by reason, and packets lost, by cause.
     reasons: BTreeMap<&'static str, u64>,
+    causes: BTreeMap<Cause, u64>,
     /// The sink is at work on what it took.
     busy: bool,
+    /// Somebody has waited for room in vain, and the sink has not moved since.
+    stalled: bool,
     /// Nothing more comes, and what is there must be out by then.
     stop_by: Option<Instant>,
     ended: bool,
     /// Whoever reads has gone, or the sink's thread has ended.
     gone: bool,
     error: Option<String>,
+}
+
+impl State {
+    /// After an overflow until half of it is free again: a loss is one record, not one for every other record.
+    fn is_full(&self) -> bool {
+        let part = if self.overflow.is_some() { 2 } else { 1 };
+        self.entries.len() >= MAX_RECORDS / part || self.weight >= MAX_WEIGHT / part
+    }
+
+    fn lost_cause(&mut self, record: &Record, packets: u64) {
+        if let Body::Drop(drop) = &record.body {
+            *self.causes.entry(drop.cause).or_default() += packets;
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -88,17 +107,25 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends a record, or counts it as lost: never waits.
-    pub fn push(&self, waiting: Waiting) {
+    /// Appends a record, or counts it as lost when there is no room. Waits for room no longer than `patience`, and not again
+    /// before the sink has moved.
+    pub fn push(&self, waiting: Waiting, patience: Duration) {
         let mut state = self.lock();
-        // After an overflow only when half of it is free again: a loss is one record, not one for every other record.
-        let part = if state.overflow.is_some() { 2 } else { 1 };
-        let room = state.entries.len() < MAX_RECORDS / part && state.weight < MAX_WEIGHT / part;
-        if state.gone || !room {
+        let by = Instant::now() + patience;
+        while state.is_full() && !state.stalled && !state.gone {
+            let left = by.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                state.stalled = true;
+                break;
+            }
+            state = self.emptied.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if state.gone || state.is_full() {
             let reason = if state.gone { "closed" } else { "queue_full" };
             state.counts.lost += waiting.packets;
             state.counts.records_lost += 1;
             *state.reasons.entry(reason).or_default() += 1;
+            state.lost_cause(&waiting.record, waiting.packets);
             let lost = Lost::new(reason, &waiting.record, waiting.packets);
             match &mut state.overflow {
                 Some(overflow) => overflow.add(lost),
@@ -133,6 +160,8 @@ impl Queue {
                     taken.iter().map(|entry| if let Entry::Waiting(w) = entry { w.weight } else { 0 }).sum();
                 state.weight -= weight;
                 state.busy = true;
+                drop(state);
+                self.emptied.notify_all();
                 return Some(taken);
             }
             if state.ended {
@@ -147,7 +176,7 @@ impl Queue {
     }
 
     /// Says what became of what was taken.
-    pub fn settle(&self, done: Done, error: Option<String>) {
+    pub fn settle(&self, done: Done<'_>, error: Option<String>) {
         let mut state = self.lock();
         let lost: u64 = done.lost.iter().map(|(_, packets, _)| packets).sum();
         state.counts.held = state.counts.held.saturating_sub(done.written + lost);
@@ -158,8 +187,12 @@ impl Queue {
             state.counts.records_lost += records;
             *state.reasons.entry(reason).or_default() += records;
         }
+        for (record, packets) in done.of {
+            state.lost_cause(record, packets);
+        }
         state.error = error;
         state.busy = false;
+        state.stalled = false;
         drop(state);
         self.emptied.notify_all();
     }
@@ -170,7 +203,13 @@ impl Queue {
         state.gone = true;
         state.busy = false;
         state.error = error.or(state.error.take());
-        let left = state.entries.drain(..).filter(|entry| matches!(entry, Entry::Waiting(_))).count();
+        let mut left = 0_usize;
+        for entry in std::mem::take(&mut state.entries) {
+            if let Entry::Waiting(waiting) = entry {
+                left += 1;
+                state.lost_cause(&waiting.record, waiting.packets);
+            }
+        }
         state.counts.records_lost += left as u64;
         if left > 0 {
             *state.reasons.entry("closed").or_default() += left as u64;
@@ -193,6 +232,11 @@ impl Queue {
     /// Records lost so far, by reason.
     pub fn reasons(&self) -> BTreeMap<&'static str, u64> {
         self.lock().reasons.clone()
+    }
+
+    /// Packets lost so far, by cause.
+    pub fn lost_causes(&self) -> BTreeMap<Cause, u64> {
+        self.lock().causes.clone()
     }
 
     /// Why the last write failed; `None` after one that succeeded.
