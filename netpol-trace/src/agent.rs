@@ -230,7 +230,7 @@ fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
         output.add(target.open(config.format)?)?;
     }
     if let Some((folder, size)) = &config.history {
-        let history = History::open(folder, &run, *size);
+        let history = History::open(folder, run, *size);
         output.add(Box::new(history.with_context(|| format!("--history-dir {}", folder.display()))?))?;
     }
     Ok(output)

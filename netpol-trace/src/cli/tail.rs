@@ -15,7 +15,6 @@ use crate::cluster::agents::AgentsError;
 use crate::tail::paint::Paint;
 use crate::tail::select::{self, Wanted};
 use crate::tail::stream::{Form, Tail};
-use crate::tail::summary::Summary;
 use crate::tail::text::{Printer, Style};
 use crate::text::escape;
 
@@ -199,7 +198,7 @@ fn form(args: &Args) -> Form {
     let columns = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
     let style = Style { width: columns.filter(|_| terminal), wide: args.output == Output::Wide, paint };
     match (args.summary, args.output) {
-        (true, _) => Form::Summary(Box::new(Summary::default()), style),
+        (true, _) => Form::Summary(Box::default(), style),
         (_, Output::Json) => Form::Json,
         _ => Form::Text(Printer::new(style)),
     }

@@ -137,7 +137,10 @@ mod tests {
             sorter.push(time, format!("{:03} {n}", time.as_second()).as_bytes()).unwrap();
         }
         let mut lines = Vec::new();
-        sorter.drain(|line| Ok(lines.push(String::from_utf8_lossy(line).into_owned()))).unwrap();
+        sorter.drain(|line| {
+            let _: () = lines.push(String::from_utf8_lossy(line).into_owned());
+            Ok(())
+        }).unwrap();
         assert!(sorter.is_empty());
         lines
     }

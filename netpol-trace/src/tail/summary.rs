@@ -142,8 +142,8 @@ impl Summary {
             let _ =
                 writeln!(out, "{}", style.paint.ink(&format!("{count} packets without a record ({what})"), Ink::Bad));
         }
-        self.rows(style, "From -> to", &self.pairs, |key| words::name(key), &mut out);
-        self.rows(style, "Policies that denied", &self.policies, |key| words::name(key), &mut out);
+        self.rows(style, "From -> to", &self.pairs, words::name, &mut out);
+        self.rows(style, "Policies that denied", &self.policies, words::name, &mut out);
         self.fixes(style, &mut out);
         out
     }

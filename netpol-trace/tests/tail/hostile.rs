@@ -56,7 +56,7 @@ fn check(hostile: &str) {
         Form::Text(Printer::new(style(None))),
         Form::Text(Printer::new(style(Some(80)))),
         Form::Text(Printer::new(wide)),
-        Form::Summary(Box::new(Summary::default()), style(Some(100))),
+        Form::Summary(Box::default(), style(Some(100))),
         Form::Json,
     ] {
         let json = matches!(form, Form::Json);

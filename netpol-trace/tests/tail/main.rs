@@ -79,7 +79,7 @@ fn colours_change_nothing_but_colours() {
 fn the_summary() {
     let log = std::fs::read_to_string(log()).unwrap();
     let style = Style { width: Some(100), ..Style::default() };
-    let shown = shown(&log, Wanted::default(), Form::Summary(Box::new(Summary::default()), style));
+    let shown = shown(&log, Wanted::default(), Form::Summary(Box::default(), style));
     expect_file!["summary.txt"].assert_eq(&shown);
 }
 
