@@ -128,7 +128,7 @@ fn the_record_of_a_huge_policy_fits_a_line() {
         body: body(&events[0]),
     };
     let mut line = Vec::new();
-    crate::record::encode::line(&record, &mut line).unwrap();
+    crate::record::encode::line(crate::record::encode::Format::Native, &record, &mut line).unwrap();
     assert!(line.len() <= crate::record::encode::MAX_LINE, "{}", line.len());
     let told: serde_json::Value = serde_json::from_slice(&line).unwrap();
     assert_eq!(told["truncated"], true);
