@@ -36,6 +36,8 @@ use feed::{Feed, Lists};
 use items::{Item, Named};
 use watch::{Pause, Resource};
 
+/// The client repeats at each layer what its caller gets as an error, and tells in words of its own.
+pub const LOG_FILTER: &str = "kube_client=off";
 /// Up to so many pods `--peers=auto` watches them all: below, watching costs the API server less than asking.
 pub const WATCHED_PODS: u64 = 5_000;
 /// Other nodes are listed this often when only this node is watched.
@@ -154,9 +156,9 @@ async fn choose(
     mut feeds: [&mut Feed; 2],
 ) -> (Mode, String) {
     match (options.peers, options.node.as_deref()) {
-        (Peers::Watch, _) => return (Mode::Watch, "--peers=watch".to_owned()),
-        (Peers::Lookup, Some(node)) => return (Mode::Lookup(node.into()), "--peers=lookup".to_owned()),
-        (_, None) => return (Mode::Watch, "this node's name is not known (--node-name)".to_owned()),
+        (Peers::Watch, _) => (Mode::Watch, "--peers=watch".to_owned()),
+        (Peers::Lookup, Some(node)) => (Mode::Lookup(node.into()), "--peers=lookup".to_owned()),
+        (_, None) => (Mode::Watch, "this node's name is not known (--node-name)".to_owned()),
         (Peers::Auto, Some(node)) => {
             let mut pause = Pause::default();
             loop {

@@ -136,7 +136,7 @@ fn each_missing_right_is_named_and_the_rest_works() -> Result<()> {
         }
         let run = agent.stop()?;
         run.balance()?;
-        assert!(run.stderr.contains(&format!("may not")), "the log says it too: {}", run.stderr);
+        assert!(run.stderr.contains("may not"), "the log says it too: {}", run.stderr);
     }
     Ok(())
 }

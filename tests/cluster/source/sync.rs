@@ -63,10 +63,20 @@ fn a_watch_that_is_too_old_lists_again() -> Result<()> {
     eventually("the policies as they are now", || {
         Ok((site.send(&agent)?.isolated_by("ingress") == ["lab/deny-instead"]).then_some(()))
     })?;
-    agent.wait_for("two pods, in sync", |records| {
-        in_sync(records) && source(records, "pods").is_some_and(|pods| pods["objects"]["Pod"] == 2)
+    // The pods' watch is back too when it tells of a change.
+    let mut labelled = pod("server", "node-a", &[SERVER.into()]);
+    labelled["metadata"]["labels"]["turn"] = json!("second");
+    site.apply(&labelled)?;
+    eventually("the pod's new label", || {
+        let record = site.send(&agent)?;
+        Ok((record.text("/destination/pod/labels/turn") == "second").then_some(()))
     })?;
-    site.pair.settle(agent, "denied").map(drop)
+    let run = agent.stop()?;
+    run.balance()?;
+    assert!(in_sync(&run.records), "{:?}", run.stopped()?);
+    let pods = source(&run.records, "pods").unwrap_or_default();
+    assert_eq!(pods["objects"]["Pod"], 2, "{pods}");
+    Ok(())
 }
 
 /// The other policy APIs are watched where their CRDs exist, also when they come later.

@@ -41,7 +41,7 @@ fn explain_lint_suggest_and_doctor_read_the_live_cluster() -> Result<()> {
 
     let suggested = run(&site, &[&["suggest"][..], &ends].concat())?;
     assert_eq!(suggested.status.code(), Some(0), "{}", text(&suggested.stderr));
-    assert!(text(&suggested.stdout).contains("name: deny-server"), "{}", text(&suggested.stdout));
+    assert!(text(&suggested.stdout).contains("kind: NetworkPolicy"), "{}", text(&suggested.stdout));
 
     site.apply(&policy("typo", "sever"))?;
     let linted = run(&site, &["lint"])?;
@@ -66,7 +66,9 @@ fn a_cluster_that_cannot_be_read_is_an_error_that_says_why() -> Result<()> {
     let ends = ["--from", "lab/client", "--to", "lab/server", "--port", "80"];
     let away = run(&site, &[&["explain"][..], &ends].concat())?;
     assert_eq!(away.status.code(), Some(2));
-    assert!(text(&away.stderr).contains("Connection refused"), "{}", text(&away.stderr));
+    // Refused or reset: the port may not be closed yet.
+    assert!(text(&away.stderr).contains("the cluster can't be read: "), "{}", text(&away.stderr));
+    assert!(text(&away.stderr).contains("Connection re"), "{}", text(&away.stderr));
     let context = run(&site, &[&["explain", "--context", "nowhere"][..], &ends].concat())?;
     assert_eq!(context.status.code(), Some(2));
     assert!(text(&context.stderr).contains("nowhere"), "{}", text(&context.stderr));

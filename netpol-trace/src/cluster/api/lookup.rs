@@ -5,8 +5,9 @@
 //!                                                                        └─> else: EndpointSlice, status.podIP, its node's pods
 //! ```
 //!
-//! Pods elsewhere are not watched, so what was looked up goes stale unseen. An answer names a drop only if it was asked for
-//! no earlier than [`MOMENT`] before the packet: a name that can't be confirmed in time is none.
+//! Pods elsewhere are not watched, so what was looked up goes stale unseen. An answer names a packet only if it was asked for
+//! after it: then the pod had the address at both times. One question a [`MOMENT`] answers for all packets before it, and a
+//! name that can't be confirmed in time is none.
 
 mod budget;
 mod find;
@@ -25,8 +26,8 @@ use super::super::model::{Pod, Str};
 
 pub(super) use find::run;
 
-/// How old an answer may be when it names a packet.
-pub const MOMENT: SignedDuration = SignedDuration::from_secs(1);
+/// How often the owner of one address is confirmed; a drop waits longer for its names.
+const MOMENT: SignedDuration = SignedDuration::from_secs(1);
 /// How long nobody's address is not asked for again.
 const NOBODY: SignedDuration = SignedDuration::from_secs(5);
 /// Answers kept that nobody asked for lately.
@@ -119,7 +120,7 @@ impl Lookups {
                 *used = Timestamp::now().max(*used);
                 // The pod may have got the address only after the packet.
                 let began = pod.created.is_none_or(|created| created <= time);
-                began && time.duration_since(*at) <= MOMENT
+                began && *at >= time
             }
             _ => false,
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::unfold;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::api::{GetParams, ListParams};
 use kube::core::{ObjectList, Request};
 use tokio::sync::{Notify, mpsc::Receiver};
@@ -20,7 +20,7 @@ use super::super::items::{self, Item};
 use super::super::trouble::{Trouble, TroubleKind};
 use super::super::watch::Resource;
 use super::budget::Budget;
-use super::{Answer, Asked, Lookups, SWEEP};
+use super::{Answer, Asked, Lookups, MAX_CONFIRMS, MOMENT, SWEEP};
 
 /// Lists by an address or a node: each scans all pods in the server's cache.
 const LISTS: (Duration, u32) = (Duration::from_secs(1), 10);
@@ -57,7 +57,7 @@ pub async fn run(connection: Connection, cluster: Cluster, lookups: Lookups, ask
         async move { finder.confirm(ip).await }
     };
     let finds = addresses(finds).for_each_concurrent(AT_ONCE, find);
-    let confirms = addresses(confirms).for_each_concurrent(AT_ONCE, confirm);
+    let confirms = addresses(confirms).for_each_concurrent(MAX_CONFIRMS, confirm);
     let sweeps = async {
         loop {
             finder.tell();
@@ -90,7 +90,12 @@ type Found = Option<(Pod, Timestamp)>;
 impl Finder {
     /// Whether the pod that had `ip` still has it; else who does.
     async fn confirm(&self, ip: IpAddr) {
-        let Some(Answer::Pod { namespace, name, uid, .. }) = self.lookups.known(ip) else { return self.find(ip).await };
+        let Some(Answer::Pod { namespace, name, uid, at, .. }) = self.lookups.known(ip) else {
+            return self.find(ip).await;
+        };
+        // What arrives until then is answered with it.
+        let wait = Timestamp::now().duration_until(at + MOMENT).clamp(SignedDuration::ZERO, MOMENT);
+        tokio::time::sleep(wait.unsigned_abs()).await;
         if !self.gets.take(PATIENCE).await {
             return self.lookups.leave(ip);
         }
