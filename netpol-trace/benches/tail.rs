@@ -36,6 +36,8 @@ fn main() {
 
 fn measure(log: &Path, arguments: &[&str], length: u64) {
     let started = Instant::now();
+    // `wait4` below waits for it, and says what it used.
+    #[allow(clippy::zombie_processes)]
     let child = Command::new(env!("CARGO_BIN_EXE_netpol-trace"))
         .arg("tail")
         .arg(log)

@@ -22,11 +22,14 @@ const SAME_CHANGE_MS: i64 = 60_000;
 /// Runs that are told apart.
 const RUNS: usize = 1 << 12;
 
+/// 4,096 numbers of a run, a bit each.
+type Numbers = Box<[u64; 64]>;
+
 #[derive(Debug, Default)]
 pub struct Once {
     hasher: RandomState,
     runs: HashMap<String, u32>,
-    ids: [HashMap<(u32, u64), Box<[u64; 64]>>; 2],
+    ids: [HashMap<(u32, u64), Numbers>; 2],
     packets: [HashMap<(u64, i64), Packet>; 2],
     /// Records that were shown before.
     pub repeated: u64,

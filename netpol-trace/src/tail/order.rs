@@ -137,10 +137,12 @@ mod tests {
             sorter.push(time, format!("{:03} {n}", time.as_second()).as_bytes()).unwrap();
         }
         let mut lines = Vec::new();
-        sorter.drain(|line| {
-            let _: () = lines.push(String::from_utf8_lossy(line).into_owned());
-            Ok(())
-        }).unwrap();
+        sorter
+            .drain(|line| {
+                lines.push(String::from_utf8_lossy(line).into_owned());
+                Ok(())
+            })
+            .unwrap();
         assert!(sorter.is_empty());
         lines
     }

@@ -2,7 +2,6 @@
 
 use netpol_trace::tail::select::Wanted;
 use netpol_trace::tail::stream::Form;
-use netpol_trace::tail::summary::Summary;
 use netpol_trace::tail::text::{Printer, Style};
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -14,7 +14,6 @@ use jiff::Timestamp;
 use netpol_trace::tail::paint::Paint;
 use netpol_trace::tail::select::Wanted;
 use netpol_trace::tail::stream::{Form, Tail};
-use netpol_trace::tail::summary::Summary;
 use netpol_trace::tail::text::{Printer, Style};
 
 fn log() -> PathBuf {

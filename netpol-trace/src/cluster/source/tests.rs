@@ -36,11 +36,12 @@ async fn changed_files_are_read_again_and_broken_ones_leave_the_last_good_state(
     fs::write(&file, format!("{PODS}{}{}", policy("old", 8080), policy("kept", 81))).unwrap();
     let first = cluster.sources()[0].loaded_at;
     until(&cluster, &mut changes, |status| status.loaded_at > first).await;
-    let index = cluster.read();
-    assert_eq!(index.policy("x", "kept").unwrap().changed, None, "an unchanged policy keeps what is known");
-    assert_eq!(index.policy("x", "old").unwrap().changed, Some(cluster.sources()[0].loaded_at));
-    // Changes wait for readers.
-    drop(index);
+    {
+        // Changes wait for readers.
+        let index = cluster.read();
+        assert_eq!(index.policy("x", "kept").unwrap().changed, None, "an unchanged policy keeps what is known");
+        assert_eq!(index.policy("x", "old").unwrap().changed, Some(cluster.sources()[0].loaded_at));
+    }
 
     fs::write(&file, format!("{PODS}{}---\nkind: [", policy("old", 9090))).unwrap();
     until(&cluster, &mut changes, |status| !status.synced).await;

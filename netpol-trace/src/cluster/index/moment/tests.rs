@@ -57,7 +57,7 @@ fn delete(kind: Kind, name: &str) -> Change {
 /// The owner of `10.0.0.last` as of a time, in one word.
 fn owner(index: &Index, millis: i64, last: u8) -> String {
     let moment = index.at(at(millis), &[ip(last)]);
-    
+
     match moment.owner_of(ip(last)) {
         Owner::Pod(view) => view.pod.name.to_string(),
         Owner::Either(one, other) => format!("{} or {}", one.name, other.name),
