@@ -248,7 +248,8 @@ fn wait_until_ready(dir: &Path, address: SocketAddr, etcd: &Daemon, server: &Dae
     eventually("the API server's readiness", || {
         etcd.check()?;
         server.check()?;
-        if !dir.join(CERTIFICATES).join("apiserver.crt").exists() {
+        // The key is written after the certificate: with one there, the other is whole.
+        if !dir.join(CERTIFICATES).join("apiserver.key").exists() {
             return Ok(None);
         }
         let api = match &api {

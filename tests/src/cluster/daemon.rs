@@ -166,6 +166,7 @@ impl Drop for Daemon {
 /// Fields of /proc/PID/stat, counted from the one after the name in parentheses.
 const STATE: usize = 0;
 const UTIME: usize = 11;
+const THREADS: usize = 17;
 const STARTTIME: usize = 19;
 
 fn stat(pid: u32) -> Result<Vec<String>> {
@@ -177,7 +178,9 @@ fn stat(pid: u32) -> Result<Vec<String>> {
 /// When a living process was started.
 fn started(pid: u32) -> Result<u64> {
     let stat = stat(pid)?;
-    if stat.get(STATE).is_some_and(|state| state == "Z") {
+    // A killed process is a zombie as soon as its first thread is; while others last, its sockets may, too.
+    let last = stat.get(THREADS).is_some_and(|threads| threads == "1");
+    if last && stat.get(STATE).is_some_and(|state| state == "Z") {
         bail!("process {pid} has ended");
     }
     Ok(stat.get(STARTTIME).context("/proc/PID/stat has a start time")?.parse()?)
