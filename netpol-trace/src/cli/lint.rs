@@ -17,7 +17,7 @@ use crate::lint::{self, Severity, catalogue};
 /// Reads policies together with the namespaces, pods, workloads and services beside them: the more of the cluster it
 /// sees, the more it can tell. A selector whose pods or namespaces are not in the input is never called wrong.
 #[derive(Debug, Args)]
-#[command(after_long_help = "\
+#[command(after_help = "\
 Examples:
   netpol-trace lint policies/                       a folder: *.yaml, *.yml, *.json, all below it
   helm template shop ./chart | netpol-trace lint -  a rendered chart, workloads included

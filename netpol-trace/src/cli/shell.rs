@@ -37,7 +37,8 @@ pub struct ManArgs {
 }
 
 pub fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
-    let mut program = super::Cli::command();
+    // `help` is no verb with a page of its own.
+    let mut program = super::Cli::command().disable_help_subcommand(true);
     program.build();
     let Some(folder) = &args.folder else {
         clap_mangen::Man::new(program).render(&mut io::stdout())?;
