@@ -8,12 +8,16 @@
 //! ```
 
 pub mod attach;
+mod bpf;
 pub mod btf;
+pub mod carry;
 pub mod clock;
 pub mod counters;
 pub mod filter;
+pub mod fold;
 pub mod layout;
 pub mod log;
+pub mod pins;
 pub mod probe;
 pub mod programs;
 pub mod reject;
@@ -22,7 +26,7 @@ pub mod symbols;
 pub mod tc;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use netpol_trace_common::{DropEvent, NO_REASON, flags};
@@ -30,8 +34,9 @@ use netpol_trace_common::{DropEvent, NO_REASON, flags};
 use self::attach::Attached;
 use self::filter::Place;
 use self::layout::Layout;
+use self::pins::Keep;
 use self::symbols::{Symbols, SymbolsError};
-use crate::packet::{Answers, Facts, Str};
+use crate::packet::{Answers, Facts, Repeats, Str};
 
 /// Where the kernel publishes its types.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -68,11 +73,17 @@ pub struct Options {
     pub program_logs: bool,
     /// Don't try the BTF tracepoint: for tests of the other form.
     pub raw_tracepoint: bool,
+    /// Count repeated packets in the kernel instead of sending each.
+    pub fold: bool,
+    /// What stays when the agent ends.
+    pub keep: pins::Keep,
+    /// Where it is pinned.
+    pub pin_folder: PathBuf,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { all_drops: false, ring_bytes: 4 << 20, program_logs: false, raw_tracepoint: false }
+        Options { all_drops: false, ring_bytes: 4 << 20, program_logs: false, raw_tracepoint: false, fold: true, keep: Keep::Nothing, pin_folder: pins::FOLDER.into() }
     }
 }
 
@@ -81,6 +92,7 @@ impl Default for Options {
 pub struct RawDrop {
     pub event: DropEvent,
     pub facts: Facts,
+    pub repeats: Repeats,
 }
 
 /// Names for what the programs report as numbers.

@@ -136,6 +136,8 @@ fn start_agent(plane: &ControlPlane, dir: &Path, history: &Path, port: u16) -> R
     let mut agent = Command::new(agent::binary()?)
         .args([
             "agent",
+            "--fold-window",
+            "1s",
             "--hooks",
             "kfree_skb",
             "--tail-listen",

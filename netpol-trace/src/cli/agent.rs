@@ -13,6 +13,7 @@ use crate::agent::{self, Config};
 use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::{Options, Peers};
 use crate::config::{Live, flags};
+use crate::kernel::pins::{self, Keep};
 use crate::record::encode::Format;
 use crate::sink::target::Target;
 
@@ -99,6 +100,29 @@ pub struct AgentArgs {
     #[arg(long, value_name = "KIB", default_value = "4096", value_parser = ring_kib)]
     ring_kib: u32,
 
+    /// How long repeated packets of a flow are counted in the kernel before one record tells of them; the first packet of a
+    /// flow has a record at once. 0s: a record for each packet.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = window)]
+    fold_window: Duration,
+
+    /// Records of drops a second, on average over ten seconds. Above that, drops are folded by workloads, with exact counts
+    /// (folded_by). 0: no limit.
+    #[arg(long, value_name = "COUNT", default_value = "500")]
+    max_records_per_second: u32,
+
+    /// Keep counts and unread records in pinned maps: the next agent tells what one that was killed could not. Nothing stays attached. `doctor --cleanup` removes the pins.
+    #[arg(long)]
+    pin: bool,
+
+    /// Leave the kfree_skb hook attached too: it goes on counting between two agents of the same version and options, as in
+    /// a rolling update. Implies --pin.
+    #[arg(long)]
+    keep_attached: bool,
+
+    /// The folder of pins, in a bpf file system.
+    #[arg(long, value_name = "DIR", default_value = pins::FOLDER)]
+    pin_dir: PathBuf,
+
     /// What to watch, separated by commas: dropped packets (kfree_skb), connections at the pods' interfaces (tc). [default:
     /// both; before Linux 6.6 kfree_skb only, since tc filters there outlive a killed agent]
     #[arg(long, value_name = "HOOK", value_delimiter = ',')]
@@ -122,6 +146,13 @@ fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a time such as 30s, 5m or 1h");
     let span: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
     Duration::try_from(span).map_err(|_| wrong())
+}
+
+fn window(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        window if window.is_zero() || (Duration::from_millis(100)..=Duration::from_secs(600)).contains(&window) => Ok(window),
+        _ => Err("must be 0s, or from 100ms to 10m".into()),
+    }
 }
 
 fn ring_kib(text: &str) -> Result<u32, String> {
@@ -164,6 +195,14 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         tail: args.tail_listen.map(|address| (address, reviewer)),
         duration: args.duration,
         ring_bytes: args.ring_kib * 1024,
+        fold_window: args.fold_window,
+        pin_folder: args.pin_dir,
+        keep: match (args.pin, args.keep_attached) {
+            (_, true) => Keep::Attached,
+            (true, false) => Keep::Maps,
+            (false, false) => Keep::Nothing,
+        },
+        max_records_per_second: args.max_records_per_second,
         program_logs: args.program_logs,
         hooks: args.hooks,
         state_dir: args.state_dir,
