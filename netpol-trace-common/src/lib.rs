@@ -29,6 +29,8 @@ pub const REASONS: usize = 256;
 pub const REASON_OTHER: u32 = REASONS as u32 - 1;
 /// Code ranges that make an unspecific reason interesting.
 pub const LOCATIONS: usize = 32;
+/// Places in modules that the agent can tell the programs to be silent about; a node has a few dozen.
+pub const DULL_LOCATIONS: u32 = 1024;
 /// `DropEvent::reason` on kernels before 5.17, which have none.
 pub const NO_REASON: u32 = u32::MAX;
 
@@ -172,10 +174,15 @@ pub struct CodeRange {
     pub end: u64,
 }
 
-/// The ranges that the agent fills, again when a module brings new ones.
+/// What the agent knows of the kernel's code; it fills this, again when a module brings more.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Locations(pub [CodeRange; LOCATIONS]);
+pub struct Locations {
+    /// Where unspecific drops are interesting.
+    pub ranges: [CodeRange; LOCATIONS],
+    /// The kernel image itself. Code outside of it is a module's, which may have been loaded a moment ago.
+    pub image: CodeRange,
+}
 
 /// The kernel's side of the books, one per CPU, in packets.
 #[repr(C)]
@@ -212,6 +219,6 @@ layout!(DropEvent, 296,
 layout!(Offsets, 104, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76, ct_tuple @ 84, shinfo_gso_size @ 92, task_flags @ 96);
 layout!(Filter, 64, anywhere @ 0, by_location @ 32);
 layout!(Config, 176, arguments @ 0, ovs_subsystem @ 4, filter @ 8, offsets @ 72);
-layout!(Locations, 512);
+layout!(Locations, 528, image @ 512);
 layout!(PerCpu, 2064, seen @ 0, rejected @ 2048, rejected_at @ 2056);
 layout!(Counters, 24, matched @ 0, emitted @ 8, lost_ring @ 16);

@@ -127,6 +127,10 @@ impl Pipeline {
     pub fn handle(&mut self, raw: RawDrop) -> Result<(), SinkError> {
         let RawDrop { event, facts } = raw;
         let origin = Origin { iif: event.iif, netns: facts.netns };
+        if facts.site.candidate == Candidate::Noise {
+            self.leave_out(Cause::NotPolicy);
+            return Ok(());
+        }
         let packet = match packet::decode(&event) {
             Ok(packet) => packet,
             // ARP, LLDP and the like: no policy speaks of them.
@@ -145,10 +149,6 @@ impl Pipeline {
                 return Ok(());
             }
         };
-        if facts.site.candidate == Candidate::Noise {
-            self.leave_out(Cause::NotPolicy);
-            return Ok(());
-        }
         if let Some(flows) = &mut self.flows {
             flows.saw_drop(&packet, Instant::now());
         }
