@@ -88,18 +88,14 @@ impl Row {
         Ok(())
     }
 
-    /// Whether this kernel shows which packets are rejected by an ICMP error.
-    pub fn tells_rejects(&self, ipv4: bool) -> Result<bool> {
-        Ok(match self.reject_hook()?.as_str() {
-            "fentry" => true,
-            "tracepoint" => ipv4,
-            _ => false,
-        })
+    /// Whether this kernel shows each packet that is rejected, and so which ones are not.
+    pub fn tells_rejects(&self) -> Result<bool> {
+        Ok(self.reject_hook()? == "fentry")
     }
 
-    /// Whether this kernel shows which packets are rejected by a TCP reset.
-    pub fn tells_resets(&self) -> Result<bool> {
-        Ok(self.reject_hook()? == "fentry")
+    /// Whether this kernel shows IPv4's ICMP errors that are sent.
+    pub fn shows_icmp_errors(&self) -> Result<bool> {
+        Ok(["fentry", "tracepoint"].contains(&self.reject_hook()?.as_str()))
     }
 
     /// The state of the hook `reject`, as the agent tells it.
