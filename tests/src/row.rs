@@ -152,6 +152,14 @@ impl Row {
         self.sent.push((source, destination));
     }
 
+    /// What a record must call nftables where the agent can't read the rules: before 6.7 its drops may look like any netfilter
+    /// user's. Updates of older kernels have 6.7's place for them; its name is in the records.
+    pub fn nftables_unread(&self, counted: u64) -> Result<&'static str> {
+        self.seen(counted)?;
+        let located = self.records()?.iter().any(|record| record.text("/kernel/location") == "nft_do_chain");
+        Ok(if since(6, 7) || located { "nftables" } else { "netfilter" })
+    }
+
     /// Waits until the agent has told of so many packets of the row.
     pub fn seen(&self, count: u64) -> Result<()> {
         let agent = self.agent.as_ref().context("the agent is not started")?;
@@ -315,11 +323,6 @@ pub fn since(major: u32, minor: u32) -> bool {
     let release = release();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
-}
-
-/// What a record calls nftables where the agent can't read the rules: before 6.7 its drops look like any netfilter user's.
-pub fn nftables_unread() -> &'static str {
-    if since(6, 7) { "nftables" } else { "netfilter" }
 }
 
 /// Both addresses of the pair's client, with a port.

@@ -50,7 +50,7 @@ network namespaces, and the records are compared with the enforcer's own counter
 | before 5.17 | why a packet was freed | only what is freed in the code of enforcers is recorded: not what others drop, and not what a \
 cgroup's ingress program drops |
 | before 6.6 | nothing: it has no TCX; programs below clsact are seen | |
-| before 6.7 | nftables and iptables-legacy free a packet at the same place | mechanism `netfilter`, unless the agent can read the \
+| before 6.7, some updates of 6.1 excepted | nftables and iptables-legacy free a packet at the same place | mechanism `netfilter`, unless the agent can read the \
 rules of the packet's network namespace |
 | in lockdown, or without BPF trampolines | the answer that REJECT sends; from 6.10 on IPv4's ICMP errors are shown | action as the rules \
 have it: `unknown` where one that drops and one that rejects may have matched |

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::nft;
 use netpol_trace_tests::pair::{CLIENT, NODE, NODE6, SERVER, SERVER6};
-use netpol_trace_tests::row::{DATAGRAMS, Expect, PORT, Row, nftables_unread, other, policy, since, syns_with};
+use netpol_trace_tests::row::{DATAGRAMS, Expect, PORT, Row, other, policy, since, syns_with};
 use netpol_trace_tests::traffic::{self, TcpOptions};
 
 /// A row whose enforcer is one ruleset, and whose packets go from the client to the server.
@@ -165,7 +165,8 @@ fn reset_elsewhere() -> Result<()> {
     let told = row.tells_rejects()?;
     syns_with(&mut row, &[(SERVER, PORT).into(), (SERVER6, PORT).into()], TcpOptions::default())?;
     let counted = row.pair.counted("row")?;
-    row.check(policy(nftables_unread(), "forward", if told { "reject" } else { "unknown" }), counted).map(drop)
+    let mechanism = row.nftables_unread(counted)?;
+    row.check(policy(mechanism, "forward", if told { "reject" } else { "unknown" }), counted).map(drop)
 }
 
 /// From a pod to its own node, which NetworkPolicy always allows: an enforcer's chain that drops it disagrees; any other is
