@@ -32,6 +32,8 @@ pub const REASONS: usize = 256;
 pub const REASON_OTHER: u32 = REASONS as u32 - 1;
 /// Code ranges that make an unspecific reason interesting.
 pub const LOCATIONS: usize = 32;
+/// Places in modules that the agent can tell the programs to be silent about; a node has a few dozen.
+pub const DULL_LOCATIONS: u32 = 1024;
 /// `DropEvent::reason` on kernels before 5.17, which have none.
 pub const NO_REASON: u32 = u32::MAX;
 
@@ -181,10 +183,15 @@ pub struct CodeRange {
     pub end: u64,
 }
 
-/// The ranges that the agent fills, again when a module brings new ones.
+/// What the agent knows of the kernel's code; it fills this, again when a module brings more.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Locations(pub [CodeRange; LOCATIONS]);
+pub struct Locations {
+    /// Where unspecific drops are interesting.
+    pub ranges: [CodeRange; LOCATIONS],
+    /// The kernel image itself. Code outside of it is a module's, which may have been loaded a moment ago.
+    pub image: CodeRange,
+}
 
 /// The kernel's side of the books, one per CPU, in packets.
 #[repr(C)]
@@ -227,6 +234,6 @@ layout!(DropEvent, 400,
 layout!(Offsets, 104, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76, ct_tuple @ 84, shinfo_gso_size @ 92, task_flags @ 96);
 layout!(Filter, 64, anywhere @ 0, by_location @ 32);
 layout!(Config, 184, arguments @ 0, ovs_subsystem @ 4, fold @ 8, nests @ 12, filter @ 16, offsets @ 80);
-layout!(Locations, 512);
+layout!(Locations, 528, image @ 512);
 layout!(PerCpu, 2112, counters @ 0, rejected @ 32, rejected_at @ 40, tick @ 48, seen @ 64);
 layout!(Counters, 32, matched @ 0, emitted @ 8, folded @ 16, lost_ring @ 24);

@@ -1,11 +1,13 @@
 //! How every record leaves the kernel, and the books of it: what was matched is emitted, folded or lost.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use core::mem::MaybeUninit;
+use netpol_trace_common::{
+    Config, DULL_LOCATIONS, DropEvent, Filter, Locations, Offsets, PerCpu, REASONS, REJECT_NS,
+};
 
 use crate::drop::bpf_ktime;
-use netpol_trace_common::{Config, DropEvent, Filter, Locations, Offsets, PerCpu, REASONS, REJECT_NS};
 
 /// The loader overrides it, and sets the size below too.
 #[unsafe(no_mangle)]
@@ -51,6 +53,9 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
 static PER_CPU: PerCpuArray<PerCpu> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static LOCATIONS: Array<Locations> = Array::with_max_entries(1, 0);
+/// Places in modules where no enforcer drops anything, as the agent has found.
+#[map]
+static DULL: HashMap<u64, u8> = HashMap::with_max_entries(DULL_LOCATIONS, 0);
 
 /// The address of the configuration: read its fields with [`field!`], one volatile load each, so that the compiler
 /// can't fold in the zeros above and the verifier sees the loader's constants.
@@ -67,19 +72,22 @@ macro_rules! field {
 }
 pub(crate) use field;
 
-/// Whether `location` lies in one of the functions that make an unspecific reason interesting.
+/// Whether `location` lies in one of the functions that make an unspecific reason interesting, or in a module's code that
+/// the agent has not judged yet: a module may be newer than what the agent knows.
 #[inline(always)]
 pub fn location_matters(location: u64) -> bool {
     let Some(locations) = LOCATIONS.get(0) else { return false };
     let mut i = 0;
-    while i < locations.0.len() {
-        let range = &locations.0[i];
+    while i < locations.ranges.len() {
+        let range = &locations.ranges[i];
         if location >= range.start && location < range.end {
             return true;
         }
         i += 1;
     }
-    false
+    let image = &locations.image;
+    // SAFETY: the value is not looked at, only whether there is one.
+    (location < image.start || location >= image.end) && unsafe { DULL.get(&location) }.is_none()
 }
 
 /// What this CPU keeps between two runs.

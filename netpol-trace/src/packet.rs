@@ -35,7 +35,7 @@ pub struct Facts {
     pub answers: Answers,
 }
 
-/// Which answers of REJECT are seen on this kernel.
+/// Which answers of REJECT are seen on this kernel, each of them: a packet without one was not rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Answers {
     pub icmp: bool,
@@ -45,13 +45,15 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Whether each answer that there can be to such a packet is seen.
-    pub fn all_to(self, family: Family, protocol: u8) -> bool {
+    /// Whether REJECT would have answered such a packet, and the answer been seen.
+    pub fn all_to(self, family: Family, headers: &Headers) -> bool {
         let error = match family {
             Family::Ipv4 => self.icmp,
             Family::Ipv6 => self.icmp6,
         };
-        error && (protocol != TCP || self.reset)
+        // It sends no reset for a reset, and nothing for a fragment.
+        let is_reset = headers.tcp_flags.is_none_or(|flags| flags & headers::RST != 0);
+        error && !headers.fragment && (headers.protocol != TCP || self.reset && !is_reset)
     }
 }
 

@@ -134,6 +134,10 @@ impl Pipeline {
         let RawDrop { event, facts, repeats } = raw;
         let packets = repeats.packets();
         let origin = Origin { iif: event.iif, netns: facts.netns };
+        if facts.site.candidate == Candidate::Noise {
+            self.leave_out(Cause::NotPolicy, packets);
+            return Ok(());
+        }
         let mut packet = match packet::decode(&event) {
             Ok(packet) => packet,
             // ARP, LLDP and the like: no policy speaks of them.
@@ -152,10 +156,6 @@ impl Pipeline {
                 return Ok(());
             }
         };
-        if facts.site.candidate == Candidate::Noise {
-            self.leave_out(Cause::NotPolicy, packets);
-            return Ok(());
-        }
         if let Some(flows) = &mut self.flows {
             flows.saw_drop(&packet, Instant::now());
         }

@@ -25,8 +25,7 @@ const WAIT: Duration = Duration::from_millis(100);
 /// How long a program that was running when it was detached may take to end.
 const LAST_RECORDS: Duration = Duration::from_secs(1);
 
-/// What a module drops that was loaded since goes unseen until its code is known, where its drops have no reason of their
-/// own: NFQUEUE's, from 6.9 on.
+/// How often to look for modules that came or went. What a new one drops is seen before that.
 const MODULES: Duration = Duration::from_millis(200);
 
 /// The hook on freed packets.
@@ -149,9 +148,7 @@ impl Send<'_> {
         let mut told = told.into_iter().peekable();
         while told.peek().is_some() {
             let resolve = |Told { event, repeats }| {
-                if names.is_new(&event) && names.modules_changed() {
-                    names.refresh(attached);
-                }
+                names.meet(&event, attached);
                 let facts = names.resolve(&event);
                 RawDrop { event, facts, repeats }
             };

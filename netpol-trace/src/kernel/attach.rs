@@ -4,11 +4,11 @@
 use std::io;
 use std::sync::Arc;
 
-use aya::maps::{Array, Map, MapData, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{BtfTracePoint, Program, ProgramError, ProgramFd, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use netpol_trace_common::{Config, Filter, Locations, PerCpu};
+use netpol_trace_common::{CodeRange, Config, Filter, Locations, PerCpu};
 
 use super::carry::Carry;
 use super::counters::Counters;
@@ -55,9 +55,10 @@ pub struct Attached {
     lost_with_the_last: u64,
     was_kept: bool,
     locations: Array<MapData, LocationsPod>,
+    /// Places in modules that the programs are silent about.
+    dull: HashMap<MapData, u64, u8>,
     hook: Hook,
     rejects: Rejects,
-    all_drops: bool,
     /// Code ranges that found no room in the programs' table.
     pub locations_left_out: usize,
     /// Keeps the programs' log map and the rest of the object alive.
@@ -160,6 +161,15 @@ impl Attached {
             .map_err(load_error)?;
 
         let btf = Btf::from_sys_fs().map_err(|e| KernelError::Object(e.to_string()))?;
+        // Before the programs run: from their first drop on they know what to look at.
+        let mut locations: Array<_, LocationsPod> = take(&mut ebpf, "LOCATIONS")?;
+        let (known, locations_left_out) = match symbols {
+            Some(symbols) => filter::locations(symbols, &filter::location_names(&layout.reasons, options.all_drops)),
+            // Without names no place tells anything.
+            None => (Locations { image: CodeRange { start: 0, end: u64::MAX }, ..Locations::default() }, 0),
+        };
+        locations.set(0, LocationsPod(known), 0).map_err(|e| KernelError::Object(e.to_string()))?;
+        let dull = take(&mut ebpf, "DULL")?;
         let carry = Arc::new(Carry::new(&take_data(&mut ebpf, "CARRY")?).map_err(cant_pin)?);
         let found = pins.as_ref().is_some_and(|pins| pins.found);
         let lost_with_the_last = if found { carry.take_over() } else { 0 };
@@ -174,11 +184,6 @@ impl Attached {
             _ => link.release()?,
         };
         let rejects = Rejects::attach(&mut ebpf, &btf);
-        let mut locations: Array<_, LocationsPod> = take(&mut ebpf, "LOCATIONS")?;
-        let (ranges, locations_left_out) = symbols
-            .map(|symbols| filter::locations(symbols, &layout.reasons, options.all_drops))
-            .unwrap_or((Locations::default(), 0));
-        locations.set(0, LocationsPod(ranges), 0).map_err(|e| KernelError::Object(e.to_string()))?;
         let counters = Counters::new(take(&mut ebpf, "PER_CPU")?, program, unrecorded(&filter, layout));
         let counters = if found { counters.since(&carry) } else { Ok(counters) };
         let counters = counters.map_err(|error| KernelError::Refused(format!("pinned counters: {error}")))?;
@@ -201,9 +206,9 @@ impl Attached {
             lost_with_the_last,
             was_kept,
             locations,
+            dull,
             hook,
             rejects,
-            all_drops: options.all_drops,
             locations_left_out,
             ebpf,
         })
@@ -257,11 +262,20 @@ impl Attached {
         &mut self.ebpf
     }
 
-    /// Fills the programs' code ranges anew, after a module came.
-    pub fn set_locations(&mut self, symbols: &Symbols, layout: &Layout) -> Result<(), aya::maps::MapError> {
-        let (ranges, left_out) = filter::locations(symbols, &layout.reasons, self.all_drops);
+    /// Tells the programs where unspecific drops are interesting, after a module came or went.
+    pub(super) fn set_locations(&mut self, symbols: &Symbols, names: &[&str]) -> Result<(), MapError> {
+        let (known, left_out) = filter::locations(symbols, names);
         self.locations_left_out = left_out;
-        self.locations.set(0, LocationsPod(ranges), 0)
+        // Another module's code may lie there now.
+        for location in self.dull.keys().collect::<Result<Vec<_>, _>>()? {
+            self.dull.remove(&location)?;
+        }
+        self.locations.set(0, LocationsPod(known), 0)
+    }
+
+    /// Tells the programs not to report unspecific drops at `location`, in a module.
+    pub(super) fn ignore(&mut self, location: u64) -> Result<(), MapError> {
+        self.dull.insert(location, 1, 0)
     }
 
     /// Takes the programs off their hooks; maps stay readable.

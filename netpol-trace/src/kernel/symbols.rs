@@ -11,6 +11,7 @@ pub struct Symbols {
     /// Sorted; with each the place of its name in `names`.
     addresses: Vec<(u64, u32)>,
     names: String,
+    image: CodeRange,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +30,7 @@ impl Symbols {
 
     /// Lines of `address type name [module]`; everything but code (types t, T, w, W) is left out.
     pub fn parse(text: &str) -> Result<Symbols, SymbolsError> {
-        let mut symbols = Symbols::default();
+        let mut symbols = Symbols { image: CodeRange { start: u64::MAX, end: 0 }, ..Symbols::default() };
         let mut any = false;
         for line in text.lines() {
             let mut words = line.split_ascii_whitespace();
@@ -41,6 +42,11 @@ impl Symbols {
             let Ok(address) = u64::from_str_radix(address, 16) else { continue };
             if address == 0 {
                 continue;
+            }
+            // A fourth word is the module, or `[bpf]`.
+            if words.next().is_none() {
+                symbols.image.start = symbols.image.start.min(address);
+                symbols.image.end = symbols.image.end.max(address);
             }
             symbols.addresses.push((address, symbols.names.len() as u32));
             symbols.names.push_str(name);
@@ -67,6 +73,11 @@ impl Symbols {
         let (_, name) = *self.addresses.get(after.checked_sub(1)?)?;
         // Behind the last function lies unknown code, not more of it.
         (after < self.addresses.len()).then(|| bare(self.name_at(name)))
+    }
+
+    /// From the kernel image's first function to its last one: what lies outside is not the image's code.
+    pub fn image(&self) -> CodeRange {
+        self.image
     }
 
     /// The code ranges of the function `name`, its clones included.
@@ -112,6 +123,14 @@ mod tests {
         assert_eq!(symbols.name(0xffff1401), Some("nft_do_chain"));
         assert_eq!(symbols.name(0xfff), None);
         assert_eq!(symbols.name(0xffff9999), None, "beyond the last function");
+    }
+
+    #[test]
+    fn the_image_is_what_has_no_module() {
+        let symbols = Symbols::parse(TEXT).unwrap();
+        assert_eq!(symbols.image(), CodeRange { start: 0xffff1000, end: 0xffff1500 });
+        let around = Symbols::parse("fff0 t before [a]\nffff1000 t f\nffff1100 t g\nffff2000 t after [bpf]\n").unwrap();
+        assert_eq!(around.image(), CodeRange { start: 0xffff1000, end: 0xffff1100 });
     }
 
     #[test]
