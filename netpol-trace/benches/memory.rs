@@ -15,6 +15,9 @@ use jiff::Timestamp;
 use netpol_trace::cluster::model::{Object, Owner, Pod};
 use netpol_trace::cluster::{Change, Cluster, Kind};
 
+/// Objects in a page of a list.
+const PAGE: usize = 500;
+
 /// Octets in use, and the most there were.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static MOST: AtomicUsize = AtomicUsize::new(0);
@@ -80,16 +83,21 @@ fn weigh(pods: usize) {
     );
 }
 
-/// Lists all, as a source does. Returns the number of policies.
+/// Lists all, as a source does: pods a page at a time. Returns the number of policies.
 fn fill(cluster: &Cluster, pods: usize, at: Timestamp) -> usize {
     let mut policies = 0;
-    for kind in [Kind::Namespace, Kind::Policy, Kind::Pod] {
+    for kind in [Kind::Namespace, Kind::Policy] {
         let of_kind: Vec<Object> = objects(pods).filter(|object| object.kind() == kind).collect();
         if kind == Kind::Policy {
             policies = of_kind.len();
         }
         cluster.apply(vec![Change::Replace(kind.into(), of_kind)], at);
     }
+    let mut pods = objects(pods).filter(|object| object.kind() == Kind::Pod).map(Change::Upsert).peekable();
+    while pods.peek().is_some() {
+        cluster.apply(pods.by_ref().take(PAGE).collect(), at);
+    }
+    cluster.apply(vec![Change::Listed(Kind::Pod)], at);
     policies
 }
 

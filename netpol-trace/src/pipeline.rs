@@ -246,6 +246,9 @@ impl Pipeline {
                 if cause == Cause::Disagrees && may_wait {
                     return Ok(false);
                 }
+                if verdict.basis == "policy_changing" {
+                    verdict::name_changes(&mut verdict, index, &connection, GRACE);
+                }
                 enrich::qualify(&mut verdict, &flow, &stale);
                 Decision {
                     cause,
