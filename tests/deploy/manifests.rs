@@ -7,7 +7,7 @@ use netpol_trace_tests::agent;
 use netpol_trace_tests::cluster::programs::{HELM, KUBECTL};
 use serde_json::Value;
 
-use super::render::{Objects, deploy, documents, helm, kustomize, program};
+use super::render::{Objects, deploy, documents, helm, kustomize, objects, program};
 
 /// Each overlay, and the chart's values that make the same.
 const VARIANTS: [(&str, &[&str]); 4] = [
@@ -55,6 +55,22 @@ fn kustomize_and_helm_make_the_same_objects() -> Result<()> {
             assert_eq!(pretty(object)?, pretty(&other[name])?, "{overlay}: {name}");
         }
     }
+    Ok(())
+}
+
+/// The component by itself: overlays leave it out, since only clusters with the Prometheus operator take it.
+#[test]
+fn the_pod_monitors_are_the_same() -> Result<()> {
+    let Some(chart) = program("the_pod_monitors_are_the_same", &HELM) else { return Ok(()) };
+    let component = std::fs::read_to_string(deploy().join("kustomize/components/pod-monitor/podmonitor.yaml"))?;
+    let component = comparable(objects(&component)?);
+    let chart = comparable(helm(&chart, &["podMonitor.enabled=true"])?);
+    let monitor = &chart["PodMonitor netpol-trace"];
+    assert_eq!(&component["PodMonitor netpol-trace"], monitor);
+    // Its port is one that the agents have.
+    let port = monitor.pointer("/spec/podMetricsEndpoints/0/port").context("a port")?;
+    let ports = container(&chart)?["ports"].as_array().context("ports")?.clone();
+    assert!(ports.iter().any(|known| known["name"] == *port), "{port}: {ports:?}");
     Ok(())
 }
 

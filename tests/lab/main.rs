@@ -7,6 +7,7 @@ mod demo;
 mod history;
 mod late_modules;
 mod lifecycle;
+mod memory;
 mod mounts;
 mod packets;
 mod places;

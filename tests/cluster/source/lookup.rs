@@ -1,13 +1,20 @@
 //! `--peers=lookup`: pods of other nodes are asked for, and never named wrongly.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::Agent;
+use netpol_trace_tests::cluster::relay::Relay;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, SERVER, SERVER6};
 use netpol_trace_tests::record::Record;
+use netpol_trace_tests::traffic::TcpOptions;
 use netpol_trace_tests::{eventually, traffic};
 use serde_json::{Value, json};
 
 use super::{NODE, Site, node, pod, skip, source};
+
+/// Less than TCP waits before its second SYN.
+const ONE_SYN: Duration = Duration::from_millis(300);
 
 /// The server is a pod of another node: looked up, confirmed, and when its address is another's, named no more.
 #[test]
@@ -125,5 +132,35 @@ fn a_remote_peer_is_found_by_slice_by_node_and_by_address() -> Result<()> {
     let by_slice = agent()?;
     assert_eq!(send6(&site, &by_slice)?.pod("destination"), "lab/sliced");
     assert_eq!(found_by(by_slice)?, [1, 0, 0]);
+    Ok(())
+}
+
+/// With the tc hook alone what the enforcer drops is a connection without an answer; its record has the peer's name too.
+#[test]
+fn an_unanswered_connection_waits_for_its_peers_name() -> Result<()> {
+    if skip("source::lookup::an_unanswered_connection_waits_for_its_peers_name") {
+        return Ok(());
+    }
+    let site = Site::start()?;
+    site.apply(&node("node-b", "172.18.0.3", "10.244.2.0/24"))?;
+    site.delete(&pod("server", NODE, &[]))?;
+    site.apply(&pod("first", "node-b", &[SERVER.into()]))?;
+    // The hook is on the interfaces of the agent's own network namespace.
+    let _relay = Relay::start(site.pair.lab.node(), site.plane.address())?;
+    let kubeconfig = site.plane.kubeconfig().display().to_string();
+    let arguments = ["--hooks", "tc", "--node-name", NODE, "--peers", "lookup", "--kubeconfig", &kubeconfig];
+    let agent = Agent::start_in(site.pair.lab.node(), &arguments)?;
+    let client = &site.pair.client()?.netns;
+    traffic::tcp(client, CLIENT.into(), (SERVER, 80).into(), ONE_SYN, TcpOptions::default())?;
+    agent.wait_for("an unanswered connection", |records| records.iter().any(|r| r.kind() == "unanswered"))?;
+    let run = agent.stop()?;
+    let silent = run.records.iter().find(|record| record.kind() == "unanswered").context("it was there")?;
+    assert_eq!(
+        (silent.pod("source"), silent.pod("destination")),
+        ("lab/client".into(), "lab/first".into()),
+        "{silent}"
+    );
+    assert_eq!(silent.text("/enrichment"), "complete", "{silent}");
+    assert_eq!(run.stopped()?.number("/connections/unanswered"), Some(1), "{}", run.stopped()?);
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Asks the server whose an address is, within a budget, and puts the answer into the cluster's state.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -48,6 +48,7 @@ pub async fn run(connection: Connection, cluster: Cluster, lookups: Lookups, ask
         pods: Resource { verbs: &["get", "list", "watch"], ..Resource::of("", "v1", "pods") },
         ranges_hold: AtomicBool::new(true),
         found_by: FoundBy::default(),
+        forbidden: Mutex::default(),
     });
     finder.lookups.begin();
     let Asked { finds, confirms } = asked;
@@ -88,6 +89,8 @@ struct Finder {
     /// Pods have addresses of their nodes' pod CIDRs, as far as was seen.
     ranges_hold: AtomicBool,
     found_by: FoundBy,
+    /// The right that is missing, since the last pod that was found.
+    forbidden: Mutex<Option<String>>,
 }
 
 /// A pod that has the address, and a time before which it was not asked.
@@ -272,6 +275,7 @@ impl Finder {
         self.cluster.apply(vec![Change::Upsert(Object::Pod(pod))], Timestamp::now());
         let answer = Answer::Pod { namespace, name, uid, at, used: at };
         self.forget(self.lookups.answer(ip, Some(answer)));
+        *self.forbidden() = None;
         self.tell();
     }
 
@@ -284,14 +288,31 @@ impl Finder {
             "{asked} addresses were looked up or confirmed, {unasked} more were too many at once; pods found by \
              EndpointSlice: {slice}, by node: {node}, by address: {address}"
         );
-        let status = SourceStatus { synced: true, detail: Some(detail), ..SourceStatus::expected("lookups") };
-        self.cluster.set_source(status);
+        let error = self.forbidden().clone();
+        let synced = error.is_none();
+        self.cluster.set_source(SourceStatus {
+            synced,
+            error,
+            detail: Some(detail),
+            ..SourceStatus::expected("lookups")
+        });
     }
 
     fn failed(&self, ip: IpAddr, trouble: &Trouble) {
-        // The watches say so louder, once.
-        tracing::debug!("looking up {ip}: {}", crate::text::escape(&trouble.to_string()));
+        let message = trouble.to_string();
+        let line = format!("looking up {ip}: {}", crate::text::escape(&message));
+        // Rights that only lookups use nobody else misses; the rest the watches say louder, once.
+        if trouble.kind == TroubleKind::Forbidden && self.forbidden().replace(message).is_none() {
+            tracing::warn!("{line}");
+        } else {
+            tracing::debug!("{line}");
+        }
+        self.tell();
         self.lookups.leave(ip);
+    }
+
+    fn forbidden(&self) -> MutexGuard<'_, Option<String>> {
+        self.forbidden.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes pods elsewhere out of the state: nobody vouches for them any more.
