@@ -15,6 +15,9 @@ use jiff::Timestamp;
 use netpol_trace::cluster::model::{Object, Owner, Pod};
 use netpol_trace::cluster::{Change, Cluster, Kind};
 
+/// Objects in a page of a list.
+const PAGE: usize = 500;
+
 /// Octets in use, and the most there were.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static MOST: AtomicUsize = AtomicUsize::new(0);
@@ -57,16 +60,15 @@ fn weigh(pods: usize) {
     let cluster = Cluster::live();
     let policies = fill(&cluster, pods, Timestamp::UNIX_EPOCH);
     let filled = LIVE.load(Ordering::Relaxed);
-    // The same list again, as after a lost watch: nothing changes, but the list is there twice.
+    // The same list again, as after a lost watch: nothing changes, and only a page of it is there twice.
     MOST.store(filled, Ordering::Relaxed);
     fill(&cluster, pods, Timestamp::UNIX_EPOCH);
     let relist = MOST.load(Ordering::Relaxed);
     let listed = LIVE.load(Ordering::Relaxed);
     for round in 0..3 {
-        let changes = objects(pods).filter(|object| matches!(object, Object::Pod(_))).take(5_000).map(|object| {
-            let Object::Pod(mut pod) = object else { return Change::Upsert(object) };
-            pod.uid = Some(format!("{round}-{}", pod.name).into());
-            Change::Upsert(Object::Pod(pod))
+        let changes = (0..pods.min(5_000)).map(|n| {
+            let pod = pod(n);
+            Change::Upsert(Object::Pod(Pod { uid: Some(format!("{round}-{}", pod.name).into()), ..pod }))
         });
         cluster.apply(changes.collect(), Timestamp::UNIX_EPOCH);
     }
@@ -80,34 +82,35 @@ fn weigh(pods: usize) {
     );
 }
 
-/// Lists all, as a source does. Returns the number of policies.
+/// Lists all, as a source does: pods a page at a time. Returns the number of policies.
 fn fill(cluster: &Cluster, pods: usize, at: Timestamp) -> usize {
-    let mut policies = 0;
-    for kind in [Kind::Namespace, Kind::Policy, Kind::Pod] {
-        let of_kind: Vec<Object> = objects(pods).filter(|object| object.kind() == kind).collect();
-        if kind == Kind::Policy {
-            policies = of_kind.len();
-        }
-        cluster.apply(vec![Change::Replace(kind.into(), of_kind)], at);
+    let namespaces = 0..pods.div_ceil(large::PODS_A_NAMESPACE);
+    let all = namespaces.clone().map(large::namespace).collect();
+    cluster.apply(vec![Change::Replace(Kind::Namespace.into(), all)], at);
+    let all: Vec<Object> = namespaces.flat_map(|n| large::policies(&format!("team-{n}"))).map(Object::Policy).collect();
+    let policies = all.len();
+    cluster.apply(vec![Change::Replace(Kind::Policy.into(), all)], at);
+    for page in (0..pods).step_by(PAGE) {
+        let page = (page..pods.min(page + PAGE)).map(|n| Change::Upsert(Object::Pod(pod(n))));
+        cluster.apply(page.collect(), at);
     }
+    cluster.apply(vec![Change::Listed(Kind::Pod)], at);
     policies
 }
 
-/// The cluster's objects; pods with what every pod of a Deployment has.
-fn objects(pods: usize) -> impl Iterator<Item = Object> {
-    large::objects(pods).into_iter().enumerate().map(|(i, object)| {
-        let Object::Pod(pod) = object else { return object };
-        let hash = format!("{:09x}", i / 4);
-        let own = [("pod-template-hash".into(), hash.as_str().into())];
-        Object::Pod(Pod {
-            uid: Some(format!("{i:08x}-0a56-4f7c-9d0f-5c2c0b8e5c2c").into()),
-            labels: pod.labels.iter().map(|(k, v)| (k.clone(), v.clone())).chain(own).collect(),
-            owner: Some(Owner { kind: "Deployment".into(), name: format!("app-{}", i / 4).as_str().into() }),
-            node: Some(format!("worker-{}", i % 1_000).as_str().into()),
-            created: Some(Timestamp::UNIX_EPOCH),
-            ..pod
-        })
-    })
+/// With what every pod of a Deployment has.
+fn pod(i: usize) -> Pod {
+    let pod = large::pod(i);
+    let hash = format!("{:09x}", i / 4);
+    let own = [("pod-template-hash".into(), hash.as_str().into())];
+    Pod {
+        uid: Some(format!("{i:08x}-0a56-4f7c-9d0f-5c2c0b8e5c2c").into()),
+        labels: pod.labels.iter().map(|(k, v)| (k.clone(), v.clone())).chain(own).collect(),
+        owner: Some(Owner { kind: "Deployment".into(), name: format!("app-{}", i / 4).as_str().into() }),
+        node: Some(format!("worker-{}", i % 1_000).as_str().into()),
+        created: Some(Timestamp::UNIX_EPOCH),
+        ..pod
+    }
 }
 
 /// The process's resident memory.

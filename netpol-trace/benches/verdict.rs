@@ -11,12 +11,14 @@ mod large;
 mod mk;
 
 use std::hint::black_box;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use netpol_trace::cluster::Index;
+use jiff::{SignedDuration, Timestamp};
 use netpol_trace::cluster::index::Owner;
-use netpol_trace::cluster::model::Object;
-use netpol_trace::verdict::{self, Connection, End, Finding, Options, Who};
+use netpol_trace::cluster::model::{Object, Protocol};
+use netpol_trace::cluster::{Change, Index, Kind};
+use netpol_trace::verdict::{self, Connection, End, Finding, Options, Transport, Who};
 
 /// How long one figure is measured.
 const MEASURED: Duration = Duration::from_millis(800);
@@ -58,7 +60,50 @@ fn main() {
             pod
         );
     }
+    while_pods_change();
     allocations_by_path();
+}
+
+/// Drops judged as of a tenth of a second ago, while 10,000 pods change in a minute: each question needs the past.
+fn while_pods_change() {
+    const PODS: usize = 10_000;
+    let time = |millis: usize| Timestamp::UNIX_EPOCH + SignedDuration::from_millis(1_000_000 + millis as i64);
+    println!();
+    println!("verdicts a second as of a moment, {PODS} pods: {:>11} {:>11}", "no changes", "10,000/min");
+    let mut index = Index::default();
+    let objects = large::objects(PODS).into_iter().map(Change::Upsert);
+    index.apply(objects.chain([Change::Listed(Kind::Pod)]).collect(), time(0));
+    let addresses: Vec<[IpAddr; 2]> = large::connections(&index, PODS, 20_000)
+        .iter()
+        .filter_map(|c| Some([c.source.ip?, c.destination.ip?]))
+        .collect();
+    let options = Options::default();
+    let mut rates = Vec::new();
+    for changes in [0, PODS] {
+        for n in 0..changes {
+            let mut pod = large::pod(n * 7 % PODS);
+            pod.labels =
+                pod.labels.iter().map(|(k, v)| (k.clone(), v.clone())).chain([("turn".into(), "2".into())]).collect();
+            index.apply(vec![Change::Upsert(Object::Pod(pod))], time(n * 6));
+        }
+        let then = time(changes * 6) - SignedDuration::from_millis(100);
+        rates.push(per_second(&addresses, |ends| {
+            let moment = index.at(then, ends);
+            let end = |ip| match moment.owner_of(ip) {
+                Owner::Pod(view) => End { ip: Some(ip), who: Who::Pod(view) },
+                _ => End { ip: Some(ip), who: Who::External },
+            };
+            let [source, destination] = ends.map(end);
+            for who in [source.who, destination.who] {
+                let Who::Pod(view) = who else { continue };
+                black_box(index.changed_near(view.pod, then, SignedDuration::from_secs(10)));
+            }
+            let transport = Transport::Named(Protocol::Tcp);
+            let connection = Connection { source, destination, transport, port: Some(8080), at: Some(then) };
+            black_box(verdict::evaluate(&index, &connection, &options));
+        }));
+    }
+    println!("{:>56.0} {:>11.0}", rates[0], rates[1]);
 }
 
 fn speeds(index: &Index, pods: usize) -> [f64; 5] {

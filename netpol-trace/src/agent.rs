@@ -3,6 +3,7 @@
 //! Two threads besides the runtime: the reader empties the kernel's ring and never waits for anything else; the worker
 //! runs the pipeline and writes. Between them a bounded queue: when it is full, packets are counted as lost, not waited for.
 
+mod memory;
 pub mod previous;
 pub mod reader;
 pub mod source;
@@ -214,11 +215,10 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
-    let settling = async {
+    let settling = memory::keep_small(async {
         source::settled(&cluster).await;
         drop(settled);
-        std::future::pending::<()>().await;
-    };
+    });
     let changes = source.follow(cluster.clone());
     tokio::select! {
         () = settling => {}

@@ -30,11 +30,7 @@ pub fn body(event: &Event) -> Body {
 }
 
 fn policy_change(before: Option<&Policy>, after: Option<&Policy>, effects: &[Effect]) -> PolicyChange {
-    let kind = match (before, after) {
-        (None, _) => ChangeKind::Created,
-        (Some(_), Some(_)) => ChangeKind::Edited,
-        (Some(_), None) => ChangeKind::Deleted,
-    };
+    let kind = ChangeKind::of(before.is_some(), after.is_some());
     let isolation = |begins| {
         let effects = effects.iter().filter(move |effect| effect.begins == begins);
         let told = effects.map(|effect| IsolationChange {

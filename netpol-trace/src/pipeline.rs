@@ -52,6 +52,8 @@ pub struct Pipeline {
     pub books: Books,
     pub intake: Arc<Intake>,
     held: VecDeque<Held>,
+    /// Unanswered connections that wait for the name of an end.
+    silent: VecDeque<Silent>,
     tracked_netns: HashSet<u32>,
     /// With the tc hook.
     pub flows: Option<Flows<View>>,
@@ -79,6 +81,13 @@ struct Held {
     asked: bool,
 }
 
+/// An unanswered connection that waits for the name of one of its ends.
+struct Silent {
+    finding: flows::Finding,
+    deadline: Instant,
+    asked: bool,
+}
+
 impl Pipeline {
     pub fn new(
         cluster: Cluster,
@@ -96,6 +105,7 @@ impl Pipeline {
             books: Books::default(),
             intake,
             held: VecDeque::new(),
+            silent: VecDeque::new(),
             tracked_netns: HashSet::new(),
             flows: None,
             inventory: None,
@@ -257,6 +267,9 @@ impl Pipeline {
                 if cause == Cause::Disagrees && may_wait {
                     return Ok(false);
                 }
+                if verdict.basis == "policy_changing" {
+                    verdict::name_changes(&mut verdict, index, &connection, GRACE);
+                }
                 enrich::qualify(&mut verdict, &flow, &stale);
                 Decision {
                     cause,
@@ -328,22 +341,30 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Writes connections that died in silence.
-    pub fn unanswered(&mut self) -> Result<(), SinkError> {
+    /// Writes connections that died in silence, once their ends are known or out of time; at the end `all` of them.
+    pub fn unanswered(&mut self, all: bool) -> Result<(), SinkError> {
         let now = Instant::now();
         let found = self.flows.as_mut().map(|flows| flows.unanswered(now)).unwrap_or_default();
-        if found.is_empty() {
+        let new = found.into_iter().map(|finding| Silent { finding, deadline: now + NAMING_TIME, asked: false });
+        self.silent.extend(new);
+        if self.silent.is_empty() {
             return Ok(());
         }
         let cluster = self.cluster.clone();
         let index = cluster.read();
-        for finding in &found {
+        for mut silent in std::mem::take(&mut self.silent) {
+            let may_wait = !all && silent.deadline > now;
+            let finding = &silent.finding;
             let time = self.clock.wall(finding.opened);
             let names_of = |flows: &Flows<View>| flows.names_of(finding.tuple.client.0, finding.tuple.server.0, now);
             let names = self.flows.as_ref().map(names_of).unwrap_or_default();
             let moment = index.at(time, &[finding.tuple.client.0, finding.tuple.server.0]);
             let mut flow = flows::flow(finding, &moment);
-            doubt(self.lookups.as_ref(), &mut flow, &index, time, true);
+            doubt(self.lookups.as_ref(), &mut flow, &index, time, !std::mem::replace(&mut silent.asked, true));
+            if may_wait && flow.may_be_named_later() {
+                self.silent.push_back(silent);
+                continue;
+            }
             let stale = self.cluster.stale();
             let mut body = flows::body(finding, &flow, &index, &self.options, names, time, &stale);
             if let Body::Unanswered(silent) = &body

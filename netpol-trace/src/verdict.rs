@@ -32,7 +32,7 @@ pub use hint::{Asked, hint};
 pub use matching::{Assumed, Doubt};
 pub(crate) use miss::bounded;
 pub use miss::describe;
-pub use report::judge;
+pub use report::{judge, name_changes};
 pub use rules::{Fit, ItemCheck, RuleCheck, check_rules};
 pub use summary::summary;
 

@@ -1,8 +1,11 @@
 //! The agent with the API server as its source: what it knows, when it learns, and what it says when it can't.
 
 mod failure;
+mod in_cluster;
 mod load;
 mod lookup;
+mod reuse;
+mod rights;
 mod shapes;
 mod sync;
 mod verbs;

@@ -80,7 +80,7 @@ impl Node {
 
 /// The roles as they are published; the namespace of the agents is another here.
 fn roles(plane: &ControlPlane) -> Result<()> {
-    let manifest = include_str!("../../deploy/developer-role.yaml")
+    let manifest = include_str!("../../deploy/kustomize/components/tail/roles.yaml")
         .replace("namespace: netpol-trace", &format!("namespace: {AGENTS}"));
     let rbac = "/apis/rbac.authorization.k8s.io/v1";
     for document in manifest.split("\n---\n") {

@@ -31,6 +31,8 @@ fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
         ("capabilities.sysAdmin=true", "sysAdmin"),
         ("image.digest=\"latest\"", "digest"),
         ("state.hostPath=\"run/netpol-trace\"", "hostPath"),
+        ("history.mib=0", "mib"),
+        ("tail.port=\"http\"", "port"),
         ("podMonitor.interval=\"often\"", "interval"),
         ("rbac.otherPolicies={\"cilium.io\":\"all\"}", "cilium.io"),
     ] {
@@ -49,8 +51,26 @@ fn options_make_their_objects() -> Result<()> {
     let more = kinds(&["podMonitor.enabled=true", "networkPolicy.enabled=true"])?;
     let added: Vec<&String> = more.iter().filter(|object| !plain.contains(object)).collect();
     assert_eq!(added, ["NetworkPolicy netpol-trace", "PodMonitor netpol-trace"]);
+    let tail = kinds(&["tail.enabled=true", "tail.reachableBy=[{\"kind\":\"Group\",\"name\":\"developers\"}]"])?;
+    let added: Vec<&String> = tail.iter().filter(|object| !plain.contains(object)).collect();
+    assert_eq!(
+        added,
+        [
+            "ClusterRole netpol-trace-developer",
+            "ClusterRole netpol-trace-reviewer",
+            "ClusterRoleBinding netpol-trace-reviewer",
+            "Role netpol-trace-reach",
+            "RoleBinding netpol-trace-reach"
+        ]
+    );
     let none = kinds(&["rbac.create=false", "serviceAccount.create=false"])?;
     assert_eq!(none, ["ConfigMap netpol-trace", "DaemonSet netpol-trace"]);
+
+    let objects = helm(&program, &["history.enabled=true", "history.mib=256", "history.hostPath=\"\""])?;
+    let pod = &objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"];
+    let arguments = pod["containers"][0]["args"].to_string();
+    assert!(arguments.contains("--history-mib=256") && !arguments.contains("--tail-listen"), "{arguments}");
+    assert_eq!(pod["volumes"][2], serde_json::json!({ "name": "history", "emptyDir": {} }));
 
     let objects = helm(
         &program,

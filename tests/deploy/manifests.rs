@@ -7,10 +7,10 @@ use netpol_trace_tests::agent;
 use netpol_trace_tests::cluster::programs::{HELM, KUBECTL};
 use serde_json::Value;
 
-use super::render::{Objects, deploy, documents, helm, kustomize, program};
+use super::render::{Objects, deploy, documents, helm, kustomize, objects, program};
 
 /// Each overlay, and the chart's values that make the same.
-const VARIANTS: [(&str, &[&str]); 3] = [
+const VARIANTS: [(&str, &[&str]); 4] = [
     ("overlays/default", &[]),
     (
         "overlays/host-network",
@@ -22,6 +22,7 @@ const VARIANTS: [(&str, &[&str]); 3] = [
         ],
     ),
     ("overlays/restricted", &["capabilities.syslog=false", "state.hostPath=\"\""]),
+    ("overlays/developers", &["tail.enabled=true"]),
 ];
 
 /// What may differ: who made it. The chart leaves the namespace to `helm install --create-namespace`.
@@ -54,6 +55,22 @@ fn kustomize_and_helm_make_the_same_objects() -> Result<()> {
             assert_eq!(pretty(object)?, pretty(&other[name])?, "{overlay}: {name}");
         }
     }
+    Ok(())
+}
+
+/// The component by itself: overlays leave it out, since only clusters with the Prometheus operator take it.
+#[test]
+fn the_pod_monitors_are_the_same() -> Result<()> {
+    let Some(chart) = program("the_pod_monitors_are_the_same", &HELM) else { return Ok(()) };
+    let component = std::fs::read_to_string(deploy().join("kustomize/components/pod-monitor/podmonitor.yaml"))?;
+    let component = comparable(objects(&component)?);
+    let chart = comparable(helm(&chart, &["podMonitor.enabled=true"])?);
+    let monitor = &chart["PodMonitor netpol-trace"];
+    assert_eq!(&component["PodMonitor netpol-trace"], monitor);
+    // Its port is one that the agents have.
+    let port = monitor.pointer("/spec/podMetricsEndpoints/0/port").context("a port")?;
+    let ports = container(&chart)?["ports"].as_array().context("ports")?.clone();
+    assert!(ports.iter().any(|known| known["name"] == *port), "{port}: {ports:?}");
     Ok(())
 }
 
@@ -97,25 +114,35 @@ fn the_container_is_confined() -> Result<()> {
     Ok(())
 }
 
-/// Nothing but reading, and nothing that docs/security.md does not justify.
+/// By itself nothing but reading and, for developers, asking who they are; and nothing that docs/security.md does not justify.
 #[test]
 fn rbac_is_what_the_page_says() -> Result<()> {
-    for (_, objects) in overlays("rbac_is_what_the_page_says")? {
+    for (overlay, objects) in overlays("rbac_is_what_the_page_says")? {
         let page = std::fs::read_to_string(deploy().with_file_name("docs/security.md"))?;
-        let rules = objects["ClusterRole netpol-trace"]["rules"].as_array().context("rules")?;
+        let own = ["ClusterRole netpol-trace", "ClusterRole netpol-trace-reviewer"];
+        let rules = own.iter().filter_map(|name| objects.get(*name)?["rules"].as_array()).flatten();
         for rule in rules {
             let group = rule["apiGroups"][0].as_str().context("a group")?;
             for resource in rule["resources"].as_array().context("resources")? {
                 let resource = resource.as_str().context("a resource")?;
-                let own = ["", "discovery.k8s.io", "networking.k8s.io"].contains(&group);
+                let own =
+                    ["", "discovery.k8s.io", "networking.k8s.io", "authentication.k8s.io", "authorization.k8s.io"]
+                        .contains(&group);
                 let known =
                     page.contains(&format!("\n| {resource}")) || (!own && page.contains("\n| other policy APIs"));
                 assert!(known, "docs/security.md has no row for {resource} {group}");
                 assert!(!["*", "secrets", "configmaps"].contains(&resource), "{rule}");
             }
         }
-        let kinds: Vec<&str> = objects.keys().filter_map(|key| key.split(' ').next()).collect();
-        assert!(!kinds.contains(&"Role") && !kinds.contains(&"RoleBinding"), "{kinds:?}");
+        // Nothing more is bound to it, in its own namespace neither.
+        let bound = objects.iter().filter(|(key, _)| key.contains("RoleBinding ")).map(|(key, _)| key.as_str());
+        let expected = match overlay {
+            "overlays/developers" => {
+                vec!["ClusterRoleBinding netpol-trace", "ClusterRoleBinding netpol-trace-reviewer"]
+            }
+            _ => vec!["ClusterRoleBinding netpol-trace"],
+        };
+        assert_eq!(bound.collect::<Vec<_>>(), expected, "{overlay}");
     }
     Ok(())
 }
@@ -131,6 +158,7 @@ fn the_agent_takes_its_arguments_and_configuration() -> Result<()> {
         let arguments = arguments.iter().filter_map(Value::as_str).map(|argument| {
             let argument = argument.replace("/etc/netpol-trace/config.yaml", &config.to_string_lossy());
             let argument = argument.replace("/var/lib/netpol-trace", &dir.path().to_string_lossy());
+            let argument = argument.replace("/var/log/netpol-trace", &dir.path().join("history").to_string_lossy());
             argument.replace("$(POD_IP)", "127.0.0.1")
         });
         let output = Command::new(agent::binary()?).args(arguments).args(["--manifests", "/no/such/file"]).output()?;

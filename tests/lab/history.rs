@@ -108,6 +108,13 @@ fn a_policy_is_edited_and_deleted_while_packets_drop() -> Result<()> {
         if generation == 0 {
             assert!(versions.is_empty(), "{record}");
             assert_eq!(record.text("/verdict/basis"), "policy_changing", "{record}");
+            // Which: the one that is gone, in its last version.
+            let changed = record.list("/verdict/ingress/changed");
+            assert_eq!(changed.len(), 1, "{record}");
+            let which = (&changed[0]["name"], &changed[0]["change"], &changed[0]["generation"]);
+            assert_eq!(which, (&"deny-server".into(), &"deleted".into(), &2.into()), "{record}");
+            let ago = time(&record).duration_since(deleted).as_secs();
+            assert_eq!(changed[0]["changed_ago_seconds"], ago, "{record}");
             continue;
         }
         assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");

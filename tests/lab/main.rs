@@ -8,6 +8,8 @@ mod folds;
 mod history;
 mod late_modules;
 mod lifecycle;
+mod memory;
+mod mounts;
 mod packets;
 mod places;
 mod privileges;

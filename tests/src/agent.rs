@@ -222,6 +222,12 @@ fn find_binary() -> Result<PathBuf> {
         // The whole workspace's features, as other commands build it: nothing is built twice.
         build.args(["build", "--quiet", "--workspace", "--bin", "netpol-trace"]);
         build.args(profile.ends_with("release").then_some("--release"));
+        // What `cargo test` tells a test of its package: ring's build script asks for it, and all that depends on it would be
+        // built anew here, and again by the next command that is typed.
+        let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_package)) {
+            build.env_remove(name);
+        }
         let output = build.current_dir(env!("CARGO_MANIFEST_DIR")).output().context("run cargo")?;
         if !output.status.success() {
             bail!("the agent does not build:\n{}", String::from_utf8_lossy(&output.stderr));

@@ -162,7 +162,7 @@ impl Worker<'_> {
             }
             self.pipeline.policy_changes()?;
             self.pipeline.revisit(false)?;
-            self.pipeline.unanswered()?;
+            self.pipeline.unanswered(false)?;
             let now = Instant::now();
             if now >= next_tick {
                 next_tick = now + TICK;
@@ -193,8 +193,11 @@ impl Worker<'_> {
     /// What is left, and the last status, in which nothing is held any more.
     fn end(&mut self) -> Result<(), SinkError> {
         let left = self.pipeline.policy_changes();
-        let left = left.and_then(|()| self.pipeline.revisit(true)).and_then(|()| self.pipeline.end_folds());
-        let left = left.and_then(|()| self.losses());
+        let left = left
+            .and_then(|()| self.pipeline.revisit(true))
+            .and_then(|()| self.pipeline.end_folds())
+            .and_then(|()| self.pipeline.unanswered(true))
+            .and_then(|()| self.losses());
         self.pipeline.output.drain();
         self.status(Phase::Stopped).and(left)
     }

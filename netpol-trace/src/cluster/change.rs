@@ -10,6 +10,8 @@ pub enum Change {
     Delete(Key),
     /// A list: what the scope holds now. What isn't in it is gone; what didn't change stays as it is.
     Replace(Scope, Vec<Object>),
+    /// A list that was told in parts is complete: what is new of the kind since then really is new.
+    Listed(Kind),
 }
 
 /// The kinds of objects that the index keeps.

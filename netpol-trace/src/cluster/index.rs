@@ -26,7 +26,7 @@ use jiff::Timestamp;
 pub(super) use events::MAX_EVENTS;
 pub use events::{Effect, Event, What};
 use history::History;
-pub use moment::Moment;
+pub use moment::{Moment, PolicyChanged};
 pub use services::Backend;
 use strings::Strings;
 

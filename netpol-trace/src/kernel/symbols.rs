@@ -1,7 +1,7 @@
 //! Kernel code addresses to function names, and names to code ranges, from /proc/kallsyms.
 
-use std::io;
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 
 use netpol_trace_common::CodeRange;
 
@@ -25,32 +25,18 @@ pub enum SymbolsError {
 
 impl Symbols {
     pub fn read() -> Result<Symbols, SymbolsError> {
-        Symbols::parse(&read_lossy(Path::new("/proc/kallsyms"))?)
+        Symbols::from_lines(BufReader::new(File::open("/proc/kallsyms")?))
     }
 
-    /// Lines of `address type name [module]`; everything but code (types t, T, w, W) is left out.
-    pub fn parse(text: &str) -> Result<Symbols, SymbolsError> {
+    /// Lines of `address type name [module]`; everything but code (types t, T, w, W) is left out. A line at a time: the text
+    /// is larger than what is kept of it.
+    pub fn from_lines(mut text: impl BufRead) -> Result<Symbols, SymbolsError> {
         let mut symbols = Symbols { image: CodeRange { start: u64::MAX, end: 0 }, ..Symbols::default() };
         let mut any = false;
-        for line in text.lines() {
-            let mut words = line.split_ascii_whitespace();
-            let (Some(address), Some(kind), Some(name)) = (words.next(), words.next(), words.next()) else { continue };
-            if !matches!(kind, "t" | "T" | "w" | "W") {
-                continue;
-            }
-            any = true;
-            let Ok(address) = u64::from_str_radix(address, 16) else { continue };
-            if address == 0 {
-                continue;
-            }
-            // A fourth word is the module, or `[bpf]`.
-            if words.next().is_none() {
-                symbols.image.start = symbols.image.start.min(address);
-                symbols.image.end = symbols.image.end.max(address);
-            }
-            symbols.addresses.push((address, symbols.names.len() as u32));
-            symbols.names.push_str(name);
-            symbols.names.push('\n');
+        let mut line = Vec::new();
+        while text.read_until(b'\n', &mut line)? > 0 {
+            any |= symbols.add(&String::from_utf8_lossy(&line));
+            line.clear();
         }
         if any && symbols.addresses.is_empty() {
             return Err(SymbolsError::Hidden);
@@ -59,6 +45,26 @@ impl Symbols {
         symbols.addresses.shrink_to_fit();
         symbols.names.shrink_to_fit();
         Ok(symbols)
+    }
+
+    /// Takes a line in; whether it is code's.
+    fn add(&mut self, line: &str) -> bool {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(address), Some("t" | "T" | "w" | "W"), Some(name)) = (words.next(), words.next(), words.next())
+        else {
+            return false;
+        };
+        if let Ok(address @ 1..) = u64::from_str_radix(address, 16) {
+            // A fourth word is the module, or `[bpf]`.
+            if words.next().is_none() {
+                self.image.start = self.image.start.min(address);
+                self.image.end = self.image.end.max(address);
+            }
+            self.addresses.push((address, self.names.len() as u32));
+            self.names.push_str(name);
+            self.names.push('\n');
+        }
+        true
     }
 
     fn name_at(&self, offset: u32) -> &str {
@@ -101,13 +107,6 @@ fn bare(name: &str) -> &str {
     name.split('.').next().unwrap_or(name)
 }
 
-fn read_lossy(path: &Path) -> io::Result<String> {
-    Ok(match String::from_utf8(std::fs::read(path)?) {
-        Ok(text) => text,
-        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,7 +116,7 @@ mod tests {
 
     #[test]
     fn clones_and_modules_are_named_after_their_function() {
-        let symbols = Symbols::parse(TEXT).unwrap();
+        let symbols = Symbols::from_lines(TEXT.as_bytes()).unwrap();
         assert_eq!(symbols.name(0xffff1004), Some("nf_hook_slow"));
         assert_eq!(symbols.name(0xffff1190), Some("nf_queue"));
         assert_eq!(symbols.name(0xffff1401), Some("nft_do_chain"));
@@ -127,15 +126,15 @@ mod tests {
 
     #[test]
     fn the_image_is_what_has_no_module() {
-        let symbols = Symbols::parse(TEXT).unwrap();
+        let symbols = Symbols::from_lines(TEXT.as_bytes()).unwrap();
         assert_eq!(symbols.image(), CodeRange { start: 0xffff1000, end: 0xffff1500 });
-        let around = Symbols::parse("fff0 t before [a]\nffff1000 t f\nffff1100 t g\nffff2000 t after [bpf]\n").unwrap();
+        let around = Symbols::from_lines(&b"fff0 t before [a]\nffff1000 t f\nffff1100 t g\nffff2000 t after [bpf]\n"[..]).unwrap();
         assert_eq!(around.image(), CodeRange { start: 0xffff1000, end: 0xffff1100 });
     }
 
     #[test]
     fn a_function_may_have_several_ranges() {
-        let symbols = Symbols::parse(TEXT).unwrap();
+        let symbols = Symbols::from_lines(TEXT.as_bytes()).unwrap();
         assert_eq!(
             symbols.ranges("nf_queue"),
             [CodeRange { start: 0xffff1100, end: 0xffff1200 }, CodeRange { start: 0xffff1200, end: 0xffff1300 }]
@@ -145,6 +144,6 @@ mod tests {
 
     #[test]
     fn hidden_addresses_are_an_error() {
-        assert!(matches!(Symbols::parse("0000000000000000 T nf_hook_slow\n"), Err(SymbolsError::Hidden)));
+        assert!(matches!(Symbols::from_lines(&b"0000000000000000 T nf_hook_slow\n"[..]), Err(SymbolsError::Hidden)));
     }
 }

@@ -48,6 +48,17 @@ pub enum ChangeKind {
     NamespaceLabels,
 }
 
+impl ChangeKind {
+    /// What became of a policy that was there before, or is after.
+    pub fn of(before: bool, after: bool) -> ChangeKind {
+        match (before, after) {
+            (false, _) => ChangeKind::Created,
+            (true, true) => ChangeKind::Edited,
+            (true, false) => ChangeKind::Deleted,
+        }
+    }
+}
+
 /// A rule by its place, and what it allows in words.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleText {

@@ -215,6 +215,7 @@ fn shortened(mut record: Record, step: Step) -> Record {
     if let Some(verdict) = verdict {
         for side in [&mut verdict.egress, &mut verdict.ingress] {
             side.isolated_by.truncate(step.kept());
+            side.changed.truncate(step.kept());
             side.why.iter_mut().for_each(clip);
             if let Some(nearest) = &mut side.nearest {
                 nearest.misses.truncate(step.kept());

@@ -97,7 +97,7 @@ fn judged(verdict: Verdict, [sees_source, sees_destination]: [bool; 2]) -> Verdi
 fn side(side: Side, own: bool, sees_all: bool) -> Side {
     if !own {
         let why = Some(NOT_SHOWN.to_owned());
-        return Side { isolated_by: Vec::new(), allowed_by: None, nearest: None, why, ..side };
+        return Side { isolated_by: Vec::new(), allowed_by: None, nearest: None, why, changed: Vec::new(), ..side };
     }
     let mut side = side;
     if !sees_all && let Some(nearest) = &mut side.nearest {

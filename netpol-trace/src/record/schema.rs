@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::change::PolicyChange;
+use super::change::{ChangeKind, PolicyChange};
 use super::state::{Loss, Status};
 
 /// The value of every record's `schema` field.
@@ -363,6 +363,24 @@ pub struct Side {
     /// Why this side is `undetermined`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// With basis `policy_changing`: policies that isolate the pod in this direction, or did, and changed within 10 seconds
+    /// of the drop. The enforcer may go by the version before, or after.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changed: Vec<ChangedPolicy>,
+}
+
+/// A policy that changed shortly before or after a drop. Of a deleted one, its last version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChangedPolicy {
+    pub namespace: String,
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
+    pub change: ChangeKind,
+    /// From when the agent learned of the change to the drop; negative: it learned of it after the drop.
+    pub changed_ago_seconds: i64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -267,6 +267,21 @@ pub struct Side<'a> {
     pub nearest: Option<Rule<'a>>,
     #[serde(borrow, default)]
     pub why: Str<'a>,
+    #[serde(borrow, default)]
+    pub changed: Vec<Changed<'a>>,
+}
+
+/// A policy that changed shortly before or after the drop.
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+pub struct Changed<'a> {
+    #[serde(borrow, default)]
+    pub namespace: Str<'a>,
+    #[serde(borrow, default)]
+    pub name: Str<'a>,
+    #[serde(borrow, default)]
+    pub change: Str<'a>,
+    #[serde(default)]
+    pub changed_ago_seconds: i64,
 }
 
 /// A rule that allows, or that came closest.

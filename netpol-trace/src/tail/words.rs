@@ -168,6 +168,22 @@ fn miss(miss: &Miss<'_>) -> String {
 }
 
 /// Where no policy denies: what the kernel and the agent know.
+/// The policies that allow it now, or did, and changed about then: the enforcer went by another version.
+fn just_changed(verdict: &Verdict<'_>) -> Option<String> {
+    let mut changed = [&verdict.egress, &verdict.ingress].into_iter().flat_map(|side| &side.changed);
+    let first = changed.next()?;
+    let when = match first.changed_ago_seconds {
+        ago @ 0.. => format!("{ago} s before"),
+        ago => format!("{} s after", ago.unsigned_abs()),
+    };
+    let more = match changed.count() {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    let (namespace, policy, change) = (name(&first.namespace), name(&first.name), name(&first.change));
+    Some(format!("policy: {namespace}/{policy} was {change} {when}{more}"))
+}
+
 fn other_cause(seen: &Seen<'_>, verdict: Option<&Verdict<'_>>) -> String {
     let kernel = || {
         let parts = [&seen.kernel.reason, &seen.kernel.location].map(|part| name(part));
@@ -180,7 +196,7 @@ fn other_cause(seen: &Seen<'_>, verdict: Option<&Verdict<'_>>) -> String {
     match &*seen.cause {
         "policy" => match undetermined {
             Some(why) => format!("policy; which one can't be told, {why}"),
-            None => format!("policy ({})", kernel()),
+            None => verdict.and_then(just_changed).unwrap_or_else(|| format!("policy ({})", kernel())),
         },
         "disagrees" => {
             let allowed =

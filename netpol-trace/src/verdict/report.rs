@@ -1,8 +1,9 @@
 //! The judgement in the shape of the record: owned, and in words.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::evaluate::{Because, Finding, Judgement, Side, evaluate};
 use super::matching::{Assumed, Doubt, Matcher};
@@ -14,6 +15,8 @@ use crate::record;
 
 /// How many policies of other APIs a note names.
 const OTHERS_NAMED: usize = 3;
+/// How many policies that just changed a side names.
+const CHANGES_NAMED: usize = 10;
 
 /// Judges `connection` in both directions, in the shape of the record.
 pub fn judge(index: &Index, connection: &Connection<'_>, options: &Options) -> record::Verdict {
@@ -61,6 +64,32 @@ fn side<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> record::Side {
             misses: nearest.misses(matcher),
         }),
         why,
+        changed: Vec::new(),
+    }
+}
+
+/// Names the policies that isolate either end, or did, and changed within `span` of the drop.
+pub fn name_changes(verdict: &mut record::Verdict, index: &Index, connection: &Connection<'_>, span: SignedDuration) {
+    let Some(at) = connection.at else { return };
+    for (side, end, direction) in [
+        (&mut verdict.egress, &connection.source, Direction::Egress),
+        (&mut verdict.ingress, &connection.destination, Direction::Ingress),
+    ] {
+        let Who::Pod(view) = end.who else { continue };
+        let isolates = |policy: &&Arc<Policy>| policy.isolates(direction) && policy.subject.matches(&view.pod.labels);
+        let changed = index.policies_changed_near(&view.pod.namespace, at, span).into_iter().filter_map(|changed| {
+            let concerned = !view.pod.host_network && changed.before.iter().chain(&changed.after).any(isolates);
+            let policy = changed.after.or(changed.before).filter(|_| concerned)?;
+            Some(record::ChangedPolicy {
+                namespace: policy.namespace.to_string(),
+                name: policy.name.to_string(),
+                uid: policy.uid.as_ref().map(ToString::to_string),
+                generation: policy.generation,
+                change: record::ChangeKind::of(changed.before.is_some(), changed.after.is_some()),
+                changed_ago_seconds: at.duration_since(changed.at).as_secs(),
+            })
+        });
+        side.changed = changed.take(CHANGES_NAMED).collect();
     }
 }
 

@@ -85,7 +85,7 @@ fn credentials_are_read_again() -> Result<()> {
 }
 
 /// Group, resource, and the verbs that the agent wants.
-const RIGHTS: [(&str, &str, &[&str]); 6] = [
+pub const RIGHTS: [(&str, &str, &[&str]); 6] = [
     ("", "pods", &["get", "list", "watch"]),
     ("", "nodes", &["list", "watch"]),
     ("", "namespaces", &["list", "watch"]),
@@ -142,12 +142,17 @@ fn each_missing_right_is_named_and_the_rest_works() -> Result<()> {
 }
 
 /// A ServiceAccount of namespace lab with all of [`RIGHTS`] but those on one resource.
-fn account(site: &Site, name: &str, lacking: &str) -> Result<()> {
-    let rules: Vec<Value> = RIGHTS
-        .iter()
-        .filter(|(_, resource, _)| *resource != lacking)
-        .map(|(group, resource, verbs)| json!({ "apiGroups": [group], "resources": [resource], "verbs": verbs }))
-        .collect();
+pub fn account(site: &Site, name: &str, lacking: &str) -> Result<()> {
+    account_with(site, name, &|resource, _| resource != lacking)
+}
+
+/// A ServiceAccount of namespace lab with those [`RIGHTS`], by resource and verb, that it `has`.
+pub fn account_with(site: &Site, name: &str, has: &dyn Fn(&str, &str) -> bool) -> Result<()> {
+    let rule = |(group, resource, verbs): &(&str, &str, &[&str])| {
+        let verbs: Vec<&str> = verbs.iter().copied().filter(|verb| has(resource, verb)).collect();
+        (!verbs.is_empty()).then(|| json!({ "apiGroups": [group], "resources": [resource], "verbs": verbs }))
+    };
+    let rules: Vec<Value> = RIGHTS.iter().filter_map(rule).collect();
     let metadata = json!({ "namespace": "lab", "name": name });
     site.apply(&json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata }))?;
     site.apply(&json!({

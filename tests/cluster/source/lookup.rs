@@ -1,10 +1,20 @@
 //! `--peers=lookup`: pods of other nodes are asked for, and never named wrongly.
 
-use anyhow::Result;
-use netpol_trace_tests::eventually;
-use netpol_trace_tests::pair::SERVER;
+use std::time::Duration;
 
-use super::{Site, node, pod, skip, source};
+use anyhow::{Context, Result};
+use netpol_trace_tests::agent::Agent;
+use netpol_trace_tests::cluster::relay::Relay;
+use netpol_trace_tests::pair::{CLIENT, CLIENT6, SERVER, SERVER6};
+use netpol_trace_tests::record::Record;
+use netpol_trace_tests::traffic::TcpOptions;
+use netpol_trace_tests::{eventually, traffic};
+use serde_json::{Value, json};
+
+use super::{NODE, Site, node, pod, skip, source};
+
+/// Less than TCP waits before its second SYN.
+const ONE_SYN: Duration = Duration::from_millis(300);
 
 /// The server is a pod of another node: looked up, confirmed, and when its address is another's, named no more.
 #[test]
@@ -44,4 +54,113 @@ fn a_remote_peer_is_looked_up_and_a_reused_address_never_has_the_old_name() -> R
     let record = site.send(&agent)?;
     assert_eq!(record.text("/destination/kind"), "unknown", "nobody's: {record}");
     site.pair.settle(agent, "denied").map(drop)
+}
+
+/// A node whose pods have addresses of these ranges.
+fn dual_node(name: &str, ip: &str, pod_cidrs: &[&str]) -> Value {
+    let mut node = node(name, ip, pod_cidrs[0]);
+    node["spec"]["podCIDRs"] = json!(pod_cidrs);
+    node
+}
+
+/// Sends to the server's IPv6 address and returns the drop's record.
+fn send6(site: &Site, agent: &Agent) -> Result<Record> {
+    let client = &site.pair.client()?.netns;
+    let from = traffic::udp(client, CLIENT6.into(), [(SERVER6, 5000).into()], 32)?;
+    let mine = |r: &Record| r.is_drop() && site.pair.lab.owns(r) && r.address("source") == Some(from);
+    agent.wait_for("the record of the packet sent", |records| records.iter().any(mine))?;
+    agent.records().into_iter().find(mine).context("it was there")
+}
+
+/// How many pods were found by EndpointSlice, by node, by address.
+fn found_by(agent: Agent) -> Result<[u64; 3]> {
+    let run = agent.stop()?;
+    run.balance()?;
+    let lookups = source(&run.records, "lookups").context("the lookups' status")?;
+    let detail = lookups["detail"].as_str().unwrap_or_default();
+    let count = |way: &str| -> Result<u64> {
+        let rest = detail.split_once(&format!("{way}: ")).with_context(|| detail.to_owned())?.1;
+        Ok(rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default().parse()?)
+    };
+    Ok([count("EndpointSlice")?, count("by node")?, count("by address")?])
+}
+
+/// Each in a cluster where only that way leads to the pod; each asks the real server.
+#[test]
+fn a_remote_peer_is_found_by_slice_by_node_and_by_address() -> Result<()> {
+    if skip("source::lookup::a_remote_peer_is_found_by_slice_by_node_and_by_address") {
+        return Ok(());
+    }
+    let site = Site::empty()?;
+    site.apply(&node(NODE, "172.18.0.2", "10.244.9.0/24"))?;
+    site.apply(&pod("client", NODE, &[CLIENT.into(), CLIENT6.into()]))?;
+    // The server's addresses are of node-b's ranges.
+    site.apply(&dual_node("node-b", "172.18.0.3", &["10.244.1.0/24", "fd00:10:244:1::/64"]))?;
+    site.apply(&node("node-c", "172.18.0.4", "10.250.0.0/24"))?;
+    let agent = || site.agent(&["--peers", "lookup"]);
+
+    // IPv4 and IPv6 of one pod: only the first is in a field selector.
+    let both = pod("both", "node-b", &[SERVER.into(), SERVER6.into()]);
+    site.apply(&both)?;
+    let by_node = agent()?;
+    for record in [send6(&site, &by_node)?, site.send(&by_node)?] {
+        assert_eq!(record.pod("destination"), "lab/both", "{record}");
+    }
+    assert_eq!(found_by(by_node)?, [0, 2, 0]);
+    site.delete(&both)?;
+
+    // On a node whose range is another: not among the pods of the node that the range tells.
+    let strayed = pod("strayed", "node-c", &[SERVER.into()]);
+    site.apply(&strayed)?;
+    let by_address = agent()?;
+    assert_eq!(site.send(&by_address)?.pod("destination"), "lab/strayed");
+    assert_eq!(found_by(by_address)?, [0, 0, 1]);
+    site.delete(&strayed)?;
+
+    // An IPv6 address on that node is in no field selector either; the slice names the pod.
+    let sliced = pod("sliced", "node-c", &["10.250.0.9".parse()?, SERVER6.into()]);
+    site.apply(&sliced)?;
+    site.apply(&json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv6",
+        "metadata": { "namespace": "lab", "name": "sliced-abcde", "labels": { "kubernetes.io/service-name": "sliced" } },
+        "endpoints": [{
+            "addresses": [SERVER6], "conditions": { "ready": true },
+            "targetRef": { "kind": "Pod", "namespace": "lab", "name": "sliced" },
+        }],
+        "ports": [{ "name": "", "port": 5000, "protocol": "UDP" }],
+    }))?;
+    let by_slice = agent()?;
+    assert_eq!(send6(&site, &by_slice)?.pod("destination"), "lab/sliced");
+    assert_eq!(found_by(by_slice)?, [1, 0, 0]);
+    Ok(())
+}
+
+/// With the tc hook alone what the enforcer drops is a connection without an answer; its record has the peer's name too.
+#[test]
+fn an_unanswered_connection_waits_for_its_peers_name() -> Result<()> {
+    if skip("source::lookup::an_unanswered_connection_waits_for_its_peers_name") {
+        return Ok(());
+    }
+    let site = Site::start()?;
+    site.apply(&node("node-b", "172.18.0.3", "10.244.2.0/24"))?;
+    site.delete(&pod("server", NODE, &[]))?;
+    site.apply(&pod("first", "node-b", &[SERVER.into()]))?;
+    // The hook is on the interfaces of the agent's own network namespace.
+    let _relay = Relay::start(site.pair.lab.node(), site.plane.address())?;
+    let kubeconfig = site.plane.kubeconfig().display().to_string();
+    let arguments = ["--hooks", "tc", "--node-name", NODE, "--peers", "lookup", "--kubeconfig", &kubeconfig];
+    let agent = Agent::start_in(site.pair.lab.node(), &arguments)?;
+    let client = &site.pair.client()?.netns;
+    traffic::tcp(client, CLIENT.into(), (SERVER, 80).into(), ONE_SYN, TcpOptions::default())?;
+    agent.wait_for("an unanswered connection", |records| records.iter().any(|r| r.kind() == "unanswered"))?;
+    let run = agent.stop()?;
+    let silent = run.records.iter().find(|record| record.kind() == "unanswered").context("it was there")?;
+    assert_eq!(
+        (silent.pod("source"), silent.pod("destination")),
+        ("lab/client".into(), "lab/first".into()),
+        "{silent}"
+    );
+    assert_eq!(silent.text("/enrichment"), "complete", "{silent}");
+    assert_eq!(run.stopped()?.number("/connections/unanswered"), Some(1), "{}", run.stopped()?);
+    Ok(())
 }

@@ -112,7 +112,7 @@ impl Feed {
         match self.lists {
             Lists::Whole => self.whole.extend(changes.into_iter().filter_map(|change| match change {
                 Change::Upsert(object) => Some(object),
-                Change::Delete(_) | Change::Replace(..) => None,
+                Change::Delete(_) | Change::Replace(..) | Change::Listed(_) => None,
             })),
             Lists::Parts | Lists::Additions => self.apply(changes),
         }
@@ -122,7 +122,10 @@ impl Feed {
     pub fn complete(&mut self) {
         let changes = match self.lists {
             Lists::Whole => vec![Change::Replace(self.scope.clone(), std::mem::take(&mut self.whole))],
-            Lists::Parts => self.gone().into_iter().map(Change::Delete).collect(),
+            Lists::Parts => {
+                let gone = self.gone().into_iter().map(Change::Delete);
+                gone.chain([Change::Listed(self.scope.kind.clone())]).collect()
+            }
             Lists::Additions => Vec::new(),
         };
         self.seen = HashSet::new();
@@ -263,6 +266,9 @@ pub(super) enum Event<R> {
     Upsert { item: Item<R>, new: bool },
     Delete(Item<R>),
 }
+
+#[cfg(test)]
+mod tests;
 
 fn kind_name(kind: &Kind) -> &str {
     match kind {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! an end without a name, or with one not heard of lately ─> Lookups::ask ─┬─> a pod known by name: GET it
-//!                                                                        └─> else: EndpointSlice, status.podIP, its node's pods
+//!                                                                        └─> else: EndpointSlice, its node's pods, status.podIP
 //! ```
 //!
 //! Pods elsewhere are not watched, so what was looked up goes stale unseen. An answer names a packet only if it was asked for

@@ -31,6 +31,7 @@ impl Index {
                 Change::Upsert(object) => self.put(object, at),
                 Change::Delete(key) => self.take(&key, at),
                 Change::Replace(scope, objects) => self.replace(&scope, objects, at),
+                Change::Listed(kind) => _ = self.listed.insert(kind),
             }
         }
         self.history.forget(at);
@@ -94,7 +95,7 @@ impl Index {
                 != (&pod.labels, &pod.ports, pod.host_network, &pod.node)
         });
         if let Some(before) = changed {
-            self.history.undo(&namespace, at, Before::Pod(before.clone()));
+            self.history.undo_pod(at, (*before).clone());
         }
         let from = if known { at } else { Timestamp::MIN };
         let claims: Vec<IpAddr> = if pod.owns_addresses() { pod.ips.to_vec() } else { Vec::new() };

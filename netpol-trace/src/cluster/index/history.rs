@@ -23,8 +23,11 @@ pub(super) struct History {
     last: Option<Timestamp>,
     /// Oldest first.
     claims: HashMap<IpAddr, VecDeque<Claim>>,
-    /// Oldest first, by namespace.
-    undo: HashMap<Str, VecDeque<Undo>>,
+    /// Policies and labels of namespaces: oldest first, by namespace.
+    undo: HashMap<Str, VecDeque<Undo<Before>>>,
+    /// The same pod with other labels or ports: oldest first. By pod, since pods change far more often than all else, and
+    /// a drop must not cost more because its pods' neighbours change.
+    pods: HashMap<PodPlace, VecDeque<Undo<Arc<Pod>>>>,
     /// Where the oldest of everything is.
     order: VecDeque<(Timestamp, Place)>,
     /// Forgotten before its time, because there was too much.
@@ -41,9 +44,9 @@ pub(super) struct Claim {
 
 /// What held until then.
 #[derive(Debug, Clone)]
-pub(super) struct Undo {
+pub(super) struct Undo<B> {
     pub(super) until: Timestamp,
-    pub(super) before: Before,
+    pub(super) before: B,
 }
 
 #[derive(Debug, Clone)]
@@ -52,14 +55,16 @@ pub(super) enum Before {
     Namespace(Option<Arc<Namespace>>),
     /// The policy of that name; `None`: there was none.
     Policy(Str, Option<Arc<Policy>>),
-    /// The same pod with other labels or ports.
-    Pod(Arc<Pod>),
 }
+
+/// Namespace and name.
+type PodPlace = (Str, Str);
 
 #[derive(Debug, Clone)]
 enum Place {
     Address(IpAddr),
     Namespace(Str),
+    Pod(PodPlace),
 }
 
 impl History {
@@ -89,6 +94,14 @@ impl History {
         self.undo.entry(namespace.clone()).or_default().push_back(Undo { until, before });
     }
 
+    /// `before` had these labels and ports until then.
+    pub(super) fn undo_pod(&mut self, until: Timestamp, before: Arc<Pod>) {
+        self.touch(until);
+        let place = (before.namespace.clone(), before.key());
+        self.order.push_back((until, Place::Pod(place.clone())));
+        self.pods.entry(place).or_default().push_back(Undo { until, before });
+    }
+
     /// Forgets what is too old or too much.
     pub(super) fn forget(&mut self, now: Timestamp) {
         while let Some((until, _)) = self.order.front() {
@@ -100,6 +113,7 @@ impl History {
             match self.order.pop_front() {
                 Some((_, Place::Address(ip))) => pop(&mut self.claims, &ip),
                 Some((_, Place::Namespace(name))) => pop(&mut self.undo, &name),
+                Some((_, Place::Pod(place))) => pop(&mut self.pods, &place),
                 None => {}
             }
         }
@@ -110,14 +124,18 @@ impl History {
         self.claims.get(&ip).into_iter().flatten()
     }
 
-    /// All that is kept of a namespace, latest first.
-    pub(super) fn of_namespace(&self, name: &str) -> impl Iterator<Item = &Undo> {
-        self.undo.get(name).into_iter().flat_map(|undo| undo.iter().rev())
+    /// What to undo for a namespace as of `time`, latest first.
+    pub(super) fn since(&self, name: &str, time: Timestamp) -> impl Iterator<Item = &Undo<Before>> {
+        let kept = self.undo.get(name).into_iter().flat_map(|undo| undo.iter().rev());
+        kept.take_while(move |undo| undo.until > time)
     }
 
-    /// What to undo for a namespace as of `time`, latest first.
-    pub(super) fn since(&self, name: &str, time: Timestamp) -> impl Iterator<Item = &Undo> {
-        self.of_namespace(name).take_while(move |undo| undo.until > time)
+    /// What to undo for this very pod as of `time`, latest first.
+    pub(super) fn of_pod_since(&self, pod: &Pod, time: Timestamp) -> impl Iterator<Item = &Undo<Arc<Pod>>> {
+        // Most pods have no history, and an index without any is asked for each drop too.
+        let place = (!self.pods.is_empty()).then(|| (pod.namespace.clone(), pod.key()));
+        let kept = place.and_then(|place| self.pods.get(&place)).into_iter().flat_map(|undo| undo.iter().rev());
+        kept.take_while(move |undo| undo.until > time).filter(|undo| undo.before.is_same(pod))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -5,13 +5,23 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::model::{Pod, Str};
+use super::super::model::{Pod, Policy, Str};
 use super::history::Before;
 use super::{Index, NamespaceEntry, Owner, PodEntry};
 
 /// A pod uses its address before the API tells it: kubelet starts the pod, then reports. Within this time before an
 /// address was seen to change hands, either owner may have had it.
 const TOLD_LATE: SignedDuration = SignedDuration::from_secs(5);
+
+/// A policy that changed, whose version from before is still kept.
+#[derive(Debug, Clone, Copy)]
+pub struct PolicyChanged<'a> {
+    pub name: &'a Str,
+    pub before: Option<&'a Arc<Policy>>,
+    pub after: Option<&'a Arc<Policy>>,
+    /// When the change was learned.
+    pub at: Timestamp,
+}
 
 /// The index as it was at a time, as far as some addresses are concerned.
 #[derive(Debug)]
@@ -60,7 +70,9 @@ impl Index {
         }
         let differs = past.holders.iter().any(|(ip, holder)| match (holder, self.owner_of(*ip)) {
             (Holder::Pod(pod), Owner::Pod(now)) => {
-                !Arc::ptr_eq(pod, now.pod) || self.history.since(&pod.namespace, time).next().is_some()
+                !Arc::ptr_eq(pod, now.pod)
+                    || self.history.since(&pod.namespace, time).next().is_some()
+                    || self.history.of_pod_since(pod, time).next().is_some()
             }
             (Holder::Several(then), Owner::Ambiguous(now)) => *then != now,
             (Holder::Nobody, Owner::None | Owner::Node(_) | Owner::Former(_)) => false,
@@ -93,7 +105,6 @@ impl Index {
                 Before::Namespace(object) => entry.object.clone_from(object),
                 Before::Policy(name, Some(policy)) => _ = entry.policies.insert(name.clone(), policy.clone()),
                 Before::Policy(name, None) => _ = entry.policies.remove(name),
-                Before::Pod(_) => {}
             }
         }
         entry
@@ -101,15 +112,8 @@ impl Index {
 
     /// The labels and ports that a pod had: back to `time`, or to the first that is known of it.
     fn pod_at(&self, pod: &Arc<Pod>, time: Timestamp) -> Arc<Pod> {
-        let mut found = pod;
-        for undo in self.history.since(&pod.namespace, time) {
-            if let Before::Pod(before) = &undo.before
-                && before.is_same(pod)
-            {
-                found = before;
-            }
-        }
-        found.clone()
+        let earliest = self.history.of_pod_since(pod, time).last();
+        earliest.map_or(pod, |undo| &undo.before).clone()
     }
 
     fn holder(&self, ip: IpAddr, time: Timestamp) -> Holder {
@@ -152,19 +156,41 @@ impl Index {
     /// Whether what decides about a pod changed within `span` before or after `time`: a policy of its namespace, also one
     /// that is gone, the namespace's labels, or the pod's own.
     pub fn changed_near(&self, pod: &Pod, time: Timestamp, span: SignedDuration) -> bool {
-        self.history.of_namespace(&pod.namespace).any(|undo| {
-            let concerns = match &undo.before {
-                Before::Pod(before) => before.is_same(pod),
-                Before::Namespace(_) | Before::Policy(..) => true,
-            };
-            concerns && time.duration_since(undo.until).abs() <= span
-        })
+        let (first, last) = near(time, span);
+        self.history.since(&pod.namespace, first).any(|undo| undo.until <= last)
+            || self.history.of_pod_since(pod, first).any(|undo| undo.until <= last)
+    }
+
+    /// The policies of a namespace that changed within `span` before or after `time`, each with its latest such change:
+    /// what it was before (`None`: it was made) and is now (`None`: it is gone).
+    pub fn policies_changed_near(
+        &self,
+        namespace: &str,
+        time: Timestamp,
+        span: SignedDuration,
+    ) -> Vec<PolicyChanged<'_>> {
+        let (first, last) = near(time, span);
+        let mut found: Vec<PolicyChanged<'_>> = Vec::new();
+        for undo in self.history.since(namespace, first).filter(|undo| undo.until <= last) {
+            let Before::Policy(name, before) = &undo.before else { continue };
+            if !found.iter().any(|known| known.name == name) {
+                let after = self.policy(namespace, name);
+                found.push(PolicyChanged { name, before: before.as_ref(), after, at: undo.until });
+            }
+        }
+        found
     }
 
     /// How much is kept of what was, and how much was forgotten before its time.
     pub fn history(&self) -> (usize, u64) {
         (self.history.len(), self.history.crowded_out())
     }
+}
+
+/// What lies within `span` of `time`: after the first and not after the last.
+fn near(time: Timestamp, span: SignedDuration) -> (Timestamp, Timestamp) {
+    let nanosecond = SignedDuration::from_nanos(1);
+    (time.saturating_sub(span + nanosecond).unwrap_or(time), time.saturating_add(span).unwrap_or(time))
 }
 
 impl Moment<'_> {

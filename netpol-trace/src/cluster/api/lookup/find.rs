@@ -1,7 +1,8 @@
 //! Asks the server whose an address is, within a budget, and puts the answer into the cluster's state.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -22,7 +23,7 @@ use super::super::watch::Resource;
 use super::budget::Budget;
 use super::{Answer, Asked, Lookups, MAX_CONFIRMS, MOMENT, SWEEP};
 
-/// Lists by an address or a node: each scans all pods in the server's cache.
+/// Lists by a node or an address: for the latter the server looks at every pod.
 const LISTS: (Duration, u32) = (Duration::from_secs(1), 10);
 /// GETs of one pod by its name, which cost the server little.
 const GETS: (Duration, u32) = (Duration::from_millis(200), 20);
@@ -45,6 +46,9 @@ pub async fn run(connection: Connection, cluster: Cluster, lookups: Lookups, ask
         nodes_again: Budget::new(NODES_AGAIN, 1),
         nodes,
         pods: Resource { verbs: &["get", "list", "watch"], ..Resource::of("", "v1", "pods") },
+        ranges_hold: AtomicBool::new(true),
+        found_by: FoundBy::default(),
+        forbidden: Mutex::default(),
     });
     finder.lookups.begin();
     let Asked { finds, confirms } = asked;
@@ -82,6 +86,11 @@ struct Finder {
     /// Has the nodes listed again.
     nodes: Arc<Notify>,
     pods: Resource,
+    /// Pods have addresses of their nodes' pod CIDRs, as far as was seen.
+    ranges_hold: AtomicBool,
+    found_by: FoundBy,
+    /// The right that is missing, since the last pod that was found.
+    forbidden: Mutex<Option<String>>,
 }
 
 /// A pod that has the address, and a time before which it was not asked.
@@ -135,35 +144,58 @@ impl Finder {
                 return Ok(Looked::Later);
             }
             if let Some((pod, at)) = self.get(&namespace, &name, ip).await? {
+                self.found_by.slice.fetch_add(1, Ordering::Relaxed);
                 return Ok(Looked::Pod(Box::new(pod), at));
             }
         }
-        if !self.lists.take(PATIENCE).await {
-            return Ok(Looked::Later);
-        }
-        // Finished pods keep their address in status.
-        let by_address = format!("status.podIP={ip},status.phase!=Succeeded,status.phase!=Failed");
-        let mut claimed = self.list(by_address).await?;
-        let node = self.node_of(ip);
-        // A second address of a pod is in no field selector.
-        if claimed.is_empty()
-            && let Some(node) = node
-        {
+        for way in self.ways(ip) {
             if !self.lists.take(PATIENCE).await {
                 return Ok(Looked::Later);
             }
-            claimed = self.list(format!("spec.nodeName={node}")).await?;
+            let mut claims = self.list(way.fields(ip)).await?.into_iter().filter(|pod| has(pod, ip));
+            let Some(one) = claims.next() else { continue };
+            // Two pods claim it: naming either could be wrong.
+            if claims.next().is_some() {
+                return Ok(Looked::Nobody);
+            }
+            // The list came out of a cache, which may be behind.
+            if !self.gets.take(PATIENCE).await {
+                return Ok(Looked::Later);
+            }
+            let now = self.get(&one.namespace, &one.name, ip).await?.filter(|(pod, _)| pod.uid == one.uid);
+            let Some((pod, at)) = now else { return Ok(Looked::Nobody) };
+            self.learn(&way, ip, &pod);
+            return Ok(Looked::Pod(Box::new(pod), at));
         }
-        let claim = |pod: &Pod| has(pod, ip);
-        let mut claims = claimed.into_iter().filter(claim);
-        // Two pods claim it: naming either could be wrong.
-        let (Some(one), None) = (claims.next(), claims.next()) else { return Ok(Looked::Nobody) };
-        // The list came out of a cache, which may be behind.
-        if !self.gets.take(PATIENCE).await {
-            return Ok(Looked::Later);
+        Ok(Looked::Nobody)
+    }
+
+    /// By its node first where the nodes' pod CIDRs tell it: the server has an index of pods by node, and looks at every
+    /// pod for an address. A second address of a pod is in no field selector, so its node is the only way to it.
+    fn ways(&self, ip: IpAddr) -> Vec<Way> {
+        let node = self.node_of(ip).map(Way::Node);
+        let mut ways: Vec<Way> = node.into_iter().chain([Way::Address]).collect();
+        if !self.ranges_hold.load(Ordering::Relaxed) {
+            ways.reverse();
         }
-        let now = self.get(&one.namespace, &one.name, ip).await?.filter(|(pod, _)| pod.uid == one.uid);
-        Ok(now.map_or(Looked::Nobody, |(pod, at)| Looked::Pod(Box::new(pod), at)))
+        ways
+    }
+
+    /// Some networks hand out addresses without regard to the nodes' pod CIDRs: then a node's pods are asked for last.
+    fn learn(&self, way: &Way, ip: IpAddr, pod: &Pod) {
+        let counted = match way {
+            Way::Node(_) => {
+                self.ranges_hold.store(true, Ordering::Relaxed);
+                &self.found_by.node
+            }
+            Way::Address => {
+                if self.node_of(ip).is_some_and(|node| pod.node.as_ref() != Some(&node)) {
+                    self.ranges_hold.store(false, Ordering::Relaxed);
+                }
+                &self.found_by.address
+            }
+        };
+        counted.fetch_add(1, Ordering::Relaxed);
     }
 
     fn is_watched(&self, ip: IpAddr) -> bool {
@@ -243,20 +275,44 @@ impl Finder {
         self.cluster.apply(vec![Change::Upsert(Object::Pod(pod))], Timestamp::now());
         let answer = Answer::Pod { namespace, name, uid, at, used: at };
         self.forget(self.lookups.answer(ip, Some(answer)));
+        *self.forbidden() = None;
+        self.tell();
     }
 
     /// How it goes, among the sources.
     fn tell(&self) {
         let (asked, unasked) = self.lookups.counts();
-        let detail = format!("{asked} addresses were looked up or confirmed, {unasked} more were too many at once");
-        let status = SourceStatus { synced: true, detail: Some(detail), ..SourceStatus::expected("lookups") };
-        self.cluster.set_source(status);
+        let FoundBy { slice, node, address } = &self.found_by;
+        let [slice, node, address] = [slice, node, address].map(|count| count.load(Ordering::Relaxed));
+        let detail = format!(
+            "{asked} addresses were looked up or confirmed, {unasked} more were too many at once; pods found by \
+             EndpointSlice: {slice}, by node: {node}, by address: {address}"
+        );
+        let error = self.forbidden().clone();
+        let synced = error.is_none();
+        self.cluster.set_source(SourceStatus {
+            synced,
+            error,
+            detail: Some(detail),
+            ..SourceStatus::expected("lookups")
+        });
     }
 
     fn failed(&self, ip: IpAddr, trouble: &Trouble) {
-        // The watches say so louder, once.
-        tracing::debug!("looking up {ip}: {}", crate::text::escape(&trouble.to_string()));
+        let message = trouble.to_string();
+        let line = format!("looking up {ip}: {}", crate::text::escape(&message));
+        // Rights that only lookups use nobody else misses; the rest the watches say louder, once.
+        if trouble.kind == TroubleKind::Forbidden && self.forbidden().replace(message).is_none() {
+            tracing::warn!("{line}");
+        } else {
+            tracing::debug!("{line}");
+        }
+        self.tell();
         self.lookups.leave(ip);
+    }
+
+    fn forbidden(&self) -> MutexGuard<'_, Option<String>> {
+        self.forbidden.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes pods elsewhere out of the state: nobody vouches for them any more.
@@ -278,6 +334,30 @@ impl Finder {
             self.cluster.apply(changes, Timestamp::now());
         }
     }
+}
+
+/// A list in which an address may be found.
+enum Way {
+    Node(Str),
+    Address,
+}
+
+impl Way {
+    fn fields(&self, ip: IpAddr) -> String {
+        match self {
+            Way::Node(node) => format!("spec.nodeName={node}"),
+            // Finished pods keep their address in status.
+            Way::Address => format!("status.podIP={ip},status.phase!=Succeeded,status.phase!=Failed"),
+        }
+    }
+}
+
+/// How many pods were found in which way.
+#[derive(Debug, Default)]
+struct FoundBy {
+    slice: AtomicU64,
+    node: AtomicU64,
+    address: AtomicU64,
 }
 
 enum Looked {

@@ -1,0 +1,43 @@
+use jiff::{SignedDuration, Timestamp};
+
+use super::super::super::index::Owner;
+use super::super::items;
+use super::*;
+
+fn pod(name: &str, created: Timestamp) -> Item<items::Pod> {
+    let created = created.round(jiff::Unit::Second).unwrap();
+    let json = format!(
+        r#"{{"metadata":{{"name":"{name}","namespace":"x","uid":"{name}","creationTimestamp":"{created}"}},
+            "status":{{"phase":"Running","podIP":"10.0.0.1"}}}}"#
+    );
+    serde_json::from_str(&json).unwrap()
+}
+
+fn owner(cluster: &Cluster, time: Timestamp) -> String {
+    let ip = "10.0.0.1".parse().unwrap();
+    match cluster.read().at(time, &[ip]).owner_of(ip) {
+        Owner::Pod(view) => view.pod.name.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+/// After the first list a new pod is new: what was dropped before belongs to whoever had the address then.
+#[test]
+fn an_address_of_a_list_in_parts_that_changes_hands() {
+    let cluster = Cluster::live();
+    let mut feed = Feed::new(cluster.clone(), "pods", Kind::Pod.into(), Lists::Parts);
+    let start = Timestamp::now();
+    feed.begin();
+    feed.listed([pod("first", start - SignedDuration::from_hours(1))]);
+    feed.complete();
+    let before = Timestamp::now();
+    assert_eq!((owner(&cluster, start), owner(&cluster, before)), ("first".into(), "first".into()));
+    let second = || pod("second", before + SignedDuration::from_secs(5));
+    feed.changed([Event::Delete(pod("first", start)), Event::Upsert { item: second(), new: true }]);
+    assert_eq!((owner(&cluster, before), owner(&cluster, Timestamp::now())), ("first".into(), "second".into()));
+    // And so does a list after a break.
+    feed.begin();
+    feed.listed([second()]);
+    feed.complete();
+    assert_eq!((owner(&cluster, before), owner(&cluster, Timestamp::now())), ("first".into(), "second".into()));
+}

@@ -1,0 +1,76 @@
+//! What each verb of the agent's RBAC rules is for, as docs/security.md says it: the agent without one after the other.
+
+use anyhow::Result;
+use netpol_trace_tests::agent::Agent;
+use netpol_trace_tests::cluster::api::Api;
+use netpol_trace_tests::eventually;
+use netpol_trace_tests::pair::SERVER;
+use netpol_trace_tests::record::Record;
+
+use super::failure::{RIGHTS, account_with};
+use super::{NODE, Site, in_sync, pod, skip};
+
+/// A run without one verb, in one mode.
+fn works(site: &Site, lacking: &str, verb: &str, peers: &str) -> Result<[bool; 2]> {
+    let name = format!("no-{verb}-{lacking}");
+    account_with(site, &name, &|resource, v| (resource, v) != (lacking, verb))?;
+    let kubeconfig = site.plane.account_kubeconfig("lab", &name)?;
+    let api = Api::connect(&kubeconfig)?;
+    let other = if lacking == "namespaces" { "services" } else { "namespaces" };
+    eventually("the account's rights", || Ok(api.get(&format!("/api/v1/{other}?limit=1")).ok()))?;
+    let kubeconfig = kubeconfig.display().to_string();
+    let agent = Agent::start(&["--all-drops", "--node-name", NODE, "--peers", peers, "--kubeconfig", &kubeconfig])?;
+    let refused = format!("may not {verb} {lacking}");
+    let is_refused = |records: &[Record]| {
+        let status = records.iter().rfind(|record| record.kind() == "status");
+        let sources = status.map(|status| status.list("/sources").iter()).into_iter().flatten();
+        sources.filter_map(|source| source["error"].as_str()).any(|error| error.contains(&refused))
+    };
+    // Either all is well or a source says for good that it isn't; what only lookups use is missed with the first of them.
+    agent.wait_for("the sources' word", |records| in_sync(records) || is_refused(records))?;
+    let record = site.send(&agent)?;
+    let named = record.pod("destination") == "lab/server";
+    let run = agent.stop()?;
+    run.balance()?;
+    let synced = in_sync(&run.records);
+    assert!(synced || is_refused(&run.records), "{:?}", run.stopped()?);
+    assert_eq!(synced, !run.stderr.contains(&refused), "{}", run.stderr);
+    Ok([synced, named])
+}
+
+/// The table of the page: with all pods watched, and with pods elsewhere looked up.
+#[test]
+fn each_verb_is_for_what_the_page_says() -> Result<()> {
+    if skip("source::rights::each_verb_is_for_what_the_page_says") {
+        return Ok(());
+    }
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/security.md"))?;
+    let site = Site::start()?;
+    site.apply(&super::node("node-b", "172.18.0.3", "10.244.2.0/24"))?;
+    // Elsewhere, so that lookups are needed.
+    site.delete(&pod("server", NODE, &[]))?;
+    site.apply(&pod("server", "node-b", &[SERVER.into()]))?;
+    let mut missing = Vec::new();
+    for (_, resource, verbs) in RIGHTS {
+        for verb in verbs {
+            let said = |[synced, named]: [bool; 2]| match (synced, named) {
+                (true, true) => "all works",
+                (true, false) => "in sync, not named",
+                (false, true) => "out of sync",
+                (false, false) => "out of sync, not named",
+            };
+            let lookup = said(works(&site, resource, verb, "lookup")?);
+            // The mode is about pods and nodes.
+            let watch = match resource {
+                "pods" | "nodes" => said(works(&site, resource, verb, "watch")?),
+                _ => lookup,
+            };
+            let row = format!("| {verb} {resource} | {watch} | {lookup} |");
+            if !page.contains(&row) {
+                missing.push(row);
+            }
+        }
+    }
+    assert!(missing.is_empty(), "docs/security.md has not the rows\n{}", missing.join("\n"));
+    Ok(())
+}
