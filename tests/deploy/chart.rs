@@ -49,6 +49,10 @@ fn options_make_their_objects() -> Result<()> {
     let more = kinds(&["podMonitor.enabled=true", "networkPolicy.enabled=true"])?;
     let added: Vec<&String> = more.iter().filter(|object| !plain.contains(object)).collect();
     assert_eq!(added, ["NetworkPolicy netpol-trace", "PodMonitor netpol-trace"]);
+    let rules = |values: &[&str]| -> Result<Option<usize>> {
+        Ok(helm(&program, values)?["ClusterRole netpol-trace"]["rules"].as_array().map(Vec::len))
+    };
+    assert_eq!(rules(&["rbac.events=true"])?, rules(&[])?.map(|rules| rules + 1));
     let none = kinds(&["rbac.create=false", "serviceAccount.create=false"])?;
     assert_eq!(none, ["ConfigMap netpol-trace", "DaemonSet netpol-trace"]);
 
