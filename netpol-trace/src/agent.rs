@@ -22,10 +22,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Intake;
 use crate::cluster::access_review::Reviewer;
+use crate::cluster::api::Access;
 use crate::config::Live;
 use crate::flows::Flows;
 use crate::history::History;
-use crate::http::{self, Token};
+use crate::http::{self, Guard};
 use crate::inventory::Watcher;
 use crate::kernel;
 use crate::kernel::pins::Keep;
@@ -61,6 +62,8 @@ pub enum HookName {
 #[derive(Debug)]
 pub struct Config {
     pub source: source::From,
+    /// The API server, for what is asked of it or written to it besides.
+    pub access: Access,
     pub node: Option<String>,
     pub cluster: Option<String>,
     pub all_drops: bool,
@@ -70,8 +73,8 @@ pub struct Config {
     pub format: Format,
     /// Where /metrics and the probes are served; nowhere by default.
     pub listen: Option<SocketAddr>,
-    /// Holds the token that /metrics asks for.
-    pub metrics_token: Option<PathBuf>,
+    /// Whom /metrics answers; nothing means anybody.
+    pub metrics_guard: Option<Guard>,
     /// Where records are kept for `tail`, and at most how many octets of them.
     pub history: Option<(PathBuf, u64)>,
     /// Where `tail` is answered, and how the API server is asked who may see what.
@@ -106,9 +109,11 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     let (cluster, source) = source::open(&config.source).await?;
     let run = run_id();
     let output = open_output(&config, &run)?;
-    let token = config.metrics_token.clone().map(Token::in_file).transpose()?;
     let served = match config.listen {
-        Some(address) => Some((http::bind(address).await?, http::router(output.metrics().clone(), token))),
+        Some(address) => {
+            let router = http::router(output.metrics().clone(), config.metrics_guard.take());
+            Some((http::bind(address).await?, router))
+        }
         None => None,
     };
     let tail_served = match (config.tail.take(), &config.history) {
@@ -267,7 +272,7 @@ fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
         if targets[..at].iter().any(|other| other.place.is_same(&target.place)) {
             bail!("--output {}: named twice", target.place);
         }
-        output.add(target.open(config.format)?)?;
+        output.add(target.open(config.format, &config.access, config.node.as_deref())?)?;
     }
     if let Some((folder, size)) = &config.history {
         let history = History::open(folder, run, *size);

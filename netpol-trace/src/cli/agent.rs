@@ -13,6 +13,7 @@ use crate::agent::{self, Config};
 use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::{Options, Peers};
 use crate::config::{Live, flags};
+use crate::http::{Guard, Token};
 use crate::kernel::pins::{self, Keep};
 use crate::record::encode::Format;
 use crate::sink::target::Target;
@@ -57,8 +58,8 @@ pub struct AgentArgs {
     #[arg(long)]
     all_drops: bool,
 
-    /// Where records go: stdout, a file (PATH or file:PATH, appended to) or otlp:URL (OTLP over HTTP). Options follow after
-    /// commas: format=NAME; for files max-size=64MiB, max-age=24h, keep=5 (how many older ones, PATH.1 being the newest); for
+    /// Where records go: stdout, a file (PATH or file:PATH, appended to), otlp:URL (OTLP over HTTP) or events (Kubernetes
+    /// Events about the pods that policies keep apart, aggregated). Options follow after commas: format=NAME; for files max-size=64MiB, max-age=24h, keep=5 (how many older ones, PATH.1 being the newest); for
     /// OTLP token-file=PATH. May be given more than once; the first one is what the books are about. [default: stdout]
     #[arg(long, value_name = "TARGET")]
     output: Vec<Target>,
@@ -74,6 +75,11 @@ pub struct AgentArgs {
     /// Answer /metrics only to who sends the token in this file (Authorization: Bearer). Read again for each request.
     #[arg(long, value_name = "PATH", requires = "listen")]
     metrics_token_file: Option<PathBuf>,
+
+    /// Answer /metrics only to who sends a token (Authorization: Bearer) that the API server knows, for itself or for the
+    /// audience netpol-trace, and whose owner may get /metrics by RBAC (nonResourceURLs).
+    #[arg(long, requires = "listen", conflicts_with = "metrics_token_file")]
+    metrics_rbac: bool,
 
     /// Keep the newest records in this folder for `netpol-trace tail`, also over restarts. [default: nowhere]
     #[arg(long, value_name = "PATH")]
@@ -178,19 +184,25 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     if args.peers == Peers::Lookup && node.is_none() {
         anyhow::bail!("--peers=lookup needs to know which pods are this node's: give --node-name, or set NODE_NAME");
     }
-    let reviewer = Reviewer::new(access.clone(), args.agents_namespace);
+    let reviewer = Reviewer::new(access.clone(), args.agents_namespace.clone());
+    let guard = match args.metrics_token_file {
+        Some(path) => Some(Guard::Token(Token::in_file(path)?)),
+        None if args.metrics_rbac => Some(Guard::review(Reviewer::new(access.clone(), args.agents_namespace))),
+        None => None,
+    };
     let config = Config {
         source: match args.manifests.is_empty() {
             true => From::Api(Options { access, peers: args.peers, node }),
             false => From::Manifests(args.manifests),
         },
+        access: args.api.access(),
         node: args.node_name,
         cluster: args.cluster_name,
         all_drops: args.all_drops,
         outputs: args.output,
         format: args.format,
         listen: args.listen,
-        metrics_token: args.metrics_token_file,
+        metrics_guard: guard,
         history: args.history_dir.map(|folder| (folder, args.history_mib << 20)),
         tail: args.tail_listen.map(|address| (address, reviewer)),
         duration: args.duration,
