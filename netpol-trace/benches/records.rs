@@ -21,13 +21,14 @@ use netpol_trace::cluster::Cluster;
 use netpol_trace::cluster::change::Change;
 use netpol_trace::kernel::RawDrop;
 use netpol_trace::output::Output;
-use netpol_trace::packet::{Answers, Candidate, Facts, Site, TCP};
+use netpol_trace::packet::{Answers, Candidate, Facts, Repeats, Site, TCP};
 use netpol_trace::pipeline::Pipeline;
 use netpol_trace::record::encode::Format;
 use netpol_trace::record::{Hook, Mechanism, VerdictResult};
 use netpol_trace::sink::Numbers;
 use netpol_trace::sink::file::{Lines, Rotation};
 use netpol_trace::verdict::{self, Connection, Options};
+use netpol_trace_common::fold::FoldKey;
 use netpol_trace_common::{CT_WORDS, DropEvent, HEAD_LEN, flags};
 
 const PODS: usize = 10_000;
@@ -124,6 +125,7 @@ fn drop_of((connection, source_port): (&Connection<'_>, u16)) -> RawDrop {
         ctinfo: 0,
         flags: flags::DEVICE | flags::DST,
         pad: [0; 6],
+        key: FoldKey::default(),
         device: [0; 2],
         head,
     };
@@ -136,7 +138,7 @@ fn drop_of((connection, source_port): (&Connection<'_>, u16)) -> RawDrop {
         rejected: false,
         answers: Answers { icmp: true, icmp6: true, reset: true },
     };
-    RawDrop { event, facts }
+    RawDrop { event, facts, repeats: Repeats::ONE }
 }
 
 /// CLOCK_MONOTONIC, nearly: ns.

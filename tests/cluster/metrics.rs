@@ -42,7 +42,7 @@ fn start(kubeconfig: &Path) -> Result<(Agent, SocketAddr)> {
 /// The roles as `overlays/host-network-metrics` has them, bound to accounts of this test.
 fn roles(plane: &ControlPlane) -> Result<()> {
     let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
-    let developer = include_str!("../../deploy/developer-role.yaml");
+    let developer = include_str!("../../deploy/kustomize/components/tail/roles.yaml");
     let reviewer = developer.split("\n---\n").find(|document| document.contains("netpol-trace-reviewer"));
     plane.api().create_yaml(roles, reviewer.unwrap_or_default())?;
     plane.api().create_yaml(roles, include_str!("../../deploy/kustomize/components/metrics-rbac/role.yaml"))
