@@ -133,7 +133,11 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
         ..kernel::Options::default()
     };
     let mut hooks = Vec::new();
-    let drops = if config.wants(HookName::KfreeSkb) { Some(open_drops(&options, config.fold_window, &mut hooks)?) } else { None };
+    let drops = if config.wants(HookName::KfreeSkb) {
+        Some(open_drops(&options, config.fold_window, &mut hooks)?)
+    } else {
+        None
+    };
     let mut previous = state.as_ref().and_then(|state| state.before(Timestamp::now()));
     if let (Some(previous), true) = (&mut previous, drops.as_ref().is_some_and(|drops| drops.attached.was_kept())) {
         // The hook went on without an agent: no time to declare.
@@ -282,7 +286,11 @@ fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
 }
 
 /// Loads and attaches the hook on freed packets.
-fn open_drops(options: &kernel::Options, window: Duration, hooks: &mut Vec<HookState>) -> anyhow::Result<reader::Drops> {
+fn open_drops(
+    options: &kernel::Options,
+    window: Duration,
+    hooks: &mut Vec<HookState>,
+) -> anyhow::Result<reader::Drops> {
     let (mut attached, names, symbols_error) = kernel::open(options)?;
     if let Some(error) = &symbols_error {
         tracing::warn!("{error}; drops are recorded by reason only, without location and mechanism");

@@ -77,13 +77,21 @@ pub struct Options {
     pub fold: bool,
     /// What stays when the agent ends.
     pub keep: pins::Keep,
-    /// Where it is pinned.
+    /// Where it is pinned, or was by an agent before; empty: not looked at.
     pub pin_folder: PathBuf,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { all_drops: false, ring_bytes: 4 << 20, program_logs: false, raw_tracepoint: false, fold: true, keep: Keep::Nothing, pin_folder: pins::FOLDER.into() }
+        Options {
+            all_drops: false,
+            ring_bytes: 4 << 20,
+            program_logs: false,
+            raw_tracepoint: false,
+            fold: true,
+            keep: Keep::Nothing,
+            pin_folder: PathBuf::new(),
+        }
     }
 }
 

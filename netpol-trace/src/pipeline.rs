@@ -221,13 +221,7 @@ impl Pipeline {
     }
 
     /// Judges a named flow and writes its record; `false`: it should wait, and may.
-    fn finish(
-        &mut self,
-        index: &Index,
-        held: &Held,
-        flow: Flow<'_>,
-        may_wait: bool,
-    ) -> Result<bool, SinkError> {
+    fn finish(&mut self, index: &Index, held: &Held, flow: Flow<'_>, may_wait: bool) -> Result<bool, SinkError> {
         let Held { packet, repeats, facts, origin, .. } = held;
         let packets = repeats.packets();
         let time = self.clock.wall(packet.time);

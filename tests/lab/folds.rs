@@ -67,8 +67,9 @@ fn a_full_map_folds_coarser() -> Result<()> {
     let run = agent.stop()?;
     run.balance()?;
     assert_eq!(packets(own(&pair, &run)), pair.counted("denied")?);
-    let coarse: Vec<&Record> =
-        own(&pair, &run).filter(|r| r.text("/folded_by/because") == "flow_map_full" && r.text("/network/family") == "ipv6").collect();
+    let coarse: Vec<&Record> = own(&pair, &run)
+        .filter(|r| r.text("/folded_by/because") == "flow_map_full" && r.text("/network/family") == "ipv6")
+        .collect();
     let [fold] = coarse.as_slice() else { panic!("one client, one port: {coarse:?}") };
     assert_eq!(fold.count(), 199, "all but the first one");
     assert_eq!((fold.number("/source/port"), fold.number("/destination/port")), (None, Some(53)), "{fold}");

@@ -74,7 +74,12 @@ impl Row {
 
     pub fn watch_with(&mut self, arguments: &[&str]) -> Result<()> {
         let mut command = Command::new(agent::binary()?);
-        command.arg("agent").args(agent::SOON).args(["--node-name", "node-a", "--manifests"]).arg(self.pair.manifests()).args(arguments);
+        command
+            .arg("agent")
+            .args(agent::SOON)
+            .args(["--node-name", "node-a", "--manifests"])
+            .arg(self.pair.manifests())
+            .args(arguments);
         // A child has the network namespace of the thread that starts it.
         let agent = self.pair.lab.node().run(|| Agent::spawn(command))?;
         agent.wait_for("its status `started`", |records| records.iter().any(|r| r.text("/phase") == "started"))?;

@@ -69,7 +69,8 @@ pub fn run(
             }
         }
         send.all(drops.as_mut(), flows.as_mut());
-        if let Some(drops) = drops.as_mut().filter(|drops| !drops.window.is_zero() && turned.elapsed() >= drops.window) {
+        if let Some(drops) = drops.as_mut().filter(|drops| !drops.window.is_zero() && turned.elapsed() >= drops.window)
+        {
             turned = Instant::now();
             send.window(drops, flows.as_mut());
         }

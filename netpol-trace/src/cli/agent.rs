@@ -156,7 +156,9 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 fn window(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        window if window.is_zero() || (Duration::from_millis(100)..=Duration::from_secs(600)).contains(&window) => Ok(window),
+        window if window.is_zero() || (Duration::from_millis(100)..=Duration::from_secs(600)).contains(&window) => {
+            Ok(window)
+        }
         _ => Err("must be 0s, or from 100ms to 10m".into()),
     }
 }

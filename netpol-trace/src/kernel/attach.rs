@@ -12,12 +12,12 @@ use netpol_trace_common::{CodeRange, Config, Filter, Locations, PerCpu};
 
 use super::carry::Carry;
 use super::counters::Counters;
+use super::fold::Folds;
 use super::layout::Layout;
 use super::pins::{self, Keep, Pins};
 use super::reject::Rejects;
 use super::ring::Ring;
 use super::symbols::Symbols;
-use super::fold::Folds;
 use super::{KernelError, Options, filter, release};
 
 /// The programs, built by the build script.
@@ -61,6 +61,8 @@ pub struct Attached {
     rejects: Rejects,
     /// Code ranges that found no room in the programs' table.
     pub locations_left_out: usize,
+    /// Nobody else may use them meanwhile.
+    _pins: Option<Pins>,
     /// Keeps the programs' log map and the rest of the object alive.
     ebpf: Ebpf,
 }
@@ -140,9 +142,14 @@ impl Attached {
         });
         let log_level: u8 = if options.program_logs { 5 } else { 0 };
         let pins = match options.keep {
-            Keep::Nothing => None,
+            Keep::Nothing => {
+                pins::clear(&options.pin_folder);
+                None
+            }
             // Settings are part of the name: pinned programs and maps have them built in.
-            _ => Some(Pins::open(&options.pin_folder, (OBJECT, bytes_of(&config.0), options.ring_bytes)).map_err(cant_pin)?),
+            _ => Some(
+                Pins::open(&options.pin_folder, (OBJECT, bytes_of(&config.0), options.ring_bytes)).map_err(cant_pin)?,
+            ),
         };
         let mut loader = EbpfLoader::new();
         if let Some(pins) = &pins {
@@ -210,6 +217,7 @@ impl Attached {
             hook,
             rejects,
             locations_left_out,
+            _pins: pins,
             ebpf,
         })
     }

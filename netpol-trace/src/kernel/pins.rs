@@ -2,7 +2,7 @@
 //!
 //! Pins are of use only to an agent with the same programs and the same settings of them; their folder is named after both.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,9 +29,11 @@ pub enum Keep {
 }
 
 /// The folder of this build and these settings.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Pins {
     folder: PathBuf,
+    /// Held as long as the agent runs: two with the same maps would take each other's counts.
+    _lock: File,
     /// Something is there from the run before.
     pub(super) found: bool,
 }
@@ -44,6 +46,7 @@ impl Pins {
         let name = format!("{:016x}", hasher.finish());
         let folder = above.join(&name);
         fs::create_dir_all(&folder)?;
+        let lock = lock(above)?;
         for other in fs::read_dir(above)?.filter_map(Result::ok).filter(|entry| *entry.file_name() != *name) {
             tracing::warn!(
                 pins = %other.path().display(),
@@ -52,7 +55,7 @@ impl Pins {
             remove(&other.path())?;
         }
         let found = folder.join("CARRY").exists();
-        Ok(Pins { folder, found })
+        Ok(Pins { folder, _lock: lock, found })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -71,6 +74,30 @@ impl Pins {
     pub(super) fn attached(&self) -> Option<String> {
         let entries = fs::read_dir(&self.folder).ok()?.filter_map(Result::ok);
         entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix(LINK).map(str::to_owned)).next()
+    }
+}
+
+fn lock(above: &Path) -> io::Result<File> {
+    let folder = File::open(above)?;
+    folder.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::other("in use by another agent: give each agent a --pin-dir of its own"),
+        TryLockError::Error(error) => error,
+    })?;
+    Ok(folder)
+}
+
+/// Removes what an agent with `--pin` has left, for one without: a hook that was kept would go on for nobody.
+pub(super) fn clear(above: &Path) {
+    if !above.exists() || lock(above).is_err() {
+        return;
+    }
+    match remove(above) {
+        Ok(()) => {
+            tracing::warn!(pins = %above.display(), "pins of an agent before this one are removed: what they held is not told")
+        }
+        Err(error) => {
+            tracing::warn!(pins = %above.display(), %error, "pins of an agent before this one can't be removed")
+        }
     }
 }
 

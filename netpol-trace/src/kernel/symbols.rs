@@ -128,7 +128,9 @@ mod tests {
     fn the_image_is_what_has_no_module() {
         let symbols = Symbols::from_lines(TEXT.as_bytes()).unwrap();
         assert_eq!(symbols.image(), CodeRange { start: 0xffff1000, end: 0xffff1500 });
-        let around = Symbols::from_lines(&b"fff0 t before [a]\nffff1000 t f\nffff1100 t g\nffff2000 t after [bpf]\n"[..]).unwrap();
+        let around =
+            Symbols::from_lines(&b"fff0 t before [a]\nffff1000 t f\nffff1100 t g\nffff2000 t after [bpf]\n"[..])
+                .unwrap();
         assert_eq!(around.image(), CodeRange { start: 0xffff1000, end: 0xffff1100 });
     }
 

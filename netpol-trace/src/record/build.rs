@@ -6,7 +6,8 @@ use jiff::Timestamp;
 
 use super::community_id::community_id;
 use super::{
-    Action, Body, Cause, Direction, Drop, Endpoint, Enrichment, FoldedBy, Hint, Icmp, Kernel, Network, OwnerRef, PodRef, Verdict,
+    Action, Body, Cause, Direction, Drop, Endpoint, Enrichment, FoldedBy, Hint, Icmp, Kernel, Network, OwnerRef,
+    PodRef, Verdict,
 };
 use crate::cluster::index::PodView;
 use crate::cluster::model::{Labels, Pod};
