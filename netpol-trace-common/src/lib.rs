@@ -13,7 +13,10 @@ macro_rules! layout {
     };
 }
 
+pub mod fold;
 pub mod tc;
+
+use fold::FoldKey;
 
 /// Bytes copied from the packet's network header on: IPv6 with a few extension headers and a TCP header fit.
 pub const HEAD_LEN: usize = 96;
@@ -29,6 +32,8 @@ pub const REASONS: usize = 256;
 pub const REASON_OTHER: u32 = REASONS as u32 - 1;
 /// Code ranges that make an unspecific reason interesting.
 pub const LOCATIONS: usize = 32;
+/// Places in modules that the agent can tell the programs to be silent about; a node has a few dozen.
+pub const DULL_LOCATIONS: u32 = 1024;
 /// `DropEvent::reason` on kernels before 5.17, which have none.
 pub const NO_REASON: u32 = u32::MAX;
 
@@ -72,6 +77,8 @@ pub struct DropEvent {
     pub ctinfo: u8,
     pub flags: u8,
     pub pad: [u8; 6],
+    /// Under which later packets like this one are counted; its `kind` is [`fold::NOT_FOLDED`] where none will be.
+    pub key: FoldKey,
     /// `skb->dev->name`: 16 octets, NUL-padded, in memory order.
     pub device: [u64; 2],
     pub head: [u8; HEAD_LEN],
@@ -140,6 +147,10 @@ pub struct Config {
     pub arguments: u32,
     /// Id of the OVS drop-reason subsystem, 0 when there is none.
     pub ovs_subsystem: u32,
+    /// Not 0: count repeated packets instead of sending each.
+    pub fold: u32,
+    /// Not 0: a softirq can run the program in the middle of itself on the same CPU (before 6.1).
+    pub nests: u32,
     pub filter: Filter,
     pub offsets: Offsets,
 }
@@ -172,10 +183,15 @@ pub struct CodeRange {
     pub end: u64,
 }
 
-/// The ranges that the agent fills, again when a module brings new ones.
+/// What the agent knows of the kernel's code; it fills this, again when a module brings more.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Locations(pub [CodeRange; LOCATIONS]);
+pub struct Locations {
+    /// Where unspecific drops are interesting.
+    pub ranges: [CodeRange; LOCATIONS],
+    /// The kernel image itself. Code outside of it is a module's, which may have been loaded a moment ago.
+    pub image: CodeRange,
+}
 
 /// The kernel's side of the books, one per CPU, in packets.
 #[repr(C)]
@@ -185,6 +201,8 @@ pub struct Counters {
     pub matched: u64,
     /// Handed to the ring.
     pub emitted: u64,
+    /// Counted in a map.
+    pub folded: u64,
     /// The ring was full.
     pub lost_ring: u64,
 }
@@ -193,25 +211,29 @@ pub struct Counters {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PerCpu {
-    /// Every kfree_skb by its reason, recorded or not.
-    pub seen: [u64; REASONS],
+    pub counters: Counters,
     /// Address of the packet about which an ICMP error or a reset was sent last; 0 once it is freed.
     pub rejected: u64,
     /// When: CLOCK_MONOTONIC, ns.
     pub rejected_at: u64,
+    /// The kernel's tick (jiffies) at which the clock was read last, and what it showed: CLOCK_MONOTONIC, ns.
+    pub tick: u64,
+    pub time: u64,
+    /// Every kfree_skb by its reason, recorded or not.
+    pub seen: [u64; REASONS],
 }
 
 /// A packet that was rejected is freed within so many ns; a note that is older is about another one at the same address.
 pub const REJECT_NS: u64 = 100_000_000;
 
-layout!(DropEvent, 296,
+layout!(DropEvent, 400,
     time @ 0, location @ 8, dst_input @ 16, conntrack @ 24, reason @ 128, len @ 132, data_offset @ 136, tail @ 140,
     network_header @ 144, mac_header @ 146, transport_header @ 148, protocol @ 150, ifindex @ 152, iif @ 156,
     out_ifindex @ 160, netns @ 164, mark @ 168, gso_segs @ 172, gso_size @ 174, ctinfo @ 176, flags @ 177,
-    device @ 184, head @ 200);
+    key @ 184, device @ 288, head @ 304);
 layout!(Offsets, 104, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76, ct_tuple @ 84, shinfo_gso_size @ 92, task_flags @ 96);
 layout!(Filter, 64, anywhere @ 0, by_location @ 32);
-layout!(Config, 176, arguments @ 0, ovs_subsystem @ 4, filter @ 8, offsets @ 72);
-layout!(Locations, 512);
-layout!(PerCpu, 2064, seen @ 0, rejected @ 2048, rejected_at @ 2056);
-layout!(Counters, 24, matched @ 0, emitted @ 8, lost_ring @ 16);
+layout!(Config, 184, arguments @ 0, ovs_subsystem @ 4, fold @ 8, nests @ 12, filter @ 16, offsets @ 80);
+layout!(Locations, 528, image @ 512);
+layout!(PerCpu, 2112, counters @ 0, rejected @ 32, rejected_at @ 40, tick @ 48, seen @ 64);
+layout!(Counters, 32, matched @ 0, emitted @ 8, folded @ 16, lost_ring @ 24);

@@ -2,13 +2,62 @@
 
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel};
 use core::mem::MaybeUninit;
-use netpol_trace_common::{ABSENT, CT_WORDS, DropEvent, HEAD_LEN, REJECT_NS, flags};
+use netpol_trace_common::fold::FoldKey;
+use netpol_trace_common::{ABSENT, CT_WORDS, DropEvent, HEAD_LEN, flags};
 
 use crate::emit::field;
 
 /// How a program may read the kernel's structures.
 pub trait Memory {
     fn load<T: Copy + Default>(at: *const u8, offset: u32) -> T;
+
+    /// The packet's headers, from `offset` behind `head` on.
+    type Head;
+    fn open(head: Pointer, offset: u16) -> Self::Head;
+    /// A field of them: `at` is below [`HEADERS`] and a constant.
+    fn get<T: Copy + Default>(head: &Self::Head, at: u32) -> T;
+}
+
+/// Octets of headers that [`Memory::get`] can reach: IPv6's and TCP's up to its flags.
+const HEADERS: usize = 56;
+
+/// Headers that were copied.
+#[repr(C)]
+pub struct Copied([u64; HEADERS / 8]);
+
+impl Copied {
+    #[inline(always)]
+    fn of(head: Pointer, offset: u16) -> Copied {
+        let mut copied = Copied([0; HEADERS / 8]);
+        copy((&raw mut copied).cast(), HEADERS as u32, (head.0 as u64).wrapping_add(u64::from(offset)));
+        copied
+    }
+
+    #[inline(always)]
+    fn get<T: Copy>(&self, at: u32) -> T {
+        // SAFETY: callers stay below HEADERS, and the verifier checks it; plain words of any alignment.
+        unsafe { (&raw const self.0).cast::<u8>().add(at as usize).cast::<T>().read_unaligned() }
+    }
+}
+
+/// Plain loads of the packet's headers as well: from Linux 6.17 on the verifier takes `head` for readable memory.
+pub struct Direct;
+
+impl Memory for Direct {
+    #[inline(always)]
+    fn load<T: Copy + Default>(at: *const u8, offset: u32) -> T {
+        Typed::load(at, offset)
+    }
+
+    type Head = *const u8;
+    #[inline(always)]
+    fn open(head: Pointer, offset: u16) -> *const u8 {
+        head.0.wrapping_add(offset as usize)
+    }
+    #[inline(always)]
+    fn get<T: Copy + Default>(head: &*const u8, at: u32) -> T {
+        Typed::load(*head, at)
+    }
 }
 
 /// A plain load through a pointer whose type the verifier knows (BTF tracepoints): about 1 ns a field.
@@ -20,6 +69,16 @@ impl Memory for Typed {
         // SAFETY: the verifier allows this only for a field of the pointer's type; a fault reads as zero. Volatile, so that
         // the compiler neither merges two fields into one wide load nor moves one above its null check.
         unsafe { core::ptr::read_volatile(at.add(offset as usize).cast::<T>()) }
+    }
+
+    type Head = Copied;
+    #[inline(always)]
+    fn open(head: Pointer, offset: u16) -> Copied {
+        Copied::of(head, offset)
+    }
+    #[inline(always)]
+    fn get<T: Copy + Default>(head: &Copied, at: u32) -> T {
+        head.get(at)
     }
 }
 
@@ -33,6 +92,16 @@ impl Memory for Probed {
         copy((&raw mut value).cast(), size_of::<T>() as u32, (at as u64).wrapping_add(offset as u64));
         value
     }
+
+    type Head = Copied;
+    #[inline(always)]
+    fn open(head: Pointer, offset: u16) -> Copied {
+        Copied::of(head, offset)
+    }
+    #[inline(always)]
+    fn get<T: Copy + Default>(head: &Copied, at: u32) -> T {
+        head.get(at)
+    }
 }
 
 /// Copies `len` octets of kernel memory; on a fault the helper zeroes the target.
@@ -42,13 +111,92 @@ fn copy(to: *mut u8, len: u32, from: u64) -> bool {
     unsafe { bpf_probe_read_kernel(to.cast(), len, from as *const _) == 0 }
 }
 
-/// `head` and `data` stand side by side in every sk_buff. Read with the helper even where typed loads work: later
-/// verifiers make them pointers, which can't be subtracted.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Buffer {
-    head: u64,
-    data: u64,
+/// What both the key and the record are made of.
+pub struct Skb {
+    at: *const u8,
+    pub head: Pointer,
+    pub len: u32,
+    pub tail: u32,
+    pub network_header: u16,
+    pub protocol: u16,
+    iif: u32,
+    dev: *const u8,
+    ifindex: u32,
+    netns: u32,
+    flags: u8,
+    nfct: u64,
+}
+
+impl Skb {
+    #[inline(always)]
+    pub fn read<M: Memory>(at: *const u8) -> Skb {
+        let nfct_offset = field!(offsets.skb_nfct);
+        let mut skb = Skb {
+            at,
+            head: M::load(at, field!(offsets.skb_head)),
+            len: M::load(at, field!(offsets.skb_len)),
+            tail: M::load(at, field!(offsets.skb_tail)),
+            network_header: M::load(at, field!(offsets.skb_network_header)),
+            protocol: M::load(at, field!(offsets.skb_protocol)),
+            iif: M::load(at, field!(offsets.skb_iif)),
+            dev: load_pointer::<M>(at, field!(offsets.skb_dev)),
+            ifindex: 0,
+            netns: 0,
+            flags: 0,
+            nfct: if nfct_offset == ABSENT { 0 } else { M::load(at, nfct_offset) },
+        };
+        if !skb.dev.is_null() {
+            skb.flags |= flags::DEVICE;
+            skb.ifindex = M::load(skb.dev, field!(offsets.dev_ifindex));
+            let net = load_pointer::<M>(skb.dev, field!(offsets.dev_net));
+            if !net.is_null() {
+                skb.netns = M::load(net, field!(offsets.net_inum));
+            }
+        }
+        let sk = load_pointer::<M>(at, field!(offsets.skb_sk));
+        if !sk.is_null() {
+            skb.flags |= flags::SOCKET;
+            if skb.netns == 0 {
+                let net = load_pointer::<M>(sk, field!(offsets.sk_net));
+                if !net.is_null() {
+                    skb.netns = M::load(net, field!(offsets.net_inum));
+                }
+            }
+        }
+        let ct = skb.nfct & !7;
+        if ct != 0 {
+            skb.flags |= flags::CONNTRACK;
+            if skb.netns == 0 {
+                let net: u64 = Probed::load(ct as *const u8, field!(offsets.ct_net));
+                if net != 0 {
+                    skb.netns = Probed::load(net as *const u8, field!(offsets.net_inum));
+                }
+            }
+        } else if skb.nfct == 7 {
+            skb.flags |= flags::UNTRACKED;
+        }
+        skb
+    }
+
+    /// The part of the key that is not in the packet's headers. False: it can't be told whose packet it is.
+    #[inline(always)]
+    pub fn identify(&self, key: &mut FoldKey, location: u64, reason: u32) -> bool {
+        key.reason = reason;
+        key.location = [location as u32, (location >> 32) as u32];
+        key.ifindex = self.ifindex;
+        key.iif = self.iif;
+        key.netns = self.netns;
+        key.ctinfo = self.nfct as u8 & 7;
+        if self.flags & flags::CONNTRACK != 0 {
+            // `src { u3[16], u[2], l3num[2] } dst { u3[16], u[2], … }` in words of 8.
+            let tuple = (self.nfct & !7) + field!(offsets.ct_tuple) as u64;
+            let [a, b, c, d, e]: [u64; 5] = Probed::load(tuple as *const u8, 0);
+            key.original_source = [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32];
+            key.original_destination = [(c >> 32) as u32, d as u32, (d >> 32) as u32, e as u32];
+            key.original_ports = [c as u16, (e >> 32) as u16];
+        }
+        self.netns != 0
+    }
 }
 
 /// Writes one field of the record, which is not yet initialised. The value is evaluated outside of the unsafe block.
@@ -68,86 +216,92 @@ macro_rules! place {
     };
 }
 
-/// Fills every byte of `event`. `rejected`: when an answer to the packet was sent, or 0.
+/// Fills every byte of `event`. `extra`: flags that the caller knows.
 #[inline(always)]
 pub fn fill<M: Memory>(
     event: &mut MaybeUninit<DropEvent>,
-    skb: *const u8,
+    skb: &Skb,
+    key: &FoldKey,
     location: u64,
     reason: u32,
-    by_location: bool,
-    rejected: u64,
+    extra: u8,
 ) {
     let event = event.as_mut_ptr();
-    let buffer: Buffer = Probed::load(skb, field!(offsets.skb_head));
-    let network_header: u16 = M::load(skb, field!(offsets.skb_network_header));
-    let mut flag = 0u8;
-
-    let time = bpf_ktime();
-    if time.wrapping_sub(rejected) < REJECT_NS {
-        flag |= flags::REJECTED;
-    }
-    set!(event.time = time);
+    let at = skb.at;
+    let mut flag = skb.flags | extra;
+    let mut netns = skb.netns;
+    set!(event.time = bpf_ktime());
     set!(event.location = location);
     set!(event.reason = reason);
-    set!(event.len = M::load(skb, field!(offsets.skb_len)));
-    set!(event.data_offset = buffer.data.wrapping_sub(buffer.head) as u32);
-    set!(event.tail = M::load(skb, field!(offsets.skb_tail)));
-    set!(event.network_header = network_header);
-    set!(event.mac_header = M::load(skb, field!(offsets.skb_mac_header)));
-    set!(event.transport_header = M::load(skb, field!(offsets.skb_transport_header)));
-    set!(event.protocol = M::load(skb, field!(offsets.skb_protocol)));
-    set!(event.mark = M::load(skb, field!(offsets.skb_mark)));
-    set!(event.iif = M::load(skb, field!(offsets.skb_iif)));
+    set!(event.len = skb.len);
+    set!(event.data_offset = data_offset(at));
+    set!(event.tail = skb.tail);
+    set!(event.network_header = skb.network_header);
+    set!(event.mac_header = M::load(at, field!(offsets.skb_mac_header)));
+    set!(event.transport_header = M::load(at, field!(offsets.skb_transport_header)));
+    set!(event.protocol = skb.protocol);
+    set!(event.mark = M::load(at, field!(offsets.skb_mark)));
+    set!(event.iif = skb.iif);
     set!(event.pad = [0; 6]);
-
-    if !copy(place!(event.head), HEAD_LEN as u32, buffer.head.wrapping_add(network_header as u64)) {
-        flag |= flags::NO_HEAD;
+    set!(event.ctinfo = skb.nfct as u8 & 7);
+    if skb.flags & flags::CONNTRACK == 0 {
+        set!(event.conntrack = [0; CT_WORDS]);
+    } else {
+        let tuple = (skb.nfct & !7) + field!(offsets.ct_tuple) as u64;
+        copy(place!(event.conntrack), size_of::<[u64; CT_WORDS]>() as u32, tuple);
     }
-    // gso_size and gso_segs are neighbours in skb_shared_info.
-    let end: u32 = M::load(skb, field!(offsets.skb_end));
-    let shared_info = buffer.head.wrapping_add(end as u64) as *const u8;
-    let gso: [u16; 2] = Probed::load(shared_info, field!(offsets.shinfo_gso_size));
-    set!(event.gso_size = gso[0]);
-    set!(event.gso_segs = gso[1]);
-
-    let mut netns = 0u32;
-    let dev: *const u8 = load_pointer::<M>(skb, field!(offsets.skb_dev));
-    if dev.is_null() {
-        set!(event.ifindex = 0);
+    set!(event.key = *key);
+    set!(event.ifindex = skb.ifindex);
+    if skb.dev.is_null() {
         set!(event.device = [0; 2]);
     } else {
-        flag |= flags::DEVICE;
         let name = field!(offsets.dev_name);
-        set!(event.ifindex = M::load(dev, field!(offsets.dev_ifindex)));
-        set!(event.device = [M::load(dev, name), M::load(dev, name + 8)]);
-        let net = load_pointer::<M>(dev, field!(offsets.dev_net));
-        if !net.is_null() {
-            netns = M::load(net, field!(offsets.net_inum));
-        }
+        set!(event.device = [M::load(skb.dev, name), M::load(skb.dev, name + 8)]);
     }
-
-    let sk = load_pointer::<M>(skb, field!(offsets.skb_sk));
-    if !sk.is_null() {
-        flag |= flags::SOCKET;
-        if netns == 0 {
-            let net = load_pointer::<M>(sk, field!(offsets.sk_net));
-            if !net.is_null() {
-                netns = M::load(net, field!(offsets.net_inum));
-            }
-        }
+    let head = skb.head.0 as u64;
+    if !copy(place!(event.head), HEAD_LEN as u32, head.wrapping_add(skb.network_header as u64)) {
+        flag |= flags::NO_HEAD;
     }
-    flag |= destination(event, M::load(skb, field!(offsets.skb_refdst)), &mut netns);
-    let nfct_offset = field!(offsets.skb_nfct);
-    let nfct: u64 = if nfct_offset == ABSENT { 0 } else { M::load(skb, nfct_offset) };
-    flag |= conntrack(event, nfct, &mut netns);
-
-    // Who drops tells a queue's verdict from a queue whose listener died. Only places that count by location need it.
-    if by_location && kernel_thread() {
-        flag |= flags::KERNEL_THREAD;
-    }
+    let gso = gso::<M>(skb);
+    set!(event.gso_size = gso[0]);
+    set!(event.gso_segs = gso[1]);
+    flag |= destination(event, M::load(at, field!(offsets.skb_refdst)), &mut netns);
     set!(event.netns = netns);
     set!(event.flags = flag);
+}
+
+/// `skb->data - skb->head`, which stand side by side in every sk_buff. Read with the helper even where typed loads work: later
+/// verifiers make them pointers, which can't be subtracted.
+#[inline(always)]
+fn data_offset(skb: *const u8) -> u32 {
+    let [head, data]: [u64; 2] = Probed::load(skb, field!(offsets.skb_head));
+    data.wrapping_sub(head) as u32
+}
+
+/// `gso_size` and `gso_segs`, neighbours in skb_shared_info.
+#[inline(always)]
+fn gso<M: Memory>(skb: &Skb) -> [u16; 2] {
+    let end: u32 = M::load(skb.at, field!(offsets.skb_end));
+    let shared_info = (skb.head.0 as u64).wrapping_add(end as u64) as *const u8;
+    Probed::load(shared_info, field!(offsets.shinfo_gso_size))
+}
+
+/// A packet of the smallest MTU of IPv4 is not worth a look: offloaded ones are larger.
+const SMALL: u32 = 576;
+
+/// Packets on the wire that the skb stands for.
+#[inline(always)]
+pub fn segments<M: Memory>(skb: &Skb) -> u32 {
+    if skb.len <= SMALL {
+        return 1;
+    }
+    let [size, count] = gso::<M>(skb);
+    match (size, count) {
+        (0, _) => 1,
+        (_, 1..) => u32::from(count),
+        // The headers' few octets make no difference but at the very edge.
+        (size, 0) => skb.len.div_ceil(u32::from(size)),
+    }
 }
 
 #[inline(always)]
@@ -158,7 +312,7 @@ fn load_pointer<M: Memory>(at: *const u8, offset: u32) -> *const u8 {
 /// A raw pointer with a default, for [`Memory::load`].
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct Pointer(*const u8);
+pub struct Pointer(pub *const u8);
 
 impl Default for Pointer {
     fn default() -> Self {
@@ -167,14 +321,14 @@ impl Default for Pointer {
 }
 
 #[inline(always)]
-fn bpf_ktime() -> u64 {
+pub fn bpf_ktime() -> u64 {
     // SAFETY: a helper without arguments.
     unsafe { bpf_ktime_get_ns() }
 }
 
 /// Whether a kernel thread is running, or nothing (the idle task).
 #[inline(always)]
-fn kernel_thread() -> bool {
+pub fn kernel_thread() -> bool {
     const PF_IDLE: u32 = 0x2;
     const PF_KTHREAD: u32 = 0x0020_0000;
     // SAFETY: a helper without arguments.
@@ -208,25 +362,4 @@ fn destination(event: *mut DropEvent, refdst: u64, netns: &mut u32) -> u8 {
     set!(event.dst_input = input);
     set!(event.out_ifindex = ifindex);
     if dst.is_null() { 0 } else { flags::DST }
-}
-
-/// `skb->_nfct` holds the connection's address with `enum ip_conntrack_info` in its low three bits.
-#[inline(always)]
-fn conntrack(event: *mut DropEvent, nfct: u64, netns: &mut u32) -> u8 {
-    let info = (nfct & 7) as u8;
-    let ct = nfct & !7;
-    set!(event.ctinfo = info);
-    if ct == 0 {
-        set!(event.conntrack = [0; CT_WORDS]);
-        return if info == 7 { flags::UNTRACKED } else { 0 };
-    }
-    let tuple = ct + field!(offsets.ct_tuple) as u64;
-    copy(place!(event.conntrack), size_of::<[u64; CT_WORDS]>() as u32, tuple);
-    if *netns == 0 {
-        let net: u64 = Probed::load(ct as *const u8, field!(offsets.ct_net));
-        if net != 0 {
-            *netns = Probed::load(net as *const u8, field!(offsets.net_inum));
-        }
-    }
-    flags::CONNTRACK
 }

@@ -7,6 +7,7 @@
 
 mod drop;
 mod emit;
+mod fold;
 mod headers;
 mod kfree_skb;
 mod reject;

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
@@ -22,18 +22,22 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::books::Intake;
 use crate::cluster::access_review::Reviewer;
+use crate::cluster::api::Access;
 use crate::config::Live;
 use crate::flows::Flows;
 use crate::history::History;
-use crate::http::{self, Token};
+use crate::http::{self, Guard};
 use crate::inventory::Watcher;
 use crate::kernel;
+use crate::kernel::pins::Keep;
 use crate::kernel::tc::{Mode, View};
 use crate::output::Output;
 use crate::pipeline::Pipeline;
+use crate::pipeline::budget::Budget;
 use crate::record::HookState;
 use crate::record::encode::Format;
 use crate::sink::Numbers;
+use crate::sink::queue::Written;
 use crate::sink::target::Target;
 use crate::tail;
 
@@ -41,6 +45,8 @@ use previous::StateFile;
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
 const QUEUE: usize = 256;
+/// How long drops are folded by default.
+pub const WINDOW: Duration = Duration::from_secs(10);
 
 /// A hook that `--hooks` can choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -56,6 +62,8 @@ pub enum HookName {
 #[derive(Debug)]
 pub struct Config {
     pub source: source::From,
+    /// The API server, for what is asked of it or written to it besides.
+    pub access: Access,
     pub node: Option<String>,
     pub cluster: Option<String>,
     pub all_drops: bool,
@@ -65,15 +73,22 @@ pub struct Config {
     pub format: Format,
     /// Where /metrics and the probes are served; nowhere by default.
     pub listen: Option<SocketAddr>,
-    /// Holds the token that /metrics asks for.
-    pub metrics_token: Option<PathBuf>,
+    /// Whom /metrics answers; nothing means anybody.
+    pub metrics_guard: Option<Guard>,
     /// Where records are kept for `tail`, and at most how many octets of them.
     pub history: Option<(PathBuf, u64)>,
     /// Where `tail` is answered, and how the API server is asked who may see what.
     pub tail: Option<(SocketAddr, Reviewer)>,
     pub duration: Option<Duration>,
     pub ring_bytes: u32,
+    /// How long repeated packets are counted before they are told; zero: each has a record.
+    pub fold_window: Duration,
+    /// Records of drops a second; 0: no limit.
+    pub max_records_per_second: u32,
     pub program_logs: bool,
+    /// What stays in the kernel when the agent ends.
+    pub keep: Keep,
+    pub pin_folder: PathBuf,
     /// `None`: what this kernel has without leaving traces.
     pub hooks: Option<Vec<HookName>>,
     /// Where to remember this run for the next one.
@@ -94,9 +109,11 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     let (cluster, source) = source::open(&config.source).await?;
     let run = run_id();
     let output = open_output(&config, &run)?;
-    let token = config.metrics_token.clone().map(Token::in_file).transpose()?;
     let served = match config.listen {
-        Some(address) => Some((http::bind(address).await?, http::router(output.metrics().clone(), token))),
+        Some(address) => {
+            let router = http::router(output.metrics().clone(), config.metrics_guard.take());
+            Some((http::bind(address).await?, router))
+        }
         None => None,
     };
     let tail_served = match (config.tail.take(), &config.history) {
@@ -110,11 +127,26 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
         all_drops: config.all_drops,
         ring_bytes: config.ring_bytes,
         program_logs: config.program_logs,
+        fold: !config.fold_window.is_zero(),
+        keep: config.keep,
+        pin_folder: config.pin_folder.clone(),
         ..kernel::Options::default()
     };
     let mut hooks = Vec::new();
-    let drops = if config.wants(HookName::KfreeSkb) { Some(open_drops(&options, &mut hooks)?) } else { None };
-    let previous = state.as_ref().and_then(|state| state.before(Timestamp::now()));
+    let drops = if config.wants(HookName::KfreeSkb) { Some(open_drops(&options, config.fold_window, &mut hooks)?) } else { None };
+    let mut previous = state.as_ref().and_then(|state| state.before(Timestamp::now()));
+    if let (Some(previous), true) = (&mut previous, drops.as_ref().is_some_and(|drops| drops.attached.was_kept())) {
+        // The hook went on without an agent: no time to declare.
+        previous.gap = None;
+    }
+    let carry = drops.as_ref().map(|drops| drops.attached.carry().clone());
+    let orphans = drops.as_ref().map_or(0, |drops| drops.attached.lost_with_the_last());
+    if let Some(carry) = carry.clone() {
+        let written = move |packets| {
+            carry.written().fetch_add(packets, Ordering::AcqRel);
+        };
+        output.on_written(Written(Box::new(written)));
+    }
     let counters = drops.as_ref().map(|drops| drops.counters.clone());
     let tc = open_tc(&config, &mut hooks)?;
 
@@ -127,6 +159,11 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
         .with_inventory(inventory)
         .with_config(file.changes());
     pipeline.lookups = source.lookups();
+    if config.max_records_per_second > 0 {
+        pipeline.budget = Some(Budget::new(config.max_records_per_second, Instant::now()));
+    }
+    // Without folding in the kernel what is above the budget is still folded.
+    let window = if config.fold_window.is_zero() { WINDOW } else { config.fold_window };
     let (connections, flow_counters) = match tc {
         Some(kernel::tc::Opened { attacher, ring, flows, counters }) => {
             let view = View { flows, interfaces: attacher.interfaces() };
@@ -145,9 +182,17 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     let worker = std::thread::Builder::new().name("worker".into()).spawn({
         move || {
             let _ = wait.recv();
-            let ring = u64::from(config.ring_bytes);
-            let counters = counters.as_deref();
-            let result = worker::run(pipeline, &from_reader, counters, flow_counters, hooks, previous, ring);
+            let setup = worker::Setup {
+                counters: counters.as_deref(),
+                flow_counters,
+                hooks,
+                previous,
+                ring_size: u64::from(config.ring_bytes),
+                window,
+                carry,
+                orphans,
+            };
+            let result = worker::run(pipeline, &from_reader, setup);
             let _ = ended.send(());
             result
         }
@@ -227,7 +272,7 @@ fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
         if targets[..at].iter().any(|other| other.place.is_same(&target.place)) {
             bail!("--output {}: named twice", target.place);
         }
-        output.add(target.open(config.format)?)?;
+        output.add(target.open(config.format, &config.access, config.node.as_deref())?)?;
     }
     if let Some((folder, size)) = &config.history {
         let history = History::open(folder, run, *size);
@@ -237,7 +282,7 @@ fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
 }
 
 /// Loads and attaches the hook on freed packets.
-fn open_drops(options: &kernel::Options, hooks: &mut Vec<HookState>) -> anyhow::Result<reader::Drops> {
+fn open_drops(options: &kernel::Options, window: Duration, hooks: &mut Vec<HookState>) -> anyhow::Result<reader::Drops> {
     let (mut attached, names, symbols_error) = kernel::open(options)?;
     if let Some(error) = &symbols_error {
         tracing::warn!("{error}; drops are recorded by reason only, without location and mechanism");
@@ -249,10 +294,11 @@ fn open_drops(options: &kernel::Options, hooks: &mut Vec<HookState>) -> anyhow::
         crate::kernel::log::forward(&mut attached);
     }
     let ring = attached.take_ring().ok_or_else(|| anyhow!("the ring buffer is already taken"))?;
+    let folds = attached.take_folds().ok_or_else(|| anyhow!("the counts are already taken"))?;
     let counters = attached.take_counters().ok_or_else(|| anyhow!("the counters are already taken"))?;
     hooks.push(worker::drop_state(&attached, symbols_error.as_ref()));
     hooks.push(attached.rejects().state());
-    Ok(reader::Drops { ring, names, attached, counters: Arc::new(counters) })
+    Ok(reader::Drops { ring, folds, window, names, attached, counters: Arc::new(counters) })
 }
 
 /// Loads and attaches the tc hook. Where it can't be had and is not all that was asked for, its state says why.

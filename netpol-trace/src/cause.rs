@@ -104,7 +104,7 @@ pub fn action(cause: Cause, about: &Circumstances<'_>) -> Action {
         about.site.hook,
         Some(Hook::Prerouting | Hook::Input | Hook::Forward | Hook::Output | Hook::Postrouting)
     );
-    if by_ip && about.answers.all_to(about.family, about.headers.protocol) {
+    if by_ip && about.answers.all_to(about.family, about.headers) {
         return Action::Drop;
     }
     let Some(inventory) = about.inventory.filter(|inventory| inventory.ruleset.complete) else {

@@ -11,8 +11,10 @@
 pub mod access_review;
 pub mod agents;
 pub mod api;
+mod budget;
 pub mod change;
 pub mod decode;
+pub mod events;
 pub mod index;
 pub mod manifests;
 pub mod model;

@@ -8,12 +8,16 @@
 //! ```
 
 pub mod attach;
+mod bpf;
 pub mod btf;
+pub mod carry;
 pub mod clock;
 pub mod counters;
 pub mod filter;
+pub mod fold;
 pub mod layout;
 pub mod log;
+pub mod pins;
 pub mod probe;
 pub mod programs;
 pub mod reject;
@@ -22,7 +26,7 @@ pub mod symbols;
 pub mod tc;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use netpol_trace_common::{DropEvent, NO_REASON, flags};
@@ -30,8 +34,9 @@ use netpol_trace_common::{DropEvent, NO_REASON, flags};
 use self::attach::Attached;
 use self::filter::Place;
 use self::layout::Layout;
+use self::pins::Keep;
 use self::symbols::{Symbols, SymbolsError};
-use crate::packet::{Answers, Facts, Str};
+use crate::packet::{Answers, Candidate, Facts, Repeats, Str};
 
 /// Where the kernel publishes its types.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -68,11 +73,17 @@ pub struct Options {
     pub program_logs: bool,
     /// Don't try the BTF tracepoint: for tests of the other form.
     pub raw_tracepoint: bool,
+    /// Count repeated packets in the kernel instead of sending each.
+    pub fold: bool,
+    /// What stays when the agent ends.
+    pub keep: pins::Keep,
+    /// Where it is pinned.
+    pub pin_folder: PathBuf,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { all_drops: false, ring_bytes: 4 << 20, program_logs: false, raw_tracepoint: false }
+        Options { all_drops: false, ring_bytes: 4 << 20, program_logs: false, raw_tracepoint: false, fold: true, keep: Keep::Nothing, pin_folder: pins::FOLDER.into() }
     }
 }
 
@@ -81,6 +92,7 @@ impl Default for Options {
 pub struct RawDrop {
     pub event: DropEvent,
     pub facts: Facts,
+    pub repeats: Repeats,
 }
 
 /// Names for what the programs report as numbers.
@@ -95,6 +107,8 @@ pub struct Names {
     interned: HashMap<(u32, u64, u64), Interned>,
     /// The loaded modules when the symbols were read.
     modules: String,
+    /// Where unspecific drops are interesting.
+    locations: Vec<&'static str>,
 }
 
 #[derive(Debug, Clone)]
@@ -102,21 +116,35 @@ struct Interned {
     reason: Option<Str>,
     location: Option<Str>,
     input: Option<Str>,
+    /// Neither reason nor place speaks of an enforcer: told only because it lies in a module.
+    dull: bool,
 }
 
 /// Places remembered before the table is dropped and filled anew; a node has a few dozen.
 const MAX_PLACES: usize = 4096;
 
 impl Names {
-    fn new(layout: Layout, symbols: Option<Symbols>, answers: Answers) -> Names {
+    fn new(layout: Layout, symbols: Option<Symbols>, modules: String, answers: Answers, all_drops: bool) -> Names {
         let nft_has_location = release() >= (6, 7);
-        Names { layout, symbols, nft_has_location, answers, interned: HashMap::new(), modules: modules() }
+        let locations = filter::location_names(&layout.reasons, all_drops);
+        Names { layout, symbols, nft_has_location, answers, interned: HashMap::new(), modules, locations }
     }
 
-    /// Whether `event` comes from a place not seen before. Such a place may lie in a module that was loaded since: ask
-    /// [`Names::modules_changed`] before naming it.
-    pub fn is_new(&self, event: &DropEvent) -> bool {
-        !self.interned.contains_key(&(event.reason, event.location, event.dst_input))
+    /// Takes note of the place of `event`, to be called before [`Names::resolve`]. A new place may lie in a module that was
+    /// loaded since; and where no enforcer drops anything, the programs need not tell of it again.
+    pub fn meet(&mut self, event: &DropEvent, attached: &mut Attached) {
+        if self.interned.contains_key(&key(event)) {
+            return;
+        }
+        if self.modules_changed() {
+            self.refresh(attached);
+        }
+        let place = self.place(event);
+        if place.dull && place.location.is_some() {
+            if let Err(error) = attached.ignore(event.location) {
+                tracing::debug!(location = place.location.as_deref(), %error, "a module's drops are told again and again");
+            }
+        }
     }
 
     pub fn modules_changed(&self) -> bool {
@@ -128,7 +156,7 @@ impl Names {
         self.modules = modules();
         match Symbols::read() {
             Ok(symbols) => {
-                if let Err(error) = attached.set_locations(&symbols, &self.layout) {
+                if let Err(error) = attached.set_locations(&symbols, &self.locations) {
                     tracing::warn!(%error, "the programs' code ranges could not be updated");
                 }
                 self.symbols = Some(symbols);
@@ -138,27 +166,36 @@ impl Names {
         }
     }
 
-    /// The facts of one record.
-    pub fn resolve(&mut self, event: &DropEvent) -> Facts {
-        let key = (event.reason, event.location, event.dst_input);
+    /// The names of the place of `event`.
+    fn place(&mut self, event: &DropEvent) -> Interned {
         if self.interned.len() >= MAX_PLACES {
             self.interned.clear();
         }
-        let (layout, symbols) = (&self.layout, self.symbols.as_ref());
-        let names = self.interned.entry(key).or_insert_with(|| {
-            let symbol = |address: u64| symbols?.name(address).map(Arc::from);
+        let (layout, symbols, locations) = (&self.layout, self.symbols.as_ref(), &self.locations);
+        let names = self.interned.entry(key(event)).or_insert_with(|| {
+            let symbol = |address: u64| symbols?.name(address).map(Str::from);
+            let reason: Option<Str> = match event.reason {
+                NO_REASON => None,
+                value => Some(layout.reasons.name(value).map_or_else(|| value.to_string().into(), Arc::from)),
+            };
+            let location = symbol(event.location);
             Interned {
-                reason: match event.reason {
-                    NO_REASON => None,
-                    value => Some(layout.reasons.name(value).map_or_else(|| value.to_string().into(), Arc::from)),
-                },
-                location: symbol(event.location),
+                dull: filter::is_unspecific(reason.as_deref())
+                    && !location.as_deref().is_some_and(|location| locations.contains(&location)),
+                reason,
+                location,
                 input: if event.dst_input == 0 { None } else { symbol(event.dst_input) },
             }
         });
+        names.clone()
+    }
+
+    /// The facts of one record.
+    pub fn resolve(&mut self, event: &DropEvent) -> Facts {
+        let names = self.place(event);
         self.nft_has_location |=
             names.location.as_deref() == Some("nft_do_chain") && names.reason.as_deref() == Some("NETFILTER_DROP");
-        let site = filter::classify(&Place {
+        let mut site = filter::classify(&Place {
             reason: names.reason.as_deref(),
             location: names.location.as_deref(),
             input: names.input.as_deref(),
@@ -173,9 +210,12 @@ impl Names {
             out_ifindex: event.out_ifindex,
             nft_has_location: self.nft_has_location,
         });
+        if names.dull {
+            site.candidate = Candidate::Noise;
+        }
         Facts {
-            reason: names.reason.clone(),
-            location: names.location.clone(),
+            reason: names.reason,
+            location: names.location,
             site,
             device: device_name(event),
             netns: (event.netns != 0).then_some(event.netns),
@@ -183,6 +223,11 @@ impl Names {
             answers: self.answers,
         }
     }
+}
+
+/// What the names of a drop's place follow from.
+fn key(event: &DropEvent) -> (u32, u64, u64) {
+    (event.reason, event.location, event.dst_input)
 }
 
 fn device_name(event: &DropEvent) -> Option<Str> {
@@ -211,11 +256,13 @@ pub fn open(options: &Options) -> Result<(Attached, Names, Option<SymbolsError>)
     let blob = std::fs::read(Path::new(BTF_PATH)).map_err(KernelError::NoBtf)?;
     let layout = Layout::from_btf(&blob)?;
     drop(blob);
+    // Before the symbols: a module that comes in between is noticed.
+    let modules = modules();
     let (symbols, symbols_error) = match Symbols::read() {
         Ok(symbols) => (Some(symbols), None),
         Err(error) => (None, Some(error)),
     };
     let attached = Attached::new(&layout, symbols.as_ref(), options)?;
-    let names = Names::new(layout, symbols, attached.rejects().answers());
+    let names = Names::new(layout, symbols, modules, attached.rejects().answers(), options.all_drops);
     Ok((attached, names, symbols_error))
 }

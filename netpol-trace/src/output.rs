@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use crate::metrics::Metrics;
 use crate::record::{Body, Cause, SinkState};
-use crate::sink::queue::{Counts, Queue, Waiting};
+use crate::sink::queue::{Counts, Queue, Waiting, Written};
 use crate::sink::{self, Numbers, Sink, SinkError};
 
 /// How long a sink may stand still when the agent stops, and after that with the last status: Kubernetes kills a pod after 30
@@ -83,6 +83,13 @@ impl Output {
     /// The ledger's part of the books.
     pub fn ledger(&self) -> Counts {
         self.outlets.first().map(|ledger| ledger.queue.counts()).unwrap_or_default()
+    }
+
+    /// Tells `written` of packets whose lines the ledger wrote.
+    pub fn on_written(&self, written: Written) {
+        if let Some(ledger) = self.outlets.first() {
+            ledger.queue.on_written(written);
+        }
     }
 
     /// Of packets by cause, those that the ledger has not lost.

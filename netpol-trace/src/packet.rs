@@ -35,7 +35,7 @@ pub struct Facts {
     pub answers: Answers,
 }
 
-/// Which answers of REJECT are seen on this kernel.
+/// Which answers of REJECT are seen on this kernel, each of them: a packet without one was not rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Answers {
     pub icmp: bool,
@@ -45,13 +45,15 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Whether each answer that there can be to such a packet is seen.
-    pub fn all_to(self, family: Family, protocol: u8) -> bool {
+    /// Whether REJECT would have answered such a packet, and the answer been seen.
+    pub fn all_to(self, family: Family, headers: &Headers) -> bool {
         let error = match family {
             Family::Ipv4 => self.icmp,
             Family::Ipv6 => self.icmp6,
         };
-        error && (protocol != TCP || self.reset)
+        // It sends no reset for a reset, and nothing for a fragment.
+        let is_reset = headers.tcp_flags.is_none_or(|flags| flags & headers::RST != 0);
+        error && !headers.fragment && (headers.protocol != TCP || self.reset && !is_reset)
     }
 }
 
@@ -89,6 +91,40 @@ pub struct Packet {
     pub conntrack: Option<Conntrack>,
     /// Conntrack was told to leave the packet alone.
     pub untracked: bool,
+}
+
+/// What one word of the kernel stands for: a packet, or what was counted of packets like it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repeats {
+    /// The packet that was read is one of those meant; else it is only their example.
+    pub first: bool,
+    /// Packets that were counted, their L3 octets, and what they would be on the wire.
+    pub count: u64,
+    pub bytes: u64,
+    pub segments: u64,
+    /// CLOCK_MONOTONIC of the last one, ns.
+    pub last: u64,
+    /// They have different source ports.
+    pub coarse: bool,
+}
+
+impl Repeats {
+    /// One packet.
+    pub const ONE: Repeats = Repeats { first: true, count: 0, bytes: 0, segments: 0, last: 0, coarse: false };
+
+    /// How many packets there were.
+    pub fn packets(&self) -> u64 {
+        u64::from(self.first) + self.count
+    }
+
+    /// Their L3 octets, `packet` being the one that was read.
+    pub fn bytes(&self, packet: &Packet) -> u64 {
+        if self.first { self.bytes + u64::from(packet.length) } else { self.bytes }
+    }
+
+    pub fn segments(&self, packet: &Packet) -> u64 {
+        if self.first { self.segments + u64::from(packet.segments) } else { self.segments }
+    }
 }
 
 /// Why a record has no packet: it isn't IP, or its header couldn't be read.
@@ -217,6 +253,7 @@ pub(crate) mod tests {
             ctinfo: 0,
             flags: flags::DEVICE,
             pad: [0; 6],
+            key: Default::default(),
             device: [0; 2],
             head,
         }

@@ -4,6 +4,7 @@
 //! kernel event ─> packet ─> enriched flow ─> verdict ─> record ─> sink
 //! ```
 
+pub mod budget;
 mod doubt;
 
 use std::collections::{HashSet, VecDeque};
@@ -25,11 +26,12 @@ use crate::kernel::RawDrop;
 use crate::kernel::clock::Clock;
 use crate::kernel::tc::View;
 use crate::output::Output;
-use crate::packet::{self, Candidate, Packet, PacketError};
+use crate::packet::{self, Candidate, Packet, PacketError, Repeats};
 use crate::record::build::{Decision, drop_body};
 use crate::record::{Body, Cause, Enrichment, Hint, Loss, LossStage};
 use crate::sink::SinkError;
 use crate::verdict::{self, Asked, Connection};
+use budget::{Budget, Key, Sums};
 use doubt::doubt;
 
 /// How long an end inside the pod network without a known owner may wait for its name.
@@ -58,6 +60,8 @@ pub struct Pipeline {
     inventory: Option<Watcher>,
     /// With the API server as source.
     pub lookups: Option<Lookups>,
+    /// How many records a second there may be; no limit by default.
+    pub budget: Option<Budget>,
     config: Option<tokio::sync::watch::Receiver<live::State>>,
     /// What the config file says of records, as of the last look.
     pub configured: live::State,
@@ -67,6 +71,7 @@ pub struct Pipeline {
 /// A drop that waits for the name of one of its ends.
 struct Held {
     packet: Packet,
+    repeats: Repeats,
     facts: packet::Facts,
     origin: Origin,
     deadline: Instant,
@@ -105,6 +110,7 @@ impl Pipeline {
             flows: None,
             inventory: None,
             lookups: None,
+            budget: None,
             config: None,
             configured: live::State::default(),
             output,
@@ -135,13 +141,18 @@ impl Pipeline {
 
     /// One drop, through all stages.
     pub fn handle(&mut self, raw: RawDrop) -> Result<(), SinkError> {
-        let RawDrop { event, facts } = raw;
+        let RawDrop { event, facts, repeats } = raw;
+        let packets = repeats.packets();
         let origin = Origin { iif: event.iif, netns: facts.netns };
-        let packet = match packet::decode(&event) {
+        if facts.site.candidate == Candidate::Noise {
+            self.leave_out(Cause::NotPolicy, packets);
+            return Ok(());
+        }
+        let mut packet = match packet::decode(&event) {
             Ok(packet) => packet,
             // ARP, LLDP and the like: no policy speaks of them.
             Err(PacketError::NotIp) => {
-                self.leave_out(Cause::NotPolicy);
+                self.leave_out(Cause::NotPolicy, packets);
                 return Ok(());
             }
             Err(error) => {
@@ -150,17 +161,16 @@ impl Pipeline {
                     kind = error.kind(),
                     "a drop without a readable packet"
                 );
-                self.books.lost_undecoded += 1;
+                self.books.lost_undecoded += packets;
                 self.output.metrics().error("packet", error.kind());
                 return Ok(());
             }
         };
-        if facts.site.candidate == Candidate::Noise {
-            self.leave_out(Cause::NotPolicy);
-            return Ok(());
-        }
         if let Some(flows) = &mut self.flows {
             flows.saw_drop(&packet, Instant::now());
+        }
+        if repeats.coarse {
+            packet.headers.source_port = None;
         }
         if let (Some(netns), true) = (facts.netns, packet.conntrack.is_some())
             && self.tracked_netns.len() < MAX_NETNS
@@ -169,8 +179,9 @@ impl Pipeline {
         }
         let may_wait =
             self.held.len() < MAX_HELD && matches!(facts.site.candidate, Candidate::Policy | Candidate::Maybe);
-        let held = Held { packet, facts, origin, deadline: Instant::now() + NAMING_TIME, settles: false, asked: false };
-        self.books.held += 1;
+        let deadline = Instant::now() + NAMING_TIME;
+        let held = Held { packet, repeats, facts, origin, deadline, settles: false, asked: false };
+        self.books.held += packets;
         if let Some(held) = self.try_finish(held, may_wait)? {
             self.held.push_back(held);
         }
@@ -203,9 +214,9 @@ impl Pipeline {
             held.settles = true;
             return Ok(Some(held));
         }
-        let written = self.finish(&index, &held.packet, &held.facts, held.origin, flow, may_wait)?;
+        let written = self.finish(&index, &held, flow, may_wait)?;
         held.settles = !written;
-        self.books.held -= u64::from(written);
+        self.books.held -= if written { held.repeats.packets() } else { 0 };
         Ok((!written).then_some(held))
     }
 
@@ -213,12 +224,12 @@ impl Pipeline {
     fn finish(
         &mut self,
         index: &Index,
-        packet: &Packet,
-        facts: &packet::Facts,
-        origin: Origin,
+        held: &Held,
         flow: Flow<'_>,
         may_wait: bool,
     ) -> Result<bool, SinkError> {
+        let Held { packet, repeats, facts, origin, .. } = held;
+        let packets = repeats.packets();
         let time = self.clock.wall(packet.time);
         let watched = self.inventory.as_ref().and_then(Watcher::current);
         let inventory = watched.as_deref().filter(|inventory| inventory.is_of(facts.netns));
@@ -272,16 +283,36 @@ impl Pipeline {
         };
         let admitted = self.configured.settings.admits(Some(decision.cause), &Ends::of_flow(&flow));
         if !admitted || (!self.all_drops && !decision.cause.is_default()) {
-            self.leave_out(decision.cause);
+            self.leave_out(decision.cause, packets);
             return Ok(true);
         }
-        *self.books.causes.entry(decision.cause).or_default() += 1;
+        *self.books.causes.entry(decision.cause).or_default() += packets;
+        let last = self.clock.wall(repeats.last.max(packet.time));
+        let mut over = None;
+        if let Some(budget) = &mut self.budget
+            && !budget.spend(Instant::now())
+        {
+            let (bytes, segments) = (repeats.bytes(packet), repeats.segments(packet));
+            let sums = Sums { count: packets, bytes, segments, first: time, last };
+            let key = Key::of(&flow, packet, facts, decision.cause, decision.direction);
+            self.books.held += packets;
+            match budget.add(key, &sums) {
+                Ok(()) => return Ok(true),
+                Err(key) => over = Some((key, sums)),
+            }
+        }
         let mut body = drop_body(packet, facts, &flow, decision);
+        if let Body::Drop(drop) = &mut body {
+            drop.counts(packet, repeats, last);
+        }
         if let (Some(flows), Body::Drop(drop)) = (&mut self.flows, &mut body) {
-            flows.annotate(drop, packet, origin, index, Instant::now());
+            flows.annotate(drop, packet, *origin, index, Instant::now());
         }
         self.configured.settings.redact(&mut body);
-        self.output.write(body, time, 1)?;
+        match (over, body, &mut self.budget) {
+            (Some((key, sums)), Body::Drop(drop), Some(budget)) => budget.begin(key, drop, &sums),
+            (_, body, _) => self.output.write(body, time, packets)?,
+        }
         Ok(true)
     }
 
@@ -295,10 +326,19 @@ impl Pipeline {
         verdict::hint(index, connection, &self.options, asked)
     }
 
-    /// Counts a packet that gets no line.
-    fn leave_out(&mut self, cause: Cause) {
-        self.books.filtered += 1;
-        *self.books.causes.entry(cause).or_default() += 1;
+    /// Counts packets that get no line.
+    fn leave_out(&mut self, cause: Cause, packets: u64) {
+        self.books.filtered += packets;
+        *self.books.causes.entry(cause).or_default() += packets;
+    }
+
+    /// Writes what was folded for want of records in the budget.
+    pub fn end_folds(&mut self) -> Result<(), SinkError> {
+        for (body, time, packets) in self.budget.iter_mut().flat_map(Budget::take) {
+            self.books.held -= packets;
+            self.output.write(body, time, packets)?;
+        }
+        Ok(())
     }
 
     /// Writes connections that died in silence, once their ends are known or out of time; at the end `all` of them.

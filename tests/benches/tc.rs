@@ -3,21 +3,17 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
+use netpol_trace_tests::bench::process;
+use netpol_trace_tests::bench::statistics::Statistics;
 use netpol_trace_tests::bpf::{Order, Program, Side, has_tcx};
 use netpol_trace_tests::netns::Netns;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, Pair, SERVER, SERVER6};
 use netpol_trace_tests::skip;
-use serde_json::Value;
 
 const PACKETS: u32 = 200_000;
 const RUNS: usize = 5;
-
-/// Nanoseconds and runs, so far.
-#[derive(Debug, Clone, Copy)]
-struct Spent(u64, u64);
 
 fn main() -> Result<()> {
     if skip("tc") {
@@ -35,7 +31,7 @@ fn main() -> Result<()> {
         empty.attach(pair.lab.node(), device, Side::Ingress, Order::Last)?,
         empty.attach(pair.lab.node(), device, Side::Egress, Order::Last)?,
     ];
-    let ours = programs_of(agent.pid())?;
+    let ours = || process::spent(agent.pid(), &[process::SCHED_CLS]);
     let statistics = Statistics::on()?;
     println!("{:<44} {:>10} {:>10} {:>10}", "ns a packet, median of 5 runs", "ours", "empty", "ratio");
     for (what, traffic) in [
@@ -46,10 +42,9 @@ fn main() -> Result<()> {
     ] {
         let mut measured = Vec::new();
         for _ in 0..RUNS {
-            let before = (spent(&ours)?, spent(&[empty.id()?])?);
+            let before = (ours()?, empty.spent()?);
             traffic(&pair)?;
-            let after = (spent(&ours)?, spent(&[empty.id()?])?);
-            measured.push((each(before.0, after.0), each(before.1, after.1)));
+            measured.push(((ours()? - before.0).each(), (empty.spent()? - before.1).each()));
         }
         measured.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (ours, empty) = measured[RUNS / 2];
@@ -58,10 +53,6 @@ fn main() -> Result<()> {
     drop(statistics);
     agent.stop()?;
     Ok(())
-}
-
-fn each(before: Spent, after: Spent) -> f64 {
-    (after.0 - before.0) as f64 / (after.1 - before.1).max(1) as f64
 }
 
 fn udp4(pair: &Pair) -> Result<()> {
@@ -106,50 +97,4 @@ fn new_flows(pair: &Pair) -> Result<()> {
     // The next run must find them forgotten: flows of one packet are, after the grace time.
     std::thread::sleep(std::time::Duration::from_secs(6));
     Ok(())
-}
-
-/// The ids of the tc programs that a process holds.
-fn programs_of(pid: u32) -> Result<Vec<u32>> {
-    let mut ids = Vec::new();
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        let info = std::fs::read_to_string(entry?.path()).unwrap_or_default();
-        let is_tc = info.lines().any(|line| line.starts_with("prog_type:") && line.trim_end().ends_with('3'));
-        ids.extend(
-            info.lines().filter_map(|line| line.strip_prefix("prog_id:")?.trim().parse::<u32>().ok()).filter(|_| is_tc),
-        );
-    }
-    ids.sort_unstable();
-    ids.dedup();
-    ensure!(ids.len() == 2, "the agent holds tc programs {ids:?}");
-    Ok(ids)
-}
-
-fn spent(ids: &[u32]) -> Result<Spent> {
-    let mut sum = Spent(0, 0);
-    for id in ids {
-        let output = Command::new("bpftool").args(["-j", "prog", "show", "id", &id.to_string()]).output()?;
-        let shown: Value = serde_json::from_slice(&output.stdout).context("bpftool -j")?;
-        sum.0 += shown["run_time_ns"].as_u64().unwrap_or(0);
-        sum.1 += shown["run_cnt"].as_u64().unwrap_or(0);
-    }
-    Ok(sum)
-}
-
-/// The kernel's statistics, on until dropped.
-struct Statistics(String);
-
-impl Statistics {
-    const PATH: &str = "/proc/sys/kernel/bpf_stats_enabled";
-
-    fn on() -> Result<Statistics> {
-        let before = std::fs::read_to_string(Self::PATH)?;
-        std::fs::write(Self::PATH, "1")?;
-        Ok(Statistics(before))
-    }
-}
-
-impl Drop for Statistics {
-    fn drop(&mut self) {
-        let _ = std::fs::write(Self::PATH, self.0.trim());
-    }
 }

@@ -1,8 +1,11 @@
 //! `tail` against a real API server: as who may read the agents' logs, and as a namespace's developer. The kubelet between
 //! the API server and the agent is `kubelet.py`, which has the two endpoints that this needs.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+mod live;
+mod many;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
@@ -13,6 +16,8 @@ use netpol_trace_tests::cluster::{shared, skip};
 use netpol_trace_tests::record::Record;
 use netpol_trace_tests::{PATIENCE, agent};
 use serde_json::json;
+
+use super::accounts::{self, account, ask, bind};
 
 /// Where agents run; of this test alone, since others may have agents of their own.
 const AGENTS: &str = "tail-agents";
@@ -45,7 +50,7 @@ impl Node {
         for namespace in [AGENTS, "staging", "qa-test"] {
             plane.namespace(namespace, &json!({}))?;
         }
-        roles(plane)?;
+        roles(plane, AGENTS)?;
         account(plane, AGENTS, "agent")?;
         bind(plane, "tail-reviewer", None, ("ClusterRole", "netpol-trace-reviewer"), (AGENTS, "agent"))?;
 
@@ -58,7 +63,7 @@ impl Node {
         // What the kubelet serves is what the agent has written so far, and an earlier run's log.
         std::fs::write(dir.path().join(POD), std::fs::read_to_string(&log)? + &said)?;
         let (kubelet, port) = start_kubelet(dir.path())?;
-        objects(plane, port)?;
+        objects(plane, port, AGENTS, NODE, POD)?;
         Ok(Node { plane, dir, listener, _kubelet: kubelet, _agent: agent })
     }
 
@@ -79,42 +84,24 @@ impl Node {
 }
 
 /// The roles as they are published; the namespace of the agents is another here.
-fn roles(plane: &ControlPlane) -> Result<()> {
+fn roles(plane: &ControlPlane, agents: &str) -> Result<()> {
     let manifest = include_str!("../../deploy/kustomize/components/tail/roles.yaml")
-        .replace("namespace: netpol-trace", &format!("namespace: {AGENTS}"));
+        .replace("namespace: netpol-trace", &format!("namespace: {agents}"));
     let rbac = "/apis/rbac.authorization.k8s.io/v1";
     for document in manifest.split("\n---\n") {
         let path = match document.contains("kind: ClusterRole") {
             true => format!("{rbac}/clusterroles"),
-            false => format!("{rbac}/namespaces/{AGENTS}/roles"),
+            false => format!("{rbac}/namespaces/{agents}/roles"),
         };
         plane.api().create_yaml(&path, document)?;
     }
     Ok(())
 }
 
-fn account(plane: &ControlPlane, namespace: &str, name: &str) -> Result<()> {
-    let metadata = json!({ "namespace": namespace, "name": name });
-    plane.api().apply(&json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata })).map(drop)
-}
-
-fn bind(plane: &ControlPlane, name: &str, namespace: Option<&str>, role: (&str, &str), to: (&str, &str)) -> Result<()> {
-    let (kind, metadata) = match namespace {
-        Some(namespace) => ("RoleBinding", json!({ "name": name, "namespace": namespace })),
-        None => ("ClusterRoleBinding", json!({ "name": name })),
-    };
-    let object = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": metadata,
-        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": role.0, "name": role.1 },
-        "subjects": [{ "kind": "ServiceAccount", "namespace": to.0, "name": to.1 }],
-    });
-    plane.api().apply(&object).map(drop)
-}
-
-/// The agent's node and pod, whose kubelet listens at `port`.
-fn objects(plane: &ControlPlane, port: u16) -> Result<()> {
+/// A node and its agent's pod, whose kubelet listens at `port`.
+fn objects(plane: &ControlPlane, port: u16, namespace: &str, node: &str, pod: &str) -> Result<()> {
     plane.api().apply(&json!({
-        "apiVersion": "v1", "kind": "Node", "metadata": { "name": NODE },
+        "apiVersion": "v1", "kind": "Node", "metadata": { "name": node },
         "status": {
             "addresses": [{ "type": "InternalIP", "address": "127.0.0.1" }],
             "daemonEndpoints": { "kubeletEndpoint": { "Port": port } },
@@ -123,8 +110,8 @@ fn objects(plane: &ControlPlane, port: u16) -> Result<()> {
     let labels = json!({ "app.kubernetes.io/name": "netpol-trace" });
     plane.api().apply(&json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": { "namespace": AGENTS, "name": POD, "labels": labels },
-        "spec": { "nodeName": NODE, "serviceAccountName": "agent", "containers": [{ "name": "agent", "image": "registry.example/agent:1" }] },
+        "metadata": { "namespace": namespace, "name": pod, "labels": labels },
+        "spec": { "nodeName": node, "serviceAccountName": "agent", "containers": [{ "name": "agent", "image": "registry.example/agent:1" }] },
         "status": { "phase": "Running" },
     }))?;
     Ok(())
@@ -136,6 +123,8 @@ fn start_agent(plane: &ControlPlane, dir: &Path, history: &Path, port: u16) -> R
     let mut agent = Command::new(agent::binary()?)
         .args([
             "agent",
+            "--fold-window",
+            "1s",
             "--hooks",
             "kfree_skb",
             "--tail-listen",
@@ -157,6 +146,15 @@ fn start_agent(plane: &ControlPlane, dir: &Path, history: &Path, port: u16) -> R
     BufReader::new(agent.0.stdout.take().context("a pipe")?).read_line(&mut first)?;
     ensure!(first.contains("\"started\""), "{first}{}", std::fs::read_to_string(log)?);
     Ok((agent, first))
+}
+
+/// Whether there is nothing to be had here; says why.
+fn skip_without_kubelet(test: &str) -> bool {
+    let programs = Command::new("openssl").arg("version").output().and(Command::new("python3").arg("-V").output());
+    if programs.is_err() {
+        netpol_trace_tests::skipped(test, "needs openssl and python3");
+    }
+    programs.is_err() || skip(test, &[])
 }
 
 fn start_kubelet(dir: &Path) -> Result<(Ends, u16)> {
@@ -204,11 +202,7 @@ fn said(output: &Output) -> String {
 
 #[test]
 fn who_sees_what_through_the_api_server() -> Result<()> {
-    if skip("tail::who_sees_what_through_the_api_server", &[]) {
-        return Ok(());
-    }
-    if Command::new("openssl").arg("version").output().and(Command::new("python3").arg("-V").output()).is_err() {
-        netpol_trace_tests::skipped("tail::who_sees_what_through_the_api_server", "needs openssl and python3");
+    if skip_without_kubelet("tail::who_sees_what_through_the_api_server") {
         return Ok(());
     }
     let node = Node::start()?;
@@ -239,12 +233,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     ensure!(refused.stdout.is_empty() && said(&refused).contains("orbidden"), "{}", said(&refused));
     let logs = node.tail(&dev, &["-n", "staging"])?;
     ensure!(logs.stdout.is_empty() && said(&logs).contains("node tail-node does not answer"), "{}", said(&logs));
-    let token = |audience: &str| -> Result<String> {
-        let spec = json!({ "audiences": [audience] });
-        let asked = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec });
-        let made = node.plane.api().post("/api/v1/namespaces/staging/serviceaccounts/dev/token", &asked)?;
-        Ok(made.pointer("/status/token").and_then(|token| token.as_str()).context("a token")?.to_owned())
-    };
+    let token = |audience: &str| accounts::token(node.plane, "staging", "dev", Some(audience));
     let own = token("netpol-trace")?;
     for (path, token, expected) in [
         ("/v1/records?namespace=staging", None, "401"),
@@ -255,37 +244,76 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
         ("/v1/records?namespace=staging,qa-test", Some(own.as_str()), "403"),
         ("/v1/records", Some(own.as_str()), "403"),
     ] {
-        let answer = ask(node.listener, path, token)?;
+        let answer = ask((Ipv4Addr::LOCALHOST, node.listener).into(), path, token)?;
         ensure!(answer.starts_with(&format!("HTTP/1.1 {expected}")), "{path}: {answer}");
     }
 
     follows(&node, &admin)
 }
 
+/// `tail -f`, whose records are read as they come.
+struct Following {
+    _tail: Ends,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    stderr: PathBuf,
+    seen: Vec<Record>,
+}
+
+impl Following {
+    fn start(dir: &Path, agents: &str, kubeconfig: &Path, arguments: &[&str]) -> Result<Following> {
+        let stderr = dir.join("tail.log");
+        let mut tail = Command::new(agent::binary()?)
+            .args(["tail", "--agents-namespace", agents, "-o", "json", "-f", "--kubeconfig"])
+            .arg(kubeconfig)
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&stderr)?)
+            .spawn()
+            .map(Ends)?;
+        let lines = BufReader::new(tail.0.stdout.take().context("a pipe")?).lines();
+        Ok(Following { _tail: tail, lines, stderr, seen: Vec::new() })
+    }
+
+    /// Reads until a record is `done`'s; with the time when it came.
+    fn until(&mut self, what: &str, mut done: impl FnMut(&[Record]) -> bool) -> Result<Instant> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if done(&self.seen) {
+                return Ok(Instant::now());
+            }
+            let said = std::fs::read_to_string(&self.stderr)?;
+            ensure!(Instant::now() < deadline, "no sign of {what}: {:?}\n{said}", self.seen);
+            let line = self.lines.next().with_context(|| format!("it ended before {what}: {said}"))??;
+            self.seen.push(Record::parse(&line)?);
+        }
+    }
+
+    fn has(&mut self, id: &str) -> Result<Instant> {
+        self.until(id, |seen| seen.iter().any(|record| record.text("/id") == id))
+    }
+
+    fn ids(&self) -> Vec<&str> {
+        self.seen.iter().map(|record| record.text("/id")).collect()
+    }
+
+    /// No record came twice.
+    fn no_doubles(&self) -> Result<()> {
+        let mut once = self.ids();
+        once.sort_unstable();
+        once.dedup();
+        ensure!(once.len() == self.seen.len(), "{:?}", self.ids());
+        Ok(())
+    }
+
+    fn said(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(&self.stderr)?)
+    }
+}
+
 /// What is written to the log later is shown, and again after the container was started anew: without a gap or a double.
 fn follows(node: &Node, admin: &Path) -> Result<()> {
     let log = node.dir.path().join(POD);
-    let port = node.listener.to_string();
-    let mut tail = Command::new(agent::binary()?)
-        .args(["tail", "--agents-namespace", AGENTS, "--tail-port", &port, "-o", "json", "-A", "-f", "--kubeconfig"])
-        .arg(admin)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map(Ends)?;
-    let mut lines = BufReader::new(tail.0.stdout.take().context("a pipe")?).lines();
-    let mut ids = Vec::new();
-    let mut until = |id: &str| -> Result<Vec<String>> {
-        let deadline = Instant::now() + PATIENCE;
-        for line in lines.by_ref() {
-            ids.push(Record::parse(&line?)?.text("/id").to_owned());
-            if ids.last().is_some_and(|last| last == id) {
-                return Ok(ids.clone());
-            }
-            ensure!(Instant::now() < deadline, "no sign of {id}: {ids:?}");
-        }
-        anyhow::bail!("ended before {id}: {ids:?}")
-    };
+    let mut tail = Following::start(node.dir.path(), AGENTS, admin, &["-A"])?;
     let record = |run: &str, number: u32| {
         let time = format!("2026-11-21T12:51:{number:02}Z");
         format!(
@@ -295,26 +323,15 @@ fn follows(node: &Node, admin: &Path) -> Result<()> {
     };
     let append = |text: &str| std::fs::OpenOptions::new().append(true).open(&log)?.write_all(text.as_bytes());
     append(&record("a", 1))?;
-    until("a/1")?;
-    // The container dies with a last word and starts again: the old log is the previous one then.
-    let old = std::fs::read_to_string(&log)? + &record("a", 2);
-    std::fs::write(log.with_file_name(format!("{POD}.previous")), old)?;
+    tail.has("a/1")?;
+    // The container dies in the middle of a line, after a last word, and starts again: the old log is the previous one then.
+    append("{\"schema\":\"netpol-tr")?;
+    let old = std::fs::read_to_string(&log)?.replace("{\"schema\":\"netpol-tr", "") + &record("a", 2);
+    std::fs::write(log.with_file_name(format!("{POD}.previous")), old + "{\"schema\":\"netpol-tr")?;
     let next = log.with_file_name("next");
     std::fs::write(&next, record("b", 3))?;
     std::fs::rename(next, &log)?;
-    let ids = until("b/3")?;
-    let mut once = ids.clone();
-    once.sort();
-    once.dedup();
-    ensure!(ids.iter().any(|id| id == "a/2") && once.len() == ids.len(), "{ids:?}");
-    Ok(())
-}
-
-fn ask(port: u16, path: &str, token: Option<&str>) -> Result<String> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n{token}\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
+    tail.has("b/3")?;
+    ensure!(tail.ids().contains(&"a/2"), "{:?}", tail.ids());
+    tail.no_doubles()
 }

@@ -63,6 +63,10 @@ fn options_make_their_objects() -> Result<()> {
             "RoleBinding netpol-trace-reach"
         ]
     );
+    let rules = |values: &[&str]| -> Result<Option<usize>> {
+        Ok(helm(&program, values)?["ClusterRole netpol-trace"]["rules"].as_array().map(Vec::len))
+    };
+    assert_eq!(rules(&["rbac.events=true"])?, rules(&[])?.map(|rules| rules + 1));
     let none = kinds(&["rbac.create=false", "serviceAccount.create=false"])?;
     assert_eq!(none, ["ConfigMap netpol-trace", "DaemonSet netpol-trace"]);
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::render::{Objects, deploy, documents, helm, kustomize, objects, program};
 
 /// Each overlay, and the chart's values that make the same.
-const VARIANTS: [(&str, &[&str]); 4] = [
+const VARIANTS: [(&str, &[&str]); 5] = [
     ("overlays/default", &[]),
     (
         "overlays/host-network",
@@ -19,6 +19,17 @@ const VARIANTS: [(&str, &[&str]); 4] = [
             "capabilities.netAdmin=true",
             "capabilities.netRaw=true",
             "config.hooks=[\"kfree_skb\",\"tc\"]",
+        ],
+    ),
+    (
+        "overlays/host-network-metrics",
+        &[
+            "hostNetwork=true",
+            "capabilities.netAdmin=true",
+            "capabilities.netRaw=true",
+            "config.hooks=[\"kfree_skb\",\"tc\"]",
+            "listen.address=\"$(POD_IP)\"",
+            "listen.rbac=true",
         ],
     ),
     ("overlays/restricted", &["capabilities.syslog=false", "state.hostPath=\"\""]),
@@ -74,6 +85,32 @@ fn the_pod_monitors_are_the_same() -> Result<()> {
     Ok(())
 }
 
+/// A component on top of the base is the chart's value.
+#[test]
+fn components_are_the_charts_values() -> Result<()> {
+    const TEST: &str = "components_are_the_charts_values";
+    let (Some(kubectl), Some(chart)) = (program(TEST, &KUBECTL), program(TEST, &HELM)) else { return Ok(()) };
+    let dir = tempfile::tempdir()?;
+    let folder = dir.path().canonicalize()?;
+    // kustomize takes relative paths only.
+    let up: String = folder.components().skip(1).map(|_| "../").collect();
+    let kustomize_folder = deploy().join("kustomize").canonicalize()?;
+    let below = format!("{up}{}", kustomize_folder.strip_prefix("/")?.display());
+    for (component, value) in [("events", "rbac.events=true"), ("metrics-rbac", "listen.rbac=true")] {
+        let text = format!("resources: [{below}/base]\ncomponents: [{below}/components/{component}]\n");
+        std::fs::write(folder.join("kustomization.yaml"), text)?;
+        let (one, other) = (kustomize(&kubectl, &folder.to_string_lossy())?, helm(&chart, &[value])?);
+        assert_eq!(one["ClusterRole netpol-trace"]["rules"], other["ClusterRole netpol-trace"]["rules"], "{component}");
+        let arguments = |objects: &Objects| container(objects).map(|container| container["args"].clone());
+        let (mut args, mut others) = (arguments(&one)?, arguments(&other)?);
+        for args in [&mut args, &mut others] {
+            args.as_array_mut().context("arguments")?.sort_by_key(Value::to_string);
+        }
+        assert_eq!(args, others, "{component}");
+    }
+    Ok(())
+}
+
 /// All variants as kustomize makes them.
 fn overlays(test: &str) -> Result<Vec<(&'static str, Objects)>> {
     let Some(kubectl) = program(test, &KUBECTL) else { return Ok(Vec::new()) };
@@ -99,7 +136,7 @@ fn the_container_is_confined() -> Result<()> {
         assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault", "{overlay}");
         assert_eq!(security["capabilities"]["drop"], serde_json::json!(["ALL"]), "{overlay}");
         assert_eq!((&pod["hostPID"], &pod["hostIPC"]), (&Value::Null, &Value::Null), "{overlay}");
-        assert_eq!(pod["hostNetwork"] == true, overlay.ends_with("host-network"));
+        assert_eq!(pod["hostNetwork"] == true, overlay.contains("host-network"));
         assert_eq!(pod["tolerations"], serde_json::json!([{"operator": "Exists"}]));
         // The page says of each capability in which overlay it is.
         let page = std::fs::read_to_string(deploy().with_file_name("docs/security.md"))?;
@@ -107,7 +144,7 @@ fn the_container_is_confined() -> Result<()> {
             let name = capability.as_str().context("a name")?;
             let row = page.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
             let row = row.with_context(|| format!("docs/security.md has nothing of {name}"))?;
-            let short = overlay.trim_start_matches("overlays/");
+            let short = overlay.trim_start_matches("overlays/").trim_end_matches("-metrics");
             assert!(row.contains("all overlays") || row.contains(short), "{overlay}: {row}");
         }
     }
@@ -125,9 +162,8 @@ fn rbac_is_what_the_page_says() -> Result<()> {
             let group = rule["apiGroups"][0].as_str().context("a group")?;
             for resource in rule["resources"].as_array().context("resources")? {
                 let resource = resource.as_str().context("a resource")?;
-                let own =
-                    ["", "discovery.k8s.io", "networking.k8s.io", "authentication.k8s.io", "authorization.k8s.io"]
-                        .contains(&group);
+                let policies = ["cilium.io", "crd.projectcalico.org", "policy.networking.k8s.io", "projectcalico.org"];
+                let own = !policies.contains(&group);
                 let known =
                     page.contains(&format!("\n| {resource}")) || (!own && page.contains("\n| other policy APIs"));
                 assert!(known, "docs/security.md has no row for {resource} {group}");

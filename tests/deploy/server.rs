@@ -14,7 +14,13 @@ use serde_json::{Value, json};
 
 use super::render::{Objects, deploy, kustomize};
 
-const OVERLAYS: [&str; 4] = ["overlays/default", "overlays/host-network", "overlays/restricted", "overlays/developers"];
+const OVERLAYS: [&str; 5] = [
+    "overlays/default",
+    "overlays/host-network",
+    "overlays/host-network-metrics",
+    "overlays/restricted",
+    "overlays/developers",
+];
 
 fn kubectl(plane: &ControlPlane, arguments: &[&str], folder: &Path) -> Result<String> {
     let mut command = Command::new(built(&KUBECTL)?);

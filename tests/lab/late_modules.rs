@@ -8,9 +8,11 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::iptables;
 use netpol_trace_tests::pair::SERVER;
-use netpol_trace_tests::row::{PORT, Row, datagrams};
+use netpol_trace_tests::record::{Record, packets};
+use netpol_trace_tests::row::{DATAGRAMS, PORT, Row, datagrams};
 use netpol_trace_tests::{eventually, skipped};
-use nfq::{Queue, Verdict};
+
+use crate::rows::queues;
 
 const NAME: &str = "late_modules";
 const QUEUE: u16 = 7;
@@ -44,29 +46,16 @@ fn late_modules() -> Result<()> {
     row.pair.lab.enforce(
         "table inet t {\nchain c {\ntype filter hook forward priority 0;\nudp dport 9 counter drop comment \"row\"\n}\n}\n",
     )?;
-    expect(&mut row, PORT, |_| Ok(()), "policy", &["nft_do_chain", "nf_hook_slow"])?;
+    all_named(&mut row, PORT, || Ok(()), &["nft_do_chain", "nf_hook_slow"])?;
 
-    modprobe("nfnetlink_queue")?;
-    let rule = "-A FORWARD -p udp --dport 11 -j NFQUEUE --queue-num 7";
-    for line in ["-A FORWARD -p udp --dport 10 -j DROP", rule] {
-        iptables::load(row.pair.lab.node(), "legacy", line)?;
-    }
-    expect(&mut row, 10, |_| Ok(()), "policy", &["nf_hook_slow"])?;
+    iptables::load(row.pair.lab.node(), "legacy", "-A FORWARD -p udp --dport 10 -j DROP")?;
+    all_named(&mut row, 10, || Ok(()), &["nf_hook_slow"])?;
 
-    let mut queue = row.pair.lab.node().run(|| -> std::io::Result<Queue> {
-        let mut queue = Queue::open()?;
-        queue.bind(QUEUE)?;
-        queue.set_nonblocking(true);
-        Ok(queue)
-    })?;
-    let drop_all = |_: &mut Row| {
-        while let Ok(mut message) = queue.recv() {
-            message.set_verdict(Verdict::Drop);
-            queue.verdict(message)?;
-        }
-        Ok(())
-    };
-    expect(&mut row, 11, drop_all, "policy", &["nfqnl_reinject", "nf_reinject"])
+    iptables::load(row.pair.lab.node(), "legacy", "-A FORWARD -p udp --dport 11 -j NFQUEUE --queue-num 7")?;
+    // The listener's first message loads the module, and its verdicts follow at once.
+    let mut queue = queues::listen(&row, QUEUE)?;
+    ensure!(loaded("nfnetlink_queue"), "a listener, and no module nfnetlink_queue");
+    all_named(&mut row, 11, || queues::drop_all(&mut queue, DATAGRAMS), &["nfqnl_reinject", "nf_reinject"])
 }
 
 fn builtin(module: &str) -> Result<bool> {
@@ -75,25 +64,20 @@ fn builtin(module: &str) -> Result<bool> {
     Ok(list.lines().any(|line| line.ends_with(&format!("/{module}.ko"))))
 }
 
-/// Sends until a record of the packets names this cause and one of these locations.
-fn expect(
-    row: &mut Row,
-    port: u16,
-    mut enforce: impl FnMut(&mut Row) -> Result<()>,
-    cause: &str,
-    locations: &[&str],
-) -> Result<()> {
-    let client = row.pair.client()?.ip_like(SERVER.into());
-    let named = eventually("a record with its location", || {
-        let source = datagrams(&row.pair.client()?.netns, client, (SERVER, port).into())?;
-        row.note(source, (SERVER, port).into());
-        enforce(row)?;
-        let records = row.records()?;
-        Ok(records.into_iter().find(|record| {
-            record.cause() == cause
-                && record.address("destination").is_some_and(|to| to.port() == port)
-                && locations.contains(&record.text("/kernel/location"))
-        }))
+/// Sends once: each packet has a record that calls it a policy's, at one of these locations.
+fn all_named(row: &mut Row, port: u16, enforce: impl FnOnce() -> Result<()>, locations: &[&str]) -> Result<()> {
+    let client = row.pair.client()?;
+    let source = datagrams(&client.netns, client.ip_like(SERVER.into()), (SERVER, port).into())?;
+    row.note(source, (SERVER, port).into());
+    enforce()?;
+    let ours = |record: &Record| record.address("destination").is_some_and(|to| to.port() == port);
+    let found = eventually("a record of each packet", || {
+        let records: Vec<Record> = row.records()?.into_iter().filter(ours).collect();
+        Ok((packets(&records) >= DATAGRAMS).then_some(records))
     });
-    named.with_context(|| format!("port {port}: {:?}", row.records())).map(drop)
+    let records = found.with_context(|| format!("port {port}: {:?}", row.records()))?;
+    let named = |record: &&Record| record.cause() == "policy" && locations.contains(&record.text("/kernel/location"));
+    let count = packets(records.iter().filter(named));
+    ensure!(count == DATAGRAMS, "port {port}: {count} of {DATAGRAMS} are named rightly: {records:?}");
+    Ok(())
 }

@@ -4,6 +4,7 @@ mod bad_input;
 mod books;
 mod config;
 mod demo;
+mod folds;
 mod history;
 mod late_modules;
 mod lifecycle;

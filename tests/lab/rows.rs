@@ -7,5 +7,5 @@ mod iptables;
 mod nftables;
 mod others;
 mod programs;
-mod queues;
+pub mod queues;
 pub mod services;

@@ -18,6 +18,9 @@ use crate::record::Record;
 /// Overrides where the agent's binary is, for machines without cargo.
 pub const BINARY: &str = "NETPOL_TRACE_BIN";
 
+/// Counts of repeated packets come soon, for who waits for them.
+pub const SOON: [&str; 2] = ["--fold-window", "1s"];
+
 /// A running agent; killed when dropped.
 #[derive(Debug)]
 pub struct Agent {
@@ -76,6 +79,9 @@ impl Agent {
     pub fn start<S: AsRef<str>>(arguments: &[S]) -> Result<Agent> {
         let mut command = Command::new(binary()?);
         command.arg("agent").args(arguments.iter().map(AsRef::as_ref));
+        if !arguments.iter().any(|argument| argument.as_ref() == "--fold-window") {
+            command.args(SOON);
+        }
         let agent = Agent::spawn(command)?;
         agent.wait_for("its status `started`", |records| records.iter().any(|r| r.text("/phase") == "started"))?;
         Ok(agent)

@@ -1,9 +1,14 @@
-//! A stand-in for a CNI's tc program: loaded and attached with bpf(2) itself, without the agent's loader.
+//! Small programs, loaded and attached with bpf(2) itself, without the agent's loader: a stand-in for a CNI's tc program, and
+//! programs that do nothing, for comparison.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::Command;
 
 use anyhow::{Context, Result};
+
+use crate::bench::process;
+use crate::bench::statistics::Spent;
 
 use crate::netns::Netns;
 
@@ -21,11 +26,11 @@ pub enum Order {
     Last,
 }
 
-/// A loaded tc program; it ends with this.
+/// A loaded program; it ends with this.
 #[derive(Debug)]
 pub struct Program(OwnedFd);
 
-/// A program on an interface; it is taken off with this.
+/// A program on its hook; it is taken off with this.
 #[derive(Debug)]
 pub struct Link(#[expect(dead_code, reason = "held for its end")] OwnedFd);
 
@@ -55,20 +60,22 @@ impl Program {
         Program::load(name, &[set(TCX_NEXT), EXIT])
     }
 
-    fn load(name: &str, code: &[[u8; 8]]) -> Result<Program> {
-        const BPF_PROG_LOAD: i32 = 5;
-        const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
-        let license = c"GPL";
+    /// Does nothing at a tracepoint of the kernel, attached by its type (BTF).
+    pub fn empty_at(tracepoint: &str) -> Result<(Program, Link)> {
+        const BPF_RAW_TRACEPOINT_OPEN: i32 = 17;
+        const BPF_TRACE_RAW_TP: u64 = 23;
+        let mut attr = attributes("empty", process::TRACING, &[set(0), EXIT])?;
+        attr[8] = BPF_TRACE_RAW_TP << 32;
+        attr[13] = u64::from(btf_id(&format!("btf_trace_{tracepoint}"))?) << 32;
+        let program = Program(bpf(BPF_PROG_LOAD, &attr).context("load a program for a tracepoint")?);
         let mut attr = [0u64; 16];
-        attr[0] = u64::from(BPF_PROG_TYPE_SCHED_CLS) | (code.len() as u64) << 32;
-        attr[1] = code.as_ptr() as u64;
-        attr[2] = license.as_ptr() as u64;
-        // The name is at offset 48, 16 octets with its zero.
-        let mut text = [0; 16];
-        let length = name.len().min(15);
-        text[..length].copy_from_slice(&name.as_bytes()[..length]);
-        attr[6] = u64::from_ne_bytes(text[..8].try_into()?);
-        attr[7] = u64::from_ne_bytes(text[8..].try_into()?);
+        attr[1] = program.0.as_raw_fd() as u64;
+        let link = Link(bpf(BPF_RAW_TRACEPOINT_OPEN, &attr).context("attach to a tracepoint")?);
+        Ok((program, link))
+    }
+
+    fn load(name: &str, code: &[[u8; 8]]) -> Result<Program> {
+        let attr = attributes(name, process::SCHED_CLS, code)?;
         Ok(Program(bpf(BPF_PROG_LOAD, &attr).context("load a tc program")?))
     }
 
@@ -88,11 +95,10 @@ impl Program {
         })
     }
 
-    /// The kernel's id of the program.
-    pub fn id(&self) -> Result<u32> {
+    /// What it has done so far, while the kernel's statistics are on.
+    pub fn spent(&self) -> Result<Spent> {
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()))?;
-        let id = info.lines().find_map(|line| line.strip_prefix("prog_id:")).context("a program's id")?;
-        Ok(id.trim().parse()?)
+        process::program(&info).map(|(_, _, spent)| spent).context("a program's numbers")
     }
 }
 
@@ -119,9 +125,36 @@ fn jump_if_equal(value: u32) -> [u8; 8] {
     [0x15, 2, 2, 0, a, b, c, d]
 }
 
-fn bpf(command: i32, attr: &[u64; 16]) -> io::Result<OwnedFd> {
-    // SAFETY: `attr` is a bpf_attr of the given size, zero where nothing is set; what it points to outlives the call. Both
-    // commands return a new descriptor.
+const BPF_PROG_LOAD: i32 = 5;
+
+/// What loads a program.
+fn attributes(name: &str, kind: u32, code: &[[u8; 8]]) -> Result<[u64; 16]> {
+    let license = c"GPL";
+    let mut attr = [0u64; 16];
+    attr[0] = u64::from(kind) | (code.len() as u64) << 32;
+    attr[1] = code.as_ptr() as u64;
+    attr[2] = license.as_ptr() as u64;
+    // The name is at offset 48, 16 octets with its zero.
+    let mut text = [0; 16];
+    let length = name.len().min(15);
+    text[..length].copy_from_slice(&name.as_bytes()[..length]);
+    attr[6] = u64::from_ne_bytes(text[..8].try_into()?);
+    attr[7] = u64::from_ne_bytes(text[8..].try_into()?);
+    Ok(attr)
+}
+
+/// The number of a type in the kernel's BTF.
+fn btf_id(typedef: &str) -> Result<u32> {
+    let output = Command::new("bpftool").args(["btf", "dump", "file", "/sys/kernel/btf/vmlinux"]).output();
+    let text = String::from_utf8(output.context("start bpftool")?.stdout)?;
+    let wanted = format!("TYPEDEF '{typedef}'");
+    let line = text.lines().find(|line| line.contains(&wanted)).with_context(|| format!("no type {typedef}"))?;
+    Ok(line.trim_start_matches('[').split(']').next().unwrap_or_default().parse()?)
+}
+
+pub(crate) fn bpf(command: i32, attr: &[u64; 16]) -> io::Result<OwnedFd> {
+    // SAFETY: `attr` is a bpf_attr of the given size, zero where nothing is set; what it points to outlives the call. All
+    // commands used here return a new descriptor.
     unsafe {
         let fd = libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr));
         if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as i32)) }

@@ -9,6 +9,7 @@
 //! numbers ([`Lab::owns`](topology::Lab::owns)).
 
 pub mod agent;
+pub mod bench;
 pub mod books;
 pub mod bpf;
 pub mod capture;

@@ -74,7 +74,7 @@ impl Row {
 
     pub fn watch_with(&mut self, arguments: &[&str]) -> Result<()> {
         let mut command = Command::new(agent::binary()?);
-        command.args(["agent", "--node-name", "node-a", "--manifests"]).arg(self.pair.manifests()).args(arguments);
+        command.arg("agent").args(agent::SOON).args(["--node-name", "node-a", "--manifests"]).arg(self.pair.manifests()).args(arguments);
         // A child has the network namespace of the thread that starts it.
         let agent = self.pair.lab.node().run(|| Agent::spawn(command))?;
         agent.wait_for("its status `started`", |records| records.iter().any(|r| r.text("/phase") == "started"))?;
@@ -88,18 +88,14 @@ impl Row {
         Ok(())
     }
 
-    /// Whether this kernel shows which packets are rejected by an ICMP error.
-    pub fn tells_rejects(&self, ipv4: bool) -> Result<bool> {
-        Ok(match self.reject_hook()?.as_str() {
-            "fentry" => true,
-            "tracepoint" => ipv4,
-            _ => false,
-        })
+    /// Whether this kernel shows each packet that is rejected, and so which ones are not.
+    pub fn tells_rejects(&self) -> Result<bool> {
+        Ok(self.reject_hook()? == "fentry")
     }
 
-    /// Whether this kernel shows which packets are rejected by a TCP reset.
-    pub fn tells_resets(&self) -> Result<bool> {
-        Ok(self.reject_hook()? == "fentry")
+    /// Whether this kernel shows IPv4's ICMP errors that are sent.
+    pub fn shows_icmp_errors(&self) -> Result<bool> {
+        Ok(["fentry", "tracepoint"].contains(&self.reject_hook()?.as_str()))
     }
 
     /// The state of the hook `reject`, as the agent tells it.
@@ -154,6 +150,14 @@ impl Row {
     /// Notes packets that were sent otherwise.
     pub fn note(&mut self, source: SocketAddr, destination: SocketAddr) {
         self.sent.push((source, destination));
+    }
+
+    /// What a record must call nftables where the agent can't read the rules: before 6.7 its drops may look like any netfilter
+    /// user's. Updates of older kernels have 6.7's place for them; its name is in the records.
+    pub fn nftables_unread(&self, counted: u64) -> Result<&'static str> {
+        self.seen(counted)?;
+        let located = self.records()?.iter().any(|record| record.text("/kernel/location") == "nft_do_chain");
+        Ok(if since(6, 7) || located { "nftables" } else { "netfilter" })
     }
 
     /// Waits until the agent has told of so many packets of the row.
@@ -319,11 +323,6 @@ pub fn since(major: u32, minor: u32) -> bool {
     let release = release();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
-}
-
-/// What a record calls nftables where the agent can't read the rules: before 6.7 its drops look like any netfilter user's.
-pub fn nftables_unread() -> &'static str {
-    if since(6, 7) { "nftables" } else { "netfilter" }
 }
 
 /// Both addresses of the pair's client, with a port.

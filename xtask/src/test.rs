@@ -30,7 +30,7 @@ const TEST_LIMIT_SECONDS: &str = "900";
 ///
 /// On 6.1, before nft's drops had a place of their own and before TCX: that drops are recorded with tuple, reason and the
 /// enforcer's own count, that a reject is told, and that a filter left by a killed agent goes. On 6.12: that a reject is told
-/// there too.
+/// there too, and that what modules drop that come late is seen from its first packet on.
 const VM_TESTS: [(&str, &[&str]); 2] = [
     (
         "6.1",
@@ -43,7 +43,7 @@ const VM_TESTS: [(&str, &[&str]); 2] = [
             "a_killed_agent_leaves_nothing_that_acts",
         ],
     ),
-    ("6.12", &["beside_drop", "reset_elsewhere", "queues::verdict_drop"]),
+    ("6.12", &["late_modules", "beside_drop", "reset_elsewhere", "queues::verdict_drop"]),
 ];
 
 pub fn run(args: &Args) -> Result<ExitCode> {

@@ -11,6 +11,7 @@ use super::worker::Message;
 use crate::books::Intake;
 use crate::kernel::attach::Attached;
 use crate::kernel::counters::Counters;
+use crate::kernel::fold::{Folds, Told};
 use crate::kernel::ring::{self, Ring};
 use crate::kernel::tc::FlowRing;
 use crate::kernel::{Names, RawDrop};
@@ -24,13 +25,15 @@ const WAIT: Duration = Duration::from_millis(100);
 /// How long a program that was running when it was detached may take to end.
 const LAST_RECORDS: Duration = Duration::from_secs(1);
 
-/// What a module drops that was loaded since goes unseen until its code is known, where its drops have no reason of their
-/// own: NFQUEUE's, from 6.9 on.
+/// How often to look for modules that came or went. What a new one drops is seen before that.
 const MODULES: Duration = Duration::from_millis(200);
 
 /// The hook on freed packets.
 pub struct Drops {
     pub ring: Ring,
+    pub folds: Folds,
+    /// How long repeated packets are counted before they are told.
+    pub window: Duration,
     pub names: Names,
     pub attached: Attached,
     pub counters: Arc<Counters>,
@@ -54,7 +57,7 @@ pub fn run(
     let (mut flows, attacher) = connections.map(|c| (c.ring, c.attacher)).unzip();
     let rings: Vec<_> = drops.iter().map(|d| d.ring.as_raw_fd()).chain(flows.iter().map(|f| f.as_raw_fd())).collect();
     let mut send = Send { intake, to_worker };
-    let mut looked = Instant::now();
+    let (mut looked, mut turned) = (Instant::now(), Instant::now());
     while !stop.load(Ordering::Acquire) {
         ring::wait(&rings, WAIT);
         if looked.elapsed() > MODULES {
@@ -66,24 +69,41 @@ pub fn run(
             }
         }
         send.all(drops.as_mut(), flows.as_mut());
+        if let Some(drops) = drops.as_mut().filter(|drops| !drops.window.is_zero() && turned.elapsed() >= drops.window) {
+            turned = Instant::now();
+            send.window(drops, flows.as_mut());
+        }
     }
     if attacher.is_some_and(|attacher| attacher.join().is_err()) {
         tracing::error!("the thread that attaches tc programs panicked");
     }
     if let Some(drops) = &mut drops {
+        if drops.attached.stays() {
+            // The programs go on: what they tell from now on is for the next agent.
+            send.window(drops, flows.as_mut());
+            drops.counters.close(drops.attached.carry());
+            return;
+        }
         drops.attached.detach();
     }
     // A program may still be running on another CPU: the books balance when it has ended.
     let deadline = Instant::now() + LAST_RECORDS;
     loop {
         let balanced = drops.as_ref().is_none_or(|drops| {
-            drops.counters.read().is_ok_and(|r| r.totals.matched == r.totals.emitted + r.totals.lost)
+            drops.counters.read().is_ok_and(|r| r.totals.matched == r.totals.emitted + r.totals.folded + r.totals.lost)
         });
         send.all(drops.as_mut(), flows.as_mut());
         if balanced || Instant::now() > deadline {
             break;
         }
         std::thread::yield_now();
+    }
+    if let Some(drops) = &mut drops {
+        let mut counted = Vec::new();
+        if let Err(error) = drops.folds.take_last(|told| counted.push(told)) {
+            tracing::error!(%error, "the last counts of repeated packets can't be read");
+        }
+        send.told(drops, counted, flows.as_mut());
     }
 }
 
@@ -94,39 +114,59 @@ struct Send<'a> {
 
 impl Send<'_> {
     fn all(&mut self, drops: Option<&mut Drops>, mut flows: Option<&mut FlowRing>) {
-        if let Some(Drops { ring, names, attached, .. }) = drops {
+        if let Some(drops) = drops {
             let mut batch = Vec::new();
             let mut found = 0;
-            while let Some(event) = ring.pop() {
-                self.intake.read.fetch_add(1, Ordering::AcqRel);
+            while let Some(event) = drops.ring.pop() {
                 found += ring::ENTRY;
-                if names.is_new(&event) && names.modules_changed() {
-                    names.refresh(attached);
-                }
-                let facts = names.resolve(&event);
-                batch.push(RawDrop { event, facts });
+                batch.extend(drops.folds.first(event));
                 if batch.len() == BATCH {
-                    self.flows(flows.as_deref_mut());
-                    self.drops(std::mem::take(&mut batch));
+                    self.told(drops, std::mem::take(&mut batch), flows.as_deref_mut());
                 }
             }
-            if !batch.is_empty() {
-                self.flows(flows.as_deref_mut());
-                self.drops(batch);
-            }
+            self.told(drops, batch, flows.as_deref_mut());
             self.intake.ring_peak.fetch_max(found, Ordering::AcqRel);
         }
         self.flows(flows);
     }
 
+    /// Tells what was counted since the last time.
+    fn window(&mut self, drops: &mut Drops, mut flows: Option<&mut FlowRing>) {
+        let turned = drops.folds.turn();
+        // Each count finds its first packet: what was sent before the maps were turned is in the ring.
+        self.all(Some(drops), flows.as_deref_mut());
+        let mut counted = Vec::new();
+        let taken = turned.and_then(|()| drops.folds.take(|told| counted.push(told)));
+        if let Err(error) = taken {
+            tracing::error!(%error, "the counts of repeated packets can't be read; they stay until the next try");
+        }
+        self.told(drops, counted, flows);
+    }
+
+    fn told(&mut self, drops: &mut Drops, told: Vec<Told>, mut flows: Option<&mut FlowRing>) {
+        let Drops { names, attached, .. } = drops;
+        let mut told = told.into_iter().peekable();
+        while told.peek().is_some() {
+            let resolve = |Told { event, repeats }| {
+                names.meet(&event, attached);
+                let facts = names.resolve(&event);
+                RawDrop { event, facts, repeats }
+            };
+            let batch = told.by_ref().take(BATCH).map(resolve).collect();
+            self.flows(flows.as_deref_mut());
+            self.drops(batch);
+        }
+    }
+
     fn drops(&mut self, batch: Vec<RawDrop>) {
-        let count = batch.len() as u64;
-        self.intake.queued.fetch_add(count, Ordering::AcqRel);
+        let packets = batch.iter().map(|drop| drop.repeats.packets()).sum();
+        self.intake.read.fetch_add(packets, Ordering::AcqRel);
+        self.intake.queued.fetch_add(packets, Ordering::AcqRel);
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
             self.to_worker.try_send(Message::Drops(batch))
         {
-            self.intake.queued.fetch_sub(count, Ordering::AcqRel);
-            self.intake.lost.fetch_add(count, Ordering::AcqRel);
+            self.intake.queued.fetch_sub(packets, Ordering::AcqRel);
+            self.intake.lost.fetch_add(packets, Ordering::AcqRel);
         }
     }
 

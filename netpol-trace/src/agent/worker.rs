@@ -1,5 +1,6 @@
 //! Runs the pipeline, and tells once a second what was lost and once a minute how things stand.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use super::previous::Previous;
 use crate::inventory::Inventory;
 use crate::kernel::RawDrop;
 use crate::kernel::attach::{Attached, Hook};
+use crate::kernel::carry::Carry;
 use crate::kernel::clock::Clock;
 use crate::kernel::counters::{Counters, Reading};
 use crate::kernel::symbols::SymbolsError;
@@ -38,27 +40,29 @@ const REVISIT: Duration = Duration::from_millis(50);
 /// A status is written this often.
 const STATUS: Duration = Duration::from_secs(60);
 
+/// What the worker is set up with.
+pub struct Setup<'a> {
+    /// With the kfree_skb hook.
+    pub counters: Option<&'a Counters>,
+    /// With the tc hook.
+    pub flow_counters: Option<tc::Counters>,
+    pub hooks: Vec<HookState>,
+    pub previous: Option<Previous>,
+    /// Octets of the kernel's ring.
+    pub ring_size: u64,
+    /// How long drops above the budget are folded.
+    pub window: Duration,
+    /// With the kfree_skb hook: how far this agent has come, for the next one.
+    pub carry: Option<Arc<Carry>>,
+    /// Packets that ended with an agent before this one.
+    pub orphans: u64,
+}
+
 /// Until the reader ends. A reader of the output that went away is a good end.
-pub fn run(
-    pipeline: Pipeline,
-    messages: &Receiver<Message>,
-    counters: Option<&Counters>,
-    flow_counters: Option<tc::Counters>,
-    hooks: Vec<HookState>,
-    previous: Option<Previous>,
-    ring_size: u64,
-) -> anyhow::Result<()> {
-    let mut worker = Worker {
-        pipeline,
-        counters,
-        flow_counters,
-        hooks,
-        previous,
-        told: Told::default(),
-        sources: Vec::new(),
-        ring_size,
-        ring_peak: 0,
-    };
+pub fn run(pipeline: Pipeline, messages: &Receiver<Message>, setup: Setup<'_>) -> anyhow::Result<()> {
+    let lost_before = setup.carry.as_ref().map_or(0, |carry| carry.lost().load(Ordering::Acquire));
+    let told = Told::default();
+    let mut worker = Worker { pipeline, setup, told, lost_before, sources: Vec::new(), ring_peak: 0 };
     let result = worker.work(messages).and_then(|()| worker.end());
     if result.is_err() {
         // Nobody reads the first sink any more: the others get what there is, and the end.
@@ -73,15 +77,11 @@ pub fn run(
 
 struct Worker<'a> {
     pipeline: Pipeline,
-    /// With the kfree_skb hook.
-    counters: Option<&'a Counters>,
-    /// With the tc hook.
-    flow_counters: Option<tc::Counters>,
-    hooks: Vec<HookState>,
-    previous: Option<Previous>,
+    setup: Setup<'a>,
     told: Told,
-    /// Octets of the kernel's ring, and the most of them in use within the last whole minute.
-    ring_size: u64,
+    /// Of the kernel's losses, those that runs before this one declared.
+    lost_before: u64,
+    /// The most octets of the kernel's ring in use within the last whole minute.
     ring_peak: u64,
     /// How the sources stood in the last status: in sync or not, and why not.
     sources: Vec<(String, bool, Option<String>)>,
@@ -124,10 +124,26 @@ impl FlowLosses {
 impl Worker<'_> {
     fn work(&mut self, messages: &Receiver<Message>) -> Result<(), SinkError> {
         self.status(Phase::Started)?;
-        if let Some((since, loss)) = self.previous.as_mut().and_then(|previous| previous.gap.take()) {
+        if let Some((since, loss)) = self.setup.previous.as_mut().and_then(|previous| previous.gap.take()) {
             self.pipeline.tell(Body::Loss(loss), since)?;
         }
+        if self.setup.orphans > 0 {
+            let now = Timestamp::now();
+            let loss = Loss {
+                stage: LossStage::AgentQueue,
+                reason: "killed".into(),
+                of: Some("packets_of_the_run_before".into()),
+                count: Some(self.setup.orphans),
+                estimate: false,
+                last_time: Some(now),
+                sink: None,
+                first_id: None,
+                last_id: None,
+            };
+            self.pipeline.tell(Body::Loss(loss), now)?;
+        }
         let (mut next_tick, mut next_status) = (Instant::now() + TICK, Instant::now() + STATUS);
+        let mut next_window = Instant::now() + self.setup.window;
         loop {
             match messages.recv_timeout(REVISIT) {
                 Ok(message) => {
@@ -158,6 +174,10 @@ impl Worker<'_> {
                     return Err(SinkError::Closed);
                 }
             }
+            if now >= next_window {
+                next_window = now + self.setup.window;
+                self.pipeline.end_folds()?;
+            }
             if now >= next_status {
                 next_status = now + STATUS;
                 self.ring_peak = self.pipeline.intake.ring_peak.swap(0, Ordering::AcqRel);
@@ -175,6 +195,7 @@ impl Worker<'_> {
         let left = self.pipeline.policy_changes();
         let left = left
             .and_then(|()| self.pipeline.revisit(true))
+            .and_then(|()| self.pipeline.end_folds())
             .and_then(|()| self.pipeline.unanswered(true))
             .and_then(|()| self.losses());
         self.pipeline.output.drain();
@@ -184,11 +205,12 @@ impl Worker<'_> {
     fn take(&mut self, message: Message) -> Result<(), SinkError> {
         match message {
             Message::Drops(drops) => {
-                let count = drops.len() as u64;
+                let count = drops.iter().map(|drop| drop.repeats.packets()).sum();
                 for drop in drops {
                     self.pipeline.handle(drop)?;
                 }
                 self.pipeline.intake.queued.fetch_sub(count, Ordering::AcqRel);
+                self.note();
                 Ok(())
             }
             Message::Flows(told) => {
@@ -208,7 +230,7 @@ impl Worker<'_> {
 
     /// `None` when the counters can't be read; nothing is counted without the hook.
     fn reading(&self) -> Option<Reading> {
-        let Some(counters) = self.counters else { return Some(Reading::default()) };
+        let Some(counters) = self.setup.counters else { return Some(Reading::default()) };
         let failed = |error: &_| {
             self.pipeline.output.metrics().error("kernel", "counters");
             tracing::error!(%error, "the kernel's counters can't be read");
@@ -217,7 +239,7 @@ impl Worker<'_> {
     }
 
     fn flow_reading(&self) -> Option<FlowCounters> {
-        let reading = self.flow_counters.as_ref()?.read();
+        let reading = self.setup.flow_counters.as_ref()?.read();
         reading.inspect_err(|error| tracing::error!(%error, "the tc hook's counters can't be read")).ok()
     }
 
@@ -272,7 +294,18 @@ impl Worker<'_> {
         for loss in losses {
             self.pipeline.tell(Body::Loss(loss), since)?;
         }
+        self.note();
         Ok(())
+    }
+
+    /// For the next agent, should this one be killed: what needs no line any more.
+    fn note(&self) {
+        let Some(carry) = &self.setup.carry else { return };
+        let Told { ring, queue, undecoded, .. } = self.told;
+        carry.left_out().store(self.pipeline.books.filtered + queue + undecoded, Ordering::Release);
+        if ring > 0 {
+            carry.lost().fetch_max(self.lost_before + ring, Ordering::AcqRel);
+        }
     }
 
     fn status(&mut self, phase: Phase) -> Result<(), SinkError> {
@@ -306,7 +339,7 @@ impl Worker<'_> {
             queued: intake.queued.load(Ordering::Acquire),
             queue_size: (super::QUEUE * super::reader::BATCH) as u64,
             ring_peak: peak.max(self.ring_peak),
-            ring_size: self.ring_size,
+            ring_size: self.setup.ring_size,
         });
     }
 
@@ -315,12 +348,12 @@ impl Worker<'_> {
         let connections = self.flow_reading().map(|counters| connections(&counters, &self.pipeline));
         let pipeline = &self.pipeline;
         let (kept, crowded_out) = pipeline.cluster().read().history();
-        let mut hooks = self.hooks.clone();
+        let mut hooks = self.setup.hooks.clone();
         hooks.extend(pipeline.flows.iter().map(|flows| tc_state(&flows.kernel().interfaces)));
         Status {
             phase,
             version: env!("CARGO_PKG_VERSION").into(),
-            previous_run: self.previous.as_ref().map(|previous| previous.run.clone()),
+            previous_run: self.setup.previous.as_ref().map(|previous| previous.run.clone()),
             totals: Totals {
                 kernel: reading.as_ref().map(|reading| reading.totals),
                 agent: pipeline.books.totals(&pipeline.intake, pipeline.output.ledger()),

@@ -13,6 +13,8 @@ use crate::agent::{self, Config};
 use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::{Options, Peers};
 use crate::config::{Live, flags};
+use crate::http::{Guard, Token};
+use crate::kernel::pins::{self, Keep};
 use crate::record::encode::Format;
 use crate::sink::target::Target;
 
@@ -56,8 +58,8 @@ pub struct AgentArgs {
     #[arg(long)]
     all_drops: bool,
 
-    /// Where records go: stdout, a file (PATH or file:PATH, appended to) or otlp:URL (OTLP over HTTP). Options follow after
-    /// commas: format=NAME; for files max-size=64MiB, max-age=24h, keep=5 (how many older ones, PATH.1 being the newest); for
+    /// Where records go: stdout, a file (PATH or file:PATH, appended to), otlp:URL (OTLP over HTTP) or events (Kubernetes
+    /// Events about the pods that policies keep apart, aggregated). Options follow after commas: format=NAME; for files max-size=64MiB, max-age=24h, keep=5 (how many older ones, PATH.1 being the newest); for
     /// OTLP token-file=PATH. May be given more than once; the first one is what the books are about. [default: stdout]
     #[arg(long, value_name = "TARGET")]
     output: Vec<Target>,
@@ -73,6 +75,11 @@ pub struct AgentArgs {
     /// Answer /metrics only to who sends the token in this file (Authorization: Bearer). Read again for each request.
     #[arg(long, value_name = "PATH", requires = "listen")]
     metrics_token_file: Option<PathBuf>,
+
+    /// Answer /metrics only to who sends a token (Authorization: Bearer) that the API server knows, for itself or for the
+    /// audience netpol-trace, and whose owner may get /metrics by RBAC (nonResourceURLs).
+    #[arg(long, requires = "listen", conflicts_with = "metrics_token_file")]
+    metrics_rbac: bool,
 
     /// Keep the newest records in this folder for `netpol-trace tail`, also over restarts. [default: nowhere]
     #[arg(long, value_name = "PATH")]
@@ -99,6 +106,29 @@ pub struct AgentArgs {
     #[arg(long, value_name = "KIB", default_value = "4096", value_parser = ring_kib)]
     ring_kib: u32,
 
+    /// How long repeated packets of a flow are counted in the kernel before one record tells of them; the first packet of a
+    /// flow has a record at once. 0s: a record for each packet.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = window)]
+    fold_window: Duration,
+
+    /// Records of drops a second, on average over ten seconds. Above that, drops are folded by workloads, with exact counts
+    /// (folded_by). 0: no limit.
+    #[arg(long, value_name = "COUNT", default_value = "500")]
+    max_records_per_second: u32,
+
+    /// Keep counts and unread records in pinned maps: the next agent tells what one that was killed could not. Nothing stays attached. `doctor --cleanup` removes the pins.
+    #[arg(long)]
+    pin: bool,
+
+    /// Leave the kfree_skb hook attached too: it goes on counting between two agents of the same version and options, as in
+    /// a rolling update. Implies --pin.
+    #[arg(long)]
+    keep_attached: bool,
+
+    /// The folder of pins, in a bpf file system.
+    #[arg(long, value_name = "DIR", default_value = pins::FOLDER)]
+    pin_dir: PathBuf,
+
     /// What to watch, separated by commas: dropped packets (kfree_skb), connections at the pods' interfaces (tc). [default:
     /// both; before Linux 6.6 kfree_skb only, since tc filters there outlive a killed agent]
     #[arg(long, value_name = "HOOK", value_delimiter = ',')]
@@ -124,6 +154,13 @@ fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(span).map_err(|_| wrong())
 }
 
+fn window(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        window if window.is_zero() || (Duration::from_millis(100)..=Duration::from_secs(600)).contains(&window) => Ok(window),
+        _ => Err("must be 0s, or from 100ms to 10m".into()),
+    }
+}
+
 fn ring_kib(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
         Ok(kib) if kib.is_power_of_two() && (64..=1024 * 1024).contains(&kib) => Ok(kib),
@@ -147,23 +184,37 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     if args.peers == Peers::Lookup && node.is_none() {
         anyhow::bail!("--peers=lookup needs to know which pods are this node's: give --node-name, or set NODE_NAME");
     }
-    let reviewer = Reviewer::new(access.clone(), args.agents_namespace);
+    let reviewer = Reviewer::new(access.clone(), args.agents_namespace.clone());
+    let guard = match args.metrics_token_file {
+        Some(path) => Some(Guard::Token(Token::in_file(path)?)),
+        None if args.metrics_rbac => Some(Guard::review(Reviewer::new(access.clone(), args.agents_namespace))),
+        None => None,
+    };
     let config = Config {
         source: match args.manifests.is_empty() {
             true => From::Api(Options { access, peers: args.peers, node }),
             false => From::Manifests(args.manifests),
         },
+        access: args.api.access(),
         node: args.node_name,
         cluster: args.cluster_name,
         all_drops: args.all_drops,
         outputs: args.output,
         format: args.format,
         listen: args.listen,
-        metrics_token: args.metrics_token_file,
+        metrics_guard: guard,
         history: args.history_dir.map(|folder| (folder, args.history_mib << 20)),
         tail: args.tail_listen.map(|address| (address, reviewer)),
         duration: args.duration,
         ring_bytes: args.ring_kib * 1024,
+        fold_window: args.fold_window,
+        pin_folder: args.pin_dir,
+        keep: match (args.pin, args.keep_attached) {
+            (_, true) => Keep::Attached,
+            (true, false) => Keep::Maps,
+            (false, false) => Keep::Nothing,
+        },
+        max_records_per_second: args.max_records_per_second,
         program_logs: args.program_logs,
         hooks: args.hooks,
         state_dir: args.state_dir,

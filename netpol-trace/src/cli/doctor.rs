@@ -68,10 +68,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn cleanup() -> anyhow::Result<ExitCode> {
-    let removed = kernel::tc::cleanup().context("the interfaces can't be listed")?;
+    let mut removed = kernel::tc::cleanup().context("the interfaces can't be listed")?;
+    removed.extend(kernel::pins::cleanup(kernel::pins::FOLDER.as_ref()).context("pins can't be removed")?);
     let mut out = std::io::stdout().lock();
     match removed.as_slice() {
-        [] => writeln!(out, "Nothing of netpol-trace was left on this node's interfaces.")?,
+        [] => writeln!(out, "Nothing of netpol-trace was left on this node's interfaces or pinned.")?,
         removed => removed.iter().try_for_each(|what| writeln!(out, "removed {}", escape(what)))?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,17 +1,20 @@
-//! Who asks, and what they may see: TokenReview and SubjectAccessReview, for the agent's `tail` listener.
+//! Who asks, and what they may see: TokenReview and SubjectAccessReview, for the agent's listeners.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
+use k8s_openapi::api::authorization::v1::{
+    NonResourceAttributes, ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::OnceCell;
 
 use super::api::Access;
+use super::budget::Budget;
 
 /// Tokens are made for this audience, and are good for nothing else.
 pub const AUDIENCE: &str = "netpol-trace";
@@ -22,6 +25,14 @@ pub const RESOURCE: &str = "drops";
 const GOOD_FOR: Duration = Duration::from_secs(30);
 /// Answers that are remembered.
 const ANSWERS: usize = 4096;
+/// Tokens of those who may get a path that are remembered: few scrape.
+const TOKENS: usize = 64;
+/// Tokens that are not remembered cost the API server a question each, whoever sends them: so often at most, and so many at once.
+const STRANGERS: (Duration, u32) = (Duration::from_millis(200), 20);
+/// How long one of them waits for its turn.
+const TURN: Duration = Duration::from_secs(1);
+/// For an answer about a path.
+const ANSWERED_IN: Duration = Duration::from_secs(10);
 
 /// Somebody with a token that the API server knows.
 #[derive(Debug, Clone)]
@@ -35,6 +46,12 @@ impl User {
     }
 }
 
+/// What somebody may do.
+enum What {
+    Object(ResourceAttributes),
+    Path(NonResourceAttributes),
+}
+
 /// Why nothing was answered.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewError {
@@ -42,6 +59,8 @@ pub enum ReviewError {
     Token(String),
     #[error("the agent can't ask the API server: {0}")]
     Server(String),
+    #[error("too many unknown tokens: try again later")]
+    Busy,
 }
 
 /// Asks the API server.
@@ -51,6 +70,9 @@ pub struct Reviewer {
     agents: String,
     client: OnceCell<Client>,
     answers: Mutex<HashMap<(String, String), (bool, Instant)>>,
+    /// When a token was last good for a path.
+    tokens: Mutex<HashMap<(String, &'static str), Instant>>,
+    strangers: Budget,
 }
 
 impl std::fmt::Debug for Reviewer {
@@ -61,7 +83,14 @@ impl std::fmt::Debug for Reviewer {
 
 impl Reviewer {
     pub fn new(access: Access, agents: String) -> Reviewer {
-        Reviewer { access, agents, client: OnceCell::new(), answers: Mutex::default() }
+        Reviewer {
+            access,
+            agents,
+            client: OnceCell::new(),
+            answers: Mutex::default(),
+            tokens: Mutex::default(),
+            strangers: Budget::new(STRANGERS.0, STRANGERS.1),
+        }
     }
 
     async fn client(&self) -> Result<&Client, ReviewError> {
@@ -69,13 +98,9 @@ impl Reviewer {
         self.client.get_or_try_init(connect).await.map_err(|error| ReviewError::Server(error.to_string()))
     }
 
-    /// Whose token this is.
+    /// Whose token this is, which must be made for netpol-trace.
     pub async fn user(&self, token: &str) -> Result<User, ReviewError> {
-        let spec = TokenReviewSpec { token: token.to_owned(), audiences: Some(vec![AUDIENCE.to_owned()]) };
-        let asked = TokenReview { spec, ..TokenReview::default() };
-        let reviews: Api<TokenReview> = Api::all(self.client().await?.clone());
-        let answer = reviews.create(&PostParams::default(), &asked).await.map_err(server)?;
-        let status = answer.status.unwrap_or_default();
+        let status = self.review(token, Some(AUDIENCE)).await?;
         let for_us = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
         // A server that knows no audiences says yes to any token: that is not enough.
         match status.user.filter(|_| status.authenticated == Some(true) && for_us) {
@@ -84,6 +109,57 @@ impl Reviewer {
                 format!("ask for one with `kubectl create token SERVICEACCOUNT --audience {AUDIENCE}`")
             }))),
         }
+    }
+
+    /// Without an audience: that of the API server itself.
+    async fn review(&self, token: &str, audience: Option<&str>) -> Result<TokenReviewStatus, ReviewError> {
+        let audiences = audience.map(|audience| vec![audience.to_owned()]);
+        let spec = TokenReviewSpec { token: token.to_owned(), audiences };
+        let asked = TokenReview { spec, ..TokenReview::default() };
+        let reviews: Api<TokenReview> = Api::all(self.client().await?.clone());
+        let answer = reviews.create(&PostParams::default(), &asked).await.map_err(server)?;
+        Ok(answer.status.unwrap_or_default())
+    }
+
+    /// Whether the owner of a token may get a path that is no object's, such as `/metrics`. The token may be one for the API
+    /// server itself too: scrapers have those. Yes is good for half a minute.
+    pub async fn may_get(&self, token: &str, path: &'static str) -> Result<bool, ReviewError> {
+        let key = (token.to_owned(), path);
+        let known = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        if known.is_some_and(|at| at.elapsed() < GOOD_FOR) {
+            return Ok(true);
+        }
+        // Strangers can't use up the turn of one who was let in before.
+        if known.is_none() && !self.strangers.take(TURN).await {
+            return Err(ReviewError::Busy);
+        }
+        let answer = tokio::time::timeout(ANSWERED_IN, self.ask_may_get(token, path)).await;
+        let may = answer.map_err(|_| ReviewError::Server(format!("no answer in {} s", ANSWERED_IN.as_secs())))?;
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        match &may {
+            Ok(true) => {
+                if tokens.len() >= TOKENS && !tokens.contains_key(&key) {
+                    tokens.clear();
+                }
+                tokens.insert(key, Instant::now());
+            }
+            Ok(false) | Err(ReviewError::Token(_)) => drop(tokens.remove(&key)),
+            Err(_) => {}
+        }
+        may
+    }
+
+    async fn ask_may_get(&self, token: &str, path: &str) -> Result<bool, ReviewError> {
+        let user = match self.user(token).await {
+            Err(ReviewError::Token(why)) => {
+                let status = self.review(token, None).await?;
+                let info = status.user.filter(|_| status.authenticated == Some(true));
+                User { info: info.ok_or(ReviewError::Token(why))? }
+            }
+            user => user?,
+        };
+        let path = NonResourceAttributes { path: Some(path.to_owned()), verb: Some("get".to_owned()) };
+        self.may(&user, What::Path(path)).await
     }
 
     /// Whether they may see every record: those who may read the agents' logs can do so anyway.
@@ -95,7 +171,7 @@ impl Reviewer {
             subresource: Some("log".to_owned()),
             ..ResourceAttributes::default()
         };
-        self.may(user, log).await
+        self.may(user, What::Object(log)).await
     }
 
     /// Whether they may see the drops of a namespace; answers are good for half a minute.
@@ -112,7 +188,7 @@ impl Reviewer {
             resource: Some(RESOURCE.to_owned()),
             ..ResourceAttributes::default()
         };
-        let may = self.may(user, drops).await?;
+        let may = self.may(user, What::Object(drops)).await?;
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if answers.len() >= ANSWERS {
             answers.clear();
@@ -121,14 +197,19 @@ impl Reviewer {
         Ok(may)
     }
 
-    async fn may(&self, user: &User, what: ResourceAttributes) -> Result<bool, ReviewError> {
+    async fn may(&self, user: &User, what: What) -> Result<bool, ReviewError> {
         let UserInfo { username, groups, uid, extra } = user.info.clone();
+        let (resource_attributes, non_resource_attributes) = match what {
+            What::Object(attributes) => (Some(attributes), None),
+            What::Path(attributes) => (None, Some(attributes)),
+        };
         let spec = SubjectAccessReviewSpec {
             user: username,
             groups,
             uid,
             extra,
-            resource_attributes: Some(what),
+            resource_attributes,
+            non_resource_attributes,
             ..Default::default()
         };
         let asked = SubjectAccessReview { spec, ..SubjectAccessReview::default() };

@@ -1,19 +1,24 @@
 //! Loads the embedded object and attaches its programs. Links are file descriptors: when the process ends, however it
 //! ends, the kernel detaches.
 
-use aya::maps::{Array, Map, RingBuf};
-use aya::programs::raw_trace_point::RawTracePointLink;
-use aya::programs::tp_btf::BtfTracePointLink;
-use aya::programs::{BtfTracePoint, ProgramError, ProgramFd, RawTracePoint};
-use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use netpol_trace_common::{Config, Counters as RawCounters, Filter, Locations, PerCpu};
+use std::io;
+use std::sync::Arc;
 
+use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::{BtfTracePoint, Program, ProgramError, ProgramFd, RawTracePoint};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+use netpol_trace_common::{CodeRange, Config, Filter, Locations, PerCpu};
+
+use super::carry::Carry;
 use super::counters::Counters;
 use super::layout::Layout;
+use super::pins::{self, Keep, Pins};
 use super::reject::Rejects;
 use super::ring::Ring;
 use super::symbols::Symbols;
-use super::{KernelError, Options, filter};
+use super::fold::Folds;
+use super::{KernelError, Options, filter, release};
 
 /// The programs, built by the build script.
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol-trace.bpf.o"));
@@ -33,8 +38,7 @@ macro_rules! pod {
 pub(super) use pod;
 
 pod! {
-    /// [`RawCounters`] as aya reads it from a map.
-    CountersPod(RawCounters);
+    /// [`PerCpu`] as aya reads it from a map.
     PerCpuPod(PerCpu);
     ConfigPod(Config);
     LocationsPod(Locations);
@@ -45,11 +49,16 @@ pub struct Attached {
     /// Dropping it detaches.
     link: Option<Link>,
     ring: Option<Ring>,
+    folds: Option<Folds>,
     counters: Option<Counters>,
-    locations: Array<aya::maps::MapData, LocationsPod>,
+    carry: Arc<Carry>,
+    lost_with_the_last: u64,
+    was_kept: bool,
+    locations: Array<MapData, LocationsPod>,
+    /// Places in modules that the programs are silent about.
+    dull: HashMap<MapData, u64, u8>,
     hook: Hook,
     rejects: Rejects,
-    all_drops: bool,
     /// Code ranges that found no room in the programs' table.
     pub locations_left_out: usize,
     /// Keeps the programs' log map and the rest of the object alive.
@@ -60,9 +69,55 @@ pub struct Attached {
 #[derive(Debug)]
 #[allow(dead_code, reason = "the links detach when dropped")]
 enum Link {
-    Btf(BtfTracePointLink),
-    Raw(RawTracePointLink),
+    /// With the program's name.
+    Held(FdLink, &'static str),
+    /// Stays.
+    Pinned(PinnedLink),
 }
+
+impl Link {
+    /// Pins the hook, and its program for its recursion misses, unless they are.
+    fn keep(self, pins: &Pins, ebpf: &mut Ebpf) -> Result<Link, KernelError> {
+        let Link::Held(link, name) = self else { return Ok(self) };
+        let path = pins.program(name);
+        let pinned = match ebpf.program_mut(name) {
+            Some(Program::BtfTracePoint(program)) => program.pin(path),
+            Some(Program::RawTracePoint(program)) => program.pin(path),
+            _ => Ok(()),
+        };
+        pinned.map_err(|error| cant_pin(io::Error::other(error)))?;
+        link.pin(pins.link(name)).map(Link::Pinned).map_err(|error| cant_pin(io::Error::other(error)))
+    }
+
+    /// The hook ends with this process.
+    fn release(self) -> Result<Link, KernelError> {
+        match self {
+            Link::Pinned(link) => Ok(Link::Held(link.unpin().map_err(cant_pin)?, "")),
+            held => Ok(held),
+        }
+    }
+}
+
+/// The hook that the agent before this one has left.
+fn adopt(pins: &Pins) -> Option<(Link, Hook, ProgramFd)> {
+    let name = pins.attached()?;
+    let adopt = || -> anyhow::Result<_> {
+        let link = PinnedLink::from_pin(pins.link(&name))?;
+        Ok(if name == RAW {
+            let program = RawTracePoint::from_pin(pins.program(&name))?;
+            (Link::Pinned(link), Hook::RawTracepoint("as before".into()), program.fd()?.try_clone()?)
+        } else {
+            let program = BtfTracePoint::from_pin(pins.program(&name))?;
+            (Link::Pinned(link), Hook::BtfTracepoint, program.fd()?.try_clone()?)
+        })
+    };
+    adopt().inspect_err(|error| tracing::warn!(%error, "the hook that was left attached can't be taken over")).ok()
+}
+
+/// The programs, the better ones first.
+const DIRECT: &str = "kfree_skb";
+const COPY: &str = "kfree_skb_copy";
+const RAW: &str = "kfree_skb_raw";
 
 /// How the kernel let us attach.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,11 +133,24 @@ impl Attached {
         let config = ConfigPod(Config {
             arguments: layout.arguments,
             ovs_subsystem: layout.reasons.ovs_subsystem,
+            fold: u32::from(options.fold),
+            nests: u32::from(release() < (6, 1)),
             filter,
             offsets: layout.offsets,
         });
         let log_level: u8 = if options.program_logs { 5 } else { 0 };
-        let mut ebpf = EbpfLoader::new()
+        let pins = match options.keep {
+            Keep::Nothing => None,
+            // Settings are part of the name: pinned programs and maps have them built in.
+            _ => Some(Pins::open(&options.pin_folder, (OBJECT, bytes_of(&config.0), options.ring_bytes)).map_err(cant_pin)?),
+        };
+        let mut loader = EbpfLoader::new();
+        if let Some(pins) = &pins {
+            for name in pins::MAPS {
+                loader.map_pin_path(name, pins.path(name));
+            }
+        }
+        let mut ebpf = loader
             .override_global("CONFIG", &config, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", options.ring_bytes)
@@ -93,36 +161,87 @@ impl Attached {
             .map_err(load_error)?;
 
         let btf = Btf::from_sys_fs().map_err(|e| KernelError::Object(e.to_string()))?;
-        let (link, hook, program) = attach_kfree_skb(&mut ebpf, &btf, options.raw_tracepoint)?;
-        let rejects = Rejects::attach(&mut ebpf, &btf);
+        // Before the programs run: from their first drop on they know what to look at.
         let mut locations: Array<_, LocationsPod> = take(&mut ebpf, "LOCATIONS")?;
-        let (ranges, locations_left_out) = symbols
-            .map(|symbols| filter::locations(symbols, &layout.reasons, options.all_drops))
-            .unwrap_or((Locations::default(), 0));
-        locations.set(0, LocationsPod(ranges), 0).map_err(|e| KernelError::Object(e.to_string()))?;
-        let counters = Counters::new(
-            take(&mut ebpf, "COUNTERS")?,
-            take(&mut ebpf, "PER_CPU")?,
-            program,
-            unrecorded(&filter, layout),
+        let (known, locations_left_out) = match symbols {
+            Some(symbols) => filter::locations(symbols, &filter::location_names(&layout.reasons, options.all_drops)),
+            // Without names no place tells anything.
+            None => (Locations { image: CodeRange { start: 0, end: u64::MAX }, ..Locations::default() }, 0),
+        };
+        locations.set(0, LocationsPod(known), 0).map_err(|e| KernelError::Object(e.to_string()))?;
+        let dull = take(&mut ebpf, "DULL")?;
+        let carry = Arc::new(Carry::new(&take_data(&mut ebpf, "CARRY")?).map_err(cant_pin)?);
+        let found = pins.as_ref().is_some_and(|pins| pins.found);
+        let lost_with_the_last = if found { carry.take_over() } else { 0 };
+        let adopted = pins.as_ref().and_then(adopt);
+        let was_kept = adopted.is_some();
+        let (link, hook, program) = match adopted {
+            Some(adopted) => adopted,
+            None => attach_kfree_skb(&mut ebpf, &btf, options.raw_tracepoint)?,
+        };
+        let link = match (&pins, options.keep) {
+            (Some(pins), Keep::Attached) => link.keep(pins, &mut ebpf)?,
+            _ => link.release()?,
+        };
+        let rejects = Rejects::attach(&mut ebpf, &btf);
+        let counters = Counters::new(take(&mut ebpf, "PER_CPU")?, program, unrecorded(&filter, layout));
+        let counters = if found { counters.since(&carry) } else { Ok(counters) };
+        let counters = counters.map_err(|error| KernelError::Refused(format!("pinned counters: {error}")))?;
+        let folds = Folds::new(
+            [
+                [take_data(&mut ebpf, "FOLDS_0")?, take_data(&mut ebpf, "COARSE_0")?],
+                [take_data(&mut ebpf, "FOLDS_1")?, take_data(&mut ebpf, "COARSE_1")?],
+            ],
+            take_data(&mut ebpf, "FOLD_STATE")?,
+            carry.clone(),
         );
+        let folds = folds.map_err(|error| KernelError::Refused(format!("maps to count repeated packets: {error}")))?;
         let ring = Ring::new(take::<RingBuf<_>>(&mut ebpf, "EVENTS")?);
         Ok(Attached {
             link: Some(link),
             ring: Some(ring),
+            folds: Some(folds),
             counters: Some(counters),
+            carry,
+            lost_with_the_last,
+            was_kept,
             locations,
+            dull,
             hook,
             rejects,
-            all_drops: options.all_drops,
             locations_left_out,
             ebpf,
         })
     }
 
+    /// How far this agent has come, for the next one.
+    pub fn carry(&self) -> &Arc<Carry> {
+        &self.carry
+    }
+
+    /// Packets that an agent before this one had taken out of the kernel, and ended with it.
+    pub fn lost_with_the_last(&self) -> u64 {
+        self.lost_with_the_last
+    }
+
+    /// Whether the hook was attached all the time since the agent before this one.
+    pub fn was_kept(&self) -> bool {
+        self.was_kept
+    }
+
+    /// Whether the hook stays when the agent ends.
+    pub fn stays(&self) -> bool {
+        matches!(self.link, Some(Link::Pinned(_)))
+    }
+
     /// The reading end of the ring, once.
     pub fn take_ring(&mut self) -> Option<Ring> {
         self.ring.take()
+    }
+
+    /// The counts of repeated packets, once.
+    pub fn take_folds(&mut self) -> Option<Folds> {
+        self.folds.take()
     }
 
     /// The counters, once.
@@ -143,11 +262,20 @@ impl Attached {
         &mut self.ebpf
     }
 
-    /// Fills the programs' code ranges anew, after a module came.
-    pub fn set_locations(&mut self, symbols: &Symbols, layout: &Layout) -> Result<(), aya::maps::MapError> {
-        let (ranges, left_out) = filter::locations(symbols, &layout.reasons, self.all_drops);
+    /// Tells the programs where unspecific drops are interesting, after a module came or went.
+    pub(super) fn set_locations(&mut self, symbols: &Symbols, names: &[&str]) -> Result<(), MapError> {
+        let (known, left_out) = filter::locations(symbols, names);
         self.locations_left_out = left_out;
-        self.locations.set(0, LocationsPod(ranges), 0)
+        // Another module's code may lie there now.
+        for location in self.dull.keys().collect::<Result<Vec<_>, _>>()? {
+            self.dull.remove(&location)?;
+        }
+        self.locations.set(0, LocationsPod(known), 0)
+    }
+
+    /// Tells the programs not to report unspecific drops at `location`, in a module.
+    pub(super) fn ignore(&mut self, location: u64) -> Result<(), MapError> {
+        self.dull.insert(location, 1, 0)
     }
 
     /// Takes the programs off their hooks; maps stay readable.
@@ -160,30 +288,37 @@ impl Attached {
 fn attach_kfree_skb(ebpf: &mut Ebpf, btf: &Btf, raw: bool) -> Result<(Link, Hook, ProgramFd), KernelError> {
     let btf = if raw { Err(KernelError::Refused("not tried".into())) } else { attach_btf(ebpf, btf) };
     let why = match btf {
-        Ok((link, fd)) => return Ok((Link::Btf(link), Hook::BtfTracepoint, fd)),
+        Ok((link, fd)) => return Ok((link, Hook::BtfTracepoint, fd)),
         Err(error) => error,
     };
     // A refused permission is refused there too, and its message is the better one.
-    let program: &mut RawTracePoint = program(ebpf, "kfree_skb_raw")?;
+    let program: &mut RawTracePoint = program(ebpf, RAW)?;
     let attach = |program: &mut RawTracePoint| -> Result<_, ProgramError> {
         program.load()?;
         let id = program.attach("kfree_skb")?;
         Ok((program.take_link(id)?, program.fd()?.try_clone()?))
     };
     match attach(program) {
-        Ok((link, fd)) => Ok((Link::Raw(link), Hook::RawTracepoint(why.to_string()), fd)),
+        Ok((link, fd)) => Ok((Link::Held(link.into(), RAW), Hook::RawTracepoint(why.to_string()), fd)),
         Err(error) => Err(program_error(error)),
     }
 }
 
-fn attach_btf(ebpf: &mut Ebpf, btf: &Btf) -> Result<(BtfTracePointLink, ProgramFd), KernelError> {
-    let program: &mut BtfTracePoint = program(ebpf, "kfree_skb")?;
-    let attach = |program: &mut BtfTracePoint| -> Result<_, ProgramError> {
-        program.load("kfree_skb", btf)?;
-        let id = program.attach()?;
-        Ok((program.take_link(id)?, program.fd()?.try_clone()?))
+/// The program that reads a packet's headers where they are, else the one that copies them.
+fn attach_btf(ebpf: &mut Ebpf, btf: &Btf) -> Result<(Link, ProgramFd), KernelError> {
+    let attach = |ebpf: &mut Ebpf, name: &'static str| -> Result<_, KernelError> {
+        let program: &mut BtfTracePoint = program(ebpf, name)?;
+        let attach = |program: &mut BtfTracePoint| -> Result<_, ProgramError> {
+            program.load("kfree_skb", btf)?;
+            let id = program.attach()?;
+            Ok((Link::Held(program.take_link(id)?.into(), name), program.fd()?.try_clone()?))
+        };
+        attach(program).map_err(program_error)
     };
-    attach(program).map_err(program_error)
+    attach(ebpf, DIRECT).or_else(|why| {
+        tracing::debug!(%why, "packets' headers are copied");
+        attach(ebpf, COPY)
+    })
 }
 
 pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, KernelError>
@@ -201,12 +336,30 @@ pub(super) fn take<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<M, Ke
         .ok_or_else(|| KernelError::Object(format!("it has no map {name}")))
 }
 
+/// A map of no particular form.
+fn take_data(ebpf: &mut Ebpf, name: &str) -> Result<MapData, KernelError> {
+    match ebpf.take_map(name) {
+        Some(Map::HashMap(data) | Map::Array(data)) => Ok(data),
+        _ => Err(KernelError::Object(format!("it has no map {name}"))),
+    }
+}
+
 /// Reasons that only `--all-drops` records.
 fn unrecorded(default: &Filter, layout: &Layout) -> Vec<(u32, String)> {
     let all = filter::bitmaps(&layout.reasons, true);
     let left_out =
         layout.reasons.iter().filter(|(r, _)| Filter::has(&all.anywhere, *r) && !Filter::has(&default.anywhere, *r));
     left_out.map(|(reason, name)| (reason, name.to_owned())).collect()
+}
+
+/// As octets, to be told from others.
+fn bytes_of(config: &Config) -> &[u8] {
+    // SAFETY: plain words without padding, as the common crate asserts; lives as long as the reference.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(config).cast(), size_of::<Config>()) }
+}
+
+fn cant_pin(error: io::Error) -> KernelError {
+    KernelError::Refused(format!("nothing can be pinned (--pin-dir must be in a bpf file system): {error}"))
 }
 
 fn load_error(error: EbpfError) -> KernelError {

@@ -2,21 +2,41 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
 
 use aya::maps::{MapData, PerCpuArray};
 use netpol_trace_common::{Counters as Raw, REASONS};
 
-use super::attach::{CountersPod, PerCpuPod};
+use super::attach::PerCpuPod;
+use super::carry::Carry;
 use crate::record::KernelTotals;
 
 /// Reads the counters; cheap enough for once a second.
 pub struct Counters {
-    counters: PerCpuArray<MapData, CountersPod>,
     per_cpu: PerCpuArray<MapData, PerCpuPod>,
     /// Of the attached program, for its recursion misses.
     program: aya::programs::ProgramFd,
     /// Reasons left to `--all-drops`, with their names: seen and counted, not recorded.
     unrecorded: Vec<(u32, String)>,
+    /// What the runs before counted and told, in the same maps.
+    base: Base,
+    /// The last word, when the programs go on without the agent.
+    closed: OnceLock<Raw>,
+}
+
+/// What is not this run's to tell.
+#[derive(Debug, Clone)]
+pub(super) struct Base {
+    pub(super) counters: Raw,
+    seen: [u64; REASONS],
+    recursion: u64,
+}
+
+impl Default for Base {
+    fn default() -> Base {
+        Base { counters: Raw::default(), seen: [0; REASONS], recursion: 0 }
+    }
 }
 
 /// The books, and what was seen but not asked for.
@@ -29,25 +49,57 @@ pub struct Reading {
 
 impl Counters {
     pub(super) fn new(
-        counters: PerCpuArray<MapData, CountersPod>,
         per_cpu: PerCpuArray<MapData, PerCpuPod>,
         program: aya::programs::ProgramFd,
         unrecorded: Vec<(u32, String)>,
     ) -> Counters {
-        Counters { counters, per_cpu, program, unrecorded }
+        Counters { per_cpu, program, unrecorded, base: Base::default(), closed: OnceLock::new() }
+    }
+
+    /// Leaves out what the runs before told: `carry` says how far they came.
+    pub(super) fn since(mut self, carry: &Carry) -> Result<Counters, aya::maps::MapError> {
+        let (emitted, folded) = (carry.emitted().load(Ordering::Acquire), carry.folded().load(Ordering::Acquire));
+        let lost_ring = carry.lost().load(Ordering::Acquire);
+        let counters = Raw { matched: emitted + folded + lost_ring, emitted, folded, lost_ring };
+        let (_, seen) = self.sum()?;
+        self.base = Base { counters, seen, recursion: recursion_misses(self.program.as_fd().as_raw_fd()) };
+        Ok(self)
+    }
+
+    /// From now on says what had been taken out of the kernel at this moment: what the programs count further on is for the next
+    /// agent.
+    pub fn close(&self, carry: &Carry) {
+        let (emitted, folded) = (carry.emitted().load(Ordering::Acquire), carry.folded().load(Ordering::Acquire));
+        if let Ok((Raw { lost_ring, .. }, _)) = self.sum() {
+            let _ = self.closed.set(Raw { matched: emitted + folded + lost_ring, emitted, folded, lost_ring });
+        }
+    }
+
+    fn sum(&self) -> Result<(Raw, [u64; REASONS]), aya::maps::MapError> {
+        let mut sum = Raw::default();
+        let mut by_reason = [0; REASONS];
+        for cpu in self.per_cpu.get(&0, 0)?.iter() {
+            let Raw { matched, emitted, folded, lost_ring } = cpu.0.counters;
+            sum.matched += matched;
+            sum.emitted += emitted;
+            sum.folded += folded;
+            sum.lost_ring += lost_ring;
+            by_reason.iter_mut().zip(&cpu.0.seen).for_each(|(sum, seen)| *sum += seen);
+        }
+        Ok((sum, by_reason))
     }
 
     pub fn read(&self) -> Result<Reading, aya::maps::MapError> {
-        let mut sum = Raw::default();
-        for cpu in self.counters.get(&0, 0)?.iter() {
-            sum.matched += cpu.0.matched;
-            sum.emitted += cpu.0.emitted;
-            sum.lost_ring += cpu.0.lost_ring;
-        }
-        let mut by_reason = [0; REASONS];
-        for cpu in self.per_cpu.get(&0, 0)?.iter() {
-            by_reason.iter_mut().zip(&cpu.0.seen).for_each(|(sum, seen)| *sum += seen);
-        }
+        let (sum, mut by_reason) = self.sum()?;
+        let Base { counters: base, seen, recursion } = &self.base;
+        by_reason.iter_mut().zip(seen).for_each(|(sum, seen)| *sum -= seen);
+        let sum = self.closed.get().copied().unwrap_or(sum);
+        let sum = Raw {
+            matched: sum.matched.saturating_sub(base.matched),
+            emitted: sum.emitted.saturating_sub(base.emitted),
+            folded: sum.folded.saturating_sub(base.folded),
+            lost_ring: sum.lost_ring.saturating_sub(base.lost_ring),
+        };
         let not_recorded = self.unrecorded.iter().filter_map(|(reason, name)| {
             let count = *by_reason.get(*reason as usize)?;
             (count > 0).then(|| (name.clone(), count))
@@ -57,9 +109,9 @@ impl Counters {
                 seen: by_reason.iter().sum::<u64>().max(sum.matched),
                 matched: sum.matched,
                 emitted: sum.emitted,
-                folded: 0,
+                folded: sum.folded,
                 lost: sum.lost_ring,
-                recursion_misses: recursion_misses(self.program.as_fd().as_raw_fd()),
+                recursion_misses: recursion_misses(self.program.as_fd().as_raw_fd()).saturating_sub(*recursion),
             },
             not_recorded: not_recorded.collect(),
         })

@@ -55,7 +55,7 @@ pub fn bitmaps(reasons: &Reasons, all_drops: bool) -> Filter {
         }
     };
     for (value, name) in reasons.iter().filter(|(value, _)| *value < REASONS as u32) {
-        if name == "NOT_SPECIFIED" {
+        if is_unspecific(Some(name)) {
             set(|f| &mut f.by_location, value);
         } else if POLICY_REASONS.contains(&name) || all_drops && !NOISE_REASONS.contains(&name) {
             set(|f| &mut f.anywhere, value);
@@ -67,21 +67,31 @@ pub fn bitmaps(reasons: &Reasons, all_drops: bool) -> Filter {
     filter
 }
 
-/// Where unspecific drops are interesting. The count says how many ranges found no room.
-pub fn locations(symbols: &Symbols, reasons: &Reasons, all_drops: bool) -> (Locations, usize) {
-    let mut names: Vec<&str> = POLICY_LOCATIONS.to_vec();
+/// The functions whose unspecific drops are interesting.
+pub fn location_names(reasons: &Reasons, all_drops: bool) -> Vec<&'static str> {
+    let mut names = POLICY_LOCATIONS.to_vec();
     if !reasons.has("NETFILTER_DROP") {
         names.extend(POLICY_LOCATIONS_BEFORE_REASONS);
     }
     if all_drops {
         names.extend(OTHER_LOCATIONS);
     }
+    names
+}
+
+/// The same as code. The count says how many ranges found no room.
+pub fn locations(symbols: &Symbols, names: &[&str]) -> (Locations, usize) {
     let ranges: Vec<CodeRange> = names.iter().flat_map(|name| symbols.ranges(name)).collect();
-    let mut locations = Locations::default();
-    for (slot, range) in locations.0.iter_mut().zip(&ranges) {
+    let mut locations = Locations { image: symbols.image(), ..Locations::default() };
+    for (slot, range) in locations.ranges.iter_mut().zip(&ranges) {
         *slot = *range;
     }
     (locations, ranges.len().saturating_sub(LOCATIONS))
+}
+
+/// Whether a drop's reason says nothing, so that its place must.
+pub fn is_unspecific(reason: Option<&str>) -> bool {
+    reason.is_none_or(|reason| reason == "NOT_SPECIFIED")
 }
 
 /// What is known of the place of one drop before its packet is read.

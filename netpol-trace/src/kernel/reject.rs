@@ -14,7 +14,7 @@ use crate::record::HookState;
 pub struct Rejects {
     links: Vec<Link>,
     answers: Answers,
-    /// IPv4's answers are seen by the tracepoint, for want of better.
+    /// IPv4's ICMP errors are seen by the tracepoint, for want of better: those that are sent.
     tracepoint: bool,
     /// What the kernel said to the first that it refused.
     refused: Option<String>,
@@ -38,8 +38,9 @@ impl Rejects {
         if !rejects.answers.icmp
             && let Ok(link) = tracepoint(ebpf, btf)
         {
+            // Behind the kernel's limit of ICMP errors: what it shows was rejected, of the rest it says nothing.
             rejects.links.push(Link::Tracepoint(link));
-            (rejects.answers.icmp, rejects.tracepoint) = (true, true);
+            rejects.tracepoint = true;
         }
         rejects
     }
@@ -74,10 +75,10 @@ impl Rejects {
         let Answers { icmp, icmp6, reset } = self.answers;
         match (icmp, icmp6, reset) {
             (true, true, true) => Ok("each REJECT is told from DROP"),
+            (false, false, false) if self.tracepoint => Ok(
+                "REJECT is known by IPv4's ICMP errors; without one REJECT and DROP are told apart by the rules alone",
+            ),
             (false, false, false) => Err(self.refused.clone().unwrap_or_default()),
-            (true, false, false) => {
-                Ok("REJECT is told from DROP by IPv4's ICMP errors; TCP resets and IPv6 by the rules alone")
-            }
             _ => Ok("REJECT is told from DROP in part, for the rest by the rules alone"),
         }
     }

@@ -11,6 +11,7 @@ pub struct Symbols {
     /// Sorted; with each the place of its name in `names`.
     addresses: Vec<(u64, u32)>,
     names: String,
+    image: CodeRange,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +31,7 @@ impl Symbols {
     /// Lines of `address type name [module]`; everything but code (types t, T, w, W) is left out. A line at a time: the text
     /// is larger than what is kept of it.
     pub fn from_lines(mut text: impl BufRead) -> Result<Symbols, SymbolsError> {
-        let mut symbols = Symbols::default();
+        let mut symbols = Symbols { image: CodeRange { start: u64::MAX, end: 0 }, ..Symbols::default() };
         let mut any = false;
         let mut line = Vec::new();
         while text.read_until(b'\n', &mut line)? > 0 {
@@ -54,6 +55,11 @@ impl Symbols {
             return false;
         };
         if let Ok(address @ 1..) = u64::from_str_radix(address, 16) {
+            // A fourth word is the module, or `[bpf]`.
+            if words.next().is_none() {
+                self.image.start = self.image.start.min(address);
+                self.image.end = self.image.end.max(address);
+            }
             self.addresses.push((address, self.names.len() as u32));
             self.names.push_str(name);
             self.names.push('\n');
@@ -73,6 +79,11 @@ impl Symbols {
         let (_, name) = *self.addresses.get(after.checked_sub(1)?)?;
         // Behind the last function lies unknown code, not more of it.
         (after < self.addresses.len()).then(|| bare(self.name_at(name)))
+    }
+
+    /// From the kernel image's first function to its last one: what lies outside is not the image's code.
+    pub fn image(&self) -> CodeRange {
+        self.image
     }
 
     /// The code ranges of the function `name`, its clones included.
@@ -111,6 +122,14 @@ mod tests {
         assert_eq!(symbols.name(0xffff1401), Some("nft_do_chain"));
         assert_eq!(symbols.name(0xfff), None);
         assert_eq!(symbols.name(0xffff9999), None, "beyond the last function");
+    }
+
+    #[test]
+    fn the_image_is_what_has_no_module() {
+        let symbols = Symbols::from_lines(TEXT.as_bytes()).unwrap();
+        assert_eq!(symbols.image(), CodeRange { start: 0xffff1000, end: 0xffff1500 });
+        let around = Symbols::from_lines(&b"fff0 t before [a]\nffff1000 t f\nffff1100 t g\nffff2000 t after [bpf]\n"[..]).unwrap();
+        assert_eq!(around.image(), CodeRange { start: 0xffff1000, end: 0xffff1100 });
     }
 
     #[test]

@@ -101,6 +101,11 @@ fn load() -> Result<Ebpf, TcError> {
     // A second load of the object, so that either hook works without the other; what belongs to the other one stays tiny.
     let mut ebpf = EbpfLoader::new()
         .map_max_entries("EVENTS", 4096)
+        .map_max_entries("FOLDS_0", 1)
+        .map_max_entries("FOLDS_1", 1)
+        .map_max_entries("COARSE_0", 1)
+        .map_max_entries("COARSE_1", 1)
+        .map_max_entries("DULL", 1)
         .map_max_entries("FLOW_EVENTS", RING_BYTES)
         .map_max_entries("FLOWS", MAX_FLOWS)
         .load(OBJECT)

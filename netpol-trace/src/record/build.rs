@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
+
 use super::community_id::community_id;
 use super::{
-    Action, Body, Cause, Direction, Drop, Endpoint, Enrichment, Hint, Icmp, Kernel, Network, OwnerRef, PodRef, Verdict,
+    Action, Body, Cause, Direction, Drop, Endpoint, Enrichment, FoldedBy, Hint, Icmp, Kernel, Network, OwnerRef, PodRef, Verdict,
 };
 use crate::cluster::index::PodView;
 use crate::cluster::model::{Labels, Pod};
 use crate::enrich::{Flow, Named, OwnedBy};
-use crate::packet::{Facts, Packet, transport_name};
+use crate::packet::{Facts, Packet, Repeats, transport_name};
 
 /// Labels per pod in a record, and octets of one label or name: strangers write them.
 const MAX_LABELS: usize = 64;
@@ -65,8 +67,27 @@ pub fn drop_body(packet: &Packet, facts: &Facts, flow: &Flow<'_>, decision: Deci
         hint: decision.hint,
         enrichment: decision.enrichment,
         spoofed: false,
+        folded_by: None,
         truncated: false,
     }))
+}
+
+impl Drop {
+    /// How many packets there were, `packet` being the one that the rest of the record is about.
+    pub fn counts(&mut self, packet: &Packet, repeats: &Repeats, last: Timestamp) {
+        self.count = repeats.packets();
+        self.bytes = repeats.bytes(packet);
+        let segments = repeats.segments(packet);
+        self.segments = (segments > self.count).then_some(segments);
+        self.last_time = (self.count > 1).then_some(last);
+        if repeats.coarse {
+            let same = ["source.ip", "destination.ip", "destination.port", "network.transport", "kernel"];
+            let same = same.into_iter().map(Into::into).collect();
+            self.folded_by = Some(FoldedBy { because: "flow_map_full".into(), same });
+            self.network.community_id = None;
+            self.source.port = None;
+        }
+    }
 }
 
 pub(crate) fn endpoint(named: &Named<'_>) -> Endpoint {

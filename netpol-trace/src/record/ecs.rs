@@ -8,7 +8,7 @@ use super::view::{View, view};
 use super::{Action, Body, Cause, ChangeKind, Endpoint, Phase, Record};
 
 /// The version whose fields these are.
-pub const VERSION: &str = "8.12.0";
+pub const VERSION: &str = "9.4.0";
 
 pub fn event(record: &Record) -> Value {
     let (dataset, kind, category, types, action, outcome) = what(&record.body);

@@ -86,9 +86,22 @@ pub struct Drop {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<Hint>,
     pub enrichment: Enrichment,
+    /// The packets are of several flows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub folded_by: Option<FoldedBy>,
     /// Labels, or all but the first policies, were left out to keep the line under 16 KiB.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
+}
+
+/// Why packets of several flows are one record, and what they have in common. All else in the record is the first one's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FoldedBy {
+    /// `record_budget`: more records a second than `--max-records-per-second`. `flow_map_full`: more flows at once than the
+    /// kernel side has room for; then all but the source's port is the same.
+    pub because: Text,
+    /// Fields, or `source.workload`, `source.subnet` (/24 or /64) and the same of the destination.
+    pub same: Vec<Text>,
 }
 
 /// A connection that died in silence: no answer came to where it was opened, and no drop on this node says why. Inferred,

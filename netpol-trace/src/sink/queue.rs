@@ -1,7 +1,7 @@
 //! The bounded queue in front of each sink, and the sink's own books: what was handed to it is written, held or lost.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::lost::Lost;
@@ -95,9 +95,20 @@ impl State {
     }
 }
 
+/// Learns of packets whose lines were written.
+pub struct Written(pub Box<dyn Fn(u64) + Send + Sync>);
+
+impl std::fmt::Debug for Written {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Written")
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Queue {
     state: Mutex<State>,
+    /// Told how many packets' lines were written, each time.
+    written: OnceLock<Written>,
     filled: Condvar,
     emptied: Condvar,
 }
@@ -175,8 +186,16 @@ impl Queue {
         }
     }
 
+    /// Tells `written` from now on.
+    pub fn on_written(&self, written: Written) {
+        let _ = self.written.set(written);
+    }
+
     /// Says what became of what was taken.
     pub fn settle(&self, done: Done<'_>, error: Option<String>) {
+        if let Some(Written(tell)) = self.written.get() {
+            tell(done.written);
+        }
         let mut state = self.lock();
         let lost: u64 = done.lost.iter().map(|(_, packets, _)| packets).sum();
         state.counts.held = state.counts.held.saturating_sub(done.written + lost);

@@ -8,9 +8,12 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::Sink;
+use super::events::{self, Events};
 use super::file::{Lines, Rotation};
 use super::lines::Stdout;
 use super::otlp::{self, Otlp};
+use crate::cluster::api::Access;
+use crate::cluster::events::Writer;
 use crate::record::encode::Format;
 
 /// One sink, as it was asked for.
@@ -24,8 +27,13 @@ pub struct Target {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     Stdout,
-    File { path: PathBuf, rotation: Rotation },
+    File {
+        path: PathBuf,
+        rotation: Rotation,
+    },
     Otlp(otlp::Endpoint),
+    /// Kubernetes Events.
+    Events,
 }
 
 impl Place {
@@ -45,6 +53,7 @@ impl fmt::Display for Place {
             Place::Stdout => f.write_str("stdout"),
             Place::File { path, .. } => write!(f, "{}", path.display()),
             Place::Otlp(endpoint) => write!(f, "otlp:{}", endpoint.uri),
+            Place::Events => f.write_str("events"),
         }
     }
 }
@@ -52,8 +61,8 @@ impl fmt::Display for Place {
 impl Target {
     pub const STDOUT: Target = Target { place: Place::Stdout, format: None };
 
-    /// Opens it; an error says what is wrong with it, and where.
-    pub fn open(&self, default: Format) -> anyhow::Result<Box<dyn Sink>> {
+    /// Opens it; an error says what is wrong with it, and where. Events of `node` go to the API server of `access`.
+    pub fn open(&self, default: Format, access: &Access, node: Option<&str>) -> anyhow::Result<Box<dyn Sink>> {
         let format = self.format.unwrap_or(default);
         match &self.place {
             Place::Stdout => Ok(Box::new(Stdout::new(format))),
@@ -65,6 +74,10 @@ impl Target {
                 let otlp = Otlp::new(endpoint.clone()).with_context(|| format!("--output {}", self.place))?;
                 Ok(Box::new(otlp))
             }
+            Place::Events => {
+                let writer = Writer::new(access.clone(), node, events::INTERVAL, events::BURST);
+                Ok(Box::new(Events::new(writer.context("--output events")?)))
+            }
         }
     }
 }
@@ -75,12 +88,13 @@ const OPTIONS: [&str; 5] = ["format", "max-size", "max-age", "keep", "token-file
 impl FromStr for Target {
     type Err = String;
 
-    /// `stdout`, `file:PATH`, a plain `PATH` or `otlp:URL`, each with options.
+    /// `stdout`, `file:PATH`, a plain `PATH` or `otlp:URL`, each with options, or `events`.
     fn from_str(text: &str) -> Result<Target, String> {
         let (place, options) = split(text);
         let mut target = match place.split_once(':') {
             _ if place.is_empty() => return Err("a place is missing: stdout, a path or file:PATH".into()),
             _ if place == "stdout" || place == "-" => Target::STDOUT,
+            _ if place == "events" => Target { place: Place::Events, format: None },
             Some(("file", path)) => Target::file(path)?,
             Some(("otlp", url)) => Target { place: Place::Otlp(otlp::Endpoint::parse(url)?), format: None },
             _ => Target::file(place)?,
@@ -104,6 +118,7 @@ impl Target {
         match (name, &mut self.place) {
             ("token-file", Place::Otlp(endpoint)) => endpoint.token = Some(value.into()),
             ("format", Place::Otlp(_)) => return Err("otlp: has one format only: leave format= out".into()),
+            ("format", Place::Events) => return Err("events have one format only: leave format= out".into()),
             ("format", _) => self.format = Some(value.parse()?),
             ("max-size", Place::File { rotation, .. }) => rotation.max_size = Some(size(value)?),
             ("max-age", Place::File { rotation, .. }) => rotation.max_age = Some(age(value)?),
@@ -185,6 +200,7 @@ mod tests {
             ("otlp:collector:4318", "http://"),
             ("otlp:http://user:secret@c", "token-file"),
             ("otlp:http://c,format=ecs", "one format"),
+            ("events,format=ecs", "one format"),
         ] {
             assert!(said(text).contains(needs), "{text}: {}", said(text));
         }

@@ -102,7 +102,7 @@ impl Serving {
     async fn admit(&self, token: &str, namespaces: &[String]) -> Result<User, Response> {
         let refused = |error: ReviewError| match error {
             ReviewError::Token(_) => refuse(StatusCode::UNAUTHORIZED, &error.to_string()),
-            ReviewError::Server(_) => {
+            ReviewError::Server(_) | ReviewError::Busy => {
                 tracing::warn!("--tail-listen: {error}");
                 refuse(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
             }

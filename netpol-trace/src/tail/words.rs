@@ -11,6 +11,8 @@ const NAME: usize = 253;
 const SENTENCE: usize = 1500;
 /// Policies that one line names.
 const POLICIES: usize = 3;
+/// What isolates a pod that the reader may not see.
+const NOT_SHOWN: &str = "policies that are not shown";
 /// A policy that changed this lately is worth a word, in seconds.
 const LATELY: u64 = 600;
 
@@ -118,7 +120,7 @@ pub fn brief(seen: &Seen<'_>, brevity: Brevity) -> String {
     let nearest = side.nearest.as_ref();
     let of_nearest = nearest.map(|nearest| name(&nearest.policy)).filter(|policy| !policy.is_empty());
     let first = || side.isolated_by.first().map(|policy| format!("{}/{}", name(&policy.namespace), name(&policy.name)));
-    let mut policy = of_nearest.or_else(first).unwrap_or_default();
+    let mut policy = of_nearest.or_else(first).unwrap_or_else(|| NOT_SHOWN.to_owned());
     if brevity == Brevity::Shortest {
         policy = policy.split_once('/').map(|(_, policy)| policy.to_owned()).unwrap_or(policy);
     } else {
@@ -140,6 +142,9 @@ pub fn brief(seen: &Seen<'_>, brevity: Brevity) -> String {
 }
 
 fn policies(policies: &[Named<'_>]) -> String {
+    if policies.is_empty() {
+        return NOT_SHOWN.to_owned();
+    }
     let named = policies.iter().take(POLICIES).map(|policy| {
         let changed = policy.changed_ago_seconds.filter(|ago| *ago < LATELY);
         let changed = changed.map(|ago| format!(" (changed {ago} s before)")).unwrap_or_default();

@@ -1,10 +1,10 @@
 //! nftables: every family and hook.
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::nft;
-use netpol_trace_tests::pair::{NODE, NODE6, SERVER, SERVER6};
-use netpol_trace_tests::row::{DATAGRAMS, Expect, PORT, Row, nftables_unread, other, policy, since, syns_with};
-use netpol_trace_tests::traffic::TcpOptions;
+use netpol_trace_tests::pair::{CLIENT, NODE, NODE6, SERVER, SERVER6};
+use netpol_trace_tests::row::{DATAGRAMS, Expect, PORT, Row, other, policy, since, syns_with};
+use netpol_trace_tests::traffic::{self, TcpOptions};
 
 /// A row whose enforcer is one ruleset, and whose packets go from the client to the server.
 fn forward(name: &'static str, ruleset: &str, expect: Expect) -> Result<()> {
@@ -93,7 +93,7 @@ fn drop_and_reject(name: &'static str, ipv4: bool, rejects: bool) -> Result<()> 
     ))?;
     // The tc hook would see the answer too.
     row.watch_with(&["--all-drops", "--hooks", "kfree_skb"])?;
-    let told = row.tells_rejects(ipv4)?;
+    let told = row.tells_rejects()? || rejects && ipv4 && row.shows_icmp_errors()?;
     row.to_server_of(ipv4)?;
     let counted = row.pair.counted("row")?;
     row.check(policy("nftables", "forward", if told { first } else { "unknown" }), counted).map(drop)
@@ -119,6 +119,39 @@ fn reject_beside_drop_ip6() -> Result<()> {
     drop_and_reject("rows::nftables::reject_beside_drop_ip6", false, true)
 }
 
+/// More rejects at once than ICMP errors: the kernel limits how many it sends. What gets no answer was rejected all the same.
+#[test]
+fn reject_beyond_the_rate_limit() -> Result<()> {
+    const SENT: usize = 60;
+    let Some(mut row) = Row::new("rows::nftables::reject_beyond_the_rate_limit")? else { return Ok(()) };
+    row.pair.lab.enforce(
+        "table inet t {\nchain c {\ntype filter hook forward priority 0;\n\
+         udp dport 9 counter reject comment \"row\"\nudp dport 10 counter drop\n}\n}\n",
+    )?;
+    row.watch_with(&["--all-drops", "--hooks", "kfree_skb"])?;
+    let told = row.tells_rejects()?;
+    let to = (SERVER, PORT).into();
+    let from = traffic::udp(&row.pair.client()?.netns, CLIENT.into(), [to; SENT], 32)?;
+    row.note(from, to);
+    let counted = row.pair.counted("row")?;
+    let text = row.pair.lab.node().run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))?;
+    let answers = icmp_errors(&text).with_context(|| format!("no ICMP counters in {text}"))?;
+    ensure!(answers < counted, "{answers} answers to {counted} packets: the limit was not reached");
+    // A record says what is known: of some that they were rejected, but of none that it was merely dropped.
+    row.seen(counted)?;
+    let dropped = row.records()?.into_iter().find(|record| record.text("/action") == "drop");
+    ensure!(dropped.is_none(), "called a drop: {dropped:?}");
+    row.check(policy("nftables", "forward", if told { "reject" } else { "" }), counted).map(drop)
+}
+
+/// How many destinations a network namespace has called unreachable, by its /proc/net/snmp.
+fn icmp_errors(snmp: &str) -> Option<u64> {
+    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Icmp: "));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let at = names.split(' ').position(|name| name == "OutDestUnreachs")?;
+    values.split(' ').nth(at)?.parse().ok()
+}
+
 /// A TCP reset, seen by an agent that can't read the rules: it runs in another network namespace.
 #[test]
 fn reset_elsewhere() -> Result<()> {
@@ -129,10 +162,11 @@ fn reset_elsewhere() -> Result<()> {
 }"#,
     )?;
     row.watch_elsewhere()?;
-    let told = row.tells_resets()?;
+    let told = row.tells_rejects()?;
     syns_with(&mut row, &[(SERVER, PORT).into(), (SERVER6, PORT).into()], TcpOptions::default())?;
     let counted = row.pair.counted("row")?;
-    row.check(policy(nftables_unread(), "forward", if told { "reject" } else { "unknown" }), counted).map(drop)
+    let mechanism = row.nftables_unread(counted)?;
+    row.check(policy(mechanism, "forward", if told { "reject" } else { "unknown" }), counted).map(drop)
 }
 
 /// From a pod to its own node, which NetworkPolicy always allows: an enforcer's chain that drops it disagrees; any other is

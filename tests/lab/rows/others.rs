@@ -7,9 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, SERVER, SERVER6};
 use netpol_trace_tests::record::drops;
-use netpol_trace_tests::row::{
-    DATAGRAMS, Expect, PORT, Row, by_cause, client, nftables_unread, other, since, syns_with,
-};
+use netpol_trace_tests::row::{DATAGRAMS, Expect, PORT, Row, by_cause, client, other, since, syns_with};
 use netpol_trace_tests::server::Server;
 use netpol_trace_tests::traffic::{self, TcpOptions};
 use netpol_trace_tests::{nft, packet};
@@ -149,7 +147,8 @@ fn sidecar(name: &'static str, host: &str, hook: &'static str) -> Result<()> {
     row.watch()?;
     row.to_server()?;
     let counted = nft::rule_counters(&row.pair.lab.host(host)?.netns)?.remove("row").context("the rule's counter")?;
-    row.check(other(nftables_unread(), hook, "pod_local"), counted).map(drop)
+    let mechanism = row.nftables_unread(counted)?;
+    row.check(other(mechanism, hook, "pod_local"), counted).map(drop)
 }
 
 #[test]

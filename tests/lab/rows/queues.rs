@@ -15,15 +15,18 @@ fn prepared(name: &'static str) -> Result<Option<Row>> {
         row.cannot(format!("no iptables-legacy with NFQUEUE here: {error:#}").replace('\n', "; "));
         return Ok(None);
     }
+    // The module of queues comes with the first socket: `late_modules` is about one that comes later.
+    listen(&row, NUMBER)?;
     // Before there is a listener: a child of this process would hold the queue open too.
     row.watch()?;
     Ok(Some(row))
 }
 
-fn listen(row: &Row) -> Result<Queue> {
+/// A listener in the node's network namespace, which takes what is there and doesn't wait.
+pub fn listen(row: &Row, number: u16) -> Result<Queue> {
     let bound = row.pair.lab.node().run(|| -> std::io::Result<Queue> {
         let mut queue = Queue::open()?;
-        queue.bind(NUMBER)?;
+        queue.bind(number)?;
         queue.set_nonblocking(true);
         Ok(queue)
     });
@@ -31,7 +34,7 @@ fn listen(row: &Row) -> Result<Queue> {
 }
 
 /// Takes `count` packets from the queue and drops each.
-fn drop_all(queue: &mut Queue, count: u64) -> Result<()> {
+pub fn drop_all(queue: &mut Queue, count: u64) -> Result<()> {
     let mut taken = 0;
     netpol_trace_tests::eventually("the queued packets", || {
         match queue.recv() {
@@ -50,7 +53,7 @@ fn drop_all(queue: &mut Queue, count: u64) -> Result<()> {
 #[test]
 fn verdict_drop() -> Result<()> {
     let Some(mut row) = prepared("rows::queues::verdict_drop")? else { return Ok(()) };
-    let mut queue = listen(&row)?;
+    let mut queue = listen(&row, NUMBER)?;
     row.to_server()?;
     drop_all(&mut queue, 2 * DATAGRAMS)?;
     let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;
@@ -69,7 +72,7 @@ fn no_listener() -> Result<()> {
 #[test]
 fn listener_dies() -> Result<()> {
     let Some(mut row) = prepared("rows::queues::listener_dies")? else { return Ok(()) };
-    let queue = listen(&row)?;
+    let queue = listen(&row, NUMBER)?;
     row.to_server()?;
     let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;
     // Closing the socket ends the queue.

@@ -59,12 +59,9 @@ async fn ask(args: &Args, out: &mut impl Write, make: &mut MakeTail<'_>) -> Resu
     let way = way(args, &agents, &wanted).await?;
     let mut nodes = None;
     if all.len() > FEW && !args.all_nodes && !wanted.pods.is_empty() {
-        let mut of_pods = BTreeSet::new();
-        for (namespace, name) in &wanted.pods {
-            match agents.node_of(namespace, name).await {
-                Some(node) => drop(of_pods.insert(node)),
-                None => eprintln!("note: where {namespace}/{name} runs can't be told; --all-nodes asks every node"),
-            }
+        let mut of_pods = Nodes { pods: wanted.pods.clone(), asked: BTreeSet::new() };
+        for (namespace, name) in of_pods.find(&agents).await {
+            say(&format!("where {namespace}/{name} runs can't be told; --all-nodes asks every node"));
         }
         nodes = Some(of_pods);
     }
@@ -106,12 +103,31 @@ async fn way(args: &Args, agents: &Agents, wanted: &crate::tail::select::Wanted)
     })
 }
 
-/// Listens to the agents that there are, and with `follow` to those that come. `nodes`: only to those on these nodes, and
-/// on the nodes of the peers that turn up.
+/// In a large cluster: only the nodes of the pods that are looked for, and of the peers that turn up.
+struct Nodes {
+    pods: Vec<(String, String)>,
+    asked: BTreeSet<String>,
+}
+
+impl Nodes {
+    /// Adds where the pods are now; the ones that are nowhere.
+    async fn find(&mut self, agents: &Agents) -> Vec<&(String, String)> {
+        let mut nowhere = Vec::new();
+        for pod in &self.pods {
+            match agents.node_of(&pod.0, &pod.1).await {
+                Some(node) => drop(self.asked.insert(node)),
+                None => nowhere.push(pod),
+            }
+        }
+        nowhere
+    }
+}
+
+/// Listens to the agents that there are, and with `follow` to those that come.
 async fn keep_listening(
     listener: Listener,
     mut all: Vec<Agent>,
-    mut nodes: Option<BTreeSet<String>>,
+    mut nodes: Option<Nodes>,
     follow: bool,
     to_peers: mpsc::UnboundedSender<String>,
     mut peers: mpsc::UnboundedReceiver<String>,
@@ -121,7 +137,7 @@ async fn keep_listening(
     let (mut told, mut away) = (String::new(), false);
     let to_peers = nodes.is_some().then_some(to_peers);
     loop {
-        let chosen = all.iter().filter(|agent| nodes.as_ref().is_none_or(|nodes| nodes.contains(&agent.node)));
+        let chosen = all.iter().filter(|agent| nodes.as_ref().is_none_or(|nodes| nodes.asked.contains(&agent.node)));
         for agent in chosen.cloned().collect::<Vec<_>>() {
             if !agent.running {
                 say(&format!("node {} is not listened to: its agent does not run", agent.node));
@@ -139,7 +155,7 @@ async fn keep_listening(
         tokio::select! {
             Some(peer) = peers.recv() => {
                 if let Some(nodes) = &mut nodes {
-                    nodes.insert(peer);
+                    nodes.asked.insert(peer);
                 }
                 continue;
             }
@@ -165,6 +181,10 @@ async fn keep_listening(
                 say(&format!("new agents can't be looked for: {error}"))
             }
             Err(_) => {}
+        }
+        // Pods move, and new ones get names that were there before.
+        if let Some(nodes) = &mut nodes {
+            nodes.find(&listener.agents).await;
         }
     }
 }

@@ -9,7 +9,6 @@
 //! after it: then the pod had the address at both times. One question a [`MOMENT`] answers for all packets before it, and a
 //! name that can't be confirmed in time is none.
 
-mod budget;
 mod find;
 
 use std::collections::{HashMap, HashSet};

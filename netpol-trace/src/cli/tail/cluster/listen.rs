@@ -14,8 +14,9 @@ use crate::cluster::agents::{Agent, Agents, AgentsError, Asked};
 use crate::tail::lines::Cutter;
 use crate::tail::view;
 
-/// After a break, from this much before the last record: the logs API knows whole seconds only.
-const OVERLAP: SignedDuration = SignedDuration::from_secs(2);
+/// After a break, from this much before the last record, since records are written later than what they tell: a connection
+/// without an answer after two minutes. What was shown before is not shown again.
+const OVERLAP: SignedDuration = SignedDuration::from_secs(180);
 /// Between attempts; doubled each time up to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// Agents write a status each minute: a log without a record for longer does not reach back.
@@ -112,6 +113,7 @@ impl Listener {
                 self.read_log(log, progress).await
             }
             Way::Listener { namespaces, home, account, port } => {
+                progress.cutter = Cutter::default();
                 let token = self.agents.token(home, account).await?;
                 let asked = Asked { namespaces: namespaces.clone(), since, follow: self.follow };
                 let mut answer = self.agents.records(agent, *port, &token, &asked).await?;
@@ -134,6 +136,8 @@ impl Listener {
         log: impl futures::io::AsyncRead + Send,
         progress: &mut Progress,
     ) -> Result<(), AgentsError> {
+        // Half a line of a stream that broke is none of this one's.
+        progress.cutter = Cutter::default();
         let mut log = std::pin::pin!(log);
         let mut octets = vec![0; 64 * 1024];
         loop {

@@ -20,8 +20,8 @@ use super::super::connect::{Connection, Current};
 use super::super::items::{self, Item};
 use super::super::trouble::{Trouble, TroubleKind};
 use super::super::watch::Resource;
-use super::budget::Budget;
 use super::{Answer, Asked, Lookups, MAX_CONFIRMS, MOMENT, SWEEP};
+use crate::cluster::budget::Budget;
 
 /// Lists by a node or an address: for the latter the server looks at every pod.
 const LISTS: (Duration, u32) = (Duration::from_secs(1), 10);

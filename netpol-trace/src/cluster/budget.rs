@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// A rate with a burst, as reservations: who asks is told how long to wait.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(in crate::cluster) struct Budget {
     interval: Duration,
     burst: u32,
     /// When all that was reserved is used up at the rate alone.

@@ -1,0 +1,172 @@
+//! Kubernetes Events about pods whose packets were dropped: made, and counted up as a series.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::{Event, EventSeries};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+use super::api::Access;
+use super::budget::Budget;
+
+/// Who reports, as every Event of ours says.
+pub const CONTROLLER: &str = "netpol-trace.io/agent";
+pub const REASON: &str = "NetworkPolicyDenied";
+const ACTION: &str = "DroppedPacket";
+/// The API takes no more octets of `reportingInstance`.
+const INSTANCE: usize = 128;
+
+/// An object that an Event names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    pub namespace: String,
+    pub name: String,
+    pub uid: Option<String>,
+}
+
+/// What happened to one pod, for the first time or again.
+#[derive(Debug, Clone)]
+pub struct Happening<'a> {
+    pub pod: &'a Named,
+    pub policy: Option<&'a Named>,
+    /// At most 1,024 octets.
+    pub note: &'a str,
+    pub first: Timestamp,
+    pub last: Timestamp,
+    pub count: u64,
+}
+
+/// Why an Event was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum EventError {
+    /// The Event is no longer there: the server keeps them for an hour.
+    #[error("the Event is gone")]
+    Gone,
+    /// It will say so again.
+    #[error("the API server refuses Events: {0}")]
+    Refused(String),
+    #[error("the API server can't be asked: {0}")]
+    Away(String),
+    /// The agent has written as much as it may for now.
+    #[error("too many Events")]
+    NotYet,
+}
+
+/// Writes Events, not more often than an API server of many nodes bears.
+pub struct Writer {
+    access: Access,
+    runtime: Runtime,
+    client: Option<Client>,
+    instance: String,
+    budget: Budget,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    /// `node` is where it happens; one request each `interval`, after `burst` at once.
+    ///
+    /// # Errors
+    /// The runtime can't be made. Nothing is asked yet.
+    pub fn new(access: Access, node: Option<&str>, interval: Duration, burst: u32) -> std::io::Result<Writer> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let node = node.filter(|node| !node.is_empty()).unwrap_or("unknown");
+        let instance = node.chars().take(INSTANCE).collect();
+        Ok(Writer { access, runtime, client: None, instance, budget: Budget::new(interval, burst) })
+    }
+
+    /// Writes the first Event of a kind and returns its name.
+    pub fn create(&mut self, of: &Happening<'_>, limit: Duration) -> Result<String, EventError> {
+        let event = event(of, &self.instance);
+        let answer =
+            self.ask(&of.pod.namespace, limit, async |events| events.create(&PostParams::default(), &event).await)?;
+        Ok(answer.metadata.name.unwrap_or_default())
+    }
+
+    /// Says how often it has happened since.
+    pub fn count(&mut self, name: &str, of: &Happening<'_>, limit: Duration) -> Result<(), EventError> {
+        let patch = Patch::Merge(json!({ "series": series(of) }));
+        let answer = self
+            .ask(&of.pod.namespace, limit, async |events| events.patch(name, &PatchParams::default(), &patch).await);
+        answer.map(drop)
+    }
+
+    fn ask<F>(&mut self, namespace: &str, limit: Duration, request: F) -> Result<Event, EventError>
+    where
+        F: AsyncFnOnce(Api<Event>) -> Result<Event, kube::Error>,
+    {
+        let Writer { access, runtime, client, budget, .. } = self;
+        runtime.block_on(async {
+            if !budget.take(Duration::ZERO).await {
+                return Err(EventError::NotYet);
+            }
+            let asked = async {
+                if client.is_none() {
+                    *client = Some(access.connect().await.map_err(|error| EventError::Away(error.to_string()))?);
+                }
+                let Some(client) = client.clone() else { return Err(EventError::Away("no client".to_owned())) };
+                request(Api::namespaced(client, namespace)).await.map_err(refused)
+            };
+            let late = |_| EventError::Away(format!("no answer in {:.0?}", limit));
+            tokio::time::timeout(limit, asked).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
+        })
+    }
+}
+
+fn refused(error: kube::Error) -> EventError {
+    match error {
+        kube::Error::Api(status) if status.code == 404 && status.reason == "NotFound" => match &status.details {
+            // Of the namespace it is a refusal.
+            Some(details) if details.kind == "namespaces" => EventError::Refused(status.message.clone()),
+            _ => EventError::Gone,
+        },
+        kube::Error::Api(status) if matches!(status.code, 429 | 500..) => EventError::Away(status.message.clone()),
+        kube::Error::Api(status) => EventError::Refused(status.message.clone()),
+        error => EventError::Away(error.to_string()),
+    }
+}
+
+fn event(of: &Happening<'_>, instance: &str) -> Event {
+    let object = |api: &str, kind: &str, named: &Named| ObjectReference {
+        api_version: Some(api.to_owned()),
+        kind: Some(kind.to_owned()),
+        namespace: Some(named.namespace.clone()),
+        name: Some(named.name.clone()),
+        uid: named.uid.clone(),
+        ..ObjectReference::default()
+    };
+    Event {
+        metadata: ObjectMeta {
+            namespace: Some(of.pod.namespace.clone()),
+            // The server makes the name unique, and cuts what is too long.
+            generate_name: Some(format!("{}.netpol-trace-", of.pod.name)),
+            ..ObjectMeta::default()
+        },
+        event_time: Some(MicroTime(of.first)),
+        series: series(of),
+        type_: Some("Warning".to_owned()),
+        reason: Some(REASON.to_owned()),
+        action: Some(ACTION.to_owned()),
+        regarding: Some(object("v1", "Pod", of.pod)),
+        related: of.policy.map(|policy| object("networking.k8s.io/v1", "NetworkPolicy", policy)),
+        note: Some(of.note.to_owned()),
+        reporting_controller: Some(CONTROLLER.to_owned()),
+        reporting_instance: Some(instance.to_owned()),
+        ..Event::default()
+    }
+}
+
+/// Two or more are a series.
+fn series(of: &Happening<'_>) -> Option<EventSeries> {
+    let count = i32::try_from(of.count).unwrap_or(i32::MAX);
+    (count > 1).then(|| EventSeries { count, last_observed_time: MicroTime(of.last) })
+}

@@ -1,0 +1,112 @@
+//! Whom /metrics answers: who has the token of a file, or a token of the API server and the right to get `/metrics`.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::cluster::access_review::{ReviewError, Reviewer};
+
+/// A longer token is a mistake.
+const MAX_TOKEN: u64 = 16 * 1024;
+
+/// Who is let in.
+#[derive(Debug)]
+pub enum Guard {
+    Token(Token),
+    /// As the API server says; `true` while it can't be asked, which is said once in the log.
+    Review(Box<Reviewer>, AtomicBool),
+}
+
+impl Guard {
+    pub fn review(reviewer: Reviewer) -> Guard {
+        Guard::Review(Box::new(reviewer), AtomicBool::new(false))
+    }
+
+    async fn admits(&self, token: &str) -> Result<(), (StatusCode, &'static str)> {
+        const UNKNOWN: (StatusCode, &str) = (StatusCode::UNAUTHORIZED, "this token is not good here\n");
+        let (reviewer, failing) = match self {
+            Guard::Token(known) => return if known.is(token) { Ok(()) } else { Err(UNKNOWN) },
+            Guard::Review(reviewer, failing) => (reviewer, failing),
+        };
+        let answer = reviewer.may_get(token, "/metrics").await;
+        let fails = matches!(answer, Err(ReviewError::Server(_)));
+        if failing.swap(fails, Ordering::Relaxed) != fails {
+            match &answer {
+                Err(error) => tracing::warn!(%error, "nobody new is let in to /metrics"),
+                Ok(_) => tracing::info!("the API server says again who may get /metrics"),
+            }
+        }
+        match answer {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                Err((StatusCode::FORBIDDEN, "a ClusterRole with nonResourceURLs [/metrics], verbs [get] is needed\n"))
+            }
+            Err(ReviewError::Token(_)) => Err(UNKNOWN),
+            Err(ReviewError::Busy) => {
+                Err((StatusCode::TOO_MANY_REQUESTS, "too many unknown tokens: try again later\n"))
+            }
+            Err(ReviewError::Server(_)) => {
+                Err((StatusCode::SERVICE_UNAVAILABLE, "the agent can't ask the API server about this token\n"))
+            }
+        }
+    }
+}
+
+/// The token that /metrics asks for, in a file that may change (a mounted Secret).
+#[derive(Debug, Clone)]
+pub struct Token(PathBuf);
+
+impl Token {
+    /// # Errors
+    /// The file can't be read, or has no token.
+    pub fn in_file(path: PathBuf) -> anyhow::Result<Token> {
+        let token = Token(path);
+        token.read().with_context(|| format!("--metrics-token-file {}", token.0.display()))?;
+        Ok(token)
+    }
+
+    fn read(&self) -> anyhow::Result<String> {
+        let mut text = String::new();
+        File::open(&self.0)?.take(MAX_TOKEN).read_to_string(&mut text)?;
+        match text.trim() {
+            "" => bail!("the file is empty: put the token in it"),
+            token => Ok(token.to_owned()),
+        }
+    }
+
+    fn is(&self, given: &str) -> bool {
+        match self.read() {
+            Ok(token) => same(given.as_bytes(), token.as_bytes()),
+            Err(error) => {
+                tracing::warn!("--metrics-token-file {}: {error:#}; nobody is let in", self.0.display());
+                false
+            }
+        }
+    }
+}
+
+/// Compares in a time that does not tell how much of it is right.
+fn same(given: &[u8], token: &[u8]) -> bool {
+    given.len() == token.len() && given.iter().zip(token).fold(0, |seen, (a, b)| seen | (a ^ b)) == 0
+}
+
+pub(super) async fn authorize(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
+    let refused = match given.filter(|token| !token.is_empty() && token.len() as u64 <= MAX_TOKEN) {
+        Some(token) => guard.admits(token).await,
+        None => Err((StatusCode::UNAUTHORIZED, "a token is needed: Authorization: Bearer TOKEN\n")),
+    };
+    match refused {
+        Ok(()) => next.run(request).await,
+        Err((status, why)) => (status, [(header::WWW_AUTHENTICATE, "Bearer")], why).into_response(),
+    }
+}

@@ -1,0 +1,135 @@
+//! The few calls of bpf(2) that aya has no form for.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
+const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+
+/// SAFETY: `attr` is a member of union bpf_attr that fits `command`, and what it points to is as long as it says.
+unsafe fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Takes every entry out of a hash map that nobody else touches meanwhile, many at a time (from 5.6).
+///
+/// # Errors
+/// What the kernel said; what came before it has been taken.
+pub fn take_all<K: Copy + Default, V: Copy + Default>(
+    map: BorrowedFd<'_>,
+    mut take: impl FnMut(&K, &V),
+) -> io::Result<()> {
+    /// More than a bucket of a hash map ever holds, or the call fails.
+    const BATCH: usize = 1024;
+    #[repr(C)]
+    struct Attr {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map: u32,
+        element_flags: u64,
+        flags: u64,
+    }
+    let (mut keys, mut values) = (vec![K::default(); BATCH], vec![V::default(); BATCH]);
+    let (mut from, mut to) = (0u32, 0u32);
+    let mut begun = false;
+    loop {
+        let mut attr = Attr {
+            in_batch: if begun { &raw mut from as u64 } else { 0 },
+            out_batch: &raw mut to as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: BATCH as u32,
+            map: map.as_raw_fd() as u32,
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the batch member; both arrays hold `count` entries of plain words, and the tokens of a hash map are u32.
+        let result = unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_BATCH, &mut attr) };
+        // ENOENT: that was the last of it.
+        let end = result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOENT));
+        if result.is_ok() || end {
+            let count = attr.count as usize;
+            keys.iter().zip(&values).take(count).for_each(|(key, value)| take(key, value));
+        }
+        match result {
+            Ok(_) => (begun, from) = (true, to),
+            Err(_) if end => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The element member of union bpf_attr.
+#[repr(C)]
+struct Element {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Writes an entry of an array map whose values are `V`, a plain one.
+pub fn set<V: Copy>(map: BorrowedFd<'_>, at: u32, value: &V) -> io::Result<()> {
+    let (key, value) = (&raw const at as u64, std::ptr::from_ref(value) as u64);
+    let mut attr = Element { map: map.as_raw_fd() as u32, pad: 0, key, value, flags: 0 };
+    // SAFETY: the map was made for such keys and values.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+}
+
+/// Reads an entry of an array map whose values are `V`, a plain one.
+pub fn get<V: Copy + Default>(map: BorrowedFd<'_>, at: u32) -> io::Result<V> {
+    let mut found = V::default();
+    let (key, value) = (&raw const at as u64, &raw mut found as u64);
+    let mut attr = Element { map: map.as_raw_fd() as u32, pad: 0, key, value, flags: 0 };
+    // SAFETY: as above; the kernel fills `found`.
+    unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) }.map(|_| found)
+}
+
+/// Waits until every program that is running now has ended.
+///
+/// The kernel does so whenever a map of maps changes, so that whoever changed it may then read the old inner map. membarrier(2)
+/// would do too, but not on kernels with `nohz_full`.
+#[derive(Debug)]
+pub struct Grace {
+    outer: OwnedFd,
+}
+
+impl Grace {
+    /// `inner`: any array map, to have something to put in.
+    pub fn new(inner: BorrowedFd<'_>) -> io::Result<Grace> {
+        #[repr(C)]
+        struct Attr {
+            map_type: u32,
+            key_size: u32,
+            value_size: u32,
+            max_entries: u32,
+            map_flags: u32,
+            inner_map: u32,
+        }
+        let inner = inner.as_raw_fd() as u32;
+        let mut attr = Attr {
+            map_type: BPF_MAP_TYPE_ARRAY_OF_MAPS,
+            key_size: 4,
+            value_size: 4,
+            max_entries: 1,
+            map_flags: 0,
+            inner_map: inner,
+        };
+        // SAFETY: the map-create member, up to `inner_map_fd`.
+        let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attr) }?;
+        // SAFETY: a descriptor that was just made and that nobody else knows.
+        Ok(Grace { outer: unsafe { OwnedFd::from_raw_fd(fd as i32) } })
+    }
+
+    pub fn wait(&self, inner: BorrowedFd<'_>) -> io::Result<()> {
+        set(self.outer.as_fd(), 0, &inner.as_raw_fd())
+    }
+}

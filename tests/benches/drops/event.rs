@@ -1,0 +1,89 @@
+//! Nanoseconds an event, by the kernel's own statistics: the sum over all programs of whoever watches, less what a program that
+//! does nothing takes on the same tracepoint in the same seconds.
+
+use anyhow::Result;
+use netpol_trace_tests::bench::flood::{Flows, Sender};
+use netpol_trace_tests::bench::median;
+use netpol_trace_tests::bench::process;
+use netpol_trace_tests::bench::statistics::Statistics;
+use netpol_trace_tests::bpf::Program;
+use netpol_trace_tests::eventually;
+use netpol_trace_tests::pair::{CLIENT, Pair, SERVER};
+
+use crate::peers::{self, Watcher};
+use crate::{RULES, sender};
+
+const ROUNDS: usize = 9;
+const PACKETS: u64 = 100_000;
+/// Sockets for new flows: of 64,000 each.
+const SOCKETS: usize = 60;
+
+struct Traffic {
+    what: &'static str,
+    flows: Flows,
+    /// Packets of one round.
+    packets: u64,
+    /// To the server, whom the rules protect; else to a closed port of the client.
+    dropped: bool,
+}
+
+const TRAFFIC: [Traffic; 3] = [
+    Traffic { what: "uninteresting: a closed port", flows: Flows::One(9), packets: PACKETS, dropped: false },
+    Traffic { what: "repeated drop of a known flow", flows: Flows::One(5000), packets: PACKETS, dropped: true },
+    Traffic { what: "first drop of a flow", flows: Flows::New, packets: PACKETS, dropped: true },
+];
+
+pub fn run() -> Result<()> {
+    let pair = Pair::start(RULES)?;
+    let mut to_server = sender(&pair, SOCKETS)?;
+    let mut to_client = Sender::new(&pair.server()?.netns, SERVER, CLIENT, 1, 18)?;
+    let _statistics = Statistics::on()?;
+    let (empty, _link) = Program::empty_at("kfree_skb")?;
+    println!(
+        "ns an event above an empty program on kfree_skb (BPF statistics): median of {ROUNDS} rounds, least and most"
+    );
+    println!("{:<34} {:<32} {:>7} {:>7} {:>7} {:>7}", "", "", "median", "least", "most", "empty");
+    for start in peers::PROGRAMS {
+        let watcher = match start(&pair)? {
+            Ok(watcher) => watcher,
+            Err((name, why)) => {
+                println!("{name:<34} not measured: {why}");
+                continue;
+            }
+        };
+        ready(&watcher, &mut to_server)?;
+        for traffic in &TRAFFIC {
+            let sender = if traffic.dropped { &mut to_server } else { &mut to_client };
+            let (mut above, mut base) = (Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                let before = (process::spent(watcher.pid(), &[])?, empty.spent()?);
+                sender.send(traffic.flows, traffic.packets, None)?;
+                let nothing = empty.spent()? - before.1;
+                // By event, not by run: of several programs, not every one runs each time.
+                let ours = (process::spent(watcher.pid(), &[])? - before.0).ns as f64 / nothing.runs as f64;
+                above.push(ours - nothing.each());
+                base.push(nothing.each());
+            }
+            let least = above.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = above.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            println!(
+                "{:<34} {:<32} {:>7.0} {least:>7.0} {most:>7.0} {:>7.0}",
+                watcher.name,
+                traffic.what,
+                median(above),
+                median(base)
+            );
+        }
+        watcher.stop()?;
+    }
+    Ok(())
+}
+
+/// Waits until its programs run.
+fn ready(watcher: &Watcher, sender: &mut Sender) -> Result<()> {
+    let before = process::spent(watcher.pid(), &[])?.runs;
+    eventually(&format!("{}'s programs run", watcher.name), || {
+        sender.send(Flows::One(5000), 64, None)?;
+        Ok((process::spent(watcher.pid(), &[])?.runs > before).then_some(()))
+    })
+}

@@ -1,0 +1,49 @@
+//! What watching drops costs: the agent next to a program that does nothing, to bpftrace, bcc's tcpdrop and nftables' own log, on
+//! the same drops in the same run. Arguments name the parts to run; none: all.
+
+mod cost;
+mod event;
+mod flood;
+mod peers;
+
+use anyhow::{Result, bail};
+use netpol_trace_tests::bench::flood::Sender;
+use netpol_trace_tests::pair::{CLIENT, Pair, SERVER};
+use netpol_trace_tests::skip;
+
+/// Drops what goes to the server; without conntrack, so that new flows cost the enforcer no more than known ones.
+pub const RULES: &str = "
+table inet network-policy {
+	counter denied { }
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		ip daddr 10.244.1.3 counter name denied drop
+	}
+}";
+
+type Part = (&'static str, fn() -> Result<()>);
+
+const PARTS: [Part; 3] = [("event", event::run), ("cost", cost::run), ("flood", flood::run)];
+
+fn main() -> Result<()> {
+    if skip("drops") {
+        return Ok(());
+    }
+    // Cargo passes --bench.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    if let Some(unknown) = wanted.iter().find(|name| !PARTS.iter().any(|(part, _)| part == name)) {
+        bail!("no part `{unknown}`; there are {}", PARTS.map(|(part, _)| part).join(", "));
+    }
+    for (name, run) in PARTS {
+        if wanted.is_empty() || wanted.iter().any(|part| part == name) {
+            println!("\n-- cargo xtask bench drops -- {name}");
+            run()?;
+        }
+    }
+    Ok(())
+}
+
+/// A sender to what the rules drop, with room for so many sockets' flows.
+pub fn sender(pair: &Pair, sockets: usize) -> Result<Sender> {
+    Sender::new(&pair.client()?.netns, CLIENT, SERVER, sockets, 18)
+}

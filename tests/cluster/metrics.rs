@@ -1,0 +1,123 @@
+//! /metrics with `--metrics-rbac`: the API server says who may read them.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Result, ensure};
+use netpol_trace_tests::agent::{self, Agent};
+use netpol_trace_tests::cluster::control_plane::ControlPlane;
+use netpol_trace_tests::cluster::{shared, skip};
+use netpol_trace_tests::eventually;
+use serde_json::json;
+
+use super::accounts::{account, ask, bind, token};
+
+const NAMESPACE: &str = "metrics-rbac";
+
+/// A port that nobody has at this moment.
+fn free() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+fn status(address: SocketAddr, path: &str, token: Option<&str>) -> Result<u16> {
+    let answer = ask(address, path, token)?;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    status.ok_or_else(|| anyhow::anyhow!("no status: {answer}"))
+}
+
+/// An agent that asks the API server of this kubeconfig who may read its metrics.
+fn start(kubeconfig: &Path) -> Result<(Agent, SocketAddr)> {
+    let address = free()?;
+    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/manifests");
+    let mut command = Command::new(agent::binary()?);
+    command.args(["agent", "--hooks", "kfree_skb", "--metrics-rbac", "--listen", &address.to_string(), "--manifests"]);
+    command.arg(manifests).env("KUBECONFIG", kubeconfig);
+    let agent = Agent::spawn(command)?;
+    agent.wait_for("its start", |records| records.iter().any(|record| record.text("/phase") == "started"))?;
+    Ok((agent, address))
+}
+
+/// The roles as `overlays/host-network-metrics` has them, bound to accounts of this test.
+fn roles(plane: &ControlPlane) -> Result<()> {
+    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    let developer = include_str!("../../deploy/developer-role.yaml");
+    let reviewer = developer.split("\n---\n").find(|document| document.contains("netpol-trace-reviewer"));
+    plane.api().create_yaml(roles, reviewer.unwrap_or_default())?;
+    plane.api().create_yaml(roles, include_str!("../../deploy/kustomize/components/metrics-rbac/role.yaml"))
+}
+
+#[test]
+fn who_may_read_the_metrics() -> Result<()> {
+    if skip("metrics::who_may_read_the_metrics", &[]) {
+        return Ok(());
+    }
+    let plane = shared()?;
+    plane.namespace(NAMESPACE, &json!({}))?;
+    roles(plane)?;
+    for name in ["agent", "scraper", "stranger"] {
+        account(plane, NAMESPACE, name)?;
+    }
+    bind(plane, "metrics-reviewer", None, ("ClusterRole", "netpol-trace-reviewer"), (NAMESPACE, "agent"))?;
+    bind(plane, "metrics-scraper", None, ("ClusterRole", "netpol-trace-metrics"), (NAMESPACE, "scraper"))?;
+    let (agent, address) = start(&plane.account_kubeconfig(NAMESPACE, "agent")?)?;
+
+    let of = |name: &str, audience: Option<&str>| token(plane, NAMESPACE, name, audience);
+    let ours = of("scraper", Some("netpol-trace"))?;
+    // The API server learns of new rights by watches of its own.
+    eventually("the rights", || Ok((status(address, "/metrics", Some(&ours))? == 200).then_some(())))?;
+    for (whose, token, expected) in [
+        ("nobody's", None, 401),
+        ("no token at all", Some("nonsense".to_owned()), 401),
+        ("for the API server", Some(of("scraper", None)?), 200),
+        ("for somebody else", Some(of("scraper", Some("vault"))?), 401),
+        ("without the right", Some(of("stranger", Some("netpol-trace"))?), 403),
+    ] {
+        let got = status(address, "/metrics", token.as_deref())?;
+        ensure!(got == expected, "a token {whose}: {got}, not {expected}");
+    }
+    ensure!(ask(address, "/metrics", Some(&ours))?.contains("netpol_trace_build_info"), "the metrics");
+    ensure!(status(address, "/healthz", None)? == 200, "the kubelet has no token");
+
+    // Strangers who try many tokens cost the API server few questions, and don't keep out who was let in before.
+    let tries: Vec<_> =
+        (0..60).map(|n| thread::spawn(move || status(address, "/metrics", Some(&format!("guess-{n}"))))).collect();
+    ensure!(status(address, "/metrics", Some(&ours))? == 200, "strangers keep out the one that may");
+    let mut refused = [0, 0];
+    for one in tries {
+        match one.join().map_err(|_| anyhow::anyhow!("a panic"))?? {
+            401 => refused[0] += 1,
+            429 => refused[1] += 1,
+            other => anyhow::bail!("{other} to a guess"),
+        }
+    }
+    ensure!(refused[0] >= 20 && refused[1] > 0, "{refused:?}");
+
+    let run = agent.stop()?;
+    ensure!(!run.stderr.contains("WARN") && !run.stderr.contains(&ours), "{}", run.stderr);
+    Ok(())
+}
+
+/// An API server that can't be asked lets nobody in, and the log says why.
+#[test]
+fn nobody_is_let_in_when_the_server_is_away() -> Result<()> {
+    if skip("metrics::nobody_is_let_in_when_the_server_is_away", &[]) {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let kubeconfig = dir.path().join("kubeconfig");
+    let nobody = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "nobody",
+        "clusters": [{ "name": "nobody", "cluster": { "server": format!("http://{}", free()?) } }],
+        "users": [{ "name": "nobody", "user": { "token": "a" } }],
+        "contexts": [{ "name": "nobody", "context": { "cluster": "nobody", "user": "nobody" } }],
+    });
+    std::fs::write(&kubeconfig, nobody.to_string())?;
+    let (agent, address) = start(&kubeconfig)?;
+    ensure!(status(address, "/metrics", Some("a"))? == 503 && status(address, "/metrics", Some("a"))? == 503, "let in");
+    let run = agent.stop()?;
+    let said = run.stderr.matches("nobody new is let in to /metrics").count();
+    ensure!(said == 1, "said {said} times: {}", run.stderr);
+    Ok(())
+}

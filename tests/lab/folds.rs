@@ -1,0 +1,193 @@
+//! Repeated packets are counted, not told one by one: every packet is in the count of one record.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Context, Result};
+use netpol_trace_tests::agent::{Agent, Run};
+use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, Pair, SERVER, SERVER6};
+use netpol_trace_tests::record::{Record, drops, packets};
+use netpol_trace_tests::{eventually, skip, traffic};
+use nix::sys::signal::Signal;
+
+/// More than the kernel side keeps apart (16,384 flows).
+const MANY_PORTS: u16 = 17_000;
+
+fn own<'a>(pair: &'a Pair, run: &'a Run) -> impl Iterator<Item = &'a Record> {
+    drops(&run.records).filter(|record| pair.lab.owns(record))
+}
+
+fn flood(pair: &Pair, count: usize) -> Result<()> {
+    let to = std::iter::repeat_n(SocketAddr::from((SERVER, 5000)), count);
+    traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 100).map(drop)
+}
+
+/// The first packet at once; the others as one count a window.
+#[test]
+fn a_flood_is_a_few_records() -> Result<()> {
+    if skip("a_flood_is_a_few_records") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let manifests = pair.manifests().to_string_lossy().into_owned();
+    let agent = Agent::start(&["--fold-window", "5m", "--manifests", &manifests])?;
+    flood(&pair, 2000)?;
+    agent.wait_for("the first packet's record", |records| drops(records).any(|r| pair.lab.owns(r)))?;
+    let run = agent.stop()?;
+    run.balance()?;
+    let mine: Vec<&Record> = own(&pair, &run).collect();
+    assert_eq!(packets(mine.iter().copied()), 2000, "{mine:?}");
+    assert_eq!(mine.len(), 2, "the first one and the rest: {mine:?}");
+    assert_eq!(mine.iter().map(|record| record.number("/bytes").unwrap_or_default()).sum::<u64>(), 2000 * 128);
+    let rest = mine.last().context("a record")?;
+    assert!(rest.text("/last_time") > rest.text("/time"), "{rest}");
+    Ok(())
+}
+
+/// More flows than there is room for: coarser, marked, and exact all the same.
+#[test]
+fn a_full_map_folds_coarser() -> Result<()> {
+    if skip("a_full_map_folds_coarser") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let manifests = pair.manifests().to_string_lossy().into_owned();
+    let options = ["--fold-window", "5m", "--ring-kib", "16384", "--max-records-per-second", "0", "--manifests"];
+    let agent = Agent::start(&[&options[..], &[&manifests]].concat())?;
+    let client = &pair.client()?.netns;
+    let fill = (10_000..10_000 + MANY_PORTS).map(|port| SocketAddr::from((SERVER, port)));
+    traffic::udp(client, CLIENT.into(), fill, 64)?;
+    for _ in 0..100 {
+        // Each from a port of its own.
+        traffic::udp(client, CLIENT6.into(), [(SERVER6, 53).into(), (SERVER6, 53).into()], 64)?;
+    }
+    let run = agent.stop()?;
+    run.balance()?;
+    assert_eq!(packets(own(&pair, &run)), pair.counted("denied")?);
+    let coarse: Vec<&Record> =
+        own(&pair, &run).filter(|r| r.text("/folded_by/because") == "flow_map_full" && r.text("/network/family") == "ipv6").collect();
+    let [fold] = coarse.as_slice() else { panic!("one client, one port: {coarse:?}") };
+    assert_eq!(fold.count(), 199, "all but the first one");
+    assert_eq!((fold.number("/source/port"), fold.number("/destination/port")), (None, Some(53)), "{fold}");
+    Ok(())
+}
+
+/// Above the budget drops are folded by workloads, and every packet is in a count.
+#[test]
+fn a_spent_budget_folds_by_workloads() -> Result<()> {
+    if skip("a_spent_budget_folds_by_workloads") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let manifests = pair.manifests().to_string_lossy().into_owned();
+    let agent = Agent::start(&["--max-records-per-second", "1", "--manifests", &manifests])?;
+    let from = IpAddr::from(CLIENT);
+    for _ in 0..200 {
+        traffic::udp(&pair.client()?.netns, from, [(SERVER, 80).into()], 64)?;
+    }
+    let run = agent.stop()?;
+    run.balance()?;
+    assert_eq!(packets(own(&pair, &run)), 200);
+    let folded: Vec<&Record> = own(&pair, &run).filter(|r| r.text("/folded_by/because") == "record_budget").collect();
+    assert!(packets(folded.iter().copied()) >= 100, "a budget of ten records: {folded:?}");
+    for fold in &folded {
+        assert_eq!((fold.pod("source"), fold.pod("destination")), ("lab/client".into(), "lab/server".into()), "{fold}");
+        assert_eq!((fold.number("/source/port"), fold.number("/destination/port")), (None, Some(80)), "{fold}");
+    }
+    Ok(())
+}
+
+/// A bpf file system of the test's own.
+struct Pins(tempfile::TempDir);
+
+impl Pins {
+    fn mount() -> Result<Pins> {
+        let folder = tempfile::tempdir()?;
+        let mount = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(folder.path()).output().context("mount")?;
+        anyhow::ensure!(mount.status.success(), "mount: {}", String::from_utf8_lossy(&mount.stderr));
+        Ok(Pins(folder))
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.0.path().join("pins")
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+fn kept(how: &str, pins: &Path, pair: &Pair) -> Result<Agent> {
+    let (pins, manifests) = (pins.to_string_lossy(), pair.manifests().to_string_lossy().into_owned());
+    Agent::start(&[how, "--pin-dir", &pins, "--fold-window", "5m", "--manifests", &manifests])
+}
+
+/// Packets in the records of both runs, and those that the second declares for the first.
+fn told(pair: &Pair, runs: [&Run; 2]) -> (u64, u64) {
+    let told = runs.iter().map(|run| packets(own(pair, run))).sum();
+    let orphans = runs[1].records.iter().filter(|record| record.text("/of") == "packets_of_the_run_before");
+    (told, orphans.filter_map(|record| record.number("/count")).sum())
+}
+
+/// What a killed agent had not told, the next one tells: counts and unread records are in pinned maps.
+#[test]
+fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
+    if skip("a_killed_agents_counts_are_told_by_the_next") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let pins = Pins::mount()?;
+    let first = kept("--pin", &pins.folder(), &pair)?;
+    flood(&pair, 500)?;
+    first.wait_for("the first packet's record", |records| drops(records).any(|r| pair.lab.owns(r)))?;
+    first.signal(Signal::SIGSTOP)?;
+    // Nobody reads these.
+    let ports = (6000..6100).map(|port| SocketAddr::from((SERVER, port)));
+    traffic::udp(&pair.client()?.netns, CLIENT.into(), ports, 64)?;
+    first.signal(Signal::SIGKILL)?;
+    let first = first.finish()?;
+    let second = kept("--pin", &pins.folder(), &pair)?;
+    flood(&pair, 50)?;
+    let second = second.stop()?;
+    second.balance()?;
+    assert_eq!(told(&pair, [&first, &second]), (650, 0), "{:?}", second.records);
+    assert_eq!(pair.counted("denied")?, 650);
+    let ports: BTreeSet<_> = own(&pair, &second).filter_map(|record| record.number("/destination/port")).collect();
+    assert!(ports.is_superset(&(6000..6100).collect()), "{ports:?}");
+    assert!(own(&pair, &second).all(|record| record.pod("destination") == "lab/server"));
+    Ok(())
+}
+
+/// With the hook left attached not even the packets between two agents are missing, in the middle of a flood.
+#[test]
+fn a_kept_hook_leaves_no_gap() -> Result<()> {
+    if skip("a_kept_hook_leaves_no_gap") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let pins = Pins::mount()?;
+    let first = kept("--keep-attached", &pins.folder(), &pair)?;
+    let runs = thread::scope(|scope| -> Result<_> {
+        let sender = scope.spawn(|| flood(&pair, 40_000));
+        first.wait_for("the first packet's record", |records| drops(records).any(|r| pair.lab.owns(r)))?;
+        first.signal(Signal::SIGKILL)?;
+        let first = first.finish()?;
+        let counted = pair.counted("denied")?;
+        // The gap: packets are dropped while there is no agent.
+        eventually("more packets to be dropped", || Ok((pair.counted("denied")? > counted).then_some(())))?;
+        let second = kept("--keep-attached", &pins.folder(), &pair)?;
+        sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok([first, second.stop()?])
+    })?;
+    let [first, second] = &runs;
+    second.balance()?;
+    let (told, orphans) = told(&pair, [first, second]);
+    assert_eq!(told + orphans, pair.counted("denied")?, "told {told}, ended with the first agent {orphans}");
+    assert!(orphans <= 1, "{orphans}: one flow has one record at a time");
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! BPF run-time statistics: nanoseconds and runs of programs. The kernel's clock costs some 50 ns a run itself, the same for every
+//! program: what counts is the difference to an empty one in the same run.
+
+use std::ops::{AddAssign, Sub};
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result};
+
+use crate::bpf::bpf;
+
+/// The kernel's statistics, on until this is dropped or the process ends, however it does.
+#[derive(Debug)]
+pub struct Statistics(#[expect(dead_code, reason = "held for its end")] OwnedFd);
+
+impl Statistics {
+    pub fn on() -> Result<Statistics> {
+        const BPF_ENABLE_STATS: i32 = 32;
+        // Zero: BPF_STATS_RUN_TIME.
+        Ok(Statistics(bpf(BPF_ENABLE_STATS, &[0; 16]).context("switch on BPF statistics (Linux 5.8)")?))
+    }
+}
+
+/// What programs have done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spent {
+    pub ns: u64,
+    pub runs: u64,
+    /// Runs that did not happen, because the program was running on that CPU already.
+    pub missed: u64,
+}
+
+impl Spent {
+    /// Nanoseconds a run.
+    pub fn each(self) -> f64 {
+        self.ns as f64 / self.runs.max(1) as f64
+    }
+}
+
+impl Sub for Spent {
+    type Output = Spent;
+
+    fn sub(self, before: Spent) -> Spent {
+        Spent { ns: self.ns - before.ns, runs: self.runs - before.runs, missed: self.missed - before.missed }
+    }
+}
+
+impl AddAssign for Spent {
+    fn add_assign(&mut self, more: Spent) {
+        self.ns += more.ns;
+        self.runs += more.runs;
+        self.missed += more.missed;
+    }
+}
