@@ -3,9 +3,7 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use core::mem::MaybeUninit;
-use netpol_trace_common::{
-    Config, DULL_LOCATIONS, DropEvent, Filter, Locations, Offsets, PerCpu, REASONS, REJECT_NS,
-};
+use netpol_trace_common::{Config, DULL_LOCATIONS, DropEvent, Filter, Locations, Offsets, PerCpu, REASONS, REJECT_NS};
 
 use crate::drop::bpf_ktime;
 

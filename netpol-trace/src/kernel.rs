@@ -85,7 +85,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             all_drops: false,
-            ring_bytes: 4 << 20,
+            ring_bytes: 2 << 20,
             program_logs: false,
             raw_tracepoint: false,
             fold: true,

@@ -103,7 +103,7 @@ pub struct AgentArgs {
     duration: Option<Duration>,
 
     /// Ring buffer between kernel and agent, in KiB: a power of two from 64.
-    #[arg(long, value_name = "KIB", default_value = "4096", value_parser = ring_kib)]
+    #[arg(long, value_name = "KIB", default_value = "2048", value_parser = ring_kib)]
     ring_kib: u32,
 
     /// How long repeated packets of a flow are counted in the kernel before one record tells of them; the first packet of a
