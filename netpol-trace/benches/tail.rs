@@ -24,8 +24,8 @@ fn main() {
     println!();
     println!("{:<44} {:>8} {:>8} {:>10} {:>12} {:>8}", "tail", "seconds", "cpu s", "MB/s", "records/s", "MiB");
     for arguments in [
-        &["--pod", "ns-7/web-77", "-o", "json"][..],
-        &["--pod", "ns-7/web-77"],
+        &["--pod", "ns-77/web-77", "-o", "json"][..],
+        &["--pod", "ns-77/web-77"],
         &["-n", "ns-7", "-o", "json"],
         &["--cause", "disagrees"],
         &["--summary"],
