@@ -216,11 +216,6 @@ fn find_binary() -> Result<PathBuf> {
         // The whole workspace's features, as other commands build it: nothing is built twice.
         build.args(["build", "--quiet", "--workspace", "--bin", "netpol-trace"]);
         build.args(profile.ends_with("release").then_some("--release"));
-        // What cargo told this program of its own package: build scripts (ring's) that look at it would run anew each time.
-        let own = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(own)) {
-            build.env_remove(name);
-        }
         let output = build.current_dir(env!("CARGO_MANIFEST_DIR")).output().context("run cargo")?;
         if !output.status.success() {
             bail!("the agent does not build:\n{}", String::from_utf8_lossy(&output.stderr));
