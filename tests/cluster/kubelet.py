@@ -43,7 +43,7 @@ class Hold:
                 self.turn.notify_all()
             else:
                 turn = self.passed
-                self.turn.wait_for(lambda: self.passed > turn, timeout=20)
+                self.turn.wait_for(lambda: self.passed > turn, timeout=3)
 
     def __exit__(self, *_):
         with self.turn:
@@ -123,7 +123,7 @@ class Kubelet(BaseHTTPRequestHandler):
             except OSError as error:
                 send(2 * index + 1, str(error).encode())
                 return
-            threading.Thread(target=self.pump, args=(target, 2 * index, send), daemon=True).start()
+            threading.Thread(target=self.pump, args=(target, 2 * index, send, self.connection), daemon=True).start()
         try:
             while True:
                 first, length = self.rfile.read(2)
@@ -144,10 +144,15 @@ class Kubelet(BaseHTTPRequestHandler):
             target.close()
 
     @staticmethod
-    def pump(target, channel, send):
+    def pump(target, channel, send, connection):
         try:
             while data := target.recv(32768):
                 send(channel, data)
+        except OSError:
+            pass
+        # As a kubelet does when the other side of the port is done.
+        try:
+            connection.sendall(b"\x88\x00")
         except OSError:
             pass
 

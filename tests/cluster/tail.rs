@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -142,8 +143,10 @@ fn start_agent(plane: &ControlPlane, dir: &Path, history: &Path, port: u16) -> R
         .stderr(std::fs::File::create(&log)?)
         .spawn()
         .map(Ends)?;
-    let mut first = String::new();
-    BufReader::new(agent.0.stdout.take().context("a pipe")?).read_line(&mut first)?;
+    let (mut first, mut stdout) = (String::new(), BufReader::new(agent.0.stdout.take().context("a pipe")?));
+    stdout.read_line(&mut first)?;
+    // An agent whose reader has gone ends with the next record, and any lab's drop makes one.
+    std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
     ensure!(first.contains("\"started\""), "{first}{}", std::fs::read_to_string(log)?);
     Ok((agent, first))
 }
@@ -254,7 +257,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
 /// `tail -f`, whose records are read as they come.
 struct Following {
     _tail: Ends,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    lines: Receiver<std::io::Result<String>>,
     stderr: PathBuf,
     seen: Vec<Record>,
 }
@@ -270,7 +273,9 @@ impl Following {
             .stderr(std::fs::File::create(&stderr)?)
             .spawn()
             .map(Ends)?;
-        let lines = BufReader::new(tail.0.stdout.take().context("a pipe")?).lines();
+        let stdout = BufReader::new(tail.0.stdout.take().context("a pipe")?);
+        let (sender, lines) = channel();
+        std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line)));
         Ok(Following { _tail: tail, lines, stderr, seen: Vec::new() })
     }
 
@@ -281,10 +286,12 @@ impl Following {
             if done(&self.seen) {
                 return Ok(Instant::now());
             }
-            let said = std::fs::read_to_string(&self.stderr)?;
-            ensure!(Instant::now() < deadline, "no sign of {what}: {:?}\n{said}", self.seen);
-            let line = self.lines.next().with_context(|| format!("it ended before {what}: {said}"))??;
-            self.seen.push(Record::parse(&line)?);
+            let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            let line = line.with_context(|| {
+                let said = std::fs::read_to_string(&self.stderr).unwrap_or_default();
+                format!("no sign of {what} among {:?}\n{said}", self.ids())
+            })?;
+            self.seen.push(Record::parse(&line?)?);
         }
     }
 

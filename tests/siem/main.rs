@@ -5,6 +5,7 @@
 mod collector;
 mod consumers;
 mod formats;
+mod otelcol;
 mod prometheus;
 mod refusals;
 mod rsyslog;

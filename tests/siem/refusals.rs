@@ -19,7 +19,9 @@ fn what_a_receiver_refuses_is_declared() -> Result<()> {
     // The status `started` is refused for good, and of the next request one record is not taken.
     let collector = Collector::start(&[("400 Bad Request", "", b""), ("200 OK", "", ONE_REJECTED)])?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
-    let target = format!("otlp:http://{}", collector.address);
+    let token = tempfile::NamedTempFile::new()?;
+    std::fs::write(token.path(), "s3cret\n")?;
+    let target = format!("otlp:http://{},token-file={}", collector.address, token.path().display());
     let agent = Agent::start(&["--output", "stdout", "--output", &target, "--manifests", &manifests])?;
     traffic::udp(&pair.client()?.netns, CLIENT.into(), (5000..5005).map(|port| (SERVER, port).into()), 64)?;
     let sent = |text: &'static str| {
@@ -38,5 +40,8 @@ fn what_a_receiver_refuses_is_declared() -> Result<()> {
     assert_eq!(sink["records_lost"], 2, "{stopped}");
     assert_eq!(sink["error"], serde_json::Value::Null, "{stopped}");
     assert!(!run.records.iter().any(|record| record.kind() == "loss"), "stdout lost nothing");
+    let (_, heads) = collector.taken();
+    let has_token = |head: &String| head.to_ascii_lowercase().contains("\r\nauthorization: bearer s3cret\r\n");
+    assert!(heads.iter().all(has_token), "{heads:?}");
     Ok(())
 }

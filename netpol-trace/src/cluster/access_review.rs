@@ -46,12 +46,6 @@ impl User {
     }
 }
 
-/// What somebody may do.
-enum What {
-    Object(ResourceAttributes),
-    Path(NonResourceAttributes),
-}
-
 /// Why nothing was answered.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewError {
@@ -159,7 +153,8 @@ impl Reviewer {
             user => user?,
         };
         let path = NonResourceAttributes { path: Some(path.to_owned()), verb: Some("get".to_owned()) };
-        self.may(&user, What::Path(path)).await
+        let what = SubjectAccessReviewSpec { non_resource_attributes: Some(path), ..Default::default() };
+        self.may(&user, what).await
     }
 
     /// Whether they may see every record: those who may read the agents' logs can do so anyway.
@@ -171,7 +166,7 @@ impl Reviewer {
             subresource: Some("log".to_owned()),
             ..ResourceAttributes::default()
         };
-        self.may(user, What::Object(log)).await
+        self.may(user, object(log)).await
     }
 
     /// Whether they may see the drops of a namespace; answers are good for half a minute.
@@ -188,7 +183,7 @@ impl Reviewer {
             resource: Some(RESOURCE.to_owned()),
             ..ResourceAttributes::default()
         };
-        let may = self.may(user, What::Object(drops)).await?;
+        let may = self.may(user, object(drops)).await?;
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if answers.len() >= ANSWERS {
             answers.clear();
@@ -197,26 +192,19 @@ impl Reviewer {
         Ok(may)
     }
 
-    async fn may(&self, user: &User, what: What) -> Result<bool, ReviewError> {
+    /// `what` without the user.
+    async fn may(&self, user: &User, what: SubjectAccessReviewSpec) -> Result<bool, ReviewError> {
         let UserInfo { username, groups, uid, extra } = user.info.clone();
-        let (resource_attributes, non_resource_attributes) = match what {
-            What::Object(attributes) => (Some(attributes), None),
-            What::Path(attributes) => (None, Some(attributes)),
-        };
-        let spec = SubjectAccessReviewSpec {
-            user: username,
-            groups,
-            uid,
-            extra,
-            resource_attributes,
-            non_resource_attributes,
-            ..Default::default()
-        };
+        let spec = SubjectAccessReviewSpec { user: username, groups, uid, extra, ..what };
         let asked = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
         let reviews: Api<SubjectAccessReview> = Api::all(self.client().await?.clone());
         let answer = reviews.create(&PostParams::default(), &asked).await.map_err(server)?;
         Ok(answer.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
     }
+}
+
+fn object(attributes: ResourceAttributes) -> SubjectAccessReviewSpec {
+    SubjectAccessReviewSpec { resource_attributes: Some(attributes), ..SubjectAccessReviewSpec::default() }
 }
 
 fn server(error: kube::Error) -> ReviewError {

@@ -168,5 +168,5 @@ fn event(of: &Happening<'_>, instance: &str) -> Event {
 /// Two or more are a series.
 fn series(of: &Happening<'_>) -> Option<EventSeries> {
     let count = i32::try_from(of.count).unwrap_or(i32::MAX);
-    (count > 1).then(|| EventSeries { count, last_observed_time: MicroTime(of.last) })
+    (count > 1).then_some(EventSeries { count, last_observed_time: MicroTime(of.last) })
 }

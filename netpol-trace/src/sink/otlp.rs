@@ -245,3 +245,20 @@ fn any(value: Value) -> AnyValue {
     };
     AnyValue { value }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receiver_says_when_to_come_back_in_seconds_or_by_a_date() {
+        assert_eq!(retry_after(" 120 "), Some(Duration::from_secs(120)));
+        let in_a_minute = jiff::Timestamp::now() + Duration::from_secs(60);
+        let date = in_a_minute.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        let wait = retry_after(&date).unwrap_or_default().as_secs();
+        assert!((30..=60).contains(&wait), "{date}: {wait}");
+        // What is past or no time means: as always.
+        assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:37 GMT"), None);
+        assert_eq!(retry_after("soon"), None);
+    }
+}

@@ -19,6 +19,8 @@ pub struct Module {
     main: &'static str,
     go_mod: &'static str,
     go_sum: &'static str,
+    /// A program of its own, where the folder has one.
+    source: &'static str,
 }
 
 const KUBERNETES: Module = Module {
@@ -26,12 +28,14 @@ const KUBERNETES: Module = Module {
     main: "k8s.io/kubernetes",
     go_mod: include_str!("../../cluster/kubernetes/go.mod"),
     go_sum: include_str!("../../cluster/kubernetes/go.sum"),
+    source: "",
 };
 const KUBE_ROUTER_MODULE: Module = Module {
     folder: "kube-router",
     main: "github.com/cloudnativelabs/kube-router/v2",
     go_mod: include_str!("../../cluster/kube-router/go.mod"),
     go_sum: include_str!("../../cluster/kube-router/go.sum"),
+    source: "",
 };
 
 const HELM_MODULE: Module = Module {
@@ -39,6 +43,15 @@ const HELM_MODULE: Module = Module {
     main: "helm.sh/helm/v3",
     go_mod: include_str!("../../cluster/helm/go.mod"),
     go_sum: include_str!("../../cluster/helm/go.sum"),
+    source: "",
+};
+
+const COLLECTOR_MODULE: Module = Module {
+    folder: "collector",
+    main: "go.opentelemetry.io/collector/otelcol",
+    go_mod: include_str!("../../cluster/collector/go.mod"),
+    go_sum: include_str!("../../cluster/collector/go.sum"),
+    source: include_str!("../../cluster/collector/main.go"),
 };
 
 pub const ETCD: Program = Program { name: "etcd", package: "go.etcd.io/etcd/server/v3", module: KUBERNETES };
@@ -53,8 +66,11 @@ pub const KUBE_ROUTER: Program = Program {
 
 pub const HELM: Program = Program { name: "helm", package: "helm.sh/helm/v3/cmd/helm", module: HELM_MODULE };
 
+/// The OpenTelemetry Collector, of the parts that the tests use.
+pub const COLLECTOR: Program = Program { name: "otelcol", package: ".", module: COLLECTOR_MODULE };
+
 /// In the order in which they are built: what others wait for first.
-pub const PROGRAMS: [Program; 5] = [ETCD, API_SERVER, KUBECTL, KUBE_ROUTER, HELM];
+pub const PROGRAMS: [Program; 6] = [ETCD, API_SERVER, KUBECTL, KUBE_ROUTER, HELM, COLLECTOR];
 
 impl Program {
     /// Where it lies in the cache, once built.
@@ -64,9 +80,9 @@ impl Program {
 }
 
 impl Module {
-    /// Its folder in the cache: named by the version, and by all that pins a dependency, so that a change builds anew.
+    /// Its folder in the cache: named by the version, and by all that is built or pins a dependency: a change builds anew.
     pub fn cached(&self, cache: &Path) -> PathBuf {
-        let pins = fnv1a(self.go_mod.bytes().chain(self.go_sum.bytes()));
+        let pins = fnv1a(self.go_mod.bytes().chain(self.go_sum.bytes()).chain(self.source.bytes()));
         cache.join(format!("cluster-{}-{}-{pins:08x}", self.folder, self.version()))
     }
 

@@ -99,8 +99,8 @@ impl Listener {
 
     async fn hear(&self, agent: &Agent, progress: &mut Progress) -> Result<(), AgentsError> {
         let since = progress.last.and_then(|last| last.checked_sub(OVERLAP).ok()).or(self.since);
-        // Never closed.
-        let place = self.places.acquire().await.ok();
+        // Never closed. Who follows has no end for which others could wait.
+        let mut place = self.places.acquire().await.ok();
         let again = progress.last.is_some();
         match &*self.way {
             Way::Logs => {
@@ -109,7 +109,9 @@ impl Listener {
                     self.read_log(log, progress).await?;
                 }
                 let log = self.agents.log(agent, since, self.follow, false).await?;
-                drop(place.filter(|_| self.follow));
+                if self.follow {
+                    place.take();
+                }
                 self.read_log(log, progress).await
             }
             Way::Listener { namespaces, home, account, port } => {
@@ -117,7 +119,9 @@ impl Listener {
                 let token = self.agents.token(home, account).await?;
                 let asked = Asked { namespaces: namespaces.clone(), since, follow: self.follow };
                 let mut answer = self.agents.records(agent, *port, &token, &asked).await?;
-                drop(place.filter(|_| self.follow));
+                if self.follow {
+                    place.take();
+                }
                 if let Some(reaches) = answer.reaches_back_to.filter(|_| !again) {
                     say_reach(&agent.node, reaches, self.since, Duration::ZERO);
                 }

@@ -1,0 +1,132 @@
+//! The OpenTelemetry Collector takes what the agent sends by OTLP, over TLS, and passes it on as it understood it.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Result, ensure};
+use netpol_trace_tests::agent::Agent;
+use netpol_trace_tests::cluster::built;
+use netpol_trace_tests::cluster::programs::COLLECTOR;
+use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
+use netpol_trace_tests::{eventually, skip, skipped, traffic};
+use serde_json::json;
+
+use crate::collector::Collector;
+use crate::consumers::{PYTHON, check, find};
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// An authority, and by it a certificate for 127.0.0.1: `ca.pem`, `server.pem`, `server.key`.
+fn certificates(dir: &Path) -> Result<()> {
+    fs::write(dir.join("server.ext"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=critical,CA:FALSE\n")?;
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    let ca = ["-subj", "/CN=netpol-trace tests", "-days", "1", "-keyout", "ca.key", "-out", "ca.pem"];
+    let request = ["-subj", "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr"];
+    let sign = ["-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "1"];
+    for arguments in [
+        [&["req", "-x509"][..], &key, &ca].concat(),
+        [&["req"][..], &key, &request].concat(),
+        [&["x509", "-req"][..], &sign, &["-extfile", "server.ext", "-out", "server.pem"]].concat(),
+    ] {
+        let made = Command::new("openssl").args(&arguments).current_dir(dir).output()?;
+        ensure!(made.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&made.stderr));
+    }
+    Ok(())
+}
+
+/// The Collector with a TLS listener at `listen`, which sends on to `to`.
+fn start(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<Running> {
+    let file = |name: &str| dir.join(name).to_string_lossy().into_owned();
+    let config = json!({
+        "receivers": { "otlp": { "protocols": { "http": {
+            "endpoint": listen.to_string(),
+            "tls": { "cert_file": file("server.pem"), "key_file": file("server.key") },
+        } } } },
+        "exporters": { "otlp_http": { "endpoint": format!("http://{to}"), "compression": "none" } },
+        "service": {
+            "telemetry": { "metrics": { "level": "none" } },
+            "pipelines": { "logs": { "receivers": ["otlp"], "exporters": ["otlp_http"] } },
+        },
+    });
+    // YAML takes JSON.
+    fs::write(dir.join("config.yaml"), config.to_string())?;
+    let log = fs::File::create(dir.join("collector.log"))?;
+    let mut command = Command::new(built(&COLLECTOR)?);
+    command.arg("--config").arg(format!("file:{}", file("config.yaml")));
+    let mut running = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?);
+    eventually("the Collector listens", || {
+        let ended = running.0.try_wait()?;
+        ensure!(ended.is_none(), "{ended:?}: {}", fs::read_to_string(dir.join("collector.log"))?);
+        Ok(TcpStream::connect(listen).ok())
+    })?;
+    Ok(running)
+}
+
+#[test]
+fn the_collector_takes_what_the_agent_sends() -> Result<()> {
+    let test = "the_collector_takes_what_the_agent_sends";
+    let Some(python) = find(test, PYTHON) else { return Ok(()) };
+    if let Err(why) = built(&COLLECTOR) {
+        skipped(test, &format!("{why:#}"));
+        return Ok(());
+    }
+    if Command::new("openssl").arg("version").output().is_err() {
+        skipped(test, "needs openssl");
+        return Ok(());
+    }
+    if skip(test) {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let dir = tempfile::tempdir()?;
+    certificates(dir.path())?;
+    let behind = Collector::start(&[])?;
+    let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let _collector = start(dir.path(), listen, behind.address)?;
+
+    let mut command = Command::new(netpol_trace_tests::agent::binary()?);
+    command.args(["agent", "--output", "stdout", "--output", &format!("otlp:https://{listen}"), "--manifests"]);
+    command.arg(pair.manifests()).env("SSL_CERT_FILE", dir.path().join("ca.pem"));
+    let agent = Agent::spawn(command)?;
+    agent.wait_for("its start", |records| records.iter().any(|record| record.text("/phase") == "started"))?;
+    traffic::udp(&pair.client()?.netns, CLIENT.into(), (5000..5020).map(|port| (SERVER, port).into()), 64)?;
+    let own = |records: &[netpol_trace_tests::record::Record]| records.iter().filter(|r| pair.lab.owns(r)).count();
+    agent.wait_for("the drops", |records| own(records) >= 20)?;
+    let run = agent.stop()?;
+    let log = || fs::read_to_string(dir.path().join("collector.log")).unwrap_or_default();
+    let stopped = run.stopped()?;
+    let sink = stopped.list("/sinks").get(1).cloned().unwrap_or_default();
+    ensure!(sink["lost"] == 0 && sink["error"].is_null(), "{stopped}\n{}\n{}", run.stderr, log());
+
+    // Behind the Collector is every record, by the official types.
+    let mut count = 0;
+    let whole = eventually("every record", || {
+        let (taken, heads) = behind.taken();
+        ensure!(heads.iter().all(|head| head.starts_with("POST /v1/logs ")), "{heads:?}");
+        let mut files = Vec::new();
+        for (number, body) in taken.iter().enumerate() {
+            let path = dir.path().join(format!("behind-{number:04}.otlp"));
+            fs::write(&path, body)?;
+            files.push(path);
+        }
+        if files.len() == std::mem::replace(&mut count, files.len()) {
+            return Ok(None);
+        }
+        let seen = check(&python, "otlp", &files)?;
+        let records: u64 = seen.as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
+        Ok((records >= run.records.len() as u64).then_some(seen))
+    });
+    let whole = whole.map_err(|error| error.context(log()))?;
+    let drops = run.records.iter().filter(|record| record.is_drop()).count();
+    ensure!(whole["netpol_trace.packet.denied"] == drops, "{whole}, and {drops} drops on stdout");
+    Ok(())
+}
