@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 pub use cluster::{ensure as ensure_programs, no_go};
 pub use ebpf::cargo_deny;
 
-use crate::cluster_programs::PROGRAMS;
+use crate::cluster_programs::{COLLECTOR, PROGRAMS};
 use crate::toolchain;
 
 /// Install what building, the demo and the tests need.
@@ -45,11 +45,13 @@ pub enum Need {
     Cluster,
     /// Programs that read records in the tests.
     Consumers,
+    /// The OpenTelemetry Collector, built by Go for minutes: `cargo xtask setup` builds it, a test run doesn't.
+    Collector,
 }
 
 impl Need {
-    pub const ALL: [Need; 7] =
-        [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Image, Need::Cluster, Need::Consumers];
+    pub const ALL: [Need; 8] =
+        [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Image, Need::Cluster, Need::Consumers, Need::Collector];
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -60,7 +62,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(if missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let no_go = no_go();
-    let needs = Need::ALL.into_iter().filter(|need| *need != Need::Cluster || no_go.is_none());
+    let needs =
+        Need::ALL.into_iter().filter(|need| !matches!(need, Need::Cluster | Need::Collector) || no_go.is_none());
     ensure(&needs.collect::<Vec<_>>())?;
     if let Some(why) = no_go {
         println!("Left out: {why}");
@@ -100,6 +103,11 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     {
         errors.push(format!("{error:#}"));
     }
+    if needs.contains(&Need::Collector)
+        && let Err(error) = cluster::ensure(&[COLLECTOR])
+    {
+        errors.push(format!("{error:#}"));
+    }
     if needs.contains(&Need::Consumers)
         && let Err(error) = consumers::ensure()
     {
@@ -120,7 +128,8 @@ pub fn missing(needs: &[Need]) -> Vec<String> {
         missing.push("cargo-deny".into());
     }
     if needs.contains(&Need::Cluster) {
-        missing.extend(cluster::missing().iter().map(|program| format!("{} of the test cluster", program.name)));
+        missing
+            .extend(cluster::missing(&PROGRAMS).iter().map(|program| format!("{} of the test cluster", program.name)));
     }
     if needs.contains(&Need::Consumers) {
         missing.extend(consumers::missing().into_iter().map(str::to_owned));

@@ -13,10 +13,10 @@ use crate::{machine, toolchain};
 /// With other Go releases the API server's OpenAPI comes out malformed (1.27), or its module asks for a newer one.
 const GO: &str = "go1.26";
 
-/// The programs that are not built yet.
-pub fn missing() -> Vec<Program> {
+/// Those of them that are not built yet.
+pub fn missing(wanted: &[Program]) -> Vec<Program> {
     let cache = toolchain::cache_dir();
-    PROGRAMS.into_iter().filter(|program| !program.path(&cache).is_file()).collect()
+    wanted.iter().copied().filter(|program| !program.path(&cache).is_file()).collect()
 }
 
 /// Builds what is missing. The API server takes minutes; the rest share most of what it compiles.
@@ -24,7 +24,7 @@ pub fn missing() -> Vec<Program> {
 /// # Errors
 /// What is to be installed when there is no Go of the right release.
 pub fn ensure(wanted: &[Program]) -> Result<()> {
-    let missing: Vec<Program> = missing().into_iter().filter(|program| wanted.contains(program)).collect();
+    let missing = missing(wanted);
     if missing.is_empty() {
         return Ok(());
     }
@@ -34,7 +34,7 @@ pub fn ensure(wanted: &[Program]) -> Result<()> {
 
 /// Why the programs that are missing can't be built here, if so.
 pub fn no_go() -> Option<String> {
-    if missing().is_empty() { None } else { check_go().err().map(|error| format!("{error:#}")) }
+    if missing(&PROGRAMS).is_empty() { None } else { check_go().err().map(|error| format!("{error:#}")) }
 }
 
 fn check_go() -> Result<()> {
