@@ -148,10 +148,11 @@ impl Names {
             self.refresh(attached);
         }
         let place = self.place(event);
-        if place.dull && place.location.is_some() {
-            if let Err(error) = attached.ignore(event.location) {
-                tracing::debug!(location = place.location.as_deref(), %error, "a module's drops are told again and again");
-            }
+        if place.dull
+            && place.location.is_some()
+            && let Err(error) = attached.ignore(event.location)
+        {
+            tracing::debug!(location = place.location.as_deref(), %error, "a module's drops are told again and again");
         }
     }
 

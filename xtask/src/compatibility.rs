@@ -59,14 +59,13 @@ have it: `unknown` where one that drops and one that rejects may have matched |
 
 - A record stands for packets, not connections. A client whose SYN is rejected by an ICMP error while `connect` holds its socket
   sends a second one: two packets, and both are dropped.
-- The kernel limits how many ICMP errors it sends (`net.ipv4.icmp_ratelimit`, `net.ipv4.icmp_msgs_per_sec`). A packet of a REJECT
-  rule is `reject` also when its answer was withheld.
+- The kernel limits how many ICMP errors it sends (`net.ipv4.icmp_ratelimit`, `net.ipv4.icmp_msgs_per_sec`). With trampolines a
+  packet of a REJECT rule is `reject` whether its answer went out or not. Where only errors that go out are shown, a packet without
+  one has the action that the rules tell.
 - kube-router 2.10.0, like others, drops what conntrack finds invalid in the hook where it rejects the rest. Where the answer of
   REJECT is not shown, the rules alone can't tell which of the two it was: `unknown`.
-- kube-router, tested with its own rules on a real API server (`cargo xtask cluster`), is 2.10.0. SCTP packets are tested as
-  INIT chunks that a policy's rule drops (`tests/lab/packets.rs`); SCTP associations are not, since the kernel here has no SCTP.
-- Open vSwitch has no row: no kernel here has it. Its drops have reasons of their own from 6.6 on; before, `netpol-trace doctor` says
-  that they are not seen.
+- Not tested: associations of SCTP (its packets are, as INIT chunks that a rule drops: `tests/lab/packets.rs`), and Open vSwitch,
+  for which there is no row. Its drops have reasons of their own from 6.6 on; `netpol-trace doctor` says what is not seen before.
 ";
 
 pub fn run(args: &Args) -> Result<ExitCode> {

@@ -2,7 +2,7 @@
 //!
 //! Names, not numbers: values of reasons and addresses of functions differ between kernels and are resolved at start.
 
-use netpol_trace_common::{CodeRange, Filter, LOCATIONS, Locations, REASON_OTHER, REASONS};
+use netpol_trace_common::{Filter, LOCATIONS, Locations, REASON_OTHER, REASONS};
 
 use super::layout::Reasons;
 use super::symbols::Symbols;
@@ -81,7 +81,7 @@ pub fn location_names(reasons: &Reasons, all_drops: bool) -> Vec<&'static str> {
 
 /// The same as code. The count says how many ranges found no room.
 pub fn locations(symbols: &Symbols, names: &[&str]) -> (Locations, usize) {
-    let ranges: Vec<CodeRange> = names.iter().flat_map(|name| symbols.ranges(name)).collect();
+    let ranges = symbols.ranges(names);
     let mut locations = Locations { image: symbols.image(), ..Locations::default() };
     for (slot, range) in locations.ranges.iter_mut().zip(&ranges) {
         *slot = *range;

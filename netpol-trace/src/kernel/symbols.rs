@@ -1,5 +1,6 @@
 //! Kernel code addresses to function names, and names to code ranges, from /proc/kallsyms.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 
@@ -86,20 +87,21 @@ impl Symbols {
         self.image
     }
 
-    /// The code ranges of the function `name`, its clones included.
-    pub fn ranges(&self, name: &str) -> Vec<CodeRange> {
+    /// The code ranges of these functions, clones included, in the order of `names`.
+    pub fn ranges(&self, names: &[&str]) -> Vec<CodeRange> {
+        // One pass over the kernel's symbols, since the agent does not read drops meanwhile.
+        let places: HashMap<&str, usize> = names.iter().enumerate().map(|(i, name)| (*name, i)).collect();
         let mut ranges = Vec::new();
         for (i, (start, offset)) in self.addresses.iter().enumerate() {
-            if bare(self.name_at(*offset)) != name {
-                continue;
-            }
+            let Some(place) = places.get(bare(self.name_at(*offset))) else { continue };
             // Aliases share an address: the end is the next different one.
             let end = self.addresses[i..].iter().map(|(a, _)| *a).find(|a| a > start);
             if let Some(end) = end {
-                ranges.push(CodeRange { start: *start, end });
+                ranges.push((*place, CodeRange { start: *start, end }));
             }
         }
-        ranges
+        ranges.sort_by_key(|(place, _)| *place);
+        ranges.into_iter().map(|(_, range)| range).collect()
     }
 }
 
@@ -138,10 +140,10 @@ mod tests {
     fn a_function_may_have_several_ranges() {
         let symbols = Symbols::from_lines(TEXT.as_bytes()).unwrap();
         assert_eq!(
-            symbols.ranges("nf_queue"),
+            symbols.ranges(&["nf_queue"]),
             [CodeRange { start: 0xffff1100, end: 0xffff1200 }, CodeRange { start: 0xffff1200, end: 0xffff1300 }]
         );
-        assert_eq!(symbols.ranges("alias_b"), [CodeRange { start: 0xffff1300, end: 0xffff1400 }]);
+        assert_eq!(symbols.ranges(&["alias_b"]), [CodeRange { start: 0xffff1300, end: 0xffff1400 }]);
     }
 
     #[test]
