@@ -33,14 +33,14 @@ impl Audit {
     /// Takes a record; those of a run come in the order of their numbers, but for a few that are late or come twice.
     pub fn record(&mut self, record: &Record) {
         self.records += 1;
-        let at = match self.by_id.get(&record.run) {
+        let at = match self.by_id.get(&*record.run) {
             Some(at) => *at,
             None if self.runs.len() == MAX_RUNS => {
                 self.beyond += 1;
                 return;
             }
             None => {
-                self.by_id.insert(record.run.clone(), self.runs.len());
+                self.by_id.insert(record.run.to_string(), self.runs.len());
                 self.runs.push(Run::begins(record));
                 self.runs.len() - 1
             }

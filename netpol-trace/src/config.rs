@@ -12,6 +12,7 @@ mod tests;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::record::{Body, Endpoint};
 use crate::text::escape;
@@ -64,7 +65,10 @@ impl Settings {
 
     fn redact_end(&self, end: &mut Endpoint) {
         if let (Some(allowed), Some(pod)) = (&self.labels, &mut end.pod) {
-            pod.labels.retain(|key, _| allowed.iter().any(|pattern| pattern.matches(key)));
+            let fits = |key: &str| allowed.iter().any(|pattern| pattern.matches(key));
+            if !pod.labels.keys().all(|key| fits(key)) {
+                Arc::make_mut(pod).labels.retain(|key, _| fits(key));
+            }
         }
         if let Some(allowed) = &self.dns_names {
             for name in &mut end.names {

@@ -11,7 +11,7 @@ use netpol_trace_common::{DropEvent, HEAD_LEN, flags};
 pub use conntrack::{Conntrack, Tuple};
 pub use headers::Headers;
 
-use crate::record::{Family, Hook, Mechanism};
+use crate::record::{Family, Hook, Mechanism, Text};
 
 pub type Str = Arc<str>;
 
@@ -196,14 +196,14 @@ impl Packet {
 }
 
 /// The record's name of an IP protocol.
-pub fn transport_name(protocol: u8) -> String {
+pub fn transport_name(protocol: u8) -> Text {
     match protocol {
         TCP => "tcp".into(),
         UDP => "udp".into(),
         SCTP => "sctp".into(),
         ICMP => "icmp".into(),
         ICMPV6 => "ipv6-icmp".into(),
-        number => number.to_string(),
+        number => number.to_string().into(),
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::record::{Body, Record, SCHEMA};
+use crate::record::{Body, Record, SCHEMA, Shared};
 use lost::{Lost, Undeclared};
 use queue::{Done, Entry, Patience, Queue};
 
@@ -81,15 +81,16 @@ impl SinkError {
 /// Numbers records, the same number in every sink, and says whose they are.
 #[derive(Debug)]
 pub struct Numbers {
-    pub run: String,
-    pub cluster: Option<String>,
-    pub node: Option<String>,
+    pub run: Shared,
+    pub cluster: Option<Shared>,
+    pub node: Option<Shared>,
     next: AtomicU64,
 }
 
 impl Numbers {
     pub fn new(run: String, cluster: Option<String>, node: Option<String>) -> Numbers {
-        Numbers { run, cluster, node, next: AtomicU64::new(1) }
+        let (cluster, node) = (cluster.map(Into::into), node.map(Into::into));
+        Numbers { run: run.into(), cluster, node, next: AtomicU64::new(1) }
     }
 
     /// The next record; `seq` is each sink's own.

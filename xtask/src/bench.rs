@@ -1,8 +1,11 @@
 //! `cargo xtask bench`: the figures, as tables.
 
-use std::process::ExitCode;
+mod page;
 
-use anyhow::{Result, bail};
+use std::io::{BufRead, BufReader};
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail};
 
 use crate::cluster_programs::{API_SERVER, ETCD};
 use crate::machine;
@@ -11,63 +14,92 @@ use crate::setup::{self, Need};
 /// Measure and print tables.
 ///
 /// Builds in release mode and runs the benches one after the other, since they would disturb each other. Figures
-/// depend on the machine; nothing is asserted.
+/// depend on the machine; nothing is asserted, but by the soak.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only these benches [default: all that this machine can run]
+    /// Only these benches; `all`: those that this machine can run, and docs/benchmarks.md is made of them [default: the same without
+    /// the page]
     names: Vec<String>,
     /// Name the benches and what they measure
     #[arg(long)]
     list: bool,
+    /// How long the soak takes
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    minutes: u64,
+    /// Arguments for the bench itself, such as the parts of `drops`
+    #[arg(last = true)]
+    rest: Vec<String>,
 }
 
 /// A bench is a program that prints its own table. To add one: a `[[bench]]` with `harness = false`, and a row here.
 struct Bench {
     /// The cargo bench target.
     name: &'static str,
-    package: &'static str,
     measures: &'static str,
     needs_root: bool,
+    /// Only when it is named.
+    on_request: bool,
 }
 
-const BENCHES: [Bench; 6] = [
+const BENCHES: [Bench; 9] = [
     Bench {
         name: "verdict",
-        package: "netpol-trace",
         measures: "index build, verdicts a second, cost by cluster size",
         needs_root: false,
+        on_request: false,
     },
     Bench {
         name: "oracle",
-        package: "netpol-trace",
         measures: "a million random queries to both evaluators: differences",
         needs_root: false,
+        on_request: false,
     },
     Bench {
         name: "tail",
-        package: "netpol-trace",
         measures: "tail on a log of a million records: filtering, summary, memory",
         needs_root: false,
+        on_request: false,
+    },
+    Bench {
+        name: "records",
+        measures: "from the kernel's record to the written line, by processor time and allocations",
+        needs_root: false,
+        on_request: false,
+    },
+    Bench {
+        name: "drops",
+        measures: "what watching drops costs, next to bpftrace, bcc and nftables' log (some minutes)",
+        needs_root: true,
+        on_request: false,
     },
     Bench {
         name: "latency",
-        package: "netpol-trace-tests",
         measures: "from a dropped packet to its written line; start to attached",
         needs_root: true,
+        on_request: false,
     },
     Bench {
         name: "tc",
-        package: "netpol-trace-tests",
         measures: "the tc hook's cost of a packet, next to an empty program",
         needs_root: true,
+        on_request: false,
     },
     Bench {
         name: "api",
-        package: "netpol-trace-tests",
         measures: "what agents cost a real API server, and a cluster's size an agent (some minutes)",
         needs_root: true,
+        on_request: false,
+    },
+    Bench {
+        name: "soak",
+        measures: "--minutes of mixed drops and pods that come and go: flat, and the books balance",
+        needs_root: true,
+        on_request: true,
     },
 ];
+
+/// The word for all of them, with the page.
+const ALL: &str = "all";
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     if args.list {
@@ -75,32 +107,66 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for name in &args.names {
-        if !BENCHES.iter().any(|bench| bench.name == name) {
+        if name != ALL && !BENCHES.iter().any(|bench| bench.name == name) {
             bail!("no bench `{name}`; cargo xtask bench --list names them");
         }
     }
     setup::ensure(&[Need::Build, Need::Lab])?;
-    let mut failed = Vec::new();
-    for bench in
-        BENCHES.iter().filter(|bench| args.names.is_empty() || args.names.iter().any(|name| name == bench.name))
-    {
+    let page = args.names.iter().any(|name| name == ALL);
+    let named = |bench: &Bench| args.names.iter().any(|name| name == bench.name);
+    let wanted = |bench: &&Bench| named(bench) || (!bench.on_request && (page || args.names.is_empty()));
+    let (mut failed, mut results) = (Vec::new(), Vec::new());
+    for bench in BENCHES.iter().filter(wanted) {
         println!("\n== {}: {}", bench.name, bench.measures);
         if bench.needs_root && !machine::is_root() {
             println!("skipped: needs root");
             continue;
         }
-        if bench.name == "api" {
-            setup::ensure_programs(&[ETCD, API_SERVER])?;
-        }
-        let mut command = machine::cargo();
-        command.args(["bench", "--quiet", "--locked", "--package", bench.package, "--bench", bench.name]);
-        if let Err(error) = machine::run(&mut command) {
-            println!("error: {error:#}");
-            failed.push(bench.name);
+        match one(bench, args) {
+            Ok(text) => results.push((bench.name, bench.measures, text)),
+            Err(error) => {
+                println!("error: {error:#}");
+                failed.push(bench.name);
+            }
         }
     }
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
     }
+    if page {
+        page::write(&results)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs a bench; what it printed.
+fn one(bench: &Bench, args: &Args) -> Result<String> {
+    if bench.name == "api" {
+        setup::ensure_programs(&[ETCD, API_SERVER])?;
+    }
+    let mut command = machine::cargo();
+    // The whole workspace's features, as all else is built.
+    command.args(["bench", "--quiet", "--locked", "--workspace", "--bench", bench.name, "--"]);
+    command.args(&args.rest);
+    if bench.name == "soak" {
+        command.arg(args.minutes.to_string());
+    }
+    if bench.name == "drops"
+        && let Some(folder) = setup::peers::folder()
+    {
+        command.env("NETPOL_TRACE_PEERS", folder);
+    }
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| machine::show(&command))?;
+    let mut text = String::new();
+    for line in BufReader::new(child.stdout.take().context("a piped stdout")?).lines() {
+        let line = line?;
+        println!("{line}");
+        text.push_str(&line);
+        text.push('\n');
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("{}: {status}", machine::show(&command));
+    }
+    Ok(text)
 }

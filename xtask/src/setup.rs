@@ -4,6 +4,7 @@ mod cluster;
 mod consumers;
 mod ebpf;
 mod packages;
+pub mod peers;
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -61,9 +61,9 @@ pub(super) struct Checkpoint {
 impl Run {
     pub(super) fn begins(record: &Record) -> Run {
         Run {
-            id: record.run.clone(),
-            node: record.node.clone(),
-            cluster: record.cluster.clone(),
+            id: record.run.to_string(),
+            node: record.node.as_deref().map(str::to_owned),
+            cluster: record.cluster.as_deref().map(str::to_owned),
             first_time: record.time,
             last_time: record.time,
             records: 0,

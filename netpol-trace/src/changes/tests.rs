@@ -120,7 +120,7 @@ fn the_record_of_a_huge_policy_fits_a_line() {
     let record = crate::record::Record {
         schema: crate::record::SCHEMA.into(),
         id: "a/1".to_owned(),
-        run: "a".to_owned(),
+        run: "a".into(),
         seq: 1,
         time: events[0].at,
         cluster: None,

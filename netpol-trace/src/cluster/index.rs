@@ -18,7 +18,7 @@ mod strings;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -34,6 +34,7 @@ use super::change::Kind;
 use super::model::{
     Direction, EndpointSlice, Labels, Namespace, Node, OtherPolicy, Pod, Policy, Protocol, Service, ServicePort, Str,
 };
+use crate::record::PodRef;
 
 /// Everything known of the cluster at one time.
 #[derive(Debug, Clone, Default)]
@@ -73,6 +74,8 @@ pub struct NamespaceEntry {
 pub struct PodEntry {
     pod: Arc<Pod>,
     isolated_by: [Vec<Arc<Policy>>; 2],
+    /// As records show it, made for the first one.
+    described: OnceLock<Arc<PodRef>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +98,11 @@ impl<'a> PodView<'a> {
     /// The policies that isolate this pod in `direction`, by name.
     pub fn isolated_by(&self, direction: Direction) -> &'a [Arc<Policy>] {
         &self.entry.isolated_by[direction as usize]
+    }
+
+    /// This pod as records show it. `describe` is asked once in the pod's life.
+    pub fn described(&self, describe: impl FnOnce(&Pod) -> PodRef) -> &'a Arc<PodRef> {
+        self.entry.described.get_or_init(|| Arc::new(describe(self.pod)))
     }
 }
 

@@ -142,7 +142,7 @@ fn selections() {
             kind: crate::record::EndpointKind::Pod,
             ip: ip.parse().unwrap(),
             port: None,
-            pod: Some(pod),
+            pod: Some(pod.into()),
             node: None,
             service: None,
             original: None,
@@ -165,7 +165,7 @@ fn selections() {
     let redacting = good("labels: [app]\ndns-names: ['*.svc']\n").settings;
     let mut end = end("team-a".into(), "10.1.0.1");
     redacting.redact_end(&mut end);
-    assert_eq!(end.pod.unwrap().labels.into_keys().collect::<Vec<_>>(), ["app"]);
+    assert_eq!(end.pod.unwrap().labels.keys().collect::<Vec<_>>(), ["app"]);
     assert_eq!(end.names, ["db.svc", "redacted"]);
 }
 

@@ -9,7 +9,6 @@ use super::{
     Action, Body, Cause, Direction, Drop, Endpoint, Enrichment, FoldedBy, Hint, Icmp, Kernel, Network, OwnerRef,
     PodRef, Verdict,
 };
-use crate::cluster::index::PodView;
 use crate::cluster::model::{Labels, Pod};
 use crate::enrich::{Flow, Named, OwnedBy};
 use crate::packet::{Facts, Packet, Repeats, transport_name};
@@ -57,11 +56,11 @@ pub fn drop_body(packet: &Packet, facts: &Facts, flow: &Flow<'_>, decision: Deci
         reply: flow.reply,
         icmp: headers.icmp.map(|(kind, code)| Icmp { kind, code }),
         kernel: Kernel {
-            reason: facts.reason.as_deref().map(str::to_owned),
-            location: facts.location.as_deref().map(str::to_owned),
+            reason: facts.reason.clone(),
+            location: facts.location.clone(),
             hook: facts.site.hook,
             mechanism: facts.site.mechanism,
-            device: facts.device.as_deref().map(str::to_owned),
+            device: facts.device.clone(),
             netns: facts.netns,
         },
         verdict: decision.verdict,
@@ -96,7 +95,7 @@ pub(crate) fn endpoint(named: &Named<'_>) -> Endpoint {
         kind: named.owner.kind(),
         ip: named.ip,
         port: named.port,
-        pod: named.pod().map(pod),
+        pod: named.pod().map(|view| view.described(describe).clone()),
         node: match named.owner {
             OwnedBy::Node(name) => Some(clip(name)),
             _ => None,
@@ -120,8 +119,7 @@ pub(crate) fn endpoint(named: &Named<'_>) -> Endpoint {
     }
 }
 
-fn pod(view: PodView<'_>) -> PodRef {
-    let pod = view.pod;
+fn describe(pod: &Pod) -> PodRef {
     PodRef {
         namespace: clip(&pod.namespace),
         name: clip(&pod.name),

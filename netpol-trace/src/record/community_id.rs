@@ -12,6 +12,9 @@ use crate::packet::{ICMP, ICMPV6, SCTP, TCP, UDP};
 const ICMP_PAIRS: [(u8, u8); 5] = [(8, 0), (13, 14), (15, 16), (10, 9), (17, 18)];
 const ICMPV6_PAIRS: [(u8, u8); 6] = [(128, 129), (130, 131), (133, 134), (135, 136), (139, 140), (144, 145)];
 
+/// Octets of an id: a version, and 20 octets in base64.
+const LENGTH: usize = 30;
+
 /// The id of the flow of a packet, the same in both directions. `None` where a packet of such a protocol has no ports to tell
 /// (a later fragment).
 pub fn community_id(
@@ -26,18 +29,25 @@ pub fn community_id(
         ICMPV6 => icmp_ports(icmp?, &ICMPV6_PAIRS),
         _ => (ports, false),
     };
-    let (near, far) = ((octets(source), ports.map(|p| p.0)), (octets(destination), ports.map(|p| p.1)));
+    let (near, far) = ((source, ports.map(|p| p.0)), (destination, ports.map(|p| p.1)));
     // Equal ends with equal ports hash the same either way.
     let (first, second) = if one_way || near <= far { (near, far) } else { (far, near) };
     let mut hash = Sha1::new();
     hash.update([0, 0]);
-    hash.update(&first.0);
-    hash.update(&second.0);
+    for address in [first.0, second.0] {
+        match address {
+            IpAddr::V4(address) => hash.update(address.octets()),
+            IpAddr::V6(address) => hash.update(address.octets()),
+        }
+    }
     hash.update([protocol, 0]);
     for port in [first.1, second.1].into_iter().flatten() {
         hash.update(port.to_be_bytes());
     }
-    Some(format!("1:{}", STANDARD.encode(hash.finalize())))
+    let mut id = String::with_capacity(LENGTH);
+    id.push_str("1:");
+    STANDARD.encode_string(hash.finalize(), &mut id);
+    Some(id)
 }
 
 /// Types that ask and answer are one flow; others go one way, and their code is the second port.
@@ -46,13 +56,6 @@ fn icmp_ports((kind, code): (u8, u8), pairs: &[(u8, u8)]) -> (Option<(u16, u16)>
     match both.into_iter().find(|(asks, _)| *asks == kind) {
         Some((_, answers)) => (Some((kind.into(), answers.into())), false),
         None => (Some((kind.into(), code.into())), true),
-    }
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
     }
 }
 

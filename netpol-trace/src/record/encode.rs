@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::ser::Formatter;
@@ -110,6 +111,10 @@ struct Harmless;
 
 impl Formatter for Harmless {
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        // Nearly every text is of these.
+        if fragment.bytes().all(|octet| octet < 0x7f) {
+            return writer.write_all(fragment.as_bytes());
+        }
         let mut written = 0;
         for (at, c) in fragment.char_indices().filter(|(_, c)| is_harmful(*c)) {
             writer.write_all(&fragment.as_bytes()[written..at])?;
@@ -164,7 +169,7 @@ impl Step {
 fn shortened(mut record: Record, step: Step) -> Record {
     let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text()));
     for text in [&mut record.cluster, &mut record.node].into_iter().flatten() {
-        clip(text);
+        *text = text[..text.floor_char_boundary(step.text())].into();
     }
     let (truncated, ends, verdict, hint) = match &mut record.body {
         Body::Drop(drop) => {
@@ -195,7 +200,7 @@ fn shortened(mut record: Record, step: Step) -> Record {
         if let Some(service) = &mut end.service {
             texts.extend([&mut service.namespace, &mut service.name]);
         }
-        if let Some(pod) = &mut end.pod {
+        if let Some(pod) = end.pod.as_mut().map(Arc::make_mut) {
             pod.labels.clear();
             texts.extend([&mut pod.namespace, &mut pod.name]);
             texts.extend(pod.uid.iter_mut().chain(&mut pod.node));

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -17,6 +18,9 @@ pub const SCHEMA: &str = "netpol-trace/v1";
 /// A string constant or a decoded one.
 pub type Text = Cow<'static, str>;
 
+/// A string that many records share: names of the cluster's objects, of the kernel's functions, of devices.
+pub type Shared = Arc<str>;
+
 /// One line of the output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Record {
@@ -25,16 +29,19 @@ pub struct Record {
     /// `run/number`, the same in every sink.
     pub id: String,
     /// The run's id: one start of the agent.
-    pub run: String,
+    #[schemars(with = "String")]
+    pub run: Shared,
     /// Gapless per sink and run, from 1.
     pub seq: u64,
     /// When it happened; of a folded drop, the first packet.
     #[schemars(with = "String")]
     pub time: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cluster: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub cluster: Option<Shared>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub node: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub node: Option<Shared>,
     #[serde(flatten)]
     pub body: Body,
 }
@@ -189,7 +196,8 @@ pub struct Endpoint {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pod: Option<PodRef>,
+    #[schemars(with = "Option<PodRef>")]
+    pub pod: Option<Arc<PodRef>>,
     /// The node's name, when the end is a node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
@@ -255,7 +263,7 @@ pub struct Address {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Network {
     /// `tcp`, `udp`, `sctp`, `icmp`, `ipv6-icmp`, or the protocol's number.
-    pub transport: String,
+    pub transport: Text,
     pub family: Family,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tcp_flags: Vec<Text>,
@@ -287,16 +295,19 @@ pub struct Icmp {
 pub struct Kernel {
     /// The drop reason without `SKB_DROP_REASON_`; absent before Linux 5.17.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub reason: Option<Shared>,
     /// The function that freed the packet, a bare symbol.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub location: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub location: Option<Shared>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hook: Option<Hook>,
     pub mechanism: Mechanism,
     /// The packet's device at the drop.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub device: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub device: Option<Shared>,
     /// Inode number of the network namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netns: Option<u32>,
@@ -385,10 +396,13 @@ pub struct ChangedPolicy {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyRef {
-    pub namespace: String,
-    pub name: String,
+    #[schemars(with = "String")]
+    pub namespace: Shared,
+    #[schemars(with = "String")]
+    pub name: Shared,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub uid: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub uid: Option<Shared>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -71,7 +71,7 @@ impl<'a> View<'a> {
     pub fn policy(&self) -> Option<&'a PolicyRef> {
         let side = self.side().filter(|side| side.result == VerdictResult::Denied)?;
         let nearest = side.nearest.as_ref().and_then(|nearest| nearest.policy.split_once('/'));
-        let named = |policy: &&PolicyRef| nearest == Some((policy.namespace.as_str(), policy.name.as_str()));
+        let named = |policy: &&PolicyRef| nearest == Some((&*policy.namespace, &*policy.name));
         side.isolated_by.iter().find(named).or(side.isolated_by.first())
     }
 
@@ -82,7 +82,7 @@ impl<'a> View<'a> {
 
     /// The pod that a format with room for one names: the one whose policy denied, else the destination, else the source.
     pub fn subject(&self) -> Option<&'a PodRef> {
-        let (source, destination) = (self.source.pod.as_ref(), self.destination.pod.as_ref());
+        let (source, destination) = (self.source.pod.as_deref(), self.destination.pod.as_deref());
         match self.direction {
             Some(Direction::Egress) => source,
             Some(Direction::Ingress) => destination,

@@ -69,6 +69,8 @@ struct State {
     /// Records lost, by reason, and packets lost, by cause.
     reasons: BTreeMap<&'static str, u64>,
     causes: BTreeMap<Cause, u64>,
+    /// The sink waits for something to do, and nobody has told it yet that there is.
+    idle: bool,
     /// The sink is at work on what it took.
     busy: bool,
     /// Somebody has waited for room in vain, and the sink has not moved since.
@@ -150,8 +152,12 @@ impl Queue {
         state.counts.held += waiting.packets;
         state.weight += waiting.weight;
         state.entries.push_back(Entry::Waiting(waiting));
+        let idle = std::mem::take(&mut state.idle);
         drop(state);
-        self.filled.notify_all();
+        // A wake-up is a system call, whether anybody sleeps or not.
+        if idle {
+            self.filled.notify_all();
+        }
     }
 
     /// The next entries, at most `count`; none after `timeout`; `None` when the queue has ended and is empty.
@@ -182,7 +188,9 @@ impl Queue {
             if left.is_zero() {
                 return Some(Vec::new());
             }
+            state.idle = true;
             state = self.filled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state.idle = false;
         }
     }
 

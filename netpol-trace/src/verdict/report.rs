@@ -100,9 +100,9 @@ pub(super) fn policy_name(policy: &Policy) -> String {
 fn policy_ref(policy: &Policy, at: Option<Timestamp>) -> record::PolicyRef {
     let changed_ago = at.zip(policy.changed).map(|(at, changed)| at.duration_since(changed).as_secs());
     record::PolicyRef {
-        namespace: policy.namespace.to_string(),
-        name: policy.name.to_string(),
-        uid: policy.uid.as_ref().map(ToString::to_string),
+        namespace: policy.namespace.clone(),
+        name: policy.name.clone(),
+        uid: policy.uid.clone(),
         generation: policy.generation,
         changed_ago_seconds: changed_ago.map(|seconds| u64::try_from(seconds).unwrap_or(0)),
     }

@@ -44,7 +44,7 @@ fn poison(record: &mut Record, texts: &[String], labels: usize) {
     };
     let mut poison_end = |end: &mut Endpoint| {
         end.names = (0..5).map(|_| next()).collect();
-        if let Some(pod) = &mut end.pod {
+        if let Some(pod) = end.pod.as_mut().map(std::sync::Arc::make_mut) {
             pod.name = next();
             pod.namespace = next();
             pod.labels = (0..labels).map(|n| (format!("{n}{}", next()), next())).collect();
@@ -79,7 +79,7 @@ fn poison(record: &mut Record, texts: &[String], labels: usize) {
     }
     for side in verdict.iter_mut().flat_map(|verdict| [&mut verdict.egress, &mut verdict.ingress]) {
         for policy in &mut side.isolated_by {
-            policy.name = next();
+            policy.name = next().into();
         }
         for miss in side.nearest.iter_mut().flat_map(|nearest| &mut nearest.misses) {
             miss.want = next();

@@ -118,7 +118,7 @@ fn a09_both_directions_must_allow_and_policies_add_up_in_any_order() {
     for policies in [[out.clone(), into.clone(), more.clone()], [more, into, out]] {
         let verdict = world(policies).judge("x/a", "y/a", "80/TCP");
         assert_eq!(verdict.result, VerdictResult::Allowed);
-        let names: Vec<_> = verdict.ingress.isolated_by.iter().map(|p| p.name.as_str()).collect();
+        let names: Vec<_> = verdict.ingress.isolated_by.iter().map(|p| &*p.name).collect();
         assert_eq!(names, ["a-more", "in"]);
         let by = verdict.ingress.allowed_by.unwrap();
         assert_eq!((by.policy.as_str(), by.rule.as_str()), ("y/a-more", "ingress[0]"));
@@ -334,7 +334,7 @@ fn a20_a_host_network_pod_as_subject_is_undefined_where_a_policy_would_isolate_i
     let mut cluster = world([ingress("x/p", "role=host", []), egress("x/q", "role=other", [])])
         .with([Object::Pod(host_network("x/h", "role=host"))]);
     assert_eq!(cluster.says("x/a", "x/h", "80/TCP"), "undetermined undefined_host_network");
-    assert_eq!(cluster.judge("x/a", "x/h", "80/TCP").ingress.isolated_by[0].name, "p");
+    assert_eq!(cluster.judge("x/a", "x/h", "80/TCP").ingress.isolated_by[0].name.as_ref(), "p");
     assert_eq!(cluster.says("x/h", "x/a", "80/TCP"), "allowed");
     cluster.options.host_network_is_pod = Some(true);
     assert_eq!(cluster.says("x/a", "x/h", "80/TCP"), "denied ingress");

@@ -51,7 +51,11 @@ pub fn run() -> Result<()> {
                 continue;
             }
         };
-        ready(&watcher, &mut to_server)?;
+        if let Err(error) = ready(&watcher, &mut to_server) {
+            println!("{:<34} not measured: {error}", watcher.name);
+            watcher.stop()?;
+            continue;
+        }
         for traffic in &TRAFFIC {
             let sender = if traffic.dropped { &mut to_server } else { &mut to_client };
             let (mut above, mut base) = (Vec::new(), Vec::new());

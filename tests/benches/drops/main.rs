@@ -4,7 +4,10 @@
 mod cost;
 mod event;
 mod flood;
+mod healthy;
 mod peers;
+mod recursion;
+mod rest;
 
 use anyhow::{Result, bail};
 use netpol_trace_tests::bench::flood::Sender;
@@ -23,7 +26,14 @@ table inet network-policy {
 
 type Part = (&'static str, fn() -> Result<()>);
 
-const PARTS: [Part; 3] = [("event", event::run), ("cost", cost::run), ("flood", flood::run)];
+const PARTS: [Part; 6] = [
+    ("event", event::run),
+    ("cost", cost::run),
+    ("flood", flood::run),
+    ("recursion", recursion::run),
+    ("healthy", healthy::run),
+    ("rest", rest::run),
+];
 
 fn main() -> Result<()> {
     if skip("drops") {

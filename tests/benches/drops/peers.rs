@@ -38,7 +38,7 @@ pub type Absent = (&'static str, String);
 pub type Start = fn(&Pair) -> Result<Result<Watcher, Absent>>;
 
 /// Those that attach programs to the kernel.
-pub const PROGRAMS: [Start; 4] = [bpftrace_counts, bpftrace_prints, tcpdrop, agent];
+pub const PROGRAMS: [Start; 4] = [agent, bpftrace_counts, bpftrace_prints, tcpdrop];
 
 /// What a watcher told; `None`: it doesn't tell.
 #[derive(Debug, Default)]

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use super::packages;
 use crate::machine;
 use crate::toolchain;
 
@@ -71,33 +72,9 @@ fn python() -> Result<()> {
 }
 
 fn debian() -> Result<()> {
-    let folder = folder().join("debian");
-    if folder.join("done").exists() {
+    if packages::unpack(&DEBIAN, &folder().join("debian"))? {
         return Ok(());
     }
-    if machine::program("dpkg-deb").is_none() || machine::program("apt-get").is_none() {
-        println!("This is not Debian: the tests with rsyslog and Prometheus will be skipped");
-        return Ok(());
-    }
-    let _ = fs::remove_dir_all(&folder);
-    let packages = folder.join("packages");
-    fs::create_dir_all(&packages)?;
-    let download = || {
-        let mut download = Command::new("apt-get");
-        machine::output(
-            download.args(["-o", "APT::Sandbox::User=root", "download", "-qq"]).args(DEBIAN).current_dir(&packages),
-        )
-    };
-    if download().is_err() {
-        // The lists are old, or there are none yet.
-        machine::output(Command::new("apt-get").args(["-o", "DPkg::Lock::Timeout=300", "update", "-qq"]))
-            .context("the packages' lists can't be brought up to date: apt-get update, as root")?;
-        download()?;
-    }
-    for package in fs::read_dir(&packages)? {
-        machine::output(Command::new("dpkg-deb").arg("-x").arg(package?.path()).arg(&folder))?;
-    }
-    fs::remove_dir_all(&packages)?;
-    fs::write(folder.join("done"), "")?;
+    println!("This is not Debian: the tests with rsyslog and Prometheus will be skipped");
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! Debian packages, by the program that tells whether one is there.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::Need;
 use crate::machine;
@@ -33,6 +35,39 @@ const PROGRAMS: [(Need, &str, &str); 18] = [
 /// The eBPF compiler and its linter, on the releases that have them (Debian 12's security suite and later).
 const COMPILER: &str = "rustc-web libstd-rust-web-dev-bpf";
 const LINTER: &str = "rust-web-clippy";
+
+/// Gets packages and unpacks them into a folder of the cache, once: never installed, so that no service starts on this machine. The
+/// folder's file `done` says of which packages. False where there are none to get: not Debian.
+pub fn unpack(packages: &[&str], folder: &Path) -> Result<bool> {
+    let (done, wanted) = (folder.join("done"), packages.join("\n"));
+    if fs::read_to_string(&done).is_ok_and(|done| done == wanted) {
+        return Ok(true);
+    }
+    if machine::program("dpkg-deb").is_none() || machine::program("apt-get").is_none() {
+        return Ok(false);
+    }
+    let _ = fs::remove_dir_all(folder);
+    let files = folder.join("packages");
+    fs::create_dir_all(&files)?;
+    let download = || {
+        let mut download = Command::new("apt-get");
+        machine::output(
+            download.args(["-o", "APT::Sandbox::User=root", "download", "-qq"]).args(packages).current_dir(&files),
+        )
+    };
+    if download().is_err() {
+        // The lists are old, or there are none yet.
+        machine::output(Command::new("apt-get").args(["-o", "DPkg::Lock::Timeout=300", "update", "-qq"]))
+            .context("the packages' lists can't be brought up to date: apt-get update, as root")?;
+        download()?;
+    }
+    for package in fs::read_dir(&files)? {
+        machine::output(Command::new("dpkg-deb").arg("-x").arg(package?.path()).arg(folder))?;
+    }
+    fs::remove_dir_all(&files)?;
+    fs::write(done, wanted)?;
+    Ok(true)
+}
 
 /// The packages that these needs miss.
 pub fn missing(needs: &[Need]) -> Vec<&'static str> {

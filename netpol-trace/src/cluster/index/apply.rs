@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 
@@ -434,7 +434,7 @@ impl NamespaceEntry {
 
 impl PodEntry {
     pub(super) fn new(pod: Arc<Pod>) -> PodEntry {
-        PodEntry { pod, isolated_by: Default::default() }
+        PodEntry { pod, isolated_by: Default::default(), described: OnceLock::new() }
     }
 
     pub(super) fn isolate(&mut self, policy: &Arc<Policy>) {
