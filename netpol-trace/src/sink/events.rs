@@ -223,13 +223,13 @@ impl Named {
 
 /// The pod that misses something: the one that opened the connection, or the one that a stranger wanted to reach.
 fn whose(drop: &Drop) -> Option<(&PodRef, bool)> {
-    let source = drop.source.pod.as_ref().map(|pod| (pod, true));
-    source.or_else(|| drop.destination.pod.as_ref().map(|pod| (pod, false)))
+    let source = drop.source.pod.as_deref().map(|pod| (pod, true));
+    source.or_else(|| drop.destination.pod.as_deref().map(|pod| (pod, false)))
 }
 
 /// What makes one Event: the pod, what it could not reach, and by which policies.
 fn key(pod: &PodRef, drop: &Drop) -> u64 {
-    let other = if drop.source.pod.as_ref() == Some(pod) { &drop.destination } else { &drop.source };
+    let other = if drop.source.pod.as_deref() == Some(pod) { &drop.destination } else { &drop.source };
     let workload = other.pod.as_ref().map(|pod| {
         let name = pod.owner.as_ref().map_or(&pod.name, |owner| &owner.name);
         (&pod.namespace, name)
