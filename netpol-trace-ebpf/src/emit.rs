@@ -3,9 +3,7 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use core::mem::MaybeUninit;
-use netpol_trace_common::{
-    Config, Counters, DULL_LOCATIONS, DropEvent, Filter, Locations, Offsets, PerCpu, REASONS,
-};
+use netpol_trace_common::{Config, Counters, DULL_LOCATIONS, DropEvent, Filter, Locations, Offsets, PerCpu, REASONS};
 
 /// The loader overrides it, and sets the size below too.
 #[unsafe(no_mangle)]
