@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::record::{Loss, LossStage, Record};
+use crate::record::{Body, Loss, LossStage, Record};
 
 /// Records that did not make it, one after the other, for one reason.
 #[derive(Debug, Clone)]
@@ -18,8 +18,13 @@ pub struct Lost {
 }
 
 impl Lost {
+    /// `packets`: those that the record stands for. Where it declares some as lost itself, they are to be declared all the same.
     pub fn new(reason: &'static str, record: &Record, packets: u64) -> Lost {
         let (id, time) = (&record.id, record.time);
+        let packets = match &record.body {
+            Body::Loss(Loss { of: None, estimate: false, count: Some(count), .. }) => packets + count,
+            _ => packets,
+        };
         Lost { reason, packets, first: id.clone(), last: id.clone(), time, last_time: time, estimate: false }
     }
 
@@ -74,5 +79,35 @@ impl Undeclared {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::Numbers;
+
+    #[test]
+    fn a_lost_declaration_is_declared_again() {
+        let numbers = Numbers::new("a".into(), None, None);
+        let loss = |of: Option<&str>, estimate| {
+            let body = Loss {
+                stage: LossStage::KernelRing,
+                reason: "ring_full".into(),
+                of: of.map(|of| of.to_owned().into()),
+                count: Some(7),
+                estimate,
+                last_time: None,
+                sink: None,
+                first_id: None,
+                last_id: None,
+            };
+            numbers.record(Body::Loss(body), Timestamp::UNIX_EPOCH)
+        };
+        let mut lost = Lost::new("queue_full", &loss(None, false), 0);
+        // Neither connections nor estimates are in the books.
+        lost.add(Lost::new("queue_full", &loss(Some("connections"), false), 0));
+        lost.add(Lost::new("queue_full", &loss(None, true), 0));
+        assert_eq!(lost.declaration("stdout").count, Some(7));
     }
 }
