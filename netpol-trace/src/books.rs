@@ -1,7 +1,7 @@
 //! The agent's side of the books: every packet that was read is written, held or lost, and counted where that happens.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::record::{AgentTotals, Cause};
 use crate::sink::queue::Counts;
@@ -19,6 +19,8 @@ pub struct Intake {
     pub lost_flows: AtomicU64,
     /// Octets found in the ring at one reading: the most since this was last taken.
     pub ring_peak: AtomicU64,
+    /// Asks for the counts before their window is over: what they are judged by has changed.
+    pub turn: AtomicBool,
 }
 
 /// What the worker counts.

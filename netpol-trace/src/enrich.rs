@@ -176,6 +176,18 @@ impl<'a> Flow<'a> {
         self.ends().iter().any(|end| matches!(end.owner, OwnedBy::Reused(..)))
     }
 
+    /// Takes back names that don't hold for all packets of a count, `later` being the flow as of the last of them: whose the
+    /// others were nobody knows.
+    pub fn hold_throughout(&mut self, later: &Flow<'a>) {
+        for (end, later) in [(&mut self.source, &later.source), (&mut self.destination, &later.destination)] {
+            if let (Some(first), Some(last)) = (end.pod(), later.pod())
+                && !first.pod.is_same(last.pod)
+            {
+                end.owner = OwnedBy::Reused(first.pod, last.pod);
+            }
+        }
+    }
+
     fn ends(&self) -> [&Named<'a>; 2] {
         [&self.source, &self.destination]
     }

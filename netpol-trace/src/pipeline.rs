@@ -9,6 +9,7 @@ mod doubt;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
@@ -206,6 +207,12 @@ impl Pipeline {
         let time = self.clock.wall(held.packet.time);
         let moment = index.at(time, &enrich::addresses(&held.packet));
         let mut flow = enrich::name(&held.packet, &moment);
+        // A count is of some time, in which an address may have changed hands.
+        let last = self.clock.wall(held.repeats.last.max(held.packet.time));
+        let later = (last > time).then(|| index.at(last, &enrich::addresses(&held.packet)));
+        if let Some(later) = &later {
+            flow.hold_throughout(&enrich::name(&held.packet, later));
+        }
         doubt(self.lookups.as_ref(), &mut flow, &index, time, !std::mem::replace(&mut held.asked, true));
         if may_wait && flow.may_be_named_later() {
             return Ok(Some(held));
@@ -380,6 +387,10 @@ impl Pipeline {
         let (events, lost) = self.cluster.take_events();
         for event in &events {
             self.tell(changes::body(event), event.at)?;
+        }
+        if !events.is_empty() {
+            // What was counted until now is told by itself.
+            self.intake.turn.store(true, Ordering::Release);
         }
         if lost > 0 {
             let now = Timestamp::now();

@@ -22,6 +22,8 @@ pub const BATCH: usize = 128;
 const MAX_FLOWS: usize = 4096;
 /// How long the reader may be deaf to a stop.
 const WAIT: Duration = Duration::from_millis(100);
+/// Counts are asked for no more often than this, whatever changes.
+const SOON: Duration = Duration::from_millis(500);
 /// How long a program that was running when it was detached may take to end.
 const LAST_RECORDS: Duration = Duration::from_secs(1);
 
@@ -69,8 +71,11 @@ pub fn run(
             }
         }
         send.all(drops.as_mut(), flows.as_mut());
-        if let Some(drops) = drops.as_mut().filter(|drops| !drops.window.is_zero() && turned.elapsed() >= drops.window)
-        {
+        let due = |window: Duration| {
+            let asked = turned.elapsed() >= SOON && intake.turn.swap(false, Ordering::AcqRel);
+            !window.is_zero() && (asked || turned.elapsed() >= window)
+        };
+        if let Some(drops) = drops.as_mut().filter(|drops| due(drops.window)) {
             turned = Instant::now();
             send.window(drops, flows.as_mut());
         }

@@ -215,7 +215,7 @@ impl Moment<'_> {
 
 impl Pod {
     /// The same pod, not another of its name.
-    pub(super) fn is_same(&self, other: &Pod) -> bool {
+    pub fn is_same(&self, other: &Pod) -> bool {
         (&self.uid, &self.name, &self.namespace) == (&other.uid, &other.name, &other.namespace)
             && self.template == other.template
     }

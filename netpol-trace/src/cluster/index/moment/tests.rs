@@ -301,3 +301,30 @@ proptest! {
         }
     }
 }
+
+/// A count of packets over some time has a name only if that held all the time.
+#[test]
+fn a_count_over_a_change_of_hands_is_nobodys() {
+    use crate::enrich::{Flow, OwnedBy, end};
+    let mut index = listed(vec![Object::Pod(pod("a", "1", 7, Some(-5000)))]);
+    index.apply(vec![delete(Kind::Pod, "a")], at(2000));
+    index.apply(vec![Change::Upsert(Object::Pod(pod("b", "2", 7, Some(3000))))], at(4000));
+    let flow = |moment: &'static Moment<'static>| Flow {
+        source: end(moment, ip(7), None),
+        destination: end(moment, ip(9), None),
+        protocol: 17,
+        reply: false,
+        tracked: false,
+        dst_nat: false,
+    };
+    // Leaked: moments borrow the index, and flows the moments.
+    let index: &'static Index = Box::leak(Box::new(index));
+    let moment = |millis| -> &'static Moment<'static> { Box::leak(Box::new(index.at(at(millis), &[ip(7), ip(9)]))) };
+    let (early, still, late) = (flow(moment(500)), flow(moment(1500)), flow(moment(5000)));
+    let mut held = early.clone();
+    held.hold_throughout(&still);
+    assert!(matches!(held.source.owner, OwnedBy::Pod(view) if &*view.pod.name == "a"), "{held:?}");
+    held.hold_throughout(&late);
+    assert!(matches!(held.source.owner, OwnedBy::Reused(a, b) if (&*a.name, &*b.name) == ("a", "b")), "{held:?}");
+    assert!(matches!(held.destination.owner, OwnedBy::External | OwnedBy::Unknown), "{held:?}");
+}
