@@ -85,7 +85,7 @@ pub fn location_matters(location: u64) -> bool {
     }
     let image = &locations.image;
     // SAFETY: the value is not looked at, only whether there is one.
-    (location < image.start || location >= image.end) && unsafe { DULL.get(&location) }.is_none()
+    (location < image.start || location >= image.end) && unsafe { DULL.get(location) }.is_none()
 }
 
 /// What this CPU keeps between two runs.

@@ -108,12 +108,14 @@ impl Place {
     }
 
     #[inline(always)]
+    #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it would be on the stack")]
     fn insert_flow(&self, key: &FoldKey) -> bool {
         let flags = u64::from(BPF_NOEXIST);
         if self.second { FOLDS_1.insert(key, &NEW, flags) } else { FOLDS_0.insert(key, &NEW, flags) }.is_ok()
     }
 
     #[inline(always)]
+    #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it would be on the stack")]
     fn insert_coarse(&self, key: &FoldKey) -> bool {
         let flags = u64::from(BPF_NOEXIST);
         if self.second { COARSE_1.insert(key, &NEW, flags) } else { COARSE_0.insert(key, &NEW, flags) }.is_ok()

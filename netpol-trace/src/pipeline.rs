@@ -298,8 +298,8 @@ impl Pipeline {
             let key = Key::of(&flow, packet, facts, decision.cause, decision.direction);
             self.books.held += packets;
             match budget.add(key, &sums) {
-                Ok(()) => return Ok(true),
-                Err(key) => over = Some((key, sums)),
+                None => return Ok(true),
+                Some(key) => over = Some((key, sums)),
             }
         }
         let mut body = drop_body(packet, facts, &flow, decision);

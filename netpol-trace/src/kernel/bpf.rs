@@ -11,6 +11,7 @@ const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 
 /// SAFETY: `attr` is a member of union bpf_attr that fits `command`, and what it points to is as long as it says.
 unsafe fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
+    // SAFETY: the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

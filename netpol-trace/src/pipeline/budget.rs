@@ -80,17 +80,17 @@ impl Budget {
         true
     }
 
-    /// Adds packets to the fold of their kind; `Err`: the first of them, whose record is to be made.
-    pub fn add(&mut self, key: Key, packets: &Sums) -> Result<(), Key> {
+    /// Adds packets to the fold of their kind. `Some`: they are the first of it, and their record is to be made.
+    pub fn add(&mut self, key: Key, packets: &Sums) -> Option<Key> {
         let coarser = |key: Key| Key { ends: None, ..key };
         let key = if self.folds.contains_key(&key) || self.folds.len() < MAX_FOLDS { key } else { coarser(key) };
-        let Some(Folded { drop, first }) = self.folds.get_mut(&key) else { return Err(key) };
+        let Some(Folded { drop, first }) = self.folds.get_mut(&key) else { return Some(key) };
         drop.count += packets.count;
         drop.bytes += packets.bytes;
         drop.segments = Some(drop.segments.unwrap_or_default() + packets.segments);
         drop.last_time = drop.last_time.max(Some(packets.last));
         *first = (*first).min(packets.first);
-        Ok(())
+        None
     }
 
     /// Begins a fold with its first packets' record.
