@@ -25,9 +25,10 @@ fn a_slow_sink_holds_up_nobody() -> Result<()> {
     nix::unistd::mkfifo(&pipe, Mode::S_IRWXU)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
     let target = pipe.to_string_lossy().into_owned();
-    // The larger ring takes the whole flood: what is lost here is lost by the sink.
-    let agent =
-        Agent::start(&["--ring-kib", "32768", "--output", "stdout", "--output", &target, "--manifests", &manifests])?;
+    // A record for each packet, and a larger ring that takes the whole flood: what is lost here is lost by the sink.
+    let each = ["--fold-window", "0s", "--max-records-per-second", "0", "--ring-kib", "32768"];
+    let outputs = ["--output", "stdout", "--output", &target, "--manifests", &manifests];
+    let agent = Agent::start(&[&each[..], &outputs].concat())?;
     for _ in 0..10 {
         // In parts that the reader keeps up with: what is asked here is what becomes of records that were made.
         let before = agent.records().len();
