@@ -1,12 +1,13 @@
 //! Every packet is accounted for. All tests of the lab settle the same way (`Pair::settle`); these press harder.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::thread;
 
 use anyhow::Result;
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, NODE, Pair, SERVER, SERVER6};
-use netpol_trace_tests::record::{drops, packets};
+use netpol_trace_tests::record::{Record, drops, packets};
 use netpol_trace_tests::{nft, skip, traffic};
 use nix::sys::signal::Signal;
 
@@ -134,4 +135,63 @@ fn a_full_ring_is_declared() -> Result<()> {
     assert!(run.lost()? > 0, "64 KiB held {PORTS} events");
     assert!(run.records.iter().any(|record| record.kind() == "loss"), "loss without a record of it");
     run.account_for("denied", pair.counted("denied")?, &pair.netfilter_drops(&run))
+}
+
+/// A file system of so many octets, in a folder of its own.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(octets: u32) -> Result<SmallDisk> {
+        let folder = tempfile::tempdir()?;
+        let size = format!("size={octets}");
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).output()?;
+        anyhow::ensure!(mount.status.success(), "mount: {}", String::from_utf8_lossy(&mount.stderr));
+        Ok(SmallDisk(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+/// A disk that fills up and is cleared: the log says what it lacks, and balances.
+#[test]
+fn a_full_disk_is_declared() -> Result<()> {
+    const PACKETS: usize = 2000;
+    if skip("a_full_disk_is_declared") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let disk = SmallDisk::mount(8 << 20)?;
+    let (filler, log) = (disk.0.path().join("filler"), disk.0.path().join("drops.jsonl"));
+    // Room for some records, not for all of them.
+    std::fs::write(&filler, vec![0; 7 << 20])?;
+    let manifests = pair.manifests().to_string_lossy().into_owned();
+    let log_path = log.to_string_lossy().into_owned();
+    let each = ["--fold-window", "0s", "--max-records-per-second", "0", "--manifests", &manifests];
+    let agent = Agent::start(&[&each[..], &["--output", "stdout", "--output", &log_path]].concat())?;
+    let to = std::iter::repeat_n(SocketAddr::from((SERVER, 5000)), PACKETS);
+    traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 64)?;
+    agent.wait_for("every packet on stdout", |records| {
+        packets(drops(records).filter(|record| pair.lab.owns(record))) == PACKETS as u64
+    })?;
+    std::fs::remove_file(&filler)?;
+    let mut run = agent.stop()?;
+    run.balance()?;
+    let text = std::fs::read_to_string(&log)?;
+    let records: Result<Vec<Record>> = text.lines().map(Record::parse).collect();
+    let stdout = std::mem::replace(&mut run.records, records?);
+    let lost: u64 = run
+        .records
+        .iter()
+        .filter(|record| record.kind() == "loss" && record.text("/reason") == "write_failed")
+        .filter_map(|record| record.number("/count"))
+        .sum();
+    assert!(lost > 0, "one MiB held {PACKETS} records");
+    assert_eq!(packets(&run.records) + lost, packets(&stdout), "in the file or declared");
+    let answer = run.verify_log()?;
+    assert!(answer.status.success(), "verify-log: {}", String::from_utf8_lossy(&answer.stdout));
+    Ok(())
 }
