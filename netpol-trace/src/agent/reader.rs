@@ -18,6 +18,8 @@ use crate::kernel::{Names, RawDrop};
 
 /// Packets handed over at once.
 pub const BATCH: usize = 128;
+/// Octets read before anything else is looked at: under a flood there is always more.
+const MOST_AT_ONCE: u64 = 32 << 20;
 /// Records of connections handed over at once.
 const MAX_FLOWS: usize = 4096;
 /// How long the reader may be deaf to a stop.
@@ -87,6 +89,8 @@ pub fn run(
         if drops.attached.stays() {
             // The programs go on: what they tell from now on is for the next agent.
             send.window(drops, flows.as_mut());
+            let waiting = drops.folds.take_waiting();
+            send.told(drops, waiting, flows.as_mut());
             drops.counters.close(drops.attached.carry());
             return;
         }
@@ -123,7 +127,9 @@ impl Send<'_> {
         if let Some(drops) = drops {
             let mut batch = Vec::new();
             let mut found = 0;
-            while let Some(event) = drops.ring.pop() {
+            while found < MOST_AT_ONCE
+                && let Some(event) = drops.ring.pop()
+            {
                 found += ring::ENTRY;
                 batch.extend(drops.folds.first(event));
                 if batch.len() == BATCH {

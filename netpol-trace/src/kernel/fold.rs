@@ -91,6 +91,12 @@ impl Folds {
         other.and(self.empty(self.active, each))
     }
 
+    /// First packets that wait for a count, when nobody will come back for it.
+    pub fn take_waiting(&mut self) -> Vec<Told> {
+        let waiting = std::mem::take(&mut self.firsts).into_values().filter(|first| first.waits);
+        waiting.map(|First { event, .. }| Told { event, repeats: Repeats::ONE }).collect()
+    }
+
     fn empty(&mut self, set: u32, mut each: impl FnMut(Told)) -> io::Result<()> {
         let (firsts, carry) = (&mut self.firsts, &self.carry);
         let mut counted = HashSet::new();
