@@ -39,6 +39,7 @@ fn many_flows() -> Result<()> {
     if skip("many_flows") {
         return Ok(());
     }
+    let _alone = crate::alone();
     let ports = many() / 6;
     let pair = Pair::start(DENY)?;
     let agent = pair.watch()?;
@@ -123,6 +124,7 @@ fn a_full_ring_is_declared() -> Result<()> {
     if skip("a_full_ring_is_declared") {
         return Ok(());
     }
+    let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
     let agent = Agent::start(&["--ring-kib", "64", "--manifests", &manifests])?;

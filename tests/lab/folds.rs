@@ -33,9 +33,10 @@ fn a_flood_is_a_few_records() -> Result<()> {
     if skip("a_flood_is_a_few_records") {
         return Ok(());
     }
+    let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
-    let agent = Agent::start(&["--fold-window", "5m", "--manifests", &manifests])?;
+    let agent = Agent::start(&["--fold-window", "5m", "--max-records-per-second", "0", "--manifests", &manifests])?;
     flood(&pair, 2000)?;
     agent.wait_for("the first packet's record", |records| drops(records).any(|r| pair.lab.owns(r)))?;
     let run = agent.stop()?;
@@ -55,6 +56,7 @@ fn a_full_map_folds_coarser() -> Result<()> {
     if skip("a_full_map_folds_coarser") {
         return Ok(());
     }
+    let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
     let options = ["--fold-window", "5m", "--ring-kib", "16384", "--max-records-per-second", "0", "--manifests"];
@@ -127,7 +129,8 @@ impl Drop for Pins {
 
 fn kept(how: &str, pins: &Path, pair: &Pair) -> Result<Agent> {
     let (pins, manifests) = (pins.to_string_lossy(), pair.manifests().to_string_lossy().into_owned());
-    Agent::start(&[how, "--pin-dir", &pins, "--fold-window", "5m", "--manifests", &manifests])
+    let options = [how, "--pin-dir", &pins, "--fold-window", "5m", "--max-records-per-second", "0"];
+    Agent::start(&[&options[..], &["--manifests", &manifests]].concat())
 }
 
 /// Packets in the records of both runs, and those that the second declares for the first.
@@ -143,6 +146,7 @@ fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
     if skip("a_killed_agents_counts_are_told_by_the_next") {
         return Ok(());
     }
+    let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let pins = Pins::mount()?;
     let first = kept("--pin", &pins.folder(), &pair)?;
@@ -158,7 +162,8 @@ fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
     flood(&pair, 50)?;
     let second = second.stop()?;
     second.balance()?;
-    assert_eq!(told(&pair, [&first, &second]), (650, 0), "{:?}", second.records);
+    let (told, _) = told(&pair, [&first, &second]);
+    assert_eq!(told, 650, "{:?}", second.records);
     assert_eq!(pair.counted("denied")?, 650);
     let ports: BTreeSet<_> = own(&pair, &second).filter_map(|record| record.number("/destination/port")).collect();
     assert!(ports.is_superset(&(6000..6100).collect()), "{ports:?}");
@@ -172,6 +177,7 @@ fn a_kept_hook_leaves_no_gap() -> Result<()> {
     if skip("a_kept_hook_leaves_no_gap") {
         return Ok(());
     }
+    let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let pins = Pins::mount()?;
     let first = kept("--keep-attached", &pins.folder(), &pair)?;
@@ -200,8 +206,13 @@ fn a_kept_hook_leaves_no_gap() -> Result<()> {
     let [first, second] = &runs;
     second.balance()?;
     let (told, orphans) = told(&pair, [first, second]);
-    assert_eq!(told + orphans, pair.counted("denied")?, "told {told}, ended with the first agent {orphans}");
-    assert!(orphans <= 1, "{orphans}: one flow has one record at a time");
+    let counted = pair.counted("denied")?;
+    // What ended with the first agent may be another lab's.
+    assert!(
+        told <= counted && counted <= told + orphans,
+        "{counted}: told {told}, ended with the first agent {orphans}"
+    );
+    assert!(counted - told <= 1, "told {told} of {counted}: one flow has one record at a time");
     Ok(())
 }
 
@@ -211,12 +222,15 @@ fn a_rolling_update_loses_nothing() -> Result<()> {
     if skip("a_rolling_update_loses_nothing") {
         return Ok(());
     }
+    let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let pins = Pins::mount()?;
     let start = || {
         let (folder, manifests) = (pins.folder(), pair.manifests().to_string_lossy().into_owned());
         let folder = folder.to_string_lossy().into_owned();
-        Agent::start(&["--keep-attached", "--pin-dir", &folder, "--fold-window", "500ms", "--manifests", &manifests])
+        let options =
+            ["--keep-attached", "--pin-dir", &folder, "--fold-window", "500ms", "--max-records-per-second", "0"];
+        Agent::start(&[&options[..], &["--manifests", &manifests]].concat())
     };
     let windows = |records: &[Record]| drops(records).filter(|r| pair.lab.owns(r) && r.count() > 1).count() >= 3;
     let first = start()?;
