@@ -64,7 +64,9 @@ impl Program {
     pub fn empty_at(tracepoint: &str) -> Result<(Program, Link)> {
         const BPF_RAW_TRACEPOINT_OPEN: i32 = 17;
         const BPF_TRACE_RAW_TP: u64 = 23;
-        let mut attr = attributes("empty", process::TRACING, &[set(0), EXIT])?;
+        // Until it is loaded: the attributes have its address.
+        let code = [set(0), EXIT];
+        let mut attr = attributes("empty", process::TRACING, &code)?;
         attr[8] = BPF_TRACE_RAW_TP << 32;
         attr[13] = u64::from(btf_id(&format!("btf_trace_{tracepoint}"))?) << 32;
         let program = Program(bpf(BPF_PROG_LOAD, &attr).context("load a program for a tracepoint")?);
