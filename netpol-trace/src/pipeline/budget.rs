@@ -12,7 +12,7 @@ use crate::record::{Body, Cause, Direction, Drop, FoldedBy, Hook, Mechanism};
 
 /// Seconds of the rate that may go out at once, after a quiet time.
 const BURST: f64 = 10.0;
-/// Folds at once; what comes then is folded by its cause alone.
+/// Folds at once; what comes then is folded without the port, and when there are as many again, by its cause alone.
 const MAX_FOLDS: usize = 1024;
 /// Ends that are no workload are told apart by networks of so many bits.
 const SUBNET_V4: u8 = 24;
@@ -41,6 +41,8 @@ struct Ends {
     source: Who,
     destination: Who,
     port: Option<u16>,
+    /// Of any port.
+    all_ports: bool,
     protocol: u8,
     netns: Option<u32>,
     mechanism: Mechanism,
@@ -82,8 +84,10 @@ impl Budget {
 
     /// Adds packets to the fold of their kind. `Some`: they are the first of it, and their record is to be made.
     pub fn add(&mut self, key: Key, packets: &Sums) -> Option<Key> {
-        let coarser = |key: Key| Key { ends: None, ..key };
-        let key = if self.folds.contains_key(&key) || self.folds.len() < MAX_FOLDS { key } else { coarser(key) };
+        let room = |key: &Key, most: usize| self.folds.contains_key(key) || self.folds.len() < most;
+        let (cause, direction) = (key.cause, key.direction);
+        let key = if room(&key, MAX_FOLDS) { key } else { key.of_any_port() };
+        let key = if room(&key, 2 * MAX_FOLDS) { key } else { Key { ends: None, cause, direction } };
         let Some(Folded { drop, first }) = self.folds.get_mut(&key) else { return Some(key) };
         drop.count += packets.count;
         drop.bytes += packets.bytes;
@@ -101,7 +105,11 @@ impl Budget {
                 let what = |who: &Who| if matches!(who, Who::Subnet(_)) { "subnet" } else { "workload" };
                 same.push(format!("source.{}", what(&ends.source)).into());
                 same.push(format!("destination.{}", what(&ends.destination)).into());
-                same.push("destination.port".into());
+                if ends.all_ports {
+                    drop.destination.port = None;
+                } else {
+                    same.push("destination.port".into());
+                }
                 same.push("network.transport".into());
                 same.extend(["kernel.netns", "kernel.mechanism", "kernel.hook"].map(Into::into));
             }
@@ -143,12 +151,19 @@ impl Key {
             source: who(&flow.source),
             destination: who(&flow.destination),
             port: flow.destination.port,
+            all_ports: false,
             protocol: packet.headers.protocol,
             netns: facts.netns,
             mechanism: facts.site.mechanism,
             hook: facts.site.hook,
         };
         Key { ends: Some(ends), cause, direction }
+    }
+
+    /// The same of every port.
+    fn of_any_port(&self) -> Key {
+        let ends = self.ends.clone().map(|ends| Ends { port: None, all_ports: true, ..ends });
+        Key { ends, ..*self }
     }
 }
 
