@@ -261,3 +261,32 @@ fn a_rolling_update_loses_nothing() -> Result<()> {
     assert_eq!(told(&pair, [&first, &second]), (pair.counted("denied")?, 0));
     Ok(())
 }
+
+/// Each way to keep things after each other one; and a folder where nothing can be pinned.
+#[test]
+fn pins_of_one_kind_are_followed_by_another() -> Result<()> {
+    if skip("pins_of_one_kind_are_followed_by_another") {
+        return Ok(());
+    }
+    let _alone = crate::alone();
+    let pair = Pair::start(DENY)?;
+    let pins = Pins::mount()?;
+    let mut all = 0;
+    for how in ["--keep-attached", "--pin", "--keep-attached", "--keep-attached"] {
+        let agent = kept(how, &pins.folder(), &pair)?;
+        flood(&pair, 10)?;
+        agent.wait_for("the first packet's record", |records| drops(records).any(|r| pair.lab.owns(r)))?;
+        let run = agent.stop()?;
+        run.balance()?;
+        all += packets(own(&pair, &run));
+        assert!(run.records.iter().all(|r| r.text("/of") != "packets_of_the_run_before"), "each ended well: {run:?}");
+    }
+    assert_eq!(all, pair.counted("denied")?, "nothing is counted twice");
+    let elsewhere = tempfile::tempdir()?;
+    let mut command = Command::new(netpol_trace_tests::agent::binary()?);
+    command.args(["agent", "--pin", "--pin-dir"]).arg(elsewhere.path()).arg("--manifests").arg(pair.manifests());
+    let run = Agent::spawn(command)?.finish()?;
+    assert_eq!(run.exit.code(), Some(1), "{run:?}");
+    assert!(run.stderr.contains("is in no bpf file system: mount one"), "{}", run.stderr);
+    Ok(())
+}

@@ -199,6 +199,12 @@ impl Worker<'_> {
             .and_then(|()| self.pipeline.unanswered(true))
             .and_then(|()| self.losses());
         self.pipeline.output.drain();
+        if let Some(carry) = &self.setup.carry
+            && self.pipeline.output.ledger().held == 0
+        {
+            // All that was read is told or declared: nothing of it is for the next agent.
+            carry.settle();
+        }
         self.status(Phase::Stopped).and(left)
     }
 

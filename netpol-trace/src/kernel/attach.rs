@@ -81,6 +81,7 @@ impl Link {
     /// Pins the hook, and its program for its recursion misses, unless they are.
     fn keep(self, pins: &Pins, ebpf: &mut Ebpf) -> Result<Link, KernelError> {
         let Link::Held(link, name) = self else { return Ok(self) };
+        pins.forget_hook(name).map_err(cant_pin)?;
         let path = pins.program(name);
         let pinned = match ebpf.program_mut(name) {
             Some(Program::BtfTracePoint(program)) => program.pin(path),
@@ -113,7 +114,15 @@ fn adopt(pins: &Pins) -> Option<(Link, Hook, ProgramFd)> {
             (Link::Pinned(link), Hook::BtfTracepoint, program.fd()?.try_clone()?)
         })
     };
-    adopt().inspect_err(|error| tracing::warn!(%error, "the hook that was left attached can't be taken over")).ok()
+    let adopted =
+        adopt().inspect_err(|error| tracing::warn!(%error, "the hook that was left attached can't be taken over"));
+    if adopted.is_err()
+        && let Err(error) = pins.forget_hook(&name)
+    {
+        // Beside this agent's own it would count everything twice.
+        tracing::error!(%error, "and it can't be detached");
+    }
+    adopted.ok()
 }
 
 /// The programs, the better ones first.
@@ -367,7 +376,7 @@ fn bytes_of(config: &Config) -> &[u8] {
 }
 
 fn cant_pin(error: io::Error) -> KernelError {
-    KernelError::Refused(format!("nothing can be pinned (--pin-dir must be in a bpf file system): {error}"))
+    KernelError::Refused(format!("nothing can be pinned: {error}"))
 }
 
 fn load_error(error: EbpfError) -> KernelError {

@@ -69,6 +69,12 @@ impl Carry {
         self.cell(|raw| unsafe { &raw mut (*raw).left_out })
     }
 
+    /// Notes that nothing is open of what was taken out of the kernel.
+    pub fn settle(&self) {
+        let taken = self.emitted().load(Ordering::Acquire) + self.folded().load(Ordering::Acquire);
+        self.left_out().store(taken.saturating_sub(self.written().load(Ordering::Acquire)), Ordering::Release);
+    }
+
     /// Takes over from the run before: packets that it had taken out of the kernel and that ended with it. They are this run's to
     /// declare, and done with.
     pub(super) fn take_over(&self) -> u64 {

@@ -2,9 +2,11 @@
 //!
 //! Pins are of use only to an agent with the same programs and the same settings of them; their folder is named after both.
 
+use std::ffi::CString;
 use std::fs::{self, File, TryLockError};
 use std::hash::{Hash, Hasher};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Where pins lie by default: in a bpf file system.
@@ -46,6 +48,13 @@ impl Pins {
         let name = format!("{:016x}", hasher.finish());
         let folder = above.join(&name);
         fs::create_dir_all(&folder)?;
+        if !is_bpf(above)? {
+            fs::remove_dir(&folder)?;
+            return Err(io::Error::other(format!(
+                "{} is in no bpf file system: mount one (mount -t bpf bpf /sys/fs/bpf), or give a --pin-dir in it",
+                above.display()
+            )));
+        }
         let lock = lock(above)?;
         for other in fs::read_dir(above)?.filter_map(Result::ok).filter(|entry| *entry.file_name() != *name) {
             tracing::warn!(
@@ -70,6 +79,17 @@ impl Pins {
         self.path(&format!("{PROGRAM}{program}"))
     }
 
+    /// Removes the pins of the hook. What holds its link goes on holding it.
+    pub(super) fn forget_hook(&self, program: &str) -> io::Result<()> {
+        for path in [self.link(program), self.program(program)] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// The program whose link is pinned, when one is.
     pub(super) fn attached(&self) -> Option<String> {
         let entries = fs::read_dir(&self.folder).ok()?.filter_map(Result::ok);
@@ -77,10 +97,26 @@ impl Pins {
     }
 }
 
+/// Whether the folder is in a bpf file system, where alone there can be pins.
+fn is_bpf(folder: &Path) -> io::Result<bool> {
+    const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
+    let path = CString::new(folder.as_os_str().as_bytes())?;
+    let mut found = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: a string with its end, and room for the answer; zeros are a valid statfs, whatever the call leaves of it.
+    let (result, found) = unsafe { (libc::statfs(path.as_ptr(), found.as_mut_ptr()), found.assume_init()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(found.f_type as u32 == BPF_FS_MAGIC)
+}
+
 fn lock(above: &Path) -> io::Result<File> {
     let folder = File::open(above)?;
     folder.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => io::Error::other("in use by another agent: give each agent a --pin-dir of its own"),
+        TryLockError::WouldBlock => io::Error::other(format!(
+            "{} is in use by a running agent: give each agent a --pin-dir of its own",
+            above.display()
+        )),
         TryLockError::Error(error) => error,
     })?;
     Ok(folder)
@@ -113,6 +149,7 @@ pub fn cleanup(folder: &Path) -> io::Result<Vec<String>> {
     if !folder.exists() {
         return Ok(Vec::new());
     }
+    let _lock = lock(folder)?;
     remove(folder)?;
     Ok(vec![format!("pins under {}", folder.display())])
 }
