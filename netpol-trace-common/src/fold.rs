@@ -2,42 +2,137 @@
 //!
 //! Two sets of maps take turns. The program counts in one; the agent turns to the other, waits until no program can still be
 //! running that saw the old one, and empties that at rest: no packet falls between.
+//!
+//! Each set has, from fine to coarse: a few flows of each CPU ([`Fast`]), flows, flows of any source port, and pairs of
+//! addresses of any port. What finds no room in one is counted in the next.
 
 /// Flows in each of the two maps.
 pub const MAX_FLOWS: u32 = 16 * 1024;
 /// Entries of each of the two maps for what found no room there, without the source's port.
 pub const MAX_COARSE: u32 = 2 * 1024;
+/// Entries of each of the two maps for what found no room there either, without ports.
+pub const MAX_WIDE: u32 = 2 * 1024;
+
+/// Words of a [`FoldKey`].
+pub const WORDS: usize = 13;
+/// The words that an IPv4 key uses; the others are zero.
+pub const WORDS_V4: usize = 7;
 
 /// What packets have in common that are counted together. Everything that a record says of a packet and that differs between
 /// packets of a flow is in here, or a record with a count would say it of all.
+///
+/// Words, since the programs write and compare it whole words at a time: a word that was written in parts costs more to read
+/// back than all the rest. From the lowest bits on:
+///
+/// | word | has |
+/// |---|---|
+/// | 0 | reason (32), `skb->dev`'s index (32) |
+/// | 1 | the code address that freed the packet |
+/// | 2 | `skb_iif` (32), network namespace (32) |
+/// | 3 | protocol (8), TCP flags (8), low bits of `_nfct` (8), kind (8), flags (8) |
+/// | 4 | the two ports, for ICMP type and code, and identifier (16 each); before NAT (16 each) |
+/// | 5, 6 | IPv4: source, destination (32 each); before NAT |
+/// | 5 to 12 | IPv6: source, destination; before NAT |
+///
+/// Addresses and ports are as they stand in memory, in network order. Those before NAT are conntrack's original direction, zeros
+/// without conntrack.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct FoldKey {
-    /// Addresses in network order; IPv4's are the first four octets.
-    pub source: [u32; 4],
-    pub destination: [u32; 4],
-    /// Conntrack's original direction: before NAT. Zeros without conntrack.
-    pub original_source: [u32; 4],
-    pub original_destination: [u32; 4],
-    /// The first four octets of the transport header, where the ports are; for ICMP type, code and identifier.
-    pub ports: [u16; 2],
-    pub original_ports: [u16; 2],
-    pub reason: u32,
-    /// The code address that freed the packet: low bits, high bits.
-    pub location: [u32; 2],
-    pub ifindex: u32,
-    pub iif: u32,
-    pub netns: u32,
-    pub protocol: u8,
+    pub words: [u64; WORDS],
+}
+
+/// Where the parts of a key's word 3 begin, in bits.
+pub mod shift {
+    pub const TCP_FLAGS: u32 = 8;
+    pub const CTINFO: u32 = 16;
+    pub const KIND: u32 = 24;
+    pub const FLAGS: u32 = 32;
+}
+
+impl FoldKey {
+    pub fn reason(&self) -> u32 {
+        self.words[0] as u32
+    }
+
+    pub fn ifindex(&self) -> u32 {
+        (self.words[0] >> 32) as u32
+    }
+
+    pub fn location(&self) -> u64 {
+        self.words[1]
+    }
+
+    pub fn iif(&self) -> u32 {
+        self.words[2] as u32
+    }
+
+    pub fn netns(&self) -> u32 {
+        (self.words[2] >> 32) as u32
+    }
+
+    pub fn protocol(&self) -> u8 {
+        self.words[3] as u8
+    }
+
     /// Of TCP: SYN, ACK, RST and FIN; they tell an attempt from an answer.
-    pub tcp_flags: u8,
+    pub fn tcp_flags(&self) -> u8 {
+        (self.words[3] >> shift::TCP_FLAGS) as u8
+    }
+
     /// Low bits of `skb->_nfct`.
-    pub ctinfo: u8,
-    /// [`NOT_FOLDED`], [`V4`] or [`V6`], with [`FRAGMENT`] and [`COARSE`].
-    pub kind: u8,
+    pub fn ctinfo(&self) -> u8 {
+        (self.words[3] >> shift::CTINFO) as u8
+    }
+
+    /// [`NOT_FOLDED`], [`V4`] or [`V6`], with [`FRAGMENT`], [`COARSE`] and [`WIDE`].
+    #[inline(always)]
+    pub fn kind(&self) -> u8 {
+        (self.words[3] >> shift::KIND) as u8
+    }
+
     /// [`crate::flags::REJECTED`] and [`crate::flags::KERNEL_THREAD`].
-    pub flags: u8,
-    pub pad: [u8; 3],
+    pub fn flags(&self) -> u8 {
+        (self.words[3] >> shift::FLAGS) as u8
+    }
+
+    /// In network order.
+    pub fn ports(&self) -> [u16; 2] {
+        [self.words[4] as u16, (self.words[4] >> 16) as u16]
+    }
+
+    pub fn original_ports(&self) -> [u16; 2] {
+        [(self.words[4] >> 32) as u16, (self.words[4] >> 48) as u16]
+    }
+
+    pub fn is_v4(&self) -> bool {
+        self.kind() & FAMILY == V4
+    }
+
+    /// Addresses of source and destination; IPv4's are the first four octets.
+    pub fn addresses(&self) -> [[u8; 16]; 2] {
+        self.pair(0)
+    }
+
+    /// The same before NAT.
+    pub fn original_addresses(&self) -> [[u8; 16]; 2] {
+        self.pair(1)
+    }
+
+    fn pair(&self, which: usize) -> [[u8; 16]; 2] {
+        let mut pair = [[0; 16]; 2];
+        if self.is_v4() {
+            let both = self.words[5 + which].to_ne_bytes();
+            pair[0][..4].copy_from_slice(&both[..4]);
+            pair[1][..4].copy_from_slice(&both[4..]);
+        } else {
+            for (address, words) in pair.iter_mut().zip(self.words[5 + 4 * which..].chunks_exact(2)) {
+                address[..8].copy_from_slice(&words[0].to_ne_bytes());
+                address[8..].copy_from_slice(&words[1].to_ne_bytes());
+            }
+        }
+        pair
+    }
 }
 
 /// Values and bits of [`FoldKey::kind`].
@@ -49,6 +144,8 @@ pub const FAMILY: u8 = 0x0f;
 pub const FRAGMENT: u8 = 0x10;
 /// The ports of the source are left out.
 pub const COARSE: u8 = 0x40;
+/// All ports are left out.
+pub const WIDE: u8 = 0x80;
 
 /// TCP flags that are part of the key.
 pub const TCP_FLAGS: u8 = 0x17;
@@ -68,15 +165,51 @@ pub struct Fold {
     pub last: u64,
 }
 
+impl Fold {
+    /// Adds what was counted elsewhere under the same key.
+    pub fn add(&mut self, more: &Fold) {
+        if more.count == 0 {
+            return;
+        }
+        self.first = if self.count == 0 { more.first } else { self.first.min(more.first) };
+        self.last = self.last.max(more.last);
+        self.count += more.count;
+        self.bytes += more.bytes;
+        self.more_segments += more.more_segments;
+    }
+}
+
+/// Flows that each CPU counts by itself, without a look-up in a shared map and without atomic adds.
+pub const FAST_SLOTS: usize = 64;
+
+/// One of them; no flow when the key is all zero.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FastSlot {
+    pub key: FoldKey,
+    pub fold: Fold,
+}
+
+/// A CPU's. A flow gets a slot when its second packet comes and its slot is free; the map of flows has it too.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fast {
+    pub slots: [FastSlot; FAST_SLOTS],
+}
+
 /// Which maps are in use.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FoldState {
     /// 0 or 1: the set in use.
     pub active: u32,
-    /// The map of flows in use has no room: the program looks at the coarser one first.
+    /// Which of its maps have no room: [`FULL_FLOWS`], [`FULL_COARSE`]. The program goes on to the next at once.
     pub full: u32,
 }
+
+/// Bits of [`FoldState::full`].
+pub const FULL_FLOWS: u32 = 1;
+pub const FULL_COARSE: u32 = 2;
 
 /// How far the agent has come with what the programs told, in packets; kept in a pinned map for the agent after it.
 #[repr(C)]
@@ -94,6 +227,8 @@ pub struct Carry {
 }
 
 layout!(Carry, 40);
-layout!(FoldKey, 104, source @ 0, ports @ 64, reason @ 72, netns @ 92, protocol @ 96, kind @ 99, flags @ 100);
+layout!(FoldKey, 104, words @ 0);
 layout!(Fold, 40, count @ 0, last @ 32);
+layout!(FastSlot, 144, fold @ 104);
+layout!(Fast, 9216);
 layout!(FoldState, 8);

@@ -26,6 +26,8 @@ pub const CT_WORDS: usize = 13;
 pub const CT_REPLY_OFFSET: usize = 56;
 /// Offset in octets of `status` in that copy.
 pub const CT_STATUS_OFFSET: usize = 96;
+/// The programs read so many octets of `struct dst_entry`, with `dev` and `input` in them.
+pub const DST_OCTETS: u32 = 64;
 /// Slots of [`Filter`]'s bitmaps and of the per-reason counters. Linux 7.3 has about 130 reasons.
 pub const REASONS: usize = 256;
 /// The slot that counts reasons of subsystems (OVS, mac80211) and any beyond the table.
@@ -77,7 +79,7 @@ pub struct DropEvent {
     pub ctinfo: u8,
     pub flags: u8,
     pub pad: [u8; 6],
-    /// Under which later packets like this one are counted; its `kind` is [`fold::NOT_FOLDED`] where none will be.
+    /// Under which later packets like this one are counted; its kind is [`fold::NOT_FOLDED`] where none will be.
     pub key: FoldKey,
     /// `skb->dev->name`: 16 octets, NUL-padded, in memory order.
     pub device: [u64; 2],
@@ -133,7 +135,7 @@ pub struct Offsets {
     pub shinfo_gso_size: u32,
     /// `task_struct.flags`.
     pub task_flags: u32,
-    pub pad: u32,
+    pub skb_data_len: u32,
 }
 
 /// An offset of a field that this kernel doesn't have.
@@ -163,6 +165,8 @@ pub struct Filter {
     pub anywhere: [u64; REASONS / 64],
     /// Reasons that are recorded when the location lies in one of [`Locations`].
     pub by_location: [u64; REASONS / 64],
+    /// Those of both, and [`REASON_OTHER`] where subsystems have drops of interest: the first test.
+    pub either: [u64; REASONS / 64],
 }
 
 impl Filter {
@@ -207,21 +211,36 @@ pub struct Counters {
     pub lost_ring: u64,
 }
 
-/// What each CPU keeps between two runs of the programs.
+/// What each CPU keeps between two runs of the programs. What every run looks at comes first, in one line of the cache.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PerCpu {
     pub counters: Counters,
     /// Address of the packet about which an ICMP error or a reset was sent last; 0 once it is freed.
     pub rejected: u64,
-    /// When: CLOCK_MONOTONIC, ns.
-    pub rejected_at: u64,
+    /// Not 0 while the program is at work on this CPU: another drop now finds its copy, which looks here first.
+    pub busy: u64,
     /// The kernel's tick (jiffies) at which the clock was read last, and what it showed: CLOCK_MONOTONIC, ns.
     pub tick: u64,
     pub time: u64,
     /// Every kfree_skb by its reason, recorded or not.
     pub seen: [u64; REASONS],
+    /// When `rejected` was noted: CLOCK_MONOTONIC, ns.
+    pub rejected_at: u64,
+    /// Runs of the copy in place of the program.
+    pub rescued: u64,
+    /// The tick at which the reader was last woken from here.
+    pub woken: u64,
+    /// To whole lines of the cache: the next entry may be another CPU's.
+    pub pad: [u64; 5],
 }
+
+/// Entries of the map of [`PerCpu`] for each CPU: the program's, and its copy's, which may run in the middle of the program and must
+/// not write where that does. A plain array by CPU and entry: where it lies is a constant of the programs, which the kernel's own
+/// per-CPU arrays have to look up.
+pub const PER_CPU_FIRST: u32 = 0;
+pub const PER_CPU_COPY: u32 = 1;
+pub const PER_CPU_ENTRIES: u32 = 2;
 
 /// A packet that was rejected is freed within so many ns; a note that is older is about another one at the same address.
 pub const REJECT_NS: u64 = 100_000_000;
@@ -232,8 +251,8 @@ layout!(DropEvent, 400,
     out_ifindex @ 160, netns @ 164, mark @ 168, gso_segs @ 172, gso_size @ 174, ctinfo @ 176, flags @ 177,
     key @ 184, device @ 288, head @ 304);
 layout!(Offsets, 104, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76, ct_tuple @ 84, shinfo_gso_size @ 92, task_flags @ 96);
-layout!(Filter, 64, anywhere @ 0, by_location @ 32);
-layout!(Config, 184, arguments @ 0, ovs_subsystem @ 4, fold @ 8, nests @ 12, filter @ 16, offsets @ 80);
+layout!(Filter, 96, anywhere @ 0, by_location @ 32, either @ 64);
+layout!(Config, 216, arguments @ 0, ovs_subsystem @ 4, fold @ 8, nests @ 12, filter @ 16, offsets @ 112);
 layout!(Locations, 528, image @ 512);
-layout!(PerCpu, 2112, counters @ 0, rejected @ 32, rejected_at @ 40, tick @ 48, seen @ 64);
+layout!(PerCpu, 2176, counters @ 0, rejected @ 32, busy @ 40, tick @ 48, seen @ 64, rejected_at @ 2112);
 layout!(Counters, 32, matched @ 0, emitted @ 8, folded @ 16, lost_ring @ 24);

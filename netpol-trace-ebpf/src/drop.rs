@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel};
 use core::mem::MaybeUninit;
 use netpol_trace_common::fold::FoldKey;
-use netpol_trace_common::{ABSENT, CT_WORDS, DropEvent, HEAD_LEN, flags};
+use netpol_trace_common::{ABSENT, CT_WORDS, DST_OCTETS, DropEvent, HEAD_LEN, flags};
 
 use crate::emit::field;
 
@@ -16,6 +16,10 @@ pub trait Memory {
     fn open(head: Pointer, offset: u16) -> Self::Head;
     /// A field of them: `at` is below [`HEADERS`] and a constant.
     fn get<T: Copy + Default>(head: &Self::Head, at: u32) -> T;
+    /// Copies [`HEAD_LEN`] octets from `offset` behind `head` on; false where they can't be read.
+    fn copy_head(to: *mut u8, head: Pointer, offset: u16) -> bool {
+        copy(to, HEAD_LEN as u32, (head.0 as u64).wrapping_add(u64::from(offset)))
+    }
 }
 
 /// Octets of headers that [`Memory::get`] can reach: IPv6's and TCP's up to its flags.
@@ -57,6 +61,21 @@ impl Memory for Direct {
     #[inline(always)]
     fn get<T: Copy + Default>(head: &*const u8, at: u32) -> T {
         Typed::load(*head, at)
+    }
+
+    /// Word by word: half of what the helper costs. What can't be read is zeros, and so no IP header.
+    #[inline(always)]
+    fn copy_head(to: *mut u8, head: Pointer, offset: u16) -> bool {
+        let head = Self::open(head, offset);
+        let mut at = 0;
+        while at < HEAD_LEN as u32 {
+            let word: u64 = Self::get(&head, at);
+            // SAFETY: `to` has HEAD_LEN octets, a multiple of 8, at an aligned address. Volatile, or the compiler loads all words
+            // first and has no place for them.
+            unsafe { core::ptr::write_volatile(to.add(at as usize).cast::<u64>(), word) };
+            at += 8;
+        }
+        true
     }
 }
 
@@ -119,12 +138,11 @@ pub struct Skb {
     pub tail: u32,
     pub network_header: u16,
     pub protocol: u16,
-    iif: u32,
+    pub iif: u32,
     dev: *const u8,
-    ifindex: u32,
-    netns: u32,
-    flags: u8,
-    nfct: u64,
+    pub ifindex: u32,
+    pub netns: u32,
+    pub nfct: u64,
 }
 
 impl Skb {
@@ -142,61 +160,59 @@ impl Skb {
             dev: load_pointer::<M>(at, field!(offsets.skb_dev)),
             ifindex: 0,
             netns: 0,
-            flags: 0,
             nfct: if nfct_offset == ABSENT { 0 } else { M::load(at, nfct_offset) },
         };
         if !skb.dev.is_null() {
-            skb.flags |= flags::DEVICE;
             skb.ifindex = M::load(skb.dev, field!(offsets.dev_ifindex));
-            let net = load_pointer::<M>(skb.dev, field!(offsets.dev_net));
-            if !net.is_null() {
-                skb.netns = M::load(net, field!(offsets.net_inum));
+            skb.netns = netns::<M>(skb.dev, field!(offsets.dev_net));
+        }
+        if skb.netns == 0 {
+            let sk = load_pointer::<M>(at, field!(offsets.skb_sk));
+            if !sk.is_null() {
+                skb.netns = netns::<M>(sk, field!(offsets.sk_net));
             }
         }
-        let sk = load_pointer::<M>(at, field!(offsets.skb_sk));
-        if !sk.is_null() {
-            skb.flags |= flags::SOCKET;
-            if skb.netns == 0 {
-                let net = load_pointer::<M>(sk, field!(offsets.sk_net));
-                if !net.is_null() {
-                    skb.netns = M::load(net, field!(offsets.net_inum));
-                }
+        let ct = skb.conntrack();
+        if ct != 0 && skb.netns == 0 {
+            let net: u64 = Probed::load(ct as *const u8, field!(offsets.ct_net));
+            if net != 0 {
+                skb.netns = Probed::load(net as *const u8, field!(offsets.net_inum));
             }
-        }
-        let ct = skb.nfct & !7;
-        if ct != 0 {
-            skb.flags |= flags::CONNTRACK;
-            if skb.netns == 0 {
-                let net: u64 = Probed::load(ct as *const u8, field!(offsets.ct_net));
-                if net != 0 {
-                    skb.netns = Probed::load(net as *const u8, field!(offsets.net_inum));
-                }
-            }
-        } else if skb.nfct == 7 {
-            skb.flags |= flags::UNTRACKED;
         }
         skb
     }
 
-    /// The part of the key that is not in the packet's headers. False: it can't be told whose packet it is.
+    /// Address of conntrack's entry, or 0.
     #[inline(always)]
-    pub fn identify(&self, key: &mut FoldKey, location: u64, reason: u32) -> bool {
-        key.reason = reason;
-        key.location = [location as u32, (location >> 32) as u32];
-        key.ifindex = self.ifindex;
-        key.iif = self.iif;
-        key.netns = self.netns;
-        key.ctinfo = self.nfct as u8 & 7;
-        if self.flags & flags::CONNTRACK != 0 {
-            // `src { u3[16], u[2], l3num[2] } dst { u3[16], u[2], … }` in words of 8.
-            let tuple = (self.nfct & !7) + field!(offsets.ct_tuple) as u64;
-            let [a, b, c, d, e]: [u64; 5] = Probed::load(tuple as *const u8, 0);
-            key.original_source = [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32];
-            key.original_destination = [(c >> 32) as u32, d as u32, (d >> 32) as u32, e as u32];
-            key.original_ports = [c as u16, (e >> 32) as u16];
-        }
-        self.netns != 0
+    pub fn conntrack(&self) -> u64 {
+        self.nfct & !7
     }
+
+    /// The beginning of conntrack's original tuple: `src { u3[16], u[2], l3num[2] } dst { u3[16], u[2], … }` in words of 8.
+    #[inline(always)]
+    pub fn tuple(&self) -> [u64; 5] {
+        Probed::load((self.conntrack() + u64::from(field!(offsets.ct_tuple))) as *const u8, 0)
+    }
+
+    #[inline(always)]
+    fn flags<M: Memory>(&self) -> u8 {
+        let device = if self.dev.is_null() { 0 } else { flags::DEVICE };
+        let sk = load_pointer::<M>(self.at, field!(offsets.skb_sk));
+        let socket = if sk.is_null() { 0 } else { flags::SOCKET };
+        let conntrack = match (self.conntrack(), self.nfct) {
+            (0, 7) => flags::UNTRACKED,
+            (0, _) => 0,
+            _ => flags::CONNTRACK,
+        };
+        device | socket | conntrack
+    }
+}
+
+/// The network namespace, by number, of what has a pointer to it at `offset`; 0 without one.
+#[inline(always)]
+fn netns<M: Memory>(at: *const u8, offset: u32) -> u32 {
+    let net = load_pointer::<M>(at, offset);
+    if net.is_null() { 0 } else { M::load(net, field!(offsets.net_inum)) }
 }
 
 /// Writes one field of the record, which is not yet initialised. The value is evaluated outside of the unsafe block.
@@ -228,13 +244,15 @@ pub fn fill<M: Memory>(
 ) {
     let event = event.as_mut_ptr();
     let at = skb.at;
-    let mut flag = skb.flags | extra;
+    let mut flag = skb.flags::<M>() | extra;
     let mut netns = skb.netns;
     set!(event.time = bpf_ktime());
     set!(event.location = location);
     set!(event.reason = reason);
     set!(event.len = skb.len);
-    set!(event.data_offset = data_offset(at));
+    // `data` and `head` are pointers, which later verifiers don't let a program subtract; the linear part ends at `tail`.
+    let linear = skb.len.wrapping_sub(M::load(at, field!(offsets.skb_data_len)));
+    set!(event.data_offset = skb.tail.wrapping_sub(linear));
     set!(event.tail = skb.tail);
     set!(event.network_header = skb.network_header);
     set!(event.mac_header = M::load(at, field!(offsets.skb_mac_header)));
@@ -244,10 +262,10 @@ pub fn fill<M: Memory>(
     set!(event.iif = skb.iif);
     set!(event.pad = [0; 6]);
     set!(event.ctinfo = skb.nfct as u8 & 7);
-    if skb.flags & flags::CONNTRACK == 0 {
+    if skb.conntrack() == 0 {
         set!(event.conntrack = [0; CT_WORDS]);
     } else {
-        let tuple = (skb.nfct & !7) + field!(offsets.ct_tuple) as u64;
+        let tuple = skb.conntrack() + u64::from(field!(offsets.ct_tuple));
         copy(place!(event.conntrack), size_of::<[u64; CT_WORDS]>() as u32, tuple);
     }
     set!(event.key = *key);
@@ -258,24 +276,16 @@ pub fn fill<M: Memory>(
         let name = field!(offsets.dev_name);
         set!(event.device = [M::load(skb.dev, name), M::load(skb.dev, name + 8)]);
     }
-    let head = skb.head.0 as u64;
-    if !copy(place!(event.head), HEAD_LEN as u32, head.wrapping_add(skb.network_header as u64)) {
-        flag |= flags::NO_HEAD;
-    }
-    let gso = gso::<M>(skb);
+    let gso = if skb.len <= SMALL { [0; 2] } else { gso::<M>(skb) };
     set!(event.gso_size = gso[0]);
     set!(event.gso_segs = gso[1]);
     flag |= destination(event, M::load(at, field!(offsets.skb_refdst)), &mut netns);
+    // Last: its place has held something else.
+    if !M::copy_head(place!(event.head), skb.head, skb.network_header) {
+        flag |= flags::NO_HEAD;
+    }
     set!(event.netns = netns);
     set!(event.flags = flag);
-}
-
-/// `skb->data - skb->head`, which stand side by side in every sk_buff. Read with the helper even where typed loads work: later
-/// verifiers make them pointers, which can't be subtracted.
-#[inline(always)]
-fn data_offset(skb: *const u8) -> u32 {
-    let [head, data]: [u64; 2] = Probed::load(skb, field!(offsets.skb_head));
-    data.wrapping_sub(head) as u32
 }
 
 /// `gso_size` and `gso_segs`, neighbours in skb_shared_info.
@@ -337,29 +347,27 @@ pub fn kernel_thread() -> bool {
     flags & (PF_IDLE | PF_KTHREAD) != 0
 }
 
-/// The network namespace of the device at `dev`, by number.
-#[inline(always)]
-fn netns_of_device(dev: *const u8) -> u32 {
-    let net: u64 = Probed::load(dev, field!(offsets.dev_net));
-    if net == 0 { 0 } else { Probed::load(net as *const u8, field!(offsets.net_inum)) }
-}
-
 /// `skb->_skb_refdst` holds the dst's address with a flag in its lowest bit.
 #[inline(always)]
 fn destination(event: *mut DropEvent, refdst: u64, netns: &mut u32) -> u8 {
-    let dst = (refdst & !1) as *const u8;
+    let dst = refdst & !1;
     let (mut input, mut ifindex) = (0u64, 0u32);
-    if !dst.is_null() {
-        input = Probed::load(dst, field!(offsets.dst_input));
-        let dev: u64 = Probed::load(dst, field!(offsets.dst_dev));
-        if dev != 0 {
-            ifindex = Probed::load(dev as *const u8, field!(offsets.dev_ifindex));
+    if dst != 0 {
+        // Both fields at once, since a copy costs the same whatever its size; where the headers will be, since the stack is short.
+        let scratch = place!(event.head);
+        copy(scratch, DST_OCTETS, dst);
+        // SAFETY: the layout has both fields within the octets that were written.
+        let word = |offset: u32| unsafe { core::ptr::read_volatile(scratch.add(offset as usize).cast::<u64>()) };
+        input = word(field!(offsets.dst_input));
+        let dev = word(field!(offsets.dst_dev)) as *const u8;
+        if !dev.is_null() {
+            ifindex = Probed::load(dev, field!(offsets.dev_ifindex));
             if *netns == 0 {
-                *netns = netns_of_device(dev as *const u8);
+                *netns = self::netns::<Probed>(dev, field!(offsets.dev_net));
             }
         }
     }
     set!(event.dst_input = input);
     set!(event.out_ifindex = ifindex);
-    if dst.is_null() { 0 } else { flags::DST }
+    if dst == 0 { 0 } else { flags::DST }
 }

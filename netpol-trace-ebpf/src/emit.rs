@@ -1,9 +1,13 @@
 //! How every record leaves the kernel, and the books of it: what was matched is emitted, folded or lost.
 
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_RB_NO_WAKEUP};
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, RingBuf};
 use core::mem::MaybeUninit;
-use netpol_trace_common::{Config, DULL_LOCATIONS, DropEvent, Filter, Locations, Offsets, PerCpu, REASONS, REJECT_NS};
+use netpol_trace_common::{
+    Config, DULL_LOCATIONS, DropEvent, Filter, Locations, Offsets, PER_CPU_ENTRIES, PerCpu, REASONS, REJECT_NS,
+};
 
 use crate::drop::bpf_ktime;
 
@@ -14,7 +18,7 @@ static CONFIG: Config = Config {
     ovs_subsystem: 0,
     fold: 0,
     nests: 0,
-    filter: Filter { anywhere: [0; REASONS / 64], by_location: [0; REASONS / 64] },
+    filter: Filter { anywhere: [0; REASONS / 64], by_location: [0; REASONS / 64], either: [0; REASONS / 64] },
     offsets: Offsets {
         skb_len: 0,
         skb_tail: 0,
@@ -41,14 +45,15 @@ static CONFIG: Config = Config {
         ct_net: 0,
         shinfo_gso_size: 0,
         task_flags: 0,
-        pad: 0,
+        skb_data_len: 0,
     },
 };
 
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
+/// For as many CPUs as the machine may have: the loader sets that. Mappable, so that it begins with a page.
 #[map]
-static PER_CPU: PerCpuArray<PerCpu> = PerCpuArray::with_max_entries(1, 0);
+static PER_CPU: Array<PerCpu> = Array::with_max_entries(PER_CPU_ENTRIES, BPF_F_MMAPABLE);
 #[map]
 static LOCATIONS: Array<Locations> = Array::with_max_entries(1, 0);
 /// Places in modules where no enforcer drops anything, as the agent has found.
@@ -88,35 +93,80 @@ pub fn location_matters(location: u64) -> bool {
     (location < image.start || location >= image.end) && unsafe { DULL.get(location) }.is_none()
 }
 
-/// What this CPU keeps between two runs.
+/// The word of one of the filter's bitmaps that has the bit of `slot`.
 #[inline(always)]
-pub fn cpu() -> Option<*mut PerCpu> {
-    PER_CPU.get_ptr_mut(0)
+pub fn bits(of: fn(&Filter) -> &[u64; REASONS / 64], slot: usize) -> u64 {
+    // SAFETY: as for `field!`; a slot is below REASONS.
+    unsafe { core::ptr::read_volatile((&raw const *of(&(*config()).filter)).cast::<u64>().add(slot / 64)) }
 }
 
-/// Counts an event before anything is decided about it. Says whether an answer to the packet was sent right before: the note
-/// is taken down for every packet that is freed, since another one may get its address.
+/// What this CPU keeps between two runs: the program's entry, or its copy's.
 #[inline(always)]
-pub fn count_seen(cpu: *mut PerCpu, slot: u32, skb: u64) -> bool {
-    // SAFETY: a live local. Volatile, or the compiler drops the mask that it knows to be needless and the verifier doesn't.
-    let slot = unsafe { core::ptr::read_volatile(&raw const slot) } as usize & (REASONS - 1);
-    // SAFETY: a live per-CPU map value; the mask keeps the index inside of it. A plain add: `seen` only bounds `matched` from
-    // above, and a lost increment (a nested run before 6.1) is worth less than an atomic on every freed packet.
-    unsafe {
-        (*cpu).seen[slot] += 1;
-        if (*cpu).rejected != skb {
-            return false;
-        }
-        (*cpu).rejected = 0;
-        bpf_ktime().wrapping_sub((*cpu).rejected_at) < REJECT_NS
+pub fn cpu(entry: u32) -> Option<*mut PerCpu> {
+    PER_CPU.get_ptr_mut(number() * PER_CPU_ENTRIES + entry)
+}
+
+/// The CPU that this runs on. Until its end a program stays there.
+#[inline(always)]
+pub fn number() -> u32 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_get_smp_processor_id() as u32 }
+}
+
+/// Counts an event before anything is decided about it.
+#[inline(always)]
+pub fn count_seen(cpu: *mut PerCpu, slot: usize) {
+    // SAFETY: a CPU's own map value, and a slot is below REASONS. A plain add: `seen` only bounds `matched` from above, and a lost
+    // increment (a nested run before 6.1) is worth less than an atomic on every freed packet.
+    unsafe { *(&raw mut (*cpu).seen).cast::<u64>().add(slot) += 1 }
+}
+
+/// Whether an answer to a packet at this address was noted.
+#[inline(always)]
+pub fn has_note(program: *mut PerCpu, skb: u64) -> bool {
+    // SAFETY: a CPU's own map value.
+    unsafe { (*program).rejected == skb }
+}
+
+/// Whether an answer to the packet was sent right before. The note is taken down for every packet that is freed, since another
+/// one may get its address.
+#[inline(always)]
+pub fn take_note(program: *mut PerCpu, skb: u64) -> bool {
+    if !has_note(program, skb) {
+        return false;
     }
+    // SAFETY: a CPU's own map value.
+    unsafe {
+        (*program).rejected = 0;
+        bpf_ktime().wrapping_sub((*program).rejected_at) < REJECT_NS
+    }
+}
+
+/// The program is at work on this CPU (1), or is not (0).
+#[inline(always)]
+pub fn set_busy(cpu: *mut PerCpu, busy: u64) {
+    // SAFETY: a CPU's own map value. Volatile: a softirq that comes in between reads it.
+    unsafe { core::ptr::write_volatile(&raw mut (*cpu).busy, busy) }
+}
+
+#[inline(always)]
+pub fn is_busy(cpu: *mut PerCpu) -> bool {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const (*cpu).busy) != 0 }
+}
+
+/// Counts a run of the copy in place of the program.
+#[inline(always)]
+pub fn rescued(cpu: *mut PerCpu) {
+    // SAFETY: as above; nobody else writes the copy's entry on this CPU, since no program runs in the middle of itself there.
+    unsafe { (*cpu).rescued += 1 }
 }
 
 /// Adds 1 to a counter of the books.
 #[inline(always)]
 pub fn add(counter: *mut u64) {
     let nests = field!(nests) != 0;
-    // SAFETY: `counter` is a field of a live per-CPU map value. Atomic only where a softirq can run the program again in the
+    // SAFETY: `counter` is a field of a CPU's own map value. Atomic only where a softirq can run the program again in the
     // middle of itself on the same CPU.
     unsafe {
         if nests {
@@ -130,7 +180,7 @@ pub fn add(counter: *mut u64) {
 /// One of this CPU's counters.
 macro_rules! counter {
     ($cpu:ident.$name:ident) => {
-        // SAFETY: a live per-CPU map value; only the address is taken.
+        // SAFETY: a CPU's own map value; only the address is taken.
         unsafe { &raw mut (*$cpu).counters.$name }
     };
 }
@@ -147,12 +197,26 @@ pub fn emit(cpu: *mut PerCpu, fill: impl FnOnce(&mut MaybeUninit<DropEvent>) -> 
         return None;
     };
     if fill(&mut entry) {
-        // Default flags: the kernel wakes the reader only when it has caught up, so a busy ring costs no wake-ups.
-        entry.submit(0);
+        entry.submit(wake_up(cpu));
         add(counter!(cpu.emitted));
     } else {
         entry.discard(0);
         add(counter!(cpu.folded));
     }
     Some(())
+}
+
+/// A wake-up costs ten times what a record does: one a tick from each CPU, and only when the reader has caught up. It looks again
+/// by itself while records come.
+#[inline(always)]
+fn wake_up(cpu: *mut PerCpu) -> u64 {
+    // SAFETY: a helper without arguments, and a CPU's own map value.
+    unsafe {
+        let tick = bpf_jiffies64();
+        if (*cpu).woken == tick {
+            return u64::from(BPF_RB_NO_WAKEUP);
+        }
+        (*cpu).woken = tick;
+    }
+    0
 }

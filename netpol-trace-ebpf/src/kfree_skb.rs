@@ -1,70 +1,160 @@
 //! Hook 1: the `kfree_skb` tracepoint, as BTF tracepoint and, for kernels that refuse that, as raw tracepoint.
+//!
+//! Each BTF tracepoint has a copy. The kernel does not run a program on a CPU where it is running already, so a drop in a softirq
+//! that interrupts the program is not seen; the copy, attached behind it where that happens often, finds the program at work and
+//! takes its place.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use aya_log_ebpf::debug;
-use netpol_trace_common::fold::{FoldKey, NOT_FOLDED};
-use netpol_trace_common::{NO_REASON, REASON_OTHER, REASONS, flags};
+use netpol_trace_common::fold::FoldKey;
+use netpol_trace_common::{NO_REASON, PER_CPU_COPY, PER_CPU_FIRST, PerCpu, REASON_OTHER, REASONS, flags};
 
 use crate::drop::{self, Direct, Memory, Probed, Skb, Typed};
 use crate::emit::{self, counter, field};
 use crate::fold::{self, Measure, Outcome, Place};
 
+/// The arguments of the tracepoint.
+trait Arguments: EbpfContext {
+    fn word(&self, at: usize) -> u64;
+    fn skb(&self) -> *const u8;
+
+    /// An argument that the kernel lacks is behind a constant false: the verifier never looks at the load.
+    #[inline(always)]
+    fn reason(&self) -> u32 {
+        if field!(arguments) >= 3 { self.word(2) as u32 } else { NO_REASON }
+    }
+}
+
+macro_rules! arguments {
+    ($($context:ident)*) => {$(
+        impl Arguments for $context {
+            #[inline(always)]
+            fn word(&self, at: usize) -> u64 {
+                self.arg(at)
+            }
+
+            #[inline(always)]
+            fn skb(&self) -> *const u8 {
+                self.arg(0)
+            }
+        }
+    )*};
+}
+
+arguments!(BtfTracePointContext RawTracePointContext);
+
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb(ctx: BtfTracePointContext) -> u32 {
-    // An argument that the kernel lacks is behind a constant false: the verifier never looks at the load.
-    let reason = if field!(arguments) >= 3 { ctx.arg::<u64>(2) as u32 } else { NO_REASON };
-    handle::<_, Direct>(&ctx, ctx.arg(0), ctx.arg(1), reason)
+    // Kernels that take it have the reason.
+    if passes(&ctx, ctx.word(2) as u32) { first::<_, Direct>(&ctx) } else { 0 }
+}
+
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn kfree_skb_again(ctx: BtfTracePointContext) -> u32 {
+    if is_missed() { again::<_, Direct>(&ctx) } else { 0 }
 }
 
 /// For kernels before 6.17, whose verifier doesn't let a program load a packet's headers.
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb_copy(ctx: BtfTracePointContext) -> u32 {
-    let reason = if field!(arguments) >= 3 { ctx.arg::<u64>(2) as u32 } else { NO_REASON };
-    handle::<_, Typed>(&ctx, ctx.arg(0), ctx.arg(1), reason)
+    if passes(&ctx, ctx.reason()) { first::<_, Typed>(&ctx) } else { 0 }
+}
+
+#[btf_tracepoint(function = "kfree_skb")]
+pub fn kfree_skb_copy_again(ctx: BtfTracePointContext) -> u32 {
+    if is_missed() { again::<_, Typed>(&ctx) } else { 0 }
 }
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub fn kfree_skb_raw(ctx: RawTracePointContext) -> u32 {
-    let reason = if field!(arguments) >= 3 { ctx.arg::<u64>(2) as u32 } else { NO_REASON };
-    handle::<_, Probed>(&ctx, ctx.arg(0), ctx.arg(1), reason)
+    if passes(&ctx, ctx.reason()) { first::<_, Probed>(&ctx) } else { 0 }
 }
 
+/// One bitmap test throws out nearly everything. What it lets pass is a function of its own: this one needs no register that
+/// it would have to save, and hardly any stack.
 #[inline(always)]
-fn handle<C: EbpfContext, M: Memory>(ctx: &C, skb: *const u8, location: u64, reason: u32) -> u32 {
-    let Some(cpu) = emit::cpu() else { return 0 };
-    let slot = if reason < REASONS as u32 { reason } else { REASON_OTHER };
-    let rejected = emit::count_seen(cpu, slot, skb as u64);
-    let Some(by_location) = interesting(slot, reason, location) else { return 0 };
-    emit::add(counter!(cpu.matched));
+fn passes(ctx: &impl Arguments, reason: u32) -> bool {
+    let Some(cpu) = emit::cpu(PER_CPU_FIRST) else { return false };
+    let slot = slot(reason);
+    emit::count_seen(cpu, slot);
+    emit::has_note(cpu, ctx.skb() as u64) || emit::bits(|filter| &filter.either, slot) >> (slot % 64) & 1 == 1
+}
 
+/// Whether the program is at work on this CPU, and so did not run for this drop.
+#[inline(always)]
+fn is_missed() -> bool {
+    emit::cpu(PER_CPU_FIRST).is_some_and(emit::is_busy)
+}
+
+#[inline(never)]
+fn first<C: Arguments, M: Memory>(ctx: &C) -> u32 {
+    let Some(cpu) = emit::cpu(PER_CPU_FIRST) else { return 0 };
+    if let Some(drop) = interesting(ctx, cpu) {
+        emit::set_busy(cpu, 1);
+        matched::<_, M>(ctx, cpu, drop);
+        emit::set_busy(cpu, 0);
+    }
+    0
+}
+
+#[inline(never)]
+fn again<C: Arguments, M: Memory>(ctx: &C) -> u32 {
+    let (Some(program), Some(cpu)) = (emit::cpu(PER_CPU_FIRST), emit::cpu(PER_CPU_COPY)) else { return 0 };
+    emit::rescued(cpu);
+    emit::count_seen(cpu, slot(ctx.reason()));
+    if let Some(drop) = interesting(ctx, program) {
+        matched::<_, M>(ctx, cpu, Drop { copy: true, ..drop });
+    }
+    0
+}
+
+/// Where a reason has its bits and its count: below [`REASONS`].
+#[inline(always)]
+fn slot(reason: u32) -> usize {
+    let slot = if reason < REASONS as u32 { reason } else { REASON_OTHER };
+    // SAFETY: a live local. Volatile, or the compiler drops the mask that it knows to be needless and the verifier doesn't.
+    unsafe { core::ptr::read_volatile(&raw const slot) as usize & (REASONS - 1) }
+}
+
+/// What is known of a drop without a look at its packet.
+#[derive(Clone, Copy)]
+struct Drop {
+    location: u64,
+    reason: u32,
+    rejected: bool,
+    by_location: bool,
+    /// Seen by the program's copy.
+    copy: bool,
+}
+
+/// A drop that passed the filter: counted with its like, or sent.
+#[inline(always)]
+fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: Drop) {
+    let Drop { location, reason, rejected, by_location, copy } = drop;
+    emit::add(counter!(cpu.matched));
     let mut extra = if rejected { flags::REJECTED } else { 0 };
     // Who drops tells a queue's verdict from a queue whose listener died. Only places that count by location need it.
     if by_location && drop::kernel_thread() {
         extra |= flags::KERNEL_THREAD;
     }
-    let skb = Skb::read::<M>(skb);
+    let skb = Skb::read::<M>(ctx.skb());
+    let place = if field!(fold) != 0 { Place::now(cpu, copy) } else { None };
     let mut key = FoldKey::default();
-    let place = if field!(fold) != 0 { Place::now(cpu) } else { None };
     let mut measure = Measure { bytes: 0, segments: 1 };
     if let Some(place) = &place {
-        measure = fold::read::<M>(&mut key, &skb);
-        measure.segments = drop::segments::<M>(&skb);
-        key.flags = extra;
-        if !skb.identify(&mut key, location, reason) {
-            key.kind = NOT_FOLDED;
-        }
-        if key.kind != NOT_FOLDED
+        measure = fold::read::<M>(&mut key, &skb, location, reason, extra);
+        if fold::folds(&key)
             && let Outcome::Counted = place.count(&mut key, &measure)
         {
             emit::add(counter!(cpu.folded));
-            return 0;
+            return;
         }
     }
     let sent = emit::emit(cpu, |event| {
         if let Some(place) = &place
-            && key.kind != NOT_FOLDED
+            && fold::folds(&key)
             && let Outcome::Counted = place.claim(&mut key, &measure)
         {
             return false;
@@ -75,27 +165,24 @@ fn handle<C: EbpfContext, M: Memory>(ctx: &C, skb: *const u8, location: u64, rea
     if sent.is_none() {
         debug!(ctx, "ring full: a drop with reason {} is lost", reason);
     }
-    0
 }
 
-/// One bitmap test throws out nearly everything. `Some(true)`: it was the location that made it interesting.
+/// What is known of a drop that is to be recorded. `program`: the entry in which rejected packets are noted.
 #[inline(always)]
-fn interesting(slot: u32, reason: u32, location: u64) -> Option<bool> {
+fn interesting(ctx: &impl Arguments, program: *mut PerCpu) -> Option<Drop> {
+    let (reason, location) = (ctx.reason(), ctx.word(1));
+    let slot = slot(reason);
+    let rejected = emit::take_note(program, ctx.skb() as u64);
+    let mut drop = Drop { location, reason, rejected, by_location: false, copy: false };
     // The slot of a two-argument kernel is REASON_OTHER, whose bit in `by_location` the loader sets there.
-    let word = slot / 64;
-    let bit = slot % 64;
-    let (anywhere, by_location) = match word {
-        0 => (field!(filter.anywhere[0]), field!(filter.by_location[0])),
-        1 => (field!(filter.anywhere[1]), field!(filter.by_location[1])),
-        2 => (field!(filter.anywhere[2]), field!(filter.by_location[2])),
-        _ => (field!(filter.anywhere[3]), field!(filter.by_location[3])),
-    };
-    if anywhere >> bit & 1 == 1 {
-        return Some(false);
+    let has = |bits: u64| bits >> (slot % 64) & 1 == 1;
+    if has(emit::bits(|filter| &filter.anywhere, slot)) {
+        return Some(drop);
     }
-    if by_location >> bit & 1 == 1 {
-        return emit::location_matters(location).then_some(true);
+    if has(emit::bits(|filter| &filter.by_location, slot)) {
+        drop.by_location = true;
+        return emit::location_matters(location).then_some(drop);
     }
     let subsystem = field!(ovs_subsystem);
-    (subsystem != 0 && reason != NO_REASON && reason >> 16 == subsystem).then_some(false)
+    (subsystem != 0 && reason != NO_REASON && reason >> 16 == subsystem).then_some(drop)
 }

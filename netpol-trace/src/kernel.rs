@@ -7,6 +7,7 @@
 //!                                    └──────────────────────────────────> counters
 //! ```
 
+mod again;
 pub mod attach;
 mod bpf;
 pub mod btf;

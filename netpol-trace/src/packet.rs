@@ -104,13 +104,23 @@ pub struct Repeats {
     pub segments: u64,
     /// CLOCK_MONOTONIC of the last one, ns.
     pub last: u64,
-    /// They have different source ports.
-    pub coarse: bool,
+    /// What they have in common.
+    pub same: Sameness,
+}
+
+/// What packets that were counted together have in common, besides addresses, protocol and all that the kernel says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sameness {
+    /// Both ports.
+    Flow,
+    /// The destination's port.
+    AnySourcePort,
+    AnyPorts,
 }
 
 impl Repeats {
     /// One packet.
-    pub const ONE: Repeats = Repeats { first: true, count: 0, bytes: 0, segments: 0, last: 0, coarse: false };
+    pub const ONE: Repeats = Repeats { first: true, count: 0, bytes: 0, segments: 0, last: 0, same: Sameness::Flow };
 
     /// How many packets there were.
     pub fn packets(&self) -> u64 {

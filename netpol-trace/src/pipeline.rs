@@ -27,7 +27,7 @@ use crate::kernel::RawDrop;
 use crate::kernel::clock::Clock;
 use crate::kernel::tc::View;
 use crate::output::Output;
-use crate::packet::{self, Candidate, Packet, PacketError, Repeats};
+use crate::packet::{self, Candidate, Packet, PacketError, Repeats, Sameness};
 use crate::record::build::{Decision, drop_body};
 use crate::record::{Body, Cause, Enrichment, Hint, Loss, LossStage};
 use crate::sink::SinkError;
@@ -170,7 +170,7 @@ impl Pipeline {
         if let Some(flows) = &mut self.flows {
             flows.saw_drop(&packet, Instant::now());
         }
-        if repeats.coarse {
+        if repeats.same != Sameness::Flow {
             packet.headers.source_port = None;
         }
         if let (Some(netns), true) = (facts.netns, packet.conntrack.is_some())

@@ -17,6 +17,8 @@ use nix::sys::signal::Signal;
 
 /// More than the kernel side keeps apart (16,384 flows).
 const MANY_PORTS: u16 = 17_000;
+/// More than that with 2,048 destination ports beyond.
+const SCAN_PORTS: u16 = 20_000;
 
 fn own<'a>(pair: &'a Pair, run: &'a Run) -> impl Iterator<Item = &'a Record> {
     drops(&run.records).filter(|record| pair.lab.owns(record))
@@ -80,12 +82,40 @@ fn a_full_map_folds_coarser() -> Result<()> {
     Ok(())
 }
 
+/// And where even those find no room, by the two addresses.
+#[test]
+fn a_scan_folds_by_addresses() -> Result<()> {
+    if skip("a_scan_folds_by_addresses") {
+        return Ok(());
+    }
+    let _alone = crate::alone();
+    let pair = Pair::start(DENY)?;
+    let manifests = pair.manifests().to_string_lossy().into_owned();
+    let options = ["--fold-window", "5m", "--ring-kib", "16384", "--max-records-per-second", "0", "--manifests"];
+    let agent = Agent::start(&[&options[..], &[&manifests]].concat())?;
+    let scan = (10_000..10_000 + SCAN_PORTS).map(|port| SocketAddr::from((SERVER, port)));
+    traffic::udp(&pair.client()?.netns, CLIENT.into(), scan, 64)?;
+    let run = agent.stop()?;
+    run.balance()?;
+    assert_eq!(packets(own(&pair, &run)), pair.counted("denied")?);
+    let wide: Vec<&Record> = own(&pair, &run)
+        .filter(|r| r.text("/folded_by/because") == "flow_map_full" && r.number("/destination/port").is_none())
+        .collect();
+    let [fold] = wide.as_slice() else { panic!("one client, one server: {wide:?}") };
+    assert!(fold.count() > u64::from(SCAN_PORTS) - 19_000, "{fold}");
+    assert_eq!((fold.pod("source"), fold.pod("destination")), ("lab/client".into(), "lab/server".into()), "{fold}");
+    assert_eq!((fold.text("/cause"), fold.number("/source/port")), ("policy", None), "{fold}");
+    Ok(())
+}
+
 /// Above the budget drops are folded by workloads, and every packet is in a count.
 #[test]
 fn a_spent_budget_folds_by_workloads() -> Result<()> {
     if skip("a_spent_budget_folds_by_workloads") {
         return Ok(());
     }
+    // Another test's scan would spend this agent's folds.
+    let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
     let agent = Agent::start(&["--max-records-per-second", "1", "--manifests", &manifests])?;

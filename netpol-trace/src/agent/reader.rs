@@ -24,6 +24,10 @@ const MOST_AT_ONCE: u64 = 32 << 20;
 const MAX_FLOWS: usize = 4096;
 /// How long the reader may be deaf to a stop.
 const WAIT: Duration = Duration::from_millis(100);
+/// How soon it looks again while records come: the programs wake it once a tick at most.
+const AGAIN: Duration = Duration::from_millis(5);
+/// Longer than a tick of any kernel (10 ms): after so long without a record the next one wakes the reader.
+const IDLE: Duration = Duration::from_millis(25);
 /// Counts are asked for no more often than this, whatever changes.
 const SOON: Duration = Duration::from_millis(500);
 /// How long a program that was running when it was detached may take to end.
@@ -61,18 +65,21 @@ pub fn run(
     let (mut flows, attacher) = connections.map(|c| (c.ring, c.attacher)).unzip();
     let rings: Vec<_> = drops.iter().map(|d| d.ring.as_raw_fd()).chain(flows.iter().map(|f| f.as_raw_fd())).collect();
     let mut send = Send { intake, to_worker };
-    let (mut looked, mut turned) = (Instant::now(), Instant::now());
+    let (mut looked, mut turned, mut found) = (Instant::now(), Instant::now(), Instant::now());
     while !stop.load(Ordering::Acquire) {
-        ring::wait(&rings, WAIT);
+        ring::wait(&rings, if found.elapsed() < IDLE { AGAIN } else { WAIT });
         if looked.elapsed() > MODULES {
             looked = Instant::now();
-            if let Some(Drops { names, attached, .. }) = &mut drops
-                && names.modules_changed()
-            {
-                names.refresh(attached);
+            if let Some(Drops { names, attached, counters, .. }) = &mut drops {
+                if names.modules_changed() {
+                    names.refresh(attached);
+                }
+                attached.watch_misses(counters);
             }
         }
-        send.all(drops.as_mut(), flows.as_mut());
+        if send.all(drops.as_mut(), flows.as_mut()) {
+            found = Instant::now();
+        }
         let due = |window: Duration| {
             let asked = turned.elapsed() >= SOON && intake.turn.swap(false, Ordering::AcqRel);
             !window.is_zero() && (asked || turned.elapsed() >= window)
@@ -123,10 +130,11 @@ struct Send<'a> {
 }
 
 impl Send<'_> {
-    fn all(&mut self, drops: Option<&mut Drops>, mut flows: Option<&mut FlowRing>) {
+    /// What the rings have. Says whether there were drops.
+    fn all(&mut self, drops: Option<&mut Drops>, mut flows: Option<&mut FlowRing>) -> bool {
+        let mut found = 0;
         if let Some(drops) = drops {
             let mut batch = Vec::new();
-            let mut found = 0;
             while found < MOST_AT_ONCE
                 && let Some(event) = drops.ring.pop()
             {
@@ -140,6 +148,7 @@ impl Send<'_> {
             self.intake.ring_peak.fetch_max(found, Ordering::AcqRel);
         }
         self.flows(flows);
+        found > 0
     }
 
     /// Tells what was counted since the last time.

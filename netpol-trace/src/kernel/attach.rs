@@ -4,15 +4,17 @@
 use std::io;
 use std::sync::Arc;
 
+use anyhow::Context;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{BtfTracePoint, Program, ProgramError, ProgramFd, RawTracePoint};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use netpol_trace_common::{CodeRange, Config, Filter, Locations, PerCpu};
+use netpol_trace_common::{CodeRange, Config, Filter, Locations, PER_CPU_ENTRIES, PerCpu};
 
+use super::again::Again;
 use super::carry::Carry;
 use super::counters::Counters;
-use super::fold::Folds;
+use super::fold::{Folds, Set};
 use super::layout::Layout;
 use super::pins::{self, Keep, Pins};
 use super::reject::Rejects;
@@ -58,6 +60,7 @@ pub struct Attached {
     /// Places in modules that the programs are silent about.
     dull: HashMap<MapData, u64, u8>,
     hook: Hook,
+    again: Again,
     rejects: Rejects,
     /// Code ranges that found no room in the programs' table.
     pub locations_left_out: usize,
@@ -71,13 +74,18 @@ pub struct Attached {
 #[derive(Debug)]
 #[allow(dead_code, reason = "the links detach when dropped")]
 enum Link {
-    /// With the program's name.
     Held(FdLink, &'static str),
     /// Stays.
-    Pinned(PinnedLink),
+    Pinned(PinnedLink, &'static str),
 }
 
 impl Link {
+    /// The program's name.
+    fn program(&self) -> &'static str {
+        let (Link::Held(_, name) | Link::Pinned(_, name)) = self;
+        name
+    }
+
     /// Pins the hook, and its program for its recursion misses, unless they are.
     fn keep(self, pins: &Pins, ebpf: &mut Ebpf) -> Result<Link, KernelError> {
         let Link::Held(link, name) = self else { return Ok(self) };
@@ -89,13 +97,15 @@ impl Link {
             _ => Ok(()),
         };
         pinned.map_err(|error| cant_pin(io::Error::other(error)))?;
-        link.pin(pins.link(name)).map(Link::Pinned).map_err(|error| cant_pin(io::Error::other(error)))
+        link.pin(pins.link(name))
+            .map(|link| Link::Pinned(link, name))
+            .map_err(|error| cant_pin(io::Error::other(error)))
     }
 
     /// The hook ends with this process.
     fn release(self) -> Result<Link, KernelError> {
         match self {
-            Link::Pinned(link) => Ok(Link::Held(link.unpin().map_err(cant_pin)?, "")),
+            Link::Pinned(link, name) => Ok(Link::Held(link.unpin().map_err(cant_pin)?, name)),
             held => Ok(held),
         }
     }
@@ -106,12 +116,14 @@ fn adopt(pins: &Pins) -> Option<(Link, Hook, ProgramFd)> {
     let name = pins.attached()?;
     let adopt = || -> anyhow::Result<_> {
         let link = PinnedLink::from_pin(pins.link(&name))?;
-        Ok(if name == RAW {
+        let known = [DIRECT, COPY, RAW].into_iter().find(|known| *known == name);
+        let known = known.with_context(|| format!("no program {name}"))?;
+        Ok(if known == RAW {
             let program = RawTracePoint::from_pin(pins.program(&name))?;
-            (Link::Pinned(link), Hook::RawTracepoint("as before".into()), program.fd()?.try_clone()?)
+            (Link::Pinned(link, known), Hook::RawTracepoint("as before".into()), program.fd()?.try_clone()?)
         } else {
             let program = BtfTracePoint::from_pin(pins.program(&name))?;
-            (Link::Pinned(link), Hook::BtfTracepoint, program.fd()?.try_clone()?)
+            (Link::Pinned(link, known), Hook::BtfTracepoint, program.fd()?.try_clone()?)
         })
     };
     let adopted =
@@ -129,6 +141,17 @@ fn adopt(pins: &Pins) -> Option<(Link, Hook, ProgramFd)> {
 const DIRECT: &str = "kfree_skb";
 const COPY: &str = "kfree_skb_copy";
 const RAW: &str = "kfree_skb_raw";
+
+/// The program that sees what another one misses, see [`Again`].
+fn copy_of(name: &str) -> Option<&'static str> {
+    // Before 6.1 a program is run in the middle of itself.
+    match name {
+        _ if release() < (6, 1) => None,
+        DIRECT => Some("kfree_skb_again"),
+        COPY => Some("kfree_skb_copy_again"),
+        _ => None,
+    }
+}
 
 /// How the kernel let us attach.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,6 +183,9 @@ impl Attached {
                 Pins::open(&options.pin_folder, (OBJECT, bytes_of(&config.0), options.ring_bytes)).map_err(cant_pin)?,
             ),
         };
+        // Those that the machine may have, in use now or not.
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| KernelError::Refused(format!("{what}: {error}")))?;
+        let cpus = u32::try_from(cpus).map_err(|_| KernelError::Refused(format!("{cpus} processors")))?;
         let mut loader = EbpfLoader::new();
         if let Some(pins) = &pins {
             for name in pins::MAPS {
@@ -170,6 +196,9 @@ impl Attached {
             .override_global("CONFIG", &config, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", options.ring_bytes)
+            .map_max_entries("PER_CPU", cpus * PER_CPU_ENTRIES)
+            .map_max_entries("FAST_0", cpus)
+            .map_max_entries("FAST_1", cpus)
             // The tc hook loads its own.
             .map_max_entries("FLOWS", 1)
             .map_max_entries("FLOW_EVENTS", 4096)
@@ -195,6 +224,7 @@ impl Attached {
             Some(adopted) => adopted,
             None => attach_kfree_skb(&mut ebpf, &btf, options.raw_tracepoint)?,
         };
+        let again = Again::new(copy_of(link.program()));
         let link = match (&pins, options.keep) {
             (Some(pins), Keep::Attached) => link.keep(pins, &mut ebpf)?,
             _ => link.release()?,
@@ -205,8 +235,8 @@ impl Attached {
         let counters = counters.map_err(|error| KernelError::Refused(format!("pinned counters: {error}")))?;
         let folds = Folds::new(
             [
-                [take_data(&mut ebpf, "FOLDS_0")?, take_data(&mut ebpf, "COARSE_0")?],
-                [take_data(&mut ebpf, "FOLDS_1")?, take_data(&mut ebpf, "COARSE_1")?],
+                set(&mut ebpf, "FAST_0", ["FOLDS_0", "COARSE_0", "WIDE_0"])?,
+                set(&mut ebpf, "FAST_1", ["FOLDS_1", "COARSE_1", "WIDE_1"])?,
             ],
             take_data(&mut ebpf, "FOLD_STATE")?,
             carry.clone(),
@@ -224,6 +254,7 @@ impl Attached {
             locations,
             dull,
             hook,
+            again,
             rejects,
             locations_left_out,
             _pins: pins,
@@ -248,7 +279,7 @@ impl Attached {
 
     /// Whether the hook stays when the agent ends.
     pub fn stays(&self) -> bool {
-        matches!(self.link, Some(Link::Pinned(_)))
+        matches!(self.link, Some(Link::Pinned(..)))
     }
 
     /// The reading end of the ring, once.
@@ -274,6 +305,11 @@ impl Attached {
         &self.rejects
     }
 
+    /// Attaches or detaches what sees the drops that the program misses. To be called now and then.
+    pub fn watch_misses(&mut self, counters: &Counters) {
+        self.again.look(&mut self.ebpf, counters);
+    }
+
     /// The object, for its logger.
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
@@ -297,6 +333,7 @@ impl Attached {
 
     /// Takes the programs off their hooks; maps stay readable.
     pub fn detach(&mut self) {
+        self.again = Again::new(None);
         self.link = None;
         self.rejects = Rejects::default();
     }
@@ -353,6 +390,12 @@ pub(super) fn take<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<M, Ke
         .ok_or_else(|| KernelError::Object(format!("it has no map {name}")))
 }
 
+/// One of the two sets of maps in which repeated packets are counted.
+fn set(ebpf: &mut Ebpf, fast: &str, [flows, coarse, wide]: [&str; 3]) -> Result<Set, KernelError> {
+    let shared = [take_data(ebpf, flows)?, take_data(ebpf, coarse)?, take_data(ebpf, wide)?];
+    Ok(Set { fast: take(ebpf, fast)?, shared })
+}
+
 /// A map of no particular form.
 fn take_data(ebpf: &mut Ebpf, name: &str) -> Result<MapData, KernelError> {
     match ebpf.take_map(name) {
@@ -383,7 +426,7 @@ fn load_error(error: EbpfError) -> KernelError {
     permission(&error).unwrap_or_else(|| KernelError::Object(chain(&error)))
 }
 
-fn program_error(error: ProgramError) -> KernelError {
+pub(super) fn program_error(error: ProgramError) -> KernelError {
     if let ProgramError::LoadError { verifier_log, .. } = &error {
         let log = verifier_log.to_string();
         tracing::debug!("verifier: {log}");

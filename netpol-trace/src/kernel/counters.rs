@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use aya::maps::{MapData, PerCpuArray};
-use netpol_trace_common::{Counters as Raw, REASONS};
+use aya::maps::{Array, MapData};
+use netpol_trace_common::{Counters as Raw, PerCpu, REASONS};
 
 use super::attach::PerCpuPod;
 use super::carry::Carry;
@@ -14,13 +14,15 @@ use crate::record::KernelTotals;
 
 /// Reads the counters; cheap enough for once a second.
 pub struct Counters {
-    per_cpu: PerCpuArray<MapData, PerCpuPod>,
+    per_cpu: Array<MapData, PerCpuPod>,
     /// Of the attached program, for its recursion misses.
     program: aya::programs::ProgramFd,
     /// Reasons left to `--all-drops`, with their names: seen and counted, not recorded.
     unrecorded: Vec<(u32, String)>,
     /// What the runs before counted and told, in the same maps.
     base: Base,
+    /// The most drops that counted as missed for good: what the copy saw is read a moment later than what the program missed.
+    missed: AtomicU64,
     /// The last word, when the programs go on without the agent.
     closed: OnceLock<Raw>,
 }
@@ -30,12 +32,12 @@ pub struct Counters {
 pub(super) struct Base {
     pub(super) counters: Raw,
     seen: [u64; REASONS],
-    recursion: u64,
+    missed: Missed,
 }
 
 impl Default for Base {
     fn default() -> Base {
-        Base { counters: Raw::default(), seen: [0; REASONS], recursion: 0 }
+        Base { counters: Raw::default(), seen: [0; REASONS], missed: Missed::default() }
     }
 }
 
@@ -49,11 +51,18 @@ pub struct Reading {
 
 impl Counters {
     pub(super) fn new(
-        per_cpu: PerCpuArray<MapData, PerCpuPod>,
+        per_cpu: Array<MapData, PerCpuPod>,
         program: aya::programs::ProgramFd,
         unrecorded: Vec<(u32, String)>,
     ) -> Counters {
-        Counters { per_cpu, program, unrecorded, base: Base::default(), closed: OnceLock::new() }
+        Counters {
+            per_cpu,
+            program,
+            unrecorded,
+            base: Base::default(),
+            missed: AtomicU64::new(0),
+            closed: OnceLock::new(),
+        }
     }
 
     /// Leaves out what the runs before told: `carry` says how far they came.
@@ -62,7 +71,7 @@ impl Counters {
         let lost_ring = carry.lost().load(Ordering::Acquire);
         let counters = Raw { matched: emitted + folded + lost_ring, emitted, folded, lost_ring };
         let (_, seen) = self.sum()?;
-        self.base = Base { counters, seen, recursion: recursion_misses(self.program.as_fd().as_raw_fd()) };
+        self.base = Base { counters, seen, missed: self.missed()? };
         Ok(self)
     }
 
@@ -78,20 +87,35 @@ impl Counters {
     fn sum(&self) -> Result<(Raw, [u64; REASONS]), aya::maps::MapError> {
         let mut sum = Raw::default();
         let mut by_reason = [0; REASONS];
-        for cpu in self.per_cpu.get(&0, 0)?.iter() {
-            let Raw { matched, emitted, folded, lost_ring } = cpu.0.counters;
+        for entry in self.per_cpu.iter() {
+            let PerCpuPod(PerCpu { counters, seen, .. }) = entry?;
+            let Raw { matched, emitted, folded, lost_ring } = counters;
             sum.matched += matched;
             sum.emitted += emitted;
             sum.folded += folded;
             sum.lost_ring += lost_ring;
-            by_reason.iter_mut().zip(&cpu.0.seen).for_each(|(sum, seen)| *sum += seen);
+            by_reason.iter_mut().zip(&seen).for_each(|(sum, seen)| *sum += seen);
         }
         Ok((sum, by_reason))
     }
 
+    /// Drops that the program did not run for, since it was running on that CPU already.
+    pub(super) fn missed_runs(&self) -> u64 {
+        recursion_misses(self.program.as_fd().as_raw_fd())
+    }
+
+    fn missed(&self) -> Result<Missed, aya::maps::MapError> {
+        let runs = self.missed_runs();
+        let mut rescued = 0;
+        for entry in self.per_cpu.iter() {
+            rescued += entry?.0.rescued;
+        }
+        Ok(Missed { runs, rescued })
+    }
+
     pub fn read(&self) -> Result<Reading, aya::maps::MapError> {
         let (sum, mut by_reason) = self.sum()?;
-        let Base { counters: base, seen, recursion } = &self.base;
+        let Base { counters: base, seen, missed } = &self.base;
         by_reason.iter_mut().zip(seen).for_each(|(sum, seen)| *sum -= seen);
         let sum = self.closed.get().copied().unwrap_or(sum);
         let sum = Raw {
@@ -104,6 +128,7 @@ impl Counters {
             let count = *by_reason.get(*reason as usize)?;
             (count > 0).then(|| (name.clone(), count))
         });
+        let misses = self.missed()?.for_good_since(missed);
         Ok(Reading {
             totals: KernelTotals {
                 seen: by_reason.iter().sum::<u64>().max(sum.matched),
@@ -111,10 +136,24 @@ impl Counters {
                 emitted: sum.emitted,
                 folded: sum.folded,
                 lost: sum.lost_ring,
-                recursion_misses: recursion_misses(self.program.as_fd().as_raw_fd()).saturating_sub(*recursion),
+                recursion_misses: self.missed.fetch_max(misses, Ordering::AcqRel).max(misses),
             },
             not_recorded: not_recorded.collect(),
         })
+    }
+}
+
+/// Runs that did not happen, and those of them that the program's copy did.
+#[derive(Debug, Clone, Copy, Default)]
+struct Missed {
+    runs: u64,
+    rescued: u64,
+}
+
+impl Missed {
+    /// What nobody saw.
+    fn for_good_since(self, before: &Missed) -> u64 {
+        (self.runs.saturating_sub(before.runs)).saturating_sub(self.rescued.saturating_sub(before.rescued))
     }
 }
 

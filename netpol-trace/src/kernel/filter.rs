@@ -64,6 +64,11 @@ pub fn bitmaps(reasons: &Reasons, all_drops: bool) -> Filter {
     if !reasons.known() {
         set(|f| &mut f.by_location, REASON_OTHER);
     }
+    if reasons.ovs_subsystem != 0 {
+        set(|f| &mut f.either, REASON_OTHER);
+    }
+    let Filter { anywhere, by_location, either } = &mut filter;
+    either.iter_mut().zip(anywhere).zip(by_location).for_each(|((either, one), other)| *either |= *one | *other);
     filter
 }
 

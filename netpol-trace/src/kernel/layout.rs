@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use netpol_trace_common::{ABSENT, CT_REPLY_OFFSET, CT_STATUS_OFFSET, Offsets, REASONS};
+use netpol_trace_common::{ABSENT, CT_REPLY_OFFSET, CT_STATUS_OFFSET, DST_OCTETS, Offsets, REASONS};
 
 use super::btf::{Btf, BtfError};
 
@@ -37,6 +37,10 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
     if at("skb_shared_info", "gso_segs")? != gso_size + 2 {
         return Err(BtfError::Missing("skb_shared_info with gso_segs behind gso_size".into()));
     }
+    let (dst_dev, dst_input) = (at("dst_entry", "dev")?, at("dst_entry", "input")?);
+    if [dst_dev, dst_input].iter().any(|offset| offset % 8 != 0 || *offset >= DST_OCTETS) {
+        return Err(BtfError::Missing(format!("dst_entry with dev and input in its first {DST_OCTETS} octets")));
+    }
     let tuple = at("nf_conn", "tuplehash.tuple");
     let status = at("nf_conn", "status");
     let step = at("nf_conntrack_tuple_hash", "tuple");
@@ -69,13 +73,13 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         dev_net: at("net_device", "nd_net.net")?,
         net_inum: at("net", "ns.inum")?,
         sk_net: at("sock", "__sk_common.skc_net.net")?,
-        dst_dev: at("dst_entry", "dev")?,
-        dst_input: at("dst_entry", "input")?,
+        dst_dev,
+        dst_input,
         ct_tuple: conntrack.unwrap_or(0),
         ct_net: at("nf_conn", "ct_net.net").unwrap_or(0),
         shinfo_gso_size: gso_size,
         task_flags: at("task_struct", "flags")?,
-        pad: 0,
+        skb_data_len: skb("data_len")?,
     })
 }
 

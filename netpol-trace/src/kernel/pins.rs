@@ -13,8 +13,22 @@ use std::path::{Path, PathBuf};
 pub const FOLDER: &str = "/sys/fs/bpf/netpol-trace";
 
 /// Maps that are pinned.
-pub(super) const MAPS: [&str; 10] =
-    ["EVENTS", "PER_CPU", "LOCATIONS", "DULL", "FOLDS_0", "FOLDS_1", "COARSE_0", "COARSE_1", "FOLD_STATE", "CARRY"];
+pub(super) const MAPS: [&str; 14] = [
+    "EVENTS",
+    "PER_CPU",
+    "LOCATIONS",
+    "DULL",
+    "FAST_0",
+    "FAST_1",
+    "FOLDS_0",
+    "FOLDS_1",
+    "COARSE_0",
+    "COARSE_1",
+    "WIDE_0",
+    "WIDE_1",
+    "FOLD_STATE",
+    "CARRY",
+];
 /// The hook's link begins with this, its program's name follows.
 const LINK: &str = "link-";
 const PROGRAM: &str = "program-";

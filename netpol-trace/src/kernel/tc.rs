@@ -105,6 +105,8 @@ fn load() -> Result<Ebpf, TcError> {
         .map_max_entries("FOLDS_1", 1)
         .map_max_entries("COARSE_0", 1)
         .map_max_entries("COARSE_1", 1)
+        .map_max_entries("WIDE_0", 1)
+        .map_max_entries("WIDE_1", 1)
         .map_max_entries("DULL", 1)
         .map_max_entries("FLOW_EVENTS", RING_BYTES)
         .map_max_entries("FLOWS", MAX_FLOWS)

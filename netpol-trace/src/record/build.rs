@@ -11,7 +11,7 @@ use super::{
 };
 use crate::cluster::model::{Labels, Pod};
 use crate::enrich::{Flow, Named, OwnedBy};
-use crate::packet::{Facts, Packet, Repeats, transport_name};
+use crate::packet::{Facts, Packet, Repeats, Sameness, transport_name};
 
 /// Labels per pod in a record, and octets of one label or name: strangers write them.
 const MAX_LABELS: usize = 64;
@@ -80,13 +80,23 @@ impl Drop {
         let segments = repeats.segments(packet);
         self.segments = (segments > self.count).then_some(segments);
         self.last_time = (self.count > 1).then_some(last);
-        if repeats.coarse {
-            let same = ["source.ip", "destination.ip", "destination.port", "network.transport", "kernel"];
-            let same = same.into_iter().map(Into::into).collect();
-            self.folded_by = Some(FoldedBy { because: "flow_map_full".into(), same });
-            self.network.community_id = None;
-            self.source.port = None;
-        }
+        let same: &[&str] = match repeats.same {
+            Sameness::Flow => return,
+            Sameness::AnySourcePort => {
+                &["source.ip", "destination.ip", "destination.port", "network.transport", "kernel"]
+            }
+            Sameness::AnyPorts => {
+                let end = &mut self.destination;
+                end.port = None;
+                end.original.iter_mut().for_each(|original| original.port = None);
+                end.service.iter_mut().for_each(|service| service.port = None);
+                &["source.ip", "destination.ip", "network.transport", "kernel"]
+            }
+        };
+        let same = same.iter().copied().map(Into::into).collect();
+        self.folded_by = Some(FoldedBy { because: "flow_map_full".into(), same });
+        self.network.community_id = None;
+        self.source.port = None;
     }
 }
 

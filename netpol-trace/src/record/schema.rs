@@ -105,7 +105,8 @@ pub struct Drop {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FoldedBy {
     /// `record_budget`: more records a second than `--max-records-per-second`. `flow_map_full`: more flows at once than the
-    /// kernel side has room for; then all but the source's port is the same.
+    /// kernel side has room for; then they are counted without the source's port, and where there is no room for that
+    /// either, without ports.
     pub because: Text,
     /// Fields, or `source.workload`, `source.subnet` (/24 or /64) and the same of the destination.
     pub same: Vec<Text>,

@@ -27,10 +27,14 @@ struct Traffic {
     dropped: bool,
 }
 
-const TRAFFIC: [Traffic; 3] = [
+/// Of one round: all rounds together fit into the map of flows, within one of its windows.
+const FEW: u64 = 1_500;
+
+const TRAFFIC: [Traffic; 4] = [
     Traffic { what: "uninteresting: a closed port", flows: Flows::One(9), packets: PACKETS, dropped: false },
     Traffic { what: "repeated drop of a known flow", flows: Flows::One(5000), packets: PACKETS, dropped: true },
-    Traffic { what: "first drop of a flow", flows: Flows::New, packets: PACKETS, dropped: true },
+    Traffic { what: "first drop of a flow", flows: Flows::New, packets: FEW, dropped: true },
+    Traffic { what: "new flows beyond the maps' room", flows: Flows::New, packets: PACKETS, dropped: true },
 ];
 
 pub fn run() -> Result<()> {

@@ -35,7 +35,7 @@ table inet network-policy {
 pub fn run() -> Result<()> {
     println!(
         "{:<44} {:>9} {:>9} {:>9} {:>11} {:>9} {:>11}",
-        "", "nft", "records", "declared", "missed, est", "percent", "unaccounted"
+        "", "nft", "records", "declared", "runs missed", "percent", "unaccounted"
     );
     case("softirq only (FORWARD)", None)?;
     case("OUTPUT at 2,000 a second under FORWARD", Some(OUTPUT_RATE))?;
@@ -85,7 +85,7 @@ fn case(what: &str, output_rate: Option<u64>) -> Result<()> {
         "{what:<44} {counted:>9} {:>9} {:>9} {missed:>11} {:>9.3} {:>11}",
         lines.packets,
         lines.declared(),
-        missed as f64 / counted as f64 * 100.0,
+        lines.declared() as f64 / counted as f64 * 100.0,
         counted as i64 - (lines.packets + lines.declared()) as i64
     );
     Ok(())
