@@ -11,7 +11,7 @@ pub const MAX_FLOWS: u32 = 16 * 1024;
 /// Entries of each of the two maps for what found no room there, without the source's port.
 pub const MAX_COARSE: u32 = 2 * 1024;
 /// Entries of each of the two maps for what found no room there either, without ports.
-pub const MAX_WIDE: u32 = 2 * 1024;
+pub const MAX_WIDE: u32 = 1024;
 
 /// Words of a [`FoldKey`].
 pub const WORDS: usize = 13;
