@@ -13,9 +13,9 @@ use super::attach::{program, program_error};
 use super::counters::Counters;
 
 /// How often to look.
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_millis(200);
 /// Missed drops between two looks from which on the copy is worth its cost.
-const OFTEN: u64 = 100;
+const OFTEN: u64 = 20;
 /// Without so many for so long, it is not.
 const QUIET: Duration = Duration::from_secs(60);
 
