@@ -3,8 +3,8 @@
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
 use aya_ebpf::macros::map;
+use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
-use core::mem::MaybeUninit;
 use netpol_trace_common::{
     Config, DULL_LOCATIONS, DropEvent, Filter, Locations, Offsets, PER_CPU_ENTRIES, PerCpu, REASONS, REJECT_NS,
 };
@@ -186,24 +186,30 @@ macro_rules! counter {
 }
 pub(crate) use counter;
 
-/// Reserves room for one record and lets `fill` write all of it, unless that says that it need not be sent. `None`: the ring
-/// was full, which is counted.
+/// Reserves room for one record, which must be submitted or discarded. `None`: the ring was full, which is counted.
 ///
 /// The record is built in the reservation itself: per-CPU scratch would be overwritten by a nested run.
 #[inline(always)]
-pub fn emit(cpu: *mut PerCpu, fill: impl FnOnce(&mut MaybeUninit<DropEvent>) -> bool) -> Option<()> {
-    let Some(mut entry) = EVENTS.reserve::<DropEvent>(0) else {
+pub fn reserve(cpu: *mut PerCpu) -> Option<RingBufEntry<DropEvent>> {
+    let entry = EVENTS.reserve::<DropEvent>(0);
+    if entry.is_none() {
         add(counter!(cpu.lost_ring));
-        return None;
-    };
-    if fill(&mut entry) {
-        entry.submit(wake_up(cpu));
-        add(counter!(cpu.emitted));
-    } else {
-        entry.discard(0);
-        add(counter!(cpu.folded));
     }
-    Some(())
+    entry
+}
+
+/// Sends a record, all of which was written.
+#[inline(always)]
+pub fn submit(cpu: *mut PerCpu, event: RingBufEntry<DropEvent>) {
+    event.submit(wake_up(cpu));
+    add(counter!(cpu.emitted));
+}
+
+/// Gives the room back: the packet was counted after all.
+#[inline(always)]
+pub fn discard(cpu: *mut PerCpu, event: RingBufEntry<DropEvent>) {
+    event.discard(0);
+    add(counter!(cpu.folded));
 }
 
 /// A wake-up costs ten times what a record does: one a tick from each CPU, and only when the reader has caught up. It looks again

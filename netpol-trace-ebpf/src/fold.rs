@@ -337,25 +337,30 @@ pub fn read<M: Memory>(key: &mut FoldKey, skb: &Skb, location: u64, reason: u32,
         let Some(flow) = ipv4::<M>(&head, skb) else { return unknown };
         key.words[5] = M::get(&head, 12);
         if tracked {
-            let [a, _, c, _, e] = skb.tuple();
+            let [a, _, c, _, e] = tuple(key, skb);
             key.words[6] = a & 0xffff_ffff | c & !0xffff_ffff;
             original_ports = ports(c, e);
+            let mut i = 8;
+            while i < WORDS {
+                key.words[i] = 0;
+                i += 1;
+            }
         }
         flow
     } else if skb.protocol == ETH_P_IPV6 {
         let Some(flow) = ipv6::<M>(&head, skb) else { return unknown };
-        let mut i = 0;
-        while i < 4 {
-            key.words[5 + i] = M::get(&head, 8 + 8 * i as u32);
-            i += 1;
-        }
         if tracked {
-            let [a, b, c, d, e] = skb.tuple();
+            let [a, b, c, d, e] = tuple(key, skb);
             key.words[9] = a;
             key.words[10] = b;
             key.words[11] = c >> 32 | d << 32;
             key.words[12] = d >> 32 | e << 32;
             original_ports = ports(c, e);
+        }
+        let mut i = 0;
+        while i < 4 {
+            key.words[5 + i] = M::get(&head, 8 + 8 * i as u32);
+            i += 1;
         }
         flow
     } else {
@@ -374,6 +379,13 @@ pub fn read<M: Memory>(key: &mut FoldKey, skb: &Skb, location: u64, reason: u32,
         | u64::from(extra) << shift::FLAGS;
     key.words[4] = original_ports | flow.ports;
     Measure { bytes: flow.bytes, segments: drop::segments::<M>(skb) }
+}
+
+/// The words of conntrack's original tuple, by way of the key's last ones: the stack is short.
+#[inline(always)]
+fn tuple(key: &mut FoldKey, skb: &Skb) -> [u64; 5] {
+    skb.tuple((&raw mut key.words[WORDS - 5]).cast());
+    [word(key, 8), word(key, 9), word(key, 10), word(key, 11), word(key, 12)]
 }
 
 /// The upper half of the word of ports, from the conntrack tuple's words that hold them.

@@ -8,8 +8,9 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use aya_log_ebpf::debug;
-use netpol_trace_common::fold::FoldKey;
-use netpol_trace_common::{NO_REASON, PER_CPU_COPY, PER_CPU_FIRST, PerCpu, REASON_OTHER, REASONS, flags};
+use core::mem::MaybeUninit;
+use netpol_trace_common::fold::{FoldKey, WORDS};
+use netpol_trace_common::{DropEvent, NO_REASON, PER_CPU_COPY, PER_CPU_FIRST, PerCpu, REASON_OTHER, REASONS, flags};
 
 use crate::drop::{self, Direct, Memory, Probed, Skb, Typed};
 use crate::emit::{self, counter, field};
@@ -132,39 +133,46 @@ struct Drop {
 /// A drop that passed the filter: counted with its like, or sent.
 #[inline(always)]
 fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: Drop) {
-    let Drop { location, reason, rejected, by_location, copy } = drop;
     emit::add(counter!(cpu.matched));
-    let mut extra = if rejected { flags::REJECTED } else { 0 };
+    let mut extra = if drop.rejected { flags::REJECTED } else { 0 };
     // Who drops tells a queue's verdict from a queue whose listener died. Only places that count by location need it.
-    if by_location && drop::kernel_thread() {
+    if drop.by_location && drop::kernel_thread() {
         extra |= flags::KERNEL_THREAD;
     }
-    let skb = Skb::read::<M>(ctx.skb());
-    let place = if field!(fold) != 0 { Place::now(cpu, copy) } else { None };
-    let mut key = FoldKey::default();
+    let place = if field!(fold) != 0 { Place::now(cpu, drop.copy) } else { None };
+    let mut key = MaybeUninit::<FoldKey>::uninit();
+    drop::words(key.as_mut_ptr().cast(), [0u64; WORDS]);
+    // SAFETY: all its words were written.
+    let key = unsafe { key.assume_init_mut() };
     let mut measure = Measure { bytes: 0, segments: 1 };
     if let Some(place) = &place {
-        measure = fold::read::<M>(&mut key, &skb, location, reason, extra);
-        if fold::folds(&key)
-            && let Outcome::Counted = place.count(&mut key, &measure)
+        measure = fold::read::<M>(key, &Skb::read::<M>(ctx.skb()), drop.location, drop.reason, extra);
+        if fold::folds(key)
+            && let Outcome::Counted = place.count(key, &measure)
         {
             emit::add(counter!(cpu.folded));
             return;
         }
     }
-    let sent = emit::emit(cpu, |event| {
-        if let Some(place) = &place
-            && fold::folds(&key)
-            && let Outcome::Counted = place.claim(&mut key, &measure)
-        {
-            return false;
-        }
-        drop::fill::<M>(event, &skb, &key, location, reason, extra);
-        true
-    });
-    if sent.is_none() {
-        debug!(ctx, "ring full: a drop with reason {} is lost", reason);
+    let Some(mut event) = emit::reserve(cpu) else {
+        debug!(ctx, "ring full: a drop with reason {} is lost", drop.reason);
+        return;
+    };
+    if let Some(place) = &place
+        && fold::folds(key)
+        && let Outcome::Counted = place.claim(key, &measure)
+    {
+        emit::discard(cpu, event);
+        return;
     }
+    fill::<C, M>(&mut event, ctx, key, extra);
+    emit::submit(cpu, event);
+}
+
+/// A function of its own, with a stack of its own: what the key was made of is read again.
+#[inline(never)]
+fn fill<C: Arguments, M: Memory>(event: &mut MaybeUninit<DropEvent>, ctx: &C, key: &FoldKey, extra: u8) {
+    drop::fill::<M>(event, &Skb::read::<M>(ctx.skb()), key, ctx.word(1), ctx.reason(), extra);
 }
 
 /// What is known of a drop that is to be recorded. `program`: the entry in which rejected packets are noted.
