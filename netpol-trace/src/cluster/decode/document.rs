@@ -224,11 +224,13 @@ impl<'o, 'a> One<'o, 'a> {
         let mut unknown: Vec<Path> = Vec::new();
         let mut track = serde_path_to_error::Track::new();
         let tracked = serde_path_to_error::Deserializer::new(node, &mut track);
-        let decoded = serde_ignored::deserialize::<_, _, T>(tracked, |path| {
+        // Of one type for all kinds: with a closure's own the decoder of pods is compiled once for each kind that has them.
+        let noted: &mut dyn FnMut(serde_ignored::Path<'_>) = &mut |path| {
             if unknown.len() < MAX_FAULTS {
                 unknown.push(ignored_path(&path));
             }
-        });
+        };
+        let decoded = serde_ignored::deserialize::<_, _, T>(tracked, noted);
         for path in unknown {
             // A newer server's status is no mistake of the file's author; and a list's item may bring its own kind.
             let first = path.0.first();
