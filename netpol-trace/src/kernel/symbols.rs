@@ -13,6 +13,7 @@ pub struct Symbols {
     addresses: Vec<(u64, u32)>,
     names: String,
     image: CodeRange,
+    nft: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,7 @@ impl Symbols {
             if words.next().is_none_or(<[u8]>::is_empty) {
                 self.image.start = self.image.start.min(address);
                 self.image.end = self.image.end.max(address);
+                self.nft |= name == b"nft_do_chain";
             }
             self.addresses.push((address, self.names.len() as u32));
             self.names.push_str(&String::from_utf8_lossy(name));
@@ -87,6 +89,11 @@ impl Symbols {
     /// From the kernel image's first function to its last one: what lies outside is not the image's code.
     pub fn image(&self) -> CodeRange {
         self.image
+    }
+
+    /// Whether nftables is in the kernel image; as a module it has a folder in /sys/module.
+    pub fn nft_is_built_in(&self) -> bool {
+        self.nft
     }
 
     /// The code ranges of these functions, clones included, in the order of `names`.
