@@ -1,8 +1,10 @@
 //! Builds the eBPF object, which the agent embeds: the binary is one file to copy to a node.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+#[path = "build/debug.rs"]
+mod debug;
 #[path = "build/toolchain.rs"]
 mod toolchain;
 
@@ -30,6 +32,7 @@ fn build() -> Result<(), String> {
     ] {
         println!("cargo::rerun-if-changed={}", root.join(part).display());
     }
+    println!("cargo::rerun-if-changed=build/debug.rs");
     println!("cargo::rerun-if-changed=build/toolchain.rs");
     println!("cargo::rerun-if-env-changed=PATH");
 
@@ -47,9 +50,7 @@ fn build() -> Result<(), String> {
         return Err(format!("the eBPF object does not build:\n{}", String::from_utf8_lossy(&output.stderr)));
     }
     let object = target.join(toolchain::TARGET).join("release/netpol-trace");
-    copy(&object, &out.join("netpol-trace.bpf.o"))
-}
-
-fn copy(from: &Path, to: &Path) -> Result<(), String> {
-    std::fs::copy(from, to).map(drop).map_err(|e| format!("{} can't be copied: {e}", from.display()))
+    let put = |error: std::io::Error| format!("{} can't be copied: {error}", object.display());
+    let stripped = debug::strip(&std::fs::read(&object).map_err(put)?)?;
+    std::fs::write(out.join("netpol-trace.bpf.o"), stripped).map_err(put)
 }

@@ -27,7 +27,7 @@ use crate::config::Live;
 use crate::flows::Flows;
 use crate::history::History;
 use crate::http::{self, Guard};
-use crate::inventory::Watcher;
+use crate::inventory::{self, Watcher};
 use crate::kernel;
 use crate::kernel::pins::Keep;
 use crate::kernel::tc::{Mode, View};
@@ -95,10 +95,9 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
 }
 
-impl Config {
-    fn wants(&self, hook: HookName) -> bool {
-        self.hooks.as_ref().is_none_or(|hooks| hooks.contains(&hook))
-    }
+/// Whether a hook is among those asked for.
+fn wants(hooks: Option<&[HookName]>, hook: HookName) -> bool {
+    hooks.is_none_or(|hooks| hooks.contains(&hook))
 }
 
 /// Runs until a signal, the given duration, or the end of whoever reads the output.
@@ -132,12 +131,22 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
         pin_folder: config.pin_folder.clone(),
         ..kernel::Options::default()
     };
-    let mut hooks = Vec::new();
-    let drops = if config.wants(HookName::KfreeSkb) {
-        Some(open_drops(&options, config.fold_window, &mut hooks)?)
-    } else {
-        None
-    };
+    let (mut hooks, mut tc_hooks) = (Vec::new(), Vec::new());
+    let (drops, tc) = std::thread::scope(|scope| {
+        // Both at once: half of the start is the kernel's verifier.
+        let chosen = config.hooks.as_deref();
+        let tc = scope.spawn({
+            let hooks = &mut tc_hooks;
+            move || open_tc(chosen, hooks)
+        });
+        let drops = wants(chosen, HookName::KfreeSkb).then(|| open_drops(&options, config.fold_window, &mut hooks));
+        let tc = tc.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        anyhow::Ok((drops.transpose()?, tc?))
+    })?;
+    hooks.append(&mut tc_hooks);
+    if let Some(built_in) = drops.as_ref().and_then(|drops| drops.names.nft_is_built_in()) {
+        inventory::nft_is_built_in(built_in);
+    }
     let mut previous = state.as_ref().and_then(|state| state.before(Timestamp::now()));
     if let (Some(previous), true) = (&mut previous, drops.as_ref().is_some_and(|drops| drops.attached.was_kept())) {
         // The hook went on without an agent: no time to declare.
@@ -152,7 +161,6 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
         output.on_written(Written(Box::new(written)));
     }
     let counters = drops.as_ref().map(|drops| drops.counters.clone());
-    let tc = open_tc(&config, &mut hooks)?;
 
     let intake = Arc::new(Intake::default());
     let stop = Arc::new(AtomicBool::new(false));
@@ -310,12 +318,12 @@ fn open_drops(
 }
 
 /// Loads and attaches the tc hook. Where it can't be had and is not all that was asked for, its state says why.
-fn open_tc(config: &Config, hooks: &mut Vec<HookState>) -> anyhow::Result<Option<kernel::tc::Opened>> {
-    if !config.wants(HookName::Tc) {
+fn open_tc(chosen: Option<&[HookName]>, hooks: &mut Vec<HookState>) -> anyhow::Result<Option<kernel::tc::Opened>> {
+    if !wants(chosen, HookName::Tc) {
         return Ok(None);
     }
     let mode = Mode::of_this_kernel();
-    if config.hooks.is_none() && mode == Mode::Clsact {
+    if chosen.is_none() && mode == Mode::Clsact {
         let why = "off by default before Linux 6.6, where tc filters outlive a killed agent: --hooks kfree_skb,tc";
         tracing::info!("tc hook {why}");
         hooks.push(worker::tc_off(why.to_owned()));
@@ -323,7 +331,7 @@ fn open_tc(config: &Config, hooks: &mut Vec<HookState>) -> anyhow::Result<Option
     }
     match kernel::tc::open(mode) {
         Ok(opened) => Ok(Some(opened)),
-        Err(error) if config.wants(HookName::KfreeSkb) => {
+        Err(error) if wants(chosen, HookName::KfreeSkb) => {
             tracing::warn!("no tc hook: {error}; records lack DNS names, and connections without an answer go unseen");
             hooks.push(worker::tc_off(error.to_string()));
             Ok(None)

@@ -198,11 +198,18 @@ fn read_nft(builder: &mut Builder) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether nftables is in the kernel's image.
+static NFT_BUILT_IN: OnceLock<bool> = OnceLock::new();
+
+/// To be told by who has read the kernel's symbols anyway.
+pub fn nft_is_built_in(known: bool) {
+    let _ = NFT_BUILT_IN.set(known);
+}
+
 /// Whether nftables is there. Asking for its tables would load it.
 fn nft_loaded() -> bool {
-    static BUILT_IN: OnceLock<bool> = OnceLock::new();
     fs::exists("/sys/module/nf_tables").unwrap_or(false)
-        || *BUILT_IN.get_or_init(|| {
+        || *NFT_BUILT_IN.get_or_init(|| {
             let symbols = fs::read("/proc/kallsyms").unwrap_or_default();
             // A module's symbols have its name behind them.
             symbols.split(|byte| *byte == b'\n').any(|line| line.ends_with(b" nft_do_chain"))

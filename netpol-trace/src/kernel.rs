@@ -157,6 +157,11 @@ impl Names {
         }
     }
 
+    /// Whether the kernel has nftables in its image; `None` when that can't be told.
+    pub fn nft_is_built_in(&self) -> Option<bool> {
+        self.symbols.as_ref().map(Symbols::nft_is_built_in)
+    }
+
     pub fn modules_changed(&self) -> bool {
         self.symbols.is_some() && modules() != self.modules
     }
@@ -261,18 +266,38 @@ pub fn release() -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
+/// The tracepoints and functions that programs attach to by the kernel's types.
+const TRACEPOINTS: [&str; 2] = ["kfree_skb", "icmp_send"];
+const FUNCTIONS: [&str; 3] = ["__icmp_send", "icmp6_send", "nf_ct_attach"];
+
 /// Resolves, loads, attaches. Nothing of it outlives the process.
 pub fn open(options: &Options) -> Result<(Attached, Names, Option<SymbolsError>), KernelError> {
-    let blob = std::fs::read(Path::new(BTF_PATH)).map_err(KernelError::NoBtf)?;
-    let layout = Layout::from_btf(&blob)?;
-    drop(blob);
-    // Before the symbols: a module that comes in between is noticed.
-    let modules = modules();
-    let (symbols, symbols_error) = match Symbols::read() {
-        Ok(symbols) => (Some(symbols), None),
-        Err(error) => (None, Some(error)),
-    };
-    let attached = Attached::new(&layout, symbols.as_ref(), options)?;
-    let names = Names::new(layout, symbols, modules, attached.rejects().answers(), options.all_drops);
-    Ok((attached, names, symbols_error))
+    std::thread::scope(|scope| {
+        // The symbols are read while the programs are loaded: each takes about a third of the start.
+        let reading = scope.spawn(|| {
+            // Before the symbols: a module that comes in between is noticed.
+            let modules = modules();
+            (modules, Symbols::read())
+        });
+        let blob = std::fs::read(Path::new(BTF_PATH)).map_err(KernelError::NoBtf)?;
+        let btf = btf::Btf::parse(&blob)?;
+        let layout = Layout::from_btf(&btf)?;
+        let attached_to = attach::types(&btf.only(&TRACEPOINTS, &FUNCTIONS)?)?;
+        drop(btf);
+        drop(blob);
+        let mut read = None;
+        let slot = &mut read;
+        let symbols = move || {
+            let (_, symbols) = slot.insert(reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            symbols.as_ref().ok()
+        };
+        let attached = Attached::new(&layout, &attached_to, symbols, options)?;
+        let (modules, symbols, symbols_error) = match read {
+            Some((modules, Ok(symbols))) => (modules, Some(symbols), None),
+            Some((modules, Err(error))) => (modules, None, Some(error)),
+            None => return Err(KernelError::Object("it was attached without a look at the symbols".into())),
+        };
+        let names = Names::new(layout, symbols, modules, attached.rejects().answers(), options.all_drops);
+        Ok((attached, names, symbols_error))
+    })
 }

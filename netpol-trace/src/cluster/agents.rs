@@ -10,8 +10,9 @@ use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
-use kube::api::{ListParams, LogParams, PostParams};
+use kube::api::{ApiResource, ListParams, LogParams, Object, PostParams};
 use kube::{Api, Client};
+use serde::Deserialize;
 
 use super::access_review::AUDIENCE;
 use super::api::{Access, AccessError};
@@ -78,13 +79,19 @@ impl Agents {
         Ok((Agents { client, namespace: namespace.to_owned() }, own))
     }
 
+    /// To be read.
+    fn parts(&self, namespace: &str) -> Api<PodParts> {
+        Api::namespaced_with(self.client.clone(), namespace, &ApiResource::erase::<Pod>(&()))
+    }
+
+    /// To be asked for what they have.
     fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
     /// All of them, by node.
     pub async fn list(&self) -> Result<Vec<Agent>, AgentsError> {
-        let pods = self.pods().list(&ListParams::default().labels(LABEL)).await;
+        let pods = self.parts(&self.namespace).list(&ListParams::default().labels(LABEL)).await;
         let what = || format!("list the agents' pods in namespace {}", self.namespace);
         let pods = pods.map_err(|error| AgentsError::Server { what: what(), error })?;
         let mut agents: Vec<Agent> = pods.into_iter().filter_map(agent).collect();
@@ -94,8 +101,7 @@ impl Agents {
 
     /// On which node a pod runs; `None` when that can't be told.
     pub async fn node_of(&self, namespace: &str, name: &str) -> Option<String> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        pods.get_opt(name).await.ok().flatten()?.spec?.node_name
+        self.parts(namespace).get_opt(name).await.ok().flatten()?.spec.node_name
     }
 
     /// The log of one agent: its records, and its own words in between. `previous`: of its container before the last restart.
@@ -147,8 +153,24 @@ impl Agents {
     }
 }
 
-fn agent(pod: Pod) -> Option<Agent> {
-    let (spec, status) = (pod.spec?, pod.status.unwrap_or_default());
+/// A pod down to what is used of it.
+type PodParts = Object<Spec, Status>;
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    node_name: Option<String>,
+    #[serde(default)]
+    containers: Vec<serde::de::IgnoredAny>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Status {
+    phase: Option<String>,
+}
+
+fn agent(pod: PodParts) -> Option<Agent> {
+    let (spec, status) = (pod.spec, pod.status.unwrap_or_default());
     let several = spec.containers.len() > 1;
     Some(Agent {
         pod: pod.metadata.name?,

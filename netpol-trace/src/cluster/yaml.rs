@@ -11,7 +11,7 @@ mod scalar;
 
 use std::fmt;
 
-pub use de::Error as DecodeError;
+pub use de::{Error as DecodeError, decode};
 
 /// Nesting deeper than any Kubernetes object; the same bound as serde_json's.
 pub const MAX_DEPTH: usize = 128;
@@ -100,15 +100,16 @@ impl fmt::Display for Path {
 
 impl Path {
     pub fn field(&self, name: &str) -> Path {
-        let mut steps = self.0.clone();
-        steps.push(Step::Field(name.to_owned()));
-        Path(steps)
+        self.clone().push(Step::Field(name.to_owned()))
     }
 
     pub fn index(&self, index: usize) -> Path {
-        let mut steps = self.0.clone();
-        steps.push(Step::Index(index));
-        Path(steps)
+        self.clone().push(Step::Index(index))
+    }
+
+    fn push(mut self, step: Step) -> Path {
+        self.0.push(step);
+        self
     }
 
     pub fn join(&self, rest: &Path) -> Path {

@@ -162,7 +162,13 @@ pub enum Hook {
 }
 
 impl Attached {
-    pub(super) fn new(layout: &Layout, symbols: Option<&Symbols>, options: &Options) -> Result<Attached, KernelError> {
+    /// `symbols` may have to be waited for.
+    pub(super) fn new<'s>(
+        layout: &Layout,
+        btf: &Btf,
+        symbols: impl FnOnce() -> Option<&'s Symbols>,
+        options: &Options,
+    ) -> Result<Attached, KernelError> {
         let filter = filter::bitmaps(&layout.reasons, options.all_drops);
         let config = ConfigPod(Config {
             arguments: layout.arguments,
@@ -205,10 +211,9 @@ impl Attached {
             .load(OBJECT)
             .map_err(load_error)?;
 
-        let btf = Btf::from_sys_fs().map_err(|e| KernelError::Object(e.to_string()))?;
         // Before the programs run: from their first drop on they know what to look at.
         let mut locations: Array<_, LocationsPod> = take(&mut ebpf, "LOCATIONS")?;
-        let (known, locations_left_out) = match symbols {
+        let (known, locations_left_out) = match symbols() {
             Some(symbols) => filter::locations(symbols, &filter::location_names(&layout.reasons, options.all_drops)),
             // Without names no place tells anything.
             None => (Locations { image: CodeRange { start: 0, end: u64::MAX }, ..Locations::default() }, 0),
@@ -222,14 +227,14 @@ impl Attached {
         let was_kept = adopted.is_some();
         let (link, hook, program) = match adopted {
             Some(adopted) => adopted,
-            None => attach_kfree_skb(&mut ebpf, &btf, options.raw_tracepoint)?,
+            None => attach_kfree_skb(&mut ebpf, btf, options.raw_tracepoint)?,
         };
         let again = Again::new(copy_of(link.program()));
         let link = match (&pins, options.keep) {
             (Some(pins), Keep::Attached) => link.keep(pins, &mut ebpf)?,
             _ => link.release()?,
         };
-        let rejects = Rejects::attach(&mut ebpf, &btf);
+        let rejects = Rejects::attach(&mut ebpf, btf);
         let counters = Counters::new(take(&mut ebpf, "PER_CPU")?, program, unrecorded(&filter, layout));
         let counters = if found { counters.since(&carry) } else { Ok(counters) };
         let counters = counters.map_err(|error| KernelError::Refused(format!("pinned counters: {error}")))?;
@@ -337,6 +342,11 @@ impl Attached {
         self.link = None;
         self.rejects = Rejects::default();
     }
+}
+
+/// The kernel's types, as aya looks for them.
+pub(super) fn types(btf: &[u8]) -> Result<Btf, KernelError> {
+    Btf::parse(btf, Default::default()).map_err(|error| KernelError::Object(error.to_string()))
 }
 
 fn attach_kfree_skb(ebpf: &mut Ebpf, btf: &Btf, raw: bool) -> Result<(Link, Hook, ProgramFd), KernelError> {

@@ -41,6 +41,9 @@ const TYPE_TAG: u32 = 18;
 const ENUM64: u32 = 19;
 const PTR: u32 = 2;
 
+const FWD: u32 = 7;
+const FUNC: u32 = 12;
+
 /// Unions and structs without a name can nest; deeper than this is damage.
 const MAX_DEPTH: u32 = 8;
 
@@ -194,6 +197,33 @@ impl<'a> Btf<'a> {
             .collect()
     }
 
+    /// The same types by number, of which only the tracepoints and functions with these names are anything. A loader that looks
+    /// for them has nothing else to read and to keep.
+    pub fn only(&self, tracepoints: &[&str], functions: &[&str]) -> Result<Vec<u8>, BtfError> {
+        let (mut types, mut strings) = (Vec::new(), vec![0]);
+        for at in &self.starts {
+            let found = self.read(*at as usize)?;
+            let name = || self.string(read_u32(self.types, *at as usize).unwrap_or_default());
+            let wanted = match found.kind {
+                FUNC => functions.iter().any(|function| function.as_bytes() == name()),
+                TYPEDEF => {
+                    name().strip_prefix(b"btf_trace_").is_some_and(|t| tracepoints.iter().any(|w| w.as_bytes() == t))
+                }
+                _ => false,
+            };
+            let words = if wanted {
+                let offset = strings.len() as u32;
+                strings.extend(name().iter().chain(&[0]));
+                [offset, found.kind << 24, found.size_or_type]
+            } else {
+                [0, FWD << 24, 0]
+            };
+            types.extend(words.map(u32::to_ne_bytes).as_flattened());
+        }
+        let header = [0x0001_eb9f, 24, 0, types.len() as u32, types.len() as u32, strings.len() as u32];
+        Ok([header.map(u32::to_ne_bytes).as_flattened(), &types, &strings].concat())
+    }
+
     /// How many arguments the tracepoint `name` has, without the kernel's own first one.
     pub fn tracepoint_arguments(&self, name: &str) -> Result<u32, BtfError> {
         let typedef = self.get(self.find(TYPEDEF, &format!("btf_trace_{name}"))?)?;
@@ -217,6 +247,7 @@ fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aya_obj::btf::BtfKind;
     use proptest::prelude::*;
 
     fn vmlinux() -> Option<Vec<u8>> {
@@ -236,6 +267,20 @@ mod tests {
         assert!(btf.offset_of("sk_buff", "dev").unwrap() < head, "dev is in a union before head");
         assert!(btf.offset_of("net_device", "nd_net.net").is_ok());
         assert!(btf.offset_of("sk_buff", "no_such_field").is_err());
+    }
+
+    /// aya finds the same numbers in what is left.
+    #[test]
+    fn what_is_left_keeps_its_number() {
+        let Some(blob) = vmlinux() else { return };
+        let whole = aya::Btf::parse(&blob, Default::default()).unwrap();
+        let left = Btf::parse(&blob).unwrap().only(&["kfree_skb"], &["icmp6_send"]).unwrap();
+        assert!(left.len() < blob.len() / 2);
+        let left = aya::Btf::parse(&left, Default::default()).unwrap();
+        for (name, kind) in [("btf_trace_kfree_skb", BtfKind::Typedef), ("icmp6_send", BtfKind::Func)] {
+            let number = |btf: &aya::Btf| btf.id_by_type_name_kind(name, kind).ok();
+            assert_eq!(number(&left), number(&whole), "{name}");
+        }
     }
 
     #[test]

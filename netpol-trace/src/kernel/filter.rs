@@ -271,7 +271,8 @@ mod tests {
             eprintln!("skipped: this kernel has no /sys/kernel/btf/vmlinux");
             return;
         };
-        let reasons = super::super::layout::Layout::from_btf(&blob).unwrap().reasons;
+        let reasons =
+            super::super::layout::Layout::from_btf(&super::super::btf::Btf::parse(&blob).unwrap()).unwrap().reasons;
         let value = |name: &str| reasons.iter().find(|(_, n)| *n == name).map(|(v, _)| v);
         let (default, all) = (bitmaps(&reasons, false), bitmaps(&reasons, true));
         if let (Some(drop), Some(socket)) = (value("NETFILTER_DROP"), value("NO_SOCKET")) {

@@ -16,12 +16,11 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub fn from_btf(blob: &[u8]) -> Result<Layout, BtfError> {
-        let btf = Btf::parse(blob)?;
+    pub fn from_btf(btf: &Btf<'_>) -> Result<Layout, BtfError> {
         Ok(Layout {
             arguments: btf.tracepoint_arguments("kfree_skb")?,
-            offsets: offsets(&btf)?,
-            reasons: Reasons::from_btf(&btf),
+            offsets: offsets(btf)?,
+            reasons: Reasons::from_btf(btf),
         })
     }
 }
@@ -148,7 +147,7 @@ mod tests {
             eprintln!("skipped: this kernel has no /sys/kernel/btf/vmlinux");
             return;
         };
-        let layout = Layout::from_btf(&blob).unwrap();
+        let layout = Layout::from_btf(&Btf::parse(&blob).unwrap()).unwrap();
         assert!((2..=4).contains(&layout.arguments), "{layout:?}");
         assert_ne!(layout.offsets.skb_dev, layout.offsets.skb_sk);
         if layout.arguments >= 3 && layout.reasons.has("NETFILTER_DROP") {

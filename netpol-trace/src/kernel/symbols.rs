@@ -13,6 +13,7 @@ pub struct Symbols {
     addresses: Vec<(u64, u32)>,
     names: String,
     image: CodeRange,
+    nft: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +37,7 @@ impl Symbols {
         let mut any = false;
         let mut line = Vec::new();
         while text.read_until(b'\n', &mut line)? > 0 {
-            any |= symbols.add(&String::from_utf8_lossy(&line));
+            any |= symbols.add(&line).is_some();
             line.clear();
         }
         if any && symbols.addresses.is_empty() {
@@ -48,24 +49,27 @@ impl Symbols {
         Ok(symbols)
     }
 
-    /// Takes a line in; whether it is code's.
-    fn add(&mut self, line: &str) -> bool {
-        let mut words = line.split_ascii_whitespace();
-        let (Some(address), Some("t" | "T" | "w" | "W"), Some(name)) = (words.next(), words.next(), words.next())
-        else {
-            return false;
-        };
-        if let Ok(address @ 1..) = u64::from_str_radix(address, 16) {
+    /// Takes a line in; `None` when it is not code's. By hand: the start waits for these 120,000 lines.
+    fn add(&mut self, line: &[u8]) -> Option<()> {
+        let mut words = line.split(|byte| byte.is_ascii_whitespace());
+        let (address, kind, name) = (words.next()?, words.next()?, words.next()?);
+        if !matches!(kind, b"t" | b"T" | b"w" | b"W") {
+            return None;
+        }
+        let digit = |value: u64, byte: &u8| Some(value << 4 | u64::from(char::from(*byte).to_digit(16)?));
+        let address = address.iter().try_fold(0, digit).filter(|_| address.len() <= 16).unwrap_or(0);
+        if address != 0 {
             // A fourth word is the module, or `[bpf]`.
-            if words.next().is_none() {
+            if words.next().is_none_or(<[u8]>::is_empty) {
                 self.image.start = self.image.start.min(address);
                 self.image.end = self.image.end.max(address);
+                self.nft |= name == b"nft_do_chain";
             }
             self.addresses.push((address, self.names.len() as u32));
-            self.names.push_str(name);
+            self.names.push_str(&String::from_utf8_lossy(name));
             self.names.push('\n');
         }
-        true
+        Some(())
     }
 
     fn name_at(&self, offset: u32) -> &str {
@@ -85,6 +89,11 @@ impl Symbols {
     /// From the kernel image's first function to its last one: what lies outside is not the image's code.
     pub fn image(&self) -> CodeRange {
         self.image
+    }
+
+    /// Whether nftables is in the kernel image; as a module it has a folder in /sys/module.
+    pub fn nft_is_built_in(&self) -> bool {
+        self.nft
     }
 
     /// The code ranges of these functions, clones included, in the order of `names`.

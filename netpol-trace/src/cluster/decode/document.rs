@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
 use super::super::model::{Object, OtherPolicy, Str};
-use super::super::yaml::{Node, Path, Step, Value};
+use super::super::yaml::{self, Node, Path, Step, Value};
 use super::meta::DEFAULT_NAMESPACE;
 use super::{Checked, Workload, quoted};
 
@@ -221,14 +221,7 @@ impl<'o, 'a> One<'o, 'a> {
 
     fn typed<T: Deserialize<'a>>(&mut self, convert: impl FnOnce(&T) -> Checked<Object>) {
         let node = self.node;
-        let mut unknown: Vec<Path> = Vec::new();
-        let mut track = serde_path_to_error::Track::new();
-        let tracked = serde_path_to_error::Deserializer::new(node, &mut track);
-        let decoded = serde_ignored::deserialize::<_, _, T>(tracked, |path| {
-            if unknown.len() < MAX_FAULTS {
-                unknown.push(ignored_path(&path));
-            }
-        });
+        let (decoded, unknown) = yaml::decode::<T>(node, MAX_FAULTS);
         for path in unknown {
             // A newer server's status is no mistake of the file's author; and a list's item may bring its own kind.
             let first = path.0.first();
@@ -241,8 +234,7 @@ impl<'o, 'a> One<'o, 'a> {
             }
         }
         match decoded {
-            Err(error) => {
-                let path = tracked_path(&track.path());
+            Err((path, error)) => {
                 let text_wanted = error.to_string().ends_with("expected text");
                 let message = match node.at(&path).map(|node| &node.value) {
                     Some(Value::Bool { raw: Some(raw), value }) if text_wanted => {
@@ -286,28 +278,5 @@ impl<'o, 'a> One<'o, 'a> {
         let unknown = (kind == FaultKind::UnknownField).then(|| self.node.at(&field)).flatten();
         let value = unknown.map(|node| node.flow(200));
         self.output.faults.push(Fault { kind, line, field, object, named, name_line, message, value, fatal });
-    }
-}
-
-fn tracked_path(path: &serde_path_to_error::Path) -> Path {
-    use serde_path_to_error::Segment;
-    let step = |segment: &Segment| match segment {
-        Segment::Seq { index } => Some(Step::Index(*index)),
-        Segment::Map { key } => Some(Step::Field(key.clone())),
-        Segment::Enum { variant } => Some(Step::Field(variant.clone())),
-        Segment::Unknown => None,
-    };
-    Path(path.iter().filter_map(step).collect())
-}
-
-fn ignored_path(path: &serde_ignored::Path<'_>) -> Path {
-    use serde_ignored::Path as Ignored;
-    match path {
-        Ignored::Root => Path::default(),
-        Ignored::Seq { parent, index } => ignored_path(parent).index(*index),
-        Ignored::Map { parent, key } => ignored_path(parent).field(key),
-        Ignored::Some { parent } | Ignored::NewtypeStruct { parent } | Ignored::NewtypeVariant { parent } => {
-            ignored_path(parent)
-        }
     }
 }

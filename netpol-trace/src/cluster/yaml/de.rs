@@ -1,12 +1,14 @@
-//! [`Node`] as a serde format, so that the API's types are read from it without a copy.
+//! [`Node`] as a serde format, so that the API's types are read from it without a copy. The reader itself knows where it is and
+//! what was left out: wrapped around it, that would be compiled for each of the API's types once more.
 
-use std::fmt;
+use std::cell::RefCell;
+use std::{fmt, slice};
 
-use serde::de::value::{MapDeserializer, SeqDeserializer};
-use serde::de::{self, IntoDeserializer, Visitor};
+use serde::de::value::StrDeserializer;
+use serde::de::{self, Deserialize, DeserializeSeed, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::{Node, Value};
+use super::{Key, Node, Path, Step, Value};
 
 /// A value of another type than the API's.
 #[derive(Debug, thiserror::Error)]
@@ -18,17 +20,17 @@ impl de::Error for Error {
         Error(message.to_string())
     }
 
-    fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         // Kubernetes' words, not Rust's.
         let found = match found {
-            de::Unexpected::Map => "a mapping".to_owned(),
-            de::Unexpected::Seq => "a list".to_owned(),
-            de::Unexpected::Unit => "nothing (null)".to_owned(),
-            de::Unexpected::Bool(value) => format!("the boolean {value}"),
-            de::Unexpected::Unsigned(value) => format!("the number {value}"),
-            de::Unexpected::Signed(value) => format!("the number {value}"),
-            de::Unexpected::Float(value) => format!("the number {value:?}"),
-            de::Unexpected::Str(value) => format!("the text {:?}", value.chars().take(80).collect::<String>()),
+            Unexpected::Map => "a mapping".to_owned(),
+            Unexpected::Seq => "a list".to_owned(),
+            Unexpected::Unit => "nothing (null)".to_owned(),
+            Unexpected::Bool(value) => format!("the boolean {value}"),
+            Unexpected::Unsigned(value) => format!("the number {value}"),
+            Unexpected::Signed(value) => format!("the number {value}"),
+            Unexpected::Float(value) => format!("the number {value:?}"),
+            Unexpected::Str(value) => format!("the text {:?}", value.chars().take(80).collect::<String>()),
             other => other.to_string(),
         };
         let expected = match expected.to_string().as_str() {
@@ -44,19 +46,83 @@ impl de::Error for Error {
     }
 }
 
-impl<'de> IntoDeserializer<'de, Error> for &'de Node {
-    type Deserializer = &'de Node;
+/// Reads a value of the API. With the first `most` fields that its type does not have, and with an error's place.
+pub fn decode<'de, T: Deserialize<'de>>(root: &'de Node, most: usize) -> (Result<T, (Path, Error)>, Vec<Path>) {
+    let noticed = RefCell::new(Noticed { most, ..Noticed::default() });
+    let decoded = T::deserialize(Reader { node: root, place: &Place::Root, noticed: &noticed });
+    let Noticed { unknown, failed, .. } = noticed.into_inner();
+    (decoded.map_err(|error| (failed.unwrap_or_default(), error)), unknown)
+}
 
-    fn into_deserializer(self) -> &'de Node {
-        self
+#[derive(Default)]
+struct Noticed {
+    most: usize,
+    unknown: Vec<Path>,
+    /// Where the first error came from.
+    failed: Option<Path>,
+}
+
+/// Where a value is, from itself up to the root.
+enum Place<'p> {
+    Root,
+    Field(&'p Place<'p>, &'p str),
+    Index(&'p Place<'p>, usize),
+}
+
+impl Place<'_> {
+    fn path(&self) -> Path {
+        match self {
+            Place::Root => Path::default(),
+            Place::Field(parent, name) => parent.path().push(Step::Field((*name).to_owned())),
+            Place::Index(parent, index) => parent.path().push(Step::Index(*index)),
+        }
+    }
+
+    /// Takes note of an error that comes from here.
+    fn failed(&self, noticed: &RefCell<Noticed>) {
+        noticed.borrow_mut().failed.get_or_insert_with(|| self.path());
     }
 }
 
-impl<'de> de::Deserializer<'de> for &'de Node {
+struct Reader<'de, 'p> {
+    node: &'de Node,
+    place: &'p Place<'p>,
+    noticed: &'p RefCell<Noticed>,
+}
+
+/// What stands where something else was expected.
+fn wrong(value: &Value, expected: &dyn de::Expected) -> Error {
+    let found = match value {
+        Value::Null => Unexpected::Unit,
+        Value::Bool { value, .. } => Unexpected::Bool(*value),
+        Value::Number { value, .. } => match (value.as_u64(), value.as_i64(), value.as_f64()) {
+            (Some(number), _, _) => Unexpected::Unsigned(number),
+            (_, Some(number), _) => Unexpected::Signed(number),
+            (_, _, number) => Unexpected::Float(number.unwrap_or(f64::NAN)),
+        },
+        Value::String(text) => Unexpected::Str(text),
+        Value::Sequence(_) => Unexpected::Seq,
+        Value::Mapping(_) => Unexpected::Map,
+    };
+    de::Error::invalid_type(found, expected)
+}
+
+impl<'de> Reader<'de, '_> {
+    fn seq<V: Visitor<'de>>(self, items: &'de [Node], visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_seq(Items { items: items.iter().enumerate(), place: self.place, noticed: self.noticed })
+    }
+
+    fn map<V: Visitor<'de>>(self, entries: &'de [(Key, Node)], visitor: V) -> Result<V::Value, Error> {
+        let entries = entries.iter();
+        visitor.visit_map(Entries { entries, entry: None, place: self.place, noticed: self.noticed })
+    }
+}
+
+impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match &self.value {
+        match &self.node.value {
             Value::Null => visitor.visit_unit(),
             Value::Bool { value, .. } => visitor.visit_bool(*value),
             Value::Number { value, .. } => match (value.as_u64(), value.as_i64(), value.as_f64()) {
@@ -65,21 +131,52 @@ impl<'de> de::Deserializer<'de> for &'de Node {
                 (_, _, number) => visitor.visit_f64(number.unwrap_or(f64::NAN)),
             },
             Value::String(text) => visitor.visit_borrowed_str(text),
-            Value::Sequence(items) => {
-                let mut access = SeqDeserializer::new(items.iter());
-                let value = visitor.visit_seq(&mut access)?;
-                access.end().map(|()| value)
-            }
-            Value::Mapping(entries) => {
-                let mut access = MapDeserializer::new(entries.iter().map(|(key, node)| (&*key.name, node)));
-                let value = visitor.visit_map(&mut access)?;
-                access.end().map(|()| value)
-            }
+            Value::Sequence(items) => self.seq(items, visitor),
+            Value::Mapping(entries) => self.map(entries, visitor),
+        }
+    }
+
+    // What most fields are says so; the rest need not be compiled for them.
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.deserialize_map(visitor)
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.node.value {
+            Value::Mapping(entries) => self.map(entries, visitor),
+            other => Err(wrong(other, &visitor)),
+        }
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.node.value {
+            Value::Sequence(items) => self.seq(items, visitor),
+            other => Err(wrong(other, &visitor)),
+        }
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.node.value {
+            Value::String(text) => visitor.visit_borrowed_str(text),
+            other => Err(wrong(other, &visitor)),
+        }
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.node.value {
+            Value::Bool { value, .. } => visitor.visit_bool(*value),
+            other => Err(wrong(other, &visitor)),
         }
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        match &self.value {
+        match &self.node.value {
             Value::Null => visitor.visit_none(),
             _ => visitor.visit_some(self),
         }
@@ -89,12 +186,59 @@ impl<'de> de::Deserializer<'de> for &'de Node {
         visitor.visit_newtype_struct(self)
     }
 
+    /// What the types of the API do with a field that they don't have.
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        let mut noticed = self.noticed.borrow_mut();
+        if noticed.unknown.len() < noticed.most {
+            noticed.unknown.push(self.place.path());
+        }
+        drop(noticed);
         visitor.visit_unit()
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple
-        tuple_struct map struct enum identifier
+        i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str bytes byte_buf unit unit_struct tuple tuple_struct enum
+        identifier
+    }
+}
+
+struct Items<'de, 'p> {
+    items: std::iter::Enumerate<slice::Iter<'de, Node>>,
+    place: &'p Place<'p>,
+    noticed: &'p RefCell<Noticed>,
+}
+
+impl<'de> de::SeqAccess<'de> for Items<'de, '_> {
+    type Error = Error;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
+        let Some((index, node)) = self.items.next() else { return Ok(None) };
+        let place = &Place::Index(self.place, index);
+        let value = seed.deserialize(Reader { node, place, noticed: self.noticed });
+        value.map(Some).inspect_err(|_| place.failed(self.noticed))
+    }
+}
+
+struct Entries<'de, 'p> {
+    entries: slice::Iter<'de, (Key, Node)>,
+    /// Whose key was read, and its value not yet.
+    entry: Option<&'de (Key, Node)>,
+    place: &'p Place<'p>,
+    noticed: &'p RefCell<Noticed>,
+}
+
+impl<'de> de::MapAccess<'de> for Entries<'de, '_> {
+    type Error = Error;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
+        self.entry = self.entries.next();
+        self.entry.map(|(key, _)| seed.deserialize(StrDeserializer::new(&key.name))).transpose()
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
+        let (key, node) = self.entry.take().ok_or_else(|| de::Error::custom("a value without its key"))?;
+        let place = &Place::Field(self.place, &key.name);
+        let value = seed.deserialize(Reader { node, place, noticed: self.noticed });
+        value.inspect_err(|_| place.failed(self.noticed))
     }
 }
