@@ -4,13 +4,13 @@
 
 use std::time::{Duration, Instant};
 
+use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, ProgramError};
-use aya::{Btf, Ebpf};
 
-use super::KernelError;
-use super::attach::{program, program_error};
+use super::attach::{program, program_error, types};
 use super::counters::Counters;
+use super::{KernelError, btf};
 
 /// How often to look.
 const EVERY: Duration = Duration::from_millis(200);
@@ -73,7 +73,8 @@ impl Again {
 
 /// Behind the program: those of a tracepoint run in the order in which they were attached.
 fn attach(ebpf: &mut Ebpf, name: &str) -> Result<FdLink, KernelError> {
-    let btf = Btf::from_sys_fs().map_err(|error| KernelError::Object(error.to_string()))?;
+    let blob = std::fs::read(super::BTF_PATH).map_err(KernelError::NoBtf)?;
+    let btf = types(&btf::Btf::parse(&blob)?.only(&super::TRACEPOINTS, &[])?)?;
     let program: &mut BtfTracePoint = program(ebpf, name)?;
     let attach = |program: &mut BtfTracePoint| -> Result<FdLink, ProgramError> {
         if program.fd().is_err() {
