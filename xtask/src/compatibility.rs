@@ -49,7 +49,10 @@ network namespaces, and the records are compared with the enforcer's own counter
 | before 5.16 | nothing: its nftables has no hook on a device's egress | |
 | before 5.17 | why a packet was freed | only what is freed in the code of enforcers is recorded: not what others drop, and not what a \
 cgroup's ingress program drops |
+| before 6.6 | what Open vSwitch drops | nothing: it looks like delivered packets. `netpol-trace doctor` and the agent's status say \
+\"no coverage\" where there is a datapath |
 | before 6.6 | nothing: it has no TCX; programs below clsact are seen | |
+| before 6.7 | nothing: it has no netkit | |
 | before 6.7, some updates of 6.1 excepted | nftables and iptables-legacy free a packet at the same place | mechanism `netfilter`, unless the agent can read the \
 rules of the packet's network namespace |
 | in lockdown, or without BPF trampolines | the answer that REJECT sends; from 6.10 on IPv4's ICMP errors are shown | action as the rules \
@@ -64,8 +67,9 @@ have it: `unknown` where one that drops and one that rejects may have matched |
   one has the action that the rules tell.
 - kube-router 2.10.0, like others, drops what conntrack finds invalid in the hook where it rejects the rest. Where the answer of
   REJECT is not shown, the rules alone can't tell which of the two it was: `unknown`.
-- Not tested: associations of SCTP (its packets are, as INIT chunks that a rule drops: `tests/lab/packets.rs`), and Open vSwitch,
-  for which there is no row. Its drops have reasons of their own from 6.6 on; `netpol-trace doctor` says what is not seen before.
+- What a netkit device's program drops has no reason of its own: its place says it. A pod's packets meet that program before the tc
+  hook, which sees only what it lets pass on to the node's end.
+- Open vSwitch is its datapath alone: flows made by `ovs-dpctl`, no daemon. A flow that sends a packet nowhere drops it.
 ";
 
 pub fn run(args: &Args) -> Result<ExitCode> {
