@@ -76,7 +76,7 @@ impl Row {
             Ok(pair) => Row::on(name, pair).map(Some),
             Err(error) => {
                 // Newer kernels are built with it or not.
-                skipped(name, &format!("no netkit here: {error:#}").replace('\n', "; "));
+                skipped(name, &format!("no netkit here: {}", error.root_cause()).replace('\n', "; "));
                 Ok(None)
             }
         }

@@ -18,7 +18,9 @@ fn switch(row: &Row) -> Result<Option<Switch<'_>>> {
     let switch = match Switch::new(row.pair.lab.node()) {
         Ok(switch) => switch,
         Err(error) => {
-            row.cannot(format!("no Open vSwitch here: {error:#}").replace('\n', "; "));
+            // Its last line is ovs-dpctl's own word.
+            let why = error.root_cause().to_string();
+            row.cannot(format!("no Open vSwitch here: {}", why.lines().last().unwrap_or_default()));
             return Ok(None);
         }
     };
