@@ -165,8 +165,7 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     let intake = Arc::new(Intake::default());
     let stop = Arc::new(AtomicBool::new(false));
     let (to_worker, from_reader) = sync_channel(QUEUE);
-    let inventory = Watcher::start(kernel::programs::tcx);
-    hooks.push(worker::inventory_state(&inventory.latest()));
+    let inventory = Watcher::start(kernel::programs::linked);
     let mut pipeline = Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output)
         .with_inventory(inventory)
         .with_config(file.changes());

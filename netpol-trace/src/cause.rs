@@ -93,6 +93,8 @@ pub fn action(cause: Cause, about: &Circumstances<'_>) -> Action {
         Mechanism::Tc | Mechanism::Xdp | Mechanism::Cgroup => return Action::Drop,
         // The queue's listener can only drop. A packet that it accepts and that a later legacy rule ends is freed there too.
         Mechanism::Nfqueue if about.inventory.is_none() && !about.rejected => return Action::Drop,
+        // What a flow rejects goes to the switch's daemon, which answers: only what it drops is freed.
+        Mechanism::Ovs if about.site.candidate == Candidate::Policy => return Action::Drop,
         Mechanism::Ovs | Mechanism::Unknown => return Action::Unknown,
         Mechanism::Nfqueue | Mechanism::Nftables | Mechanism::IptablesLegacy | Mechanism::Netfilter => {}
     }
@@ -196,9 +198,11 @@ fn pod_local(flow: &Flow<'_>, site: Site) -> bool {
 pub fn with_verdict(verdict: &mut Verdict, about: &Circumstances<'_>) -> Cause {
     let site = about.site;
     let certain = site.candidate == Candidate::Policy;
+    // A flow of Open vSwitch is the CNI's: no chain of netfilter's, whosever it is, has a part in it.
+    let ovs = site.mechanism == Mechanism::Ovs;
     let cni = about.inventory.zip(about.device).and_then(|(inventory, device)| inventory.cni_on(device)).is_some();
     let blame = match about.inventory {
-        Some(inventory) if certain => inventory.blame(site.mechanism, site.hook, about.family),
+        Some(inventory) if certain && !ovs => inventory.blame(site.mechanism, site.hook, about.family),
         _ if site.mechanism == Mechanism::Tc && cni => Blame::Policy,
         _ => Blame::Nobody,
     };
@@ -207,7 +211,7 @@ pub fn with_verdict(verdict: &mut Verdict, about: &Circumstances<'_>) -> Cause {
         (_, Blame::Other) => Cause::HostFirewall,
         // No policy speaks of a pod and its own node: unless an enforcer's chain did it, it was the node's own firewall.
         (VerdictResult::Allowed, Blame::Nobody)
-            if about.own_node && certain && site.mechanism != Mechanism::Nfqueue =>
+            if about.own_node && certain && site.mechanism != Mechanism::Nfqueue && !ovs =>
         {
             Cause::HostFirewall
         }

@@ -86,15 +86,16 @@ pub enum Blame {
 }
 
 impl Inventory {
-    /// Looks at the network namespace of the calling thread. `tcx` names the TCX programs of a device.
-    pub fn read(tcx: impl Fn(&str) -> Vec<String>) -> Inventory {
+    /// Looks at the network namespace of the calling thread. `linked` names the programs of a device that netlink
+    /// does not tell.
+    pub fn read(linked: impl Fn(&str) -> Vec<String>) -> Inventory {
         let mut builder = Builder::default();
         let nft = if nft_loaded() { Known::of(read_nft(&mut builder)) } else { Known::Absent };
         let legacy = Known::of(legacy::read(&mut builder));
         if [&nft, &legacy].iter().any(|known| !known.is_known()) {
             builder.incomplete();
         }
-        let (devices_known, devices) = match devices::read(tcx) {
+        let (devices_known, devices) = match devices::read(linked) {
             Ok(devices) => (Known::Yes, devices),
             Err(error) => (Known::No(error.to_string()), Vec::new()),
         };

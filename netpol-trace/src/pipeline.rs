@@ -22,7 +22,7 @@ use crate::cluster::{Cluster, Index};
 use crate::config::{Ends, live};
 use crate::enrich::{self, Flow};
 use crate::flows::{self, Flows, Origin};
-use crate::inventory::Watcher;
+use crate::inventory::{Inventory, Watcher};
 use crate::kernel::RawDrop;
 use crate::kernel::clock::Clock;
 use crate::kernel::tc::View;
@@ -122,6 +122,11 @@ impl Pipeline {
     pub fn with_inventory(mut self, inventory: Watcher) -> Pipeline {
         self.inventory = Some(inventory);
         self
+    }
+
+    /// What can drop here, as it was read last.
+    pub fn inventory(&self) -> Option<Arc<Inventory>> {
+        self.inventory.as_ref().map(Watcher::latest)
     }
 
     /// Follows the config file.

@@ -4,8 +4,11 @@
 
 mod bridges;
 mod iptables;
+mod netkit;
 mod nftables;
 mod others;
 mod programs;
 pub mod queues;
+mod sctp;
 pub mod services;
+mod switch;

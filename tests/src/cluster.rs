@@ -12,7 +12,7 @@ pub mod probe;
 pub mod programs;
 pub mod relay;
 #[path = "../../netpol-trace/build/toolchain.rs"]
-mod toolchain;
+pub(crate) mod toolchain;
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

@@ -18,6 +18,7 @@ pub mod demo;
 pub mod iptables;
 pub mod netns;
 pub mod nft;
+pub mod ovs;
 pub mod packet;
 pub mod pair;
 pub mod program;

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::agent::{Agent, Run};
 use crate::nft;
 use crate::record::{Record, drops};
-use crate::topology::{Host, Lab};
+use crate::topology::{Host, Lab, Wire};
 
 pub const NODE: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
 pub const NODE6: Ipv6Addr = Ipv6Addr::new(0xfc00, 0xf853, 0xccd, 0xe793, 0, 0, 0, 2);
@@ -54,9 +54,14 @@ pub struct Pair {
 impl Pair {
     /// Both pods up, and `ruleset` in force.
     pub fn start(ruleset: &str) -> Result<Pair> {
+        Pair::start_on(Wire::Veth, ruleset)
+    }
+
+    /// The same with another kind of devices.
+    pub fn start_on(wire: Wire, ruleset: &str) -> Result<Pair> {
         let mut lab = Lab::new("node-a", NODE, NODE6)?;
-        lab.attach("client", CLIENT, CLIENT6)?;
-        lab.attach("server", SERVER, SERVER6)?;
+        lab.attach_by(wire, "client", CLIENT, CLIENT6)?;
+        lab.attach_by(wire, "server", SERVER, SERVER6)?;
         // Even nothing to load would load nf_tables.
         if !ruleset.is_empty() {
             lab.enforce(ruleset)?;

@@ -31,6 +31,8 @@ const LINK_CREATE: u32 = 28;
 const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
 const XDP: u32 = 37;
+const NETKIT_PRIMARY: u32 = 54;
+const NETKIT_PEER: u32 = 55;
 
 /// How an XDP program is attached.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +79,11 @@ impl Program {
     /// Attaches by TCX in the network namespace of the calling thread; until the link is dropped.
     pub fn attach_tcx(&self, ifindex: u32, ingress: bool) -> Result<OwnedFd> {
         self.link(ifindex, if ingress { TCX_INGRESS } else { TCX_EGRESS }, 0)
+    }
+
+    /// Attaches to what leaves one end of a netkit pair, given by the host's end.
+    pub fn attach_netkit(&self, ifindex: u32, from_pod: bool) -> Result<OwnedFd> {
+        self.link(ifindex, if from_pod { NETKIT_PEER } else { NETKIT_PRIMARY }, 0)
     }
 
     pub fn attach_xdp(&self, ifindex: u32, mode: XdpMode) -> Result<OwnedFd> {

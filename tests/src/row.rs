@@ -15,8 +15,9 @@ use serde_json::json;
 use crate::agent::{self, Agent, Run};
 use crate::pair::{CLIENT, CLIENT6, NODE, NODE6, Pair, SERVER, SERVER6};
 use crate::record::{Record, drops, packets};
-use crate::skip;
+use crate::topology::Wire;
 use crate::traffic::{self, TcpOptions};
+use crate::{skip, skipped};
 
 /// The port that rows send UDP to, where nothing else matters.
 pub const PORT: u16 = 9;
@@ -59,12 +60,35 @@ impl Row {
         if skip(name) {
             return Ok(None);
         }
-        Ok(Some(Row { name, pair: Pair::start("")?, agent: None, sent: Vec::new() }))
+        Row::on(name, Pair::start("")?).map(Some)
+    }
+
+    /// The same with netkit devices.
+    pub fn with_netkit(name: &'static str) -> Result<Option<Row>> {
+        if skip(name) {
+            return Ok(None);
+        }
+        if !since(6, 7) {
+            skipped(name, "before Linux 6.7 there is no netkit");
+            return Ok(None);
+        }
+        match Pair::start_on(Wire::Netkit, "") {
+            Ok(pair) => Row::on(name, pair).map(Some),
+            Err(error) => {
+                // Newer kernels are built with it or not.
+                skipped(name, &format!("no netkit here: {}", error.root_cause()).replace('\n', "; "));
+                Ok(None)
+            }
+        }
+    }
+
+    fn on(name: &'static str, pair: Pair) -> Result<Row> {
+        Ok(Row { name, pair, agent: None, sent: Vec::new() })
     }
 
     /// Tells why this kernel can't do the row.
     pub fn cannot(&self, why: impl std::fmt::Display) {
-        let _ = writeln!(std::io::stderr(), "{}: skipped: {why}", self.name);
+        skipped(self.name, &why.to_string());
     }
 
     /// Starts the agent in the node's network namespace. The rules must be in place.
@@ -87,6 +111,20 @@ impl Row {
         Ok(())
     }
 
+    /// What `doctor` finds in the node's network namespace, of one check.
+    pub fn doctor(&self, check: &str) -> Result<Vec<serde_json::Value>> {
+        let mut command = Command::new(agent::binary()?);
+        let output = self.pair.lab.node().run(|| command.args(["doctor", "--output", "json"]).output())?;
+        let findings: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("doctor: {}", String::from_utf8_lossy(&output.stderr)))?;
+        Ok(findings.into_iter().filter(|finding| finding["check"] == check).collect())
+    }
+
+    /// The detail of a hook in the agent's first status.
+    pub fn told_of(&self, name: &str) -> Result<String> {
+        Ok(self.hook(name)?["detail"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// Starts the agent in another network namespace, from which it can't read the node's rules.
     pub fn watch_elsewhere(&mut self) -> Result<()> {
         self.agent = Some(self.pair.watch()?);
@@ -105,10 +143,14 @@ impl Row {
 
     /// The state of the hook `reject`, as the agent tells it.
     fn reject_hook(&self) -> Result<String> {
+        Ok(self.hook("reject")?["state"].as_str().context("no state of the hook `reject`")?.to_owned())
+    }
+
+    fn hook(&self, name: &str) -> Result<serde_json::Value> {
         let agent = self.agent.as_ref().context("the agent is not started")?;
         let records = agent.records();
-        let hook = records.iter().flat_map(|record| record.list("/hooks")).find(|hook| hook["name"] == "reject");
-        Ok(hook.and_then(|hook| hook["state"].as_str()).context("no state of the hook `reject`")?.to_owned())
+        let mut hooks = records.iter().flat_map(|record| record.list("/hooks"));
+        hooks.find(|hook| hook["name"] == name).cloned().with_context(|| format!("no hook {name}"))
     }
 
     /// UDP from the client to the server's port, of each family.

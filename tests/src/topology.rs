@@ -1,4 +1,4 @@
-//! A node and its hosts: `pod -- veth -- node -- veth -- server outside`, all routed, IPv4 and IPv6.
+//! A node and its hosts: `pod -- veth -- node -- veth -- server outside`, all routed, IPv4 and IPv6; or with netkit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,8 +27,16 @@ pub struct Host {
     pub netns: Netns,
     pub ipv4: Ipv4Addr,
     pub ipv6: Ipv6Addr,
-    /// The node's end of its veth pair.
+    /// The node's end of its pair of devices.
     pub device: String,
+}
+
+/// What connects a host with the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    Veth,
+    /// From Linux 6.7.
+    Netkit,
 }
 
 impl Host {
@@ -51,17 +59,27 @@ impl Lab {
 
     /// Adds a host behind a veth pair of its own.
     pub fn attach(&mut self, name: &str, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<&Host> {
+        self.attach_by(Wire::Veth, name, ipv4, ipv6)
+    }
+
+    /// Adds a host behind a pair of devices of its own.
+    pub fn attach_by(&mut self, wire: Wire, name: &str, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<&Host> {
         let netns = Netns::new(name)?;
         quiet(&netns)?;
-        let device = format!("veth{}", self.hosts.len());
+        let number = self.hosts.len();
+        let path = netns.path();
+        let (device, make) = match wire {
+            Wire::Veth => (format!("veth{number}"), format!("type veth peer name eth0 netns {path}")),
+            // Older versions of `ip` know nothing of netkit, so the other end gets a name of the kernel's choice.
+            Wire::Netkit => (format!("netkit{number}"), format!("type netkit\nlink set nk0 netns {path} name eth0")),
+        };
         self.node.ip(&format!(
-            "link add {device} type veth peer name eth0 netns {path}\n\
+            "link add {device} {make}\n\
              addr add {GATEWAY}/32 dev {device}\n\
              addr add {GATEWAY6}/64 dev {device} nodad\n\
              link set {device} up\n\
              route add {ipv4}/32 dev {device}\n\
-             route add {ipv6}/128 dev {device}\n",
-            path = netns.path(),
+             route add {ipv6}/128 dev {device}\n"
         ))?;
         netns.ip(&format!(
             "link set lo up\n\

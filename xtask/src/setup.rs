@@ -5,6 +5,7 @@ mod consumers;
 mod ebpf;
 mod packages;
 pub mod peers;
+pub mod switch;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -93,6 +94,10 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         && let Err(error) = ebpf::ensure()
     {
         errors.push(format!("{error:#}"));
+    }
+    if needs.contains(&Need::Vm) {
+        // Its rows say that they skip without.
+        switch::folder();
     }
     if needs.contains(&Need::Lint)
         && let Err(error) = ebpf::ensure_cargo_deny()

@@ -78,6 +78,11 @@ pub fn command<S: AsRef<str>>(
     let agent = machine::release_agent();
     command.arg("-f").arg(&agent).arg("-f").arg(machine::root().join("tests/demo"));
     command.arg("-e").arg(format!("NETPOL_TRACE_BIN={}", agent.display()));
+    if let Some(switch) = setup::switch::folder() {
+        let libraries = switch.join("usr/lib/x86_64-linux-gnu");
+        command.arg("-f").arg(switch.join("usr/bin/ovs-dpctl")).arg("-f").arg(libraries);
+        command.arg("-e").arg(format!("NETPOL_TRACE_OVS={}", switch.display()));
+    }
     // And with its one processor, one test at a time.
     command
         .args(["-t", VM_LIMIT_SECONDS, kernel, "--"])

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use netpol_trace_common::tc::FlowCounters;
 
 use super::previous::Previous;
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, coverage};
 use crate::kernel::RawDrop;
 use crate::kernel::attach::{Attached, Hook};
 use crate::kernel::carry::Carry;
@@ -355,6 +355,7 @@ impl Worker<'_> {
         let pipeline = &self.pipeline;
         let (kept, crowded_out) = pipeline.cluster().read().history();
         let mut hooks = self.setup.hooks.clone();
+        hooks.extend(pipeline.inventory().map(|inventory| inventory_state(&inventory)));
         hooks.extend(pipeline.flows.iter().map(|flows| tc_state(&flows.kernel().interfaces)));
         Status {
             phase,
@@ -426,12 +427,15 @@ pub fn drop_state(attached: &Attached, symbols: Option<&SymbolsError>) -> HookSt
     HookState { name: "kfree_skb".into(), state: state.into(), detail }
 }
 
-/// What of the rulesets can be read, as a status tells it.
-pub fn inventory_state(inventory: &Inventory) -> HookState {
+/// What of the rulesets can be read, and what drops unseen, as a status tells it.
+fn inventory_state(inventory: &Inventory) -> HookState {
     let unknown = inventory.unknown();
     let state = if unknown.is_empty() { "read" } else { "partly_read" };
-    let detail = (!unknown.is_empty()).then(|| {
-        format!("{}: whose rule it was, and whether it drops or rejects, stays unknown there", unknown.join(", "))
-    });
+    let mut limits = coverage::uncovered(inventory, crate::kernel::release());
+    if !unknown.is_empty() {
+        let unknown = unknown.join(", ");
+        limits.push(format!("{unknown}: whose rule it was, and whether it drops or rejects, stays unknown there"));
+    }
+    let detail = (!limits.is_empty()).then(|| limits.join("; "));
     HookState { name: "rulesets".into(), state: state.into(), detail }
 }

@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         result: probe.result,
         costs: probe.costs.map(str::to_owned),
     });
-    let mut findings = judge(&gather(hooks.collect()), &Inventory::read(programs::tcx));
+    let mut findings = judge(&gather(hooks.collect()), &Inventory::read(programs::linked));
     findings.extend(doctor::api(review(&args.cluster.access())));
     let printed = match args.output {
         Output::Text => text(&findings),

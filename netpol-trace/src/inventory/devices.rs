@@ -15,7 +15,7 @@ pub struct Device {
     pub kind: String,
     pub xdp: Option<Xdp>,
     pub clsact: bool,
-    /// Names of tc programs, below clsact and in TCX.
+    /// Names of tc programs: below clsact, in TCX, and in netkit, for both of its ends.
     pub programs: Vec<String>,
 }
 
@@ -35,12 +35,12 @@ impl Device {
     }
 }
 
-/// Every device of this network namespace. `tcx` names the TCX programs of a device.
-pub fn read(tcx: impl Fn(&str) -> Vec<String>) -> io::Result<Vec<Device>> {
+/// Every device of this network namespace. `linked` names the programs of a device that netlink does not tell.
+pub fn read(linked: impl Fn(&str) -> Vec<String>) -> io::Result<Vec<Device>> {
     let clsact = route::clsact()?;
     let device = |Link { index, name, kind, xdp, .. }: Link| {
         let clsact = clsact.contains(&index);
-        let mut programs = tcx(&name);
+        let mut programs = linked(&name);
         if clsact {
             let filters =
                 [INGRESS, EGRESS].into_iter().flat_map(|parent| route::filters(index, parent).unwrap_or_default());

@@ -42,17 +42,17 @@ struct Shared {
 }
 
 impl Watcher {
-    /// Reads once, then follows. `tcx` names the TCX programs of a device.
-    pub fn start(tcx: impl Fn(&str) -> Vec<String> + Send + 'static) -> Watcher {
+    /// Reads once, then follows. `linked` names the programs of a device that netlink does not tell.
+    pub fn start(linked: impl Fn(&str) -> Vec<String> + Send + 'static) -> Watcher {
         // Listen first: what changes while the rulesets are read must not go unnoticed.
         let listeners = Listeners::open();
         let started = Instant::now();
-        let current = RwLock::new(Arc::new(Inventory::read(&tcx)));
+        let current = RwLock::new(Arc::new(Inventory::read(&linked)));
         let took = started.elapsed();
         let shared = Arc::new(Shared { current, outdated: AtomicBool::new(false), stop: AtomicBool::new(false) });
         let thread = std::thread::Builder::new().name("inventory".into()).spawn({
             let shared = shared.clone();
-            move || follow(&shared, listeners, took, tcx)
+            move || follow(&shared, listeners, took, linked)
         });
         let thread = thread.inspect_err(|error| tracing::warn!(%error, "the rulesets are read only once")).ok();
         Watcher { shared, thread }
@@ -109,7 +109,7 @@ impl Listeners {
     }
 }
 
-fn follow(shared: &Shared, mut listeners: Listeners, mut took: Duration, tcx: impl Fn(&str) -> Vec<String>) {
+fn follow(shared: &Shared, mut listeners: Listeners, mut took: Duration, linked: impl Fn(&str) -> Vec<String>) {
     let mut read_at = Instant::now();
     // The first change that is not read yet.
     let mut changed: Option<Instant> = None;
@@ -131,7 +131,7 @@ fn follow(shared: &Shared, mut listeners: Listeners, mut took: Duration, tcx: im
         let rested = now.duration_since(read_at) >= took * SHARE;
         let settled = changed.is_some_and(|at| now.duration_since(at) >= SETTLE);
         if rested && (settled || now.duration_since(read_at) >= POLL) {
-            let fresh = Arc::new(Inventory::read(&tcx));
+            let fresh = Arc::new(Inventory::read(&linked));
             *shared.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
             read_at = Instant::now();
             took = read_at.duration_since(now);

@@ -6,8 +6,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
 const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+const BPF_NETKIT_PRIMARY: u32 = 54;
+const BPF_NETKIT_PEER: u32 = 55;
 
 /// SAFETY: `attr` is a member of union bpf_attr that fits `command`, and what it points to is as long as it says.
 unsafe fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
@@ -92,6 +97,79 @@ pub fn get<V: Copy + Default>(map: BorrowedFd<'_>, at: u32) -> io::Result<V> {
     let mut attr = Element { map: map.as_raw_fd() as u32, pad: 0, key, value, flags: 0 };
     // SAFETY: as above; the kernel fills `found`.
     unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) }.map(|_| found)
+}
+
+/// Names of the programs on both ends of a netkit pair (from 6.7), given the host's end.
+///
+/// # Errors
+/// It is no netkit device, or the pod's end; the kernel has none; permission is missing.
+pub fn netkit_programs(index: u32) -> io::Result<Vec<String>> {
+    /// More than one device ever has.
+    const MOST: usize = 64;
+    #[repr(C)]
+    struct Query {
+        index: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        programs: u64,
+        count: u32,
+        pad: u32,
+        program_flags: u64,
+        links: u64,
+        link_flags: u64,
+        revision: u64,
+    }
+    let mut names = Vec::new();
+    for attach_type in [BPF_NETKIT_PRIMARY, BPF_NETKIT_PEER] {
+        let mut ids = [0u32; MOST];
+        let mut query = Query {
+            index,
+            attach_type,
+            query_flags: 0,
+            attach_flags: 0,
+            programs: ids.as_mut_ptr() as u64,
+            count: MOST as u32,
+            pad: 0,
+            program_flags: 0,
+            links: 0,
+            link_flags: 0,
+            revision: 0,
+        };
+        // SAFETY: the query member; `ids` has room for `count`.
+        unsafe { bpf(BPF_PROG_QUERY, &mut query) }?;
+        // One that has gone since has no name.
+        names.extend(ids.iter().take(query.count as usize).filter_map(|id| program_name(*id).ok()));
+    }
+    Ok(names)
+}
+
+fn program_name(id: u32) -> io::Result<String> {
+    /// Where `struct bpf_prog_info` has the name, and as much of it as holds that.
+    const NAME: std::ops::Range<usize> = 64..80;
+    #[repr(C)]
+    struct Id {
+        id: u32,
+        next: u32,
+        flags: u32,
+    }
+    #[repr(C)]
+    struct Info {
+        program: u32,
+        length: u32,
+        info: u64,
+    }
+    // SAFETY: the member for ids, without pointers.
+    let fd = unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut Id { id, next: 0, flags: 0 }) }?;
+    // SAFETY: a descriptor that was just made and that nobody else knows.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let mut info = [0u64; NAME.end / 8];
+    let mut attr = Info { program: fd.as_raw_fd() as u32, length: NAME.end as u32, info: info.as_mut_ptr() as u64 };
+    // SAFETY: the info member; the kernel writes at most `length` octets.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    let octets: Vec<u8> = info.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let name = octets[NAME].split(|octet| *octet == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(name).into_owned())
 }
 
 /// Waits until every program that is running now has ended.

@@ -13,7 +13,12 @@ use crate::record::{Hook, Mechanism};
 /// filter share SOCKET_FILTER.
 const POLICY_REASONS: [&str; 5] = ["NETFILTER_DROP", "TC_INGRESS", "TC_EGRESS", "BPF_CGROUP_EGRESS", "SOCKET_FILTER"];
 /// Functions whose unspecific drops a policy may have made, on every kernel.
-const POLICY_LOCATIONS: [&str; 5] = ["nfqnl_reinject", "nf_reinject", "nf_queue", "veth_xdp_rcv_skb", "do_xdp_generic"];
+const POLICY_LOCATIONS: [&str; 6] =
+    ["nfqnl_reinject", "nf_reinject", "nf_queue", "veth_xdp_rcv_skb", "do_xdp_generic", NETKIT];
+/// Where a netkit device (from 6.7) runs its programs, between its two ends, and frees what they drop. No reason says so.
+const NETKIT: &str = "netkit_xmit";
+/// Open vSwitch's reasons of packets that its flows drop. Its others are errors and limits.
+const OVS_POLICY_REASONS: [&str; 2] = ["OVS_DROP_LAST_ACTION", "OVS_DROP_EXPLICIT"];
 /// The same on kernels that give netfilter's drops no reason (to 5.17), where the compiler also put XDP's into their callers.
 const POLICY_LOCATIONS_BEFORE_REASONS: [&str; 9] = [
     "nf_hook_slow",
@@ -146,7 +151,9 @@ pub fn classify(place: &Place<'_>) -> Site {
         | ("", "netif_receive_generic_xdp" | "veth_xdp_rcv" | "veth_poll") => (Mechanism::Xdp, Candidate::Maybe),
         // The cgroup's egress program is the last that can end a packet there.
         ("", "ip_finish_output" | "ip6_finish_output") => (Mechanism::Cgroup, Candidate::Maybe),
-        (reason, _) if reason.starts_with("OVS_DROP") => (Mechanism::Ovs, Candidate::Policy),
+        (_, NETKIT) => (Mechanism::Tc, Candidate::Maybe),
+        (reason, _) if OVS_POLICY_REASONS.contains(&reason) => (Mechanism::Ovs, Candidate::Policy),
+        (reason, _) if reason.starts_with("OVS_DROP") => (Mechanism::Ovs, Candidate::No),
         (_, location) if NOISE_LOCATIONS.contains(&location) => (Mechanism::Unknown, Candidate::Noise),
         // The same answered ping, freed by its caller (6.1).
         ("NO_SOCKET", "icmp_rcv" | "icmpv6_rcv") => (Mechanism::Unknown, Candidate::Noise),
@@ -158,7 +165,8 @@ pub fn classify(place: &Place<'_>) -> Site {
 /// The hook, from the route that the packet has got by then. `None` where two hooks look the same.
 fn hook(place: &Place<'_>, mechanism: Mechanism, reason: &str, location: &str) -> Option<Hook> {
     match (mechanism, reason, location) {
-        (_, "TC_INGRESS", _) | (Mechanism::Xdp, ..) | (Mechanism::Tc, _, "__netif_receive_skb_core") => {
+        // A netkit device has already given the packet to the receiving end when its programs run.
+        (_, "TC_INGRESS", _) | (Mechanism::Xdp, ..) | (Mechanism::Tc, _, "__netif_receive_skb_core" | NETKIT) => {
             return Some(Hook::Ingress);
         }
         (_, "TC_EGRESS", _) | (Mechanism::Tc, ..) => return Some(Hook::Egress),
@@ -236,6 +244,9 @@ mod tests {
         let dying = Place { kernel_thread: true, ..place("NOT_SPECIFIED", "nfqnl_reinject", "ip_forward") };
         assert_eq!(classify(&dying).candidate, Candidate::Outage, "the listener is gone");
         check("TC_INGRESS", "__netif_receive_skb_core", Mechanism::Tc, Candidate::Maybe);
+        check("NOT_SPECIFIED", "netkit_xmit", Mechanism::Tc, Candidate::Maybe);
+        check("OVS_DROP_LAST_ACTION", "do_execute_actions", Mechanism::Ovs, Candidate::Policy);
+        check("OVS_DROP_METER", "do_execute_actions", Mechanism::Ovs, Candidate::No);
         check("NO_SOCKET", "tcp_v4_rcv", Mechanism::Unknown, Candidate::No);
         check("NO_SOCKET", "icmp_rcv", Mechanism::Unknown, Candidate::Noise);
         check("", "ip_finish_output", Mechanism::Cgroup, Candidate::Maybe);
@@ -263,6 +274,7 @@ mod tests {
         assert_eq!(hook(Place { has_socket: true, ..early }), Some(Hook::Ingress));
         assert_eq!(hook(Place { has_socket: true, iif: 4, ..early }), Some(Hook::Bridge));
         assert_eq!(hook(place("TC_EGRESS", "__dev_queue_xmit", "ip_forward")), Some(Hook::Egress));
+        assert_eq!(hook(place("NOT_SPECIFIED", "netkit_xmit", "")), Some(Hook::Ingress));
     }
 
     #[test]

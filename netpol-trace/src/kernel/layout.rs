@@ -82,6 +82,21 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
     })
 }
 
+/// Open vSwitch's reasons (`OVS_DROP_…`), from 1 on.
+const OVS_REASONS: [&str; 11] = [
+    "LAST_ACTION",
+    "ACTION_ERROR",
+    "EXPLICIT",
+    "EXPLICIT_WITH_ERROR",
+    "METER",
+    "RECURSION_LIMIT",
+    "DEFERRED_LIMIT",
+    "FRAG_L2_TOO_LONG",
+    "FRAG_INVALID_PROTO",
+    "CONNTRACK",
+    "IP_TTL",
+];
+
 /// Drop reasons by value. Values differ between kernels, names hardly do.
 #[derive(Debug, Default)]
 pub struct Reasons {
@@ -107,12 +122,11 @@ impl Reasons {
             .into_iter()
             .find_map(|(name, value)| name.ends_with("_OPENVSWITCH").then_some(value))
             .unwrap_or(0);
-        // OVS' own reasons live in its module's BTF; the two that matter keep their place since 6.6.
+        // OVS' own reasons live in its module's BTF, which need not be loaded; they keep their places since 6.6.
         let mut reasons = Reasons { names, ovs_subsystem };
         if ovs_subsystem != 0 {
-            for (number, name) in [(1, "OVS_DROP_LAST_ACTION"), (2, "OVS_DROP_ACTION_ERROR"), (3, "OVS_DROP_EXPLICIT")]
-            {
-                reasons.names.insert(ovs_subsystem << 16 | number, name.to_owned());
+            for (number, name) in (1..).zip(OVS_REASONS) {
+                reasons.names.insert(ovs_subsystem << 16 | number, format!("OVS_DROP_{name}"));
             }
         }
         reasons

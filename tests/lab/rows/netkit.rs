@@ -1,0 +1,68 @@
+//! Programs on netkit devices (from Linux 6.7). They run on a packet's way from one end of the pair to the other, and what they
+//! drop has no reason: the place says it.
+
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result, ensure};
+use netpol_trace_tests::pair::{CLIENT, SERVER};
+use netpol_trace_tests::program::{Kind, Program};
+use netpol_trace_tests::row::{Expect, PORT, Row, policy};
+use netpol_trace_tests::traffic;
+
+/// It reads as a drop at the ingress of the end that was to receive the packet.
+const EXPECT: Expect = Expect { reason: "NOT_SPECIFIED", ..policy("tc", "ingress", "drop") };
+
+/// Drops UDP to [`PORT`]: what the client sends, or what the server is sent.
+fn attach(row: &Row, from_pod: bool) -> Result<(Program, OwnedFd)> {
+    let program = Program::load(Kind::Tc, PORT)?;
+    let device = if from_pod { &row.pair.client()?.device } else { &row.pair.server()?.device };
+    let link = row.pair.lab.node().run(|| {
+        let index = nix::net::if_::if_nametoindex(device.as_str()).context("the device's index")?;
+        program.attach_netkit(index, from_pod)
+    })?;
+    Ok((program, link))
+}
+
+fn dropped(name: &'static str, from_pod: bool) -> Result<()> {
+    let Some(mut row) = Row::with_netkit(name)? else { return Ok(()) };
+    let (program, _link) = attach(&row, from_pod)?;
+    row.watch()?;
+    row.to_server()?;
+    let counted = program.counted()?;
+    ensure!(counted > 0, "the program dropped nothing");
+    // Doctor knows both that there is a program and how little the kernel says of its drops.
+    let findings = row.doctor("coverage")?;
+    let found = |text: &str| findings.iter().find(|f| f["found"].as_str().is_some_and(|found| found.contains(text)));
+    ensure!(found("netkit devices: 2").is_some_and(|finding| finding["status"] == "warn"), "{findings:?}");
+    let device = if from_pod { "netkit0" } else { "netkit1" };
+    // The agent's own tc hook is there too.
+    ensure!(found(&format!("{device} (lab_drop")).is_some(), "{findings:?}");
+    row.check(EXPECT, counted).map(drop)
+}
+
+#[test]
+fn netkit_from_a_pod() -> Result<()> {
+    dropped("rows::netkit::netkit_from_a_pod", true)
+}
+
+#[test]
+fn netkit_to_a_pod() -> Result<()> {
+    dropped("rows::netkit::netkit_to_a_pod", false)
+}
+
+/// The tc hook is on the node's end: of what a pod sends it sees what the netkit program has let pass, and nothing else.
+#[test]
+fn netkit_beside_the_tc_hook() -> Result<()> {
+    let Some(mut row) = Row::with_netkit("rows::netkit::netkit_beside_the_tc_hook")? else { return Ok(()) };
+    let (program, _link) = attach(&row, true)?;
+    row.watch_with(&["--all-drops", "--hooks", "kfree_skb,tc"])?;
+    ensure!(row.told_of("tc")?.starts_with("2 pod interfaces"), "{}", row.told_of("tc")?);
+    traffic::udp(&row.pair.client()?.netns, CLIENT.into(), [(SERVER, 10).into()], 32)?;
+    row.to_server()?;
+    let counted = program.counted()?;
+    let (_, run) = row.finish(EXPECT, counted)?;
+    let stopped = run.stopped()?;
+    // The one datagram to the other port, at the client's interface and at the server's.
+    ensure!(stopped.number("/connections/opened") == Some(2), "{stopped}");
+    Ok(())
+}

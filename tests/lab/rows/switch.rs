@@ -1,0 +1,106 @@
+//! Open vSwitch: pods on a datapath whose flows drop. Its drops have reasons from Linux 6.6 on; before, they look like
+//! delivered packets, and that is said.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use netpol_trace_tests::ovs::{DROP, Switch};
+use netpol_trace_tests::pair::{CLIENT, CLIENT6, SERVER, SERVER6};
+use netpol_trace_tests::row::{Expect, PORT, Row, policy, since};
+use netpol_trace_tests::{iptables, traffic};
+
+/// UDP to this port is let through.
+const OPEN: u16 = 10;
+
+/// Puts both pods on a switch that drops what goes to [`PORT`]. `None`, with the reason told, where there is none.
+fn switch(row: &Row) -> Result<Option<Switch<'_>>> {
+    let switch = match Switch::new(row.pair.lab.node()) {
+        Ok(switch) => switch,
+        Err(error) => {
+            // Its last line is ovs-dpctl's own word.
+            let why = error.root_cause().to_string();
+            row.cannot(format!("no Open vSwitch here: {}", why.lines().last().unwrap_or_default()));
+            return Ok(None);
+        }
+    };
+    let pods = [("client", CLIENT, CLIENT6, 1), ("server", SERVER, SERVER6, 2)];
+    for (name, _, _, own) in pods {
+        let host = row.pair.lab.host(name)?;
+        let mut lines = format!("link set eth0 address 02:00:00:00:00:0{own}\n");
+        for (_, v4, v6, other) in pods.iter().filter(|(_, _, _, other)| *other != own) {
+            lines += &format!("route add {v4}/32 dev eth0 scope link\nroute add {v6}/128 dev eth0\n");
+            for address in [v4.to_string(), v6.to_string()] {
+                lines += &format!("neigh replace {address} lladdr 02:00:00:00:00:0{other} dev eth0\n");
+            }
+        }
+        host.netns.ip(&lines)?;
+        switch.add_port(&host.device)?;
+    }
+    for (port, actions) in [(PORT, DROP), (OPEN, "2")] {
+        let udp = format!("udp(dst={port})");
+        switch.add_flow(&format!("in_port(1),eth(),eth_type(0x0800),ipv4(proto=17,frag=no),{udp}"), actions)?;
+        switch.add_flow(&format!("in_port(1),eth(),eth_type(0x86dd),ipv6(proto=17,frag=no),{udp}"), actions)?;
+    }
+    Ok(Some(switch))
+}
+
+/// A datagram that the switch forwards arrives.
+fn forwards(row: &Row) -> Result<()> {
+    let receiver = row.pair.server()?.netns.run(|| UdpSocket::bind((SERVER, OPEN)))?;
+    receiver.set_read_timeout(Some(Duration::from_secs(10)))?;
+    traffic::udp(&row.pair.client()?.netns, CLIENT.into(), [(SERVER, OPEN).into()], 32)?;
+    receiver.recv(&mut [0; 64]).context("the switch forwards nothing").map(drop)
+}
+
+/// What doctor says of it, and what the agent's status says.
+fn said(row: &Row) -> Result<(serde_json::Value, String)> {
+    let findings = row.doctor("coverage")?;
+    let finding = findings.iter().find(|finding| finding["found"] == "Open vSwitch");
+    let finding = finding.with_context(|| format!("doctor says nothing of Open vSwitch: {findings:?}"))?;
+    Ok((finding.clone(), row.told_of("rulesets")?))
+}
+
+fn dropped(name: &'static str, prepare: impl FnOnce(&Row) -> Result<bool>) -> Result<()> {
+    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+    if !prepare(&row)? {
+        return Ok(());
+    }
+    // The counter is asked for after the row has sent, when the row can't be lent to it.
+    let Some(_) = switch(&row)? else { return Ok(()) };
+    row.watch()?;
+    forwards(&row)?;
+    row.to_server()?;
+    let counted = Switch::at(row.pair.lab.node()).dropped()?;
+    ensure!(counted > 0, "the switch dropped nothing");
+    let (finding, status) = said(&row)?;
+    if since(6, 6) {
+        ensure!(finding["status"] == "ok" && !status.contains("Open vSwitch"), "{finding} {status:?}");
+        let expect = Expect { reason: "OVS_DROP_LAST_ACTION", ..policy("ovs", "-", "drop") };
+        return row.check(expect, counted).map(drop);
+    }
+    ensure!(finding["status"] == "warn", "{finding}");
+    let meaning = finding["meaning"].as_str().unwrap_or_default();
+    ensure!(meaning.contains("no coverage before Linux 6.6"), "{finding}");
+    ensure!(status.contains("Open vSwitch: no coverage before Linux 6.6"), "{status:?}");
+    row.unseen("before Linux 6.6 its drops look like delivered packets; doctor and the status say so")
+}
+
+#[test]
+fn ovs_flow_drops() -> Result<()> {
+    dropped("rows::switch::ovs_flow_drops", |_| Ok(true))
+}
+
+/// kube-proxy's chains, which are on such nodes too, have no part in it.
+#[test]
+fn ovs_beside_kube_proxy() -> Result<()> {
+    dropped("rows::switch::ovs_beside_kube_proxy", |row| {
+        let rules =
+            "-N KUBE-FORWARD\n-A FORWARD -j KUBE-FORWARD\n-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP";
+        if let Err(error) = iptables::load(row.pair.lab.node(), "legacy", rules) {
+            row.cannot(format!("no iptables-legacy here: {error:#}").replace('\n', "; "));
+            return Ok(false);
+        }
+        Ok(true)
+    })
+}
