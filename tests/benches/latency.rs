@@ -33,7 +33,8 @@ fn main() -> Result<()> {
         started.push(took);
         stop(&mut child)?;
     }
-    let alone = latencies(&[], PACKETS, |pair| {
+    let all = ["--fold-window", "0", "--max-records-per-second", "0"];
+    let alone = latencies(&all, PACKETS, |pair| {
         pair.client()?.netns.run(|| -> Result<()> {
             let socket = UdpSocket::bind((CLIENT, 0))?;
             for _ in 0..PACKETS {
@@ -44,7 +45,6 @@ fn main() -> Result<()> {
             Ok(())
         })
     })?;
-    let all = ["--fold-window", "0", "--max-records-per-second", "0"];
     let many = latencies(&all, RATE * SECONDS, |pair| {
         let mut sender = Sender::new(&pair.client()?.netns, CLIENT, SERVER, SOCKETS, 18)?;
         sender.send(Flows::New, RATE * SECONDS, Some(RATE)).map(drop)
