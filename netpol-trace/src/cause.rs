@@ -6,7 +6,8 @@ use crate::inventory::owner::Owner;
 use crate::inventory::ruleset::{Backend, Ends};
 use crate::inventory::{Blame, Inventory};
 use crate::packet::{Answers, Candidate, Headers, Site, headers};
-use crate::record::{Action, Cause, Direction, EndpointKind, Family, Hook, Mechanism, Verdict, VerdictResult};
+use crate::record::{Action, Cause, Direction, EndpointKind, Family, Hook, Mechanism, VerdictResult};
+use crate::verdict::{Finding, Judgement, Side};
 
 /// What the join needs to know besides the flow and the verdict.
 #[derive(Debug, Clone, Copy)]
@@ -17,8 +18,6 @@ pub struct Circumstances<'a> {
     pub untracked: bool,
     /// Conntrack is at work in the packet's network namespace.
     pub netns_tracks: bool,
-    /// A policy of either end's namespace changed within the grace window.
-    pub policy_changing: bool,
     /// This node's name.
     pub node: Option<&'a str>,
     /// One end is a pod, the other the node it runs on, whose traffic NetworkPolicy always allows.
@@ -194,19 +193,24 @@ fn pod_local(flow: &Flow<'_>, site: Site) -> bool {
     }
 }
 
-/// The cause of a drop that a policy may have made. May change the verdict's basis.
-pub fn with_verdict(verdict: &mut Verdict, about: &Circumstances<'_>) -> Cause {
+/// The cause of a drop that a policy may have made, and whether a change of policies is what speaks for it: `policy_changing`
+/// says whether one of either end's namespace changed within the grace window.
+pub fn with_verdict(
+    result: VerdictResult,
+    about: &Circumstances<'_>,
+    policy_changing: impl FnOnce() -> bool,
+) -> (Cause, bool) {
     let site = about.site;
     let certain = site.candidate == Candidate::Policy;
     // A flow of Open vSwitch is the CNI's: no chain of netfilter's, whosever it is, has a part in it.
     let ovs = site.mechanism == Mechanism::Ovs;
-    let cni = about.inventory.zip(about.device).and_then(|(inventory, device)| inventory.cni_on(device)).is_some();
+    let cni = || about.inventory.zip(about.device).and_then(|(inventory, device)| inventory.cni_on(device)).is_some();
     let blame = match about.inventory {
         Some(inventory) if certain && !ovs => inventory.blame(site.mechanism, site.hook, about.family),
-        _ if site.mechanism == Mechanism::Tc && cni => Blame::Policy,
+        _ if site.mechanism == Mechanism::Tc && cni() => Blame::Policy,
         _ => Blame::Nobody,
     };
-    match (verdict.result, blame) {
+    let cause = match (result, blame) {
         // A rule of somebody else's did it, whatever the policies say.
         (_, Blame::Other) => Cause::HostFirewall,
         // No policy speaks of a pod and its own node: unless an enforcer's chain did it, it was the node's own firewall.
@@ -218,25 +222,23 @@ pub fn with_verdict(verdict: &mut Verdict, about: &Circumstances<'_>) -> Cause {
         (VerdictResult::Denied, _) => Cause::Policy,
         // A socket's own filter drops like a cgroup's program, and far more often.
         _ if site.mechanism == Mechanism::Cgroup && site.hook == Some(Hook::Input) => Cause::NotPolicy,
-        (VerdictResult::Allowed, _) if about.policy_changing && certain => {
-            verdict.basis = "policy_changing".into();
-            Cause::Policy
-        }
+        (VerdictResult::Allowed, _) if certain && policy_changing() => return (Cause::Policy, true),
         (VerdictResult::Allowed, _) if certain => Cause::Disagrees,
         (VerdictResult::Allowed, Blame::Policy) => Cause::Disagrees,
         (VerdictResult::Undetermined, Blame::Policy) => Cause::Policy,
         // Anybody may attach a tc, XDP or cgroup program, and the policies say that it was not they.
         (VerdictResult::Allowed | VerdictResult::Undetermined, _) => Cause::Unknown,
-    }
+    };
+    (cause, false)
 }
 
 /// The side whose verdict denies; when both do, the source's if it is on this node.
-pub fn direction(flow: &Flow<'_>, verdict: &Verdict, node: Option<&str>) -> Option<Direction> {
-    let denied = |side: &crate::record::Side| side.result == VerdictResult::Denied;
-    match (denied(&verdict.egress), denied(&verdict.ingress)) {
+pub fn direction(flow: &Flow<'_>, judgement: &Judgement<'_>, node: Option<&str>) -> Option<Direction> {
+    let denied = |side: &Side<'_>| matches!(side.finding, Finding::Denied);
+    match (denied(&judgement.egress), denied(&judgement.ingress)) {
         (true, true) => {
-            let source_node = flow.source.pod().and_then(|p| p.pod.node.clone());
-            let elsewhere = matches!((source_node, node), (Some(a), Some(b)) if *a != *b);
+            let source_node = flow.source.pod().and_then(|p| p.pod.node.as_deref());
+            let elsewhere = matches!((source_node, node), (Some(a), Some(b)) if a != b);
             Some(if elsewhere { Direction::Ingress } else { Direction::Egress })
         }
         (true, false) => Some(Direction::Egress),

@@ -76,11 +76,12 @@ impl OwnedBy<'_> {
     }
 }
 
-/// The addresses that can be an end of the packet's connection.
-pub fn addresses(packet: &Packet) -> Vec<IpAddr> {
-    let mut found = vec![packet.headers.source, packet.headers.destination];
-    found.extend(packet.conntrack.iter().flat_map(|ct| [ct.original.source, ct.original.destination, ct.reply.source]));
-    found
+/// The addresses that can be an end of the packet's connection; some of them more than once.
+pub fn addresses(packet: &Packet) -> [IpAddr; 5] {
+    let (source, destination) = (packet.headers.source, packet.headers.destination);
+    let tracked = packet.conntrack.map(|ct| [ct.original.source, ct.original.destination, ct.reply.source]);
+    let [client, asked, server] = tracked.unwrap_or([source, destination, destination]);
+    [source, destination, client, asked, server]
 }
 
 /// Names both ends.

@@ -30,6 +30,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use netpol_trace_common::{DropEvent, NO_REASON, flags};
 
 use self::attach::Attached;
@@ -113,14 +114,16 @@ pub struct Names {
     nft_has_location: bool,
     answers: Answers,
     /// Names handed out, so that each exists once: drops repeat few places.
-    interned: HashMap<(u32, u64, u64), Interned>,
+    interned: HashMap<(u32, u64, u64), Arc<Interned>, RandomState>,
+    /// The same of devices.
+    devices: HashMap<[u64; 2], Str, RandomState>,
     /// The loaded modules when the symbols were read.
     modules: String,
     /// Where unspecific drops are interesting.
     locations: Vec<&'static str>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Interned {
     reason: Option<Str>,
     location: Option<Str>,
@@ -129,22 +132,34 @@ struct Interned {
     dull: bool,
 }
 
-/// Places remembered before the table is dropped and filled anew; a node has a few dozen.
+/// Places, and devices, remembered before the table is dropped and filled anew; a node has a few dozen.
 const MAX_PLACES: usize = 4096;
 
 impl Names {
     fn new(layout: Layout, symbols: Option<Symbols>, modules: String, answers: Answers, all_drops: bool) -> Names {
         let nft_has_location = release() >= (6, 7);
         let locations = filter::location_names(&layout.reasons, all_drops);
-        Names { layout, symbols, nft_has_location, answers, interned: HashMap::new(), modules, locations }
+        Names {
+            layout,
+            symbols,
+            nft_has_location,
+            answers,
+            interned: HashMap::default(),
+            devices: HashMap::default(),
+            modules,
+            locations,
+        }
     }
 
-    /// Takes note of the place of `event`, to be called before [`Names::resolve`]. A new place may lie in a module that was
-    /// loaded since; and where no enforcer drops anything, the programs need not tell of it again.
-    pub fn meet(&mut self, event: &DropEvent, attached: &mut Attached) {
-        if self.interned.contains_key(&key(event)) {
-            return;
-        }
+    /// The facts of one record. A new place may lie in a module that was loaded since; and where no enforcer drops anything, the
+    /// programs need not tell of it again.
+    pub fn resolve(&mut self, event: &DropEvent, attached: &mut Attached) -> Facts {
+        let known = self.interned.get(&key(event)).cloned();
+        let names = known.unwrap_or_else(|| self.meet(event, attached));
+        self.facts(event, &names)
+    }
+
+    fn meet(&mut self, event: &DropEvent, attached: &mut Attached) -> Arc<Interned> {
         if self.modules_changed() {
             self.refresh(attached);
         }
@@ -155,6 +170,7 @@ impl Names {
         {
             tracing::debug!(location = place.location.as_deref(), %error, "a module's drops are told again and again");
         }
+        place
     }
 
     /// Whether the kernel has nftables in its image; `None` when that can't be told.
@@ -181,33 +197,29 @@ impl Names {
         }
     }
 
-    /// The names of the place of `event`.
-    fn place(&mut self, event: &DropEvent) -> Interned {
+    /// The names of a new place, that of `event`.
+    fn place(&mut self, event: &DropEvent) -> Arc<Interned> {
         if self.interned.len() >= MAX_PLACES {
             self.interned.clear();
         }
-        let (layout, symbols, locations) = (&self.layout, self.symbols.as_ref(), &self.locations);
-        let names = self.interned.entry(key(event)).or_insert_with(|| {
-            let symbol = |address: u64| symbols?.name(address).map(Str::from);
-            let reason: Option<Str> = match event.reason {
-                NO_REASON => None,
-                value => Some(layout.reasons.name(value).map_or_else(|| value.to_string().into(), Arc::from)),
-            };
-            let location = symbol(event.location);
-            Interned {
-                dull: filter::is_unspecific(reason.as_deref())
-                    && !location.as_deref().is_some_and(|location| locations.contains(&location)),
-                reason,
-                location,
-                input: if event.dst_input == 0 { None } else { symbol(event.dst_input) },
-            }
+        let symbol = |address: u64| self.symbols.as_ref()?.name(address).map(Str::from);
+        let reason: Option<Str> = match event.reason {
+            NO_REASON => None,
+            value => Some(self.layout.reasons.name(value).map_or_else(|| value.to_string().into(), Arc::from)),
+        };
+        let location = symbol(event.location);
+        let names = Arc::new(Interned {
+            dull: filter::is_unspecific(reason.as_deref())
+                && !location.as_deref().is_some_and(|location| self.locations.contains(&location)),
+            reason,
+            location,
+            input: if event.dst_input == 0 { None } else { symbol(event.dst_input) },
         });
-        names.clone()
+        self.interned.insert(key(event), names.clone());
+        names
     }
 
-    /// The facts of one record.
-    pub fn resolve(&mut self, event: &DropEvent) -> Facts {
-        let names = self.place(event);
+    fn facts(&mut self, event: &DropEvent, names: &Interned) -> Facts {
         self.nft_has_location |=
             names.location.as_deref() == Some("nft_do_chain") && names.reason.as_deref() == Some("NETFILTER_DROP");
         let mut site = filter::classify(&Place {
@@ -229,28 +241,37 @@ impl Names {
             site.candidate = Candidate::Noise;
         }
         Facts {
-            reason: names.reason,
-            location: names.location,
+            reason: names.reason.clone(),
+            location: names.location.clone(),
             site,
-            device: device_name(event),
+            device: self.device(event),
             netns: (event.netns != 0).then_some(event.netns),
             rejected: event.flags & flags::REJECTED != 0,
             answers: self.answers,
         }
+    }
+
+    /// The name of the packet's device.
+    fn device(&mut self, event: &DropEvent) -> Option<Str> {
+        if event.flags & flags::DEVICE == 0 || event.device[0].to_ne_bytes()[0] == 0 {
+            return None;
+        }
+        if let Some(name) = self.devices.get(&event.device) {
+            return Some(name.clone());
+        }
+        if self.devices.len() >= MAX_PLACES {
+            self.devices.clear();
+        }
+        let octets: Vec<u8> = event.device.iter().flat_map(|word| word.to_ne_bytes()).take_while(|b| *b != 0).collect();
+        let name: Str = String::from_utf8_lossy(&octets).into();
+        self.devices.insert(event.device, name.clone());
+        Some(name)
     }
 }
 
 /// What the names of a drop's place follow from.
 fn key(event: &DropEvent) -> (u32, u64, u64) {
     (event.reason, event.location, event.dst_input)
-}
-
-fn device_name(event: &DropEvent) -> Option<Str> {
-    if event.flags & flags::DEVICE == 0 {
-        return None;
-    }
-    let bytes: Vec<u8> = event.device.iter().flat_map(|word| word.to_ne_bytes()).take_while(|b| *b != 0).collect();
-    (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into())
 }
 
 /// Names of the loaded modules with their addresses; sizes and use counts left out.

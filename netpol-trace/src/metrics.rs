@@ -29,7 +29,10 @@ pub struct Metrics {
 
 #[derive(Debug, Default)]
 struct State {
-    denied: BTreeMap<(&'static str, &'static str, String), u64>,
+    /// By direction and cause, then by namespace.
+    denied: BTreeMap<(&'static str, &'static str), BTreeMap<String, u64>>,
+    /// How many there are of it.
+    series: usize,
     unanswered: u64,
     policy_changes: u64,
     errors: BTreeMap<(&'static str, &'static str), u64>,
@@ -66,11 +69,17 @@ impl Metrics {
             Body::Drop(drop) => {
                 let mut state = self.lock();
                 let (direction, cause) = (drop.direction.map_or("unknown", Direction::as_str), drop.cause.as_str());
-                let mut key = (direction, cause, denying_namespace(drop).to_owned());
-                if state.denied.len() >= MAX_SERIES && !state.denied.contains_key(&key) {
-                    key.2 = OTHER.into();
+                let State { denied, series, .. } = &mut *state;
+                let namespaces = denied.entry((direction, cause)).or_default();
+                let namespace = denying_namespace(drop);
+                // Nearly every namespace is there already.
+                if let Some(count) = namespaces.get_mut(namespace) {
+                    *count += drop.count;
+                    return;
                 }
-                *state.denied.entry(key).or_default() += drop.count;
+                let namespace = if *series < MAX_SERIES { namespace } else { OTHER };
+                *series += usize::from(*series < MAX_SERIES);
+                *namespaces.entry(namespace.into()).or_default() += drop.count;
             }
             Body::Unanswered(silent) => self.lock().unanswered += silent.count,
             Body::PolicyChange(change) => self.lock().policy_changes += u64::from(change.policy.is_some()),
@@ -125,7 +134,10 @@ impl Metrics {
         page.one(&c::START, u64::try_from(self.started.as_second()).unwrap_or_default());
         let published = {
             let state = self.lock();
-            page.family(&c::DENIED, state.denied.iter().map(|((d, cause, ns), n)| ([*d, *cause, ns.as_str()], *n)));
+            let denied = state.denied.iter().flat_map(|((direction, cause), namespaces)| {
+                namespaces.iter().map(|(namespace, n)| ([*direction, *cause, namespace.as_str()], *n))
+            });
+            page.family(&c::DENIED, denied);
             page.one(&c::UNANSWERED, state.unanswered);
             page.one(&c::POLICY_CHANGES, state.policy_changes);
             page.family(&c::ERRORS, state.errors.iter().map(|((stage, kind), n)| ([*stage, *kind], *n)));

@@ -6,13 +6,14 @@
 
 pub mod budget;
 mod doubt;
+mod judge;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use crate::books::{Books, Intake};
 use crate::cause::{self, Circumstances};
@@ -28,19 +29,18 @@ use crate::kernel::clock::Clock;
 use crate::kernel::tc::View;
 use crate::output::Output;
 use crate::packet::{self, Candidate, Packet, PacketError, Repeats, Sameness};
-use crate::record::build::{Decision, drop_body};
-use crate::record::{Body, Cause, Enrichment, Hint, Loss, LossStage};
+use crate::record::build::drop_body;
+use crate::record::{Body, Cause, Loss, LossStage};
 use crate::sink::SinkError;
-use crate::verdict::{self, Asked, Connection};
+use crate::verdict;
 use budget::{Budget, Key, Sums};
 use doubt::doubt;
+use judge::judge;
 
 /// How long an end inside the pod network without a known owner may wait for its name.
 const NAMING_TIME: Duration = Duration::from_secs(3);
 /// Packets that may wait at once; more go out unnamed.
 const MAX_HELD: usize = 10_000;
-/// A policy younger than this may not be enforced everywhere yet.
-const GRACE: SignedDuration = SignedDuration::from_secs(10);
 /// Network namespaces remembered as conntrack's.
 const MAX_NETNS: usize = 4096;
 
@@ -50,6 +50,8 @@ pub struct Pipeline {
     all_drops: bool,
     options: verdict::Options,
     pub clock: Clock,
+    /// Of the last look at the clock: once for many drops.
+    now: Instant,
     pub books: Books,
     pub intake: Arc<Intake>,
     held: VecDeque<Held>,
@@ -103,6 +105,7 @@ impl Pipeline {
             all_drops,
             options: verdict::Options::default(),
             clock: Clock::now(),
+            now: Instant::now(),
             books: Books::default(),
             intake,
             held: VecDeque::new(),
@@ -145,8 +148,13 @@ impl Pipeline {
         true
     }
 
-    /// One drop, through all stages.
-    pub fn handle(&mut self, raw: RawDrop) -> Result<(), SinkError> {
+    /// Drops, each through all stages.
+    pub fn handle(&mut self, drops: impl IntoIterator<Item = RawDrop>) -> Result<(), SinkError> {
+        self.now = Instant::now();
+        drops.into_iter().try_for_each(|drop| self.one(drop))
+    }
+
+    fn one(&mut self, raw: RawDrop) -> Result<(), SinkError> {
         let RawDrop { event, facts, repeats } = raw;
         let packets = repeats.packets();
         let origin = Origin { iif: event.iif, netns: facts.netns };
@@ -173,7 +181,7 @@ impl Pipeline {
             }
         };
         if let Some(flows) = &mut self.flows {
-            flows.saw_drop(&packet, Instant::now());
+            flows.saw_drop(&packet, self.now);
         }
         if repeats.same != Sameness::Flow {
             packet.headers.source_port = None;
@@ -185,7 +193,7 @@ impl Pipeline {
         }
         let may_wait =
             self.held.len() < MAX_HELD && matches!(facts.site.candidate, Candidate::Policy | Candidate::Maybe);
-        let deadline = Instant::now() + NAMING_TIME;
+        let deadline = self.now + NAMING_TIME;
         let held = Held { packet, repeats, facts, origin, deadline, settles: false, asked: false };
         self.books.held += packets;
         if let Some(held) = self.try_finish(held, may_wait)? {
@@ -197,6 +205,7 @@ impl Pipeline {
     /// Looks again at what waits: known now, or out of time.
     pub fn revisit(&mut self, all: bool) -> Result<(), SinkError> {
         let now = Instant::now();
+        self.now = now;
         for held in std::mem::take(&mut self.held) {
             let may_wait = !all && held.deadline > now;
             let waits = if held.settles && may_wait { Some(held) } else { self.try_finish(held, may_wait)? };
@@ -226,93 +235,67 @@ impl Pipeline {
             held.settles = true;
             return Ok(Some(held));
         }
-        let written = self.finish(&index, &held, flow, may_wait)?;
+        let written = self.finish(&index, &held, &flow, may_wait)?;
         held.settles = !written;
         self.books.held -= if written { held.repeats.packets() } else { 0 };
         Ok((!written).then_some(held))
     }
 
     /// Judges a named flow and writes its record; `false`: it should wait, and may.
-    fn finish(&mut self, index: &Index, held: &Held, flow: Flow<'_>, may_wait: bool) -> Result<bool, SinkError> {
+    ///
+    /// What is in the record and not needed to decide whether there is one is found out last: under a flood most packets get none.
+    fn finish(&mut self, index: &Index, held: &Held, flow: &Flow<'_>, may_wait: bool) -> Result<bool, SinkError> {
         let Held { packet, repeats, facts, origin, .. } = held;
         let packets = repeats.packets();
         let time = self.clock.wall(packet.time);
         let watched = self.inventory.as_ref().and_then(Watcher::current);
         let inventory = watched.as_deref().filter(|inventory| inventory.is_of(facts.netns));
-        let facts = &packet::Facts { site: cause::firm_up(facts.site, packet.family(), inventory), ..facts.clone() };
         let about = Circumstances {
-            site: facts.site,
+            site: cause::firm_up(facts.site, packet.family(), inventory),
             headers: &packet.headers,
             untracked: packet.untracked,
             netns_tracks: facts.netns.is_some_and(|netns| self.tracked_netns.contains(&netns)),
-            policy_changing: policy_changing(&flow, index, time),
             node: self.node.as_deref(),
-            own_node: cause::own_node(&flow),
-            service_has_endpoints: cause::service_has_endpoints(&flow, index),
+            own_node: cause::own_node(flow),
+            service_has_endpoints: cause::service_has_endpoints(flow, index),
             inventory,
             family: packet.family(),
             device: facts.device.as_deref(),
             rejected: facts.rejected,
             answers: facts.answers,
         };
-        let stale = self.cluster.stale();
-        let decision = match cause::without_verdict(&flow, &about) {
-            Some(cause) => Decision {
-                cause,
-                action: cause::action(cause, &about),
-                direction: None,
-                verdict: None,
-                hint: None,
-                enrichment: enrichment(&flow, &stale),
-            },
-            None => {
-                let connection = flow.connection(time);
-                let mut verdict = verdict::judge(index, &connection, &self.options);
-                let cause = cause::with_verdict(&mut verdict, &about);
-                // An enforcer may know a new policy before the agent does.
-                if cause == Cause::Disagrees && may_wait {
-                    return Ok(false);
-                }
-                if verdict.basis == "policy_changing" {
-                    verdict::name_changes(&mut verdict, index, &connection, GRACE);
-                }
-                enrich::qualify(&mut verdict, &flow, &stale);
-                Decision {
-                    cause,
-                    action: cause::action(cause, &about),
-                    direction: cause::direction(&flow, &verdict, about.node),
-                    hint: (cause == Cause::Policy).then(|| self.hint(index, &connection, &flow)).flatten(),
-                    verdict: Some(verdict),
-                    enrichment: enrichment(&flow, &stale),
-                }
-            }
-        };
-        let admitted = self.configured.settings.admits(Some(decision.cause), &Ends::of_flow(&flow));
-        if !admitted || (!self.all_drops && !decision.cause.is_default()) {
-            self.leave_out(decision.cause, packets);
+        let judged = judge(flow, &about, index, &self.options, time);
+        // An enforcer may know a new policy before the agent does.
+        if judged.cause == Cause::Disagrees && may_wait {
+            return Ok(false);
+        }
+        let admitted = self.configured.settings.admits(Some(judged.cause), &Ends::of_flow(flow));
+        if !admitted || (!self.all_drops && !judged.cause.is_default()) {
+            self.leave_out(judged.cause, packets);
             return Ok(true);
         }
-        *self.books.causes.entry(decision.cause).or_default() += packets;
+        *self.books.causes.entry(judged.cause).or_default() += packets;
         let last = self.clock.wall(repeats.last.max(packet.time));
         let mut over = None;
         if let Some(budget) = &mut self.budget
-            && !budget.spend(Instant::now())
+            && !budget.spend(self.now)
         {
             let (bytes, segments) = (repeats.bytes(packet), repeats.segments(packet));
             let sums = Sums { count: packets, bytes, segments, first: time, last };
-            let key = Key::of(&flow, packet, facts, decision.cause, decision.direction);
+            let key = Key::of(flow, packet, about.site, facts.netns, judged.cause, judged.direction);
             self.books.held += packets;
             match budget.add(key, &sums) {
                 None => return Ok(true),
                 Some(key) => over = Some((key, sums)),
             }
         }
-        let mut body = drop_body(packet, facts, &flow, decision);
+        let decision = judged.evidence(flow, &about, index, &self.options, &self.cluster.stale());
+        let mut body = drop_body(packet, facts, about.site, flow, decision);
         if let Body::Drop(drop) = &mut body {
             drop.counts(packet, repeats, last);
         }
         if let (Some(flows), Body::Drop(drop)) = (&mut self.flows, &mut body) {
-            flows.annotate(drop, packet, *origin, index, Instant::now());
+            flows.annotate(drop, packet, *origin, index, self.now);
         }
         self.configured.settings.redact(&mut body);
         match (over, body, &mut self.budget) {
@@ -320,16 +303,6 @@ impl Pipeline {
             (_, body, _) => self.output.write(body, time, packets)?,
         }
         Ok(true)
-    }
-
-    /// The usual mistake behind a denied connection.
-    fn hint(&self, index: &Index, connection: &Connection<'_>, flow: &Flow<'_>) -> Option<Hint> {
-        let asked = Asked {
-            service: flow.destination.service.as_ref(),
-            original: flow.destination.original.as_ref(),
-            source_port: flow.source.port,
-        };
-        verdict::hint(index, connection, &self.options, asked)
     }
 
     /// Counts packets that get no line.
@@ -423,23 +396,4 @@ impl Pipeline {
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }
-}
-
-fn enrichment(flow: &Flow<'_>, stale: &[String]) -> Enrichment {
-    if !stale.is_empty() {
-        Enrichment::Stale
-    } else if flow.may_be_named_later() {
-        Enrichment::Timeout
-    } else {
-        Enrichment::Complete
-    }
-}
-
-/// Whether what decides about either end changed within [`GRACE`] of `time`, by what the agent saw or the server tells.
-fn policy_changing(flow: &Flow<'_>, index: &Index, time: Timestamp) -> bool {
-    let near = |changed: Timestamp| time.duration_since(changed).abs() <= GRACE;
-    [flow.source.pod(), flow.destination.pod()].into_iter().flatten().any(|view| {
-        index.changed_near(view.pod, time, GRACE)
-            || view.namespace.policies().filter_map(|policy| policy.changed).any(near)
-    })
 }

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
+use netpol_trace_tests::bench::flood::{Flows, Sender};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::Record;
 use netpol_trace_tests::{agent, skip};
@@ -13,9 +14,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const STARTS: usize = 9;
-const PACKETS: usize = 500;
+const PACKETS: u64 = 500;
 /// Packets are this far apart, so that each one wakes the agent anew.
 const PAUSE: Duration = Duration::from_millis(7);
+/// With a record for each packet.
+const RATE: u64 = 10_000;
+const SECONDS: u64 = 10;
+/// Each with 64,000 flows of its own.
+const SOCKETS: usize = 2;
 
 fn main() -> Result<()> {
     if skip("latency") {
@@ -23,23 +29,40 @@ fn main() -> Result<()> {
     }
     let mut started = Vec::new();
     for _ in 0..STARTS {
-        let (mut child, took) = start(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/manifests"))?;
+        let (mut child, took) = start(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/manifests"), &[])?;
         started.push(took);
         stop(&mut child)?;
     }
-    let latencies = latencies()?;
-    println!("{:<44} {:>10} {:>10} {:>10}", "", "median", "p99", "max");
+    let all = ["--fold-window", "0s", "--max-records-per-second", "0"];
+    let alone = latencies(&all, PACKETS, |pair| {
+        pair.client()?.netns.run(|| -> Result<()> {
+            let socket = UdpSocket::bind((CLIENT, 0))?;
+            for _ in 0..PACKETS {
+                socket.send_to(b"bench", (SERVER, 9))?;
+                // The pace of the load, not a wait for a result.
+                std::thread::sleep(PAUSE);
+            }
+            Ok(())
+        })
+    })?;
+    let many = latencies(&all, RATE * SECONDS, |pair| {
+        let mut sender = Sender::new(&pair.client()?.netns, CLIENT, SERVER, SOCKETS, 18)?;
+        sender.send(Flows::New, RATE * SECONDS, Some(RATE)).map(drop)
+    })?;
+    println!("{:<60} {:>10} {:>10} {:>10}", "", "median", "p99", "max");
     row("exec to attached, demo manifests, ms", started);
-    row("packet to written line, one at a time, ms", latencies);
+    row("packet to written line, one at a time, ms", alone);
+    row(&format!("packet to written line, {RATE} a second for {SECONDS} s, all written, ms"), many);
     Ok(())
 }
 
 /// Starts the agent and waits for its `started` status.
-fn start(manifests: &str) -> Result<(Child, Duration)> {
+fn start(manifests: &str, options: &[&str]) -> Result<(Child, Duration)> {
     let binary = agent::binary()?;
     let begin = Instant::now();
     let mut child = Command::new(binary)
         .args(["agent", "--manifests", manifests])
+        .args(options)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()?;
@@ -59,37 +82,32 @@ fn stop(child: &mut Child) -> Result<()> {
     Ok(())
 }
 
-/// Sends [`PACKETS`] datagrams that the policy drops; of each, the time from the kernel's stamp to its line being read.
-fn latencies() -> Result<Vec<Duration>> {
+/// Has `packets` datagrams sent that the policy drops; of each, the time from the kernel's stamp to its line being read.
+fn latencies(options: &[&str], packets: u64, send: impl FnOnce(&Pair) -> Result<()>) -> Result<Vec<Duration>> {
     let pair = Pair::start(DENY)?;
-    let (mut child, _) = start(&pair.manifests().to_string_lossy())?;
+    let (mut child, _) = start(&pair.manifests().to_string_lossy(), options)?;
     let stdout = child.stdout.take().context("a piped stdout")?;
+    let netns = format!("\"netns\":{}", pair.lab.node().inode());
     let reader = std::thread::spawn(move || -> Result<Vec<Duration>> {
         let mut took = Vec::new();
-        for line in BufReader::new(stdout).lines() {
+        for line in BufReader::with_capacity(1 << 20, stdout).lines() {
             let line = line?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-            let record = Record::parse(&line)?;
-            if record.is_drop() && record.pod("destination") == "lab/server" {
-                let stamp: jiff::Timestamp = record.text("/time").parse()?;
+            // Parsing whole lines would take longer than writing them.
+            if line.contains("\"kind\":\"drop\"") && line.contains(&netns) {
+                let (_, time) = line.split_once("\"time\":\"").context("a time")?;
+                let stamp: jiff::Timestamp = time.split('"').next().unwrap_or_default().parse()?;
                 let stamp = Duration::from_nanos(u64::try_from(stamp.as_nanosecond())?);
                 took.push(now.saturating_sub(stamp));
             }
         }
         Ok(took)
     });
-    pair.client()?.netns.run(|| -> Result<()> {
-        let socket = UdpSocket::bind((CLIENT, 0))?;
-        for _ in 0..PACKETS {
-            socket.send_to(b"bench", (SERVER, 9))?;
-            // The pace of the load, not a wait for a result.
-            std::thread::sleep(PAUSE);
-        }
-        Ok(())
-    })?;
+    send(&pair)?;
     stop(&mut child)?;
     let took = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
-    ensure!(took.len() == PACKETS, "{} lines for {PACKETS} packets", took.len());
+    let counted = pair.counted("denied")?;
+    ensure!(took.len() as u64 >= packets && took.len() as u64 == counted, "{} lines for {counted} packets", took.len());
     Ok(took)
 }
 
@@ -97,7 +115,7 @@ fn row(what: &str, mut values: Vec<Duration>) {
     values.sort_unstable();
     let ms = |at: usize| values.get(at.min(values.len().saturating_sub(1))).map_or(0.0, |d| d.as_secs_f64() * 1e3);
     println!(
-        "{what:<44} {:>10.2} {:>10.2} {:>10.2}",
+        "{what:<60} {:>10.2} {:>10.2} {:>10.2}",
         ms(values.len() / 2),
         ms(values.len() * 99 / 100),
         ms(values.len() - 1)

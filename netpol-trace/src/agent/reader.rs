@@ -64,7 +64,7 @@ pub fn run(
 ) {
     let (mut flows, attacher) = connections.map(|c| (c.ring, c.attacher)).unzip();
     let rings: Vec<_> = drops.iter().map(|d| d.ring.as_raw_fd()).chain(flows.iter().map(|f| f.as_raw_fd())).collect();
-    let mut send = Send { intake, to_worker };
+    let mut send = Send { intake, to_worker, batch: Vec::new() };
     let (mut looked, mut turned, mut found) = (Instant::now(), Instant::now(), Instant::now());
     while !stop.load(Ordering::Acquire) {
         ring::wait(&rings, if found.elapsed() < IDLE { AGAIN } else { WAIT });
@@ -96,8 +96,11 @@ pub fn run(
         if drops.attached.stays() {
             // The programs go on: what they tell from now on is for the next agent.
             send.window(drops, flows.as_mut());
-            let waiting = drops.folds.take_waiting();
-            send.told(drops, waiting, flows.as_mut());
+            let Drops { folds, names, attached, .. } = drops;
+            for told in folds.take_waiting() {
+                send.told(told, names, attached, flows.as_mut());
+            }
+            send.flush(flows.as_mut());
             drops.counters.close(drops.attached.carry());
             return;
         }
@@ -116,38 +119,37 @@ pub fn run(
         std::thread::yield_now();
     }
     if let Some(drops) = &mut drops {
-        let mut counted = Vec::new();
-        if let Err(error) = drops.folds.take_last(|told| counted.push(told)) {
+        let Drops { folds, names, attached, .. } = drops;
+        if let Err(error) = folds.take_last(|told| send.told(told, names, attached, flows.as_mut())) {
             tracing::error!(%error, "the last counts of repeated packets can't be read");
         }
-        send.told(drops, counted, flows.as_mut());
+        send.flush(flows.as_mut());
     }
 }
 
 struct Send<'a> {
     intake: &'a Intake,
     to_worker: &'a SyncSender<Message>,
+    /// Drops to be handed over next.
+    batch: Vec<RawDrop>,
 }
 
 impl Send<'_> {
     /// What the rings have. Says whether there were drops.
     fn all(&mut self, drops: Option<&mut Drops>, mut flows: Option<&mut FlowRing>) -> bool {
         let mut found = 0;
-        if let Some(drops) = drops {
-            let mut batch = Vec::new();
+        if let Some(Drops { ring, folds, names, attached, .. }) = drops {
             while found < MOST_AT_ONCE
-                && let Some(event) = drops.ring.pop()
+                && let Some(event) = ring.pop()
             {
                 found += ring::ENTRY;
-                batch.extend(drops.folds.first(event));
-                if batch.len() == BATCH {
-                    self.told(drops, std::mem::take(&mut batch), flows.as_deref_mut());
+                if let Some(told) = folds.first(event) {
+                    self.told(told, names, attached, flows.as_deref_mut());
                 }
             }
-            self.told(drops, batch, flows.as_deref_mut());
             self.intake.ring_peak.fetch_max(found, Ordering::AcqRel);
         }
-        self.flows(flows);
+        self.flush(flows);
         found > 0
     }
 
@@ -156,30 +158,33 @@ impl Send<'_> {
         let turned = drops.folds.turn();
         // Each count finds its first packet: what was sent before the maps were turned is in the ring.
         self.all(Some(drops), flows.as_deref_mut());
-        let mut counted = Vec::new();
-        let taken = turned.and_then(|()| drops.folds.take(|told| counted.push(told)));
+        let Drops { folds, names, attached, .. } = drops;
+        let taken = turned.and_then(|()| folds.take(|told| self.told(told, names, attached, flows.as_deref_mut())));
         if let Err(error) = taken {
             tracing::error!(%error, "the counts of repeated packets can't be read; they stay until the next try");
         }
-        self.told(drops, counted, flows);
+        self.flush(flows);
     }
 
-    fn told(&mut self, drops: &mut Drops, told: Vec<Told>, mut flows: Option<&mut FlowRing>) {
-        let Drops { names, attached, .. } = drops;
-        let mut told = told.into_iter().peekable();
-        while told.peek().is_some() {
-            let resolve = |Told { event, repeats }| {
-                names.meet(&event, attached);
-                let facts = names.resolve(&event);
-                RawDrop { event, facts, repeats }
-            };
-            let batch = told.by_ref().take(BATCH).map(resolve).collect();
-            self.flows(flows.as_deref_mut());
-            self.drops(batch);
+    /// Names the place of a drop, and hands it over with others.
+    fn told(&mut self, told: Told, names: &mut Names, attached: &mut Attached, flows: Option<&mut FlowRing>) {
+        let Told { event, repeats } = told;
+        let facts = names.resolve(&event, attached);
+        self.batch.push(RawDrop { event, facts, repeats });
+        if self.batch.len() == BATCH {
+            self.flush(flows);
+            // More will follow, most likely.
+            self.batch.reserve_exact(BATCH);
         }
     }
 
-    fn drops(&mut self, batch: Vec<RawDrop>) {
+    /// Hands over what there is.
+    fn flush(&mut self, flows: Option<&mut FlowRing>) {
+        self.flows(flows);
+        let batch = std::mem::take(&mut self.batch);
+        if batch.is_empty() {
+            return;
+        }
         let packets = batch.iter().map(|drop| drop.repeats.packets()).sum();
         self.intake.read.fetch_add(packets, Ordering::AcqRel);
         self.intake.queued.fetch_add(packets, Ordering::AcqRel);

@@ -212,9 +212,7 @@ impl Worker<'_> {
         match message {
             Message::Drops(drops) => {
                 let count = drops.iter().map(|drop| drop.repeats.packets()).sum();
-                for drop in drops {
-                    self.pipeline.handle(drop)?;
-                }
+                self.pipeline.handle(drops)?;
                 self.pipeline.intake.queued.fetch_sub(count, Ordering::AcqRel);
                 self.note();
                 Ok(())

@@ -112,9 +112,9 @@ fn ipv6_fragment_offset(head: &[u8]) -> Option<u16> {
 }
 
 impl Headers {
-    pub fn tcp_flag_names(&self) -> Vec<&'static str> {
+    pub fn tcp_flag_names(&self) -> impl Iterator<Item = &'static str> {
         let flags = self.tcp_flags.unwrap_or(0);
-        TCP_FLAGS.iter().filter(|(bit, _)| flags & bit != 0).map(|(_, name)| *name).collect()
+        TCP_FLAGS.iter().filter(move |(bit, _)| flags & bit != 0).map(|(_, name)| *name)
     }
 
     /// A TCP segment that opens a connection: SYN without ACK or RST.

@@ -4,11 +4,12 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use foldhash::fast::RandomState;
 use jiff::Timestamp;
 
 use crate::enrich::{Flow, Named, OwnedBy};
-use crate::packet::{Facts, Packet};
-use crate::record::{Body, Cause, Direction, Drop, FoldedBy, Hook, Mechanism};
+use crate::packet::{Packet, Site};
+use crate::record::{Body, Cause, Direction, Drop, FoldedBy, Hook, Mechanism, Shared};
 
 /// Seconds of the rate that may go out at once, after a quiet time.
 const BURST: f64 = 10.0;
@@ -24,7 +25,9 @@ pub struct Budget {
     rate: f64,
     left: f64,
     refilled: Instant,
-    folds: HashMap<Key, Folded>,
+    /// Not by std's hash, which costs more than all else that is done for a packet here. Strangers choose addresses and ports, yet
+    /// they don't see the seed or anything made of it, and there are few folds: nothing can be made slow by it.
+    folds: HashMap<Key, Folded, RandomState>,
 }
 
 /// What packets of a fold have in common.
@@ -51,8 +54,8 @@ struct Ends {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Who {
-    /// Namespace, kind and name of what the pod belongs to; of the pod itself where nothing owns it.
-    Workload(String, String, String),
+    /// Namespace, kind and name of what the pod belongs to; without a kind the pod itself, which nothing owns.
+    Workload(Shared, Option<Shared>, Shared),
     Node(String),
     Subnet(ipnet::IpNet),
 }
@@ -67,7 +70,7 @@ struct Folded {
 impl Budget {
     pub fn new(records_per_second: u32, now: Instant) -> Budget {
         let rate = f64::from(records_per_second);
-        Budget { rate, left: rate * BURST, refilled: now, folds: HashMap::new() }
+        Budget { rate, left: rate * BURST, refilled: now, folds: HashMap::default() }
     }
 
     /// Takes one record out of the budget; false when there is none left.
@@ -82,18 +85,21 @@ impl Budget {
         true
     }
 
-    /// Adds packets to the fold of their kind. `Some`: they are the first of it, and their record is to be made.
-    pub fn add(&mut self, key: Key, packets: &Sums) -> Option<Key> {
-        let room = |key: &Key, most: usize| self.folds.contains_key(key) || self.folds.len() < most;
-        let (cause, direction) = (key.cause, key.direction);
-        let key = if room(&key, MAX_FOLDS) { key } else { key.of_any_port() };
-        let key = if room(&key, 2 * MAX_FOLDS) { key } else { Key { ends: None, cause, direction } };
-        let Some(Folded { drop, first }) = self.folds.get_mut(&key) else { return Some(key) };
-        drop.count += packets.count;
-        drop.bytes += packets.bytes;
-        drop.segments = Some(drop.segments.unwrap_or_default() + packets.segments);
-        drop.last_time = drop.last_time.max(Some(packets.last));
-        *first = (*first).min(packets.first);
+    /// Adds packets to the fold of their kind, or of a coarser one when there is no room for it. `Some`: they are the first of
+    /// it, and their record is to be made.
+    pub fn add(&mut self, mut key: Key, packets: &Sums) -> Option<Key> {
+        for most in [MAX_FOLDS, 2 * MAX_FOLDS] {
+            if let Some(fold) = self.folds.get_mut(&key) {
+                fold.add(packets);
+                return None;
+            }
+            if self.folds.len() < most {
+                return Some(key);
+            }
+            key = key.coarser();
+        }
+        let Some(fold) = self.folds.get_mut(&key) else { return Some(key) };
+        fold.add(packets);
         None
     }
 
@@ -135,6 +141,17 @@ impl Budget {
     }
 }
 
+impl Folded {
+    fn add(&mut self, packets: &Sums) {
+        let Folded { drop, first } = self;
+        drop.count += packets.count;
+        drop.bytes += packets.bytes;
+        drop.segments = Some(drop.segments.unwrap_or_default() + packets.segments);
+        drop.last_time = drop.last_time.max(Some(packets.last));
+        *first = (*first).min(packets.first);
+    }
+}
+
 /// What a record says of how many packets there were, and when.
 #[derive(Debug, Clone, Copy)]
 pub struct Sums {
@@ -146,38 +163,44 @@ pub struct Sums {
 }
 
 impl Key {
-    pub fn of(flow: &Flow<'_>, packet: &Packet, facts: &Facts, cause: Cause, direction: Option<Direction>) -> Key {
+    pub fn of(
+        flow: &Flow<'_>,
+        packet: &Packet,
+        site: Site,
+        netns: Option<u32>,
+        cause: Cause,
+        direction: Option<Direction>,
+    ) -> Key {
         let ends = Ends {
             source: who(&flow.source),
             destination: who(&flow.destination),
             port: flow.destination.port,
             all_ports: false,
             protocol: packet.headers.protocol,
-            netns: facts.netns,
-            mechanism: facts.site.mechanism,
-            hook: facts.site.hook,
+            netns,
+            mechanism: site.mechanism,
+            hook: site.hook,
         };
         Key { ends: Some(ends), cause, direction }
     }
 
-    /// The same of every port.
-    fn of_any_port(&self) -> Key {
-        let ends = self.ends.clone().map(|ends| Ends { port: None, all_ports: true, ..ends });
-        Key { ends, ..*self }
+    /// The same of every port; of that, by its cause alone.
+    fn coarser(self) -> Key {
+        let ends = self.ends.filter(|ends| !ends.all_ports);
+        Key { ends: ends.map(|ends| Ends { port: None, all_ports: true, ..ends }), ..self }
     }
 }
 
 fn who(named: &Named<'_>) -> Who {
     if let Some(view) = named.pod() {
         let pod = view.pod;
-        let (kind, name) = match &pod.owner {
-            Some(owner) => (owner.kind.to_string(), owner.name.to_string()),
-            None => ("Pod".to_owned(), pod.name.to_string()),
+        return match &pod.owner {
+            Some(owner) => Who::Workload(pod.namespace.clone(), Some(owner.kind.clone()), owner.name.clone()),
+            None => Who::Workload(pod.namespace.clone(), None, pod.name.clone()),
         };
-        return Who::Workload(pod.namespace.to_string(), kind, name);
     }
     if let OwnedBy::Node(name) = named.owner {
-        return Who::Node(name.to_string());
+        return Who::Node(name.to_owned());
     }
     let bits = if named.ip.is_ipv4() { SUBNET_V4 } else { SUBNET_V6 };
     Who::Subnet(ipnet::IpNet::new_assert(named.ip, bits).trunc())
@@ -188,6 +211,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::cluster::Index;
+    use crate::packet::{Answers, Candidate, Facts};
+    use crate::record::build::{Decision, drop_body};
+    use crate::record::{Action, Enrichment};
 
     #[test]
     fn a_burst_and_then_the_rate() {
@@ -196,5 +223,57 @@ mod tests {
         assert_eq!((0..100).filter(|_| budget.spend(start)).count(), 50);
         assert_eq!((0..100).filter(|_| budget.spend(start + Duration::from_secs(1))).count(), 5);
         assert_eq!((0..100).filter(|_| budget.spend(start + Duration::from_secs(100))).count(), 50);
+    }
+
+    /// More kinds than there is room for: coarser and coarser, and every packet is in a count.
+    #[test]
+    fn folds_get_coarser_and_stay_exact() {
+        let mut budget = Budget::new(1, Instant::now());
+        let mut event = crate::packet::tests::syn();
+        let first = Timestamp::UNIX_EPOCH;
+        let packets = Sums { count: 3, bytes: 120, segments: 3, first, last: first };
+        let site = Site { mechanism: Mechanism::Nftables, candidate: Candidate::Policy, hook: Some(Hook::Forward) };
+        let facts = Facts {
+            reason: None,
+            location: None,
+            site,
+            device: None,
+            netns: Some(1),
+            rejected: false,
+            answers: Answers::default(),
+        };
+        let index = Index::default();
+        let mut begun = 0;
+        for subnet in 0..2 * MAX_FOLDS as u32 + 10 {
+            // Another /24 each time; to a second port once there is no room for it.
+            event.head[12..16].copy_from_slice(&(0x0100_0000 + (subnet << 8)).to_be_bytes());
+            for port in [80_u16, 81] {
+                event.head[22..24].copy_from_slice(&port.to_be_bytes());
+                let packet = crate::packet::decode(&event).unwrap();
+                let moment = index.now();
+                let flow = crate::enrich::name(&packet, &moment);
+                let key = Key::of(&flow, &packet, site, Some(1), Cause::Policy, None);
+                let Some(key) = budget.add(key, &packets) else { continue };
+                begun += 1;
+                let decision = Decision {
+                    cause: Cause::Policy,
+                    action: Action::Drop,
+                    direction: None,
+                    verdict: None,
+                    hint: None,
+                    enrichment: Enrichment::Complete,
+                };
+                let Body::Drop(drop) = drop_body(&packet, &facts, site, &flow, decision) else { unreachable!() };
+                budget.begin(key, drop, &packets);
+            }
+        }
+        let folds: Vec<_> = budget.take().collect();
+        assert_eq!(folds.len(), begun);
+        // By port; of any port; by cause.
+        assert_eq!(folds.len(), 2 * MAX_FOLDS + 1);
+        assert_eq!(folds.iter().map(|(_, _, count)| count).sum::<u64>(), 2 * 3 * (2 * MAX_FOLDS as u64 + 10));
+        let by_port = |(body, _, _): &&(Body, Timestamp, u64)| matches!(body, Body::Drop(drop) if drop.destination.port.is_some());
+        assert_eq!(folds.iter().filter(by_port).count(), MAX_FOLDS);
+        assert_eq!(budget.take().count(), 0);
     }
 }

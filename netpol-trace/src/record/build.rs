@@ -11,7 +11,7 @@ use super::{
 };
 use crate::cluster::model::{Labels, Pod};
 use crate::enrich::{Flow, Named, OwnedBy};
-use crate::packet::{Facts, Packet, Repeats, Sameness, transport_name};
+use crate::packet::{Facts, Packet, Repeats, Sameness, Site, transport_name};
 
 /// Labels per pod in a record, and octets of one label or name: strangers write them.
 const MAX_LABELS: usize = 64;
@@ -28,7 +28,8 @@ pub struct Decision {
     pub enrichment: Enrichment,
 }
 
-pub fn drop_body(packet: &Packet, facts: &Facts, flow: &Flow<'_>, decision: Decision) -> Body {
+/// `site`: what the facts' own is by all that is known.
+pub fn drop_body(packet: &Packet, facts: &Facts, site: Site, flow: &Flow<'_>, decision: Decision) -> Body {
     let headers = &packet.headers;
     Body::Drop(Box::new(Drop {
         last_time: None,
@@ -43,7 +44,7 @@ pub fn drop_body(packet: &Packet, facts: &Facts, flow: &Flow<'_>, decision: Deci
         network: Network {
             transport: transport_name(headers.protocol),
             family: packet.family(),
-            tcp_flags: headers.tcp_flag_names().into_iter().map(Into::into).collect(),
+            tcp_flags: headers.tcp_flag_names().map(Into::into).collect(),
             community_id: community_id(
                 (headers.source, headers.destination),
                 headers.protocol,
@@ -58,8 +59,8 @@ pub fn drop_body(packet: &Packet, facts: &Facts, flow: &Flow<'_>, decision: Deci
         kernel: Kernel {
             reason: facts.reason.clone(),
             location: facts.location.clone(),
-            hook: facts.site.hook,
-            mechanism: facts.site.mechanism,
+            hook: site.hook,
+            mechanism: site.mechanism,
             device: facts.device.clone(),
             netns: facts.netns,
         },

@@ -34,17 +34,27 @@ pub struct Asked<'a> {
 
 /// The hint that fits a denied connection, or one that ICMP or a hostNetwork pod leaves undetermined.
 pub fn hint(index: &Index, connection: &Connection<'_>, options: &Options, asked: Asked<'_>) -> Option<record::Hint> {
-    let judgement = evaluate(index, connection, options);
+    hint_of(index, connection, options, &evaluate(index, connection, options), asked)
+}
+
+/// The same for what [`evaluate`] has found.
+pub fn hint_of(
+    index: &Index,
+    connection: &Connection<'_>,
+    options: &Options,
+    judgement: &Judgement<'_>,
+    asked: Asked<'_>,
+) -> Option<record::Hint> {
     // The first side that denies is explained; the other is named, for it stays in the way.
     let denies = |d: &Direction| matches!(judgement.side(*d).finding, Finding::Denied);
     let Some(direction) = BOTH.into_iter().find(denies) else {
-        return undetermined(index, connection, options, &judgement);
+        return undetermined(index, connection, options, judgement);
     };
     let matcher = Matcher::new(index, connection, options, direction);
     let side = judgement.side(direction);
     let case = Case { matcher, side, nearest: nearest(&matcher, side)?, asked, words: Words { matcher } };
     let (code, message) = case.hint()?;
-    Some(record::Hint { code: code.into(), message: message + &other_side(&case, &judgement) })
+    Some(record::Hint { code: code.into(), message: message + &other_side(&case, judgement) })
 }
 
 /// Egress first: a packet meets its source's policies before its destination's.

@@ -202,6 +202,12 @@ struct Bounded(String, usize);
 
 impl Write for Bounded {
     fn write_str(&mut self, s: &str) -> fmt::Result {
+        // Nearly always: there are no more characters than octets.
+        if self.1 + s.len() <= TEXT_AT_MOST {
+            self.0.push_str(s);
+            self.1 += s.chars().count();
+            return Ok(());
+        }
         for c in s.chars() {
             match self.1.cmp(&TEXT_AT_MOST) {
                 std::cmp::Ordering::Less => self.0.push(c),

@@ -20,7 +20,16 @@ const CHANGES_NAMED: usize = 10;
 
 /// Judges `connection` in both directions, in the shape of the record.
 pub fn judge(index: &Index, connection: &Connection<'_>, options: &Options) -> record::Verdict {
-    let judgement = &evaluate(index, connection, options);
+    report(index, connection, options, &evaluate(index, connection, options))
+}
+
+/// What [`evaluate`] found of `connection`, in the shape of the record.
+pub fn report(
+    index: &Index,
+    connection: &Connection<'_>,
+    options: &Options,
+    judgement: &Judgement<'_>,
+) -> record::Verdict {
     let finding = judgement.finding();
     let basis = match finding {
         Finding::Undetermined(doubt) => doubt.basis(),
@@ -36,7 +45,8 @@ pub fn judge(index: &Index, connection: &Connection<'_>, options: &Options) -> r
     }
 }
 
-fn result(finding: Finding<'_>) -> record::VerdictResult {
+/// The finding as records name it.
+pub fn result(finding: Finding<'_>) -> record::VerdictResult {
     match finding {
         Finding::Allowed(_) => record::VerdictResult::Allowed,
         Finding::Denied => record::VerdictResult::Denied,

@@ -1,9 +1,19 @@
 //! What a verdict costs, as far as a test can say it: the bench `verdict` prints the times.
 
-use netpol_trace::cluster::Index;
+use std::sync::Arc;
+use std::time::Instant;
+
+use jiff::{SignedDuration, Timestamp};
+use netpol_trace::books::Intake;
+use netpol_trace::cluster::change::Change;
+use netpol_trace::cluster::{Cluster, Index};
+use netpol_trace::output::Output;
+use netpol_trace::pipeline::Pipeline;
+use netpol_trace::pipeline::budget::Budget;
+use netpol_trace::sink::Numbers;
 use netpol_trace::verdict::{self, Finding, Options};
 
-use crate::{allocations, large};
+use crate::{allocations, drops, large};
 
 #[test]
 fn the_allowed_path_does_not_allocate() {
@@ -17,6 +27,27 @@ fn the_allowed_path_does_not_allocate() {
     assert!(allowed > 100, "{allowed} of {} allowed: the test would show nothing", connections.len());
     assert!(allowed < 4900, "{allowed} of {} allowed: the policies are not in force", connections.len());
     assert_eq!(allocations, 0);
+}
+
+/// Under a flood packets are named, judged and counted one by one; nothing of that is put into words.
+#[test]
+fn a_drop_over_the_budget_does_not_allocate() {
+    const PODS: usize = 100;
+    let cluster = Cluster::live();
+    let at = Timestamp::now() - SignedDuration::from_hours(1);
+    cluster.apply(large::objects(PODS).into_iter().map(Change::Upsert).collect(), at);
+    let flood = drops::denied(&cluster, PODS, 500);
+    let output = Output::new(Numbers::new("5f3a9c1e".into(), None, None));
+    let mut pipeline = Pipeline::new(cluster, Some("node-1".into()), false, Arc::new(Intake::default()), output);
+    pipeline.budget = Some(Budget::new(1, Instant::now()));
+    // Those within the budget, and then the first of every fold.
+    pipeline.handle(flood.clone()).unwrap();
+    pipeline.handle(flood.clone()).unwrap();
+    let again = flood.clone();
+    let ((), allocations) = allocations::during(|| pipeline.handle(again).unwrap());
+    assert_eq!(allocations, 0);
+    let folded = pipeline.books.held as usize;
+    assert!(folded >= 3 * flood.len() - 20 && flood.len() > 100, "{:?}", pipeline.books);
 }
 
 #[test]

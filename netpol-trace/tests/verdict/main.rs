@@ -5,6 +5,7 @@ mod allocations;
 mod compare;
 mod conformance;
 mod cost;
+mod drops;
 mod hint_yaml;
 mod hints;
 mod hints_services;
