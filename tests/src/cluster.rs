@@ -6,6 +6,7 @@
 pub mod api;
 pub mod control_plane;
 pub mod daemon;
+pub mod etcd;
 pub mod kube_router;
 pub mod node;
 pub mod probe;
