@@ -48,6 +48,11 @@ pub fn skip(test: &str, programs: &[Program]) -> bool {
     why.is_some()
 }
 
+/// Where setup unpacks what is not built: a folder of this name in the cache.
+pub fn unpacked(name: &str) -> PathBuf {
+    toolchain::cache_dir().join(name)
+}
+
 /// This test program's control plane, started by the first test that asks.
 pub fn shared() -> Result<&'static ControlPlane> {
     static SHARED: OnceLock<Result<ControlPlane, String>> = OnceLock::new();
