@@ -25,6 +25,7 @@ use crate::kernel::tc::{Told, View};
 use crate::packet::{self, Packet};
 
 pub use annotate::Origin;
+pub use names::Names;
 pub use silence::{Finding, GRACE, body, flow};
 
 /// The kernel's side, as far as it is asked: the running one, or a test's.
@@ -137,7 +138,7 @@ pub struct Flows<K> {
     table: table::Table,
     dropped: seen::Recent,
     refused: seen::Recent,
-    names: names::Names,
+    names: Names,
     silence: silence::Silence,
     pub tally: Tally,
 }
@@ -150,7 +151,7 @@ impl<K: Kernel> Flows<K> {
             table: table::Table::default(),
             dropped: seen::Recent::default(),
             refused: seen::Recent::default(),
-            names: names::Names::default(),
+            names: Names::default(),
             silence: silence::Silence::default(),
             tally: Tally::default(),
         }

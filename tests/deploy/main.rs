@@ -1,6 +1,7 @@
 //! The manifests in `deploy/`, as kustomize, helm and the agent see them.
 
 mod chart;
+mod container;
 mod manifests;
 mod render;
 mod server;

@@ -1,6 +1,5 @@
 //! Start and end: what the agent leaves behind, and how it ends when its reader does.
 
-use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -10,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::{self, Agent};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
-use netpol_trace_tests::{eventually, skip, skipped, traffic};
+use netpol_trace_tests::{bpf, eventually, skip, skipped, traffic};
 use nix::sys::signal::Signal;
 
 /// However it ends, its programs and links end with it.
@@ -26,7 +25,7 @@ fn nothing_stays_attached() -> Result<()> {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
         let pair = Pair::start(DENY)?;
         let agent = pair.watch()?;
-        let objects = bpf_objects(agent.pid())?;
+        let objects = bpf::objects(agent.pid())?;
         assert!(objects.iter().any(|(kind, _)| *kind == "prog"), "the running agent holds no BPF program: {objects:?}");
         agent.signal(signal)?;
         let run = agent.finish()?;
@@ -37,7 +36,7 @@ fn nothing_stays_attached() -> Result<()> {
         }
         // The kernel frees them after a grace period.
         eventually("the agent's BPF objects are gone", || {
-            Ok(objects.iter().all(|(kind, id)| !exists(kind, id)).then_some(()))
+            Ok(objects.iter().all(|(kind, id)| !bpf::exists(kind, id)).then_some(()))
         })
         .with_context(|| format!("after {signal}: {objects:?}"))?;
     }
@@ -159,24 +158,4 @@ pub fn quiet(stderr: &str) {
         assert!(!stderr.contains(sign), "{stderr}");
     }
     assert!(stderr.lines().count() < 20, "too much to find the message in:\n{stderr}");
-}
-
-/// The ids of the BPF programs and links that a process holds.
-pub fn bpf_objects(pid: u32) -> Result<BTreeSet<(&'static str, String)>> {
-    let mut found = BTreeSet::new();
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // A descriptor may be closed meanwhile.
-        let info = std::fs::read_to_string(entry?.path()).unwrap_or_default();
-        for line in info.lines() {
-            for (field, kind) in [("prog_id:", "prog"), ("link_id:", "link")] {
-                found.extend(line.strip_prefix(field).map(|id| (kind, id.trim().to_owned())));
-            }
-        }
-    }
-    Ok(found)
-}
-
-pub fn exists(kind: &str, id: &str) -> bool {
-    let show = Command::new("bpftool").args([kind, "show", "id", id]).output();
-    show.is_ok_and(|output| output.status.success())
 }

@@ -7,10 +7,8 @@ use anyhow::{Context, Result};
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::netns::Netns;
 use netpol_trace_tests::pair::{DENY, Pair};
-use netpol_trace_tests::{eventually, skip};
+use netpol_trace_tests::{bpf, eventually, skip};
 use nix::sys::signal::Signal;
-
-use crate::lifecycle::{bpf_objects, exists};
 
 /// Pods that come and go at once, and how often: a thousand in all.
 const PODS: usize = 50;
@@ -103,14 +101,14 @@ fn a_killed_agent_leaves_nothing_that_acts() -> Result<()> {
         Ok(text)
     };
     let agent = pair.watch_node(&["--hooks", "tc"])?;
-    let objects = bpf_objects(agent.pid())?;
+    let objects = bpf::objects(agent.pid())?;
     let links = objects.iter().filter(|(kind, _)| *kind == "link").count();
     agent.signal(Signal::SIGKILL)?;
     agent.finish()?;
     if links > 0 {
         assert_eq!(links, 4, "{objects:?}");
         eventually("the agent's programs and links are gone", || {
-            Ok(objects.iter().all(|(kind, id)| !exists(kind, id)).then_some(()))
+            Ok(objects.iter().all(|(kind, id)| !bpf::exists(kind, id)).then_some(()))
         })?;
     } else {
         let left = shown("after the kill")?;

@@ -1,6 +1,7 @@
 //! Small programs, loaded and attached with bpf(2) itself, without the agent's loader: a stand-in for a CNI's tc program, and
 //! programs that do nothing, for comparison.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
@@ -161,4 +162,25 @@ pub(crate) fn bpf(command: i32, attr: &[u64; 16]) -> io::Result<OwnedFd> {
         let fd = libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr));
         if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd as i32)) }
     }
+}
+
+/// The ids of the BPF programs and links that a process holds.
+pub fn objects(pid: u32) -> Result<BTreeSet<(&'static str, String)>> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        // A descriptor may be closed meanwhile.
+        let info = std::fs::read_to_string(entry?.path()).unwrap_or_default();
+        for line in info.lines() {
+            for (field, kind) in [("prog_id:", "prog"), ("link_id:", "link")] {
+                found.extend(line.strip_prefix(field).map(|id| (kind, id.trim().to_owned())));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the kernel has a program or link with this id.
+pub fn exists(kind: &str, id: &str) -> bool {
+    let show = Command::new("bpftool").args([kind, "show", "id", id]).output();
+    show.is_ok_and(|output| output.status.success())
 }

@@ -6,6 +6,7 @@
 pub mod api;
 pub mod control_plane;
 pub mod daemon;
+pub mod etcd;
 pub mod kube_router;
 pub mod node;
 pub mod probe;
@@ -45,6 +46,11 @@ pub fn skip(test: &str, programs: &[Program]) -> bool {
         crate::skipped(test, why);
     }
     why.is_some()
+}
+
+/// Where setup unpacks what is not built: a folder of this name in the cache.
+pub fn unpacked(name: &str) -> PathBuf {
+    toolchain::cache_dir().join(name)
 }
 
 /// This test program's control plane, started by the first test that asks.

@@ -19,7 +19,7 @@ pub struct Args {
     #[arg(long, default_value_t = Arch::of_this_machine())]
     arch: Arch,
     /// The image's name
-    #[arg(long, default_value = "ghcr.io/netpol-trace/netpol-trace")]
+    #[arg(long, default_value = NAME)]
     name: String,
     /// The quick build instead of the release: to try the image
     #[arg(long)]
@@ -44,6 +44,9 @@ enum Arch {
     Amd64,
     Arm64,
 }
+
+/// As the manifests in deploy/ have it.
+const NAME: &str = "ghcr.io/netpol-trace/netpol-trace";
 
 /// The capabilities of the manifests in deploy/.
 const CAPABILITIES: [&str; 3] = ["CAP_BPF", "CAP_PERFMON", "CAP_SYSLOG"];
@@ -96,13 +99,38 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     setup::ensure(&[Need::Image])?;
-    let buildah = Buildah { root: machine::target().join("image/storage") };
+    let buildah = Buildah::new();
     let (image, archive) = buildah.commit(&binary, args)?;
     println!("{}: {:.1} MiB, {image}, in {:.0} s", archive.display(), size(&archive)?, start.elapsed().as_secs_f32());
     if args.run {
         return buildah.doctor(&image, args.seccomp.as_deref());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The release for this machine, as the image has it.
+pub fn release() -> Result<PathBuf> {
+    build(&of_this_machine())
+}
+
+/// The image with it; `None` where there is nothing to make images with.
+pub fn of_the_release(binary: &Path) -> Result<Option<PathBuf>> {
+    if machine::program("buildah").is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Buildah::new().commit(binary, &of_this_machine())?.1))
+}
+
+fn of_this_machine() -> Args {
+    Args {
+        arch: Arch::of_this_machine(),
+        name: NAME.into(),
+        debug: false,
+        binary: None,
+        binary_only: false,
+        run: false,
+        seccomp: None,
+    }
 }
 
 fn size(path: &Path) -> Result<f64> {
@@ -171,6 +199,10 @@ struct Buildah {
 }
 
 impl Buildah {
+    fn new() -> Buildah {
+        Buildah { root: machine::target().join("image/storage") }
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("buildah");
         // vfs works everywhere; there is one small layer.

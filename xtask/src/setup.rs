@@ -5,6 +5,7 @@ mod consumers;
 mod ebpf;
 mod packages;
 pub mod peers;
+mod runtime;
 pub mod switch;
 
 use std::process::ExitCode;
@@ -43,6 +44,8 @@ pub enum Need {
     Vm,
     /// Container images.
     Image,
+    /// A container runtime to try them in.
+    Runtime,
     /// The control plane and the enforcers of the cluster tests, and helm, built by Go.
     Cluster,
     /// Programs that read records in the tests.
@@ -52,8 +55,17 @@ pub enum Need {
 }
 
 impl Need {
-    pub const ALL: [Need; 8] =
-        [Need::Build, Need::Lab, Need::Lint, Need::Vm, Need::Image, Need::Cluster, Need::Consumers, Need::Collector];
+    pub const ALL: [Need; 9] = [
+        Need::Build,
+        Need::Lab,
+        Need::Lint,
+        Need::Vm,
+        Need::Image,
+        Need::Runtime,
+        Need::Cluster,
+        Need::Consumers,
+        Need::Collector,
+    ];
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -109,6 +121,11 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     {
         errors.push(format!("{error:#}"));
     }
+    if needs.contains(&Need::Runtime)
+        && let Err(error) = runtime::ensure()
+    {
+        errors.push(format!("{error:#}"));
+    }
     if needs.contains(&Need::Collector)
         && let Err(error) = cluster::ensure(&[COLLECTOR])
     {
@@ -136,6 +153,9 @@ pub fn missing(needs: &[Need]) -> Vec<String> {
     if needs.contains(&Need::Cluster) {
         missing
             .extend(cluster::missing(&PROGRAMS).iter().map(|program| format!("{} of the test cluster", program.name)));
+    }
+    if needs.contains(&Need::Runtime) && runtime::is_missing() {
+        missing.push("containerd for the tests".into());
     }
     if needs.contains(&Need::Consumers) {
         missing.extend(consumers::missing().into_iter().map(str::to_owned));

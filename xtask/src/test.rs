@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::report::{Steps, Tally, count};
 use crate::setup::{self, Need};
 use crate::toolchain::{self, Kind};
-use crate::{machine, vm};
+use crate::{image, machine, vm};
 
 /// Format, lints, licences, all tests, the lab on this kernel (as root) and boots of two other kernels.
 ///
@@ -62,7 +62,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut steps = Steps::new();
     let whole = args.filter.is_none();
     steps.step("setup", || {
-        setup::ensure(&[Need::Build, Need::Lab, Need::Lint, Need::Consumers]).map(|()| Tally::passed())
+        setup::ensure(&[Need::Build, Need::Lab, Need::Lint, Need::Consumers, Need::Image, Need::Runtime])
+            .map(|()| Tally::passed())
     });
     if whole {
         // Without Go the tests that need these say so, one by one.
@@ -83,16 +84,27 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         programs = build()?;
         Ok(Tally::passed())
     });
+    let mut image = None;
+    if whole {
+        let mut release = None;
+        steps.step("release build", || {
+            release = Some(image::release()?);
+            Ok(Tally::passed())
+        });
+        if let Some(release) = release {
+            steps.step("image", || {
+                image = image::of_the_release(&release)?;
+                Ok(if image.is_some() { Tally::passed() } else { Tally::skipped("image: no buildah here") })
+            });
+        }
+    }
     for program in &programs {
-        steps.step(&program.name, || program.run(args.filter.as_deref()));
+        steps.step(&program.name, || program.run(args.filter.as_deref(), image.as_deref()));
     }
     if whole {
         steps.step("documentation's examples", || {
             count(machine::cargo().args(["test", "--workspace", "--locked", "--doc", "--quiet"]))
         });
-    }
-    if whole {
-        steps.step("release build", || release_build().map(|()| Tally::passed()));
     }
     if whole && !args.no_vm {
         for (kernel, tests) in VM_TESTS {
@@ -188,13 +200,15 @@ pub struct Program {
 }
 
 impl Program {
-    fn run(&self, filter: Option<&str>) -> Result<Tally> {
+    /// With an image of the agent, for the tests that want one.
+    fn run(&self, filter: Option<&str>, image: Option<&Path>) -> Result<Tally> {
         // `timeout` is part of every system's base.
         let mut command = Command::new("timeout");
         command.args(["--kill-after", "10", TEST_LIMIT_SECONDS]).arg(&self.path).args(filter);
         command
             .env("NETPOL_TRACE_BIN", machine::agent())
             .env("CARGO_MANIFEST_DIR", &self.package)
+            .envs(image.map(|image| ("NETPOL_TRACE_IMAGE", image)))
             .current_dir(&self.package)
             .stdin(Stdio::null());
         count(&mut command)

@@ -15,13 +15,23 @@ const MAX_ADDRESSES: usize = 512;
 const MAX_PODS: usize = 1024;
 /// Names of one address.
 const MAX_NAMES: usize = 4;
+/// Octets of all names kept for one pod: whoever answers it chooses how long they are. Room for what is usual, 128 for each address.
+const MAX_OCTETS: usize = 128 * MAX_ADDRESSES;
 
 /// Names of addresses, by the interface behind which the pod is that was told.
 #[derive(Debug, Default)]
 pub struct Names {
-    pods: HashMap<u32, HashMap<IpAddr, Known>>,
+    pods: HashMap<u32, Pod>,
     /// By pods' own addresses: where their answers were delivered.
     interfaces: HashMap<IpAddr, u32>,
+}
+
+/// What one pod was told.
+#[derive(Debug, Default)]
+struct Pod {
+    addresses: HashMap<IpAddr, Known>,
+    /// Of all names in it.
+    octets: usize,
 }
 
 #[derive(Debug)]
@@ -43,24 +53,15 @@ impl Names {
         self.interfaces.insert(pod, interface);
         let known = self.pods.entry(interface).or_default();
         for address in addresses {
-            make_room(known, address.ip, now);
             let until = now + Duration::from_secs(address.ttl.min(MAX_TTL).into()) + SLACK;
-            let entry = known.entry(address.ip).or_insert_with(|| Known { names: Vec::new(), until });
-            if entry.until <= now {
-                entry.names.clear();
-            }
-            entry.until = entry.until.max(until);
-            // The newest answer's names come first.
-            entry.names.retain(|name| !names.contains(name));
-            entry.names.splice(0..0, names.iter().cloned());
-            entry.names.truncate(MAX_NAMES);
+            known.add(address.ip, &names, until, now);
         }
     }
 
     /// The names under which the pod at `pod` was given `address`.
     pub fn of(&self, pod: IpAddr, address: IpAddr, now: Instant) -> Vec<String> {
         let known = self.interfaces.get(&pod).and_then(|interface| self.pods.get(interface));
-        let known = known.and_then(|known| known.get(&address)).filter(|known| known.until > now);
+        let known = known.and_then(|known| known.addresses.get(&address)).filter(|known| known.until > now);
         known.map(|known| known.names.clone()).unwrap_or_default()
     }
 
@@ -71,16 +72,44 @@ impl Names {
     }
 }
 
-/// Removes what is out of time, else what would be first, when there is no room for another address.
-fn make_room(known: &mut HashMap<IpAddr, Known>, address: IpAddr, now: Instant) {
-    if known.len() < MAX_ADDRESSES || known.contains_key(&address) {
-        return;
+impl Pod {
+    /// The newest answer's names come first.
+    fn add(&mut self, address: IpAddr, names: &[String], until: Instant, now: Instant) {
+        let mut entry = Known { names: names.to_vec(), until };
+        if let Some(former) = self.remove(address).filter(|former| former.until > now) {
+            entry.until = entry.until.max(former.until);
+            entry.names.extend(former.names.into_iter().filter(|name| !names.contains(name)));
+        }
+        entry.names.truncate(MAX_NAMES);
+        self.make_room(entry.octets(), now);
+        self.octets += entry.octets();
+        self.addresses.insert(address, entry);
     }
-    known.retain(|_, entry| entry.until > now);
-    if known.len() >= MAX_ADDRESSES
-        && let Some(first) = known.iter().min_by_key(|(_, entry)| entry.until).map(|(ip, _)| *ip)
-    {
-        known.remove(&first);
+
+    fn remove(&mut self, address: IpAddr) -> Option<Known> {
+        let known = self.addresses.remove(&address)?;
+        self.octets -= known.octets();
+        Some(known)
+    }
+
+    /// Removes what is out of time, else what would be first, until there is room for another address and its names.
+    fn make_room(&mut self, octets: usize, now: Instant) {
+        let full = |pod: &Pod| pod.addresses.len() >= MAX_ADDRESSES || pod.octets + octets > MAX_OCTETS;
+        if full(self) {
+            self.addresses.retain(|_, known| known.until > now);
+            self.octets = self.addresses.values().map(Known::octets).sum();
+        }
+        while full(self)
+            && let Some(first) = self.addresses.iter().min_by_key(|(_, known)| known.until).map(|(ip, _)| *ip)
+        {
+            self.remove(first);
+        }
+    }
+}
+
+impl Known {
+    fn octets(&self) -> usize {
+        self.names.iter().map(String::len).sum()
     }
 }
 
@@ -117,9 +146,32 @@ mod tests {
             let [a, b] = i.to_be_bytes();
             names.told(7, POD, &answer([10, 9, a, b], 30), now + Duration::from_millis(u64::from(i)));
         }
-        assert_eq!(names.pods[&7].len(), MAX_ADDRESSES);
+        assert_eq!(names.pods[&7].addresses.len(), MAX_ADDRESSES);
         // The newest are kept.
         let [a, b] = 9_999u16.to_be_bytes();
         assert_eq!(names.of(POD, IpAddr::from([10, 9, a, b]), now), ["db.lab"]);
+    }
+
+    /// Names as long as they can be, no two the same: what a resolver of the attacker's own answers.
+    #[test]
+    fn memory_is_bounded_in_octets_too() {
+        let (mut names, now) = (Names::default(), Instant::now());
+        for i in 0..2_000u16 {
+            let [a, b] = i.to_be_bytes();
+            let mut message = b"\0\x01\x81\x80\0\x01\0\x01\0\0\0\0".to_vec();
+            for _ in 0..3 {
+                message.push(63);
+                message.extend([a, b].iter().cycle().take(63));
+            }
+            message.extend(b"\0\0\x01\0\x01\xc0\x0c\0\x01\0\x01\0\0\0\x1e\0\x04\x0a\x09");
+            message.extend([a, b]);
+            names.told(7, POD, &message, now + Duration::from_millis(u64::from(i)));
+            let pod = &names.pods[&7];
+            assert!(pod.octets <= MAX_OCTETS);
+            assert_eq!(pod.octets, pod.addresses.values().map(Known::octets).sum::<usize>());
+        }
+        let [a, b] = 1_999u16.to_be_bytes();
+        assert_eq!(names.of(POD, IpAddr::from([10, 9, a, b]), now).len(), 1, "the newest is kept");
+        assert!(names.pods[&7].addresses.len() > 50, "a longest name takes 758 octets");
     }
 }

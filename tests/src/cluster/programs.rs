@@ -54,6 +54,14 @@ const COLLECTOR_MODULE: Module = Module {
     source: include_str!("../../cluster/collector/main.go"),
 };
 
+const CRI_MODULE: Module = Module {
+    folder: "cri",
+    main: "k8s.io/cri-api",
+    go_mod: include_str!("../../cluster/cri/go.mod"),
+    go_sum: include_str!("../../cluster/cri/go.sum"),
+    source: include_str!("../../cluster/cri/main.go"),
+};
+
 pub const ETCD: Program = Program { name: "etcd", package: "go.etcd.io/etcd/server/v3", module: KUBERNETES };
 pub const API_SERVER: Program =
     Program { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver", module: KUBERNETES };
@@ -66,11 +74,14 @@ pub const KUBE_ROUTER: Program = Program {
 
 pub const HELM: Program = Program { name: "helm", package: "helm.sh/helm/v3/cmd/helm", module: HELM_MODULE };
 
+/// A kubelet's calls of a container runtime, one at a time.
+pub const CRI: Program = Program { name: "cri", package: ".", module: CRI_MODULE };
+
 /// The OpenTelemetry Collector, of the parts that the tests use. Not in [`PROGRAMS`]: it takes minutes to build, for one test.
 pub const COLLECTOR: Program = Program { name: "otelcol", package: ".", module: COLLECTOR_MODULE };
 
 /// In the order in which they are built: what others wait for first.
-pub const PROGRAMS: [Program; 5] = [ETCD, API_SERVER, KUBECTL, KUBE_ROUTER, HELM];
+pub const PROGRAMS: [Program; 6] = [ETCD, API_SERVER, KUBECTL, KUBE_ROUTER, HELM, CRI];
 
 impl Program {
     /// Where it lies in the cache, once built.

@@ -1,5 +1,7 @@
 //! What agents cost a real API server, and what a cluster's size costs an agent: requests, bytes, the server's processor
-//! time, resident memory.
+//! time, resident memory. `cargo xtask bench api -- memory` for a part alone.
+
+mod objects;
 
 use std::cell::Cell;
 use std::env;
@@ -8,18 +10,20 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use netpol_trace::cluster::Cluster;
 use netpol_trace::cluster::api::{self, Access, Lookups, Options, Peers};
 use netpol_trace_tests::agent::{self, Agent};
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::daemon::Lifetime;
+use netpol_trace_tests::cluster::etcd::Etcd;
 use netpol_trace_tests::cluster::skip;
+use netpol_trace_tests::eventually;
+use netpol_trace_tests::record::Record;
+use objects::{PODS_PER_NODE, copy, ip, node, node_name, place, pod, policy};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-/// Pods of a node.
-const PODS_PER_NODE: usize = 30;
 /// Changes of pods' statuses while agents watch.
 const CHANGES_PER_SECOND: u32 = 20;
 const CHURN: Duration = Duration::from_secs(20);
@@ -29,58 +33,62 @@ const MANY_PATIENCE: Duration = Duration::from_secs(900);
 /// Requests that are under way at once while the cluster is filled.
 const PARALLEL: usize = 16;
 const LOOKUPS: u32 = 100;
+/// What a list took is given back within a minute.
+const AT_REST: Duration = Duration::from_secs(65);
 /// For a quick look: no stage with more pods than this.
 const MOST: &str = "NETPOL_TRACE_BENCH_PODS";
+/// Pods that are made as everybody makes them. Those beyond are copies, written into the server's database.
+const BY_API: usize = 1_000;
+/// What can be asked for by name; they build on each other's pods.
+const PARTS: [&str; 3] = ["load", "lookups", "memory"];
 
 fn main() -> Result<()> {
     if skip("api", &[]) {
         return Ok(());
     }
     let most: usize = env::var(MOST).ok().map(|text| text.parse()).transpose().context(MOST)?.unwrap_or(100_000);
+    // Cargo passes --bench.
+    let parts: Vec<String> = env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    if let Some(unknown) = parts.iter().find(|name| !PARTS.contains(&name.as_str())) {
+        bail!("no part `{unknown}`; there are {}", PARTS.join(", "));
+    }
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|name| name == part);
     let dir = tempfile::tempdir()?;
-    let plane = ControlPlane::start(&dir.path().join("state"), Lifetime::OfThisProgram)?;
-    let mut cluster = Filled { plane: &plane, pods: 0, changes: Cell::new(0) };
+    let mut plane = ControlPlane::start(&dir.path().join("state"), Lifetime::OfThisProgram)?;
+    let mut cluster = Filled { plane: &mut plane, pods: 0, changes: Cell::new(0) };
     let size = |pods: usize| pods.min(most);
 
-    cluster.grow(size(1_000))?;
+    cluster.grow(size(BY_API))?;
     cluster.policies(500)?;
-    println!("\nMemory of one agent, MiB resident (of it not the program file)");
-    println!("{:>8} pods, {:<28} {}", size(1_000), "500 policies, watch, at rest", cluster.memory("watch", false)?);
-    println!("{:>8} pods, {:<28} {}", size(1_000), "500 policies, watch, churn", cluster.memory("watch", true)?);
-    println!("{:>8} pods, {:<28} {}", size(1_000), "500 policies, lookup, at rest", cluster.memory("lookup", false)?);
-
-    cluster.grow(size(5_000))?;
-    println!("\nLoad of the API server at {} pods, per agent", size(5_000));
-    println!(
-        "start: until in sync; churn: {CHANGES_PER_SECOND} pod changes a second, less what they cost without agents"
-    );
-    println!(
-        "{:<8} {:>6} | {:>9} {:>11} {:>9} | {:>9} {:>11} {:>9}",
-        "mode", "agents", "requests", "bytes", "CPU ms", "requests", "bytes/s", "CPU ms/s"
-    );
-    let baseline = cluster.churned()?;
-    for mode in ["lookup", "watch"] {
-        for agents in AGENTS {
-            cluster.load(mode, agents, &baseline)?;
-        }
+    if wanted("memory") {
+        cluster.memories()?;
     }
 
-    cluster.grow(size(50_000))?;
-    println!("\nOne lookup of a pod by its IP, and then by name");
-    let by_ip = |n| format!("status.podIP%3D{}%2Cstatus.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed", ip(n));
-    println!("{:>8} pods, list by status.podIP:  {}", size(50_000), cluster.lookups(by_ip)?);
-    let by_node = |n| format!("spec.nodeName%3D{}", node_name(n / PODS_PER_NODE));
-    println!("{:>8} pods, list by spec.nodeName: {}", size(50_000), cluster.lookups(by_node)?);
+    cluster.grow(size(5_000))?;
+    if wanted("load") {
+        cluster.loads()?;
+    }
 
-    cluster.grow(size(100_000))?;
-    println!("\nMemory of one agent, MiB resident (of it not the program file)");
-    println!("{:>8} pods, {:<28} {}", size(100_000), "watch", cluster.memory("watch", false)?);
-    println!("{:>8} pods, {:<28} {}", size(100_000), "lookup", cluster.memory("lookup", false)?);
+    if wanted("lookups") {
+        cluster.grow(size(50_000))?;
+        println!("\nOne lookup of a pod by its IP, and then by name");
+        let by_ip = |n| format!("status.podIP%3D{}%2Cstatus.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed", ip(n));
+        println!("{:>8} pods, list by status.podIP:  {}", cluster.pods, cluster.lookups(by_ip)?);
+        let by_node = |n| format!("spec.nodeName%3D{}", node_name(n / PODS_PER_NODE));
+        println!("{:>8} pods, list by spec.nodeName: {}", cluster.pods, cluster.lookups(by_node)?);
+    }
+
+    if wanted("memory") {
+        for pods in [20_000, 100_000] {
+            cluster.grow(size(pods))?;
+            cluster.memories()?;
+        }
+    }
     Ok(())
 }
 
 struct Filled<'a> {
-    plane: &'a ControlPlane,
+    plane: &'a mut ControlPlane,
     pods: usize,
     /// No status is set twice: the server would have nothing to tell.
     changes: Cell<usize>,
@@ -126,30 +134,35 @@ impl Filled<'_> {
         let nodes: Vec<Value> = (self.pods.div_ceil(PODS_PER_NODE)..pods.div_ceil(PODS_PER_NODE)).map(node).collect();
         let api = self.plane.api();
         api.create_all("/api/v1/nodes", &nodes, PARALLEL)?;
-        let pods_of = new.iter().map(|n| pod(*n)).collect::<Vec<_>>();
-        api.create_all("/api/v1/namespaces/{namespace}/pods", &pods_of, PARALLEL)?;
+        let (made, copied) = new.split_at(BY_API.saturating_sub(self.pods).min(new.len()));
+        let made: Vec<Value> = made.iter().map(|n| pod(*n)).collect();
+        api.create_all("/api/v1/namespaces/{namespace}/pods", &made, PARALLEL)?;
+        self.copy_pods(copied)?;
         self.pods = self.pods.max(pods);
         eprintln!("{} pods more in {:.0} s", new.len(), begin.elapsed().as_secs_f32());
         Ok(())
     }
 
+    /// Writes copies of the first pod, as the server has it, into its database, and waits until the server has them all.
+    fn copy_pods(&self, new: &[usize]) -> Result<()> {
+        let Some(last) = new.last() else { return Ok(()) };
+        let (namespace, name) = place(0);
+        let api = self.plane.api();
+        let mut template = api.get(&format!("/api/v1/namespaces/{namespace}/pods/{name}"))?;
+        template["metadata"].as_object_mut().context("metadata")?.remove("resourceVersion");
+        let etcd = Etcd::connect(self.plane.etcd_address())?;
+        for some in new.chunks(10_000) {
+            let copies: Vec<Value> = some.iter().map(|n| copy(&template, *n)).collect();
+            etcd.put_pods(&copies, PARALLEL)?;
+        }
+        let (namespace, name) = place(*last);
+        // Out of the server's cache, which is what agents are told from.
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}?resourceVersion=0");
+        eventually("the last pod in the server's cache", || Ok(api.get(&path).ok()))?;
+        Ok(())
+    }
+
     fn policies(&self, count: usize) -> Result<()> {
-        let policy = |n: usize| {
-            json!({
-                "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-                "metadata": { "namespace": format!("team-{}", n % 100), "name": format!("policy-{n}") },
-                "spec": {
-                    "podSelector": { "matchLabels": { "app": format!("app-{}", n % 20) } },
-                    "policyTypes": ["Ingress", "Egress"],
-                    "ingress": [{
-                        "from": [{ "podSelector": { "matchLabels": { "app": format!("app-{}", (n + 1) % 20) } } },
-                                 { "namespaceSelector": { "matchLabels": { "team": (n % 7).to_string() } } }],
-                        "ports": [{ "port": 8080, "protocol": "TCP" }],
-                    }],
-                    "egress": [{ "to": [{ "ipBlock": { "cidr": "10.0.0.0/8" } }] }],
-                },
-            })
-        };
         let policies: Vec<Value> = (0..count).map(policy).collect();
         self.plane.api().create_all(
             "/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies",
@@ -172,6 +185,25 @@ impl Filled<'_> {
             bytes: sum("apiserver_response_sizes_sum") + sum("apiserver_watch_events_sizes_sum"),
             cpu_seconds: self.plane.server.cpu_seconds()?,
         })
+    }
+
+    /// The table of the load of many agents.
+    fn loads(&self) -> Result<()> {
+        println!("\nLoad of the API server at {} pods, per agent", self.pods);
+        println!(
+            "start: until in sync; churn: {CHANGES_PER_SECOND} pod changes a second, less what they cost without agents"
+        );
+        println!(
+            "{:<8} {:>6} | {:>9} {:>11} {:>9} | {:>9} {:>11} {:>9}",
+            "mode", "agents", "requests", "bytes", "CPU ms", "requests", "bytes/s", "CPU ms/s"
+        );
+        let baseline = self.churned()?;
+        for mode in ["lookup", "watch"] {
+            for agents in AGENTS {
+                self.load(mode, agents, &baseline)?;
+            }
+        }
+        Ok(())
     }
 
     /// What the changes cost while nobody watches.
@@ -217,20 +249,29 @@ impl Filled<'_> {
         Ok(())
     }
 
-    /// Resident memory of an agent in sync.
-    fn memory(&self, mode: &str, churn: bool) -> Result<String> {
-        let agent = start(&self.plane.kubeconfig(), mode, 0)?;
-        if churn {
+    /// The table of one agent's memory at this size.
+    fn memories(&mut self) -> Result<()> {
+        let pods = self.pods;
+        println!("\nMemory of one agent, MiB: resident (of it not the program file), most resident so far");
+        for mode in ["lookup", "watch"] {
+            let agent = start(&self.plane.kubeconfig(), mode, 0)?;
+            println!("{pods:>8} pods, {mode:<7} in sync                        {}", resident(&agent)?);
+            // What a list took is given back once a minute.
+            thread::sleep(AT_REST);
+            println!("{pods:>8} pods, {mode:<7} at rest                        {}", resident(&agent)?);
             self.churn()?;
+            println!(
+                "{pods:>8} pods, {mode:<7} after {CHURN:?} of {CHANGES_PER_SECOND} changes a second {}",
+                resident(&agent)?
+            );
+            self.plane.server.kill()?;
+            wait_long(&agent, "a source out of sync", |records| !in_sync(records))?;
+            self.plane.restart_server()?;
+            wait_long(&agent, "all sources in sync again", in_sync)?;
+            println!("{pods:>8} pods, {mode:<7} after the server's restart     {}", resident(&agent)?);
+            agent.stop()?;
         }
-        let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-        let field = |name: &str| -> Result<f64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| name.to_owned())?;
-            Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
-        };
-        let (resident, anonymous) = (field("VmRSS:")?, field("RssAnon:")?);
-        agent.stop()?;
-        Ok(format!("{resident:.1} ({anonymous:.1})"))
+        Ok(())
     }
 
     /// What an agent asks for an address that it doesn't know, again and again: a list by address out of the server's cache,
@@ -296,57 +337,33 @@ fn start(kubeconfig: &Path, mode: &str, node: usize) -> Result<Agent> {
     command.args(["agent", "--peers", mode, "--node-name", &node_name(node), "--kubeconfig"]).arg(kubeconfig);
     let agent = Agent::spawn(command)?;
     // A large cluster may still be on its way when the agent starts to record.
-    agent.wait_for("all sources in sync", |records| {
-        let sources = records.iter().rev().map(|record| record.list("/sources")).find(|sources| !sources.is_empty());
-        sources.is_some_and(|sources| sources.iter().all(|source| source["synced"] == true))
-    })?;
+    wait_long(&agent, "all sources in sync", in_sync)?;
     Ok(agent)
 }
 
-fn node_name(n: usize) -> String {
-    format!("node-{n}")
+/// As the newest status that has sources says.
+fn in_sync(records: &[Record]) -> bool {
+    let sources = records.iter().rev().map(|record| record.list("/sources")).find(|sources| !sources.is_empty());
+    sources.is_some_and(|sources| sources.iter().all(|source| source["synced"] == true))
 }
 
-fn node(n: usize) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": { "name": node_name(n), "labels": { "kubernetes.io/hostname": node_name(n) } },
-        "spec": { "podCIDR": format!("10.{}.{}.0/26", n / 1024, n / 4 % 256) },
-        "status": { "addresses": [{ "type": "InternalIP", "address": format!("172.18.{}.{}", n / 250, n % 250 + 1) }] },
-    })
+/// Waits as long as a large cluster on a small machine takes.
+fn wait_long(agent: &Agent, what: &str, done: impl Fn(&[Record]) -> bool) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        match agent.wait_for(what, &done) {
+            Err(_) if begin.elapsed() < MANY_PATIENCE && Path::new(&format!("/proc/{}", agent.pid())).exists() => {}
+            result => return result,
+        }
+    }
 }
 
-fn place(n: usize) -> (String, String) {
-    (format!("team-{}", n % 100), format!("app-{}-7d9c8bf9d-{n:05}", n % 20))
-}
-
-fn ip(n: usize) -> String {
-    format!("10.{}.{}.{}", 100 + n / 62_500, n / 250 % 250, n % 250 + 1)
-}
-
-/// A pod as a Deployment makes it, of about 4 kB with what the server adds.
-fn pod(n: usize) -> Value {
-    let (namespace, name) = place(n);
-    let variables: Vec<Value> = (0..20)
-        .map(|v| json!({ "name": format!("SETTING_{v}"), "value": format!("value-{v}.{namespace}.svc") }))
-        .collect();
-    json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {
-            "namespace": namespace, "name": name,
-            "labels": { "app": format!("app-{}", n % 20), "pod-template-hash": "7d9c8bf9d", "tier": "backend",
-                        "app.kubernetes.io/managed-by": "Helm", "app.kubernetes.io/version": "1.2.3" },
-            "annotations": { "checksum/config": "0123456789abcdef".repeat(4), "prometheus.io/scrape": "true" },
-        },
-        "spec": {
-            "nodeName": node_name(n / PODS_PER_NODE),
-            "containers": [{
-                "name": "main", "image": "registry.example/team/app:1.2.3", "env": variables,
-                "ports": [{ "name": "http", "containerPort": 8080, "protocol": "TCP" }],
-                "resources": { "requests": { "cpu": "100m", "memory": "128Mi" } },
-            }],
-        },
-        "status": { "phase": "Running", "podIP": ip(n), "podIPs": [{ "ip": ip(n) }],
-                    "conditions": [{ "type": "Ready", "status": "True" }] },
-    })
+/// Its memory now and at most, in MiB.
+fn resident(agent: &Agent) -> Result<String> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
+    let field = |name: &str| -> Result<f64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| name.to_owned())?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+    };
+    Ok(format!("{:6.1} ({:5.1}) {:6.1}", field("VmRSS:")?, field("RssAnon:")?, field("VmHWM:")?))
 }

@@ -1,0 +1,277 @@
+//! The image of `cargo xtask image` in a real container runtime, started as a kubelet starts the DaemonSet's container.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use netpol_trace_tests::agent::{Run, SOON};
+use netpol_trace_tests::cluster::programs::KUBECTL;
+use netpol_trace_tests::containerd::{self, Container, Containerd, IMAGE, Sandbox};
+use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
+use netpol_trace_tests::record::Record;
+use netpol_trace_tests::{bpf, eventually, skip, skipped, traffic};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::render::{Objects, kustomize, program};
+
+/// docs/scaling.md: a small cluster's agent runs in so much.
+const MEMORY_LIMIT_MIB: u64 = 64;
+const PACKETS: u64 = 3;
+const NODE_NAME: &str = "node-a";
+/// What Kubernetes hides from containers and makes read-only (its `securitycontext` package).
+const MASKED: [&str; 10] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// A pod of an overlay in a lab's node.
+struct Site {
+    pair: Pair,
+    containerd: Containerd,
+    sandbox: Sandbox,
+    /// The DaemonSet's container.
+    container: Value,
+    image: String,
+    /// What its mounts show, by the volume's name.
+    volumes: TempDir,
+}
+
+impl Site {
+    fn start(objects: &Objects, archive: &Path) -> Result<Site> {
+        let pair = Pair::start(DENY)?;
+        let containerd = Containerd::start(pair.lab.node(), &[archive])?;
+        let pod = &objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"];
+        let container = pod["containers"][0].clone();
+        let sandbox = containerd.sandbox("agent", pod["hostNetwork"] == true)?;
+        let volumes = tempfile::tempdir()?;
+        for volume in pod["volumes"].as_array().context("volumes")? {
+            fs::create_dir(volumes.path().join(volume["name"].as_str().context("a name")?))?;
+        }
+        let config = objects["ConfigMap netpol-trace"]["data"]["config.yaml"].as_str().context("a config file")?;
+        fs::write(volumes.path().join("config/config.yaml"), config)?;
+        let image = container["image"].as_str().context("an image")?.to_owned();
+        Ok(Site { pair, containerd, sandbox, container, image, volumes })
+    }
+
+    /// What a kubelet makes of the DaemonSet's container, with other arguments. `profile` is a seccomp profile of type Localhost.
+    fn container_config(&self, arguments: &[String], profile: Option<&Path>) -> Result<Value> {
+        let security = &self.container["securityContext"];
+        assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault");
+        let seccomp = match profile {
+            None => json!({ "profile_type": "RuntimeDefault" }),
+            Some(file) => json!({ "profile_type": "Localhost", "localhost_ref": file }),
+        };
+        let mount = |mount: &Value| {
+            json!({
+                "container_path": mount["mountPath"], "readonly": mount["readOnly"] == true,
+                "host_path": self.volumes.path().join(mount["name"].as_str().unwrap_or_default()),
+            })
+        };
+        let mut mounts: Vec<Value> =
+            self.container["volumeMounts"].as_array().context("mounts")?.iter().map(mount).collect();
+        // In place of an API server.
+        mounts.push(json!({ "container_path": "/manifests", "readonly": true, "host_path": self.pair.manifests() }));
+        Ok(json!({
+            "image": { "image": self.image },
+            "args": arguments,
+            // Octets: JSON of protocol buffers has them in base64.
+            "envs": [{ "key": "NODE_NAME", "value": BASE64_STANDARD.encode(NODE_NAME) }],
+            "mounts": mounts,
+            "linux": {
+                "resources": { "memory_limit_in_bytes": (MEMORY_LIMIT_MIB << 20).to_string() },
+                "security_context": {
+                    "capabilities": {
+                        "add_capabilities": security["capabilities"]["add"],
+                        "drop_capabilities": security["capabilities"]["drop"],
+                    },
+                    "namespace_options": { "network": self.sandbox.network(), "pid": "CONTAINER" },
+                    "run_as_user": { "value": security["runAsUser"] },
+                    "run_as_group": { "value": security["runAsGroup"] },
+                    "privileged": security["privileged"],
+                    "readonly_rootfs": security["readOnlyRootFilesystem"],
+                    "no_new_privs": security["allowPrivilegeEscalation"] == false,
+                    "seccomp": seccomp,
+                    "masked_paths": MASKED,
+                    "readonly_paths": READ_ONLY,
+                },
+            },
+        }))
+    }
+
+    /// Starts the agent with the DaemonSet's arguments.
+    fn agent(&self, name: &str) -> Result<Container> {
+        let arguments = self.container["args"].as_array().context("arguments")?.iter().filter_map(Value::as_str);
+        // A kubelet puts the pod's address there.
+        let arguments = arguments.map(|argument| argument.replace("$(POD_IP)", "127.0.0.1"));
+        let more = ["--manifests", "/manifests", "--all-drops"].into_iter().chain(SOON).map(String::from);
+        let config = self.container_config(&arguments.chain(more).collect::<Vec<_>>(), None)?;
+        let agent = self.containerd.start_container(&self.sandbox, name, config)?;
+        self.wait_for(&agent, "its start", |record| record.text("/phase") == "started")?;
+        Ok(agent)
+    }
+
+    /// Has the lab's policy drop packets, and waits for their records.
+    fn send(&self, agent: &Container) -> Result<()> {
+        for _ in 0..PACKETS {
+            traffic::udp(&self.pair.client()?.netns, CLIENT.into(), [(SERVER, 5000).into()], 32)?;
+        }
+        self.wait_for(agent, "a drop", |record| self.is_ours(record))
+    }
+
+    /// Stops the agent as a kubelet does: its books balance, and every packet that the policy dropped is in a record that says so.
+    fn settle(&self, agent: &Container) -> Result<Run> {
+        self.containerd.stop_container(agent, 15)?;
+        let code = i32::try_from(self.containerd.exit_code(agent)?.context("an end")?)?;
+        let stderr = agent.lines("stderr")?.join("\n");
+        let run = Run { records: records(agent)?, stderr, exit: ExitStatus::from_raw(code << 8) };
+        run.balance()?;
+        let drops: Vec<&Record> = run.records.iter().filter(|record| self.is_ours(record)).collect();
+        run.account_for("denied", self.pair.counted("denied")?, drops.iter().copied())?;
+        let named = |record: &&Record| record.cause() == "policy" && record.pod("destination") == "lab/server";
+        assert!(drops.iter().all(named), "{drops:?}");
+        Ok(run)
+    }
+
+    fn is_ours(&self, record: &Record) -> bool {
+        record.is_drop() && self.pair.lab.owns(record) && record.number("/destination/port") == Some(5000)
+    }
+
+    fn wait_for(&self, agent: &Container, what: &str, done: impl Fn(&Record) -> bool) -> Result<()> {
+        eventually(what, || {
+            if let Some(code) = self.containerd.exit_code(agent)? {
+                anyhow::bail!("the agent ended with {code}: {}", agent.lines("stderr")?.join("\n"));
+            }
+            Ok(records(agent)?.iter().any(&done).then_some(()))
+        })
+        .with_context(|| format!("stderr: {:?}", agent.lines("stderr")))
+    }
+
+    /// What `doctor` says in the DaemonSet's container, with its exit code.
+    fn doctor(&self, name: &str, profile: Option<&Path>) -> Result<(i64, Vec<Value>)> {
+        let arguments = ["doctor", "--output", "json"].map(String::from);
+        let config = self.container_config(&arguments, profile)?;
+        let doctor = self.containerd.start_container(&self.sandbox, name, config)?;
+        let code = eventually("doctor's end", || self.containerd.exit_code(&doctor))?;
+        let text = doctor.lines("stdout")?.join("\n");
+        let findings = serde_json::from_str(&text).with_context(|| format!("{:?}", doctor.lines("stderr")))?;
+        Ok((code, findings))
+    }
+}
+
+fn records(agent: &Container) -> Result<Vec<Record>> {
+    agent.lines("stdout")?.iter().map(|line| Record::parse(line)).collect()
+}
+
+fn finding<'a>(findings: &'a [Value], check: &str) -> Result<&'a Value> {
+    findings.iter().find(|finding| finding["check"] == check).with_context(|| format!("no {check} in {findings:?}"))
+}
+
+/// The objects of an overlay and the image's archive, or a word of why the test is skipped.
+fn given(test: &str, overlay: &str) -> Result<Option<(Objects, PathBuf)>> {
+    if skip(test) {
+        return Ok(None);
+    }
+    let Some(kubectl) = program(test, &KUBECTL) else { return Ok(None) };
+    let Some(archive) = std::env::var_os(IMAGE) else {
+        skipped(test, &format!("needs an image: cargo xtask image, and {IMAGE} with the archive's path"));
+        return Ok(None);
+    };
+    if let Some(why) = containerd::missing() {
+        skipped(test, &why);
+        return Ok(None);
+    }
+    Ok(Some((kustomize(&kubectl, overlay)?, archive.into())))
+}
+
+/// In the node's network namespace, with all that the manifests allow: every dropped packet is in a record on its stdout, within
+/// the memory that docs/scaling.md says; it ends as asked, its successor knows it, and killed it leaves nothing.
+#[test]
+fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
+    let given = given("the_image_records_drops_in_the_nodes_network", "overlays/host-network")?;
+    let Some((objects, archive)) = given else { return Ok(()) };
+    let site = Site::start(&objects, &archive)?;
+    let first = site.agent("first")?;
+    site.send(&first)?;
+    let run = site.settle(&first)?;
+    let started = run.records.iter().find(|record| record.text("/phase") == "started").context("a start")?;
+    assert_eq!(started.text("/node"), NODE_NAME, "{started}");
+    // Both hooks and the rulesets, as the overlay has it.
+    for name in ["kfree_skb", "tc", "rulesets"] {
+        let hook = started.list("/hooks").iter().find(|hook| hook["name"] == name).context(name)?;
+        assert!(!["off", "unreadable"].contains(&hook["state"].as_str().unwrap_or_default()), "{started}");
+    }
+
+    let second = site.agent("second")?;
+    site.send(&second)?;
+    let successor = records(&second)?;
+    assert_eq!(
+        successor.iter().find(|r| r.text("/phase") == "started").context("a start")?.text("/previous_run"),
+        run.records[0].text("/run")
+    );
+    let processes = second.processes()?;
+    let mut objects = BTreeSet::new();
+    for pid in &processes {
+        objects.extend(bpf::objects(*pid)?);
+    }
+    assert!(objects.iter().any(|(kind, _)| *kind == "prog"), "{processes:?}: {objects:?}");
+    let memory = second.most_memory()?;
+    println!("at most {memory:.1} MiB of {MEMORY_LIMIT_MIB}");
+    site.containerd.stop_container(&second, 0)?;
+    assert_eq!(site.containerd.exit_code(&second)?, Some(137), "killed");
+    eventually("the agent's BPF objects are gone", || {
+        Ok(objects.iter().all(|(kind, id)| !bpf::exists(kind, id)).then_some(()))
+    })?;
+    site.containerd.remove(&site.sandbox)
+}
+
+/// In a network namespace of its own, with the least that the manifests give.
+#[test]
+fn the_image_records_drops_from_a_pods_network() -> Result<()> {
+    let given = given("the_image_records_drops_from_a_pods_network", "overlays/restricted")?;
+    let Some((objects, archive)) = given else { return Ok(()) };
+    let site = Site::start(&objects, &archive)?;
+    let agent = site.agent("agent")?;
+    site.send(&agent)?;
+    site.settle(&agent)?;
+    site.containerd.remove(&site.sandbox)
+}
+
+/// What doctor says of the runtime's profile is so: the default one lets bpf(2) through, and one that doesn't is named.
+#[test]
+fn doctor_in_the_image_knows_the_seccomp_profile() -> Result<()> {
+    let given = given("doctor_in_the_image_knows_the_seccomp_profile", "overlays/host-network")?;
+    let Some((objects, archive)) = given else { return Ok(()) };
+    let site = Site::start(&objects, &archive)?;
+    let (code, findings) = site.doctor("default", None)?;
+    assert_eq!(code, 0, "{findings:#?}");
+    let seccomp = finding(&findings, "seccomp")?;
+    assert_eq!(seccomp["status"], "ok", "{seccomp}");
+    assert_eq!(finding(&findings, "hook")?["status"], "ok", "{findings:#?}");
+
+    let profile = site.volumes.path().join("no-bpf.json");
+    let refuse = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["bpf"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
+    });
+    fs::write(&profile, refuse.to_string())?;
+    let (code, findings) = site.doctor("no-bpf", Some(&profile))?;
+    assert_eq!(code, 1, "{findings:#?}");
+    assert_eq!(finding(&findings, "seccomp")?["status"], "fail", "{findings:#?}");
+    assert_eq!(finding(&findings, "hook")?["remedy"], "see `seccomp`", "{findings:#?}");
+    site.containerd.remove(&site.sandbox)
+}
