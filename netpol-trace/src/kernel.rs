@@ -16,6 +16,7 @@ pub mod clock;
 pub mod counters;
 pub mod filter;
 pub mod fold;
+pub mod hook;
 pub mod layout;
 pub mod log;
 pub mod pins;

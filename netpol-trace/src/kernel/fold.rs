@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use aya::maps::{Array, MapData, MapError};
+// Keys are long; seeded for each run, and no more of them than the kernel's maps hold.
+use foldhash::fast::RandomState;
 use netpol_trace_common::fold::{
     COARSE, FAST_SLOTS, FRAGMENT, Fast, FastSlot, Fold, FoldKey, FoldState, NOT_FOLDED, WIDE, WORDS,
 };
@@ -62,9 +64,9 @@ pub struct Folds {
     grace: Grace,
     carry: Arc<Carry>,
     /// First packets of the window being counted.
-    firsts: HashMap<FoldKey, First>,
+    firsts: HashMap<FoldKey, First, RandomState>,
     /// What was counted in the window before.
-    counted: HashSet<FoldKey>,
+    counted: HashSet<FoldKey, RandomState>,
 }
 
 #[derive(Debug)]
@@ -87,7 +89,15 @@ impl Folds {
     pub(super) fn new(sets: [Set; 2], state: MapData, carry: Arc<Carry>) -> io::Result<Folds> {
         let grace = Grace::new(state.fd().as_fd())?;
         let FoldState { active, .. } = bpf::get(state.fd().as_fd(), 0)?;
-        Ok(Folds { sets, state, active: active & 1, carry, grace, firsts: HashMap::new(), counted: HashSet::new() })
+        Ok(Folds {
+            sets,
+            state,
+            active: active & 1,
+            carry,
+            grace,
+            firsts: HashMap::default(),
+            counted: HashSet::default(),
+        })
     }
 
     /// Takes an event of the ring, and gives it back unless it waits for its count.
@@ -133,7 +143,7 @@ impl Folds {
 
     fn empty(&mut self, set: u32, mut each: impl FnMut(Told)) -> io::Result<()> {
         let (firsts, carry) = (&mut self.firsts, &self.carry);
-        let mut counted = HashSet::new();
+        let mut counted = HashSet::default();
         let from = &mut self.sets[set as usize & 1];
         let mut tell = |key: &FoldKey, fold: &Fold| {
             if fold.count == 0 {

@@ -1,6 +1,6 @@
 //! Which hooks this kernel lets us load, for `doctor`.
 
-use super::{KernelError, Options, attach, tc};
+use super::{KernelError, Options, hook, tc};
 
 /// The outcome of loading and attaching one hook, after which it is detached again.
 #[derive(Debug)]
@@ -16,8 +16,8 @@ pub fn probe() -> Vec<Probe> {
     let mut probes = Vec::new();
     let drops = super::open(&Options { ring_bytes: 4096 * 16, ..Options::default() });
     let result = drops.as_ref().map_err(why).map(|(attached, ..)| match attached.hook() {
-        attach::Hook::BtfTracepoint => "as BTF tracepoint".to_owned(),
-        attach::Hook::RawTracepoint(why) => format!("as raw tracepoint (BTF tracepoint: {why})"),
+        hook::Hook::BtfTracepoint => "as BTF tracepoint".to_owned(),
+        hook::Hook::RawTracepoint(why) => format!("as raw tracepoint (BTF tracepoint: {why})"),
     });
     probes.push(Probe { hook: "kfree_skb", result, costs: None });
     if let Ok((attached, ..)) = &drops {
