@@ -141,8 +141,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// Runs a bench; what it printed.
 fn one(bench: &Bench, args: &Args) -> Result<String> {
-    if bench.name == "api" {
-        setup::ensure_programs(&[ETCD, API_SERVER])?;
+    match bench.name {
+        "api" => setup::ensure_programs(&[ETCD, API_SERVER])?,
+        // What is missing is named in its row.
+        "drops" => setup::ensure(&[Need::Peers]).unwrap_or_else(|error| println!("{error:#}")),
+        _ => {}
     }
     let mut command = machine::cargo();
     // The whole workspace's features, as all else is built.

@@ -50,6 +50,8 @@ pub enum Need {
     Cluster,
     /// Programs that read records in the tests.
     Consumers,
+    /// Programs that tell of drops, to compare with.
+    Peers,
     /// The OpenTelemetry Collector, built by Go for minutes: `cargo xtask setup` builds it, a test run doesn't.
     Collector,
 }

@@ -63,6 +63,7 @@ pub fn run() -> Result<()> {
         for traffic in &TRAFFIC {
             let sender = if traffic.dropped { &mut to_server } else { &mut to_client };
             let (mut above, mut base) = (Vec::new(), Vec::new());
+            let first = process::spent(watcher.pid(), &[])?.runs;
             for _ in 0..ROUNDS {
                 let before = (process::spent(watcher.pid(), &[])?, empty.spent()?);
                 sender.send(traffic.flows, traffic.packets, None)?;
@@ -71,6 +72,10 @@ pub fn run() -> Result<()> {
                 let ours = (process::spent(watcher.pid(), &[])? - before.0).ns as f64 / nothing.runs as f64;
                 above.push(ours - nothing.each());
                 base.push(nothing.each());
+            }
+            if process::spent(watcher.pid(), &[])?.runs <= first {
+                println!("{:<34} {:<32} not measured: its programs did not run", watcher.name, traffic.what);
+                continue;
             }
             let least = above.iter().copied().fold(f64::INFINITY, f64::min);
             let most = above.iter().copied().fold(f64::NEG_INFINITY, f64::max);

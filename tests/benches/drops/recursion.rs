@@ -14,7 +14,8 @@ use nix::unistd::Pid;
 use crate::flood::watch;
 use crate::sender;
 
-const PACKETS: u64 = 1_000_000;
+/// For some seconds: the copy of the program comes after the first fifth of one.
+const PACKETS: u64 = 5_000_000;
 /// Drops a second in process context.
 const OUTPUT_RATE: u64 = 2_000;
 

@@ -40,7 +40,13 @@ impl Sub for Spent {
     type Output = Spent;
 
     fn sub(self, before: Spent) -> Spent {
-        Spent { ns: self.ns - before.ns, runs: self.runs - before.runs, missed: self.missed - before.missed }
+        // A program that was taken off has taken its numbers with it.
+        let since = |now: u64, before: u64| now.saturating_sub(before);
+        Spent {
+            ns: since(self.ns, before.ns),
+            runs: since(self.runs, before.runs),
+            missed: since(self.missed, before.missed),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::machine;
 use crate::toolchain;
 
 /// A program, the package that has it, and who needs it.
-const PROGRAMS: [(Need, &str, &str); 18] = [
+const PROGRAMS: [(Need, &str, &str); 19] = [
     (Need::Build, "cc", "gcc libc6-dev"),
     (Need::Lab, "ip", "iproute2"),
     (Need::Lab, "nft", "nftables"),
@@ -29,6 +29,7 @@ const PROGRAMS: [(Need, &str, &str); 18] = [
     (Need::Vm, "zstd", "zstd"),
     (Need::Vm, "depmod", "kmod"),
     (Need::Consumers, "python3", "python3-venv"),
+    (Need::Peers, "bpftrace", "bpftrace"),
     (Need::Image, "buildah", "buildah"),
     (Need::Image, "runc", "runc"),
 ];

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::packages;
 use crate::toolchain;
 
-/// ulogd, bcc's tools, and the libraries that only they use. bpftrace, whose libraries are too many, is used where it is installed.
+/// ulogd, bcc's tools, and the libraries that only they use. bpftrace, whose libraries are too many, is installed ([`Need::Peers`](super::Need)).
 const DEBIAN: [&str; 9] = [
     "ulogd2",
     "libnetfilter-log1",
