@@ -229,7 +229,7 @@ impl Place {
     }
 }
 
-/// Look-up and insertion in one of the maps in use.
+/// Look-up and insertion in one of the maps in use. What is inserted is passed by reference: by value it would be on the stack.
 macro_rules! maps {
     ($($get:ident, $insert:ident: $first:ident, $second:ident;)*) => {
         impl Place {$(
@@ -239,7 +239,6 @@ macro_rules! maps {
             }
 
             #[inline(always)]
-            #[expect(clippy::needless_borrows_for_generic_args, reason = "by value it would be on the stack")]
             fn $insert(&self, key: &FoldKey) -> bool {
                 let flags = u64::from(BPF_NOEXIST);
                 if self.second { $second.insert(key, &NEW, flags) } else { $first.insert(key, &NEW, flags) }.is_ok()
