@@ -178,6 +178,10 @@ impl Folds {
             }
             first.set != set
         });
+        // What a flood took is given back.
+        if firsts.capacity() > 4 * firsts.len().max(1024) {
+            firsts.shrink_to(2 * firsts.len());
+        }
         self.counted = counted;
         result
     }

@@ -11,6 +11,9 @@ use crate::record::{Body, Cause, Record};
 pub const MAX_RECORDS: usize = 16_384;
 /// What they may weigh together, in octets. Sinks share a record, so several queues don't weigh more than the longest.
 const MAX_WEIGHT: usize = 32 << 20;
+/// After its wake-up a sink lets records gather: while it does, nobody has to wake it. A wake-up for each record takes longer than
+/// the record.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// A record on its way to a sink.
 #[derive(Debug)]
@@ -71,6 +74,8 @@ struct State {
     causes: BTreeMap<Cause, u64>,
     /// The sink waits for something to do, and nobody has told it yet that there is.
     idle: bool,
+    /// Who waits for room, or for the end.
+    waiting: usize,
     /// The sink is at work on what it took.
     busy: bool,
     /// Somebody has waited for room in vain, and the sink has not moved since.
@@ -120,6 +125,22 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn wait_emptied<'a>(&self, mut state: MutexGuard<'a, State>, most: Duration) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        state = self.emptied.wait_timeout(state, most).unwrap_or_else(PoisonError::into_inner).0;
+        state.waiting -= 1;
+        state
+    }
+
+    fn tell_emptied(&self, state: MutexGuard<'_, State>) {
+        let waiting = state.waiting > 0;
+        drop(state);
+        // A wake-up is a system call, whether anybody sleeps or not.
+        if waiting {
+            self.emptied.notify_all();
+        }
+    }
+
     /// Appends a record, or counts it as lost when there is no room. Waits for room no longer than `patience`, and not again
     /// before the sink has moved.
     pub fn push(&self, waiting: Waiting, patience: Duration) {
@@ -131,7 +152,7 @@ impl Queue {
                 state.stalled = true;
                 break;
             }
-            state = self.emptied.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.wait_emptied(state, left);
         }
         if state.gone || state.is_full() {
             let reason = if state.gone { "closed" } else { "queue_full" };
@@ -154,7 +175,6 @@ impl Queue {
         state.entries.push_back(Entry::Waiting(waiting));
         let idle = std::mem::take(&mut state.idle);
         drop(state);
-        // A wake-up is a system call, whether anybody sleeps or not.
         if idle {
             self.filled.notify_all();
         }
@@ -177,8 +197,7 @@ impl Queue {
                     taken.iter().map(|entry| if let Entry::Waiting(w) = entry { w.weight } else { 0 }).sum();
                 state.weight -= weight;
                 state.busy = true;
-                drop(state);
-                self.emptied.notify_all();
+                self.tell_emptied(state);
                 return Some(taken);
             }
             if state.ended {
@@ -191,6 +210,11 @@ impl Queue {
             state.idle = true;
             state = self.filled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             state.idle = false;
+            if !state.entries.is_empty() {
+                let few = |state: &mut State| !state.ended && state.entries.len() < count;
+                let gathered = self.filled.wait_timeout_while(state, GATHER, few);
+                state = gathered.unwrap_or_else(PoisonError::into_inner).0;
+            }
         }
     }
 
@@ -220,8 +244,7 @@ impl Queue {
         state.error = error;
         state.busy = false;
         state.stalled = false;
-        drop(state);
-        self.emptied.notify_all();
+        self.tell_emptied(state);
     }
 
     /// The sink has ended: what still waits, and all that comes, is lost.
@@ -243,8 +266,7 @@ impl Queue {
         }
         state.counts.lost += std::mem::take(&mut state.counts.held);
         state.weight = 0;
-        drop(state);
-        self.emptied.notify_all();
+        self.tell_emptied(state);
     }
 
     pub fn is_gone(&self) -> bool {
@@ -293,7 +315,7 @@ impl Queue {
             if left.is_zero() {
                 return false;
             }
-            state = self.emptied.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.wait_emptied(state, left);
         }
     }
 
