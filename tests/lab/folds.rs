@@ -48,7 +48,8 @@ fn a_flood_is_a_few_records() -> Result<()> {
     assert_eq!(mine.len(), 2, "the first one and the rest: {mine:?}");
     assert_eq!(mine.iter().map(|record| record.number("/bytes").unwrap_or_default()).sum::<u64>(), 2000 * 128);
     let rest = mine.last().context("a record")?;
-    assert!(rest.text("/last_time") > rest.text("/time"), "{rest}");
+    // To the kernel's tick, within which all of them may have come.
+    assert!(rest.text("/last_time") >= rest.text("/time") && !rest.text("/last_time").is_empty(), "{rest}");
     Ok(())
 }
 
