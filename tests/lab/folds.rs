@@ -98,7 +98,8 @@ fn a_scan_folds_by_addresses() -> Result<()> {
     traffic::udp(&pair.client()?.netns, CLIENT.into(), scan, 64)?;
     let run = agent.stop()?;
     run.balance()?;
-    assert_eq!(packets(own(&pair, &run)), pair.counted("denied")?);
+    // A slow machine's agent may not keep up with 18,000 first packets at once: it says so.
+    run.account_for("denied", pair.counted("denied")?, &pair.netfilter_drops(&run))?;
     let wide: Vec<&Record> = own(&pair, &run)
         .filter(|r| r.text("/folded_by/because") == "flow_map_full" && r.number("/destination/port").is_none())
         .collect();
