@@ -218,9 +218,8 @@ pub struct PerCpu {
     pub counters: Counters,
     /// Address of the packet about which an ICMP error or a reset was sent last; 0 once it is freed.
     pub rejected: u64,
-    /// Address of the packet for which the program ran last and whose copy has not run yet: the copy finds another one here when
-    /// the program did not run for its packet.
-    pub last: u64,
+    /// Not 0 while the program is at work on this CPU: another drop now finds its copy, which looks here first.
+    pub busy: u64,
     /// The kernel's tick (jiffies) at which the clock was read last, and what it showed: CLOCK_MONOTONIC, ns.
     pub tick: u64,
     pub time: u64,
@@ -232,10 +231,8 @@ pub struct PerCpu {
     pub rescued: u64,
     /// The tick at which the reader was last woken from here.
     pub woken: u64,
-    /// What `last` was before: the program may run for a second packet between its run for a first one and its copy's.
-    pub before_last: u64,
     /// To whole lines of the cache: the next entry may be another CPU's.
-    pub pad: [u64; 4],
+    pub pad: [u64; 5],
 }
 
 /// Entries of the map of [`PerCpu`] for each CPU: the program's, and its copy's, which may run in the middle of the program and must
@@ -257,5 +254,5 @@ layout!(Offsets, 104, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76,
 layout!(Filter, 96, anywhere @ 0, by_location @ 32, either @ 64);
 layout!(Config, 216, arguments @ 0, ovs_subsystem @ 4, fold @ 8, nests @ 12, filter @ 16, offsets @ 112);
 layout!(Locations, 528, image @ 512);
-layout!(PerCpu, 2176, counters @ 0, rejected @ 32, last @ 40, tick @ 48, seen @ 64, rejected_at @ 2112);
+layout!(PerCpu, 2176, counters @ 0, rejected @ 32, busy @ 40, tick @ 48, seen @ 64, rejected_at @ 2112);
 layout!(Counters, 32, matched @ 0, emitted @ 8, folded @ 16, lost_ring @ 24);

@@ -142,36 +142,17 @@ pub fn take_note(program: *mut PerCpu, skb: u64) -> bool {
     }
 }
 
-/// Notes that the program runs for this packet. Volatile, here and below: a softirq may come in between.
+/// The program is at work on this CPU (1), or is not (0).
 #[inline(always)]
-pub fn runs_for(program: *mut PerCpu, skb: u64) {
-    // SAFETY: a CPU's own map value.
-    unsafe {
-        core::ptr::write_volatile(
-            &raw mut (*program).before_last,
-            core::ptr::read_volatile(&raw const (*program).last),
-        );
-        core::ptr::write_volatile(&raw mut (*program).last, skb);
-    }
+pub fn set_busy(program: *mut PerCpu, busy: u64) {
+    // SAFETY: a CPU's own map value. Volatile: a softirq that comes in between reads it.
+    unsafe { core::ptr::write_volatile(&raw mut (*program).busy, busy) }
 }
 
-/// For the copy: whether the program did not run for this packet. What it noted is taken down.
 #[inline(always)]
-pub fn was_missed(program: *mut PerCpu, skb: u64) -> bool {
-    // SAFETY: a CPU's own map value.
-    unsafe {
-        let (last, before) = (&raw mut (*program).last, &raw mut (*program).before_last);
-        if core::ptr::read_volatile(last) == skb {
-            core::ptr::write_volatile(last, core::ptr::read_volatile(before));
-        } else if core::ptr::read_volatile(before) == skb {
-            // The copy itself was missed for the packet in between.
-            core::ptr::write_volatile(last, 0);
-        } else {
-            return true;
-        }
-        core::ptr::write_volatile(before, 0);
-        false
-    }
+pub fn is_busy(program: *mut PerCpu) -> bool {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const (*program).busy) != 0 }
 }
 
 /// Counts a run of the copy in place of the program.

@@ -1,8 +1,8 @@
 //! Hook 1: the `kfree_skb` tracepoint, as BTF tracepoint and, for kernels that refuse that, as raw tracepoint.
 //!
 //! Each BTF tracepoint has a copy. The kernel does not run a program on a CPU where it is running already, so a drop in a softirq
-//! that interrupts the program is not seen; the copy, attached behind it where that happens often, finds that the program ran for
-//! another packet, and takes its place.
+//! that interrupts the program is not seen; the copy, attached behind it where that happens often, finds the program at work and
+//! takes its place.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
@@ -54,7 +54,7 @@ pub fn kfree_skb(ctx: BtfTracePointContext) -> u32 {
 
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb_again(ctx: BtfTracePointContext) -> u32 {
-    if is_missed(&ctx) { again::<_, Direct>(&ctx) } else { 0 }
+    if is_missed() { again::<_, Direct>(&ctx) } else { 0 }
 }
 
 /// For kernels before 6.17, whose verifier doesn't let a program load a packet's headers.
@@ -65,7 +65,7 @@ pub fn kfree_skb_copy(ctx: BtfTracePointContext) -> u32 {
 
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb_copy_again(ctx: BtfTracePointContext) -> u32 {
-    if is_missed(&ctx) { again::<_, Typed>(&ctx) } else { 0 }
+    if is_missed() { again::<_, Typed>(&ctx) } else { 0 }
 }
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
@@ -78,16 +78,22 @@ pub fn kfree_skb_raw(ctx: RawTracePointContext) -> u32 {
 #[inline(always)]
 fn passes(ctx: &impl Arguments, reason: u32) -> bool {
     let Some(cpu) = emit::cpu(PER_CPU_FIRST) else { return false };
-    emit::runs_for(cpu, ctx.skb() as u64);
+    // Until the end of whatever follows: of `first`, or of this.
+    emit::set_busy(cpu, 1);
     let slot = slot(reason);
     emit::count_seen(cpu, slot);
-    emit::has_note(cpu, ctx.skb() as u64) || emit::bits(|filter| &filter.either, slot) >> (slot % 64) & 1 == 1
+    let passes =
+        emit::has_note(cpu, ctx.skb() as u64) || emit::bits(|filter| &filter.either, slot) >> (slot % 64) & 1 == 1;
+    if !passes {
+        emit::set_busy(cpu, 0);
+    }
+    passes
 }
 
-/// Whether the program did not run for this drop, since it was running on this CPU.
+/// Whether the program is at work on this CPU, and so did not run for this drop. Only then: a drop must not be counted twice.
 #[inline(always)]
-fn is_missed(ctx: &impl Arguments) -> bool {
-    emit::cpu(PER_CPU_FIRST).is_some_and(|program| emit::was_missed(program, ctx.skb() as u64))
+fn is_missed() -> bool {
+    emit::cpu(PER_CPU_FIRST).is_some_and(emit::is_busy)
 }
 
 #[inline(never)]
@@ -96,6 +102,7 @@ fn first<C: Arguments, M: Memory>(ctx: &C) -> u32 {
     if let Some(drop) = interesting(ctx, cpu) {
         matched::<_, M>(ctx, cpu, drop);
     }
+    emit::set_busy(cpu, 0);
     0
 }
 
