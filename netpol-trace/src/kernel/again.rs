@@ -65,6 +65,10 @@ impl Again {
             Some(_) if now.duration_since(self.needed) > QUIET => {
                 tracing::info!("drops no longer interrupt each other: the second program is taken off");
                 self.link = None;
+                let loaded: Result<&mut BtfTracePoint, _> = program(ebpf, name);
+                if let Err(error) = loaded.map_or(Ok(()), BtfTracePoint::unload) {
+                    tracing::debug!(%error, "the second program stays loaded");
+                }
             }
             _ => {}
         }
