@@ -63,7 +63,7 @@ impl Memory for Direct {
         Typed::load(*head, at)
     }
 
-    /// Word by word: half of what the helper costs. What can't be read is zeros, and so no IP header.
+    /// Word by word, without a call. What can't be read is zeros, and so no IP header.
     #[inline(always)]
     fn copy_head(to: *mut u8, head: Pointer, offset: u16) -> bool {
         let head = Self::open(head, offset);

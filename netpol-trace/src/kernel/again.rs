@@ -26,7 +26,8 @@ pub struct Again {
     name: Option<&'static str>,
     link: Option<FdLink>,
     looked: Instant,
-    missed: u64,
+    /// Missed until then; `None`: not looked yet. A program that was taken over has missed some before.
+    missed: Option<u64>,
     /// When drops were missed often.
     needed: Instant,
 }
@@ -35,7 +36,7 @@ impl Again {
     /// `name`: the copy of the program in use.
     pub(super) fn new(name: Option<&'static str>) -> Again {
         let now = Instant::now();
-        Again { name, link: None, looked: now, missed: 0, needed: now }
+        Again { name, link: None, looked: now, missed: None, needed: now }
     }
 
     /// Attaches or detaches, as the misses since the last look are.
@@ -43,8 +44,9 @@ impl Again {
         let Some(name) = self.name.filter(|_| self.looked.elapsed() >= EVERY) else { return };
         let now = Instant::now();
         let missed = counters.missed_runs();
-        let often = missed.saturating_sub(self.missed) >= OFTEN;
-        (self.looked, self.missed) = (now, missed);
+        let before = self.missed.replace(missed).unwrap_or(missed);
+        let often = missed.saturating_sub(before) >= OFTEN;
+        self.looked = now;
         if often {
             self.needed = now;
         }
