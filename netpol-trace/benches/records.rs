@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use netpol_trace::books::Intake;
 use netpol_trace::cluster::Cluster;
+use netpol_trace::cluster::SourceStatus;
 use netpol_trace::cluster::change::Change;
 use netpol_trace::kernel::RawDrop;
 use netpol_trace::output::Output;
@@ -29,8 +30,8 @@ use netpol_trace::sink::file::{Lines, Rotation};
 
 const PODS: usize = 10_000;
 const RECORDS: usize = 300_000;
-/// Different flows, one after the other.
-const FLOWS: usize = 20_000;
+/// Different connections, one after the other. Of the first number all are new whenever they come: more than the agent remembers.
+const CONNECTIONS: [usize; 2] = [20_000, 1_000];
 
 fn main() {
     let records = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(RECORDS);
@@ -38,16 +39,21 @@ fn main() {
     // Long enough ago that no policy counts as just changed.
     let at = Timestamp::now() - SignedDuration::from_hours(1);
     cluster.apply(large::objects(PODS).into_iter().map(Change::Upsert).collect(), at);
-    let drops = drops::denied(&cluster, PODS, FLOWS);
+    cluster.set_source(SourceStatus { synced: true, ..SourceStatus::expected("pods") });
+    for connections in CONNECTIONS {
+        case(&cluster, &drops::denied(&cluster, PODS, connections), records);
+    }
+}
 
+fn case(cluster: &Cluster, drops: &[RawDrop], records: usize) {
     let folder = tempfile::tempdir().unwrap();
     let sample = folder.path().join("sample");
-    run(&cluster, &drops, 1_000, &sample);
+    run(cluster, drops, 1_000, &sample);
     let octets = std::fs::metadata(&sample).unwrap().len() / 1_000;
 
-    let (took, cpu, allocations) = run(&cluster, &drops, records, Path::new("/dev/null"));
+    let (took, cpu, allocations) = run(cluster, drops, records, Path::new("/dev/null"));
     let each = cpu.as_nanos() as f64 / records as f64;
-    println!("{PODS} pods, 5,000 policies, {records} denied packets of {} flows, a line each", drops.len());
+    println!("{PODS} pods, 5,000 policies, {records} denied packets of {} connections, a line each", drops.len());
     println!("{:<52} {octets:>10}", "octets a line, mean");
     println!("{:<52} {each:>10.0}", "ns a record, all threads' processor time");
     println!("{:<52} {:>10.0}", "records a second of one core's time", 1e9 / each);

@@ -7,7 +7,6 @@ use crate::inventory::ruleset::{Backend, Ends};
 use crate::inventory::{Blame, Inventory};
 use crate::packet::{Answers, Candidate, Headers, Site, headers};
 use crate::record::{Action, Cause, Direction, EndpointKind, Family, Hook, Mechanism, VerdictResult};
-use crate::verdict::{Finding, Judgement, Side};
 
 /// What the join needs to know besides the flow and the verdict.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +70,7 @@ pub fn firm_up(site: Site, family: Family, inventory: Option<&Inventory>) -> Sit
 /// Whether `flow` is between a pod and the node it runs on.
 pub fn own_node(flow: &Flow<'_>) -> bool {
     let pair = |pod: &Named<'_>, node: &Named<'_>| match (pod.pod(), &node.owner) {
-        (Some(pod), OwnedBy::Node(node)) => !pod.pod.host_network && pod.pod.node.as_deref() == Some(*node),
+        (Some(pod), OwnedBy::Node(node)) => !pod.pod.host_network && pod.pod.node.as_deref() == Some(&**node),
         _ => false,
     };
     pair(&flow.source, &flow.destination) || pair(&flow.destination, &flow.source)
@@ -233,17 +232,18 @@ pub fn with_verdict(
 }
 
 /// The side whose verdict denies; when both do, the source's if it is on this node.
-pub fn direction(flow: &Flow<'_>, judgement: &Judgement<'_>, node: Option<&str>) -> Option<Direction> {
-    let denied = |side: &Side<'_>| matches!(side.finding, Finding::Denied);
-    match (denied(&judgement.egress), denied(&judgement.ingress)) {
-        (true, true) => {
+///
+/// `denied`: whether egress denies, and whether ingress does.
+pub fn direction(flow: &Flow<'_>, denied: [bool; 2], node: Option<&str>) -> Option<Direction> {
+    match denied {
+        [true, true] => {
             let source_node = flow.source.pod().and_then(|p| p.pod.node.as_deref());
             let elsewhere = matches!((source_node, node), (Some(a), Some(b)) if a != b);
             Some(if elsewhere { Direction::Ingress } else { Direction::Egress })
         }
-        (true, false) => Some(Direction::Egress),
-        (false, true) => Some(Direction::Ingress),
-        (false, false) => None,
+        [true, false] => Some(Direction::Egress),
+        [false, true] => Some(Direction::Ingress),
+        [false, false] => None,
     }
 }
 

@@ -12,7 +12,6 @@ mod tests;
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::record::{Body, Endpoint};
 use crate::text::escape;
@@ -67,7 +66,7 @@ impl Settings {
         if let (Some(allowed), Some(pod)) = (&self.labels, &mut end.pod) {
             let fits = |key: &str| allowed.iter().any(|pattern| pattern.matches(key));
             if !pod.labels.keys().all(|key| fits(key)) {
-                Arc::make_mut(pod).labels.retain(|key, _| fits(key));
+                pod.to_mut().labels.retain(|key, _| fits(key));
             }
         }
         if let Some(allowed) = &self.dns_names {

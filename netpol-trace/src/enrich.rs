@@ -9,9 +9,9 @@ use jiff::Timestamp;
 
 use crate::cluster::Index;
 use crate::cluster::index::{Moment, Owner, PodView};
-use crate::cluster::model::Pod;
+use crate::cluster::model::{Pod, Str};
 use crate::packet::{self, Packet};
-use crate::record::{Address, EndpointKind, ServiceRef, Verdict, VerdictResult};
+use crate::record::{Address, EndpointKind, Part, ServiceRef, Verdict, VerdictResult};
 use crate::verdict::{Connection, End, Transport, Who};
 
 /// A packet with both ends of its connection named.
@@ -44,7 +44,7 @@ pub struct Named<'a> {
 #[derive(Debug, Clone, Copy)]
 pub enum OwnedBy<'a> {
     Pod(PodView<'a>),
-    Node(&'a str),
+    Node(&'a Str),
     /// An address of a service, not of a backend.
     Service,
     External,
@@ -150,8 +150,8 @@ pub(crate) fn with_service<'a>(
     let Transport::Named(protocol) = Transport::from_number(protocol) else { return named };
     let Some((service, found)) = index.service_at(ip, protocol, port.unwrap_or(0)) else { return named };
     named.service = Some(ServiceRef {
-        namespace: service.namespace.to_string(),
-        name: service.name.to_string(),
+        namespace: service.namespace.clone(),
+        name: service.name.clone(),
         port: found.map(|p| p.port),
     });
     // The packet still goes to the service's own address: no backend took it.
@@ -206,11 +206,12 @@ impl<'a> Flow<'a> {
 }
 
 /// Says how far a verdict can be relied on: an address that changed hands, and `stale` sources.
-pub fn qualify(verdict: &mut Verdict, flow: &Flow<'_>, stale: &[String]) {
+pub fn qualify(verdict: &mut Part<Verdict>, flow: &Flow<'_>, stale: &[String]) {
     if flow.is_reused() && verdict.result == VerdictResult::Undetermined {
-        verdict.basis = "ip_reused".into();
+        verdict.to_mut().basis = "ip_reused".into();
     }
     if !stale.is_empty() {
+        let verdict = verdict.to_mut();
         if verdict.basis == "networkpolicy_v1" {
             verdict.basis = "stale".into();
         }

@@ -7,6 +7,7 @@
 pub mod budget;
 mod doubt;
 mod judge;
+mod memo;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::books::{Books, Intake};
 use crate::cause::{self, Circumstances};
 use crate::changes;
 use crate::cluster::api::Lookups;
+use crate::cluster::index::Moment;
 use crate::cluster::{Cluster, Index};
 use crate::config::{Ends, live};
 use crate::enrich::{self, Flow};
@@ -35,7 +37,8 @@ use crate::sink::SinkError;
 use crate::verdict;
 use budget::{Budget, Key, Sums};
 use doubt::doubt;
-use judge::judge;
+use judge::{Law, judge};
+use memo::{Key as Asked, Memo};
 
 /// How long an end inside the pod network without a known owner may wait for its name.
 const NAMING_TIME: Duration = Duration::from_secs(3);
@@ -49,6 +52,7 @@ pub struct Pipeline {
     node: Option<String>,
     all_drops: bool,
     options: verdict::Options,
+    memo: Memo,
     pub clock: Clock,
     /// Of the last look at the clock: once for many drops.
     now: Instant,
@@ -104,6 +108,7 @@ impl Pipeline {
             node,
             all_drops,
             options: verdict::Options::default(),
+            memo: Memo::default(),
             clock: Clock::now(),
             now: Instant::now(),
             books: Books::default(),
@@ -235,7 +240,10 @@ impl Pipeline {
             held.settles = true;
             return Ok(Some(held));
         }
-        let written = self.finish(&index, &held, &flow, may_wait)?;
+        // What was said before is said again where the index is what it was.
+        let as_now = moment.is_as_now() && later.as_ref().is_none_or(Moment::is_as_now);
+        let asked = if as_now { Asked::of(&flow) } else { None };
+        let written = self.finish(&index, &held, &flow, asked, may_wait)?;
         held.settles = !written;
         self.books.held -= if written { held.repeats.packets() } else { 0 };
         Ok((!written).then_some(held))
@@ -244,7 +252,14 @@ impl Pipeline {
     /// Judges a named flow and writes its record; `false`: it should wait, and may.
     ///
     /// What is in the record and not needed to decide whether there is one is found out last: under a flood most packets get none.
-    fn finish(&mut self, index: &Index, held: &Held, flow: &Flow<'_>, may_wait: bool) -> Result<bool, SinkError> {
+    fn finish(
+        &mut self,
+        index: &Index,
+        held: &Held,
+        flow: &Flow<'_>,
+        asked: Option<Asked>,
+        may_wait: bool,
+    ) -> Result<bool, SinkError> {
         let Held { packet, repeats, facts, origin, .. } = held;
         let packets = repeats.packets();
         let time = self.clock.wall(packet.time);
@@ -264,7 +279,9 @@ impl Pipeline {
             rejected: facts.rejected,
             answers: facts.answers,
         };
-        let judged = judge(flow, &about, index, &self.options, time);
+        let law = Law { index, options: &self.options, time };
+        let said = asked.and_then(|asked| self.memo.get(&asked, index, time));
+        let judged = judge(flow, &about, law, said);
         // An enforcer may know a new policy before the agent does.
         if judged.cause == Cause::Disagrees && may_wait {
             return Ok(false);
@@ -289,7 +306,8 @@ impl Pipeline {
                 Some(key) => over = Some((key, sums)),
             }
         }
-        let decision = judged.evidence(flow, &about, index, &self.options, &self.cluster.stale());
+        let memo = asked.map(|asked| (&mut self.memo, asked));
+        let decision = judged.evidence(flow, &about, law, &self.cluster.stale(), memo);
         let mut body = drop_body(packet, facts, about.site, flow, decision);
         if let Body::Drop(drop) = &mut body {
             drop.counts(packet, repeats, last);

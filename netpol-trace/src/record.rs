@@ -9,11 +9,13 @@ pub mod message;
 mod names;
 pub mod ocsf;
 pub mod otel;
+mod part;
 pub mod restrict;
 pub mod schema;
 pub mod state;
 mod view;
 
 pub use change::*;
+pub use part::Part;
 pub use schema::*;
 pub use state::*;

@@ -9,6 +9,7 @@ pub mod otlp;
 pub mod queue;
 pub mod target;
 
+use std::fmt::Write;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,10 +97,14 @@ impl Numbers {
     /// The next record; `seq` is each sink's own.
     pub fn record(&self, body: Body, time: Timestamp) -> Record {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
+        // The longest number has 20 digits.
+        let mut id = String::with_capacity(self.run.len() + 1 + 20);
+        // Writing to a String can't fail.
+        _ = write!(id, "{}/{number}", self.run);
         Record {
             schema: SCHEMA.into(),
             body,
-            id: format!("{}/{number}", self.run),
+            id,
             run: self.run.clone(),
             seq: 0,
             time,

@@ -28,11 +28,11 @@ use crate::cluster::index::PodView;
 use crate::cluster::model::Protocol;
 
 pub use evaluate::{Because, Finding, Judgement, Policies, Side, evaluate};
-pub use hint::{Asked, hint, hint_of};
+pub use hint::{Asked, FTP_DATA, hint, hint_of};
 pub use matching::{Assumed, Doubt};
 pub(crate) use miss::bounded;
 pub use miss::describe;
-pub use report::{judge, name_changes, report, result};
+pub use report::{Report, judge, name_changes, report, result};
 pub use rules::{Fit, ItemCheck, RuleCheck, check_rules};
 pub use summary::summary;
 

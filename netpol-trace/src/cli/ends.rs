@@ -141,7 +141,7 @@ fn through_service<'a>(
             (None, None) => Party { end: End { ip: None, who: Who::Unknown }, name: "unknown".to_owned(), how: None },
         };
         let transport = Transport::Named(service_port.protocol);
-        case(from, &to, transport, Some(backend.target_port), original.clone())
+        case(from, &to, transport, Some(backend.target_port), original)
     };
     let cases: Vec<_> = backends.iter().map(case).collect();
     let name = format!("{}/{}", service.namespace, service.name);
@@ -153,8 +153,8 @@ fn through_service<'a>(
         from: from.name.clone(),
         to: format!("{}/svc/{}", service.namespace, service.name),
         service: Some(ServiceRef {
-            namespace: service.namespace.to_string(),
-            name: service.name.to_string(),
+            namespace: service.namespace.clone(),
+            name: service.name.clone(),
             port: Some(service_port.port),
         }),
         cases,

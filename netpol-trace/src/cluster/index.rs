@@ -34,7 +34,7 @@ use super::change::Kind;
 use super::model::{
     Direction, EndpointSlice, Labels, Namespace, Node, OtherPolicy, Pod, Policy, Protocol, Service, ServicePort, Str,
 };
-use crate::record::PodRef;
+use crate::record::{Part, PodRef};
 
 /// Everything known of the cluster at one time.
 #[derive(Debug, Clone, Default)]
@@ -55,6 +55,8 @@ pub struct Index {
     /// Events without room.
     events_lost: u64,
     strings: Strings,
+    /// See [`Index::version`].
+    version: u64,
 }
 
 /// One namespace with all that lives in it. It exists as soon as something is in it, even when the source never showed
@@ -75,7 +77,7 @@ pub struct PodEntry {
     pod: Arc<Pod>,
     isolated_by: [Vec<Arc<Policy>>; 2],
     /// As records show it, made for the first one.
-    described: OnceLock<Arc<PodRef>>,
+    described: OnceLock<Part<PodRef>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,8 +103,8 @@ impl<'a> PodView<'a> {
     }
 
     /// This pod as records show it. `describe` is asked once in the pod's life.
-    pub fn described(&self, describe: impl FnOnce(&Pod) -> PodRef) -> &'a Arc<PodRef> {
-        self.entry.described.get_or_init(|| Arc::new(describe(self.pod)))
+    pub fn described(&self, describe: impl FnOnce(&Pod) -> PodRef) -> &'a Part<PodRef> {
+        self.entry.described.get_or_init(|| Part::new(describe(self.pod)))
     }
 }
 
@@ -248,6 +250,11 @@ impl Index {
             found.get_or_insert((&**service, None));
         }
         found
+    }
+
+    /// Another number after each change of an object: what follows from the index alone follows still while it stays.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Policies of APIs that are not evaluated here.

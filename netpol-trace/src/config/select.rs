@@ -53,7 +53,7 @@ impl<'a> Ends<'a> {
             namespaces: [
                 namespace(&flow.source),
                 namespace(&flow.destination),
-                flow.destination.service.as_ref().map(|service| service.namespace.as_str()),
+                flow.destination.service.as_ref().map(|service| &*service.namespace),
             ],
             addresses: [
                 Some(flow.source.ip),
@@ -69,7 +69,7 @@ impl<'a> Ends<'a> {
             namespaces: [
                 namespace(source),
                 namespace(destination),
-                destination.service.as_ref().map(|service| service.namespace.as_str()),
+                destination.service.as_ref().map(|service| &*service.namespace),
             ],
             addresses: [
                 Some(source.ip),

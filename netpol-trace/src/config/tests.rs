@@ -142,7 +142,7 @@ fn selections() {
             kind: crate::record::EndpointKind::Pod,
             ip: ip.parse().unwrap(),
             port: None,
-            pod: Some(pod.into()),
+            pod: Some(crate::record::Part::new(pod)),
             node: None,
             service: None,
             original: None,

@@ -14,7 +14,7 @@ use crate::enrich::{self, OwnedBy};
 use crate::packet::{self, transport_name};
 use crate::record::build::endpoint;
 use crate::record::community_id::community_id;
-use crate::record::{Body, Direction, Enrichment, Family, Network, Unanswered};
+use crate::record::{Body, Direction, Enrichment, Family, Network, Part, Unanswered};
 use crate::verdict;
 
 /// How long an answer may take. TCP has sent its SYN three times by then.
@@ -186,7 +186,7 @@ pub fn body(
     let Tuple { client, protocol, server } = finding.tuple;
     // Policies are about pods, and which backend a service chose is not known here.
     let mut verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
-        .then(|| verdict::judge(index, &flow.connection(time), options));
+        .then(|| Part::new(verdict::judge(index, &flow.connection(time), options)));
     if let Some(verdict) = &mut verdict {
         enrich::qualify(verdict, flow, stale);
     }

@@ -56,7 +56,7 @@ struct Ends {
 enum Who {
     /// Namespace, kind and name of what the pod belongs to; without a kind the pod itself, which nothing owns.
     Workload(Shared, Option<Shared>, Shared),
-    Node(String),
+    Node(Shared),
     Subnet(ipnet::IpNet),
 }
 
@@ -200,7 +200,7 @@ fn who(named: &Named<'_>) -> Who {
         };
     }
     if let OwnedBy::Node(name) = named.owner {
-        return Who::Node(name.to_owned());
+        return Who::Node(name.clone());
     }
     let bits = if named.ip.is_ipv4() { SUBNET_V4 } else { SUBNET_V6 };
     Who::Subnet(ipnet::IpNet::new_assert(named.ip, bits).trunc())

@@ -2,12 +2,13 @@
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::memo::{Key, Memo, Said};
 use crate::cause::{self, Circumstances};
 use crate::cluster::Index;
 use crate::enrich::{self, Flow};
 use crate::record::build::Decision;
-use crate::record::{Cause, Direction, Enrichment};
-use crate::verdict::{self, Asked, Connection, Judgement};
+use crate::record::{Cause, Direction, Enrichment, Part, VerdictResult};
+use crate::verdict::{self, Asked, Connection, Finding, Judgement};
 
 /// A policy younger than this may not be enforced everywhere yet.
 const GRACE: SignedDuration = SignedDuration::from_secs(10);
@@ -21,63 +22,110 @@ pub(super) struct Judged<'a> {
 }
 
 /// What the policies say.
-pub(super) struct By<'a> {
+#[expect(clippy::large_enum_variant, reason = "it is on the stack: a drop over the budget makes no allocation")]
+pub(super) enum By<'a> {
+    /// In words already.
+    Said(Said),
+    Found(Found<'a>),
+}
+
+/// What was found anew.
+pub(super) struct Found<'a> {
     connection: Connection<'a>,
     judgement: Judgement<'a>,
     /// They allow it, but changed just now.
     changing: bool,
 }
 
-pub(super) fn judge<'a>(
-    flow: &Flow<'a>,
-    about: &Circumstances<'_>,
-    index: &Index,
-    options: &verdict::Options,
-    time: Timestamp,
-) -> Judged<'a> {
+/// What the judgement depends on, besides flow and circumstances.
+#[derive(Clone, Copy)]
+pub(super) struct Law<'a> {
+    pub index: &'a Index,
+    pub options: &'a verdict::Options,
+    pub time: Timestamp,
+}
+
+/// `said`: what was said of such a connection already.
+pub(super) fn judge<'a>(flow: &Flow<'a>, about: &Circumstances<'_>, law: Law<'_>, said: Option<Said>) -> Judged<'a> {
     if let Some(cause) = cause::without_verdict(flow, about) {
         return Judged { cause, direction: None, by: None };
     }
-    let connection = flow.connection(time);
-    let judgement = verdict::evaluate(index, &connection, options);
-    let (cause, changing) =
-        cause::with_verdict(verdict::result(judgement.finding()), about, || policy_changing(flow, index, time));
-    let direction = cause::direction(flow, &judgement, about.node);
-    Judged { cause, direction, by: Some(By { connection, judgement, changing }) }
+    let changing = || policy_changing(flow, law.index, law.time);
+    if let Some(said) = said {
+        let denied = [&said.verdict.egress, &said.verdict.ingress].map(|side| side.result == VerdictResult::Denied);
+        let (cause, _) = cause::with_verdict(said.verdict.result, about, changing);
+        let direction = cause::direction(flow, denied, about.node);
+        return Judged { cause, direction, by: Some(By::Said(said)) };
+    }
+    let connection = flow.connection(law.time);
+    let judgement = verdict::evaluate(law.index, &connection, law.options);
+    let (cause, changing) = cause::with_verdict(verdict::result(judgement.finding()), about, changing);
+    let direction = cause::direction(flow, judgement.denied(), about.node);
+    Judged { cause, direction, by: Some(By::Found(Found { connection, judgement, changing })) }
 }
 
 impl Judged<'_> {
-    /// What the record says of it; `stale`: the sources that are not in sync.
+    /// What the record says of it. `stale`: the sources that are not in sync; `memo`: where to keep it for the next packet.
     pub fn evidence(
         self,
         flow: &Flow<'_>,
         about: &Circumstances<'_>,
-        index: &Index,
-        options: &verdict::Options,
+        law: Law<'_>,
         stale: &[String],
+        memo: Option<(&mut Memo, Key)>,
     ) -> Decision {
         let Judged { cause, direction, by } = self;
-        let (mut verdict, mut hint) = (None, None);
-        if let Some(By { connection, judgement, changing }) = by {
-            let mut said = verdict::report(index, &connection, options, &judgement);
-            if changing {
-                said.basis = "policy_changing".into();
-                verdict::name_changes(&mut said, index, &connection, GRACE);
+        let said = by.map(|by| match by {
+            By::Said(said) => said,
+            By::Found(found) => {
+                let said = found.said(flow, cause, law);
+                let holds = found.holds(cause).zip(memo);
+                if let Some((times, (memo, key))) = holds {
+                    memo.put(key, law.index, times, &said);
+                }
+                said
             }
-            enrich::qualify(&mut said, flow, stale);
-            verdict = Some(said);
-            // The usual mistake behind a denied connection.
-            if cause == Cause::Policy {
-                let asked = Asked {
-                    service: flow.destination.service.as_ref(),
-                    original: flow.destination.original.as_ref(),
-                    source_port: flow.source.port,
-                };
-                hint = verdict::hint_of(index, &connection, options, &judgement, asked);
-            }
+        });
+        let (mut verdict, hint) = said.map(|said| (said.verdict, said.hint)).unzip();
+        if let Some(verdict) = &mut verdict {
+            enrich::qualify(verdict, flow, stale);
         }
-        let enrichment = enrichment(flow, stale);
-        Decision { cause, action: cause::action(cause, about), direction, verdict, hint, enrichment }
+        Decision {
+            cause,
+            action: cause::action(cause, about),
+            direction,
+            verdict,
+            hint: hint.flatten().filter(|_| cause == Cause::Policy),
+            enrichment: enrichment(flow, stale),
+        }
+    }
+}
+
+impl Found<'_> {
+    fn said(&self, flow: &Flow<'_>, cause: Cause, Law { index, options, .. }: Law<'_>) -> Said {
+        let Found { connection, judgement, changing } = self;
+        let mut report = verdict::report(index, connection, options, judgement);
+        if *changing {
+            let verdict = &mut report.verdict;
+            verdict.basis = "policy_changing".into();
+            verdict::name_changes(verdict, index, connection, GRACE);
+        }
+        // The usual mistake behind a denied connection.
+        let hint = (cause == Cause::Policy).then(|| {
+            let asked = Asked {
+                service: flow.destination.service.as_ref(),
+                original: flow.destination.original.as_ref(),
+                source_port: flow.source.port,
+            };
+            verdict::hint_of(index, connection, options, judgement, &report, asked)
+        });
+        Said { verdict: Part::new(report.verdict), hint: hint.flatten().map(Part::new) }
+    }
+
+    /// When the same would be said of the same connection while the index stays as it is; `None`: that is not known.
+    fn holds(&self, cause: Cause) -> Option<(Timestamp, Timestamp)> {
+        let plain = cause == Cause::Policy && matches!(self.judgement.finding(), Finding::Denied);
+        plain.then(|| self.judgement.holds_at(self.connection.at?)).flatten()
     }
 }
 

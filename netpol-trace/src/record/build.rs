@@ -6,8 +6,8 @@ use jiff::Timestamp;
 
 use super::community_id::community_id;
 use super::{
-    Action, Body, Cause, Direction, Drop, Endpoint, Enrichment, FoldedBy, Hint, Icmp, Kernel, Network, OwnerRef,
-    PodRef, Verdict,
+    Action, Body, Cause, Direction, Drop, Endpoint, Enrichment, FoldedBy, Hint, Icmp, Kernel, Network, OwnerRef, Part,
+    PodRef, Shared, Verdict,
 };
 use crate::cluster::model::{Labels, Pod};
 use crate::enrich::{Flow, Named, OwnedBy};
@@ -23,8 +23,8 @@ pub struct Decision {
     pub cause: Cause,
     pub action: Action,
     pub direction: Option<Direction>,
-    pub verdict: Option<Verdict>,
-    pub hint: Option<Hint>,
+    pub verdict: Option<Part<Verdict>>,
+    pub hint: Option<Part<Hint>>,
     pub enrichment: Enrichment,
 }
 
@@ -108,11 +108,11 @@ pub(crate) fn endpoint(named: &Named<'_>) -> Endpoint {
         port: named.port,
         pod: named.pod().map(|view| view.described(describe).clone()),
         node: match named.owner {
-            OwnedBy::Node(name) => Some(clip(name)),
+            OwnedBy::Node(name) => Some(short(name)),
             _ => None,
         },
         service: named.service.clone(),
-        original: named.original.clone(),
+        original: named.original,
         names: Vec::new(),
         note: match named.owner {
             OwnedBy::Ambiguous(pods) => Some(format!("{pods} pods claim this address").into()),
@@ -147,6 +147,11 @@ fn full(pod: &Pod) -> String {
 
 fn labels(labels: &Labels) -> BTreeMap<String, String> {
     labels.iter().take(MAX_LABELS).map(|(k, v)| (clip(k), clip(v))).collect()
+}
+
+/// The same text where it is short enough.
+fn short(text: &Shared) -> Shared {
+    if text.len() <= MAX_TEXT { text.clone() } else { clip(text).into() }
 }
 
 /// At most [`MAX_TEXT`] octets, cut between characters.

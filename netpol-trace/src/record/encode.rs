@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::ser::Formatter;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{Body, PolicyChange, Record, Status, ecs, ocsf, otel};
+use super::{Body, Part, PolicyChange, Record, Shared, Status, ecs, ocsf, otel};
 
 /// An encoding of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,8 +100,15 @@ pub(super) fn embedded(record: &Record) -> Value {
     value
 }
 
+/// `value` as JSON that is put into lines as it is.
+pub(super) fn raw(value: &impl Serialize) -> Option<Box<RawValue>> {
+    let mut json = Vec::with_capacity(1024);
+    write(value, &mut json).ok()?;
+    RawValue::from_string(String::from_utf8(json).ok()?).ok()
+}
+
 /// Appends `value` as JSON in which no character can do anything to a terminal.
-fn write(value: &impl Serialize, out: &mut Vec<u8>) -> serde_json::Result<()> {
+pub(super) fn write(value: &impl Serialize, out: &mut Vec<u8>) -> serde_json::Result<()> {
     value.serialize(&mut serde_json::Serializer::with_formatter(out, Harmless))
 }
 
@@ -168,9 +175,8 @@ impl Step {
 
 fn shortened(mut record: Record, step: Step) -> Record {
     let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text()));
-    for text in [&mut record.cluster, &mut record.node].into_iter().flatten() {
-        *text = text[..text.floor_char_boundary(step.text())].into();
-    }
+    let clip_shared = |text: &mut Shared| *text = text[..text.floor_char_boundary(step.text())].into();
+    [&mut record.cluster, &mut record.node].into_iter().flatten().for_each(clip_shared);
     let (truncated, ends, verdict, hint) = match &mut record.body {
         Body::Drop(drop) => {
             (&mut drop.truncated, [&mut drop.source, &mut drop.destination], &mut drop.verdict, &mut drop.hint)
@@ -196,11 +202,8 @@ fn shortened(mut record: Record, step: Step) -> Record {
     for end in ends {
         end.names.truncate(step.kept());
         end.names.iter_mut().for_each(clip);
-        let mut texts: Vec<&mut String> = end.node.iter_mut().collect();
-        if let Some(service) = &mut end.service {
-            texts.extend([&mut service.namespace, &mut service.name]);
-        }
-        if let Some(pod) = end.pod.as_mut().map(Arc::make_mut) {
+        let mut texts: Vec<&mut String> = Vec::new();
+        if let Some(pod) = end.pod.as_mut().map(Part::to_mut) {
             pod.labels.clear();
             texts.extend([&mut pod.namespace, &mut pod.name]);
             texts.extend(pod.uid.iter_mut().chain(&mut pod.node));
@@ -209,15 +212,17 @@ fn shortened(mut record: Record, step: Step) -> Record {
         // Names are whole but in the last step: a name that is cut names something else.
         if step == Step::Least {
             texts.into_iter().for_each(clip);
+            let service = end.service.iter_mut().flat_map(|service| [&mut service.namespace, &mut service.name]);
+            end.node.iter_mut().chain(service).for_each(clip_shared);
         }
     }
-    if let Some(hint) = hint {
+    if let Some(hint) = hint.as_mut().map(Part::to_mut) {
         clip(&mut hint.message);
     }
     if step == Step::Least {
         *verdict = None;
     }
-    if let Some(verdict) = verdict {
+    if let Some(verdict) = verdict.as_mut().map(Part::to_mut) {
         for side in [&mut verdict.egress, &mut verdict.ingress] {
             side.isolated_by.truncate(step.kept());
             side.changed.truncate(step.kept());

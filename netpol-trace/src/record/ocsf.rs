@@ -131,7 +131,8 @@ fn flags(view: &View<'_>) -> Option<u64> {
 
 fn end(end: &Endpoint) -> Value {
     let pod = end.pod.as_ref();
-    let name = pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)).or_else(|| end.node.clone());
+    let name =
+        pod.map(|pod| format!("{}/{}", pod.namespace, pod.name)).or_else(|| end.node.as_deref().map(str::to_owned));
     let kind = match end.kind {
         EndpointKind::Pod => "Pod",
         EndpointKind::Node => "Node",

@@ -3,7 +3,7 @@
 //! The reader's own end, the fact of the drop and the policies of their namespace stay. What the other end is, which
 //! policies isolate it, and what would let the two talk names things of the other namespace, and goes.
 
-use super::{Body, Drop, Endpoint, EndpointKind, Loss, Record, Side, Unanswered, Verdict};
+use super::{Body, Drop, Endpoint, EndpointKind, Loss, Part, Record, Side, Unanswered, Verdict};
 
 const NOT_SHOWN: &str = "not shown: in a namespace that you may not read";
 
@@ -61,7 +61,7 @@ fn sees(source: &Endpoint, destination: &Endpoint, may: &mut impl FnMut(&str) ->
 
 fn namespace(end: &Endpoint) -> Option<&str> {
     let of_pod = end.pod.as_ref().map(|pod| pod.namespace.as_str());
-    of_pod.or_else(|| end.service.as_ref().map(|service| service.namespace.as_str()))
+    of_pod.or_else(|| end.service.as_ref().map(|service| &*service.namespace))
 }
 
 fn end(mut end: Endpoint, seen: bool, sees_other: bool) -> Endpoint {
@@ -84,14 +84,14 @@ fn end(mut end: Endpoint, seen: bool, sees_other: bool) -> Endpoint {
 }
 
 /// Egress is the source's matter, ingress the destination's.
-fn judged(verdict: Verdict, [sees_source, sees_destination]: [bool; 2]) -> Verdict {
-    let sees_all = sees_source && sees_destination;
-    Verdict {
+fn judged(verdict: Part<Verdict>, [sees_source, sees_destination]: [bool; 2]) -> Part<Verdict> {
+    let (verdict, sees_all) = (verdict.into_inner(), sees_source && sees_destination);
+    Part::new(Verdict {
         egress: side(verdict.egress, sees_source, sees_all),
         ingress: side(verdict.ingress, sees_destination, sees_all),
         notes: if sees_all { verdict.notes } else { Vec::new() },
         ..verdict
-    }
+    })
 }
 
 fn side(side: Side, own: bool, sees_all: bool) -> Side {

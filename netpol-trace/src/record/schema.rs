@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::change::{ChangeKind, PolicyChange};
+use super::part::Part;
 use super::state::{Loss, Status};
 
 /// The value of every record's `schema` field.
@@ -89,9 +90,11 @@ pub struct Drop {
     pub icmp: Option<Icmp>,
     pub kernel: Kernel,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verdict: Option<Verdict>,
+    #[schemars(with = "Option<Verdict>")]
+    pub verdict: Option<Part<Verdict>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub hint: Option<Hint>,
+    #[schemars(with = "Option<Hint>")]
+    pub hint: Option<Part<Hint>>,
     pub enrichment: Enrichment,
     /// The packets are of several flows.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -138,9 +141,11 @@ pub struct Unanswered {
     pub device: Option<String>,
     /// Absent for a service's address: which backend was chosen is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verdict: Option<Verdict>,
+    #[schemars(with = "Option<Verdict>")]
+    pub verdict: Option<Part<Verdict>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub hint: Option<Hint>,
+    #[schemars(with = "Option<Hint>")]
+    pub hint: Option<Part<Hint>>,
     pub enrichment: Enrichment,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
@@ -198,10 +203,11 @@ pub struct Endpoint {
     pub port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PodRef>")]
-    pub pod: Option<Arc<PodRef>>,
+    pub pod: Option<Part<PodRef>>,
     /// The node's name, when the end is a node.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub node: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub node: Option<Shared>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceRef>,
     /// The address before NAT, where it differs.
@@ -248,13 +254,15 @@ pub struct OwnerRef {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceRef {
-    pub namespace: String,
-    pub name: String,
+    #[schemars(with = "String")]
+    pub namespace: Shared,
+    #[schemars(with = "String")]
+    pub name: Shared,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub struct Address {
     pub ip: IpAddr,
     #[serde(skip_serializing_if = "Option::is_none")]

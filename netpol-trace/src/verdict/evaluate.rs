@@ -25,6 +25,11 @@ impl<'a> Judgement<'a> {
         }
     }
 
+    /// Whether egress denies, and whether ingress does.
+    pub fn denied(&self) -> [bool; 2] {
+        [&self.egress, &self.ingress].map(|side| matches!(side.finding, Finding::Denied))
+    }
+
     pub fn side(&self, direction: Direction) -> &Side<'a> {
         match direction {
             Direction::Egress => &self.egress,

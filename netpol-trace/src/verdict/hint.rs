@@ -12,7 +12,8 @@ use ipnet::IpNet;
 use super::evaluate::{Finding, Judgement, Side, evaluate};
 use super::matching::{Doubt, Match, Matcher, NAME_LABEL, in_block};
 use super::miss::describe;
-use super::nearest::{NearestRule, as_pod, nearest};
+use super::nearest::{NearestRule, as_pod};
+use super::report::{Report, report};
 use super::{Connection, Options, Transport, Who};
 use crate::cluster::Index;
 use crate::cluster::index::PodView;
@@ -32,17 +33,23 @@ pub struct Asked<'a> {
     pub source_port: Option<u16>,
 }
 
+/// The source port of active FTP's data connections: the only one that a hint depends on.
+pub const FTP_DATA: u16 = 20;
+
 /// The hint that fits a denied connection, or one that ICMP or a hostNetwork pod leaves undetermined.
 pub fn hint(index: &Index, connection: &Connection<'_>, options: &Options, asked: Asked<'_>) -> Option<record::Hint> {
-    hint_of(index, connection, options, &evaluate(index, connection, options), asked)
+    let judgement = evaluate(index, connection, options);
+    let report = report(index, connection, options, &judgement);
+    hint_of(index, connection, options, &judgement, &report, asked)
 }
 
-/// The same for what [`evaluate`] has found.
-pub fn hint_of(
+/// The same for what [`evaluate`] has found and [`report`] put into words.
+pub fn hint_of<'a>(
     index: &Index,
-    connection: &Connection<'_>,
+    connection: &Connection<'a>,
     options: &Options,
-    judgement: &Judgement<'_>,
+    judgement: &Judgement<'a>,
+    report: &Report<'a>,
     asked: Asked<'_>,
 ) -> Option<record::Hint> {
     // The first side that denies is explained; the other is named, for it stays in the way.
@@ -52,7 +59,13 @@ pub fn hint_of(
     };
     let matcher = Matcher::new(index, connection, options, direction);
     let side = judgement.side(direction);
-    let case = Case { matcher, side, nearest: nearest(&matcher, side)?, asked, words: Words { matcher } };
+    let said = match direction {
+        Direction::Egress => &report.verdict.egress,
+        Direction::Ingress => &report.verdict.ingress,
+    };
+    let misses = said.nearest.as_ref().map_or(&[][..], |nearest| &nearest.misses);
+    let nearest = report.nearest[direction as usize]?;
+    let case = Case { matcher, side, nearest, misses, asked, words: Words { matcher } };
     let (code, message) = case.hint()?;
     Some(record::Hint { code: code.into(), message: message + &other_side(&case, judgement) })
 }
@@ -116,6 +129,8 @@ struct Case<'o, 'a> {
     matcher: Matcher<'o, 'a>,
     side: &'o Side<'a>,
     nearest: NearestRule<'a>,
+    /// What the nearest rule misses, as the record words it.
+    misses: &'o [record::Miss],
     asked: Asked<'o>,
     words: Words<'o, 'a>,
 }
@@ -156,10 +171,8 @@ impl<'a> Case<'_, 'a> {
         self.nearest_rule()?.peers.as_deref()?.get(self.nearest.peer?)
     }
 
-    /// The nearest rule's misses as the record words them.
     fn misses(&self) -> String {
-        let misses = self.nearest.misses(&self.matcher);
-        misses.iter().map(describe).collect::<Vec<_>>().join("; ")
+        self.misses.iter().map(describe).collect::<Vec<_>>().join("; ")
     }
 
     fn protocol(&self) -> Option<Protocol> {
@@ -226,8 +239,7 @@ impl<'a> Case<'_, 'a> {
                         Some(right) if right != name => format!("port: {right}, or {number}"),
                         _ => number,
                     };
-                    let missing =
-                        self.nearest.misses(&self.matcher).first().map(|m| m.have.clone()).unwrap_or_default();
+                    let missing = self.misses.first().map_or("", |miss| &*miss.have);
                     format!("{place} wants {want}, and the destination is {missing}: write {fix}.")
                 }
             };

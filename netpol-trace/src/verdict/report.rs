@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::evaluate::{Because, Finding, Judgement, Side, evaluate};
 use super::matching::{Assumed, Doubt, Matcher};
-use super::nearest::nearest;
+use super::nearest::{NearestRule, nearest};
 use super::{Connection, Options, Who};
 use crate::cluster::Index;
 use crate::cluster::model::{Direction, OtherPolicy, Policy};
@@ -20,29 +20,34 @@ const CHANGES_NAMED: usize = 10;
 
 /// Judges `connection` in both directions, in the shape of the record.
 pub fn judge(index: &Index, connection: &Connection<'_>, options: &Options) -> record::Verdict {
-    report(index, connection, options, &evaluate(index, connection, options))
+    report(index, connection, options, &evaluate(index, connection, options)).verdict
+}
+
+/// A verdict in words, and the rules that it calls nearest: what a hint starts from.
+pub struct Report<'a> {
+    pub verdict: record::Verdict,
+    pub(super) nearest: [Option<NearestRule<'a>>; 2],
 }
 
 /// What [`evaluate`] found of `connection`, in the shape of the record.
-pub fn report(
+pub fn report<'a>(
     index: &Index,
-    connection: &Connection<'_>,
+    connection: &Connection<'a>,
     options: &Options,
-    judgement: &Judgement<'_>,
-) -> record::Verdict {
+    judgement: &Judgement<'a>,
+) -> Report<'a> {
     let finding = judgement.finding();
     let basis = match finding {
         Finding::Undetermined(doubt) => doubt.basis(),
         _ => "networkpolicy_v1",
     };
     let matcher = |direction| Matcher::new(index, connection, options, direction);
-    record::Verdict {
-        result: result(finding),
-        basis: basis.into(),
-        egress: side(&matcher(Direction::Egress), &judgement.egress),
-        ingress: side(&matcher(Direction::Ingress), &judgement.ingress),
-        notes: notes(index, connection, judgement),
-    }
+    let of = |direction| side(&matcher(direction), judgement.side(direction));
+    let ((egress, nearest_egress), (ingress, nearest_ingress)) = (of(Direction::Egress), of(Direction::Ingress));
+    let notes = notes(index, connection, judgement);
+    let verdict = record::Verdict { result: result(finding), basis: basis.into(), egress, ingress, notes };
+    // In the order of `Direction`.
+    Report { verdict, nearest: [nearest_ingress, nearest_egress] }
 }
 
 /// The finding as records name it.
@@ -54,7 +59,7 @@ pub fn result(finding: Finding<'_>) -> record::VerdictResult {
     }
 }
 
-fn side<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> record::Side {
+fn side<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> (record::Side, Option<NearestRule<'a>>) {
     let direction = matcher.direction;
     let (allowed_by, why) = match side.finding {
         Finding::Allowed(Because::Rule { policy, rule }) => {
@@ -64,17 +69,38 @@ fn side<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> record::Side {
         Finding::Undetermined(doubt) => (None, Some(doubt.why(direction).to_owned())),
         Finding::Allowed(_) | Finding::Denied => (None, None),
     };
-    record::Side {
+    let nearest = nearest(matcher, side);
+    let said = record::Side {
         result: result(side.finding),
         isolated_by: side.isolated_by.iter().map(|policy| policy_ref(policy, matcher.connection.at)).collect(),
         allowed_by,
-        nearest: nearest(matcher, side).map(|nearest| record::Nearest {
+        nearest: nearest.map(|nearest| record::Nearest {
             policy: policy_name(nearest.policy),
             rule: nearest.rule.map(|rule| format!("{direction}[{rule}]")),
             misses: nearest.misses(matcher),
         }),
         why,
         changed: Vec::new(),
+    };
+    (said, nearest)
+}
+
+impl Judgement<'_> {
+    /// From when, and until before when, what [`report`] says for `at` would be said too, of the same index: it tells how many
+    /// seconds ago each policy changed. `None`: one changed later.
+    pub fn holds_at(&self, at: Timestamp) -> Option<(Timestamp, Timestamp)> {
+        let (mut from, mut until) = (Timestamp::MIN, Timestamp::MAX);
+        let isolating = [&self.egress, &self.ingress].into_iter().flat_map(|side| side.isolated_by.iter());
+        for changed in isolating.filter_map(|policy| policy.changed) {
+            let ago = at.duration_since(changed);
+            if ago.is_negative() {
+                return None;
+            }
+            let second = changed.saturating_add(SignedDuration::from_secs(ago.as_secs())).ok()?;
+            from = from.max(second);
+            until = until.min(second.saturating_add(SignedDuration::from_secs(1)).ok()?);
+        }
+        Some((from, until))
     }
 }
 

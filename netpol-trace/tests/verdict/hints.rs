@@ -21,7 +21,7 @@ pub(crate) struct Known {
 
 pub(crate) fn through(namespace: &str, name: &str, port: u16, address: &str) -> Known {
     Known {
-        service: Some(ServiceRef { namespace: namespace.to_owned(), name: name.to_owned(), port: Some(port) }),
+        service: Some(ServiceRef { namespace: namespace.into(), name: name.into(), port: Some(port) }),
         original: Some(Address { ip: ip(address), port: Some(port) }),
         source_port: None,
     }

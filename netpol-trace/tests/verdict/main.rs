@@ -14,5 +14,6 @@ mod mk;
 mod nearest;
 mod oracle;
 mod random;
+mod said;
 mod semantics;
 mod suggest;

@@ -221,6 +221,7 @@ impl Index {
 
     /// Removes the object of that key, if there is one.
     pub fn remove(&mut self, key: &Key) {
+        self.version += 1;
         let namespace = key.namespace.as_deref().unwrap_or_default();
         match &key.kind {
             Kind::Namespace => self.remove_namespace(&key.name),
@@ -271,6 +272,7 @@ impl Index {
 
     /// Adds an object, or replaces the one with its name.
     pub fn upsert(&mut self, object: Object) {
+        self.version += 1;
         match object {
             Object::Namespace(namespace) => {
                 let name = namespace.name.clone();
@@ -316,7 +318,7 @@ impl Index {
     }
 
     /// Removes a pod by its name (a template by `kind/name`).
-    pub fn remove_pod(&mut self, namespace: &str, name: &str) {
+    pub(super) fn remove_pod(&mut self, namespace: &str, name: &str) {
         let Some(entry) = self.namespaces.get_mut(namespace).and_then(|n| n.pods.remove(name)) else { return };
         for ip in &entry.pod.ips {
             if let Some(keys) = self.pods_by_ip.get_mut(ip) {
@@ -329,7 +331,7 @@ impl Index {
         self.drop_empty(namespace);
     }
 
-    pub fn remove_policy(&mut self, namespace: &str, name: &str) {
+    pub(super) fn remove_policy(&mut self, namespace: &str, name: &str) {
         if let Some(entry) = self.namespaces.get_mut(namespace)
             && entry.policies.remove(name).is_some()
         {
@@ -338,7 +340,7 @@ impl Index {
         self.drop_empty(namespace);
     }
 
-    pub fn remove_service(&mut self, namespace: &str, name: &str) {
+    pub(super) fn remove_service(&mut self, namespace: &str, name: &str) {
         let Some(service) = self.namespaces.get_mut(namespace).and_then(|n| n.services.remove(name)) else { return };
         for ip in &service.ips {
             if let Some(keys) = self.services_by_ip.get_mut(ip) {
@@ -351,7 +353,7 @@ impl Index {
         self.drop_empty(namespace);
     }
 
-    pub fn remove_slice(&mut self, namespace: &str, name: &str) {
+    pub(super) fn remove_slice(&mut self, namespace: &str, name: &str) {
         if let Some(entry) = self.namespaces.get_mut(namespace) {
             entry.slices.remove(name);
         }
@@ -359,14 +361,14 @@ impl Index {
     }
 
     /// Forgets the Namespace object; what lives in it stays until it is removed itself.
-    pub fn remove_namespace(&mut self, name: &str) {
+    pub(super) fn remove_namespace(&mut self, name: &str) {
         if let Some(entry) = self.namespaces.get_mut(name) {
             entry.object = None;
         }
         self.drop_empty(name);
     }
 
-    pub fn remove_node(&mut self, name: &str) {
+    pub(super) fn remove_node(&mut self, name: &str) {
         let Some(node) = self.nodes.remove(name) else { return };
         for ip in &node.ips {
             if self.nodes_by_ip.get(ip).is_some_and(|owner| **owner == *name) {
@@ -390,6 +392,7 @@ impl Index {
     }
 
     fn upsert_pod(&mut self, mut pod: Pod, from: Timestamp) {
+        self.version += 1;
         let key = pod.key();
         self.remove_pod(&pod.namespace.clone(), &key);
         pod.labels = pod.labels.iter().map(|(k, v)| (self.strings.share(k), self.strings.share(v))).collect();

@@ -194,6 +194,11 @@ fn near(time: Timestamp, span: SignedDuration) -> (Timestamp, Timestamp) {
 }
 
 impl Moment<'_> {
+    /// Whether what holds now held then.
+    pub fn is_as_now(&self) -> bool {
+        self.past.is_none()
+    }
+
     /// Whose address it was.
     pub fn owner_of(&self, ip: IpAddr) -> Owner<'_> {
         let then = self.past.as_ref().and_then(|past| {

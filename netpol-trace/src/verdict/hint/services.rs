@@ -61,7 +61,7 @@ impl<'a> Case<'_, 'a> {
 
     /// The API server's endpoints are nodes or addresses outside, never pods that a selector finds.
     pub(super) fn api_server(&self) -> Option<Found> {
-        let service = self.asked.service.filter(|s| s.namespace == "default" && s.name == "kubernetes")?;
+        let service = self.asked.service.filter(|s| &*s.namespace == "default" && &*s.name == "kubernetes")?;
         let (Direction::Egress, Who::Node(_) | Who::External) = (self.direction(), &self.matcher.peer().who) else {
             return None;
         };
@@ -140,7 +140,7 @@ impl<'a> Case<'_, 'a> {
             return None;
         }
         if self.direction() == Direction::Ingress
-            && self.asked.source_port == Some(20)
+            && self.asked.source_port == Some(super::FTP_DATA)
             && self.protocol()? == Protocol::Tcp
         {
             let message = format!(
