@@ -218,8 +218,8 @@ pub struct PerCpu {
     pub counters: Counters,
     /// Address of the packet about which an ICMP error or a reset was sent last; 0 once it is freed.
     pub rejected: u64,
-    /// Not 0 while the program is at work on this CPU: another drop now finds its copy, which looks here first.
-    pub busy: u64,
+    /// Not 0 while the program's copy is attached behind it: the program leaves a [`Mark`] of each packet then.
+    pub watched: u64,
     /// The kernel's tick (jiffies) at which the clock was read last, and what it showed: CLOCK_MONOTONIC, ns.
     pub tick: u64,
     pub time: u64,
@@ -231,9 +231,26 @@ pub struct PerCpu {
     pub rescued: u64,
     /// The tick at which the reader was last woken from here.
     pub woken: u64,
-    /// To whole lines of the cache: the next entry may be another CPU's.
-    pub pad: [u64; 5],
+    /// Which of the marks was left last.
+    pub latest: u64,
+    pub marks: [Mark; 2],
 }
+
+/// That the program ran for a packet; the copy, which comes next, takes it down. Without one the program was missed.
+///
+/// Drops interrupt each other, each on a stack of its own, and on one stack they come one after the other: two marks, the one of
+/// another stack never being the one that was left last, are enough for a packet and what interrupts it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// An address on the stack.
+    pub stack: u64,
+    /// The packet's address; 0 when it was taken down.
+    pub packet: u64,
+}
+
+/// Addresses that are no further apart are of one stack.
+pub const STACK: u64 = 16 * 1024;
 
 /// Entries of the map of [`PerCpu`] for each CPU: the program's, and its copy's, which may run in the middle of the program and must
 /// not write where that does. A plain array by CPU and entry: where it lies is a constant of the programs, which the kernel's own
@@ -254,5 +271,5 @@ layout!(Offsets, 104, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76,
 layout!(Filter, 96, anywhere @ 0, by_location @ 32, either @ 64);
 layout!(Config, 216, arguments @ 0, ovs_subsystem @ 4, fold @ 8, nests @ 12, filter @ 16, offsets @ 112);
 layout!(Locations, 528, image @ 512);
-layout!(PerCpu, 2176, counters @ 0, rejected @ 32, busy @ 40, tick @ 48, seen @ 64, rejected_at @ 2112);
+layout!(PerCpu, 2176, counters @ 0, rejected @ 32, watched @ 40, tick @ 48, seen @ 64, rejected_at @ 2112, marks @ 2144);
 layout!(Counters, 32, matched @ 0, emitted @ 8, folded @ 16, lost_ring @ 24);

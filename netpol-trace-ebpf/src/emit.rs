@@ -1,12 +1,14 @@
 //! How every record leaves the kernel, and the books of it: what was matched is emitted, folded or lost.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_RB_NO_WAKEUP};
+use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
 use netpol_trace_common::{
-    Config, DULL_LOCATIONS, DropEvent, Filter, Locations, Offsets, PER_CPU_ENTRIES, PerCpu, REASONS, REJECT_NS,
+    Config, DULL_LOCATIONS, DropEvent, Filter, Locations, Mark, Offsets, PER_CPU_ENTRIES, PerCpu, REASONS, REJECT_NS,
+    STACK,
 };
 
 use crate::drop::bpf_ktime;
@@ -142,17 +144,50 @@ pub fn take_note(program: *mut PerCpu, skb: u64) -> bool {
     }
 }
 
-/// The program is at work on this CPU (1), or is not (0).
+/// Whether the program's copy is attached behind it.
 #[inline(always)]
-pub fn set_busy(program: *mut PerCpu, busy: u64) {
-    // SAFETY: a CPU's own map value. Volatile: a softirq that comes in between reads it.
-    unsafe { core::ptr::write_volatile(&raw mut (*program).busy, busy) }
+pub fn is_watched(program: *mut PerCpu) -> bool {
+    // SAFETY: a CPU's own map value. Volatile: the agent changes it.
+    unsafe { core::ptr::read_volatile(&raw const (*program).watched) != 0 }
 }
 
+/// Leaves word for the copy that the program ran for this packet. `context`: the program's, which is on the stack in use.
 #[inline(always)]
-pub fn is_busy(program: *mut PerCpu) -> bool {
-    // SAFETY: as above.
-    unsafe { core::ptr::read_volatile(&raw const (*program).busy) != 0 }
+pub fn mark(program: *mut PerCpu, context: *const c_void, skb: u64) {
+    // SAFETY: a CPU's own map value, and an index below 2. Volatile: the copy may read in between; and the address of the context
+    // becomes a number that may be compared by way of memory only.
+    unsafe {
+        let latest = core::ptr::read_volatile(&raw const (*program).latest) as usize & 1;
+        let marks = (&raw mut (*program).marks).cast::<Mark>();
+        let (same, other) = (marks.add(latest), marks.add(latest ^ 1));
+        core::ptr::write_volatile(&raw mut (*other).stack, context as u64);
+        let here = core::ptr::read_volatile(&raw const (*other).stack);
+        let there = core::ptr::read_volatile(&raw const (*same).stack);
+        if here.wrapping_sub(there).wrapping_add(STACK) < 2 * STACK {
+            core::ptr::write_volatile(&raw mut (*same).packet, skb);
+        } else {
+            core::ptr::write_volatile(&raw mut (*other).packet, skb);
+            core::ptr::write_volatile(&raw mut (*program).latest, latest as u64 ^ 1);
+        }
+    }
+}
+
+/// Whether the program ran for this packet: takes its mark down.
+#[inline(always)]
+pub fn take_mark(program: *mut PerCpu, skb: u64) -> bool {
+    let mut at = 0;
+    while at < 2 {
+        // SAFETY: as above.
+        unsafe {
+            let packet = &raw mut (*program).marks[at].packet;
+            if core::ptr::read_volatile(packet) == skb {
+                core::ptr::write_volatile(packet, 0);
+                return true;
+            }
+        }
+        at += 1;
+    }
+    false
 }
 
 /// Counts a run of the copy in place of the program.

@@ -1,8 +1,8 @@
 //! Hook 1: the `kfree_skb` tracepoint, as BTF tracepoint and, for kernels that refuse that, as raw tracepoint.
 //!
 //! Each BTF tracepoint has a copy. The kernel does not run a program on a CPU where it is running already, so a drop in a softirq
-//! that interrupts the program is not seen; the copy, attached behind it where that happens often, finds the program at work and
-//! takes its place.
+//! that interrupts the program is not seen; the copy, attached behind it where that happens often, finds no mark of the program
+//! and takes its place.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
@@ -54,7 +54,7 @@ pub fn kfree_skb(ctx: BtfTracePointContext) -> u32 {
 
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb_again(ctx: BtfTracePointContext) -> u32 {
-    if is_missed() { again::<_, Direct>(&ctx) } else { 0 }
+    if is_missed(&ctx) { again::<_, Direct>(&ctx) } else { 0 }
 }
 
 /// For kernels before 6.17, whose verifier doesn't let a program load a packet's headers.
@@ -65,7 +65,7 @@ pub fn kfree_skb_copy(ctx: BtfTracePointContext) -> u32 {
 
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb_copy_again(ctx: BtfTracePointContext) -> u32 {
-    if is_missed() { again::<_, Typed>(&ctx) } else { 0 }
+    if is_missed(&ctx) { again::<_, Typed>(&ctx) } else { 0 }
 }
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
@@ -78,31 +78,36 @@ pub fn kfree_skb_raw(ctx: RawTracePointContext) -> u32 {
 #[inline(always)]
 fn passes(ctx: &impl Arguments, reason: u32) -> bool {
     let Some(cpu) = emit::cpu(PER_CPU_FIRST) else { return false };
-    // Until the end of whatever follows: of `first`, or of this.
-    emit::set_busy(cpu, 1);
     let slot = slot(reason);
     emit::count_seen(cpu, slot);
     let passes =
         emit::has_note(cpu, ctx.skb() as u64) || emit::bits(|filter| &filter.either, slot) >> (slot % 64) & 1 == 1;
-    if !passes {
-        emit::set_busy(cpu, 0);
+    if !passes && emit::is_watched(cpu) {
+        mark(ctx, cpu);
     }
     passes
 }
 
-/// Whether the program is at work on this CPU, and so did not run for this drop. Only then: a drop must not be counted twice.
+#[inline(never)]
+fn mark(ctx: &impl Arguments, cpu: *mut PerCpu) {
+    emit::mark(cpu, ctx.as_ptr(), ctx.skb() as u64);
+}
+
+/// Whether the program did not run for this drop.
 #[inline(always)]
-fn is_missed() -> bool {
-    emit::cpu(PER_CPU_FIRST).is_some_and(emit::is_busy)
+fn is_missed(ctx: &impl Arguments) -> bool {
+    emit::cpu(PER_CPU_FIRST).is_some_and(|cpu| emit::is_watched(cpu) && !emit::take_mark(cpu, ctx.skb() as u64))
 }
 
 #[inline(never)]
 fn first<C: Arguments, M: Memory>(ctx: &C) -> u32 {
     let Some(cpu) = emit::cpu(PER_CPU_FIRST) else { return 0 };
+    if emit::is_watched(cpu) {
+        mark(ctx, cpu);
+    }
     if let Some(drop) = interesting(ctx, cpu) {
         matched::<_, M>(ctx, cpu, drop);
     }
-    emit::set_busy(cpu, 0);
     0
 }
 

@@ -19,6 +19,7 @@ pub mod fold;
 pub mod hook;
 pub mod layout;
 pub mod log;
+mod mapping;
 pub mod pins;
 pub mod probe;
 pub mod programs;

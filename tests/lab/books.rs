@@ -8,7 +8,7 @@ use anyhow::Result;
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, NODE, Pair, SERVER, SERVER6};
 use netpol_trace_tests::record::{Record, drops, packets};
-use netpol_trace_tests::{nft, skip, traffic};
+use netpol_trace_tests::{eventually, nft, skip, traffic};
 use nix::sys::signal::Signal;
 
 /// Many packets for this machine: an emulated one, with a single slow processor, takes a minute for what others do in a
@@ -178,6 +178,13 @@ fn a_full_disk_is_declared() -> Result<()> {
     traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 64)?;
     agent.wait_for("every packet on stdout", |records| {
         packets(drops(records).filter(|record| pair.lab.owns(record))) == PACKETS as u64
+    })?;
+    // Nor did the file's sink wait for better times: what is left of the room is less than a batch of lines.
+    let mut size = 0;
+    eventually("the disk to be full", || {
+        let now = std::fs::metadata(&log)?.len();
+        let stands_still = now == std::mem::replace(&mut size, now);
+        Ok((stands_still && now > 700 << 10).then_some(()))
     })?;
     std::fs::remove_file(&filler)?;
     let mut run = agent.stop()?;

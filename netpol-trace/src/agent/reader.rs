@@ -22,8 +22,8 @@ pub const BATCH: usize = 128;
 const MOST_AT_ONCE: u64 = 32 << 20;
 /// Records of connections handed over at once.
 const MAX_FLOWS: usize = 4096;
-/// How long the reader may be deaf to a stop.
-const WAIT: Duration = Duration::from_millis(100);
+/// How long the reader may be deaf to a stop, or not know that drops are missed.
+const WAIT: Duration = Duration::from_millis(50);
 /// How soon it looks again while records come: the programs wake it once a tick at most.
 const AGAIN: Duration = Duration::from_millis(5);
 /// Longer than a tick of any kernel (10 ms): after so long without a record the next one wakes the reader.
@@ -68,13 +68,13 @@ pub fn run(
     let (mut looked, mut turned, mut found) = (Instant::now(), Instant::now(), Instant::now());
     while !stop.load(Ordering::Acquire) {
         ring::wait(&rings, if found.elapsed() < IDLE { AGAIN } else { WAIT });
-        if looked.elapsed() > MODULES {
-            looked = Instant::now();
-            if let Some(Drops { names, attached, counters, .. }) = &mut drops {
+        if let Some(Drops { names, attached, counters, .. }) = &mut drops {
+            attached.watch_misses(counters);
+            if looked.elapsed() > MODULES {
+                looked = Instant::now();
                 if names.modules_changed() {
                     names.refresh(attached);
                 }
-                attached.watch_misses(counters);
             }
         }
         if send.all(drops.as_mut(), flows.as_mut()) {

@@ -2,20 +2,28 @@
 //! interrupts the program is missed. That takes drops of the node's own packets (OUTPUT) at a high rate; then the copy is
 //! attached behind the program, and taken off when it was quiet for a while, since it costs every freed packet a look.
 
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use aya::Ebpf;
+use aya::maps::MapData;
 use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, ProgramError};
 
+use netpol_trace_common::{PER_CPU_ENTRIES, PerCpu};
+
 use super::attach::{program, program_error, types};
+use super::bpf::Grace;
 use super::counters::Counters;
+use super::mapping::Mapping;
 use super::{KernelError, btf};
 
-/// How often to look.
-const EVERY: Duration = Duration::from_millis(200);
+/// How often to look, at most: a flood begins with a record that wakes the reader, which comes by every few milliseconds then.
+const EVERY: Duration = Duration::from_millis(10);
 /// Missed drops between two looks from which on the copy is worth its cost.
-const OFTEN: u64 = 20;
+const OFTEN: u64 = 5;
 /// Without so many for so long, it is not.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -25,6 +33,7 @@ pub struct Again {
     /// The copy of the program in use; `None` where there is none, or it can't be attached.
     name: Option<&'static str>,
     link: Option<FdLink>,
+    marks: Option<Marks>,
     looked: Instant,
     /// Missed until then; `None`: not looked yet. A program that was taken over has missed some before.
     missed: Option<u64>,
@@ -32,26 +41,62 @@ pub struct Again {
     needed: Instant,
 }
 
+/// Has the program leave a mark of each packet, by which the copy knows that it ran.
+#[derive(Debug)]
+pub(super) struct Marks {
+    per_cpu: Mapping<PerCpu>,
+    grace: Grace,
+    inner: OwnedFd,
+}
+
+impl Marks {
+    /// `per_cpu`: the map of [`PerCpu`], for so many CPUs; `inner`: any array map, to wait with.
+    pub(super) fn new(per_cpu: &MapData, cpus: u32, inner: BorrowedFd<'_>) -> io::Result<Marks> {
+        let per_cpu = Mapping::new(per_cpu, (cpus * PER_CPU_ENTRIES) as usize)?;
+        let (grace, inner) = (Grace::new(inner)?, inner.try_clone_to_owned()?);
+        let marks = Marks { per_cpu, grace, inner };
+        // Pinned maps may say otherwise.
+        marks.leave(false);
+        Ok(marks)
+    }
+
+    fn leave(&self, leave: bool) {
+        // SAFETY: only the address is taken.
+        let watched = self.per_cpu.words(|entry| unsafe { &raw mut (*entry).watched });
+        watched.for_each(|watched| watched.store(leave.into(), Ordering::Release));
+    }
+}
+
 impl Again {
     /// `name`: the copy of the program in use.
-    pub(super) fn new(name: Option<&'static str>) -> Again {
+    pub(super) fn new(name: Option<&'static str>, marks: Option<Marks>) -> Again {
         let now = Instant::now();
-        Again { name, link: None, looked: now, missed: None, needed: now }
+        Again { name, link: None, marks, looked: now, missed: None, needed: now }
     }
 
     /// Attaches or detaches, as the misses since the last look are.
     pub(super) fn look(&mut self, ebpf: &mut Ebpf, counters: &Counters) {
-        let Some(name) = self.name.filter(|_| self.looked.elapsed() >= EVERY) else { return };
+        let (Some(name), Some(marks)) = (self.name, &self.marks) else { return };
+        if self.looked.elapsed() < EVERY {
+            return;
+        }
         let now = Instant::now();
         let missed = counters.missed_runs();
-        let before = self.missed.replace(missed).unwrap_or(missed);
+        // Nobody waits for the agent's first look. When drops interrupt each other, each moment counts.
+        let Some(before) = self.missed.replace(missed) else {
+            if let Err(error) = load(ebpf, name) {
+                tracing::warn!(%error, "drops that interrupt others are missed: they are declared as losses");
+                self.name = None;
+            }
+            return;
+        };
         let often = missed.saturating_sub(before) >= OFTEN;
         self.looked = now;
         if often {
             self.needed = now;
         }
         match &self.link {
-            None if often => match attach(ebpf, name) {
+            None if often => match attach(ebpf, name, marks) {
                 Ok(link) => {
                     tracing::info!(
                         missed,
@@ -67,25 +112,28 @@ impl Again {
             Some(_) if now.duration_since(self.needed) > QUIET => {
                 tracing::info!("drops no longer interrupt each other: the second program is taken off");
                 self.link = None;
-                let loaded: Result<&mut BtfTracePoint, _> = program(ebpf, name);
-                if let Err(error) = loaded.map_or(Ok(()), BtfTracePoint::unload) {
-                    tracing::debug!(%error, "the second program stays loaded");
-                }
             }
-            _ => {}
+            // By now it runs no more: it would count twice what has no mark.
+            None => marks.leave(false),
+            Some(_) => {}
         }
     }
 }
 
-/// Behind the program: those of a tracepoint run in the order in which they were attached.
-fn attach(ebpf: &mut Ebpf, name: &str) -> Result<FdLink, KernelError> {
+fn load(ebpf: &mut Ebpf, name: &str) -> Result<(), KernelError> {
     let blob = std::fs::read(super::BTF_PATH).map_err(KernelError::NoBtf)?;
     let btf = types(&btf::Btf::parse(&blob)?.only(&super::TRACEPOINTS, &[])?)?;
     let program: &mut BtfTracePoint = program(ebpf, name)?;
+    program.load("kfree_skb", &btf).map_err(program_error)
+}
+
+/// Behind the program: those of a tracepoint run in the order in which they were attached.
+fn attach(ebpf: &mut Ebpf, name: &str, marks: &Marks) -> Result<FdLink, KernelError> {
+    let program: &mut BtfTracePoint = program(ebpf, name)?;
     let attach = |program: &mut BtfTracePoint| -> Result<FdLink, ProgramError> {
-        if program.fd().is_err() {
-            program.load("kfree_skb", &btf)?;
-        }
+        // The copy takes a packet without a mark for missed: first the last run must have ended that left none.
+        marks.leave(true);
+        marks.grace.wait(marks.inner.as_fd()).map_err(ProgramError::IOError)?;
         let id = program.attach()?;
         Ok(program.take_link(id)?.into())
     };

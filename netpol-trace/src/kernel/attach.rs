@@ -2,6 +2,7 @@
 //! ends, the kernel detaches.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
@@ -9,7 +10,7 @@ use aya::programs::ProgramError;
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use netpol_trace_common::{CodeRange, Config, Filter, Locations, PER_CPU_ENTRIES, PerCpu};
 
-use super::again::Again;
+use super::again::{Again, Marks};
 use super::carry::Carry;
 use super::counters::Counters;
 use super::fold::{Folds, Set};
@@ -137,13 +138,17 @@ impl Attached {
             Some(adopted) => adopted,
             None => attach_kfree_skb(&mut ebpf, btf, options.raw_tracepoint)?,
         };
-        let again = Again::new(copy_of(link.program()));
+        let (per_cpu, state) = (take_data(&mut ebpf, "PER_CPU")?, take_data(&mut ebpf, "FOLD_STATE")?);
+        let marks = Marks::new(&per_cpu, cpus, state.fd().as_fd());
+        let marks = marks.inspect_err(|error| tracing::warn!(%error, "drops that interrupt others will be missed"));
+        let again = Again::new(copy_of(link.program()), marks.ok());
         let link = match (&pins, options.keep) {
             (Some(pins), Keep::Attached) => link.keep(pins, &mut ebpf)?,
             _ => link.release()?,
         };
         let rejects = Rejects::attach(&mut ebpf, btf);
-        let counters = Counters::new(take(&mut ebpf, "PER_CPU")?, program, unrecorded(&filter, layout));
+        let per_cpu = Array::try_from(Map::Array(per_cpu)).map_err(|error| KernelError::Object(error.to_string()))?;
+        let counters = Counters::new(per_cpu, program, unrecorded(&filter, layout));
         let counters = if found { counters.since(&carry) } else { Ok(counters) };
         let counters = counters.map_err(|error| KernelError::Refused(format!("pinned counters: {error}")))?;
         let folds = Folds::new(
@@ -151,7 +156,7 @@ impl Attached {
                 set(&mut ebpf, "FAST_0", ["FOLDS_0", "COARSE_0", "WIDE_0"])?,
                 set(&mut ebpf, "FAST_1", ["FOLDS_1", "COARSE_1", "WIDE_1"])?,
             ],
-            take_data(&mut ebpf, "FOLD_STATE")?,
+            state,
             carry.clone(),
         );
         let folds = folds.map_err(|error| KernelError::Refused(format!("maps to count repeated packets: {error}")))?;
@@ -246,7 +251,7 @@ impl Attached {
 
     /// Takes the programs off their hooks; maps stay readable.
     pub fn detach(&mut self) {
-        self.again = Again::new(None);
+        self.again = Again::new(None, None);
         self.link = None;
         self.rejects = Rejects::default();
     }

@@ -3,40 +3,26 @@
 //! however that ends.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::MapData;
 use netpol_trace_common::fold::Carry as Raw;
 
+use super::mapping::Mapping;
+
 /// The page, mapped for as long as the agent runs.
 #[derive(Debug)]
-pub struct Carry {
-    page: std::ptr::NonNull<Raw>,
-    length: usize,
-}
-
-// SAFETY: the page is only reached through atomics.
-unsafe impl Send for Carry {}
-// SAFETY: as above.
-unsafe impl Sync for Carry {}
+pub struct Carry(Mapping<Raw>);
 
 impl Carry {
     pub(super) fn new(map: &MapData) -> io::Result<Carry> {
-        let length = page_size::<Raw>();
-        let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, map.fd().as_fd().as_raw_fd());
-        // SAFETY: a new shared mapping of a map made for it (BPF_F_MMAPABLE); the descriptor lives through the call.
-        let page = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, fd, 0) };
-        if page == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let page = std::ptr::NonNull::new(page.cast()).ok_or_else(|| io::Error::other("a mapping at address 0"))?;
-        Ok(Carry { page, length })
+        Mapping::new(map, 1).map(Carry)
     }
 
-    fn cell(&self, of: impl FnOnce(*mut Raw) -> *mut u64) -> &AtomicU64 {
-        // SAFETY: a field of the mapped page, aligned to 8 octets, that everybody reaches through atomics.
-        unsafe { AtomicU64::from_ptr(of(self.page.as_ptr())) }
+    fn cell(&self, of: impl Fn(*mut Raw) -> *mut u64) -> &AtomicU64 {
+        static NONE: AtomicU64 = AtomicU64::new(0);
+        // There is one.
+        self.0.words(of).next().unwrap_or(&NONE)
     }
 
     /// Packets of events that were read from the ring.
@@ -82,18 +68,4 @@ impl Carry {
         let done = self.written().swap(taken, Ordering::AcqRel) + self.left_out().swap(0, Ordering::AcqRel);
         taken.saturating_sub(done)
     }
-}
-
-impl Drop for Carry {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length, and nobody has a reference into it any more.
-        unsafe { libc::munmap(self.page.as_ptr().cast(), self.length) };
-    }
-}
-
-/// Octets of the pages that hold a `T`.
-fn page_size<T>() -> usize {
-    // SAFETY: asks for a number.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-    size_of::<T>().next_multiple_of(page)
 }

@@ -1,0 +1,55 @@
+//! A map's values in the agent's own memory: what is stored there the programs see, and it outlives the process where the map does.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use aya::maps::MapData;
+
+/// The values of an array made for it (BPF_F_MMAPABLE), mapped for as long as this is.
+#[derive(Debug)]
+pub(super) struct Mapping<T> {
+    first: NonNull<T>,
+    count: usize,
+}
+
+// SAFETY: the values are only reached through atomics.
+unsafe impl<T> Send for Mapping<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Mapping<T> {}
+
+impl<T> Mapping<T> {
+    /// The map's first `count` values; a value's size must be a multiple of 8 octets.
+    pub fn new(map: &MapData, count: usize) -> io::Result<Mapping<T>> {
+        let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, map.fd().as_fd().as_raw_fd());
+        // SAFETY: a new shared mapping of a map made for it; the descriptor lives through the call.
+        let first =
+            unsafe { libc::mmap(std::ptr::null_mut(), length::<T>(count), protection, libc::MAP_SHARED, fd, 0) };
+        if first == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let first = NonNull::new(first.cast()).ok_or_else(|| io::Error::other("a mapping at address 0"))?;
+        Ok(Mapping { first, count })
+    }
+
+    /// One word of each value.
+    pub fn words(&self, of: impl Fn(*mut T) -> *mut u64) -> impl Iterator<Item = &AtomicU64> {
+        // SAFETY: within the mapping, and aligned to 8 octets; everybody reaches it through atomics.
+        (0..self.count).map(move |at| unsafe { AtomicU64::from_ptr(of(self.first.as_ptr().add(at))) })
+    }
+}
+
+impl<T> Drop for Mapping<T> {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length, and nobody has a reference into it any more.
+        unsafe { libc::munmap(self.first.as_ptr().cast(), length::<T>(self.count)) };
+    }
+}
+
+/// Octets of the pages that hold `count` values.
+fn length<T>(count: usize) -> usize {
+    // SAFETY: asks for a number.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+    (count * size_of::<T>()).next_multiple_of(page)
+}
