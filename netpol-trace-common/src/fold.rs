@@ -197,6 +197,17 @@ pub struct Fast {
     pub slots: [FastSlot; FAST_SLOTS],
 }
 
+/// Words of [`Known`].
+pub const KNOWN_WORDS: usize = 2048;
+
+/// A bit for each hash of a flow's key, set when the flow is in the map of flows: without it the map need not be asked. More bits
+/// than flows, so that most new flows find none. Of several CPUs at once one may take another's bit away: then the insertion tells.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    pub words: [u64; KNOWN_WORDS],
+}
+
 /// Which maps are in use.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -232,3 +243,5 @@ layout!(Fold, 40, count @ 0, last @ 32);
 layout!(FastSlot, 144, fold @ 104);
 layout!(Fast, 9216);
 layout!(FoldState, 8);
+layout!(Known, 16 * 1024);
+const _: () = assert!(KNOWN_WORDS.is_power_of_two() && KNOWN_WORDS * 64 >= 4 * MAX_FLOWS as usize);

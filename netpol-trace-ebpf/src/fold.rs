@@ -7,8 +7,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use netpol_trace_common::PerCpu;
 use netpol_trace_common::fold::{
-    self, Carry, FULL_COARSE, FULL_FLOWS, Fast, FastSlot, Fold, FoldKey, FoldState, MAX_COARSE, MAX_FLOWS, MAX_WIDE,
-    WORDS, WORDS_V4, shift,
+    self, Carry, FULL_COARSE, FULL_FLOWS, Fast, FastSlot, Fold, FoldKey, FoldState, KNOWN_WORDS, Known, MAX_COARSE,
+    MAX_FLOWS, MAX_WIDE, WORDS, WORDS_V4, shift,
 };
 
 use crate::drop::{self, Memory, Skb, bpf_ktime};
@@ -19,6 +19,10 @@ use crate::emit::{self, field};
 static FAST_0: Array<Fast> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static FAST_1: Array<Fast> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static KNOWN_0: Array<Known> = Array::with_max_entries(1, 0);
+#[map]
+static KNOWN_1: Array<Known> = Array::with_max_entries(1, 0);
 #[map]
 static FOLDS_0: HashMap<FoldKey, Fold> = HashMap::with_max_entries(MAX_FLOWS, 0);
 #[map]
@@ -71,14 +75,17 @@ impl Place {
     /// Counts a packet whose like was sent before. Else leaves in `key` where there may be room for its like.
     #[inline(always)]
     pub fn count(&self, key: &mut FoldKey, packet: &Measure) -> Outcome {
-        let slot = if self.fast { self.slot(key) } else { None };
+        let hash = hash(key);
+        let slot = if self.fast { self.slot(hash) } else { None };
         if let Some(slot) = slot
             && self.has(slot, key)
         {
             self.add_alone(slot, packet);
             return Outcome::Counted;
         }
-        if let Some(fold) = self.flow(key) {
+        if self.is_known(hash)
+            && let Some(fold) = self.flow(key)
+        {
             match slot {
                 // SAFETY: a CPU's own map value that no other run touches.
                 Some(slot) if unsafe { (*slot).key.words[3] } == 0 => {
@@ -114,9 +121,11 @@ impl Place {
         let mut kind = key.kind();
         if kind & (fold::COARSE | fold::WIDE) == 0 {
             if self.insert_flow(key) {
+                self.set_known(hash(key));
                 return Outcome::Send;
             }
             if let Some(fold) = self.flow(key) {
+                self.set_known(hash(key));
                 self.add(fold, packet);
                 return Outcome::Counted;
             }
@@ -159,15 +168,34 @@ impl Place {
         unsafe { core::ptr::write_volatile(&raw mut (*self.state).full, full) };
     }
 
+    /// Whether the map of flows may have a flow of this hash.
+    #[inline(always)]
+    fn is_known(&self, hash: u64) -> bool {
+        // SAFETY: a word of a live map value. Volatile: others change it.
+        self.known(hash).is_none_or(|word| unsafe { core::ptr::read_volatile(word) } >> (hash & 63) & 1 == 1)
+    }
+
+    #[inline(always)]
+    fn set_known(&self, hash: u64) {
+        if let Some(word) = self.known(hash) {
+            // SAFETY: as above.
+            unsafe { core::ptr::write_volatile(word, core::ptr::read_volatile(word) | 1 << (hash & 63)) };
+        }
+    }
+
+    #[inline(always)]
+    fn known(&self, hash: u64) -> Option<*mut u64> {
+        let known = if self.second { KNOWN_1.get_ptr_mut(0) } else { KNOWN_0.get_ptr_mut(0) }?;
+        // SAFETY: a live map value of that many words.
+        Some(unsafe { (&raw mut (*known).words).cast::<u64>().add((hash >> 6) as usize & (KNOWN_WORDS - 1)) })
+    }
+
     /// The only slot on this CPU that a flow may have.
     #[inline(always)]
-    fn slot(&self, key: &FoldKey) -> Option<*mut FastSlot> {
+    fn slot(&self, hash: u64) -> Option<*mut FastSlot> {
         let cpu = emit::number();
         let fast = if self.second { FAST_1.get_ptr_mut(cpu) } else { FAST_0.get_ptr_mut(cpu) }?;
-        let [three, four, five] = [word(key, 3), word(key, 4), word(key, 5)];
-        let [six, seven, eight] = [word(key, 6), word(key, 7), word(key, 8)];
-        let mixed = (three ^ four.rotate_left(24) ^ five ^ seven).wrapping_add(six.rotate_left(8) ^ eight);
-        let at = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - fold::FAST_SLOTS.ilog2());
+        let at = hash >> (32 - fold::FAST_SLOTS.ilog2());
         // SAFETY: a live map value of that many slots.
         Some(unsafe { (&raw mut (*fast).slots).cast::<FastSlot>().add(at as usize) })
     }
@@ -258,6 +286,15 @@ maps! {
 fn word(key: &FoldKey, at: usize) -> u64 {
     // SAFETY: a live reference.
     unsafe { core::ptr::read_volatile(&raw const key.words[at]) }
+}
+
+/// Of a flow's key: 32 bits.
+#[inline(always)]
+fn hash(key: &FoldKey) -> u64 {
+    let [three, four, five] = [word(key, 3), word(key, 4), word(key, 5)];
+    let [six, seven, eight] = [word(key, 6), word(key, 7), word(key, 8)];
+    let mixed = (three ^ four.rotate_left(24) ^ five ^ seven).wrapping_add(six.rotate_left(8) ^ eight);
+    mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
 
 /// Leaves out the source's ports.

@@ -7,18 +7,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use aya::Ebpf;
 use aya::maps::MapData;
 use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, ProgramError};
+use aya::{Btf, Ebpf};
 
 use netpol_trace_common::{PER_CPU_ENTRIES, PerCpu};
 
-use super::attach::{program, program_error, types};
+use super::KernelError;
+use super::attach::{program, program_error};
 use super::bpf::Grace;
 use super::counters::Counters;
 use super::mapping::Mapping;
-use super::{KernelError, btf};
 
 /// How often to look, at most: a flood begins with a record that wakes the reader, which comes by every few milliseconds then.
 const EVERY: Duration = Duration::from_millis(10);
@@ -82,14 +82,7 @@ impl Again {
         }
         let now = Instant::now();
         let missed = counters.missed_runs();
-        // Nobody waits for the agent's first look. When drops interrupt each other, each moment counts.
-        let Some(before) = self.missed.replace(missed) else {
-            if let Err(error) = load(ebpf, name) {
-                tracing::warn!(%error, "drops that interrupt others are missed: they are declared as losses");
-                self.name = None;
-            }
-            return;
-        };
+        let before = self.missed.replace(missed).unwrap_or(missed);
         let often = missed.saturating_sub(before) >= OFTEN;
         self.looked = now;
         if often {
@@ -120,11 +113,17 @@ impl Again {
     }
 }
 
-fn load(ebpf: &mut Ebpf, name: &str) -> Result<(), KernelError> {
-    let blob = std::fs::read(super::BTF_PATH).map_err(KernelError::NoBtf)?;
-    let btf = types(&btf::Btf::parse(&blob)?.only(&super::TRACEPOINTS, &[])?)?;
-    let program: &mut BtfTracePoint = program(ebpf, name)?;
-    program.load("kfree_skb", &btf).map_err(program_error)
+/// Loads it, where the program's loading has not done that too: when drops interrupt each other, each moment counts.
+pub(super) fn is_loaded(ebpf: &mut Ebpf, btf: &Btf, name: &str) -> bool {
+    let mut load = || -> Result<(), KernelError> {
+        let program: &mut BtfTracePoint = program(ebpf, name)?;
+        if program.fd().is_ok() { Ok(()) } else { program.load("kfree_skb", btf).map_err(program_error) }
+    };
+    let loaded = load();
+    if let Err(error) = &loaded {
+        tracing::warn!(%error, "drops that interrupt others will be missed: they are declared as losses");
+    }
+    loaded.is_ok()
 }
 
 /// Behind the program: those of a tracepoint run in the order in which they were attached.

@@ -10,7 +10,7 @@ use aya::programs::ProgramError;
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use netpol_trace_common::{CodeRange, Config, Filter, Locations, PER_CPU_ENTRIES, PerCpu};
 
-use super::again::{Again, Marks};
+use super::again::{self, Again, Marks};
 use super::carry::Carry;
 use super::counters::Counters;
 use super::fold::{Folds, Set};
@@ -141,7 +141,8 @@ impl Attached {
         let (per_cpu, state) = (take_data(&mut ebpf, "PER_CPU")?, take_data(&mut ebpf, "FOLD_STATE")?);
         let marks = Marks::new(&per_cpu, cpus, state.fd().as_fd());
         let marks = marks.inspect_err(|error| tracing::warn!(%error, "drops that interrupt others will be missed"));
-        let again = Again::new(copy_of(link.program()), marks.ok());
+        let copy = copy_of(link.program()).filter(|name| again::is_loaded(&mut ebpf, btf, name));
+        let again = Again::new(copy, marks.ok());
         let link = match (&pins, options.keep) {
             (Some(pins), Keep::Attached) => link.keep(pins, &mut ebpf)?,
             _ => link.release()?,
@@ -153,8 +154,8 @@ impl Attached {
         let counters = counters.map_err(|error| KernelError::Refused(format!("pinned counters: {error}")))?;
         let folds = Folds::new(
             [
-                set(&mut ebpf, "FAST_0", ["FOLDS_0", "COARSE_0", "WIDE_0"])?,
-                set(&mut ebpf, "FAST_1", ["FOLDS_1", "COARSE_1", "WIDE_1"])?,
+                set(&mut ebpf, ["FAST_0", "KNOWN_0"], ["FOLDS_0", "COARSE_0", "WIDE_0"])?,
+                set(&mut ebpf, ["FAST_1", "KNOWN_1"], ["FOLDS_1", "COARSE_1", "WIDE_1"])?,
             ],
             state,
             carry.clone(),
@@ -278,9 +279,9 @@ pub(super) fn take<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<M, Ke
 }
 
 /// One of the two sets of maps in which repeated packets are counted.
-fn set(ebpf: &mut Ebpf, fast: &str, [flows, coarse, wide]: [&str; 3]) -> Result<Set, KernelError> {
+fn set(ebpf: &mut Ebpf, [fast, known]: [&str; 2], [flows, coarse, wide]: [&str; 3]) -> Result<Set, KernelError> {
     let shared = [take_data(ebpf, flows)?, take_data(ebpf, coarse)?, take_data(ebpf, wide)?];
-    Ok(Set { fast: take(ebpf, fast)?, shared })
+    Ok(Set { fast: take(ebpf, fast)?, known: take_data(ebpf, known)?, shared })
 }
 
 /// A map of no particular form.

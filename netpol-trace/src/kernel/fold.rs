@@ -14,7 +14,7 @@ use aya::maps::{Array, MapData, MapError};
 // Keys are long; seeded for each run, and no more of them than the kernel's maps hold.
 use foldhash::fast::RandomState;
 use netpol_trace_common::fold::{
-    COARSE, FAST_SLOTS, FRAGMENT, Fast, FastSlot, Fold, FoldKey, FoldState, NOT_FOLDED, WIDE, WORDS,
+    COARSE, FAST_SLOTS, FRAGMENT, Fast, FastSlot, Fold, FoldKey, FoldState, KNOWN_WORDS, Known, NOT_FOLDED, WIDE, WORDS,
 };
 use netpol_trace_common::{CT_REPLY_OFFSET, CT_STATUS_OFFSET, CT_WORDS, DropEvent, HEAD_LEN, flags};
 
@@ -32,6 +32,8 @@ pod! {
 pub(super) struct Set {
     /// Flows that each CPU counts by itself; the map of flows has them too.
     pub(super) fast: Array<MapData, FastPod>,
+    /// Which flows may be in the map of flows.
+    pub(super) known: MapData,
     /// Flows, what found no room there, and what found none there either.
     pub(super) shared: [MapData; 3],
 }
@@ -158,6 +160,11 @@ impl Folds {
             counted.insert(*key);
             each(told);
         };
+        // A bit too many costs a look-up.
+        const NONE: Known = Known { words: [0; KNOWN_WORDS] };
+        if let Err(error) = bpf::set(from.known.fd().as_fd(), 0, &NONE) {
+            tracing::debug!(%error, "new flows are looked up where they can't be");
+        }
         let mut fast = HashMap::new();
         let mut result = from.take_fast(&mut fast).map_err(io::Error::other);
         for map in &from.shared {

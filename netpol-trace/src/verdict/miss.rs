@@ -158,11 +158,11 @@ impl Matcher<'_, '_> {
 }
 
 /// What the labels have under the requirement's key.
-fn found(requirement: &Requirement, labels: &Labels) -> String {
-    match labels.get(&requirement.key) {
-        Some(value) => format!("{}={value}", requirement.key),
-        None => format!("no {} label", requirement.key),
-    }
+fn found<'a>(requirement: &'a Requirement, labels: &'a Labels) -> impl fmt::Display {
+    fmt::from_fn(move |f| match labels.get(&requirement.key) {
+        Some(value) => write!(f, "{}={value}", requirement.key),
+        None => write!(f, "no {} label", requirement.key),
+    })
 }
 
 /// `10.0.0.0/8 except 10.2.0.0/16`; of many exceptions, those that hold the address come first.
@@ -178,7 +178,7 @@ fn block_text(cidr: &IpNet, except: &[IpNet], matcher: &Matcher<'_, '_>) -> Stri
 
 /// The first few, and how many more.
 fn list<T: fmt::Display>(items: impl Iterator<Item = T>) -> String {
-    let mut text = Bounded::default();
+    let mut text = Bounded::new();
     let mut items = items.enumerate();
     for (i, item) in items.by_ref().take(ITEMS_AT_MOST) {
         _ = write!(text, "{}{item}", if i == 0 { "" } else { "," });
@@ -191,14 +191,20 @@ fn list<T: fmt::Display>(items: impl Iterator<Item = T>) -> String {
 
 /// At most [`TEXT_AT_MOST`] characters of it.
 pub(crate) fn bounded(text: impl fmt::Display) -> String {
-    let mut out = Bounded::default();
+    let mut out = Bounded::new();
     _ = write!(out, "{text}");
     out.0
 }
 
 /// Takes [`TEXT_AT_MOST`] characters, then an ellipsis, then nothing more.
-#[derive(Default)]
 struct Bounded(String, usize);
+
+impl Bounded {
+    fn new() -> Bounded {
+        // Most texts are shorter, and are written piece by piece.
+        Bounded(String::with_capacity(64), 0)
+    }
+}
 
 impl Write for Bounded {
     fn write_str(&mut self, s: &str) -> fmt::Result {

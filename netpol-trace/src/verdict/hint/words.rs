@@ -1,5 +1,6 @@
 //! The ends in words, and the change as YAML in one line.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::super::matching::{Matcher, NAME_LABEL};
@@ -103,10 +104,12 @@ fn stable(labels: &Labels) -> Vec<String> {
 }
 
 /// A label's value in YAML: quoted where it would be read as something else than text.
-fn scalar(value: &str) -> String {
+fn scalar(value: &str) -> Cow<'_, str> {
     let plain = value.starts_with(|c: char| c.is_ascii_alphabetic())
-        && !["y", "n", "yes", "no", "on", "off", "true", "false", "null"].contains(&&*value.to_ascii_lowercase());
-    if plain { value.to_owned() } else { format!("'{value}'") }
+        && !["y", "n", "yes", "no", "on", "off", "true", "false", "null"]
+            .iter()
+            .any(|word| value.eq_ignore_ascii_case(word));
+    if plain { value.into() } else { format!("'{value}'").into() }
 }
 
 fn end(end: &End<'_>) -> String {
