@@ -69,7 +69,7 @@ pub fn run(
     while !stop.load(Ordering::Acquire) {
         ring::wait(&rings, if found.elapsed() < IDLE { AGAIN } else { WAIT });
         if let Some(Drops { names, attached, counters, .. }) = &mut drops {
-            attached.watch_misses(counters);
+            attached.watch_misses(counters, found.elapsed() >= IDLE);
             if looked.elapsed() > MODULES {
                 looked = Instant::now();
                 if names.modules_changed() {

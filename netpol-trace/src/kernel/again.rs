@@ -7,23 +7,26 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use aya::Ebpf;
 use aya::maps::MapData;
 use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, ProgramError};
-use aya::{Btf, Ebpf};
 
 use netpol_trace_common::{PER_CPU_ENTRIES, PerCpu};
 
-use super::KernelError;
-use super::attach::{program, program_error};
+use super::attach::{program, program_error, types};
 use super::bpf::Grace;
 use super::counters::Counters;
 use super::mapping::Mapping;
+use super::{KernelError, btf};
 
 /// How often to look, at most: a flood begins with a record that wakes the reader, which comes by every few milliseconds then.
 const EVERY: Duration = Duration::from_millis(10);
 /// Missed drops between two looks from which on the copy is worth its cost.
 const OFTEN: u64 = 5;
+/// Loading it takes the verifier some 80 ms, in which the ring is not read, and some memory: when the agent's start is over, and
+/// at an idle moment, rather than when drops interrupt each other and each moment counts.
+const LATER: Duration = Duration::from_secs(2);
 /// Without so many for so long, it is not.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -32,8 +35,10 @@ const QUIET: Duration = Duration::from_secs(60);
 pub struct Again {
     /// The copy of the program in use; `None` where there is none, or it can't be attached.
     name: Option<&'static str>,
+    loaded: bool,
     link: Option<FdLink>,
     marks: Option<Marks>,
+    begun: Instant,
     looked: Instant,
     /// Missed until then; `None`: not looked yet. A program that was taken over has missed some before.
     missed: Option<u64>,
@@ -71,11 +76,11 @@ impl Again {
     /// `name`: the copy of the program in use.
     pub(super) fn new(name: Option<&'static str>, marks: Option<Marks>) -> Again {
         let now = Instant::now();
-        Again { name, link: None, marks, looked: now, missed: None, needed: now }
+        Again { name, loaded: false, link: None, marks, begun: now, looked: now, missed: None, needed: now }
     }
 
-    /// Attaches or detaches, as the misses since the last look are.
-    pub(super) fn look(&mut self, ebpf: &mut Ebpf, counters: &Counters) {
+    /// Attaches or detaches, as the misses since the last look are. `idle`: no drops come just now.
+    pub(super) fn look(&mut self, ebpf: &mut Ebpf, counters: &Counters, idle: bool) {
         let (Some(name), Some(marks)) = (self.name, &self.marks) else { return };
         if self.looked.elapsed() < EVERY {
             return;
@@ -85,6 +90,14 @@ impl Again {
         let before = self.missed.replace(missed).unwrap_or(missed);
         let often = missed.saturating_sub(before) >= OFTEN;
         self.looked = now;
+        if !self.loaded && (often || idle && now.duration_since(self.begun) > LATER) {
+            self.loaded = true;
+            if let Err(error) = load(ebpf, name) {
+                tracing::warn!(%error, "drops that interrupt others are missed: they are declared as losses");
+                self.name = None;
+                return;
+            }
+        }
         if often {
             self.needed = now;
         }
@@ -99,6 +112,7 @@ impl Again {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "drops that interrupt others are missed: they are declared as losses");
+                    marks.leave(false);
                     self.name = None;
                 }
             },
@@ -113,17 +127,11 @@ impl Again {
     }
 }
 
-/// Loads it, where the program's loading has not done that too: when drops interrupt each other, each moment counts.
-pub(super) fn is_loaded(ebpf: &mut Ebpf, btf: &Btf, name: &str) -> bool {
-    let mut load = || -> Result<(), KernelError> {
-        let program: &mut BtfTracePoint = program(ebpf, name)?;
-        if program.fd().is_ok() { Ok(()) } else { program.load("kfree_skb", btf).map_err(program_error) }
-    };
-    let loaded = load();
-    if let Err(error) = &loaded {
-        tracing::warn!(%error, "drops that interrupt others will be missed: they are declared as losses");
-    }
-    loaded.is_ok()
+fn load(ebpf: &mut Ebpf, name: &str) -> Result<(), KernelError> {
+    let blob = std::fs::read(super::BTF_PATH).map_err(KernelError::NoBtf)?;
+    let btf = types(&btf::Btf::parse(&blob)?.only(&super::TRACEPOINTS, &[])?)?;
+    let program: &mut BtfTracePoint = program(ebpf, name)?;
+    program.load("kfree_skb", &btf).map_err(program_error)
 }
 
 /// Behind the program: those of a tracepoint run in the order in which they were attached.

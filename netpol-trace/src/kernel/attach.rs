@@ -10,7 +10,7 @@ use aya::programs::ProgramError;
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use netpol_trace_common::{CodeRange, Config, Filter, Locations, PER_CPU_ENTRIES, PerCpu};
 
-use super::again::{self, Again, Marks};
+use super::again::{Again, Marks};
 use super::carry::Carry;
 use super::counters::Counters;
 use super::fold::{Folds, Set};
@@ -141,8 +141,7 @@ impl Attached {
         let (per_cpu, state) = (take_data(&mut ebpf, "PER_CPU")?, take_data(&mut ebpf, "FOLD_STATE")?);
         let marks = Marks::new(&per_cpu, cpus, state.fd().as_fd());
         let marks = marks.inspect_err(|error| tracing::warn!(%error, "drops that interrupt others will be missed"));
-        let copy = copy_of(link.program()).filter(|name| again::is_loaded(&mut ebpf, btf, name));
-        let again = Again::new(copy, marks.ok());
+        let again = Again::new(copy_of(link.program()), marks.ok());
         let link = match (&pins, options.keep) {
             (Some(pins), Keep::Attached) => link.keep(pins, &mut ebpf)?,
             _ => link.release()?,
@@ -224,9 +223,9 @@ impl Attached {
         &self.rejects
     }
 
-    /// Attaches or detaches what sees the drops that the program misses. To be called now and then.
-    pub fn watch_misses(&mut self, counters: &Counters) {
-        self.again.look(&mut self.ebpf, counters);
+    /// Attaches or detaches what sees the drops that the program misses. To be called now and then; `idle`: when no drops come.
+    pub fn watch_misses(&mut self, counters: &Counters, idle: bool) {
+        self.again.look(&mut self.ebpf, counters, idle);
     }
 
     /// The object, for its logger.

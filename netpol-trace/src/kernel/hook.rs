@@ -121,36 +121,12 @@ pub(super) fn attach_kfree_skb(ebpf: &mut Ebpf, btf: &Btf, raw: bool) -> Result<
     }
 }
 
-/// Loads a program and its copy, side by side: the kernel's verifier takes most of the agent's start. What is wrong with the copy
-/// is found by who wants to attach it.
-fn load(ebpf: &mut Ebpf, btf: &Btf, name: &str) -> Result<(), KernelError> {
-    let load = |program: &mut Program| -> Result<(), KernelError> {
-        let program: &mut BtfTracePoint = program.try_into().map_err(program_error)?;
-        program.load("kfree_skb", btf).map_err(program_error)
-    };
-    let (mut itself, mut copy) = (None, None);
-    for (known, program) in ebpf.programs_mut() {
-        if known == name {
-            itself = Some(program);
-        } else if Some(known) == copy_of(name) {
-            copy = Some(program);
-        }
-    }
-    let itself = itself.ok_or_else(|| KernelError::Object(format!("it has no program {name}")))?;
-    std::thread::scope(|scope| {
-        if let Some(copy) = copy {
-            scope.spawn(|| load(copy).inspect_err(|error| tracing::debug!(%error, "a copy is not loaded")));
-        }
-        load(itself)
-    })
-}
-
 /// The program that reads a packet's headers where they are, else the one that copies them.
 fn attach_btf(ebpf: &mut Ebpf, btf: &Btf) -> Result<(Link, ProgramFd), KernelError> {
     let attach = |ebpf: &mut Ebpf, name: &'static str| -> Result<_, KernelError> {
-        load(ebpf, btf, name)?;
         let program: &mut BtfTracePoint = program(ebpf, name)?;
         let attach = |program: &mut BtfTracePoint| -> Result<_, ProgramError> {
+            program.load("kfree_skb", btf)?;
             let id = program.attach()?;
             Ok((Link::Held(program.take_link(id)?.into(), name), program.fd()?.try_clone()?))
         };

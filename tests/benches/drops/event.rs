@@ -27,8 +27,9 @@ struct Traffic {
     dropped: bool,
 }
 
-/// Of one round: all rounds together fit into the map of flows, within one of its windows.
-const FEW: u64 = 1_500;
+/// Of one round: all rounds together fit into the ring, which has room for 5,140 of them, and within one of its windows into the map
+/// of flows.
+const FEW: u64 = 500;
 
 const TRAFFIC: [Traffic; 4] = [
     Traffic { what: "uninteresting: a closed port", flows: Flows::One(9), packets: PACKETS, dropped: false },

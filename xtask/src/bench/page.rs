@@ -28,7 +28,7 @@ fn head() -> Result<String> {
     let processors = std::thread::available_parallelism()?;
     Ok(format!(
         "# Benchmarks\n\nOne run of `cargo xtask bench all`, which writes this page. Figures depend on the machine and on what else it \
-         does; what is compared was measured in the same run.\n\n\
+         does; what is compared was measured in the same run. [performance.md](performance.md): targets, and where the time goes.\n\n\
          | | |\n|---|---|\n| processor | {} |\n| processors in use | {processors} |\n| memory | {} |\n| kernel | {} |\n\
          | netpol-trace | {} |\n",
         line("/proc/cpuinfo", "model name"),
