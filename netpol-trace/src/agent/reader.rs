@@ -7,6 +7,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::memory;
 use super::worker::Message;
 use crate::books::Intake;
 use crate::kernel::attach::Attached;
@@ -69,7 +70,9 @@ pub fn run(
     while !stop.load(Ordering::Acquire) {
         ring::wait(&rings, if found.elapsed() < IDLE { AGAIN } else { WAIT });
         if let Some(Drops { names, attached, counters, .. }) = &mut drops {
-            attached.watch_misses(counters, found.elapsed() >= IDLE);
+            if attached.watch_misses(counters, found.elapsed() >= IDLE) {
+                memory::trim();
+            }
             if looked.elapsed() > MODULES {
                 looked = Instant::now();
                 if names.modules_changed() {

@@ -79,23 +79,27 @@ impl Again {
         Again { name, loaded: false, link: None, marks, begun: now, looked: now, missed: None, needed: now }
     }
 
-    /// Attaches or detaches, as the misses since the last look are. `idle`: no drops come just now.
-    pub(super) fn look(&mut self, ebpf: &mut Ebpf, counters: &Counters, idle: bool) {
-        let (Some(name), Some(marks)) = (self.name, &self.marks) else { return };
+    /// Attaches or detaches, as the misses since the last look are. `idle`: no drops come just now. Says whether it took much
+    /// memory for a moment.
+    pub(super) fn look(&mut self, ebpf: &mut Ebpf, counters: &Counters, idle: bool) -> bool {
+        let (Some(name), Some(marks)) = (self.name, &self.marks) else { return false };
         if self.looked.elapsed() < EVERY {
-            return;
+            return false;
         }
         let now = Instant::now();
         let missed = counters.missed_runs();
         let before = self.missed.replace(missed).unwrap_or(missed);
         let often = missed.saturating_sub(before) >= OFTEN;
         self.looked = now;
-        if !self.loaded && (often || idle && now.duration_since(self.begun) > LATER) {
+        let load_it = !self.loaded && (often || idle && now.duration_since(self.begun) > LATER);
+        if load_it {
             self.loaded = true;
-            if let Err(error) = load(ebpf, name) {
+            // On a thread of its own: what is freed of the kernel's types would lie about in this one's heap.
+            let loaded = std::thread::scope(|scope| scope.spawn(|| load(ebpf, name)).join());
+            if let Err(error) = loaded.unwrap_or_else(|_| Err(KernelError::Object("its loading panicked".into()))) {
                 tracing::warn!(%error, "drops that interrupt others are missed: they are declared as losses");
                 self.name = None;
-                return;
+                return true;
             }
         }
         if often {
@@ -124,6 +128,7 @@ impl Again {
             None => marks.leave(false),
             Some(_) => {}
         }
+        load_it
     }
 }
 

@@ -223,9 +223,10 @@ impl Attached {
         &self.rejects
     }
 
-    /// Attaches or detaches what sees the drops that the program misses. To be called now and then; `idle`: when no drops come.
-    pub fn watch_misses(&mut self, counters: &Counters, idle: bool) {
-        self.again.look(&mut self.ebpf, counters, idle);
+    /// Attaches or detaches what sees the drops that the program misses. To be called now and then; `idle`: when no drops come. Says
+    /// whether it took much memory for a moment.
+    pub fn watch_misses(&mut self, counters: &Counters, idle: bool) -> bool {
+        self.again.look(&mut self.ebpf, counters, idle)
     }
 
     /// The object, for its logger.
