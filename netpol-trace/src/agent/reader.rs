@@ -7,7 +7,6 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::memory;
 use super::worker::Message;
 use crate::books::Intake;
 use crate::kernel::attach::Attached;
@@ -70,9 +69,7 @@ pub fn run(
     while !stop.load(Ordering::Acquire) {
         ring::wait(&rings, if found.elapsed() < IDLE { AGAIN } else { WAIT });
         if let Some(Drops { names, attached, counters, .. }) = &mut drops {
-            if attached.watch_misses(counters, found.elapsed() >= IDLE) {
-                memory::trim();
-            }
+            attached.watch_misses(counters);
             if looked.elapsed() > MODULES {
                 looked = Instant::now();
                 if names.modules_changed() {

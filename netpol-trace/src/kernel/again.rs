@@ -24,9 +24,6 @@ use super::{KernelError, btf};
 const EVERY: Duration = Duration::from_millis(10);
 /// Missed drops between two looks from which on the copy is worth its cost.
 const OFTEN: u64 = 5;
-/// Loading it takes the verifier some 80 ms, in which the ring is not read, and some memory: when the agent's start is over, and
-/// at an idle moment, rather than when drops interrupt each other and each moment counts.
-const LATER: Duration = Duration::from_secs(2);
 /// Without so many for so long, it is not.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -35,10 +32,8 @@ const QUIET: Duration = Duration::from_secs(60);
 pub struct Again {
     /// The copy of the program in use; `None` where there is none, or it can't be attached.
     name: Option<&'static str>,
-    loaded: bool,
     link: Option<FdLink>,
     marks: Option<Marks>,
-    begun: Instant,
     looked: Instant,
     /// Missed until then; `None`: not looked yet. A program that was taken over has missed some before.
     missed: Option<u64>,
@@ -76,32 +71,20 @@ impl Again {
     /// `name`: the copy of the program in use.
     pub(super) fn new(name: Option<&'static str>, marks: Option<Marks>) -> Again {
         let now = Instant::now();
-        Again { name, loaded: false, link: None, marks, begun: now, looked: now, missed: None, needed: now }
+        Again { name, link: None, marks, looked: now, missed: None, needed: now }
     }
 
-    /// Attaches or detaches, as the misses since the last look are. `idle`: no drops come just now. Says whether it took much
-    /// memory for a moment.
-    pub(super) fn look(&mut self, ebpf: &mut Ebpf, counters: &Counters, idle: bool) -> bool {
-        let (Some(name), Some(marks)) = (self.name, &self.marks) else { return false };
+    /// Attaches or detaches, as the misses since the last look are.
+    pub(super) fn look(&mut self, ebpf: &mut Ebpf, counters: &Counters) {
+        let (Some(name), Some(marks)) = (self.name, &self.marks) else { return };
         if self.looked.elapsed() < EVERY {
-            return false;
+            return;
         }
         let now = Instant::now();
         let missed = counters.missed_runs();
         let before = self.missed.replace(missed).unwrap_or(missed);
         let often = missed.saturating_sub(before) >= OFTEN;
         self.looked = now;
-        let load_it = !self.loaded && (often || idle && now.duration_since(self.begun) > LATER);
-        if load_it {
-            self.loaded = true;
-            // On a thread of its own: what is freed of the kernel's types would lie about in this one's heap.
-            let loaded = std::thread::scope(|scope| scope.spawn(|| load(ebpf, name)).join());
-            if let Err(error) = loaded.unwrap_or_else(|_| Err(KernelError::Object("its loading panicked".into()))) {
-                tracing::warn!(%error, "drops that interrupt others are missed: they are declared as losses");
-                self.name = None;
-                return true;
-            }
-        }
         if often {
             self.needed = now;
         }
@@ -123,26 +106,30 @@ impl Again {
             Some(_) if now.duration_since(self.needed) > QUIET => {
                 tracing::info!("drops no longer interrupt each other: the second program is taken off");
                 self.link = None;
+                let loaded: Result<&mut BtfTracePoint, _> = program(ebpf, name);
+                if let Err(error) = loaded.map_or(Ok(()), BtfTracePoint::unload) {
+                    tracing::debug!(%error, "the second program stays loaded");
+                }
             }
             // By now it runs no more: it would count twice what has no mark.
             None => marks.leave(false),
             Some(_) => {}
         }
-        load_it
     }
 }
 
-fn load(ebpf: &mut Ebpf, name: &str) -> Result<(), KernelError> {
+/// Behind the program: those of a tracepoint run in the order in which they were attached.
+///
+/// Loaded when it is needed, though that takes the verifier some 80 ms: beside the program it took the verifier's memory twice at the
+/// agent's start, and soon after the start it left the agent larger and slower.
+fn attach(ebpf: &mut Ebpf, name: &str, marks: &Marks) -> Result<FdLink, KernelError> {
     let blob = std::fs::read(super::BTF_PATH).map_err(KernelError::NoBtf)?;
     let btf = types(&btf::Btf::parse(&blob)?.only(&super::TRACEPOINTS, &[])?)?;
     let program: &mut BtfTracePoint = program(ebpf, name)?;
-    program.load("kfree_skb", &btf).map_err(program_error)
-}
-
-/// Behind the program: those of a tracepoint run in the order in which they were attached.
-fn attach(ebpf: &mut Ebpf, name: &str, marks: &Marks) -> Result<FdLink, KernelError> {
-    let program: &mut BtfTracePoint = program(ebpf, name)?;
     let attach = |program: &mut BtfTracePoint| -> Result<FdLink, ProgramError> {
+        if program.fd().is_err() {
+            program.load("kfree_skb", &btf)?;
+        }
         // The copy takes a packet without a mark for missed: first the last run must have ended that left none.
         marks.leave(true);
         marks.grace.wait(marks.inner.as_fd()).map_err(ProgramError::IOError)?;

@@ -223,10 +223,9 @@ impl Attached {
         &self.rejects
     }
 
-    /// Attaches or detaches what sees the drops that the program misses. To be called now and then; `idle`: when no drops come. Says
-    /// whether it took much memory for a moment.
-    pub fn watch_misses(&mut self, counters: &Counters, idle: bool) -> bool {
-        self.again.look(&mut self.ebpf, counters, idle)
+    /// Attaches or detaches what sees the drops that the program misses. To be called now and then.
+    pub fn watch_misses(&mut self, counters: &Counters) {
+        self.again.look(&mut self.ebpf, counters);
     }
 
     /// The object, for its logger.

@@ -50,9 +50,6 @@ fn case(what: &str, output_rate: Option<u64>) -> Result<()> {
     let script = format!("mount -t sysfs sysfs /sys && echo 1 > /sys/class/net/{device}/queues/rx-0/rps_cpus");
     pair.lab.node().command("unshare", &["--mount", "sh", "-c", &script], "").context("steer packets to a CPU")?;
     let agent = watch(&pair)?;
-    // Soon after its start the agent loads what it will attach when drops are missed; before Linux 6.1 it has none.
-    let programs = process::programs(agent.pid())?;
-    let _ = eventually("another program", || Ok((process::programs(agent.pid())? > programs).then_some(())));
     let before = process::spent(agent.pid(), &[])?.missed;
     let mut forward = sender(&pair, 1)?;
     let done = AtomicBool::new(false);
