@@ -296,7 +296,7 @@ fn the_code_map_lists_every_module() {
         return;
     }
     if std::env::var_os("UPDATE_EXPECT").is_some() {
-        let new = format!("{introduction}\n{}\n", map.trim_end());
+        let new = format!("{}\n{}\n", introduction.trim_end(), map.trim_end());
         fs::write(path, architecture.replace(old, &new)).unwrap();
         return;
     }

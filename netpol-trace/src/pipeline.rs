@@ -38,7 +38,7 @@ use crate::verdict;
 use budget::{Budget, Key, Sums};
 use doubt::doubt;
 use judge::{Law, judge};
-use memo::{Key as Asked, Memo};
+use memo::{Memo, Subject};
 
 /// How long an end inside the pod network without a known owner may wait for its name.
 const NAMING_TIME: Duration = Duration::from_secs(3);
@@ -242,8 +242,8 @@ impl Pipeline {
         }
         // What was said before is said again where the index is what it was.
         let as_now = moment.is_as_now() && later.as_ref().is_none_or(Moment::is_as_now);
-        let asked = if as_now { Asked::of(&flow) } else { None };
-        let written = self.finish(&index, &held, &flow, asked, may_wait)?;
+        let subject = if as_now { Subject::of(&flow) } else { None };
+        let written = self.finish(&index, &held, &flow, subject, may_wait)?;
         held.settles = !written;
         self.books.held -= if written { held.repeats.packets() } else { 0 };
         Ok((!written).then_some(held))
@@ -257,7 +257,7 @@ impl Pipeline {
         index: &Index,
         held: &Held,
         flow: &Flow<'_>,
-        asked: Option<Asked>,
+        subject: Option<Subject>,
         may_wait: bool,
     ) -> Result<bool, SinkError> {
         let Held { packet, repeats, facts, origin, .. } = held;
@@ -280,7 +280,7 @@ impl Pipeline {
             answers: facts.answers,
         };
         let law = Law { index, options: &self.options, time };
-        let said = asked.and_then(|asked| self.memo.get(&asked, index, time));
+        let said = subject.and_then(|subject| self.memo.get(&subject, index, time));
         let judged = judge(flow, &about, law, said);
         // An enforcer may know a new policy before the agent does.
         if judged.cause == Cause::Disagrees && may_wait {
@@ -306,7 +306,7 @@ impl Pipeline {
                 Some(key) => over = Some((key, sums)),
             }
         }
-        let memo = asked.map(|asked| (&mut self.memo, asked));
+        let memo = subject.map(|subject| (&mut self.memo, subject));
         let decision = judged.evidence(flow, &about, law, &self.cluster.stale(), memo);
         let mut body = drop_body(packet, facts, about.site, flow, decision);
         if let Body::Drop(drop) = &mut body {

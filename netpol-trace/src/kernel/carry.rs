@@ -19,40 +19,34 @@ impl Carry {
         Mapping::new(map, 1).map(Carry)
     }
 
-    fn cell(&self, of: impl Fn(*mut Raw) -> *mut u64) -> &AtomicU64 {
-        static NONE: AtomicU64 = AtomicU64::new(0);
-        // There is one.
-        self.0.words(of).next().unwrap_or(&NONE)
-    }
-
     /// Packets of events that were read from the ring.
     pub fn emitted(&self) -> &AtomicU64 {
         // SAFETY: only the address is taken.
-        self.cell(|raw| unsafe { &raw mut (*raw).emitted })
+        self.0.word(|raw| unsafe { &raw mut (*raw).emitted })
     }
 
     /// Packets of counts that were taken out of the maps.
     pub fn folded(&self) -> &AtomicU64 {
         // SAFETY: as above.
-        self.cell(|raw| unsafe { &raw mut (*raw).folded })
+        self.0.word(|raw| unsafe { &raw mut (*raw).folded })
     }
 
     /// Of the kernel's losses, what is declared.
     pub fn lost(&self) -> &AtomicU64 {
         // SAFETY: as above.
-        self.cell(|raw| unsafe { &raw mut (*raw).lost })
+        self.0.word(|raw| unsafe { &raw mut (*raw).lost })
     }
 
     /// Packets in lines that were written.
     pub fn written(&self) -> &AtomicU64 {
         // SAFETY: as above.
-        self.cell(|raw| unsafe { &raw mut (*raw).written })
+        self.0.word(|raw| unsafe { &raw mut (*raw).written })
     }
 
     /// Packets that get no line, and those whose loss is declared.
     pub fn left_out(&self) -> &AtomicU64 {
         // SAFETY: as above.
-        self.cell(|raw| unsafe { &raw mut (*raw).left_out })
+        self.0.word(|raw| unsafe { &raw mut (*raw).left_out })
     }
 
     /// Notes that nothing is open of what was taken out of the kernel.

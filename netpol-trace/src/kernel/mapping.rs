@@ -33,9 +33,15 @@ impl<T> Mapping<T> {
         Ok(Mapping { first, count })
     }
 
-    /// One word of each value.
-    pub fn words(&self, of: impl Fn(*mut T) -> *mut u64) -> impl Iterator<Item = &AtomicU64> {
+    /// One word of the first value; there is one.
+    pub fn word(&self, of: impl FnOnce(*mut T) -> *mut u64) -> &AtomicU64 {
         // SAFETY: within the mapping, and aligned to 8 octets; everybody reaches it through atomics.
+        unsafe { AtomicU64::from_ptr(of(self.first.as_ptr())) }
+    }
+
+    /// The same word of each value.
+    pub fn words(&self, of: impl Fn(*mut T) -> *mut u64) -> impl Iterator<Item = &AtomicU64> {
+        // SAFETY: as above.
         (0..self.count).map(move |at| unsafe { AtomicU64::from_ptr(of(self.first.as_ptr().add(at))) })
     }
 }

@@ -13,13 +13,16 @@ use std::path::{Path, PathBuf};
 pub const FOLDER: &str = "/sys/fs/bpf/netpol-trace";
 
 /// Maps that are pinned.
-pub(super) const MAPS: [&str; 14] = [
+pub(super) const MAPS: [&str; 16] = [
     "EVENTS",
     "PER_CPU",
     "LOCATIONS",
     "DULL",
     "FAST_0",
     "FAST_1",
+    // A kept program goes on with those that it has: they are emptied with the rest.
+    "KNOWN_0",
+    "KNOWN_1",
     "FOLDS_0",
     "FOLDS_1",
     "COARSE_0",

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::memo::{Key, Memo, Said};
+use super::memo::{Memo, Said, Subject};
 use crate::cause::{self, Circumstances};
 use crate::cluster::Index;
 use crate::enrich::{self, Flow};
@@ -72,7 +72,7 @@ impl Judged<'_> {
         about: &Circumstances<'_>,
         law: Law<'_>,
         stale: &[String],
-        memo: Option<(&mut Memo, Key)>,
+        memo: Option<(&mut Memo, Subject)>,
     ) -> Decision {
         let Judged { cause, direction, by } = self;
         let said = by.map(|by| match by {
@@ -80,8 +80,8 @@ impl Judged<'_> {
             By::Found(found) => {
                 let said = found.said(flow, cause, law);
                 let holds = found.holds(cause).zip(memo);
-                if let Some((times, (memo, key))) = holds {
-                    memo.put(key, law.index, times, &said);
+                if let Some((times, (memo, subject))) = holds {
+                    memo.put(subject, law.index, times, &said);
                 }
                 said
             }

@@ -24,14 +24,14 @@ const ALIKE: usize = 4;
 #[derive(Debug)]
 pub(super) struct Memo {
     version: u64,
-    said: HashMap<Key, Remembered, RandomState>,
+    said: HashMap<Subject, Remembered, RandomState>,
     /// By the lowest bits of the hash: the highest, the latest first.
     once: Box<[[u32; ALIKE]]>,
 }
 
 /// All of a connection that its verdict and hint depend on, in one state of the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(super) struct Subject {
     source: IpAddr,
     destination: IpAddr,
     original: Option<Address>,
@@ -56,13 +56,13 @@ pub(super) struct Said {
     pub hint: Option<Part<Hint>>,
 }
 
-impl Key {
+impl Subject {
     /// `None` where the index alone does not say who the ends are.
-    pub fn of(flow: &Flow<'_>) -> Option<Key> {
+    pub fn of(flow: &Flow<'_>) -> Option<Subject> {
         let known = |owner: &OwnedBy<'_>| {
             matches!(owner, OwnedBy::Pod(_) | OwnedBy::Node(_) | OwnedBy::Service | OwnedBy::External)
         };
-        (known(&flow.source.owner) && known(&flow.destination.owner)).then(|| Key {
+        (known(&flow.source.owner) && known(&flow.destination.owner)).then(|| Subject {
             source: flow.source.ip,
             destination: flow.destination.ip,
             original: flow.destination.original,
@@ -81,17 +81,17 @@ impl Default for Memo {
 
 impl Memo {
     /// What was said of such a connection, if that is what would be said of it now.
-    pub fn get(&self, key: &Key, index: &Index, time: Timestamp) -> Option<Said> {
+    pub fn get(&self, subject: &Subject, index: &Index, time: Timestamp) -> Option<Said> {
         if self.version != index.version() {
             return None;
         }
-        let known = self.said.get(key)?;
+        let known = self.said.get(subject)?;
         (known.from <= time && time < known.until).then(|| known.said.clone())
     }
 
     /// Remembers it, from the second time on. It holds between the two times.
-    pub fn put(&mut self, key: Key, index: &Index, (from, until): (Timestamp, Timestamp), said: &Said) {
-        let hash = self.said.hasher().hash_one(key);
+    pub fn put(&mut self, subject: Subject, index: &Index, (from, until): (Timestamp, Timestamp), said: &Said) {
+        let hash = self.said.hasher().hash_one(subject);
         let (once, mark) = (&mut self.once[hash as usize % ONCE], (hash >> 32) as u32);
         if !once.contains(&mark) {
             once.rotate_right(1);
@@ -102,6 +102,6 @@ impl Memo {
             self.version = index.version();
             self.said.clear();
         }
-        self.said.insert(key, Remembered { from, until, said: said.clone() });
+        self.said.insert(subject, Remembered { from, until, said: said.clone() });
     }
 }

@@ -110,8 +110,9 @@ fn packages() -> PathBuf {
 
 /// Starts a peer with tracefs, which not every machine mounts, in a mount namespace of its own.
 fn traced(name: &'static str, command: &str, lines: Option<&'static str>) -> Result<Result<Watcher, Absent>> {
-    let mounts = "mount -t tracefs none /sys/kernel/tracing; mount -t debugfs none /sys/kernel/debug";
-    let script = format!("{mounts}; {command}");
+    let mount = |kind, at| format!("mountpoint -q {at} || mount -t {kind} none {at}; ");
+    let (tracefs, debugfs) = (mount("tracefs", "/sys/kernel/tracing"), mount("debugfs", "/sys/kernel/debug"));
+    let script = format!("{tracefs}{debugfs}{command}");
     let command = ["unshare", "--mount", "sh", "-c", &script];
     let has_programs = |pid| process::programs(pid).is_ok_and(|count| count > 0);
     peer(name, &command, tempfile::tempdir()?, lines, has_programs)
