@@ -3,7 +3,6 @@
 //! Two threads besides the runtime: the reader empties the kernel's ring and never waits for anything else; the worker
 //! runs the pipeline and writes. Between them a bounded queue: when it is full, packets are counted as lost, not waited for.
 
-mod memory;
 pub mod previous;
 pub mod reader;
 pub mod source;
@@ -31,6 +30,7 @@ use crate::inventory::{self, Watcher};
 use crate::kernel;
 use crate::kernel::pins::Keep;
 use crate::kernel::tc::{Mode, View};
+use crate::memory;
 use crate::output::Output;
 use crate::pipeline::Pipeline;
 use crate::pipeline::budget::Budget;

@@ -40,6 +40,7 @@ use self::filter::Place;
 use self::layout::Layout;
 use self::pins::Keep;
 use self::symbols::{Symbols, SymbolsError};
+use crate::memory;
 use crate::packet::{Answers, Candidate, Facts, Repeats, Str};
 
 /// Where the kernel publishes its types.
@@ -312,6 +313,8 @@ pub fn open(options: &Options) -> Result<(Attached, Names, Option<SymbolsError>)
         let slot = &mut read;
         let symbols = move || {
             let (_, symbols) = slot.insert(reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            // Before the verifier wants memory, which counts as the agent's too.
+            memory::trim();
             symbols.as_ref().ok()
         };
         let attached = Attached::new(&layout, &attached_to, symbols, options)?;

@@ -20,6 +20,7 @@ pub mod http;
 pub mod inventory;
 pub mod kernel;
 pub mod lint;
+mod memory;
 pub mod metrics;
 pub mod netlink;
 pub mod output;

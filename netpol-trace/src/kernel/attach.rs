@@ -108,6 +108,8 @@ impl Attached {
             }
         }
         let mut ebpf = loader
+            // The kernel's types, which nothing in the object is relocated by: 20 MiB that `new` has read.
+            .btf(None)
             .override_global("CONFIG", &config, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", options.ring_bytes)

@@ -100,6 +100,8 @@ pub fn try_out(mode: Mode) -> Result<(), TcError> {
 fn load() -> Result<Ebpf, TcError> {
     // A second load of the object, so that either hook works without the other; what belongs to the other one stays tiny.
     let mut ebpf = EbpfLoader::new()
+        // As the other hook does.
+        .btf(None)
         .map_max_entries("EVENTS", 4096)
         .map_max_entries("FOLDS_0", 1)
         .map_max_entries("FOLDS_1", 1)

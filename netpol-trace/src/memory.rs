@@ -17,11 +17,11 @@ pub async fn keep_small(begun: impl Future<Output = ()>) {
 
 /// The kernel's types and symbols take some 20 MiB while they are read. glibc keeps what is freed below the top of its heap.
 #[cfg(target_env = "gnu")]
-fn trim() {
+pub fn trim() {
     // SAFETY: the allocator's own function, which may be called at any time from any thread.
     unsafe { libc::malloc_trim(0) };
 }
 
 /// Other allocators give back by themselves.
 #[cfg(not(target_env = "gnu"))]
-fn trim() {}
+pub fn trim() {}
