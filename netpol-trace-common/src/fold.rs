@@ -3,11 +3,17 @@
 //! Two sets of maps take turns. The program counts in one; the agent turns to the other, waits until no program can still be
 //! running that saw the old one, and empties that at rest: no packet falls between.
 //!
-//! Each set has, from fine to coarse: a few flows of each CPU ([`Fast`]), flows, flows of any source port, and pairs of
-//! addresses of any port. What finds no room in one is counted in the next.
+//! Each set has, from fine to coarse: flows of each CPU ([`FastSlot`]), flows of all, flows of any source port, and pairs of
+//! addresses of any port. What finds no room in one is counted in the next. A flow that several CPUs see may be counted by each,
+//! and sent by each once: the agent adds that up.
 
-/// Flows in each of the two maps.
-pub const MAX_FLOWS: u32 = 16 * 1024;
+/// Flows that the CPUs count by themselves, all CPUs together, and those of each at least.
+pub const FAST_SLOTS: u32 = 16 * 1024;
+const LEAST_SLOTS: u32 = 64;
+/// Flows in each of the two maps that all CPUs share.
+pub const MAX_FLOWS: u32 = 4 * 1024;
+/// The same where no CPU counts by itself.
+pub const MAX_FLOWS_ALONE: u32 = 16 * 1024;
 /// Entries of each of the two maps for what found no room there, without the source's port.
 pub const MAX_COARSE: u32 = 2 * 1024;
 /// Entries of each of the two maps for what found no room there either, without ports.
@@ -179,23 +185,24 @@ impl Fold {
     }
 }
 
-/// Flows that each CPU counts by itself, without a look-up in a shared map and without atomic adds.
-pub const FAST_SLOTS: usize = 64;
-
-/// One of them; no flow when the key is all zero.
+/// A flow that a CPU counts by itself, without a look-up in a shared map and without atomic adds. They are taken one after the other,
+/// and not where a hash says: memory that is next to what was written last is nearer.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FastSlot {
     pub key: FoldKey,
     pub fold: Fold,
 }
 
-/// A CPU's. A flow gets a slot when its second packet comes and its slot is free; the map of flows has it too.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fast {
-    pub slots: [FastSlot; FAST_SLOTS],
+/// Slots of each CPU: a power of two.
+pub fn slots(cpus: u32) -> u32 {
+    let each = (FAST_SLOTS / cpus.max(1)).max(LEAST_SLOTS);
+    1 << each.ilog2()
 }
+
+/// Where a hash's low bits find its slot: that many words of a CPU for each slot. A word is 0, or has the whole hash in its upper half
+/// and in the lower one the number of the slot on this CPU, from 1 on.
+pub const PLACES: u32 = 2;
 
 /// Words of [`Known`].
 pub const KNOWN_WORDS: usize = 2048;
@@ -241,7 +248,6 @@ layout!(Carry, 40);
 layout!(FoldKey, 104, words @ 0);
 layout!(Fold, 40, count @ 0, last @ 32);
 layout!(FastSlot, 144, fold @ 104);
-layout!(Fast, 9216);
 layout!(FoldState, 8);
 layout!(Known, 16 * 1024);
-const _: () = assert!(KNOWN_WORDS.is_power_of_two() && KNOWN_WORDS * 64 >= 4 * MAX_FLOWS as usize);
+const _: () = assert!(KNOWN_WORDS.is_power_of_two() && KNOWN_WORDS * 64 >= 4 * MAX_FLOWS_ALONE as usize);

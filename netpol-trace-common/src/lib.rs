@@ -153,6 +153,9 @@ pub struct Config {
     pub fold: u32,
     /// Not 0: a softirq can run the program in the middle of itself on the same CPU (before 6.1).
     pub nests: u32,
+    /// Flows that each CPU counts by itself, a power of two: see [`fold::slots`].
+    pub slots: u32,
+    pub pad: u32,
     pub filter: Filter,
     pub offsets: Offsets,
 }
@@ -234,6 +237,10 @@ pub struct PerCpu {
     /// Which of the marks was left last.
     pub latest: u64,
     pub marks: [Mark; 2],
+    /// How many of this CPU's own flows each of the two sets has, see [`fold::FastSlot`].
+    pub flows: [u64; 2],
+    /// Up to a whole line of the cache.
+    pub pad: [u64; 6],
 }
 
 /// That the program ran for a packet; the copy, which comes next, takes it down. Without one the program was missed.
@@ -269,7 +276,7 @@ layout!(DropEvent, 400,
     key @ 184, device @ 288, head @ 304);
 layout!(Offsets, 104, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76, ct_tuple @ 84, shinfo_gso_size @ 92, task_flags @ 96);
 layout!(Filter, 96, anywhere @ 0, by_location @ 32, either @ 64);
-layout!(Config, 216, arguments @ 0, ovs_subsystem @ 4, fold @ 8, nests @ 12, filter @ 16, offsets @ 112);
+layout!(Config, 224, arguments @ 0, ovs_subsystem @ 4, fold @ 8, nests @ 12, slots @ 16, filter @ 24, offsets @ 120);
 layout!(Locations, 528, image @ 512);
-layout!(PerCpu, 2176, counters @ 0, rejected @ 32, watched @ 40, tick @ 48, seen @ 64, rejected_at @ 2112, marks @ 2144);
+layout!(PerCpu, 2240, counters @ 0, rejected @ 32, watched @ 40, tick @ 48, seen @ 64, rejected_at @ 2112, marks @ 2144, flows @ 2176);
 layout!(Counters, 32, matched @ 0, emitted @ 8, folded @ 16, lost_ring @ 24);

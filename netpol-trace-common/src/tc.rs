@@ -26,7 +26,7 @@ pub struct FlowKey {
 pub struct FlowState {
     /// CLOCK_MONOTONIC, ns, of the first packet.
     pub opened: u64,
-    /// Packets from the side that opened it. Not atomic: it tells "still sending" from "silent".
+    /// Packets from the side that opened it; above [`MANY`] to some milliseconds. Not atomic: it tells "still sending" from "silent".
     pub packets: u32,
     /// UDP: packets and ICMP errors from the other side.
     pub replies: u32,
@@ -34,6 +34,26 @@ pub struct FlowState {
     pub direction: u32,
     pub pad: u32,
 }
+
+/// Connections that each CPU remembers.
+pub const RECENT: u32 = 64;
+
+/// A UDP connection of which a CPU saw a packet within the kernel's tick: until the next one the map of connections need not be looked
+/// at. Only where a packet more is no news: one that was answered, or of more than [`MANY`] packets.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recent {
+    pub tick: u64,
+    pub key: FlowKey,
+    /// Who opened it: [`FlowState::direction`].
+    pub direction: u32,
+    /// Packets of that side that the map's entry does not have yet. Few: another connection may take their place.
+    pub packets: u32,
+    pub pad: u32,
+}
+
+/// Up to so many packets without an answer are counted one by one.
+pub const MANY: u32 = 64;
 
 /// The pod opened the connection: its first packet came in at the interface (the pod's egress).
 pub const FROM_POD: u8 = 0;
@@ -104,6 +124,7 @@ pub struct FlowCounters {
 
 layout!(FlowKey, 44, pod @ 0, remote @ 16, pod_port @ 32, remote_port @ 34, ifindex @ 36, protocol @ 40);
 layout!(FlowState, 24, opened @ 0, packets @ 8, replies @ 12, direction @ 16);
+layout!(Recent, 64, tick @ 0, key @ 8, direction @ 52, packets @ 56);
 layout!(FlowEvent, 64, time @ 0, key @ 8, event @ 52, direction @ 53, icmp @ 54, length @ 56);
 layout!(DnsEvent, 584, head @ 0, length @ 64, payload @ 72);
 layout!(FlowCounters, 64, opened @ 0, told @ 8, lost_ring @ 16, lost_full @ 24, lost_insert @ 32, answers @ 40, unread @ 56);

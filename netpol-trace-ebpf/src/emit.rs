@@ -20,6 +20,8 @@ static CONFIG: Config = Config {
     ovs_subsystem: 0,
     fold: 0,
     nests: 0,
+    slots: 0,
+    pad: 0,
     filter: Filter { anywhere: [0; REASONS / 64], by_location: [0; REASONS / 64], either: [0; REASONS / 64] },
     offsets: Offsets {
         skb_len: 0,

@@ -7,18 +7,24 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use netpol_trace_common::PerCpu;
 use netpol_trace_common::fold::{
-    self, Carry, FULL_COARSE, FULL_FLOWS, Fast, FastSlot, Fold, FoldKey, FoldState, KNOWN_WORDS, Known, MAX_COARSE,
-    MAX_FLOWS, MAX_WIDE, WORDS, WORDS_V4, shift,
+    self, Carry, FAST_SLOTS, FULL_COARSE, FULL_FLOWS, FastSlot, Fold, FoldKey, FoldState, KNOWN_WORDS, Known,
+    MAX_COARSE, MAX_FLOWS, MAX_WIDE, PLACES, WORDS, WORDS_V4, shift,
 };
 
-use crate::drop::{self, Memory, Skb, bpf_ktime};
+use crate::drop::{self, bpf_ktime};
 use crate::emit::{self, field};
+use crate::key::{Measure, word};
 
-/// By CPU, as [`emit::cpu`].
+/// The first CPU's slots, then the second's, and so on: the loader sets the size of these, and of the places where
+/// hashes find them.
 #[map]
-static FAST_0: Array<Fast> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static FAST_0: Array<FastSlot> = Array::with_max_entries(FAST_SLOTS, BPF_F_MMAPABLE);
 #[map]
-static FAST_1: Array<Fast> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static FAST_1: Array<FastSlot> = Array::with_max_entries(FAST_SLOTS, BPF_F_MMAPABLE);
+#[map]
+static PLACES_0: Array<u64> = Array::with_max_entries(FAST_SLOTS * PLACES, BPF_F_MMAPABLE);
+#[map]
+static PLACES_1: Array<u64> = Array::with_max_entries(FAST_SLOTS * PLACES, BPF_F_MMAPABLE);
 #[map]
 static KNOWN_0: Array<Known> = Array::with_max_entries(1, 0);
 #[map]
@@ -76,24 +82,27 @@ impl Place {
     #[inline(always)]
     pub fn count(&self, key: &mut FoldKey, packet: &Measure) -> Outcome {
         let hash = hash(key);
-        let slot = if self.fast { self.slot(hash) } else { None };
-        if let Some(slot) = slot
-            && self.has(slot, key)
+        if self.fast
+            && let Some(place) = self.place(hash)
         {
-            self.add_alone(slot, packet);
-            return Outcome::Counted;
+            // SAFETY: a CPU's own map value that no other run touches.
+            let found = unsafe { *place };
+            if found == 0 {
+                if self.has_room() {
+                    return Outcome::Send;
+                }
+            } else if found >> 32 == hash
+                && let Some(slot) = self.slot(found as u32)
+                && self.has(slot, key)
+            {
+                self.add_alone(slot, packet);
+                return Outcome::Counted;
+            }
         }
         if self.is_known(hash)
             && let Some(fold) = self.flow(key)
         {
-            match slot {
-                // SAFETY: a CPU's own map value that no other run touches.
-                Some(slot) if unsafe { (*slot).key.words[3] } == 0 => {
-                    unsafe { (&raw mut (*slot).key).write(*key) };
-                    self.add_alone(slot, packet);
-                }
-                _ => self.add(fold, packet),
-            }
+            self.add(fold, packet);
             return Outcome::Counted;
         }
         let full = self.full();
@@ -120,12 +129,16 @@ impl Place {
     pub fn claim(&self, key: &mut FoldKey, packet: &Measure) -> Outcome {
         let mut kind = key.kind();
         if kind & (fold::COARSE | fold::WIDE) == 0 {
+            let hash = hash(key);
+            if self.take_slot(hash, key) {
+                return Outcome::Send;
+            }
             if self.insert_flow(key) {
-                self.set_known(hash(key));
+                self.set_known(hash);
                 return Outcome::Send;
             }
             if let Some(fold) = self.flow(key) {
-                self.set_known(hash(key));
+                self.set_known(hash);
                 self.add(fold, packet);
                 return Outcome::Counted;
             }
@@ -190,14 +203,58 @@ impl Place {
         Some(unsafe { (&raw mut (*known).words).cast::<u64>().add((hash >> 6) as usize & (KNOWN_WORDS - 1)) })
     }
 
-    /// The only slot on this CPU that a flow may have.
+    /// The only place that a flow of this hash may have on this CPU.
     #[inline(always)]
-    fn slot(&self, hash: u64) -> Option<*mut FastSlot> {
-        let cpu = emit::number();
-        let fast = if self.second { FAST_1.get_ptr_mut(cpu) } else { FAST_0.get_ptr_mut(cpu) }?;
-        let at = hash >> (32 - fold::FAST_SLOTS.ilog2());
-        // SAFETY: a live map value of that many slots.
-        Some(unsafe { (&raw mut (*fast).slots).cast::<FastSlot>().add(at as usize) })
+    fn place(&self, hash: u64) -> Option<*mut u64> {
+        let places = field!(slots) * PLACES;
+        let at = emit::number() * places + (hash as u32 & (places - 1));
+        if self.second { PLACES_1.get_ptr_mut(at) } else { PLACES_0.get_ptr_mut(at) }
+    }
+
+    /// One of this CPU's slots, from 1 on.
+    #[inline(always)]
+    fn slot(&self, number: u32) -> Option<*mut FastSlot> {
+        let at = (emit::number() * field!(slots)).wrapping_add(number).wrapping_sub(1);
+        if self.second { FAST_1.get_ptr_mut(at) } else { FAST_0.get_ptr_mut(at) }
+    }
+
+    /// How many slots this CPU has taken.
+    #[inline(always)]
+    fn flows(&self) -> *mut u64 {
+        // SAFETY: a CPU's own map value; only the address is taken.
+        unsafe { (&raw mut (*self.cpu).flows).cast::<u64>().add(usize::from(self.second)) }
+    }
+
+    #[inline(always)]
+    fn has_room(&self) -> bool {
+        let slots = u64::from(field!(slots));
+        // SAFETY: as above.
+        unsafe { *self.flows() < slots }
+    }
+
+    /// Begins a flow of this CPU's own, where there is room.
+    #[inline(always)]
+    fn take_slot(&self, hash: u64, key: &FoldKey) -> bool {
+        if !self.fast || !self.has_room() {
+            return false;
+        }
+        // SAFETY: a CPU's own map values that no other run touches.
+        unsafe {
+            let number = *self.flows() + 1;
+            let (Some(place), Some(slot)) = (self.place(hash), self.slot(number as u32)) else { return false };
+            if *place != 0 {
+                return false;
+            }
+            let mut i = 0;
+            while i < WORDS {
+                core::ptr::write_volatile(&raw mut (*slot).key.words[i], word(key, i));
+                i += 1;
+            }
+            drop::words((&raw mut (*slot).fold).cast(), [0u64; size_of::<Fold>() / 8]);
+            *self.flows() = number;
+            *place = hash << 32 | number;
+        }
+        true
     }
 
     #[inline(always)]
@@ -281,20 +338,14 @@ maps! {
     wide, insert_wide: WIDE_0, WIDE_1;
 }
 
-/// A word of the key, from where it is: the compiler would keep all of them twice, and the stack is short.
-#[inline(always)]
-fn word(key: &FoldKey, at: usize) -> u64 {
-    // SAFETY: a live reference.
-    unsafe { core::ptr::read_volatile(&raw const key.words[at]) }
-}
-
-/// Of a flow's key: 32 bits.
+/// Of a flow's key: 32 bits, of which every one depends on all that differs between flows.
 #[inline(always)]
 fn hash(key: &FoldKey) -> u64 {
     let [three, four, five] = [word(key, 3), word(key, 4), word(key, 5)];
     let [six, seven, eight] = [word(key, 6), word(key, 7), word(key, 8)];
     let mixed = (three ^ four.rotate_left(24) ^ five ^ seven).wrapping_add(six.rotate_left(8) ^ eight);
-    mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
+    let mixed = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed ^ mixed >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
 
 /// Leaves out the source's ports.
@@ -309,12 +360,6 @@ fn coarsen(key: &mut FoldKey) {
 fn widen(key: &mut FoldKey) {
     key.words[4] = 0;
     key.words[3] |= u64::from(fold::COARSE | fold::WIDE) << shift::KIND;
-}
-
-/// What a packet adds to its flow's count.
-pub struct Measure {
-    pub bytes: u32,
-    pub segments: u32,
 }
 
 /// SAFETY: `counter` is a field of a live map value.
@@ -335,142 +380,4 @@ fn clock(cpu: *mut PerCpu) -> u64 {
         }
         (*cpu).time
     }
-}
-
-const ETH_P_IP: u16 = 0x0800_u16.to_be();
-const ETH_P_IPV6: u16 = 0x86dd_u16.to_be();
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
-
-/// Whether packets like this one are counted.
-#[inline(always)]
-pub fn folds(key: &FoldKey) -> bool {
-    key.kind() != fold::NOT_FOLDED
-}
-
-/// What of a packet's headers tells its flow from others.
-struct Flow {
-    kind: u8,
-    protocol: u8,
-    /// The word of ports, without those before NAT.
-    ports: u64,
-    tcp_flags: u8,
-    bytes: u32,
-}
-
-/// Writes the key of the packet's flow. Its kind stays [`fold::NOT_FOLDED`] for packets that can't be told apart this cheaply:
-/// options, extension headers, a transport header beyond the linear part, no network namespace.
-#[inline(always)]
-pub fn read<M: Memory>(key: &mut FoldKey, skb: &Skb, location: u64, reason: u32, extra: u8) -> Measure {
-    let head = M::open(skb.head, skb.network_header);
-    let unknown = Measure { bytes: skb.len, segments: 1 };
-    let tracked = skb.conntrack() != 0;
-    let mut original_ports = 0;
-    let flow = if skb.protocol == ETH_P_IP {
-        let Some(flow) = ipv4::<M>(&head, skb) else { return unknown };
-        key.words[5] = M::get(&head, 12);
-        if tracked {
-            let [a, _, c, _, e] = tuple(key, skb);
-            key.words[6] = a & 0xffff_ffff | c & !0xffff_ffff;
-            original_ports = ports(c, e);
-            let mut i = 8;
-            while i < WORDS {
-                key.words[i] = 0;
-                i += 1;
-            }
-        }
-        flow
-    } else if skb.protocol == ETH_P_IPV6 {
-        let Some(flow) = ipv6::<M>(&head, skb) else { return unknown };
-        if tracked {
-            let [a, b, c, d, e] = tuple(key, skb);
-            key.words[9] = a;
-            key.words[10] = b;
-            key.words[11] = c >> 32 | d << 32;
-            key.words[12] = d >> 32 | e << 32;
-            original_ports = ports(c, e);
-        }
-        let mut i = 0;
-        while i < 4 {
-            key.words[5 + i] = M::get(&head, 8 + 8 * i as u32);
-            i += 1;
-        }
-        flow
-    } else {
-        return unknown;
-    };
-    if skb.netns == 0 {
-        return unknown;
-    }
-    key.words[0] = u64::from(reason) | u64::from(skb.ifindex) << 32;
-    key.words[1] = location;
-    key.words[2] = u64::from(skb.iif) | u64::from(skb.netns) << 32;
-    key.words[3] = u64::from(flow.protocol)
-        | u64::from(flow.tcp_flags & fold::TCP_FLAGS) << shift::TCP_FLAGS
-        | (skb.nfct & 7) << shift::CTINFO
-        | u64::from(flow.kind) << shift::KIND
-        | u64::from(extra) << shift::FLAGS;
-    key.words[4] = original_ports | flow.ports;
-    Measure { bytes: flow.bytes, segments: drop::segments::<M>(skb) }
-}
-
-/// The words of conntrack's original tuple, by way of the key's last ones: the stack is short.
-#[inline(always)]
-fn tuple(key: &mut FoldKey, skb: &Skb) -> [u64; 5] {
-    skb.tuple((&raw mut key.words[WORDS - 5]).cast());
-    [word(key, 8), word(key, 9), word(key, 10), word(key, 11), word(key, 12)]
-}
-
-/// The upper half of the word of ports, from the conntrack tuple's words that hold them.
-#[inline(always)]
-fn ports(source: u64, destination: u64) -> u64 {
-    (source & 0xffff) << 32 | (destination >> 32 & 0xffff) << 48
-}
-
-#[inline(always)]
-fn ipv4<M: Memory>(head: &M::Head, skb: &Skb) -> Option<Flow> {
-    // Version, length of the header, type of service, length of the packet; in memory's order.
-    let first: u32 = M::get(head, 0);
-    if first as u8 != 0x45 {
-        return None;
-    }
-    let length = u16::from_be((first >> 16) as u16);
-    let bytes = if length != 0 { u32::from(length) } else { skb.len };
-    let protocol: u8 = M::get(head, 9);
-    // Behind the first fragment there is no transport header.
-    if u16::from_be(M::get(head, 6)) & 0x1fff != 0 {
-        return Some(Flow { kind: fold::V4 | fold::FRAGMENT, protocol, ports: 0, tcp_flags: 0, bytes });
-    }
-    transport::<M, 20>(head, skb, Flow { kind: fold::V4, protocol, ports: 0, tcp_flags: 0, bytes })
-}
-
-#[inline(always)]
-fn ipv6<M: Memory>(head: &M::Head, skb: &Skb) -> Option<Flow> {
-    let protocol: u8 = M::get(head, 6);
-    if !matches!(protocol, TCP | UDP | ICMPV6 | SCTP) {
-        return None;
-    }
-    let length = u16::from_be(M::get(head, 4));
-    let bytes = if length != 0 { u32::from(length) + 40 } else { skb.len };
-    transport::<M, 40>(head, skb, Flow { kind: fold::V6, protocol, ports: 0, tcp_flags: 0, bytes })
-}
-
-/// Ports and flags, from the transport header at `AT`.
-#[inline(always)]
-fn transport<M: Memory, const AT: u32>(head: &M::Head, skb: &Skb, mut flow: Flow) -> Option<Flow> {
-    let needed = if flow.protocol == TCP { 14 } else { 8 };
-    if u32::from(skb.network_header) + AT + needed > skb.tail {
-        return None;
-    }
-    flow.ports = u64::from(M::get::<u32>(head, AT));
-    if flow.protocol == TCP {
-        flow.tcp_flags = M::get(head, AT + 13);
-    } else if matches!(flow.protocol, ICMP | ICMPV6) {
-        // The checksum differs between packets; the identifier doesn't.
-        flow.ports = flow.ports & 0xffff | u64::from(M::get::<u16>(head, AT + 4)) << 16;
-    }
-    Some(flow)
 }

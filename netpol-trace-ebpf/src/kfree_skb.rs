@@ -14,7 +14,8 @@ use netpol_trace_common::{DropEvent, NO_REASON, PER_CPU_COPY, PER_CPU_FIRST, Per
 
 use crate::drop::{self, Direct, Memory, Probed, Skb, Typed};
 use crate::emit::{self, counter, field};
-use crate::fold::{self, Measure, Outcome, Place};
+use crate::fold::{Outcome, Place};
+use crate::key::{self, Measure};
 
 /// The arguments of the tracepoint.
 trait Arguments: EbpfContext {
@@ -157,8 +158,8 @@ fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: Drop) {
     let key = unsafe { key.assume_init_mut() };
     let mut measure = Measure { bytes: 0, segments: 1 };
     if let Some(place) = &place {
-        measure = fold::read::<M>(key, &Skb::read::<M>(ctx.skb()), drop.location, drop.reason, extra);
-        if fold::folds(key)
+        measure = key::read::<M>(key, &Skb::read::<M>(ctx.skb()), drop.location, drop.reason, extra);
+        if key::folds(key)
             && let Outcome::Counted = place.count(key, &measure)
         {
             emit::add(counter!(cpu.folded));
@@ -170,7 +171,7 @@ fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: Drop) {
         return;
     };
     if let Some(place) = &place
-        && fold::folds(key)
+        && key::folds(key)
         && let Outcome::Counted = place.claim(key, &measure)
     {
         emit::discard(cpu, event);

@@ -9,6 +9,7 @@ mod drop;
 mod emit;
 mod fold;
 mod headers;
+mod key;
 mod kfree_skb;
 mod reject;
 mod tc;

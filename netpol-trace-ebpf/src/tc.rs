@@ -5,15 +5,15 @@
 //! touches the map.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns, bpf_skb_load_bytes};
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::TcContext;
 use netpol_trace_common::tc::{
-    DNS_BYTES, DnsEvent, FROM_POD, FlowCounters, FlowEvent, FlowKey, FlowState, TO_POD, event,
+    DNS_BYTES, DnsEvent, FROM_POD, FlowCounters, FlowEvent, FlowKey, FlowState, MANY, RECENT, Recent, TO_POD, event,
 };
 
-use crate::emit::add;
+use crate::emit::{self, add};
 use crate::headers::{self, ETHERNET, ICMP, ICMPV6, SCTP, TCP, UDP};
 
 /// TCX_NEXT, and TC_ACT_UNSPEC: no opinion.
@@ -25,6 +25,9 @@ const DNS_HEADER: u32 = 12;
 /// Connections that wait for an answer, and UDP flows in use. A plain hash: an LRU map forgets silently.
 #[map]
 static FLOWS: HashMap<FlowKey, FlowState> = HashMap::with_max_entries(32 * 1024, 0);
+/// For as many CPUs as the machine may have: the loader sets that. No program runs in the middle of another one at this hook.
+#[map]
+static RECENTLY: Array<Recent> = Array::with_max_entries(RECENT, 0);
 /// A ring of its own: a flood of connections can't crowd out drops.
 #[map]
 static FLOW_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
@@ -102,7 +105,7 @@ impl Seen<'_> {
         if tcp.flags & RST != 0 {
             self.refused(&key, event::RESET, [0; 2]);
         } else if tcp.flags & (SYN | ACK) == SYN {
-            self.sent(&key, true);
+            self.sent(&key, true, None);
         } else if tcp.flags & SYN != 0 {
             self.answered(&key);
         }
@@ -117,7 +120,7 @@ impl Seen<'_> {
         let key = self.key(sctp.source, sctp.destination);
         match sctp.chunk {
             INIT => {
-                self.sent(&key, true);
+                self.sent(&key, true, None);
             }
             INIT_ACK => self.answered(&key),
             ABORT => self.refused(&key, event::RESET, [0; 2]),
@@ -130,7 +133,11 @@ impl Seen<'_> {
         let ports = self.ports.or_else(|| headers::load::<[u16; 2]>(self.ctx, self.ip.transport));
         let Some([source, destination]) = ports else { return self.unread() };
         let key = self.key(source, destination);
-        let asked = self.sent(&key, !headers::is_multicast(&self.ip.destination));
+        let recent = self.recent(&key);
+        let asked = match recent.and_then(|recent| self.again(recent, &key)) {
+            Some(asked) => asked,
+            None => self.sent(&key, !headers::is_multicast(&self.ip.destination), recent),
+        };
         if asked && source == DNS_PORT && self.direction == TO_POD {
             self.dns(&key);
         }
@@ -162,19 +169,57 @@ impl Seen<'_> {
         headers::key(self.ctx, self.direction, &self.ip, source, destination)
     }
 
+    /// Where this CPU remembers the connection, if it does.
+    #[inline(always)]
+    fn recent(&self, key: &FlowKey) -> Option<*mut Recent> {
+        let mixed =
+            key.pod[3] ^ key.remote[3].rotate_left(8) ^ u32::from(key.pod_port) << 16 ^ u32::from(key.remote_port);
+        let at = mixed.wrapping_mul(0x9e37_79b9) >> (32 - RECENT.ilog2());
+        RECENTLY.get_ptr_mut(emit::number() * RECENT + at)
+    }
+
+    /// A packet of a connection that this CPU saw within the tick, else `None`. Says what `sent` says.
+    #[inline(always)]
+    fn again(&self, recent: *mut Recent, key: &FlowKey) -> Option<bool> {
+        // SAFETY: a CPU's own map value; and a helper without arguments.
+        unsafe {
+            if (*recent).key != *key || (*recent).tick != bpf_jiffies64() {
+                return None;
+            }
+            let asked = (*recent).direction != self.direction as u32;
+            (*recent).packets += u32::from(!asked);
+            Some(asked)
+        }
+    }
+
     /// A packet of a connection. A first one opens it, if it `may_open`. Returns whether it answers one that the pod opened.
     #[inline(always)]
-    fn sent(&self, key: &FlowKey, may_open: bool) -> bool {
+    fn sent(&self, key: &FlowKey, may_open: bool, recent: Option<*mut Recent>) -> bool {
         if let Some(state) = FLOWS.get_ptr_mut(key) {
-            // SAFETY: a live map value. Plain adds: a lost one can't turn "some" into "none".
+            // SAFETY: live map values, one of them this CPU's own. Plain adds: a lost one can't turn "some" into "none".
             unsafe {
-                if (*state).direction == self.direction as u32 {
+                let direction = (*state).direction;
+                if direction == self.direction as u32 {
                     (*state).packets += 1;
-                    return false;
+                } else {
+                    (*state).replies += 1;
                 }
-                (*state).replies += 1;
+                if let Some(recent) = recent {
+                    if (*recent).key == *key {
+                        (*state).packets += (*recent).packets;
+                    }
+                    if (*state).replies > 0 || (*state).packets > MANY {
+                        *recent = Recent { tick: bpf_jiffies64(), key: *key, direction, packets: 0, pad: 0 };
+                    }
+                }
+                return direction != self.direction as u32;
             }
-            return true;
+        }
+        // SAFETY: as above. What is left of a connection that had the same key is not this one's.
+        if let Some(recent) = recent
+            && unsafe { (*recent).key == *key }
+        {
+            unsafe { (*recent).packets = 0 };
         }
         if may_open {
             self.opened(key);

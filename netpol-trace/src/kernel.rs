@@ -290,6 +290,12 @@ pub fn release() -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
+/// How many CPUs the machine may have, in use now or not.
+fn cpus() -> Result<u32, String> {
+    let cpus = aya::util::nr_cpus().map_err(|(what, error)| format!("{what}: {error}"))?;
+    u32::try_from(cpus).map_err(|_| format!("{cpus} processors"))
+}
+
 /// The tracepoints and functions that programs attach to by the kernel's types.
 const TRACEPOINTS: [&str; 2] = ["kfree_skb", "icmp_send"];
 const FUNCTIONS: [&str; 3] = ["__icmp_send", "icmp6_send", "nf_ct_attach"];

@@ -8,7 +8,7 @@ use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, DENY_STATELESS, OUTSIDE, P
 use netpol_trace_tests::record::{Record, drops};
 use netpol_trace_tests::server::Server;
 use netpol_trace_tests::traffic::{self, Outcome, TcpOptions};
-use netpol_trace_tests::{PATIENCE, packet, skip};
+use netpol_trace_tests::{PATIENCE, eventually, packet, skip};
 
 /// Both hooks, wherever they run.
 pub const BOTH: [&str; 3] = ["--all-drops", "--hooks", "kfree_skb,tc"];
@@ -118,6 +118,46 @@ fn a_connection_without_an_answer_is_told() -> Result<()> {
     assert_eq!(stopped.number("/connections/lost"), Some(0), "{stopped}");
     // Three tries in silence, one that passed, one refused.
     assert!(stopped.number("/connections/opened") >= Some(5), "{stopped}");
+    Ok(())
+}
+
+/// A CPU that sees a connection's packets all the time looks at the map of connections once a tick: none but the last of them are
+/// missing in the count, and what was answered is known to be.
+#[test]
+fn a_fast_connection_without_an_answer_is_counted() -> Result<()> {
+    if skip("a_fast_connection_without_an_answer_is_counted") {
+        return Ok(());
+    }
+    const BURSTS: u64 = 20;
+    const BURST: u64 = 100;
+    let mut pair = Pair::start("table inet t {\n}")?;
+    let outside = pair.add_outside()?;
+    let _answers =
+        Server::udp_answers(&pair.lab.host("outside")?.netns, SocketAddr::new(outside.ip(), 5000), vec![vec![0]])?;
+    blackhole(&pair, 9999)?;
+    let agent = pair.watch_node(&["--hooks", "tc"])?;
+    let send = |port| {
+        let to = SocketAddr::new(outside.ip(), port);
+        let paced = (0..BURSTS * BURST).map(|at| {
+            if at % BURST == 0 {
+                // The pace of the load: each burst in a tick of its own.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            to
+        });
+        traffic::udp(&pair.client()?.netns, CLIENT.into(), paced, 32)
+    };
+    // An interface must have been watched for a while before a UDP packet can be told from a late answer.
+    eventually("an unanswered connection", || {
+        send(5000)?;
+        send(9999)?;
+        Ok(agent.records().iter().any(|record| record.kind() == "unanswered").then_some(()))
+    })?;
+    let run = agent.stop()?;
+    let silent: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
+    assert!(silent.iter().all(|record| record.number("/destination/port") == Some(9999)), "{silent:?}");
+    let packets = silent[0].number("/packets").context("a number of packets")?;
+    assert!((BURSTS * BURST * 3 / 4..=BURSTS * BURST).contains(&packets), "{}", silent[0]);
     Ok(())
 }
 
@@ -256,7 +296,7 @@ table inet network-policy {
 fn blackhole(pair: &Pair, port: u16) -> Result<()> {
     let far = &pair.lab.host("outside")?.netns;
     let rules = format!(
-        "table inet t {{\n chain in {{\n type filter hook input priority filter; policy accept;\n tcp dport {port} drop\n }}\n}}\n"
+        "table inet t {{\n chain in {{\n type filter hook input priority filter; policy accept;\n meta l4proto {{ tcp, udp }} th dport {port} drop\n }}\n}}\n"
     );
     netpol_trace_tests::nft::load(far, &rules)
 }

@@ -4,15 +4,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use aya::Ebpf;
-use aya::maps::MapData;
 use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, ProgramError};
 
-use netpol_trace_common::{PER_CPU_ENTRIES, PerCpu};
+use netpol_trace_common::PerCpu;
 
 use super::attach::{program, program_error, types};
 use super::bpf::Grace;
@@ -44,15 +44,14 @@ pub struct Again {
 /// Has the program leave a mark of each packet, by which the copy knows that it ran.
 #[derive(Debug)]
 pub(super) struct Marks {
-    per_cpu: Mapping<PerCpu>,
+    per_cpu: Arc<Mapping<PerCpu>>,
     grace: Grace,
     inner: OwnedFd,
 }
 
 impl Marks {
-    /// `per_cpu`: the map of [`PerCpu`], for so many CPUs; `inner`: any array map, to wait with.
-    pub(super) fn new(per_cpu: &MapData, cpus: u32, inner: BorrowedFd<'_>) -> io::Result<Marks> {
-        let per_cpu = Mapping::new(per_cpu, (cpus * PER_CPU_ENTRIES) as usize)?;
+    /// `inner`: any array map, to wait with.
+    pub(super) fn new(per_cpu: Arc<Mapping<PerCpu>>, inner: BorrowedFd<'_>) -> io::Result<Marks> {
         let (grace, inner) = (Grace::new(inner)?, inner.try_clone_to_owned()?);
         let marks = Marks { per_cpu, grace, inner };
         // Pinned maps may say otherwise.

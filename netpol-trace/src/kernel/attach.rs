@@ -8,19 +8,21 @@ use std::sync::Arc;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::ProgramError;
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+use netpol_trace_common::fold::{self, PLACES};
 use netpol_trace_common::{CodeRange, Config, Filter, Locations, PER_CPU_ENTRIES, PerCpu};
 
 use super::again::{Again, Marks};
 use super::carry::Carry;
 use super::counters::Counters;
-use super::fold::{Folds, Set};
+use super::fold::{Folds, Own, Set};
 use super::hook::{Hook, Link, adopt, attach_kfree_skb, copy_of};
 use super::layout::Layout;
+use super::mapping::Mapping;
 use super::pins::{self, Keep, Pins};
 use super::reject::Rejects;
 use super::ring::Ring;
 use super::symbols::Symbols;
-use super::{KernelError, Options, filter, release};
+use super::{KernelError, Options, cpus, filter, release};
 
 /// The programs, built by the build script.
 pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol-trace.bpf.o"));
@@ -78,12 +80,16 @@ impl Attached {
         symbols: impl FnOnce() -> Option<&'s Symbols>,
         options: &Options,
     ) -> Result<Attached, KernelError> {
+        let cpus = cpus().map_err(KernelError::Refused)?;
+        let nests = release() < (6, 1);
         let filter = filter::bitmaps(&layout.reasons, options.all_drops);
         let config = ConfigPod(Config {
             arguments: layout.arguments,
             ovs_subsystem: layout.reasons.ovs_subsystem,
             fold: u32::from(options.fold),
-            nests: u32::from(release() < (6, 1)),
+            nests: u32::from(nests),
+            slots: fold::slots(cpus),
+            pad: 0,
             filter,
             offsets: layout.offsets,
         });
@@ -98,9 +104,9 @@ impl Attached {
                 Pins::open(&options.pin_folder, (OBJECT, bytes_of(&config.0), options.ring_bytes)).map_err(cant_pin)?,
             ),
         };
-        // Those that the machine may have, in use now or not.
-        let cpus = aya::util::nr_cpus().map_err(|(what, error)| KernelError::Refused(format!("{what}: {error}")))?;
-        let cpus = u32::try_from(cpus).map_err(|_| KernelError::Refused(format!("{cpus} processors")))?;
+        // Where the program can be run in the middle of itself, no CPU counts by itself.
+        let (slots, flows) =
+            if nests { (cpus, fold::MAX_FLOWS_ALONE) } else { (cpus * fold::slots(cpus), fold::MAX_FLOWS) };
         let mut loader = EbpfLoader::new();
         if let Some(pins) = &pins {
             for name in pins::MAPS {
@@ -114,10 +120,15 @@ impl Attached {
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", options.ring_bytes)
             .map_max_entries("PER_CPU", cpus * PER_CPU_ENTRIES)
-            .map_max_entries("FAST_0", cpus)
-            .map_max_entries("FAST_1", cpus)
+            .map_max_entries("FAST_0", slots)
+            .map_max_entries("FAST_1", slots)
+            .map_max_entries("PLACES_0", slots * PLACES)
+            .map_max_entries("PLACES_1", slots * PLACES)
+            .map_max_entries("FOLDS_0", flows)
+            .map_max_entries("FOLDS_1", flows)
             // The tc hook loads its own.
             .map_max_entries("FLOWS", 1)
+            .map_max_entries("RECENTLY", 1)
             .map_max_entries("FLOW_EVENTS", 4096)
             .load(OBJECT)
             .map_err(load_error)?;
@@ -141,7 +152,8 @@ impl Attached {
             None => attach_kfree_skb(&mut ebpf, btf, options.raw_tracepoint)?,
         };
         let (per_cpu, state) = (take_data(&mut ebpf, "PER_CPU")?, take_data(&mut ebpf, "FOLD_STATE")?);
-        let marks = Marks::new(&per_cpu, cpus, state.fd().as_fd());
+        let mapped = Arc::new(Mapping::new(&per_cpu, (cpus * PER_CPU_ENTRIES) as usize).map_err(unmapped)?);
+        let marks = Marks::new(mapped.clone(), state.fd().as_fd());
         let marks = marks.inspect_err(|error| tracing::warn!(%error, "drops that interrupt others will be missed"));
         let again = Again::new(copy_of(link.program()), marks.ok());
         let link = match (&pins, options.keep) {
@@ -153,15 +165,9 @@ impl Attached {
         let counters = Counters::new(per_cpu, program, unrecorded(&filter, layout));
         let counters = if found { counters.since(&carry) } else { Ok(counters) };
         let counters = counters.map_err(|error| KernelError::Refused(format!("pinned counters: {error}")))?;
-        let folds = Folds::new(
-            [
-                set(&mut ebpf, ["FAST_0", "KNOWN_0"], ["FOLDS_0", "COARSE_0", "WIDE_0"])?,
-                set(&mut ebpf, ["FAST_1", "KNOWN_1"], ["FOLDS_1", "COARSE_1", "WIDE_1"])?,
-            ],
-            state,
-            carry.clone(),
-        );
-        let folds = folds.map_err(|error| KernelError::Refused(format!("maps to count repeated packets: {error}")))?;
+        let sets = [set(&mut ebpf, 0, &mapped, slots / cpus)?, set(&mut ebpf, 1, &mapped, slots / cpus)?];
+        let folds = Folds::new(sets, state, carry.clone());
+        let folds = folds.map_err(unmapped)?;
         let ring = Ring::new(take::<RingBuf<_>>(&mut ebpf, "EVENTS")?);
         Ok(Attached {
             link: Some(link),
@@ -280,9 +286,23 @@ pub(super) fn take<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<M, Ke
 }
 
 /// One of the two sets of maps in which repeated packets are counted.
-fn set(ebpf: &mut Ebpf, [fast, known]: [&str; 2], [flows, coarse, wide]: [&str; 3]) -> Result<Set, KernelError> {
-    let shared = [take_data(ebpf, flows)?, take_data(ebpf, coarse)?, take_data(ebpf, wide)?];
-    Ok(Set { fast: take(ebpf, fast)?, known: take_data(ebpf, known)?, shared })
+fn set(ebpf: &mut Ebpf, which: usize, per_cpu: &Arc<Mapping<PerCpu>>, slots: u32) -> Result<Set, KernelError> {
+    let mut map = |name| take_data(ebpf, &format!("{name}_{which}"));
+    Ok(Set {
+        own: Own {
+            slots: map("FAST")?,
+            slots_of_each: slots as usize,
+            places: map("PLACES")?,
+            per_cpu: per_cpu.clone(),
+            which,
+        },
+        known: map("KNOWN")?,
+        shared: [map("FOLDS")?, map("COARSE")?, map("WIDE")?],
+    })
+}
+
+fn unmapped(error: io::Error) -> KernelError {
+    KernelError::Refused(format!("maps to count repeated packets: {error}"))
 }
 
 /// A map of no particular form.

@@ -4,59 +4,88 @@
 //! The first packet of a flow goes on at once. A flow that was counted in the window before is told once a window: its first
 //! packet waits here for the count.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use aya::maps::{Array, MapData, MapError};
+use aya::maps::MapData;
 // Keys are long; seeded for each run, and no more of them than the kernel's maps hold.
 use foldhash::fast::RandomState;
 use netpol_trace_common::fold::{
-    COARSE, FAST_SLOTS, FRAGMENT, Fast, FastSlot, Fold, FoldKey, FoldState, KNOWN_WORDS, Known, NOT_FOLDED, WIDE, WORDS,
+    COARSE, FRAGMENT, FastSlot, Fold, FoldKey, FoldState, KNOWN_WORDS, Known, NOT_FOLDED, PLACES, WIDE,
 };
-use netpol_trace_common::{CT_REPLY_OFFSET, CT_STATUS_OFFSET, CT_WORDS, DropEvent, HEAD_LEN, flags};
+use netpol_trace_common::{
+    CT_REPLY_OFFSET, CT_STATUS_OFFSET, CT_WORDS, DropEvent, HEAD_LEN, PER_CPU_ENTRIES, PerCpu, flags,
+};
 
-use super::attach::pod;
 use super::bpf::{self, Grace};
 use super::carry::Carry;
-use crate::packet::{ICMP, ICMPV6, Repeats, Sameness};
-
-pod! {
-    /// [`Fast`] as aya reads it from a map.
-    FastPod(Fast);
-}
+use super::mapping::Mapping;
+use crate::packet::{self, ICMP, ICMPV6, Repeats, Sameness};
 
 /// A set of maps, from fine to coarse.
 pub(super) struct Set {
-    /// Flows that each CPU counts by itself; the map of flows has them too.
-    pub(super) fast: Array<MapData, FastPod>,
+    pub(super) own: Own,
     /// Which flows may be in the map of flows.
     pub(super) known: MapData,
     /// Flows, what found no room there, and what found none there either.
     pub(super) shared: [MapData; 3],
 }
 
-impl Set {
-    /// Takes what each CPU counted by itself, when none does any more, and adds it up.
-    fn take_fast(&mut self, taken: &mut HashMap<FoldKey, Fold>) -> Result<(), MapError> {
-        const EMPTY: Fast = Fast {
-            slots: [FastSlot {
-                key: FoldKey { words: [0; WORDS] },
-                fold: Fold { count: 0, bytes: 0, more_segments: 0, first: 0, last: 0 },
-            }; FAST_SLOTS],
-        };
-        for cpu in 0..self.fast.len() {
-            let FastPod(fast) = self.fast.get(&cpu, 0)?;
-            let mut used = fast.slots.iter().filter(|slot| slot.fold.count > 0).peekable();
-            if used.peek().is_some() {
-                self.fast.set(cpu, FastPod(EMPTY), 0)?;
+/// Flows that each CPU counts by itself. Mapped only while they are taken: megabytes that would count as the agent's.
+pub(super) struct Own {
+    /// [`FastSlot`]s: those of the first CPU, of the second, and so on.
+    pub(super) slots: MapData,
+    pub(super) slots_of_each: usize,
+    /// Words that lead from a flow's hash to its slot.
+    pub(super) places: MapData,
+    /// How many slots each CPU has in use.
+    pub(super) per_cpu: Arc<Mapping<PerCpu>>,
+    /// Which set this is: 0 or 1.
+    pub(super) which: usize,
+}
+
+impl Own {
+    /// Takes what each CPU counted, when none does any more. A flow may come several times.
+    fn take(&self, mut each: impl FnMut(&FoldKey, &Fold)) -> io::Result<()> {
+        // SAFETY: only the address is taken.
+        let flows = |entry: *mut PerCpu| unsafe { (&raw mut (*entry).flows).cast::<u64>().add(self.which & 1) };
+        let in_use: Vec<_> = self.per_cpu.words(flows).step_by(PER_CPU_ENTRIES as usize).collect();
+        if in_use.iter().all(|flows| flows.load(Ordering::Acquire) == 0) {
+            return Ok(());
+        }
+        let slots = Mapping::<FastSlot>::new(&self.slots, in_use.len() * self.slots_of_each)?;
+        let places_of_each = self.slots_of_each * PLACES as usize;
+        let places = Mapping::<u64>::new(&self.places, in_use.len() * places_of_each)?;
+        for (cpu, flows) in in_use.iter().enumerate() {
+            let count = usize::try_from(flows.load(Ordering::Acquire)).unwrap_or(usize::MAX).min(self.slots_of_each);
+            for at in 0..count {
+                let FastSlot { key, fold } = slot(&slots, cpu * self.slots_of_each + at);
+                each(&key, &fold);
             }
-            used.for_each(|slot| taken.entry(slot.key).or_default().add(&slot.fold));
+            if count > 0 {
+                let of_this = cpu * places_of_each..(cpu + 1) * places_of_each;
+                of_this.flat_map(|at| places.value(at)).for_each(|place| place.store(0, Ordering::Release));
+                flows.store(0, Ordering::Release);
+            }
         }
         Ok(())
     }
+}
+
+fn slot(slots: &Mapping<FastSlot>, at: usize) -> FastSlot {
+    let mut words = slots.value(at).map(|word| word.load(Ordering::Acquire));
+    let mut next = || words.next().unwrap_or_default();
+    let mut slot = FastSlot::default();
+    slot.key.words.fill_with(&mut next);
+    let Fold { count, bytes, more_segments, first, last } = &mut slot.fold;
+    for word in [count, bytes, more_segments, first, last] {
+        *word = next();
+    }
+    slot
 }
 
 pub struct Folds {
@@ -78,6 +107,8 @@ struct First {
     waits: bool,
     /// It was read while this set of maps was in use; it may have been sent while the other one was.
     set: u32,
+    /// Others that were sent of this flow, by other CPUs.
+    more: Fold,
 }
 
 /// A drop as the kernel told it: an event, or a count.
@@ -102,19 +133,33 @@ impl Folds {
         })
     }
 
-    /// Takes an event of the ring, and gives it back unless it waits for its count.
+    /// Takes an event of the ring, and gives it back unless it is told with a count.
     pub fn first(&mut self, event: DropEvent) -> Option<Told> {
         self.carry.emitted().fetch_add(1, Ordering::AcqRel);
+        let one = |event| Some(Told { event, repeats: Repeats::ONE });
         if event.key.kind() == NOT_FOLDED {
-            return Some(Told { event, repeats: Repeats::ONE });
+            return one(event);
         }
-        let waits = self.counted.contains(&event.key);
-        // One that waits already, from before the maps were turned, goes on by itself.
-        let before = self.firsts.insert(event.key, First { event, waits, set: self.active });
-        match before {
-            Some(First { event, waits: true, .. }) => Some(Told { event, repeats: Repeats::ONE }),
-            _ if waits => None,
-            _ => Some(Told { event, repeats: Repeats::ONE }),
+        let (set, waits) = (self.active, self.counted.contains(&event.key));
+        match self.firsts.entry(event.key) {
+            Entry::Vacant(entry) => {
+                entry.insert(First { event, waits, set, more: Fold::default() });
+                if waits { None } else { one(event) }
+            }
+            Entry::Occupied(mut entry) if entry.get().set == set => {
+                entry.get_mut().more.add(&fold_of(&event));
+                None
+            }
+            Entry::Occupied(mut entry) => {
+                // One that waits already, from before the maps were turned, goes on by itself.
+                let before = entry.get_mut();
+                let first = First { event, waits, set, more: before.more };
+                match std::mem::replace(before, first) {
+                    First { event, waits: true, .. } => one(event),
+                    _ if waits => None,
+                    _ => one(event),
+                }
+            }
         }
     }
 
@@ -137,10 +182,10 @@ impl Folds {
         other.and(self.empty(self.active, each))
     }
 
-    /// First packets that wait for a count, when nobody will come back for it.
+    /// What waits for a count, when nobody will come back for it.
     pub fn take_waiting(&mut self) -> Vec<Told> {
-        let waiting = std::mem::take(&mut self.firsts).into_values().filter(|first| first.waits);
-        waiting.map(|First { event, .. }| Told { event, repeats: Repeats::ONE }).collect()
+        let firsts = std::mem::take(&mut self.firsts).into_iter();
+        firsts.filter_map(|(key, First { event, waits, more, .. })| alone(event, waits, &key, &more)).collect()
     }
 
     fn empty(&mut self, set: u32, mut each: impl FnMut(Told)) -> io::Result<()> {
@@ -148,12 +193,12 @@ impl Folds {
         let mut counted = HashSet::default();
         let from = &mut self.sets[set as usize & 1];
         let mut tell = |key: &FoldKey, fold: &Fold| {
-            if fold.count == 0 {
-                return;
-            }
-            carry.folded().fetch_add(fold.count, Ordering::AcqRel);
             let told = match firsts.get_mut(key) {
-                Some(first) => told(first.event, std::mem::take(&mut first.waits), key, fold),
+                Some(first) => {
+                    let mut fold = *fold;
+                    fold.add(&std::mem::take(&mut first.more));
+                    told(first.event, std::mem::take(&mut first.waits), key, &fold)
+                }
                 // The agent that read the event is gone.
                 None => told(event_of(key, fold), false, key, fold),
             };
@@ -165,23 +210,36 @@ impl Folds {
         if let Err(error) = bpf::set(from.known.fd().as_fd(), 0, &NONE) {
             tracing::debug!(%error, "new flows are looked up where they can't be");
         }
-        let mut fast = HashMap::new();
-        let mut result = from.take_fast(&mut fast).map_err(io::Error::other);
+        // As others may have counted the same flows.
+        let mut own: HashMap<FoldKey, Fold, RandomState> = HashMap::default();
+        let mut result = from.own.take(|key, fold| {
+            if fold.count > 0 {
+                own.entry(*key).or_default().add(fold);
+            }
+        });
+        carry.folded().fetch_add(own.values().map(|fold| fold.count).sum(), Ordering::AcqRel);
         for map in &from.shared {
             let taken = bpf::take_all(map.fd().as_fd(), |key: &FoldKey, fold: &Fold| {
+                carry.folded().fetch_add(fold.count, Ordering::AcqRel);
                 let mut fold = *fold;
-                if let Some(more) = fast.remove(key) {
+                if let Some(more) = own.remove(key) {
                     fold.add(&more);
                 }
-                tell(key, &fold);
+                if fold.count > 0 {
+                    tell(key, &fold);
+                }
             });
             result = result.and(taken);
         }
-        // Where the map of flows could not be read.
-        fast.iter().for_each(|(key, fold)| tell(key, fold));
-        firsts.retain(|_, first| {
-            if first.set == set && first.waits {
-                each(Told { event: first.event, repeats: Repeats::ONE });
+        own.iter().for_each(|(key, fold)| tell(key, fold));
+        firsts.retain(|key, first| {
+            if first.set == set
+                && let Some(told) = alone(first.event, first.waits, key, &first.more)
+            {
+                if first.more.count > 0 {
+                    counted.insert(*key);
+                }
+                each(told);
             }
             first.set != set
         });
@@ -191,6 +249,27 @@ impl Folds {
         }
         self.counted = counted;
         result
+    }
+}
+
+/// What is told of a flow without a count of the kernel's: a first packet that waited for one, and others' first packets.
+fn alone(event: DropEvent, waits: bool, key: &FoldKey, more: &Fold) -> Option<Told> {
+    match (waits, more.count) {
+        (false, 0) => None,
+        (true, 0) => Some(Told { event, repeats: Repeats::ONE }),
+        _ => Some(told(event, waits, key, more)),
+    }
+}
+
+/// The count that an event makes with others.
+fn fold_of(event: &DropEvent) -> Fold {
+    let (bytes, segments) = packet::decode(event).map_or((event.len, 1), |packet| (packet.length, packet.segments));
+    Fold {
+        count: 1,
+        bytes: u64::from(bytes),
+        more_segments: u64::from(segments) - 1,
+        first: event.time,
+        last: event.time,
     }
 }
 

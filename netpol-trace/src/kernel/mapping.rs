@@ -33,6 +33,14 @@ impl<T> Mapping<T> {
         Ok(Mapping { first, count })
     }
 
+    /// The words of the value at `at`; none beyond the last one.
+    pub fn value(&self, at: usize) -> impl Iterator<Item = &AtomicU64> {
+        let each = size_of::<T>() / size_of::<u64>();
+        let words = if at < self.count { at * each..(at + 1) * each } else { 0..0 };
+        // SAFETY: within the mapping, and aligned to 8 octets; everybody reaches it through atomics.
+        words.map(|word| unsafe { AtomicU64::from_ptr(self.first.as_ptr().cast::<u64>().add(word)) })
+    }
+
     /// One word of the first value; there is one.
     pub fn word(&self, of: impl FnOnce(*mut T) -> *mut u64) -> &AtomicU64 {
         // SAFETY: within the mapping, and aligned to 8 octets; everybody reaches it through atomics.

@@ -13,13 +13,15 @@ use std::path::{Path, PathBuf};
 pub const FOLDER: &str = "/sys/fs/bpf/netpol-trace";
 
 /// Maps that are pinned.
-pub(super) const MAPS: [&str; 16] = [
+pub(super) const MAPS: [&str; 18] = [
     "EVENTS",
     "PER_CPU",
     "LOCATIONS",
     "DULL",
     "FAST_0",
     "FAST_1",
+    "PLACES_0",
+    "PLACES_1",
     // A kept program goes on with those that it has: they are emptied with the rest.
     "KNOWN_0",
     "KNOWN_1",

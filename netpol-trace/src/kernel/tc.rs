@@ -13,7 +13,7 @@ use std::io;
 use aya::maps::{HashMap as AyaHashMap, MapData, MapError, PerCpuArray};
 use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
-use netpol_trace_common::tc::{FlowCounters as RawCounters, FlowKey, FlowState};
+use netpol_trace_common::tc::{FlowCounters as RawCounters, FlowKey, FlowState, RECENT};
 
 use super::attach::{OBJECT, chain, permission, pod, short, take};
 pub use attacher::{Attacher, cleanup};
@@ -98,11 +98,16 @@ pub fn try_out(mode: Mode) -> Result<(), TcError> {
 }
 
 fn load() -> Result<Ebpf, TcError> {
+    let cpus = super::cpus().map_err(TcError::Refused)?;
     // A second load of the object, so that either hook works without the other; what belongs to the other one stays tiny.
     let mut ebpf = EbpfLoader::new()
         // As the other hook does.
         .btf(None)
         .map_max_entries("EVENTS", 4096)
+        .map_max_entries("FAST_0", 1)
+        .map_max_entries("FAST_1", 1)
+        .map_max_entries("PLACES_0", 1)
+        .map_max_entries("PLACES_1", 1)
         .map_max_entries("FOLDS_0", 1)
         .map_max_entries("FOLDS_1", 1)
         .map_max_entries("COARSE_0", 1)
@@ -112,6 +117,7 @@ fn load() -> Result<Ebpf, TcError> {
         .map_max_entries("DULL", 1)
         .map_max_entries("FLOW_EVENTS", RING_BYTES)
         .map_max_entries("FLOWS", MAX_FLOWS)
+        .map_max_entries("RECENTLY", cpus * RECENT)
         .load(OBJECT)
         .map_err(|error| refused(&error))?;
     for name in [FROM_POD_PROGRAM, TO_POD_PROGRAM] {
