@@ -8,17 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use aya::Ebpf;
 use aya::programs::links::FdLink;
 use aya::programs::{BtfTracePoint, ProgramError};
+use aya::{Btf, Ebpf};
 
 use netpol_trace_common::PerCpu;
 
-use super::attach::{program, program_error, types};
+use super::KernelError;
+use super::attach::{program, program_error};
 use super::bpf::Grace;
 use super::counters::Counters;
+use super::hook::TRACEPOINT;
 use super::mapping::Mapping;
-use super::{KernelError, btf};
 
 /// How often to look, at most: a flood begins with a record that wakes the reader, which comes by every few milliseconds then.
 const EVERY: Duration = Duration::from_millis(10);
@@ -105,10 +106,6 @@ impl Again {
             Some(_) if now.duration_since(self.needed) > QUIET => {
                 tracing::info!("drops no longer interrupt each other: the second program is taken off");
                 self.link = None;
-                let loaded: Result<&mut BtfTracePoint, _> = program(ebpf, name);
-                if let Err(error) = loaded.map_or(Ok(()), BtfTracePoint::unload) {
-                    tracing::debug!(%error, "the second program stays loaded");
-                }
             }
             // By now it runs no more: it would count twice what has no mark.
             None => marks.leave(false),
@@ -117,18 +114,19 @@ impl Again {
     }
 }
 
+/// Loads the copy unless it was loaded with its program, so that it need only be attached: meanwhile drops are missed.
+pub(super) fn load(ebpf: &mut Ebpf, name: &str, btf: &Btf) -> Result<(), KernelError> {
+    let program: &mut BtfTracePoint = program(ebpf, name)?;
+    if program.fd().is_ok() {
+        return Ok(());
+    }
+    program.load(TRACEPOINT, btf).map_err(program_error)
+}
+
 /// Behind the program: those of a tracepoint run in the order in which they were attached.
-///
-/// Loaded when it is needed, though that takes the verifier some 80 ms: beside the program it took the verifier's memory twice at the
-/// agent's start, and soon after the start it left the agent 6 MiB larger.
 fn attach(ebpf: &mut Ebpf, name: &str, marks: &Marks) -> Result<FdLink, KernelError> {
-    let blob = std::fs::read(super::BTF_PATH).map_err(KernelError::NoBtf)?;
-    let btf = types(&btf::Btf::parse(&blob)?.only(&super::TRACEPOINTS, &[])?)?;
     let program: &mut BtfTracePoint = program(ebpf, name)?;
     let attach = |program: &mut BtfTracePoint| -> Result<FdLink, ProgramError> {
-        if program.fd().is_err() {
-            program.load("kfree_skb", &btf)?;
-        }
         // The copy takes a packet without a mark for missed: first the last run must have ended that left none.
         marks.leave(true);
         marks.grace.wait(marks.inner.as_fd()).map_err(ProgramError::IOError)?;

@@ -11,7 +11,7 @@ use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use netpol_trace_common::fold::{self, PLACES};
 use netpol_trace_common::{CodeRange, Config, Filter, Locations, PER_CPU_ENTRIES, PerCpu};
 
-use super::again::{Again, Marks};
+use super::again::{self, Again, Marks};
 use super::carry::Carry;
 use super::counters::Counters;
 use super::fold::{Folds, Own, Set};
@@ -155,7 +155,11 @@ impl Attached {
         let mapped = Arc::new(Mapping::new(&per_cpu, (cpus * PER_CPU_ENTRIES) as usize).map_err(unmapped)?);
         let marks = Marks::new(mapped.clone(), state.fd().as_fd());
         let marks = marks.inspect_err(|error| tracing::warn!(%error, "drops that interrupt others will be missed"));
-        let again = Again::new(copy_of(link.program()), marks.ok());
+        let copy = copy_of(link.program()).filter(|name| {
+            let loaded = again::load(&mut ebpf, name, btf);
+            loaded.inspect_err(|error| tracing::warn!(%error, "drops that interrupt others will be missed")).is_ok()
+        });
+        let again = Again::new(copy, marks.ok());
         let link = match (&pins, options.keep) {
             (Some(pins), Keep::Attached) => link.keep(pins, &mut ebpf)?,
             _ => link.release()?,

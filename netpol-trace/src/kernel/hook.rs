@@ -78,6 +78,8 @@ pub(super) fn adopt(pins: &Pins) -> Option<(Link, Hook, ProgramFd)> {
     adopted.ok()
 }
 
+pub(super) const TRACEPOINT: &str = "kfree_skb";
+
 /// The programs, the better ones first.
 const DIRECT: &str = "kfree_skb";
 const COPY: &str = "kfree_skb_copy";
@@ -112,7 +114,7 @@ pub(super) fn attach_kfree_skb(ebpf: &mut Ebpf, btf: &Btf, raw: bool) -> Result<
     let program: &mut RawTracePoint = program(ebpf, RAW)?;
     let attach = |program: &mut RawTracePoint| -> Result<_, ProgramError> {
         program.load()?;
-        let id = program.attach("kfree_skb")?;
+        let id = program.attach(TRACEPOINT)?;
         Ok((program.take_link(id)?, program.fd()?.try_clone()?))
     };
     match attach(program) {
@@ -124,9 +126,9 @@ pub(super) fn attach_kfree_skb(ebpf: &mut Ebpf, btf: &Btf, raw: bool) -> Result<
 /// The program that reads a packet's headers where they are, else the one that copies them.
 fn attach_btf(ebpf: &mut Ebpf, btf: &Btf) -> Result<(Link, ProgramFd), KernelError> {
     let attach = |ebpf: &mut Ebpf, name: &'static str| -> Result<_, KernelError> {
+        load(ebpf, name, btf)?;
         let program: &mut BtfTracePoint = program(ebpf, name)?;
         let attach = |program: &mut BtfTracePoint| -> Result<_, ProgramError> {
-            program.load("kfree_skb", btf)?;
             let id = program.attach()?;
             Ok((Link::Held(program.take_link(id)?.into(), name), program.fd()?.try_clone()?))
         };
@@ -135,5 +137,30 @@ fn attach_btf(ebpf: &mut Ebpf, btf: &Btf) -> Result<(Link, ProgramFd), KernelErr
     attach(ebpf, DIRECT).or_else(|why| {
         tracing::debug!(%why, "packets' headers are copied");
         attach(ebpf, COPY)
+    })
+}
+
+/// Loads a program and beside it its copy: the verifier takes some 80 ms for each. Without the copy the program works as well.
+fn load(ebpf: &mut Ebpf, name: &str, btf: &Btf) -> Result<(), KernelError> {
+    let copy = copy_of(name);
+    let (mut itself, mut beside) = (None, None);
+    for (found, program) in ebpf.programs_mut() {
+        let Program::BtfTracePoint(program) = program else { continue };
+        if found == name {
+            itself = Some(program);
+        } else if Some(found) == copy {
+            beside = Some(program);
+        }
+    }
+    let itself = itself.ok_or_else(|| KernelError::Object(format!("it has no program {name}")))?;
+    std::thread::scope(|scope| {
+        if let Some(copy) = beside {
+            scope.spawn(|| {
+                if let Err(error) = copy.load(TRACEPOINT, btf) {
+                    tracing::debug!(%error, "the program's copy");
+                }
+            });
+        }
+        itself.load(TRACEPOINT, btf).map_err(program_error)
     })
 }
