@@ -195,9 +195,9 @@ pub struct FastSlot {
 }
 
 /// Slots of each CPU: a power of two.
-pub fn slots(cpus: u32) -> u32 {
-    let each = (FAST_SLOTS / cpus.max(1)).max(LEAST_SLOTS);
-    1 << each.ilog2()
+pub const fn slots(cpus: u32) -> u32 {
+    let each = if cpus == 0 { FAST_SLOTS } else { FAST_SLOTS / cpus };
+    if each < LEAST_SLOTS { LEAST_SLOTS } else { 1 << each.ilog2() }
 }
 
 /// Where a hash's low bits find its slot: that many words of a CPU for each slot. A word is 0, or has the whole hash in its upper half
@@ -251,3 +251,4 @@ layout!(FastSlot, 144, fold @ 104);
 layout!(FoldState, 8);
 layout!(Known, 16 * 1024);
 const _: () = assert!(KNOWN_WORDS.is_power_of_two() && KNOWN_WORDS * 64 >= 4 * MAX_FLOWS_ALONE as usize);
+const _: () = assert!(slots(1) == FAST_SLOTS && slots(6) == 2048 && slots(4096) == LEAST_SLOTS);

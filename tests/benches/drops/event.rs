@@ -27,7 +27,7 @@ struct Traffic {
     dropped: bool,
 }
 
-/// Of one round: all rounds together fit into the ring, which has room for 5,140 of them, and within one of its windows into the map
+/// Of one round: all rounds together fit into the ring, which has room for 5,140 of them, and within one of its windows into the maps
 /// of flows.
 const FEW: u64 = 500;
 
