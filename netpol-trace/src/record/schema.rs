@@ -121,7 +121,7 @@ pub struct FoldedBy {
 pub struct Unanswered {
     /// Connections.
     pub count: u64,
-    /// Packets that the latest one sent.
+    /// Packets that the latest one sent. Of UDP, above 64, those of the last milliseconds may be missing.
     pub packets: u64,
     /// How long an answer was waited for.
     pub waited_seconds: u64,
