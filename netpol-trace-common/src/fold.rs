@@ -196,8 +196,11 @@ pub struct FastSlot {
 
 /// Slots of each CPU: a power of two.
 pub const fn slots(cpus: u32) -> u32 {
-    let each = if cpus == 0 { FAST_SLOTS } else { FAST_SLOTS / cpus };
-    if each < LEAST_SLOTS { LEAST_SLOTS } else { 1 << each.ilog2() }
+    match FAST_SLOTS.checked_div(cpus) {
+        Some(each) if each < LEAST_SLOTS => LEAST_SLOTS,
+        Some(each) => 1 << each.ilog2(),
+        None => FAST_SLOTS,
+    }
 }
 
 /// Where a hash's low bits find its slot: that many words of a CPU for each slot. A word is 0, or has the whole hash in its upper half
