@@ -3,10 +3,11 @@
 pub mod catalogue;
 pub mod text;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use jiff::Timestamp;
 
 use crate::record::{Body, Direction, Drop, Status};
@@ -30,7 +31,7 @@ pub struct Metrics {
 #[derive(Debug, Default)]
 struct State {
     /// By direction and cause, then by namespace.
-    denied: BTreeMap<(&'static str, &'static str), BTreeMap<String, u64>>,
+    denied: BTreeMap<(&'static str, &'static str), HashMap<String, u64, RandomState>>,
     /// How many there are of it.
     series: usize,
     unanswered: u64,
@@ -135,7 +136,9 @@ impl Metrics {
         let published = {
             let state = self.lock();
             let denied = state.denied.iter().flat_map(|((direction, cause), namespaces)| {
-                namespaces.iter().map(|(namespace, n)| ([*direction, *cause, namespace.as_str()], *n))
+                let mut namespaces: Vec<_> = namespaces.iter().collect();
+                namespaces.sort_unstable();
+                namespaces.into_iter().map(|(namespace, n)| ([*direction, *cause, namespace.as_str()], *n))
             });
             page.family(&c::DENIED, denied);
             page.one(&c::UNANSWERED, state.unanswered);

@@ -30,7 +30,7 @@ pub trait Sink: Send {
     fn format(&self) -> &'static str;
 
     /// Writes records in order.
-    fn deliver(&mut self, records: &[Record], patience: Patience<'_>) -> Delivery;
+    fn deliver(&mut self, records: &[Arc<Record>], patience: Patience<'_>) -> Delivery;
 
     /// Whether whoever reads has gone, found out without writing.
     fn is_closed(&self) -> bool {
@@ -50,7 +50,7 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    pub fn all(records: &[Record]) -> Delivery {
+    pub fn all(records: &[Arc<Record>]) -> Delivery {
         Delivery { delivered: records.len(), ..Delivery::default() }
     }
 }
@@ -171,13 +171,13 @@ impl Feed {
         let declarations = self.undeclared.take().into_iter().map(Entry::Overflowed);
         for entry in declarations.chain(entries) {
             let (mut record, meaning) = match entry {
-                Entry::Waiting(waiting) => (Arc::unwrap_or_clone(waiting.record), Meaning::Packets(waiting.packets)),
+                Entry::Waiting(waiting) => (waiting.record, Meaning::Packets(waiting.packets)),
                 Entry::Overflowed(lost) => {
                     let declaration = lost.declaration(&self.name);
-                    (numbers.record(Body::Loss(declaration), lost.time()), Meaning::Declares(lost))
+                    (Arc::new(numbers.record(Body::Loss(declaration), lost.time())), Meaning::Declares(lost))
                 }
             };
-            record.seq = self.seq + records.len() as u64 + 1;
+            Arc::make_mut(&mut record).seq = self.seq + records.len() as u64 + 1;
             records.push(record);
             meanings.push(meaning);
         }
@@ -216,6 +216,7 @@ impl Feed {
         let closed = matches!(delivery.error, Some(SinkError::Closed));
         self.log(delivery.error.as_ref().filter(|_| !closed));
         queue.settle(done, delivery.error.map(|error| error.to_string()));
+        queue.give_back(records);
         closed
     }
 

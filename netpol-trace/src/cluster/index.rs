@@ -16,10 +16,11 @@ mod moment;
 mod services;
 mod strings;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
+use foldhash::fast::RandomState;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
@@ -35,6 +36,9 @@ use super::model::{
     Direction, EndpointSlice, Labels, Namespace, Node, OtherPolicy, Pod, Policy, Protocol, Service, ServicePort, Str,
 };
 use crate::record::{Part, PodRef};
+
+/// Looked into for each packet, an address outside the pod network some thirty times.
+type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
 
 /// Everything known of the cluster at one time.
 #[derive(Debug, Clone, Default)]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::Ring;
 use crate::record::Record;
@@ -30,7 +31,7 @@ impl Sink for History {
         Format::Native.as_str()
     }
 
-    fn deliver(&mut self, records: &[Record], _: Patience<'_>) -> Delivery {
+    fn deliver(&mut self, records: &[Arc<Record>], _: Patience<'_>) -> Delivery {
         self.buffer.clear();
         let mut write = || {
             for record in records {

@@ -109,6 +109,13 @@ pub(super) fn raw(value: &impl Serialize) -> Option<Box<RawValue>> {
 
 /// Appends `value` as JSON in which no character can do anything to a terminal.
 pub(super) fn write(value: &impl Serialize, out: &mut Vec<u8>) -> serde_json::Result<()> {
+    let start = out.len();
+    value.serialize(&mut serde_json::Serializer::new(&mut *out))?;
+    // Nearly every line is of these, and to look once is less than to look at each text.
+    if out[start..].iter().all(|octet| *octet < 0x7f) {
+        return Ok(());
+    }
+    out.truncate(start);
     value.serialize(&mut serde_json::Serializer::with_formatter(out, Harmless))
 }
 
@@ -118,10 +125,6 @@ struct Harmless;
 
 impl Formatter for Harmless {
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
-        // Nearly every text is of these.
-        if fragment.bytes().all(|octet| octet < 0x7f) {
-            return writer.write_all(fragment.as_bytes());
-        }
         let mut written = 0;
         for (at, c) in fragment.char_indices().filter(|(_, c)| is_harmful(*c)) {
             writer.write_all(&fragment.as_bytes()[written..at])?;

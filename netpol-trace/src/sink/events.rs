@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -173,7 +174,7 @@ impl Sink for Events {
         "events.k8s.io/v1"
     }
 
-    fn deliver(&mut self, records: &[Record], patience: Patience<'_>) -> Delivery {
+    fn deliver(&mut self, records: &[Arc<Record>], patience: Patience<'_>) -> Delivery {
         let (now, mut stops) = (Instant::now(), false);
         for record in records {
             match &record.body {

@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -144,7 +145,7 @@ impl Sink for Lines {
         self.format.as_str()
     }
 
-    fn deliver(&mut self, records: &[Record], _: Patience<'_>) -> Delivery {
+    fn deliver(&mut self, records: &[Arc<Record>], _: Patience<'_>) -> Delivery {
         let mut out = 0;
         let mut line = Vec::new();
         let mut write = || -> io::Result<()> {

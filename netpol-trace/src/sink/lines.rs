@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use super::queue::Patience;
 use super::{Delivery, Sink, SinkError};
@@ -29,7 +30,7 @@ impl Sink for Stdout {
         self.format.as_str()
     }
 
-    fn deliver(&mut self, records: &[Record], _: Patience<'_>) -> Delivery {
+    fn deliver(&mut self, records: &[Arc<Record>], _: Patience<'_>) -> Delivery {
         self.buffer.clear();
         let mut write = || -> io::Result<()> {
             for record in records {

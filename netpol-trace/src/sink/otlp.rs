@@ -3,6 +3,7 @@
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, Limited};
@@ -149,7 +150,7 @@ impl Sink for Otlp {
         "otel"
     }
 
-    fn deliver(&mut self, records: &[Record], patience: Patience<'_>) -> Delivery {
+    fn deliver(&mut self, records: &[Arc<Record>], patience: Patience<'_>) -> Delivery {
         let body = Bytes::from(request(records).encode_to_vec());
         let refused = |reason, message| {
             let error = SinkError::Refused { name: self.name(), reason, message };
@@ -200,9 +201,9 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 /// Records of one run.
-fn request(records: &[Record]) -> ExportLogsServiceRequest {
-    let resource = records.first().map(otel::resource).unwrap_or_default();
-    let log_records = records.iter().map(otel::log).map(proto).collect();
+fn request(records: &[Arc<Record>]) -> ExportLogsServiceRequest {
+    let resource = records.first().map(|record| otel::resource(record)).unwrap_or_default();
+    let log_records = records.iter().map(|record| proto(otel::log(record))).collect();
     let scope = InstrumentationScope {
         name: otel::SCOPE.into(),
         version: env!("CARGO_PKG_VERSION").into(),

@@ -169,7 +169,7 @@ fn missed(side: &Side<'_>, direction: &str) -> String {
 
 fn miss(miss: &Miss<'_>) -> String {
     let as_written = crate::record::Miss { field: name(&miss.field), want: name(&miss.want), have: name(&miss.have) };
-    crate::verdict::describe(&as_written)
+    crate::verdict::describe(&as_written).to_string()
 }
 
 /// Where no policy denies: what the kernel and the agent know.

@@ -7,6 +7,8 @@
 mod services;
 mod words;
 
+use std::fmt::{self, Display, Write};
+
 use ipnet::IpNet;
 
 use super::evaluate::{Finding, Judgement, Side, evaluate};
@@ -66,8 +68,9 @@ pub fn hint_of<'a>(
     let misses = said.nearest.as_ref().map_or(&[][..], |nearest| &nearest.misses);
     let nearest = report.nearest[direction as usize]?;
     let case = Case { matcher, side, nearest, misses, asked, words: Words { matcher } };
-    let (code, message) = case.hint()?;
-    Some(record::Hint { code: code.into(), message: message + &other_side(&case, judgement) })
+    let (code, mut message) = case.hint()?;
+    other_side(&case, judgement, &mut message);
+    Some(record::Hint { code: code.into(), message })
 }
 
 /// Egress first: a packet meets its source's policies before its destination's.
@@ -91,9 +94,15 @@ fn undetermined(
 
 type Found = (&'static str, String);
 
+/// A message, made in one go: what it is made of are no texts of their own.
+macro_rules! said {
+    ($($text:tt)*) => { $crate::verdict::miss::text(512, format_args!($($text)*)) };
+}
+use said;
+
 fn icmp(matcher: &Matcher<'_, '_>, side: &Side<'_>) -> record::Hint {
     let by = side.isolated_by.iter().next().map(|p| format!(" ({}/{})", p.namespace, p.name)).unwrap_or_default();
-    let message = format!(
+    let message = said!(
         "NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. {} of {} is isolated{by}; whether ICMP \
          passes then is this CNI's choice.",
         words::capital(matcher.direction),
@@ -107,21 +116,20 @@ fn host_network(matcher: &Matcher<'_, '_>) -> Option<record::Hint> {
     let view = as_pod(&matcher.peer().who).filter(|view| view.pod.host_network)?;
     let ips: Vec<_> = view.pod.ips.iter().map(|ip| format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })).collect();
     let address = if ips.is_empty() { "its node's address".to_owned() } else { ips.join(" and ") };
-    let message = format!(
+    let message = said!(
         "{}/{} uses its node's network, so most CNIs don't select it by its labels: allow {address} by ipBlock instead.",
-        view.pod.namespace, view.pod.name,
+        view.pod.namespace,
+        view.pod.name,
     );
     Some(record::Hint { code: "hostnet-peer".into(), message })
 }
 
-fn other_side(case: &Case<'_, '_>, judgement: &Judgement<'_>) -> String {
-    let ingress_too =
-        case.matcher.direction == Direction::Egress && matches!(judgement.ingress.finding, Finding::Denied);
-    if !ingress_too {
-        return String::new();
+fn other_side(case: &Case<'_, '_>, judgement: &Judgement<'_>, message: &mut String) {
+    if case.matcher.direction == Direction::Egress && matches!(judgement.ingress.finding, Finding::Denied) {
+        let matcher = Matcher { direction: Direction::Ingress, ..case.matcher };
+        // Writing to a String can't fail.
+        _ = write!(message, " Ingress of {} denies it too.", Words { matcher }.subject());
     }
-    let matcher = Matcher { direction: Direction::Ingress, ..case.matcher };
-    format!(" Ingress of {} denies it too.", Words { matcher }.subject())
 }
 
 /// One denied side and its evidence.
@@ -155,8 +163,9 @@ impl<'a> Case<'_, 'a> {
         self.matcher.direction
     }
 
-    fn policy(&self) -> String {
-        format!("{}/{}", self.nearest.policy.namespace, self.nearest.policy.name)
+    fn policy(&self) -> impl Display {
+        let policy = self.nearest.policy;
+        fmt::from_fn(move |f| write!(f, "{}/{}", policy.namespace, policy.name))
     }
 
     fn nearest_rule(&self) -> Option<&'a Rule> {
@@ -171,8 +180,11 @@ impl<'a> Case<'_, 'a> {
         self.nearest_rule()?.peers.as_deref()?.get(self.nearest.peer?)
     }
 
-    fn misses(&self) -> String {
-        self.misses.iter().map(describe).collect::<Vec<_>>().join("; ")
+    fn misses(&self) -> impl Display {
+        fmt::from_fn(|f| {
+            let mut misses = self.misses.iter().enumerate();
+            misses.try_for_each(|(at, miss)| write!(f, "{}{}", if at == 0 { "" } else { "; " }, describe(miss)))
+        })
     }
 
     fn protocol(&self) -> Option<Protocol> {
@@ -185,7 +197,7 @@ impl<'a> Case<'_, 'a> {
     fn types_missing(&self) -> Option<Found> {
         let direction = self.direction();
         let rule = self.nearest.rule.filter(|_| self.nearest.type_missing)?;
-        let message = format!(
+        let message = said!(
             "{} allows it by {direction}[{rule}], but its policyTypes does not list {}, so the rule is not in force: add \
              it to policyTypes.",
             self.policy(),
@@ -199,7 +211,7 @@ impl<'a> Case<'_, 'a> {
             return None;
         }
         let direction = self.direction();
-        let message = format!(
+        let message = said!(
             "{} isolates {direction} of {} and no policy has an {direction} rule for it. Add one: {}",
             self.policy(),
             self.words.subject(),
@@ -208,14 +220,16 @@ impl<'a> Case<'_, 'a> {
         Some(("lockout", message))
     }
 
-    fn place(&self) -> String {
+    fn place(&self) -> impl Display {
         let (direction, rule) = (self.direction(), self.nearest.rule.unwrap_or_default());
-        let field = match (self.nearest.peer, self.nearest.port) {
-            (Some(peer), None) => format!(".{}[{peer}]", direction.peers_field()),
-            (None, Some(port)) => format!(".ports[{port}]"),
-            _ => String::new(),
-        };
-        format!("{} {direction}[{rule}]{field}", self.policy())
+        fmt::from_fn(move |f| {
+            write!(f, "{} {direction}[{rule}]", self.policy())?;
+            match (self.nearest.peer, self.nearest.port) {
+                (Some(peer), None) => write!(f, ".{}[{peer}]", direction.peers_field()),
+                (None, Some(port)) => write!(f, ".ports[{port}]"),
+                _ => Ok(()),
+            }
+        })
     }
 
     fn only_the_port(&self) -> Option<Found> {
@@ -223,7 +237,7 @@ impl<'a> Case<'_, 'a> {
         let (port, protocol) = (self.matcher.connection.port?, self.protocol()?);
         let place = self.place();
         if let Some((service, service_port)) = self.service_port_in(want) {
-            let message = format!(
+            let message = said!(
                 "{place} holds {service_port}, the port of service {service}; policy sees the pod's own port: write \
                  {port}."
             );
@@ -247,10 +261,10 @@ impl<'a> Case<'_, 'a> {
         }
         if want.protocol_defaulted && want.protocol != protocol && covers(want, port) {
             let message =
-                format!("{place} leaves protocol out, which means TCP; this is {port}/{protocol}: add {protocol}.");
+                said!("{place} leaves protocol out, which means TCP; this is {port}/{protocol}: add {protocol}.");
             return Some(("proto-default", message));
         }
-        let message = format!(
+        let message = said!(
             "{place} allows {want}; this is {port}/{protocol}: add {{{}}} to its ports.",
             self.words.port_fields()?
         );
@@ -286,7 +300,7 @@ impl<'a> Case<'_, 'a> {
                 self.selectors(namespaces.as_ref(), pods.as_ref(), *view)
             }
             (Peer::Pods { .. }, Who::Pod(_)) => {
-                let message = format!(
+                let message = said!(
                     "{} selects by label, and {} uses its node's network: this CNI sees the node's address. Allow that: \
                      {}: [{}]",
                     self.place(),
@@ -302,7 +316,7 @@ impl<'a> Case<'_, 'a> {
     }
 
     fn outside(&self) -> Option<String> {
-        Some(format!("{} selects pods, and {} is none: {}", self.place(), self.words.peer(), self.add_item()?))
+        Some(said!("{} selects pods, and {} is none: {}", self.place(), self.words.peer(), self.add_item()?))
     }
 
     fn selectors(&self, namespaces: Option<&Selector>, pods: Option<&Selector>, view: PodView<'a>) -> Option<Found> {
@@ -312,14 +326,14 @@ impl<'a> Case<'_, 'a> {
         match (namespace_missed, pod_missed, namespaces) {
             (true, _, Some(selector)) if let Some(key) = self.namespace_name_label(selector, view) => {
                 let namespace = &view.pod.namespace;
-                let message = format!(
+                let message = said!(
                     "{place} wants {key}={namespace}, but namespace {namespace} has no label {key}: write \
                      {NAME_LABEL}: {namespace}, which every namespace has."
                 );
                 Some(("ns-label", message))
             }
             (true, false, None) => {
-                let message = format!(
+                let message = said!(
                     "{place} has a podSelector only, and that means namespace {}; this is {}, of another namespace: add \
                      to the same item namespaceSelector: {{matchLabels: {{{NAME_LABEL}: {}}}}}",
                     self.nearest.policy.namespace,
@@ -335,13 +349,13 @@ impl<'a> Case<'_, 'a> {
     }
 
     fn add_peer(&self) -> Option<String> {
-        Some(format!("Nearest is {}: {}. To allow it, {}", self.policy(), self.misses(), self.add_item()?))
+        Some(said!("Nearest is {}: {}. To allow it, {}", self.policy(), self.misses(), self.add_item()?))
     }
 
-    fn add_item(&self) -> Option<String> {
+    fn add_item(&self) -> Option<impl Display> {
         let (direction, rule) = (self.direction(), self.nearest.rule?);
-        let field = direction.peers_field();
-        Some(format!("add to {direction}[{rule}].{field} the item {}", self.words.peer_item(self.nearest.policy)?))
+        let item = self.words.peer_item(self.nearest.policy)?;
+        Some(fmt::from_fn(move |f| write!(f, "add to {direction}[{rule}].{} the item {item}", direction.peers_field())))
     }
 
     /// A peer that no change of a policy can single out.
@@ -350,7 +364,7 @@ impl<'a> Case<'_, 'a> {
         if self.words.peer_item(self.nearest.policy).is_some() {
             return None;
         }
-        let message = format!(
+        let message = said!(
             "No rule allows {}, and it has no label to select it by: give its workload one (such as app: {}), and allow \
              that.",
             self.words.peer(),
@@ -377,18 +391,18 @@ impl<'a> Case<'_, 'a> {
         let first = addresses.first()?.to_canonical();
         if cidr.prefix_len() == 0 && addresses.iter().all(|ip| ip.to_canonical().is_ipv4() != cidr.addr().is_ipv4()) {
             let (this, other) = if first.is_ipv4() { ("IPv6", "0.0.0.0/0") } else { ("IPv4", "::/0") };
-            let message = format!("{place} allows {cidr}, which is {this} only, and this is {first}: add {other}.");
+            let message = said!("{place} allows {cidr}, which is {this} only, and this is {first}: add {other}.");
             return Some(("family", message));
         }
         if let Some(hole) = except.iter().find(|e| in_block(e, &[], first)) {
-            let message = format!(
+            let message = said!(
                 "{place} allows {cidr} except {hole}, and {first} lies in that exception: add a rule or item for {}",
                 self.words.peer_item(self.nearest.policy)?,
             );
             return Some(("ip-block", message));
         }
         if matches!((who, self.direction()), (Who::Node(_), Direction::Ingress)) {
-            let message = format!(
+            let message = said!(
                 "{place} allows {cidr}; the packet came with the address of {}, as clients of a NodePort or load \
                  balancer do after SNAT: set externalTrafficPolicy: Local on the service, or allow {}",
                 self.words.peer(),
@@ -401,7 +415,7 @@ impl<'a> Case<'_, 'a> {
 
     /// Two misses or more: the change is a rule of its own.
     fn far_off(&self) -> Option<Found> {
-        let message = format!(
+        let message = said!(
             "No rule comes near; nearest is {}: {}. To allow it, add a rule: {}",
             self.policy(),
             self.misses(),

@@ -13,6 +13,8 @@ use crate::record;
 
 /// Longest text of one `want` or `have`, in characters: selectors come from strangers, and a record's line is bounded.
 const TEXT_AT_MOST: usize = 256;
+/// Octets of most fields' paths.
+const FIELD: usize = 48;
 /// How many labels, ports or exceptions are named.
 const ITEMS_AT_MOST: usize = 4;
 
@@ -33,11 +35,11 @@ impl NearestRule<'_> {
         let mut misses = Vec::new();
         let Some(rule) = self.policy.rules(direction).get(at) else { return misses };
         if let Some((i, port)) = self.port.and_then(|i| Some((i, rule.ports.as_deref()?.get(i)?))) {
-            misses.push(matcher.port_miss(port, format!("{direction}[{at}].ports[{i}]")));
+            misses.push(matcher.port_miss(port, text(32, format_args!("{direction}[{at}].ports[{i}]"))));
         }
         if let Some((i, peer)) = self.peer.and_then(|i| Some((i, rule.peers.as_deref()?.get(i)?))) {
-            let field = format!("{direction}[{at}].{}[{i}]", direction.peers_field());
-            matcher.peer_misses(self.policy, peer, &field, &mut misses);
+            let field = format_args!("{direction}[{at}].{}[{i}]", direction.peers_field());
+            matcher.peer_misses(self.policy, peer, field, &mut misses);
         }
         misses
     }
@@ -63,7 +65,7 @@ impl Matcher<'_, '_> {
     /// What the connection has where the rule wants `want`.
     fn port_found(&self, want: &PortMatch) -> String {
         let packet = match (self.connection.transport, self.connection.port) {
-            (Transport::Named(protocol), Some(port)) => format!("{port}/{protocol}"),
+            (Transport::Named(protocol), Some(port)) => text(16, format_args!("{port}/{protocol}")),
             (Transport::Named(protocol), None) => protocol.to_string(),
             (Transport::Icmp, _) => "ICMP".to_owned(),
             (Transport::Other(number), _) => format!("protocol {number}"),
@@ -85,13 +87,20 @@ impl Matcher<'_, '_> {
         }
     }
 
-    pub(super) fn peer_misses(&self, policy: &Policy, peer: &Peer, field: &str, misses: &mut Vec<record::Miss>) {
+    pub(super) fn peer_misses(
+        &self,
+        policy: &Policy,
+        peer: &Peer,
+        field: fmt::Arguments<'_>,
+        misses: &mut Vec<record::Miss>,
+    ) {
         match peer {
             Peer::Pods { namespaces, pods } => {
                 self.selector_misses(policy, namespaces.as_ref(), pods.as_ref(), field, misses);
             }
             Peer::Block { cidr, except } => {
-                misses.push(miss(format!("{field}.ipBlock"), block_text(cidr, except, self), self.addresses_text()));
+                let field = text(FIELD, format_args!("{field}.ipBlock"));
+                misses.push(miss(field, block_text(cidr, except, self), self.addresses_text()));
             }
         }
     }
@@ -101,7 +110,7 @@ impl Matcher<'_, '_> {
         policy: &Policy,
         namespaces: Option<&Selector>,
         pods: Option<&Selector>,
-        field: &str,
+        field: fmt::Arguments<'_>,
         misses: &mut Vec<record::Miss>,
     ) {
         let Some(view) = as_pod(&self.peer().who).filter(|view| self.is_selectable(view)) else {
@@ -111,7 +120,7 @@ impl Matcher<'_, '_> {
                 (Some(namespaces), Some(pods)) => bounded(format_args!("pods {pods} in namespaces {namespaces}")),
                 (None, None) => format!("pods in namespace {}", policy.namespace),
             };
-            misses.push(miss(field.to_owned(), want, format!("{} ({})", self.addresses_text(), self.not_a_pod())));
+            misses.push(miss(field.to_string(), want, format!("{} ({})", self.addresses_text(), self.not_a_pod())));
             return;
         };
         if matches!(self.namespace_matches(policy, namespaces), Match::No(_)) {
@@ -122,14 +131,14 @@ impl Matcher<'_, '_> {
                 ),
                 Some(selector) => self.namespace_texts(selector, view),
             };
-            misses.push(miss(format!("{field}.namespaceSelector"), want, have));
+            misses.push(miss(text(FIELD, format_args!("{field}.namespaceSelector")), want, have));
         }
         if let Some(selector) = pods
             && !selector.matches(&view.pod.labels)
         {
             let missed = || selector.requirements.iter().filter(|r| !r.matches(&view.pod.labels));
             let (want, have) = (list(missed()), list(missed().map(|r| found(r, &view.pod.labels))));
-            misses.push(miss(format!("{field}.podSelector"), want, have));
+            misses.push(miss(text(FIELD, format_args!("{field}.podSelector")), want, have));
         }
     }
 
@@ -189,6 +198,14 @@ fn list<T: fmt::Display>(items: impl Iterator<Item = T>) -> String {
     }
 }
 
+/// The text, into room for `capacity` octets: most texts of a record are written piece by piece, and fit.
+pub(super) fn text(capacity: usize, text: fmt::Arguments<'_>) -> String {
+    let mut out = String::with_capacity(capacity);
+    // Writing to a String can't fail.
+    _ = out.write_fmt(text);
+    out
+}
+
 /// At most [`TEXT_AT_MOST`] characters of it.
 pub(crate) fn bounded(text: impl fmt::Display) -> String {
     let mut out = Bounded::new();
@@ -227,7 +244,7 @@ impl Write for Bounded {
 }
 
 /// A miss as people read it: `ingress[0].from[1].podSelector app=api | pod has app=frontend`.
-pub fn describe(miss: &record::Miss) -> String {
+pub fn describe(miss: &record::Miss) -> impl fmt::Display {
     let whose = if miss.have.starts_with("namespace ") {
         ""
     } else if miss.field.ends_with(".podSelector") {
@@ -239,5 +256,5 @@ pub fn describe(miss: &record::Miss) -> String {
     } else {
         ""
     };
-    format!("{} {} | {whose}{}", miss.field, miss.want, miss.have)
+    fmt::from_fn(move |f| write!(f, "{} {} | {whose}{}", miss.field, miss.want, miss.have))
 }

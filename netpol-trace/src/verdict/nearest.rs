@@ -105,7 +105,10 @@ impl<'a> Matcher<'_, 'a> {
             (Direction::Ingress, _) => as_pod(&self.connection.destination.who),
         };
         let policies = subject.into_iter().flat_map(move |view| {
-            let selects = move |p: &&Arc<Policy>| !p.isolates(self.direction) && p.subject.matches(&view.pod.labels);
+            let selects = move |p: &&Arc<Policy>| {
+                let speaks = !p.rules(self.direction).is_empty() && !p.isolates(self.direction);
+                speaks && p.subject.matches(&view.pod.labels)
+            };
             view.namespace.policies().filter(selects)
         });
         policies.filter_map(|policy| {

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::evaluate::{Because, Finding, Judgement, Side, evaluate};
 use super::matching::{Assumed, Doubt, Matcher};
+use super::miss::text;
 use super::nearest::{NearestRule, nearest};
 use super::{Connection, Options, Who};
 use crate::cluster::Index;
@@ -63,7 +64,7 @@ fn side<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> (record::Side, Option
     let direction = matcher.direction;
     let (allowed_by, why) = match side.finding {
         Finding::Allowed(Because::Rule { policy, rule }) => {
-            let rule = record::RuleRef { policy: policy_name(policy), rule: format!("{direction}[{rule}]") };
+            let rule = record::RuleRef { policy: policy_name(policy), rule: rule_name(direction, rule) };
             (Some(rule), None)
         }
         Finding::Undetermined(doubt) => (None, Some(doubt.why(direction).to_owned())),
@@ -76,7 +77,7 @@ fn side<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> (record::Side, Option
         allowed_by,
         nearest: nearest.map(|nearest| record::Nearest {
             policy: policy_name(nearest.policy),
-            rule: nearest.rule.map(|rule| format!("{direction}[{rule}]")),
+            rule: nearest.rule.map(|rule| rule_name(direction, rule)),
             misses: nearest.misses(matcher),
         }),
         why,
@@ -129,8 +130,13 @@ pub fn name_changes(verdict: &mut record::Verdict, index: &Index, connection: &C
     }
 }
 
-pub(super) fn policy_name(policy: &Policy) -> String {
-    format!("{}/{}", policy.namespace, policy.name)
+fn policy_name(policy: &Policy) -> String {
+    [&*policy.namespace, "/", &*policy.name].concat()
+}
+
+/// `ingress[0]`
+fn rule_name(direction: Direction, rule: usize) -> String {
+    text(16, format_args!("{direction}[{rule}]"))
 }
 
 fn policy_ref(policy: &Policy, at: Option<Timestamp>) -> record::PolicyRef {

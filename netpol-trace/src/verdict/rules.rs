@@ -58,7 +58,7 @@ pub fn check_rules(
                 let result = matcher.peer_matches(policy, peer);
                 let mut misses = Vec::new();
                 if matches!(result, Match::No(_)) {
-                    matcher.peer_misses(policy, peer, &field, &mut misses);
+                    matcher.peer_misses(policy, peer, format_args!("{field}"), &mut misses);
                 }
                 ItemCheck { field, wants: peer_text(peer), result: result.into(), misses }
             };

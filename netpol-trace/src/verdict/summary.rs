@@ -34,7 +34,7 @@ fn denied_by(direction: &str, side: &Side) -> String {
         None => String::new(),
         Some(nearest) if nearest.rule.is_none() => format!(" (no {direction} rule)"),
         Some(nearest) => {
-            let misses: Vec<_> = nearest.misses.iter().map(describe).collect();
+            let misses: Vec<_> = nearest.misses.iter().map(|miss| describe(miss).to_string()).collect();
             let whose = if side.isolated_by.len() > 1 { format!("{} ", nearest.policy) } else { String::new() };
             format!(" (nearest: {whose}{})", misses.join("; "))
         }

@@ -105,7 +105,7 @@ impl Page {
             match item.misses.as_slice() {
                 [] => self.line(2, &format!("{} {}: {}", short(&item.field), item.wants, fit(item.result))),
                 misses => {
-                    let misses: Vec<_> = misses.iter().map(|m| short(&describe(m)).to_owned()).collect();
+                    let misses: Vec<_> = misses.iter().map(|m| short(&describe(m).to_string()).to_owned()).collect();
                     self.line(2, &misses.join("; "));
                 }
             }

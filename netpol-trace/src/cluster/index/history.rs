@@ -2,13 +2,14 @@
 //!
 //! Only what changed is kept, as what to undo: an index without changes has no history, and costs nothing.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
 use super::super::model::{Namespace, Pod, Policy, Str};
+use super::HashMap;
 
 /// What ended longer ago is forgotten. A record is made within seconds of its packet.
 const KEPT_FOR: SignedDuration = SignedDuration::from_mins(10);

@@ -5,7 +5,7 @@ use super::*;
 use crate::record::{Body, Loss, LossStage};
 use crate::sink::Numbers;
 
-fn records(count: usize) -> Vec<Record> {
+fn records(count: usize) -> Vec<Arc<Record>> {
     let numbers = Numbers::new("a".into(), None, None);
     let loss = || Loss {
         stage: LossStage::NotAttached,
@@ -18,7 +18,7 @@ fn records(count: usize) -> Vec<Record> {
         first_id: None,
         last_id: None,
     };
-    (0..count).map(|_| numbers.record(Body::Loss(loss()), jiff::Timestamp::UNIX_EPOCH)).collect()
+    (0..count).map(|_| Arc::new(numbers.record(Body::Loss(loss()), jiff::Timestamp::UNIX_EPOCH))).collect()
 }
 
 fn deliver(lines: &mut Lines, count: usize) -> Delivery {

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::super::Who;
 use super::super::matching::{Assumed, Match, in_block};
 use super::super::nearest::as_pod;
-use super::{Case, Found, covers};
+use super::{Case, Found, covers, said};
 use crate::cluster::model::{Direction, Peer, PortSpec, Protocol};
 
 /// Where NodeLocal DNSCache listens unless configured otherwise.
@@ -29,7 +29,7 @@ impl<'a> Case<'_, 'a> {
         if let (Some(want), None) = (self.missed_port(), self.nearest.peer) {
             let place = format!("{} egress[{}]", self.policy(), self.nearest.rule?);
             if port != 53 && covers(want, 53) {
-                let message = format!(
+                let message = said!(
                     "{place} allows port 53, the DNS service's; its pods listen on {port}, and that is what policy \
                      sees: add {port}/UDP and {port}/TCP to its ports."
                 );
@@ -38,7 +38,7 @@ impl<'a> Case<'_, 'a> {
             if covers(want, port) {
                 let protocol = self.protocol()?;
                 let message =
-                    format!("{place} allows {want} only, and this is {port}/{protocol}: DNS needs both UDP and TCP.");
+                    said!("{place} allows {want} only, and this is {port}/{protocol}: DNS needs both UDP and TCP.");
                 return Some(("dns-egress", message));
             }
         }
@@ -46,7 +46,7 @@ impl<'a> Case<'_, 'a> {
         if self.missed_peer().is_some() && self.nearest.port.is_none() && self.names_ports() {
             return None;
         }
-        let message = format!(
+        let message = said!(
             "Egress of {} is isolated and no rule allows DNS. Add an egress rule: to: [{}], ports: [{{port: {port}, \
              protocol: UDP}}, {{port: {port}, protocol: TCP}}]",
             self.words.subject(),
@@ -65,7 +65,7 @@ impl<'a> Case<'_, 'a> {
         let (Direction::Egress, Who::Node(_) | Who::External) = (self.direction(), &self.matcher.peer().who) else {
             return None;
         };
-        let message = format!(
+        let message = said!(
             "The API server ({}/{}) is no pod that a selector could select. Add an egress rule: to: [{}], ports: [{}]",
             service.namespace,
             service.name,
@@ -86,7 +86,7 @@ impl<'a> Case<'_, 'a> {
             .blocks()
             .find(|(_, cidr, except)| in_block(cidr, except, original) && !in_block(cidr, except, backend))
             .map(|(place, cidr, _)| (place, cidr))?;
-        let message = format!(
+        let message = said!(
             "{place} allows {cidr}, which holds the service's address {original}; policy sees the backend, {backend}: \
              allow that instead, to: [{}], ports: [{}]",
             self.words.peer_item(self.nearest.policy)?,
@@ -122,7 +122,7 @@ impl<'a> Case<'_, 'a> {
         if !held || !self.side.assumed.contains(Assumed::IPBLOCK) || self.nearest.port.is_some() {
             return None;
         }
-        let message = format!(
+        let message = said!(
             "{} allows {cidr}, but this CNI does not match pods by ipBlock, and {}/{} is a pod: select it, {}: [{}]",
             self.place(),
             view.pod.namespace,
@@ -143,7 +143,7 @@ impl<'a> Case<'_, 'a> {
             && self.asked.source_port == Some(super::FTP_DATA)
             && self.protocol()? == Protocol::Tcp
         {
-            let message = format!(
+            let message = said!(
                 "The source port is 20: this looks like the data connection of active FTP, which the server opens to its client \
                  on a port chosen anew each time (here {port}). Use passive mode, or allow ports 1024-65535/TCP from {} \
                  only.",
@@ -159,7 +159,7 @@ impl<'a> Case<'_, 'a> {
                 "fix the ports of its helpers and allow them, or allow a range with endPort",
             ),
         };
-        let message = format!(
+        let message = said!(
             "A rule allows port {control} to the same peer, and {port} looks like one that {what} agrees on during the \
              connection: {remedy}.",
         );

@@ -1,12 +1,13 @@
 //! The ends in words, and the change as YAML in one line.
 
-use std::borrow::Cow;
+use std::fmt::{self, Display};
 use std::net::IpAddr;
 
 use super::super::matching::{Matcher, NAME_LABEL};
 use super::super::nearest::as_pod;
 use super::super::{End, Transport, Who};
-use crate::cluster::model::{Direction, Labels, Policy};
+use crate::cluster::index::PodView;
+use crate::cluster::model::{Direction, Labels, Policy, Str};
 
 /// Labels that change from one rollout, revision or replica to the next: never to select by.
 const UNSTABLE: [&str; 10] = [
@@ -31,7 +32,7 @@ pub(super) struct Words<'o, 'a> {
 
 impl Words<'_, '_> {
     /// The pod whose policy is spoken of.
-    pub(super) fn subject(&self) -> String {
+    pub(super) fn subject(&self) -> impl Display {
         end(match self.matcher.direction {
             Direction::Egress => &self.matcher.connection.source,
             Direction::Ingress => &self.matcher.connection.destination,
@@ -39,87 +40,117 @@ impl Words<'_, '_> {
     }
 
     /// The other end.
-    pub(super) fn peer(&self) -> String {
+    pub(super) fn peer(&self) -> impl Display {
         end(self.matcher.peer())
     }
 
     /// `{port: 80, protocol: TCP}`
-    pub(super) fn port_item(&self) -> Option<String> {
-        Some(format!("{{{}}}", self.port_fields()?))
+    pub(super) fn port_item(&self) -> Option<impl Display> {
+        let fields = self.port_fields()?;
+        Some(fmt::from_fn(move |f| write!(f, "{{{fields}}}")))
     }
 
-    pub(super) fn port_fields(&self) -> Option<String> {
+    pub(super) fn port_fields(&self) -> Option<impl Display + use<>> {
         let Transport::Named(protocol) = self.matcher.connection.transport else { return None };
         // Port 0 can be sent to, but not written in a policy.
         let port = self.matcher.connection.port.filter(|port| *port > 0)?;
-        Some(format!("port: {port}, protocol: {protocol}"))
+        Some(fmt::from_fn(move |f| write!(f, "port: {port}, protocol: {protocol}")))
     }
 
     /// An item of `from` or `to` that matches the other end, and as little else as its labels allow. `None`: a pod
     /// without a label to select it by, an end without an address, or one whose owner is not known: its address may be
     /// another's tomorrow.
-    pub(super) fn peer_item(&self, policy: &Policy) -> Option<String> {
-        if matches!(self.matcher.peer().who, Who::Unknown) {
+    pub(super) fn peer_item(&self, policy: &Policy) -> Option<impl Display> {
+        let peer = self.matcher.peer();
+        if matches!(peer.who, Who::Unknown) {
             return None;
         }
-        let Some(view) = as_pod(&self.matcher.peer().who).filter(|view| !view.pod.host_network) else {
-            return self.matcher.peer_addresses().first().map(|ip| block(*ip));
-        };
-        let labels = stable(&view.pod.labels);
-        if labels.is_empty() {
-            return None;
-        }
-        let pods = format!("podSelector: {{matchLabels: {{{}}}}}", labels.join(", "));
-        Some(if view.pod.namespace == policy.namespace {
-            format!("{{{pods}}}")
-        } else {
-            let namespace = scalar(&view.pod.namespace);
-            format!("{{namespaceSelector: {{matchLabels: {{{NAME_LABEL}: {namespace}}}}}, {pods}}}")
+        Some(match as_pod(&peer.who).filter(|view| !view.pod.host_network) {
+            Some(PodView { pod, .. }) => {
+                let elsewhere = (pod.namespace != policy.namespace).then_some(&*pod.namespace);
+                Item::Pods(elsewhere, stable(&pod.labels)?)
+            }
+            None => Item::Block(*self.matcher.peer_addresses().first()?),
         })
     }
 
     /// A whole rule: `{from: […], ports: […]}`.
-    pub(super) fn rule_item(&self, policy: &Policy) -> Option<String> {
+    pub(super) fn rule_item(&self, policy: &Policy) -> Option<impl Display> {
         let field = self.matcher.direction.peers_field();
-        Some(format!("{{{field}: [{}], ports: [{}]}}", self.peer_item(policy)?, self.port_item()?))
+        let (peer, port) = (self.peer_item(policy)?, self.port_item()?);
+        Some(fmt::from_fn(move |f| write!(f, "{{{field}: [{peer}], ports: [{port}]}}")))
     }
 }
 
-fn block(ip: IpAddr) -> String {
-    let ip = ip.to_canonical();
-    match ip {
-        IpAddr::V4(_) => format!("{{ipBlock: {{cidr: {ip}/32}}}}"),
-        IpAddr::V6(_) => format!("{{ipBlock: {{cidr: '{ip}/128'}}}}"),
+/// An item of `from` or `to`.
+enum Item<'a> {
+    Block(IpAddr),
+    /// The namespace, where it is not the policy's own.
+    Pods(Option<&'a str>, Stable<'a>),
+}
+
+impl Display for Item<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Item::Block(ip) => match ip.to_canonical() {
+                IpAddr::V4(ip) => write!(f, "{{ipBlock: {{cidr: {ip}/32}}}}"),
+                IpAddr::V6(ip) => write!(f, "{{ipBlock: {{cidr: '{ip}/128'}}}}"),
+            },
+            Item::Pods(None, labels) => write!(f, "{{podSelector: {{matchLabels: {{{labels}}}}}}}"),
+            Item::Pods(Some(namespace), labels) => write!(
+                f,
+                "{{namespaceSelector: {{matchLabels: {{{NAME_LABEL}: {}}}}}, podSelector: {{matchLabels: {{{labels}}}}}}}",
+                scalar(namespace),
+            ),
+        }
     }
 }
 
 /// The labels to select a pod by: those that name its application, else all that stay.
-fn stable(labels: &Labels) -> Vec<String> {
-    let pairs = |keep: &dyn Fn(&str) -> bool| -> Vec<String> {
-        let kept = labels.iter().filter(|(key, _)| keep(key));
-        kept.take(LABELS_AT_MOST).map(|(key, value)| format!("{key}: {}", scalar(value))).collect()
-    };
-    let naming = pairs(&|key| NAMING.contains(&key));
-    if naming.is_empty() { pairs(&|key| !UNSTABLE.contains(&key)) } else { naming }
+#[derive(Clone, Copy)]
+struct Stable<'a> {
+    labels: &'a Labels,
+    naming: bool,
+}
+
+/// `None`: it has none such.
+fn stable(labels: &Labels) -> Option<Stable<'_>> {
+    [true, false].map(|naming| Stable { labels, naming }).into_iter().find(|labels| labels.pairs().next().is_some())
+}
+
+impl<'a> Stable<'a> {
+    fn pairs(self) -> impl Iterator<Item = (&'a Str, &'a Str)> {
+        let keep = move |key: &str| if self.naming { NAMING.contains(&key) } else { !UNSTABLE.contains(&key) };
+        self.labels.iter().filter(move |(key, _)| keep(key)).take(LABELS_AT_MOST)
+    }
+}
+
+impl Display for Stable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.pairs()
+            .enumerate()
+            .try_for_each(|(at, (key, value))| write!(f, "{}{key}: {}", if at == 0 { "" } else { ", " }, scalar(value)))
+    }
 }
 
 /// A label's value in YAML: quoted where it would be read as something else than text.
-fn scalar(value: &str) -> Cow<'_, str> {
+fn scalar(value: &str) -> impl Display {
     let plain = value.starts_with(|c: char| c.is_ascii_alphabetic())
         && !["y", "n", "yes", "no", "on", "off", "true", "false", "null"]
             .iter()
             .any(|word| value.eq_ignore_ascii_case(word));
-    if plain { value.into() } else { format!("'{value}'").into() }
+    fmt::from_fn(move |f| if plain { f.write_str(value) } else { write!(f, "'{value}'") })
 }
 
-fn end(end: &End<'_>) -> String {
-    match (&end.who, end.ip) {
-        (Who::Pod(view), _) => format!("{}/{}", view.pod.namespace, view.pod.name),
-        (Who::Node(name), _) => format!("node {name}"),
-        (Who::External | Who::Unknown, Some(ip)) => ip.to_string(),
-        (Who::External, None) => "an address outside".to_owned(),
-        (Who::Unknown, None) => "an unknown end".to_owned(),
-    }
+fn end<'a>(end: &End<'a>) -> impl Display + use<'a> {
+    let End { who, ip, .. } = *end;
+    fmt::from_fn(move |f| match (&who, ip) {
+        (Who::Pod(view), _) => write!(f, "{}/{}", view.pod.namespace, view.pod.name),
+        (Who::Node(name), _) => write!(f, "node {name}"),
+        (Who::External | Who::Unknown, Some(ip)) => ip.fmt(f),
+        (Who::External, None) => f.write_str("an address outside"),
+        (Who::Unknown, None) => f.write_str("an unknown end"),
+    })
 }
 
 pub(super) fn capital(direction: Direction) -> &'static str {
