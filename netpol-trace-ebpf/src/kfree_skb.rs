@@ -5,6 +5,7 @@
 //! and takes its place.
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::cty::c_void;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use aya_log_ebpf::debug;
@@ -50,7 +51,7 @@ arguments!(BtfTracePointContext RawTracePointContext);
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb(ctx: BtfTracePointContext) -> u32 {
     // Kernels that take it have the reason.
-    if passes(&ctx, ctx.word(2) as u32) { first::<_, Direct>(&ctx) } else { 0 }
+    if passes(&ctx, |ctx| ctx.word(2) as u32) { first::<_, Direct>(&ctx) } else { 0 }
 }
 
 #[btf_tracepoint(function = "kfree_skb")]
@@ -61,7 +62,7 @@ pub fn kfree_skb_again(ctx: BtfTracePointContext) -> u32 {
 /// For kernels before 6.17, whose verifier doesn't let a program load a packet's headers.
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb_copy(ctx: BtfTracePointContext) -> u32 {
-    if passes(&ctx, ctx.reason()) { first::<_, Typed>(&ctx) } else { 0 }
+    if passes(&ctx, Arguments::reason) { first::<_, Typed>(&ctx) } else { 0 }
 }
 
 #[btf_tracepoint(function = "kfree_skb")]
@@ -71,27 +72,26 @@ pub fn kfree_skb_copy_again(ctx: BtfTracePointContext) -> u32 {
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub fn kfree_skb_raw(ctx: RawTracePointContext) -> u32 {
-    if passes(&ctx, ctx.reason()) { first::<_, Probed>(&ctx) } else { 0 }
+    if passes(&ctx, Arguments::reason) { first::<_, Probed>(&ctx) } else { 0 }
 }
 
-/// One bitmap test throws out nearly everything. What it lets pass is a function of its own: this one needs no register that
-/// it would have to save, and hardly any stack.
+/// One bitmap test throws out nearly everything. What it lets pass is a function of its own: this one has hardly any stack, and saves
+/// one register, since it reads the reason only when it needs it.
 #[inline(always)]
-fn passes(ctx: &impl Arguments, reason: u32) -> bool {
+fn passes<C: Arguments>(ctx: &C, reason: impl FnOnce(&C) -> u32) -> bool {
     let Some(cpu) = emit::cpu(PER_CPU_FIRST) else { return false };
-    let slot = slot(reason);
+    let (slot, skb) = (slot(reason(ctx)), ctx.skb() as u64);
     emit::count_seen(cpu, slot);
-    let passes =
-        emit::has_note(cpu, ctx.skb() as u64) || emit::bits(|filter| &filter.either, slot) >> (slot % 64) & 1 == 1;
+    let passes = emit::has_note(cpu, skb) || emit::bits(|filter| &filter.either, slot) >> (slot % 64) & 1 == 1;
     if !passes && emit::is_watched(cpu) {
-        mark(ctx, cpu);
+        mark(cpu, ctx.as_ptr(), skb);
     }
     passes
 }
 
 #[inline(never)]
-fn mark(ctx: &impl Arguments, cpu: *mut PerCpu) {
-    emit::mark(cpu, ctx.as_ptr(), ctx.skb() as u64);
+fn mark(cpu: *mut PerCpu, context: *const c_void, skb: u64) {
+    emit::mark(cpu, context, skb);
 }
 
 /// Whether the program did not run for this drop.
@@ -104,7 +104,7 @@ fn is_missed(ctx: &impl Arguments) -> bool {
 fn first<C: Arguments, M: Memory>(ctx: &C) -> u32 {
     let Some(cpu) = emit::cpu(PER_CPU_FIRST) else { return 0 };
     if emit::is_watched(cpu) {
-        mark(ctx, cpu);
+        mark(cpu, ctx.as_ptr(), ctx.skb() as u64);
     }
     if let Some(drop) = interesting(ctx, cpu) {
         matched::<_, M>(ctx, cpu, drop);
@@ -127,8 +127,10 @@ fn again<C: Arguments, M: Memory>(ctx: &C) -> u32 {
 #[inline(always)]
 fn slot(reason: u32) -> usize {
     let slot = if reason < REASONS as u32 { reason } else { REASON_OTHER };
-    // SAFETY: a live local. Volatile, or the compiler drops the mask that it knows to be needless and the verifier doesn't.
-    unsafe { core::ptr::read_volatile(&raw const slot) as usize & (REASONS - 1) }
+    let mut slot = slot as u64;
+    // SAFETY: one instruction. The compiler would drop the mask, which it knows to be needless and the verifier doesn't.
+    unsafe { core::arch::asm!("{slot} &= {mask}", slot = inout(reg) slot, mask = const REASONS - 1) };
+    slot as usize
 }
 
 /// What is known of a drop without a look at its packet.

@@ -3,6 +3,8 @@
 #![no_main]
 // The only atomic add that the BPF target lowers on 5.10 too.
 #![feature(core_intrinsics)]
+// A mask that the compiler must not drop.
+#![feature(asm_experimental_arch)]
 #![allow(internal_features)]
 
 mod drop;
