@@ -2,12 +2,49 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::prelude::*;
 
-/// Starts logging. `RUST_LOG` chooses the level; `info` by default.
+use crate::cluster::api::LOG_OF_CLIENT;
+
+/// Starts logging. `RUST_LOG` chooses the level, or levels by module as in `info,netpol_trace::kernel=debug`; `info` by default.
 pub fn init() {
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("info,{}", crate::cluster::api::LOG_FILTER)));
+    let (filter, mistake) = filter(&std::env::var("RUST_LOG").unwrap_or_default());
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).init();
+    let subscriber = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_writer(std::io::stderr);
+    subscriber.with_ansi(colours).finish().with(filter).init();
+    if let Some(error) = mistake {
+        tracing::warn!(%error, "RUST_LOG is left out: it takes a level, or levels by module, as in info,hyper=debug");
+    }
+}
+
+/// What `asked` says, or the default where it is empty or wrong.
+fn filter(asked: &str) -> (Targets, Option<ParseError>) {
+    let default = Targets::new().with_default(LevelFilter::INFO).with_target(LOG_OF_CLIENT, LevelFilter::OFF);
+    match asked.parse() {
+        _ if asked.is_empty() => (default, None),
+        Ok(filter) => (filter, None),
+        Err(error) => (default, Some(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn levels_by_module_and_a_mistake() {
+        let says = |asked, module, level| filter(asked).0.would_enable(module, &level);
+        assert!(says("", "netpol_trace", Level::INFO) && !says("", "netpol_trace", Level::DEBUG));
+        assert!(!says("", "kube_client::client", Level::ERROR));
+        assert!(says("debug", "netpol_trace", Level::DEBUG) && says("debug", "kube_client", Level::DEBUG));
+        let by_module = "warn,netpol_trace::kernel=trace";
+        assert!(says(by_module, "netpol_trace::kernel::attach", Level::TRACE));
+        assert!(!says(by_module, "netpol_trace::pipeline", Level::INFO));
+        assert!(filter(by_module).1.is_none() && filter("a=b=c").1.is_some());
+        assert!(says("a=b=c", "netpol_trace", Level::INFO));
+    }
 }

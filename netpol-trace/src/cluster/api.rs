@@ -37,7 +37,7 @@ use items::{Item, Named};
 use watch::{Pause, Resource};
 
 /// The client repeats at each layer what its caller gets as an error, and tells in words of its own.
-pub const LOG_FILTER: &str = "kube_client=off";
+pub const LOG_OF_CLIENT: &str = "kube_client";
 /// Up to so many pods `--peers=auto` watches them all: below, watching costs the API server less than asking.
 pub const WATCHED_PODS: u64 = 5_000;
 /// Other nodes are listed this often when only this node is watched.
