@@ -259,6 +259,7 @@ impl Queue {
         let mut state = self.lock();
         let room = MAX_SPENT.saturating_sub(state.spent.len()).min(records.len());
         state.spent.extend(records.drain(..room));
+        // The rest is freed here, when nobody waits for the lock.
         drop(state);
     }
 
@@ -281,6 +282,7 @@ impl Queue {
         }
         state.counts.lost += std::mem::take(&mut state.counts.held);
         state.weight = 0;
+        state.spent = Vec::new();
         self.tell_emptied(state);
     }
 

@@ -96,7 +96,7 @@ type Found = (&'static str, String);
 
 /// A message, made in one go: what it is made of are no texts of their own.
 macro_rules! said {
-    ($($text:tt)*) => { $crate::verdict::miss::text(512, format_args!($($text)*)) };
+    ($($text:tt)*) => { $crate::verdict::miss::text(256, format_args!($($text)*)) };
 }
 use said;
 
