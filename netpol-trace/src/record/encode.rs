@@ -112,7 +112,8 @@ pub(super) fn write(value: &impl Serialize, out: &mut Vec<u8>) -> serde_json::Re
     let start = out.len();
     value.serialize(&mut serde_json::Serializer::new(&mut *out))?;
     // Nearly every line is of these, and to look once is less than to look at each text.
-    if out[start..].iter().all(|octet| *octet < 0x7f) {
+    let json = &out[start..];
+    if json.is_ascii() && memchr::memchr(0x7f, json).is_none() {
         return Ok(());
     }
     out.truncate(start);
@@ -291,5 +292,25 @@ fn short_change(change: &mut PolicyChange, step: Step) {
     if step == Step::Least {
         clip(&mut change.namespace);
         [&mut change.policy, &mut change.uid].into_iter().flatten().for_each(clip);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With and without a character beyond ASCII, which is where each text is looked at.
+    #[test]
+    fn no_character_does_anything_to_a_terminal() {
+        for (text, json) in [
+            ("plain \u{1b}[2J", r#""plain \u001b[2J""#),
+            ("\u{7f}", r#""\u007f""#),
+            ("\u{7f}ü\u{9b}", r#""\u007fü\u009b""#),
+            ("\u{202e}\u{e0041}", r#""\u202e\udb40\udc41""#),
+        ] {
+            let mut line = b"before ".to_vec();
+            write(&text, &mut line).unwrap();
+            assert_eq!(String::from_utf8(line).unwrap(), format!("before {json}"));
+        }
     }
 }
