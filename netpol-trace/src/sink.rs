@@ -168,6 +168,8 @@ impl Feed {
     fn deliver(&mut self, sink: &mut dyn Sink, entries: Vec<Entry>, queue: &Queue, numbers: &Numbers) -> bool {
         let mut records = Vec::with_capacity(entries.len());
         let mut meanings = Vec::with_capacity(entries.len());
+        // Not made by this thread.
+        let mut others = Vec::with_capacity(entries.len());
         let declarations = self.undeclared.take().into_iter().map(Entry::Overflowed);
         for entry in declarations.chain(entries) {
             let (mut record, meaning) = match entry {
@@ -177,6 +179,8 @@ impl Feed {
                     (Arc::new(numbers.record(Body::Loss(declaration), lost.time())), Meaning::Declares(lost))
                 }
             };
+            // While another sink has it too, this one's is a copy.
+            others.push(matches!(meaning, Meaning::Packets(_)) && Arc::get_mut(&mut record).is_some());
             Arc::make_mut(&mut record).seq = self.seq + records.len() as u64 + 1;
             records.push(record);
             meanings.push(meaning);
@@ -216,7 +220,8 @@ impl Feed {
         let closed = matches!(delivery.error, Some(SinkError::Closed));
         self.log(delivery.error.as_ref().filter(|_| !closed));
         queue.settle(done, delivery.error.map(|error| error.to_string()));
-        queue.give_back(records);
+        queue
+            .give_back(records.into_iter().zip(others).filter_map(|(record, other)| other.then_some(record)).collect());
         closed
     }
 
@@ -229,5 +234,66 @@ impl Feed {
             _ => {}
         }
         self.failing = error.is_some();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Loss, LossStage};
+
+    pub(super) fn loss() -> Loss {
+        Loss {
+            stage: LossStage::KernelRing,
+            reason: "test".into(),
+            of: None,
+            count: None,
+            estimate: false,
+            last_time: None,
+            sink: None,
+            first_id: None,
+            last_id: None,
+        }
+    }
+
+    pub(super) fn numbers() -> Numbers {
+        Numbers::new("a".into(), None, None)
+    }
+
+    pub(super) fn record(numbers: &Numbers) -> Record {
+        numbers.record(Body::Loss(loss()), Timestamp::UNIX_EPOCH)
+    }
+
+    struct Taker;
+
+    impl Sink for Taker {
+        fn name(&self) -> String {
+            "taker".into()
+        }
+
+        fn format(&self) -> &'static str {
+            "none"
+        }
+
+        fn deliver(&mut self, records: &[Arc<Record>], _: Patience<'_>) -> Delivery {
+            Delivery::all(records)
+        }
+    }
+
+    /// Of two sinks the one that has a record first makes a copy: only the record itself goes back to who made it.
+    #[test]
+    fn a_copy_is_freed_by_its_sink() {
+        let queues = [Queue::default(), Queue::default()];
+        let record = Arc::new(record(&numbers()));
+        for queue in &queues {
+            queue.push(queue::Waiting::new(record.clone(), 1), Duration::ZERO);
+        }
+        drop(record);
+        for queue in &queues {
+            let mut feed = Feed { name: "taker".into(), seq: 0, undeclared: Undeclared::default(), failing: false };
+            let entries = queue.take(BATCH, Duration::ZERO).unwrap();
+            assert!(!feed.deliver(&mut Taker, entries, queue, &numbers()));
+        }
+        assert_eq!(queues.map(|queue| (queue.spent(), queue.counts().written)), [(0, 1), (1, 1)]);
     }
 }

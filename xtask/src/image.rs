@@ -137,7 +137,7 @@ fn size(path: &Path) -> Result<f64> {
     Ok(path.metadata().with_context(|| path.display().to_string())?.len() as f64 / f64::from(1 << 20))
 }
 
-/// A twentieth of the binary: relocations packed, which Debian 12's C library (2.36) is the first to take, and functions of the same code
+/// A thirtieth of the binary: relocations packed, which Debian 12's C library (2.36) is the first to take, and functions of the same code
 /// put into one, by rustc's own linker. It links with that on this architecture only, and where it has it: a distribution's may not.
 const SMALLER: [&str; 2] = ["-z,pack-relative-relocs", "--icf=all"];
 

@@ -85,24 +85,13 @@ impl Undeclared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::Numbers;
+    use crate::sink::tests::{loss, numbers};
 
     #[test]
     fn a_lost_declaration_is_declared_again() {
-        let numbers = Numbers::new("a".into(), None, None);
         let loss = |of: Option<&str>, estimate| {
-            let body = Loss {
-                stage: LossStage::KernelRing,
-                reason: "ring_full".into(),
-                of: of.map(|of| of.to_owned().into()),
-                count: Some(7),
-                estimate,
-                last_time: None,
-                sink: None,
-                first_id: None,
-                last_id: None,
-            };
-            numbers.record(Body::Loss(body), Timestamp::UNIX_EPOCH)
+            let body = Loss { of: of.map(|of| of.to_owned().into()), count: Some(7), estimate, ..loss() };
+            numbers().record(Body::Loss(body), Timestamp::UNIX_EPOCH)
         };
         let mut lost = Lost::new("queue_full", &loss(None, false), 0);
         // Neither connections nor estimates are in the books.

@@ -254,13 +254,19 @@ impl Queue {
         self.tell_emptied(state);
     }
 
-    /// Takes back what was taken and is done with.
+    /// Takes back what was taken and is done with; not a sink's own copies, which it frees itself.
     pub fn give_back(&self, mut records: Vec<Arc<Record>>) {
         let mut state = self.lock();
         let room = MAX_SPENT.saturating_sub(state.spent.len()).min(records.len());
         state.spent.extend(records.drain(..room));
         // The rest is freed here, when nobody waits for the lock.
         drop(state);
+    }
+
+    /// How many wait to be freed.
+    #[cfg(test)]
+    pub fn spent(&self) -> usize {
+        self.lock().spent.len()
     }
 
     /// The sink has ended: what still waits, and all that comes, is lost.
@@ -389,35 +395,19 @@ fn weight(record: &Record) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Loss, LossStage};
-    use crate::sink::Numbers;
-
-    fn record() -> Arc<Record> {
-        let loss = Loss {
-            stage: LossStage::NotAttached,
-            reason: "test".into(),
-            of: None,
-            count: None,
-            estimate: false,
-            last_time: None,
-            sink: None,
-            first_id: None,
-            last_id: None,
-        };
-        Arc::new(Numbers::new("a".into(), None, None).record(Body::Loss(loss), jiff::Timestamp::UNIX_EPOCH))
-    }
+    use crate::sink::tests::{numbers, record};
 
     /// What a sink is done with is freed one by one by who makes more, and no more than [`MAX_SPENT`] waits for that.
     #[test]
     fn who_makes_records_frees_them() {
         let queue = Queue::default();
-        let many: Vec<_> = (0..2 * MAX_SPENT).map(|_| record()).collect();
+        let many: Vec<_> = (0..2 * MAX_SPENT).map(|_| Arc::new(record(&numbers()))).collect();
         let seen: Vec<_> = many.iter().map(Arc::downgrade).collect();
         let left = || seen.iter().filter(|record| record.strong_count() > 0).count();
         queue.give_back(many);
         assert_eq!(left(), MAX_SPENT);
         for made in 1..=MAX_SPENT {
-            queue.push(Waiting::new(record(), 1), Duration::ZERO);
+            queue.push(Waiting::new(Arc::new(record(&numbers())), 1), Duration::ZERO);
             assert_eq!(left(), MAX_SPENT - made);
         }
     }

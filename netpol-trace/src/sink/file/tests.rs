@@ -2,23 +2,11 @@
 
 use super::super::queue::Queue;
 use super::*;
-use crate::record::{Body, Loss, LossStage};
-use crate::sink::Numbers;
+use crate::sink::tests::{numbers, record};
 
 fn records(count: usize) -> Vec<Arc<Record>> {
-    let numbers = Numbers::new("a".into(), None, None);
-    let loss = || Loss {
-        stage: LossStage::NotAttached,
-        reason: "test".into(),
-        of: None,
-        count: None,
-        estimate: false,
-        last_time: None,
-        sink: None,
-        first_id: None,
-        last_id: None,
-    };
-    (0..count).map(|_| Arc::new(numbers.record(Body::Loss(loss()), jiff::Timestamp::UNIX_EPOCH))).collect()
+    let numbers = numbers();
+    (0..count).map(|_| Arc::new(record(&numbers))).collect()
 }
 
 fn deliver(lines: &mut Lines, count: usize) -> Delivery {
