@@ -9,7 +9,8 @@ mod random;
 
 use std::process::ExitCode;
 
-use netpol_trace::verdict::{self, Finding, Options};
+use netpol_trace::policy;
+use netpol_trace::policy::{Finding, Options};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
         let (world, queries) = questions.new_tree(&mut runner).expect("no filter rejects").current();
         let index = world.index();
         for query in &queries {
-            let finding = verdict::evaluate(&index, &world.connection(&index, query), &Options::default()).finding();
+            let finding = policy::evaluate(&index, &world.connection(&index, query), &Options::default()).finding();
             let expected = oracle::allows(&world, query);
             let agrees = match finding {
                 Finding::Allowed(_) => expected,

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use netpol_trace::cluster::index::Owner;
-use netpol_trace::cluster::model::{Object, Protocol};
 use netpol_trace::cluster::{Change, Index, Kind};
-use netpol_trace::verdict::{self, Connection, End, Finding, Options, Transport, Who};
+use netpol_trace::model::cluster::{Object, Protocol};
+use netpol_trace::policy;
+use netpol_trace::policy::{Connection, End, Finding, Options, Transport, Who};
 
 /// How long one figure is measured.
 const MEASURED: Duration = Duration::from_millis(800);
@@ -100,7 +101,7 @@ fn while_pods_change() {
             }
             let transport = Transport::Named(Protocol::Tcp);
             let connection = Connection { source, destination, transport, port: Some(8080), at: Some(then) };
-            black_box(verdict::evaluate(&index, &connection, &options));
+            black_box(policy::evaluate(&index, &connection, &options));
         }));
     }
     println!("{:>56.0} {:>11.0}", rates[0], rates[1]);
@@ -109,14 +110,14 @@ fn while_pods_change() {
 fn speeds(index: &Index, pods: usize) -> [f64; 5] {
     let options = &Options::default();
     let connections = &large::connections(index, pods, 20_000);
-    let denied = |c: &&Connection<'_>| matches!(verdict::evaluate(index, c, options).finding(), Finding::Denied);
+    let denied = |c: &&Connection<'_>| matches!(policy::evaluate(index, c, options).finding(), Finding::Denied);
     let (denied, allowed): (Vec<_>, Vec<_>) = connections.iter().partition(denied);
     [
-        per_second(connections, |c| _ = black_box(verdict::evaluate(index, c, options))),
-        per_second(connections, |c| _ = black_box(verdict::evaluate(index, &by_address(index, c), options))),
-        per_second(connections, |c| _ = black_box(verdict::judge(index, c, options))),
-        per_second(&denied, |c| _ = black_box(verdict::judge(index, c, options))),
-        per_second(&allowed, |c| _ = black_box(verdict::judge(index, c, options))),
+        per_second(connections, |c| _ = black_box(policy::evaluate(index, c, options))),
+        per_second(connections, |c| _ = black_box(policy::evaluate(index, &by_address(index, c), options))),
+        per_second(connections, |c| _ = black_box(policy::judge(index, c, options))),
+        per_second(&denied, |c| _ = black_box(policy::judge(index, c, options))),
+        per_second(&allowed, |c| _ = black_box(policy::judge(index, c, options))),
     ]
 }
 
@@ -158,9 +159,9 @@ fn allocations_by_path() {
     let options = Options::default();
     let connections = large::connections(&index, 10_000, 20_000);
     let (_, bare) =
-        allocations::during(|| connections.iter().for_each(|c| _ = black_box(verdict::evaluate(&index, c, &options))));
+        allocations::during(|| connections.iter().for_each(|c| _ = black_box(policy::evaluate(&index, c, &options))));
     let (_, owned) =
-        allocations::during(|| connections.iter().for_each(|c| _ = black_box(verdict::judge(&index, c, &options))));
+        allocations::during(|| connections.iter().for_each(|c| _ = black_box(policy::judge(&index, c, &options))));
     println!();
     println!(
         "heap allocations a verdict: {:.2} bare, {:.2} as a record",

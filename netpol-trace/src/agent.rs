@@ -17,31 +17,28 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use jiff::Timestamp;
+use previous::StateFile;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::books::Intake;
 use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::Access;
 use crate::config::Live;
-use crate::flows::Flows;
 use crate::history::History;
 use crate::http::{self, Guard};
 use crate::inventory::{self, Watcher};
-use crate::kernel;
 use crate::kernel::pins::Keep;
 use crate::kernel::tc::{Mode, View};
-use crate::memory;
+use crate::model::HookState;
 use crate::output::Output;
 use crate::pipeline::Pipeline;
-use crate::pipeline::budget::Budget;
-use crate::record::HookState;
-use crate::record::encode::Format;
+use crate::pipeline::accounting::Intake;
+use crate::pipeline::aggregate::Budget;
+use crate::pipeline::connections::Flows;
+use crate::record::format::Format;
 use crate::sink::Numbers;
 use crate::sink::queue::Written;
 use crate::sink::target::Target;
-use crate::tail;
-
-use previous::StateFile;
+use crate::{kernel, memory, tail};
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
 const QUEUE: usize = 256;

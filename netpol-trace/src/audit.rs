@@ -9,10 +9,11 @@ mod run;
 
 use std::collections::HashMap;
 
-use crate::record::{Body, LossStage, Record};
-
 pub use report::{Answer, Report, RunReport};
 use run::Run;
+
+use crate::model::LossStage;
+use crate::record::{Body, Record};
 
 /// Runs that are kept apart; records of more are counted.
 const MAX_RUNS: usize = 100_000;

@@ -17,7 +17,7 @@ pub mod decode;
 pub mod events;
 pub mod index;
 pub mod manifests;
-pub mod model;
+
 pub mod place;
 pub mod source;
 pub mod yaml;

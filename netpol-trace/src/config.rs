@@ -13,12 +13,12 @@ mod tests;
 use std::fmt;
 use std::path::Path;
 
-use crate::record::{Body, Endpoint};
-use crate::text::escape;
-
 pub use flags::Flag;
 pub use live::Live;
 pub use select::{Ends, Pattern, Selection};
+
+use crate::record::{Body, Endpoint};
+use crate::text::escape;
 
 /// What a config file says.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -46,7 +46,7 @@ pub const REDACTED: &str = "redacted";
 
 impl Settings {
     /// Whether something gets a record. What gets none is counted all the same.
-    pub fn admits(&self, cause: Option<crate::record::Cause>, ends: &Ends<'_>) -> bool {
+    pub fn admits(&self, cause: Option<crate::model::Cause>, ends: &Ends<'_>) -> bool {
         self.include.fits_all(cause, ends) && !self.exclude.fits_any(cause, ends)
     }
 

@@ -25,12 +25,12 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
+pub use watch::Watcher;
 
 use self::devices::Device;
 use self::ruleset::{Backend, Builder, ByOwner, Ruleset};
+use crate::model::{Family, Hook, Mechanism};
 use crate::netlink::{self, Complete};
-use crate::record::{Family, Hook, Mechanism};
-pub use watch::Watcher;
 
 /// Whether a part of the inventory is known.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -41,7 +41,8 @@ use self::layout::Layout;
 use self::pins::Keep;
 use self::symbols::{Symbols, SymbolsError};
 use crate::memory;
-use crate::packet::{Answers, Candidate, Facts, Repeats, Str};
+use crate::model::packet::Repeats;
+use crate::model::{Answers, Candidate, Facts, Str};
 
 /// Where the kernel publishes its types.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";

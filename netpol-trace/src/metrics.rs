@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use catalogue as c;
 use foldhash::fast::RandomState;
 use jiff::Timestamp;
-
-use crate::record::{Body, Direction, Drop, Status};
-use crate::sink::queue::MAX_RECORDS;
-use catalogue as c;
 use text::Page;
+
+use crate::model::Direction;
+use crate::record::{Body, Drop, Status};
+use crate::sink::queue::MAX_RECORDS;
 
 /// Different label sets of one metric; names of namespaces beyond count under [`OTHER`].
 const MAX_SERIES: usize = 10_000;
@@ -121,7 +122,7 @@ impl Metrics {
         let Some((published, _)) = self.published() else {
             return Err("not started yet: hooks or sources are missing".into());
         };
-        let waits = |source: &&crate::record::SourceState| !source.synced && source.error.is_none();
+        let waits = |source: &&crate::model::SourceState| !source.synced && source.error.is_none();
         match published.status.sources.iter().find(waits) {
             Some(source) => Err(format!("source {} is not in sync yet", source.name)),
             None => Ok(()),

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::metrics::Metrics;
-use crate::record::{Body, Cause, SinkState};
+use crate::model::{Cause, SinkState};
+use crate::record::Body;
 use crate::sink::queue::{Counts, Queue, Waiting, Written};
 use crate::sink::{self, Numbers, Sink, SinkError};
 

@@ -1,160 +1,12 @@
 //! Bytes to packets: pure, total, never panics. The bytes come from strangers.
 
 pub mod conntrack;
+pub mod dns;
 pub mod headers;
-
-use std::net::IpAddr;
-use std::sync::Arc;
 
 use netpol_trace_common::{DropEvent, HEAD_LEN, flags};
 
-pub use conntrack::{Conntrack, Tuple};
-pub use headers::Headers;
-
-use crate::record::{Family, Hook, Mechanism, Text};
-
-pub type Str = Arc<str>;
-
-/// IP protocol numbers that are told apart (IANA).
-pub const TCP: u8 = 6;
-pub const UDP: u8 = 17;
-pub const SCTP: u8 = 132;
-pub const ICMP: u8 = 1;
-pub const ICMPV6: u8 = 58;
-
-/// What the kernel said of the drop besides the packet.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Facts {
-    pub reason: Option<Str>,
-    pub location: Option<Str>,
-    pub site: Site,
-    pub device: Option<Str>,
-    pub netns: Option<u32>,
-    /// An ICMP error or a reset about the packet was sent right before it was freed.
-    pub rejected: bool,
-    pub answers: Answers,
-}
-
-/// Which answers of REJECT are seen on this kernel, each of them: a packet without one was not rejected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Answers {
-    pub icmp: bool,
-    pub icmp6: bool,
-    /// TCP resets, of both families.
-    pub reset: bool,
-}
-
-impl Answers {
-    /// Whether REJECT would have answered such a packet, and the answer been seen.
-    pub fn all_to(self, family: Family, headers: &Headers) -> bool {
-        let error = match family {
-            Family::Ipv4 => self.icmp,
-            Family::Ipv6 => self.icmp6,
-        };
-        // It sends no reset for a reset, and nothing for a fragment.
-        let is_reset = headers.tcp_flags.is_none_or(|flags| flags & headers::RST != 0);
-        error && !headers.fragment && (headers.protocol != TCP || self.reset && !is_reset)
-    }
-}
-
-/// What reason and location mean.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Site {
-    pub mechanism: Mechanism,
-    pub candidate: Candidate,
-    pub hook: Option<Hook>,
-}
-
-/// Whether a policy may be behind a drop at such a place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Candidate {
-    Policy,
-    /// A program that anybody may have attached: tc, XDP, cgroup.
-    Maybe,
-    /// The enforcer's queue has no listener.
-    Outage,
-    No,
-    /// What healthy traffic does.
-    Noise,
-}
-
-/// One dropped packet.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Packet {
-    /// CLOCK_MONOTONIC, ns.
-    pub time: u64,
-    pub headers: Headers,
-    /// L3 length in octets.
-    pub length: u32,
-    /// Packets on the wire: more than 1 where segmentation offload made one skb of several.
-    pub segments: u32,
-    pub conntrack: Option<Conntrack>,
-    /// Conntrack was told to leave the packet alone.
-    pub untracked: bool,
-}
-
-/// What one word of the kernel stands for: a packet, or what was counted of packets like it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Repeats {
-    /// The packet that was read is one of those meant; else it is only their example.
-    pub first: bool,
-    /// Packets that were counted, their L3 octets, and what they would be on the wire.
-    pub count: u64,
-    pub bytes: u64,
-    pub segments: u64,
-    /// CLOCK_MONOTONIC of the last one, ns.
-    pub last: u64,
-    /// What they have in common.
-    pub same: Sameness,
-}
-
-/// What packets that were counted together have in common, besides addresses, protocol and all that the kernel says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sameness {
-    /// Both ports.
-    Flow,
-    /// The destination's port.
-    AnySourcePort,
-    AnyPorts,
-}
-
-impl Repeats {
-    /// One packet.
-    pub const ONE: Repeats = Repeats { first: true, count: 0, bytes: 0, segments: 0, last: 0, same: Sameness::Flow };
-
-    /// How many packets there were.
-    pub fn packets(&self) -> u64 {
-        u64::from(self.first) + self.count
-    }
-
-    /// Their L3 octets, `packet` being the one that was read.
-    pub fn bytes(&self, packet: &Packet) -> u64 {
-        if self.first { self.bytes + u64::from(packet.length) } else { self.bytes }
-    }
-
-    pub fn segments(&self, packet: &Packet) -> u64 {
-        if self.first { self.segments + u64::from(packet.segments) } else { self.segments }
-    }
-}
-
-/// Why a record has no packet: it isn't IP, or its header couldn't be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PacketError {
-    #[error("not IP")]
-    NotIp,
-    #[error("the header is missing or cut short")]
-    Truncated,
-}
-
-impl PacketError {
-    /// For metrics.
-    pub fn kind(self) -> &'static str {
-        match self {
-            PacketError::NotIp => "not_ip",
-            PacketError::Truncated => "truncated",
-        }
-    }
-}
+use crate::model::packet::{Headers, Packet, PacketError};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -196,44 +48,14 @@ fn segments(event: &DropEvent, headers: &Headers, length: u32) -> u32 {
     }
 }
 
-impl Packet {
-    pub fn family(&self) -> Family {
-        match self.headers.source {
-            IpAddr::V4(_) => Family::Ipv4,
-            IpAddr::V6(_) => Family::Ipv6,
-        }
-    }
-}
-
-/// The record's name of an IP protocol.
-pub fn transport_name(protocol: u8) -> Text {
-    match protocol {
-        TCP => "tcp".into(),
-        UDP => "udp".into(),
-        SCTP => "sctp".into(),
-        ICMP => "icmp".into(),
-        ICMPV6 => "ipv6-icmp".into(),
-        number => number.to_string().into(),
-    }
-}
-
-/// The number behind a record's transport; 255 (reserved by IANA) for what is none.
-pub fn transport_number(name: &str) -> u8 {
-    match name {
-        "tcp" => TCP,
-        "udp" => UDP,
-        "sctp" => SCTP,
-        "icmp" => ICMP,
-        "ipv6-icmp" => ICMPV6,
-        number => number.parse().unwrap_or(255),
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::*;
+    use std::net::IpAddr;
+
     use netpol_trace_common::{CT_WORDS, NO_REASON};
     use proptest::prelude::*;
+
+    use super::*;
 
     /// A record with an IPv4 SYN from 10.0.0.1:40000 to 10.0.0.2:80.
     pub(crate) fn syn() -> DropEvent {

@@ -4,41 +4,46 @@
 //! kernel event ─> packet ─> enriched flow ─> verdict ─> record ─> sink
 //! ```
 
-pub mod budget;
-mod doubt;
-mod judge;
-mod memo;
+pub mod accounting;
+pub mod aggregate;
+pub mod build;
+pub mod connections;
+pub mod decide;
+pub mod enrich;
+mod identity;
+mod policy_change;
+mod verdict_cache;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use accounting::{Books, Intake};
+use aggregate::{Budget, Key, Sums};
+use build::drop_body;
+use connections::{Flows, Origin};
+use decide::cause::Circumstances;
+use decide::{Law, cause, judge};
+use enrich::Flow;
+use identity::doubt;
 use jiff::Timestamp;
+use verdict_cache::{Memo, Subject};
 
-use crate::books::{Books, Intake};
-use crate::cause::{self, Circumstances};
-use crate::changes;
 use crate::cluster::api::Lookups;
 use crate::cluster::index::Moment;
 use crate::cluster::{Cluster, Index};
 use crate::config::{Ends, live};
-use crate::enrich::{self, Flow};
-use crate::flows::{self, Flows, Origin};
 use crate::inventory::{Inventory, Watcher};
 use crate::kernel::RawDrop;
 use crate::kernel::clock::Clock;
 use crate::kernel::tc::View;
+use crate::model::packet::{Packet, PacketError, Repeats, Sameness};
+use crate::model::{Candidate, Cause, Loss, LossStage};
 use crate::output::Output;
-use crate::packet::{self, Candidate, Packet, PacketError, Repeats, Sameness};
-use crate::record::build::drop_body;
-use crate::record::{Body, Cause, Loss, LossStage};
+use crate::record::Body;
 use crate::sink::SinkError;
-use crate::verdict;
-use budget::{Budget, Key, Sums};
-use doubt::doubt;
-use judge::{Law, judge};
-use memo::{Memo, Subject};
+use crate::{packet, policy};
 
 /// How long an end inside the pod network without a known owner may wait for its name.
 const NAMING_TIME: Duration = Duration::from_secs(3);
@@ -51,7 +56,7 @@ pub struct Pipeline {
     cluster: Cluster,
     node: Option<String>,
     all_drops: bool,
-    options: verdict::Options,
+    options: policy::Options,
     memo: Memo,
     pub clock: Clock,
     /// Of the last look at the clock: once for many drops.
@@ -79,7 +84,7 @@ pub struct Pipeline {
 struct Held {
     packet: Packet,
     repeats: Repeats,
-    facts: packet::Facts,
+    facts: crate::model::Facts,
     origin: Origin,
     deadline: Instant,
     /// Not for a name, but for news that would change the judgement: looked at once, at the deadline.
@@ -90,7 +95,7 @@ struct Held {
 
 /// An unanswered connection that waits for the name of one of its ends.
 struct Silent {
-    finding: flows::Finding,
+    finding: connections::Finding,
     deadline: Instant,
     asked: bool,
 }
@@ -107,7 +112,7 @@ impl Pipeline {
             cluster,
             node,
             all_drops,
-            options: verdict::Options::default(),
+            options: policy::Options::default(),
             memo: Memo::default(),
             clock: Clock::now(),
             now: Instant::now(),
@@ -356,14 +361,14 @@ impl Pipeline {
             let names_of = |flows: &Flows<View>| flows.names_of(finding.tuple.client.0, finding.tuple.server.0, now);
             let names = self.flows.as_ref().map(names_of).unwrap_or_default();
             let moment = index.at(time, &[finding.tuple.client.0, finding.tuple.server.0]);
-            let mut flow = flows::flow(finding, &moment);
+            let mut flow = connections::flow(finding, &moment);
             doubt(self.lookups.as_ref(), &mut flow, &index, time, !std::mem::replace(&mut silent.asked, true));
             if may_wait && flow.may_be_named_later() {
                 self.silent.push_back(silent);
                 continue;
             }
             let stale = self.cluster.stale();
-            let mut body = flows::body(finding, &flow, &index, &self.options, names, time, &stale);
+            let mut body = connections::body(finding, &flow, &index, &self.options, names, time, &stale);
             if let Body::Unanswered(silent) = &body
                 && !self.configured.settings.admits(None, &Ends::of_record(&silent.source, &silent.destination))
             {
@@ -382,7 +387,7 @@ impl Pipeline {
     pub fn policy_changes(&mut self) -> Result<(), SinkError> {
         let (events, lost) = self.cluster.take_events();
         for event in &events {
-            self.tell(changes::body(event), event.at)?;
+            self.tell(policy_change::body(event), event.at)?;
         }
         if !events.is_empty() {
             // What was counted until now is told by itself.

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 
 use crate::cluster::Index;
-use crate::cluster::model::{Labels, Namespace, Object, Owner, Phase, Pod};
-use crate::packet;
-use crate::record::{Body, Cause, Drop, Endpoint, EndpointKind, Record};
-use crate::verdict::{Connection, End, Transport, Who};
+use crate::model::cluster::{Labels, Namespace, Object, Owner, Phase, Pod};
+use crate::model::{Cause, EndpointKind};
+use crate::policy::{Connection, End, Transport, Who};
+use crate::record::{Body, Drop, Endpoint, Record};
 
 /// A longer line is no record: the agent's are under 16 KiB.
 const LINE_AT_MOST: u64 = 1 << 20;
@@ -87,7 +87,7 @@ impl Log {
             self.other_causes += drop.count;
             return;
         }
-        let transport = Transport::from_number(packet::transport_number(&drop.network.transport));
+        let transport = Transport::from_number(crate::model::packet::transport_number(&drop.network.transport));
         let port = drop.destination.port;
         let key = (end_key(&drop.source), end_key(&drop.destination), transport, port);
         if let Some(flow) = known.get(&key).and_then(|at| self.flows.get_mut(*at)) {
@@ -107,7 +107,7 @@ impl Log {
         for end in self.flows.iter().flat_map(|flow| [&flow.source, &flow.destination]) {
             let Some(pod) = &end.pod else { continue };
             if index.namespace(&pod.namespace).is_none_or(|n| n.labels().is_none()) {
-                let name: crate::cluster::model::Str = pod.namespace.as_str().into();
+                let name: crate::model::Str = pod.namespace.as_str().into();
                 let labels = [("kubernetes.io/metadata.name", &*name)].into_iter().collect();
                 objects.push(Object::Namespace(Namespace { name, labels }));
             }
@@ -119,7 +119,7 @@ impl Log {
     }
 }
 
-fn recorded_pod(end: &Endpoint, pod: &crate::record::PodRef) -> Pod {
+fn recorded_pod(end: &Endpoint, pod: &crate::model::PodRef) -> Pod {
     Pod {
         namespace: pod.namespace.as_str().into(),
         name: pod.name.as_str().into(),

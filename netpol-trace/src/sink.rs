@@ -16,10 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-
-use crate::record::{Body, Record, SCHEMA, Shared};
 use lost::{Lost, Undeclared};
 use queue::{Done, Entry, Patience, Queue};
+
+use crate::model::Str;
+use crate::record::{Body, Record, SCHEMA};
 
 /// Something that takes records in order.
 pub trait Sink: Send {
@@ -82,9 +83,9 @@ impl SinkError {
 /// Numbers records, the same number in every sink, and says whose they are.
 #[derive(Debug)]
 pub struct Numbers {
-    pub run: Shared,
-    pub cluster: Option<Shared>,
-    pub node: Option<Shared>,
+    pub run: Str,
+    pub cluster: Option<Str>,
+    pub node: Option<Str>,
     next: AtomicU64,
 }
 
@@ -240,7 +241,7 @@ impl Feed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Loss, LossStage};
+    use crate::model::{Loss, LossStage};
 
     pub(super) fn loss() -> Loss {
         Loss {

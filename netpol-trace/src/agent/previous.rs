@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::record::{Loss, LossStage};
+use crate::model::{Loss, LossStage};
 
 /// The file in `--state-dir`.
 const FILE: &str = "last-run.json";

@@ -8,13 +8,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::worker::Message;
-use crate::books::Intake;
 use crate::kernel::attach::Attached;
 use crate::kernel::counters::Counters;
 use crate::kernel::fold::{Folds, Told};
 use crate::kernel::ring::{self, Ring};
 use crate::kernel::tc::FlowRing;
 use crate::kernel::{Names, RawDrop};
+use crate::pipeline::accounting::Intake;
 
 /// Packets handed over at once.
 pub const BATCH: usize = 128;

@@ -10,19 +10,17 @@ use netpol_trace_common::tc::FlowCounters;
 
 use super::previous::Previous;
 use crate::inventory::{Inventory, coverage};
-use crate::kernel::RawDrop;
 use crate::kernel::attach::Attached;
 use crate::kernel::carry::Carry;
 use crate::kernel::clock::Clock;
 use crate::kernel::counters::{Counters, Reading};
 use crate::kernel::hook::Hook;
 use crate::kernel::symbols::SymbolsError;
-use crate::kernel::tc;
+use crate::kernel::{RawDrop, tc};
 use crate::metrics::Published;
+use crate::model::{ConnectionTotals, HistoryState, HookState, Loss, LossStage, Phase, SourceState, Totals};
 use crate::pipeline::Pipeline;
-use crate::record::{
-    Body, ConnectionTotals, HistoryState, HookState, Loss, LossStage, Phase, SourceState, Status, Totals,
-};
+use crate::record::{Body, Status};
 use crate::sink::SinkError;
 
 /// What the worker is told.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::{declared, is_gap, packets};
-use crate::record::{Body, Phase, Record, Totals};
+use crate::model::{Phase, Totals};
+use crate::record::{Body, Record};
 
 /// Ranges of missing numbers that are kept; more are only counted.
 const MAX_MISSING: usize = 10_000;

@@ -15,7 +15,7 @@ use crate::cluster::api::{Options, Peers};
 use crate::config::{Live, flags};
 use crate::http::{Guard, Token};
 use crate::kernel::pins::{self, Keep};
-use crate::record::encode::Format;
+use crate::record::format::Format;
 use crate::sink::target::Target;
 
 /// Record drops on this node, one JSON object a line on stdout; own logs go to stderr.

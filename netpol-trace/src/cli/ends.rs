@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use crate::cluster::Index;
 use crate::cluster::index::{Backend, Owner, PodView};
-use crate::cluster::model::{Pod, Protocol, Service, ServicePort};
-use crate::record::{Address, ServiceRef};
-use crate::verdict::{Connection, End, Transport, Who};
+use crate::model::cluster::{Pod, Protocol, Service, ServicePort};
+use crate::model::{Address, ServiceRef};
+use crate::policy::{Connection, End, Transport, Who};
 
 /// What is wrong with what was typed.
 #[derive(Debug, thiserror::Error)]
@@ -322,7 +322,7 @@ fn pod_port(text: &str, to: &Party<'_>) -> Result<(Transport, Option<u16>), Stri
         return Err(format!("only pods have named ports, and {} is none: give the number", to.name));
     };
     let named = view.pod.ports.iter().filter(|p| p.name.as_deref() == Some(name));
-    let fits = |p: &&crate::cluster::model::ContainerPort| wanted.is_none_or(|w| w == p.protocol);
+    let fits = |p: &&crate::model::cluster::ContainerPort| wanted.is_none_or(|w| w == p.protocol);
     match named.clone().find(fits) {
         Some(port) => Ok((Transport::Named(port.protocol), Some(port.port))),
         None => {

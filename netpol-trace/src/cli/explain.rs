@@ -11,9 +11,10 @@ use serde::Serialize;
 use super::ends::{self, Case, Question};
 use super::input::{self, Cni, Error, Output, Source, is_stdin};
 use crate::cluster::Index;
-use crate::cluster::model::Direction;
-use crate::record::{Hint, ServiceRef, Verdict, VerdictResult};
-use crate::verdict::{self, Asked, Options, RuleCheck};
+use crate::model::cluster::Direction;
+use crate::model::{Hint, ServiceRef, Verdict, VerdictResult};
+use crate::policy;
+use crate::policy::{Asked, Options, RuleCheck};
 
 /// Say what the policies make of a connection: which isolate the two pods, which rule allows it, and where none does,
 /// what each rule misses.
@@ -162,12 +163,12 @@ fn same_but_for_the_pod(a: &Answered, b: &Answered) -> bool {
 
 fn one_answer(index: &Index, options: &Options, case: &Case<'_>, service: Option<&ServiceRef>) -> Answered {
     let connection = &case.connection;
-    let judgement = verdict::evaluate(index, connection, options);
+    let judgement = policy::evaluate(index, connection, options);
     let checks = |direction: Direction| {
         let policies = judgement.side(direction).isolated_by;
-        let check = |policy: &std::sync::Arc<crate::cluster::model::Policy>| PolicyCheck {
+        let check = |policy: &std::sync::Arc<crate::model::cluster::Policy>| PolicyCheck {
             policy: format!("{}/{}", policy.namespace, policy.name),
-            rules: verdict::check_rules(index, connection, options, direction, policy),
+            rules: policy::check_rules(index, connection, options, direction, policy),
         };
         policies.iter().map(check).collect()
     };
@@ -177,11 +178,11 @@ fn one_answer(index: &Index, options: &Options, case: &Case<'_>, service: Option
         to: case.to.clone(),
         port: case.port.clone(),
         backends: 1,
-        verdict: verdict::judge(index, connection, options),
-        hint: verdict::hint(index, connection, options, asked),
+        verdict: policy::judge(index, connection, options),
+        hint: policy::hint(index, connection, options, asked),
         egress: checks(Direction::Egress),
         ingress: checks(Direction::Ingress),
-        pods: [&connection.source, &connection.destination].map(|end| matches!(end.who, verdict::Who::Pod(_))),
+        pods: [&connection.source, &connection.destination].map(|end| matches!(end.who, policy::Who::Pod(_))),
         resolved: case.resolved.clone(),
     }
 }

@@ -9,12 +9,12 @@ use std::process::ExitCode;
 use super::cluster::ClusterArgs;
 use super::ends;
 use crate::cluster::manifests::{self, Loaded};
-use crate::cluster::model::Object;
 use crate::cluster::place::Severity;
 use crate::cluster::{Index, api};
+use crate::model::cluster::Object;
+use crate::policy::Options;
 use crate::recorded::{self, Log};
 use crate::text::escape;
-use crate::verdict::Options;
 
 /// Problems of the input that are printed; more are counted.
 const PROBLEMS_SHOWN: usize = 50;

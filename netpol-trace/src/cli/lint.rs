@@ -10,7 +10,8 @@ use clap::{Args, ValueEnum};
 use super::cluster::ClusterArgs;
 use super::input;
 use crate::cluster::place::ProblemKind;
-use crate::lint::{self, Severity, catalogue};
+use crate::policy::lint;
+use crate::policy::lint::{Severity, catalogue};
 
 /// Find the usual NetworkPolicy mistakes in manifests: what is wrong, where, and what to write instead.
 ///

@@ -7,10 +7,11 @@ use serde::Serialize;
 
 use super::input::{self, Cni, Error, Output, Source, is_stdin};
 use crate::cluster::Index;
-use crate::record::{Verdict, VerdictResult};
+use crate::model::{Verdict, VerdictResult};
+use crate::policy;
+use crate::policy::Options;
 use crate::recorded::Flow;
 use crate::text::escape;
-use crate::verdict::{self, Options};
 
 /// Judge recorded drops by edited policies: which would now pass, which still drop, and why.
 ///
@@ -127,7 +128,7 @@ impl Replay {
 }
 
 fn judged(index: &Index, options: &Options, flow: &Flow) -> Judged {
-    let verdict = verdict::judge(index, &flow.connection(index), options);
-    let why = verdict::summary(&verdict);
+    let verdict = policy::judge(index, &flow.connection(index), options);
+    let why = policy::summary(&verdict);
     Judged { connection: flow.title(), packets: flow.packets, verdict, why }
 }

@@ -11,10 +11,10 @@ use serde_json::Value;
 use super::ends::{self, Question};
 use super::input::{self, Cni, Error, Source, is_stdin};
 use crate::cluster::Index;
-use crate::cluster::model::{Object, Policy};
-use crate::suggest::{self, Change, Nothing, Opened};
+use crate::model::cluster::{Object, Policy};
+use crate::policy::suggest::{Change, Nothing, Opened};
+use crate::policy::{Connection, Options, suggest};
 use crate::text::escape;
-use crate::verdict::{Connection, Options};
 
 /// Write the smallest NetworkPolicy change that lets a connection, or recorded drops, through: YAML for kubectl apply.
 ///

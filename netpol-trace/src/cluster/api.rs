@@ -19,22 +19,21 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::ListParams;
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
-
 pub use connect::{Access, AccessError};
-pub use lookup::Lookups;
-pub use once::load;
-pub use trouble::{Trouble, TroubleKind};
-
-use super::change::Kind;
-use super::model::Str;
-use super::source::{Cluster, SourceStatus};
 use connect::{Connection, Current};
 use feed::{Feed, Lists};
 use items::{Item, Named};
+use kube::api::ListParams;
+pub use lookup::Lookups;
+pub use once::load;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+pub use trouble::{Trouble, TroubleKind};
 use watch::{Pause, Resource};
+
+use super::change::Kind;
+use super::source::{Cluster, SourceStatus};
+use crate::model::Str;
 
 /// The client repeats at each layer what its caller gets as an error, and tells in words of its own.
 pub const LOG_OF_CLIENT: &str = "kube_client";

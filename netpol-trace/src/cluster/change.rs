@@ -1,6 +1,7 @@
 //! What a source tells of the cluster: changes of objects, by key.
 
-use super::model::{Object, Pod, Str};
+use crate::model::Str;
+use crate::model::cluster::{Object, Pod};
 
 /// What became of objects. A source tells changes in their order; which kinds come first does not matter.
 #[derive(Debug, Clone, PartialEq)]

@@ -20,22 +20,21 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use foldhash::fast::RandomState;
-use ipnet::IpNet;
-use jiff::Timestamp;
-
 pub(super) use events::MAX_EVENTS;
 pub use events::{Effect, Event, What};
+use foldhash::fast::RandomState;
 use history::History;
+use ipnet::IpNet;
+use jiff::Timestamp;
 pub use moment::{Moment, PolicyChanged};
 pub use services::Backend;
 use strings::Strings;
 
 use super::change::Kind;
-use super::model::{
-    Direction, EndpointSlice, Labels, Namespace, Node, OtherPolicy, Pod, Policy, Protocol, Service, ServicePort, Str,
+use crate::model::cluster::{
+    Direction, EndpointSlice, Labels, Namespace, Node, OtherPolicy, Pod, Policy, Protocol, Service, ServicePort,
 };
-use crate::record::{Part, PodRef};
+use crate::model::{Part, PodRef, Str};
 
 /// Looked into for each packet, an address outside the pod network some thirty times.
 type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::decode::{self, document};
-use super::model::{Object, Str};
 use super::place::{FieldLines, Place, Problem, ProblemKind, Severity};
 use super::yaml;
+use crate::model::Str;
+use crate::model::cluster::Object;
 
 /// An object with its place.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,14 +6,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use files::Files;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::index::{Event, MAX_EVENTS};
 use super::manifests::Loaded;
 use super::{Change, Index};
-
-use files::Files;
 
 /// The state of one source, for `status` records and `/readyz`.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,11 +51,11 @@ impl SourceStatus {
 /// What is known of the cluster, kept current. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Cluster {
-    shared: Arc<Shared>,
+    shared: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct Inner {
     index: RwLock<Index>,
     /// By name. A lock of its own: asked while the index is read.
     sources: Mutex<BTreeMap<String, SourceStatus>>,
@@ -84,7 +83,7 @@ impl Cluster {
 
     fn new(files: Option<Files>) -> Cluster {
         let (index, sources, events) = (RwLock::default(), Mutex::default(), Mutex::default());
-        Cluster { shared: Arc::new(Shared { index, sources, events, changes: watch::Sender::new(0), files }) }
+        Cluster { shared: Arc::new(Inner { index, sources, events, changes: watch::Sender::new(0), files }) }
     }
 
     /// The state in force. Held briefly: changes wait for it. Never taken twice by one thread at once.

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::read::{MAX_BYTES, read};
 use super::{File, Problem, Problems, Settings, flags};
-use crate::record::{Cause, ConfigState};
+use crate::model::{Cause, ConfigState};
 
 /// How often the file is looked at. Polling sees what inotify misses: the link swap of a mounted ConfigMap.
 const POLL: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::select::{Pattern, Selection};
 use super::{File, Flag, Problem, Problems};
 use crate::cluster::yaml::{self, Node, Value};
-use crate::record::Cause;
+use crate::model::Cause;
 
 /// Octets of a config file; a ConfigMap holds no more.
 pub const MAX_BYTES: usize = 1 << 20;

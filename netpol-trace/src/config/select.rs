@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::enrich::Flow;
-use crate::record::{Cause, Endpoint};
+use crate::model::Cause;
+use crate::pipeline::enrich::Flow;
+use crate::record::Endpoint;
 
 /// A text with `*` for any run of characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +49,7 @@ pub struct Ends<'a> {
 
 impl<'a> Ends<'a> {
     pub fn of_flow(flow: &'a Flow<'_>) -> Ends<'a> {
-        let namespace = |end: &'a crate::enrich::Named<'_>| end.pod().map(|view| &*view.pod.namespace);
+        let namespace = |end: &'a crate::pipeline::enrich::Named<'_>| end.pod().map(|view| &*view.pod.namespace);
         Ends {
             namespaces: [
                 namespace(&flow.source),

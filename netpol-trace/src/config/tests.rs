@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::select::{Ends, Pattern};
 use super::{File, flags, read};
 use crate::cli::agent::command;
-use crate::record::Cause;
+use crate::model::Cause;
 
 fn problems(text: &str) -> String {
     let file = match read::read(text.as_bytes(), Path::new("config.yaml")) {
@@ -130,7 +130,7 @@ fn selections() {
     .settings;
     let (cause, other) = (Some(Cause::Policy), Some(Cause::Unknown));
     let end = |namespace, ip: &str| {
-        let pod = crate::record::PodRef {
+        let pod = crate::model::PodRef {
             namespace,
             name: "pod".into(),
             uid: None,
@@ -139,10 +139,10 @@ fn selections() {
             node: None,
         };
         crate::record::Endpoint {
-            kind: crate::record::EndpointKind::Pod,
+            kind: crate::model::EndpointKind::Pod,
             ip: ip.parse().unwrap(),
             port: None,
-            pod: Some(crate::record::Part::new(pod)),
+            pod: Some(crate::model::Part::new(pod)),
             node: None,
             service: None,
             original: None,

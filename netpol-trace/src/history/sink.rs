@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Ring;
-use crate::record::Record;
-use crate::record::encode::{self, Format};
+use crate::record::format::Format;
+use crate::record::{Record, format};
 use crate::sink::queue::Patience;
 use crate::sink::{Delivery, Sink, SinkError};
 
@@ -35,7 +35,7 @@ impl Sink for History {
         self.buffer.clear();
         let mut write = || {
             for record in records {
-                encode::line(Format::Native, record, &mut self.buffer)?;
+                format::line(Format::Native, record, &mut self.buffer)?;
             }
             self.ring.append(&self.buffer)
         };

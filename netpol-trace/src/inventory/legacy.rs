@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::nft::target;
 use super::ruleset::{Backend, Base, Builder, Ends, Rule, TableFamily, TableKey};
+use crate::model::Hook;
 use crate::netlink::text;
-use crate::record::Hook;
 
 /// `struct ipt_getinfo`, the same for IPv6.
 const INFO: usize = 84;
@@ -218,7 +218,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::Family;
+    use crate::model::Family;
 
     fn item(name: &str, data: &[u8]) -> Vec<u8> {
         let size = (ITEM_HEADER + data.len()).next_multiple_of(8);

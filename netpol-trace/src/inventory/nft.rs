@@ -2,10 +2,9 @@
 //!
 //! Attribute numbers are of linux/netfilter/nf_tables.h and nf_tables_compat.h.
 
-use super::ruleset::Backend;
-use super::ruleset::{Base, Builder, Ends, Rule, TableFamily, TableKey};
+use super::ruleset::{Backend, Base, Builder, Ends, Rule, TableFamily, TableKey};
+use crate::model::Hook;
 use crate::netlink::{self, attribute, put, string, text};
-use crate::record::Hook;
 
 /// Message numbers of the subsystem.
 pub const SUBSYSTEM: u16 = 10;
@@ -171,7 +170,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::record::Family;
+    use crate::model::Family;
 
     fn nla(kind: u16, value: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();

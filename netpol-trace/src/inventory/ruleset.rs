@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::owner::{self, Owner};
-use crate::record::{Family, Hook};
+use crate::model::{Family, Hook};
 
 /// Chains kept. A node with kube-proxy and Calico and 10,000 services has some 60,000.
 pub const MAX_CHAINS: usize = 200_000;

@@ -29,12 +29,12 @@ const WAIT: Duration = Duration::from_millis(200);
 /// The inventory as of now, from a thread of its own.
 #[derive(Debug)]
 pub struct Watcher {
-    shared: Arc<Shared>,
+    shared: Arc<Inner>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct Inner {
     current: RwLock<Arc<Inventory>>,
     /// nftables has changed since `current` was read.
     outdated: AtomicBool,
@@ -49,7 +49,7 @@ impl Watcher {
         let started = Instant::now();
         let current = RwLock::new(Arc::new(Inventory::read(&linked)));
         let took = started.elapsed();
-        let shared = Arc::new(Shared { current, outdated: AtomicBool::new(false), stop: AtomicBool::new(false) });
+        let shared = Arc::new(Inner { current, outdated: AtomicBool::new(false), stop: AtomicBool::new(false) });
         let thread = std::thread::Builder::new().name("inventory".into()).spawn({
             let shared = shared.clone();
             move || follow(&shared, listeners, took, linked)
@@ -109,7 +109,7 @@ impl Listeners {
     }
 }
 
-fn follow(shared: &Shared, mut listeners: Listeners, mut took: Duration, linked: impl Fn(&str) -> Vec<String>) {
+fn follow(shared: &Inner, mut listeners: Listeners, mut took: Duration, linked: impl Fn(&str) -> Vec<String>) {
     let mut read_at = Instant::now();
     // The first change that is not read yet.
     let mut changed: Option<Instant> = None;

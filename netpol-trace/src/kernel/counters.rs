@@ -10,7 +10,7 @@ use netpol_trace_common::{Counters as Raw, PerCpu, REASONS};
 
 use super::attach::PerCpuPod;
 use super::carry::Carry;
-use crate::record::KernelTotals;
+use crate::model::KernelTotals;
 
 /// Reads the counters; cheap enough for once a second.
 pub struct Counters {

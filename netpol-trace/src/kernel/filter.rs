@@ -6,8 +6,7 @@ use netpol_trace_common::{Filter, LOCATIONS, Locations, REASON_OTHER, REASONS};
 
 use super::layout::Reasons;
 use super::symbols::Symbols;
-use crate::packet::{Candidate, Site};
-use crate::record::{Hook, Mechanism};
+use crate::model::{Candidate, Hook, Mechanism, Site};
 
 /// Reasons of drops that a policy may have made, wherever they happen. A cgroup's ingress program and a socket's own
 /// filter share SOCKET_FILTER.

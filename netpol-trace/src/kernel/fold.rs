@@ -24,7 +24,8 @@ use netpol_trace_common::{
 use super::bpf::{self, Grace};
 use super::carry::Carry;
 use super::mapping::Mapping;
-use crate::packet::{self, ICMP, ICMPV6, Repeats, Sameness};
+use crate::model::packet::{ICMP, ICMPV6, Repeats, Sameness};
+use crate::packet;
 
 /// A set of maps, from fine to coarse.
 pub(super) struct Set {

@@ -6,8 +6,7 @@ use aya::programs::{BtfTracePoint, FEntry, ProgramError};
 use aya::{Btf, Ebpf};
 
 use super::attach::{chain, program, short};
-use crate::packet::Answers;
-use crate::record::HookState;
+use crate::model::{Answers, HookState};
 
 /// The hooks on what REJECT sends. Dropping it detaches.
 #[derive(Debug, Default)]

@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netpol_trace_common::{CT_REPLY_OFFSET, CT_STATUS_OFFSET, CT_WORDS};
 
+use crate::model::packet::{Conntrack, Tuple};
+
 /// `IPS_DST_NAT` of enum ip_conntrack_status.
 const STATUS_DST_NAT: u64 = 0x20;
 const STATUS_SEEN_REPLY: u64 = 0x2;
@@ -11,32 +13,6 @@ const STATUS_SEEN_REPLY: u64 = 0x2;
 const CTINFO_IS_REPLY: u8 = 3;
 /// `IP_CT_RELATED` and its reply form.
 const CTINFO_RELATED: [u8; 2] = [1, 4];
-
-/// A conntrack entry as of the drop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Conntrack {
-    /// As the client sent it: to the service's address.
-    pub original: Tuple,
-    /// As the answer comes back: from the backend.
-    pub reply: Tuple,
-    /// The destination was translated (a service).
-    pub dst_nat: bool,
-    pub seen_reply: bool,
-    /// The packet goes against the connection's direction.
-    pub is_reply: bool,
-    /// The packet is about the connection, not of it (an ICMP error).
-    pub related: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tuple {
-    pub source: IpAddr,
-    pub destination: IpAddr,
-    /// 0 for protocols without ports; for ICMP the identifier.
-    pub source_port: u16,
-    pub destination_port: u16,
-    pub protocol: u8,
-}
 
 /// Reads the kernel's copy of `struct nf_conntrack_tuple` twice and the status.
 pub fn parse(words: &[u64; CT_WORDS], ctinfo: u8) -> Option<Conntrack> {

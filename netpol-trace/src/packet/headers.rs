@@ -1,36 +1,8 @@
 //! IP and transport headers, from as much of them as there is.
 
-use std::net::IpAddr;
-
 use etherparse::{LaxNetSlice, LaxSlicedPacket};
 
-use super::{ICMP, ICMPV6, PacketError, SCTP, TCP, UDP};
-
-/// The fields of a packet's headers that a record or a verdict uses.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Headers {
-    pub source: IpAddr,
-    pub destination: IpAddr,
-    /// The IP protocol behind all extension headers.
-    pub protocol: u8,
-    pub source_port: Option<u16>,
-    pub destination_port: Option<u16>,
-    /// The flags octet: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32.
-    pub tcp_flags: Option<u8>,
-    /// Type and code.
-    pub icmp: Option<(u8, u8)>,
-    /// A fragment other than the first: it has no transport header.
-    pub fragment: bool,
-    /// L3 length in octets as the header states it.
-    pub length: u32,
-    /// Octets from the network header to the transport's payload, as far as they can be told.
-    pub payload_offset: u32,
-}
-
-const TCP_FLAGS: [(u8, &str); 6] = [(1, "fin"), (2, "syn"), (4, "rst"), (8, "psh"), (16, "ack"), (32, "urg")];
-pub const SYN: u8 = 2;
-pub const RST: u8 = 4;
-pub const ACK: u8 = 16;
+use crate::model::packet::{Headers, ICMP, ICMPV6, PacketError, SCTP, TCP, UDP};
 
 /// Parses from the first octet of the IP header. The slice may end anywhere behind the fixed IP header.
 pub fn parse(head: &[u8]) -> Result<Headers, PacketError> {
@@ -109,18 +81,6 @@ fn ipv6_fragment_offset(head: &[u8]) -> Option<u16> {
     }
     let offset = head.get(at + 2..at + 4).filter(|_| next == FRAGMENT)?;
     Some(u16::from_be_bytes([offset[0], offset[1]]) & 0xfff8)
-}
-
-impl Headers {
-    pub fn tcp_flag_names(&self) -> impl Iterator<Item = &'static str> {
-        let flags = self.tcp_flags.unwrap_or(0);
-        TCP_FLAGS.iter().filter(move |(bit, _)| flags & bit != 0).map(|(_, name)| *name)
-    }
-
-    /// A TCP segment that opens a connection: SYN without ACK or RST.
-    pub fn opens(&self) -> bool {
-        self.tcp_flags.is_some_and(|flags| flags & (SYN | ACK | RST) == SYN)
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::schema::Direction;
+use crate::model::{ChangeKind, Direction};
 
 /// A NetworkPolicy came, changed or went, or a namespace got other labels. `time` is when the agent learned of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -37,26 +37,6 @@ pub struct PolicyChange {
     /// Lists were cut.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ChangeKind {
-    Created,
-    Edited,
-    Deleted,
-    NamespaceLabels,
-}
-
-impl ChangeKind {
-    /// What became of a policy that was there before, or is after.
-    pub fn of(before: bool, after: bool) -> ChangeKind {
-        match (before, after) {
-            (false, _) => ChangeKind::Created,
-            (true, true) => ChangeKind::Edited,
-            (true, false) => ChangeKind::Deleted,
-        }
-    }
 }
 
 /// A rule by its place, and what it allows in words.

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
 
-use crate::packet::{ICMP, ICMPV6, SCTP, TCP, UDP};
+use crate::model::packet::{ICMP, ICMPV6, SCTP, TCP, UDP};
 
 /// What stands for ICMP's ports: the type, and the type that answers it.
 const ICMP_PAIRS: [(u8, u8); 5] = [(8, 0), (13, 14), (15, 16), (10, 9), (17, 18)];

@@ -3,7 +3,8 @@
 //! The reader's own end, the fact of the drop and the policies of their namespace stay. What the other end is, which
 //! policies isolate it, and what would let the two talk names things of the other namespace, and goes.
 
-use super::{Body, Drop, Endpoint, EndpointKind, Loss, Part, Record, Side, Unanswered, Verdict};
+use super::{Body, Drop, Endpoint, Record, Unanswered};
+use crate::model::{EndpointKind, Loss, Part, Side, Verdict};
 
 const NOT_SHOWN: &str = "not shown: in a namespace that you may not read";
 

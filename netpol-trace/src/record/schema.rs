@@ -1,26 +1,21 @@
 //! The record's types. Names of fields and values are a contract; absent means unknown, never a default.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::change::{ChangeKind, PolicyChange};
-use super::part::Part;
-use super::state::{Loss, Status};
+use super::change::PolicyChange;
+use super::state::Status;
+use crate::model::part::Part;
+use crate::model::{
+    Action, Address, Cause, Direction, EndpointKind, Enrichment, Family, Hint, Hook, Loss, Mechanism, PodRef,
+    ServiceRef, Str, Text, Verdict,
+};
 
 /// The value of every record's `schema` field.
 pub const SCHEMA: &str = "netpol-trace/v1";
-
-/// A string constant or a decoded one.
-pub type Text = Cow<'static, str>;
-
-/// A string that many records share: names of the cluster's objects, of the kernel's functions, of devices.
-pub type Shared = Arc<str>;
 
 /// One line of the output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -31,7 +26,7 @@ pub struct Record {
     pub id: String,
     /// The run's id: one start of the agent.
     #[schemars(with = "String")]
-    pub run: Shared,
+    pub run: Str,
     /// Gapless per sink and run, from 1.
     pub seq: u64,
     /// When it happened; of a folded drop, the first packet.
@@ -39,10 +34,10 @@ pub struct Record {
     pub time: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
-    pub cluster: Option<Shared>,
+    pub cluster: Option<Str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
-    pub node: Option<Shared>,
+    pub node: Option<Str>,
     #[serde(flatten)]
     pub body: Body,
 }
@@ -151,49 +146,6 @@ pub struct Unanswered {
     pub truncated: bool,
 }
 
-/// Why the packet was dropped: the kernel's word joined with the verdict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Cause {
-    Policy,
-    Disagrees,
-    EnforcerUnavailable,
-    ServiceWithoutEndpoints,
-    Unknown,
-    HostFirewall,
-    PodLocal,
-    ConntrackInvalid,
-    NotPolicy,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Direction {
-    Ingress,
-    Egress,
-}
-
-/// What the enforcer did with the packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Action {
-    Drop,
-    Reject,
-    Unknown,
-}
-
-/// How complete the naming of both ends is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Enrichment {
-    /// Looked up in a synced index.
-    Complete,
-    /// An address inside the pod network had no owner within the waiting time.
-    Timeout,
-    /// The index is older than its source.
-    Stale,
-}
-
 /// One end of the connection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Endpoint {
@@ -207,7 +159,7 @@ pub struct Endpoint {
     /// The node's name, when the end is a node.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
-    pub node: Option<Shared>,
+    pub node: Option<Str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceRef>,
     /// The address before NAT, where it differs.
@@ -220,53 +172,6 @@ pub struct Endpoint {
     /// Why an end is `unknown`, or who shares its address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<Text>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum EndpointKind {
-    Pod,
-    Node,
-    Service,
-    External,
-    Unknown,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct PodRef {
-    pub namespace: String,
-    pub name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub uid: Option<String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub owner: Option<OwnerRef>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub node: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct OwnerRef {
-    pub kind: String,
-    pub name: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct ServiceRef {
-    #[schemars(with = "String")]
-    pub namespace: Shared,
-    #[schemars(with = "String")]
-    pub name: Shared,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-pub struct Address {
-    pub ip: IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -285,13 +190,6 @@ pub struct Network {
     pub fragment: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Family {
-    Ipv4,
-    Ipv6,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Icmp {
     #[serde(rename = "type")]
@@ -305,149 +203,19 @@ pub struct Kernel {
     /// The drop reason without `SKB_DROP_REASON_`; absent before Linux 5.17.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
-    pub reason: Option<Shared>,
+    pub reason: Option<Str>,
     /// The function that freed the packet, a bare symbol.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
-    pub location: Option<Shared>,
+    pub location: Option<Str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hook: Option<Hook>,
     pub mechanism: Mechanism,
     /// The packet's device at the drop.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
-    pub device: Option<Shared>,
+    pub device: Option<Str>,
     /// Inode number of the network namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netns: Option<u32>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Hook {
-    Prerouting,
-    Input,
-    Forward,
-    Output,
-    Postrouting,
-    Ingress,
-    Egress,
-    Bridge,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mechanism {
-    Nftables,
-    IptablesLegacy,
-    Nfqueue,
-    Tc,
-    Xdp,
-    Cgroup,
-    Ovs,
-    Netfilter,
-    Unknown,
-}
-
-/// What NetworkPolicy v1 says of the connection.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Verdict {
-    pub result: VerdictResult,
-    /// `networkpolicy_v1`, `policy_changing`, `addresses_only`, `stale`, `ip_reused`, `undefined_…`.
-    pub basis: Text,
-    pub egress: Side,
-    pub ingress: Side,
-    /// What the reader should know of how far this verdict reaches, such as other policy APIs in the cluster.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub notes: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum VerdictResult {
-    Allowed,
-    Denied,
-    Undetermined,
-}
-
-/// One direction of a verdict: egress of the source, or ingress of the destination.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Side {
-    pub result: VerdictResult,
-    /// Every policy that isolates the pod in this direction; empty means not isolated.
-    pub isolated_by: Vec<PolicyRef>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub allowed_by: Option<RuleRef>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub nearest: Option<Nearest>,
-    /// Why this side is `undetermined`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub why: Option<String>,
-    /// With basis `policy_changing`: policies that isolate the pod in this direction, or did, and changed within 10 seconds
-    /// of the drop. The enforcer may go by the version before, or after.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub changed: Vec<ChangedPolicy>,
-}
-
-/// A policy that changed shortly before or after a drop. Of a deleted one, its last version.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct ChangedPolicy {
-    pub namespace: String,
-    pub name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub uid: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub generation: Option<i64>,
-    pub change: ChangeKind,
-    /// From when the agent learned of the change to the drop; negative: it learned of it after the drop.
-    pub changed_ago_seconds: i64,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct PolicyRef {
-    #[schemars(with = "String")]
-    pub namespace: Shared,
-    #[schemars(with = "String")]
-    pub name: Shared,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<String>")]
-    pub uid: Option<Shared>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub generation: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub changed_ago_seconds: Option<u64>,
-}
-
-/// A rule by its place: policy `namespace/name`, rule `ingress[0]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct RuleRef {
-    pub policy: String,
-    pub rule: String,
-}
-
-/// The rule that came closest to a match, and what it missed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Nearest {
-    pub policy: String,
-    /// `ingress[0]`; absent when the policy has no rule in this direction.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rule: Option<String>,
-    pub misses: Vec<Miss>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Miss {
-    /// `ingress[0].from[1].podSelector`
-    pub field: String,
-    /// `app=api`
-    pub want: String,
-    /// `app=frontend`
-    pub have: String,
-}
-
-/// The usual mistake behind the drop and the smallest change that would allow the flow.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Hint {
-    pub code: Text,
-    pub message: String,
 }

@@ -11,8 +11,9 @@ use jiff::Timestamp;
 use super::queue::Patience;
 use super::{Delivery, Sink, SinkError};
 use crate::cluster::events::{EventError, Happening, Named, Writer};
-use crate::record::encode::{self, Format};
-use crate::record::{Body, Cause, Drop, PodRef, Record, restrict};
+use crate::model::{Cause, PodRef};
+use crate::record::format::Format;
+use crate::record::{Body, Drop, Record, format, restrict};
 use crate::tail::view;
 use crate::tail::words::{self, Brevity};
 
@@ -179,7 +180,7 @@ impl Sink for Events {
         for record in records {
             match &record.body {
                 Body::Drop(drop) if drop.cause == Cause::Policy => self.add(record, drop, now),
-                Body::Status(status) => stops |= status.phase == crate::record::Phase::Stopped,
+                Body::Status(status) => stops |= status.phase == crate::model::Phase::Stopped,
                 _ => {}
             }
         }
@@ -252,7 +253,7 @@ fn hash(what: impl Hash) -> u64 {
 fn note(record: &Record, pod: &PodRef, is_source: bool) -> (String, Option<Named>) {
     let shown = restrict::restricted(record.clone(), |namespace| namespace == pod.namespace);
     let mut line = Vec::new();
-    let encoded = shown.as_ref().map(|shown| encode::line(Format::Native, shown, &mut line));
+    let encoded = shown.as_ref().map(|shown| format::line(Format::Native, shown, &mut line));
     let Some(seen) = encoded.and_then(Result::ok).and_then(|()| view::read(line.trim_ascii_end())) else {
         return ("A connection was denied by NetworkPolicy".to_owned(), None);
     };

@@ -11,8 +11,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use super::lines::from_io;
 use super::queue::Patience;
 use super::{Delivery, Sink};
-use crate::record::Record;
-use crate::record::encode::{self, Format};
+use crate::record::format::Format;
+use crate::record::{Record, format};
 
 /// When a file makes room for a new one. The default: never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +151,7 @@ impl Sink for Lines {
         let mut write = || -> io::Result<()> {
             for (at, record) in records.iter().enumerate() {
                 line.clear();
-                encode::line(self.format, record, &mut line)?;
+                format::line(self.format, record, &mut line)?;
                 if self.is_full(line.len() as u64) {
                     self.write_out()?;
                     out = at;

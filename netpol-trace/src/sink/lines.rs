@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::queue::Patience;
 use super::{Delivery, Sink, SinkError};
-use crate::record::Record;
-use crate::record::encode::{self, Format};
+use crate::record::format::Format;
+use crate::record::{Record, format};
 
 #[derive(Debug)]
 pub struct Stdout {
@@ -34,7 +34,7 @@ impl Sink for Stdout {
         self.buffer.clear();
         let mut write = || -> io::Result<()> {
             for record in records {
-                encode::line(self.format, record, &mut self.buffer)?;
+                format::line(self.format, record, &mut self.buffer)?;
             }
             let mut out = io::stdout().lock();
             out.write_all(&self.buffer)?;

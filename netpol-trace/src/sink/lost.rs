@@ -2,7 +2,8 @@
 
 use jiff::Timestamp;
 
-use crate::record::{Body, Loss, LossStage, Record};
+use crate::model::{Loss, LossStage};
+use crate::record::{Body, Record};
 
 /// Records that did not make it, one after the other, for one reason.
 #[derive(Debug, Clone)]

@@ -24,7 +24,8 @@ use tokio::runtime::Runtime;
 
 use super::queue::Patience;
 use super::{Delivery, Sink, SinkError};
-use crate::record::{Record, otel};
+use crate::record::Record;
+use crate::record::format::otel;
 
 /// One attempt.
 const ATTEMPT: Duration = Duration::from_secs(10);

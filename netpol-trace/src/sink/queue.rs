@@ -5,7 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::lost::Lost;
-use crate::record::{Body, Cause, Record};
+use crate::model::Cause;
+use crate::record::{Body, Record};
 
 /// Records that may wait in front of one sink.
 pub const MAX_RECORDS: usize = 16_384;

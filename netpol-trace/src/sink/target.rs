@@ -14,7 +14,7 @@ use super::lines::Stdout;
 use super::otlp::{self, Otlp};
 use crate::cluster::api::Access;
 use crate::cluster::events::Writer;
-use crate::record::encode::Format;
+use crate::record::format::Format;
 
 /// One sink, as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,13 +2,12 @@
 
 mod labels;
 
-pub use labels::selector;
-
 use jiff::Timestamp;
+pub use labels::selector;
 use memchr::memmem::Finder;
 
 use super::view::{End, Pod, Seen};
-use crate::cluster::model::Selector;
+use crate::model::cluster::Selector;
 use crate::text::escape;
 
 /// What `tail` was asked for. Empty means all.

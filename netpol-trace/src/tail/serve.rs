@@ -20,8 +20,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::cluster::access_review::{GROUP, RESOURCE, ReviewError, Reviewer, User};
 use crate::history::{self, Follower};
-use crate::record::encode::{self, Format};
-use crate::record::{Record, restrict};
+use crate::record::format::Format;
+use crate::record::{Record, format, restrict};
 use crate::tail::view;
 
 /// From when the history can answer.
@@ -233,7 +233,7 @@ impl View {
         }
         if let Some(record) = restrict::restricted(record, |ns| self.may.get(ns).copied().unwrap_or(false)) {
             let before = out.len();
-            if encode::line(Format::Native, &record, out).is_err() {
+            if format::line(Format::Native, &record, out).is_err() {
                 out.truncate(before);
             }
         }

@@ -168,8 +168,8 @@ fn missed(side: &Side<'_>, direction: &str) -> String {
 }
 
 fn miss(miss: &Miss<'_>) -> String {
-    let as_written = crate::record::Miss { field: name(&miss.field), want: name(&miss.want), have: name(&miss.have) };
-    crate::verdict::describe(&as_written).to_string()
+    let as_written = crate::model::Miss { field: name(&miss.field), want: name(&miss.want), have: name(&miss.have) };
+    crate::policy::describe(&as_written).to_string()
 }
 
 /// Where no policy denies: what the kernel and the agent know.

@@ -1,8 +1,9 @@
 //! Whatever strangers write in names, labels and DNS answers: a record stays one line of JSON under 16 KiB, in every format, and
 //! no character of it does anything to a terminal.
 
-use netpol_trace::record::encode::{Format, MAX_LINE, line};
-use netpol_trace::record::{Body, Endpoint, Part, Record};
+use netpol_trace::model::Part;
+use netpol_trace::record::format::{Format, MAX_LINE, line};
+use netpol_trace::record::{Body, Endpoint, Record};
 use proptest::prelude::*;
 use serde_json::Value;
 

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use expect_test::expect_file;
-use netpol_trace::record::encode::Format;
-use netpol_trace::record::{Record, encode};
+use netpol_trace::record::format::Format;
+use netpol_trace::record::{Record, format};
 use serde_json::{Map, Value};
 
 use super::examples;
@@ -36,7 +36,7 @@ fn the_examples_in_every_format() {
         (Format::Otel, expect_file!["../../../tests/golden/records.otel.jsonl"]),
     ] {
         let mut lines = Vec::new();
-        examples().iter().for_each(|record| encode::line(format, record, &mut lines).unwrap());
+        examples().iter().for_each(|record| format::line(format, record, &mut lines).unwrap());
         file.assert_eq(&String::from_utf8(lines).unwrap());
     }
 }

@@ -1,11 +1,11 @@
 //! The two evaluators say the same of random clusters. `cargo bench --bench oracle` asks a million times.
 
-use netpol_trace::record::VerdictResult;
-use netpol_trace::verdict::{self, Options};
+use netpol_trace::model::VerdictResult;
+use netpol_trace::policy;
+use netpol_trace::policy::Options;
 use proptest::prelude::*;
 
-use crate::oracle;
-use crate::random;
+use crate::{oracle, random};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
@@ -14,7 +14,7 @@ proptest! {
     fn both_evaluators_agree((world, queries) in random::questions(40)) {
         let index = world.index();
         for query in &queries {
-            let verdict = verdict::judge(&index, &world.connection(&index, query), &Options::default());
+            let verdict = policy::judge(&index, &world.connection(&index, query), &Options::default());
             for (direction, side) in [("egress", &verdict.egress), ("ingress", &verdict.ingress)] {
                 let expected = match oracle::direction_allows(&world, query, direction) {
                     true => VerdictResult::Allowed,

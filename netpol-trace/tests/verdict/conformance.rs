@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 
 use netpol_trace::cluster::Index;
-use netpol_trace::cluster::model::*;
-use netpol_trace::record::VerdictResult;
-use netpol_trace::verdict::{self, Options};
+use netpol_trace::model::cluster::*;
+use netpol_trace::model::{Str, VerdictResult};
+use netpol_trace::policy;
+use netpol_trace::policy::Options;
 use serde_json::Value;
 
 use crate::mk;
@@ -31,7 +32,7 @@ fn kubernetes_e2e_table_holds_for_every_ordered_pair() {
                 for to in pods.iter().filter(|to| *to != from) {
                     verdicts += 1;
                     let connection = mk::connection(&index, from, to, &port);
-                    let said = verdict::judge(&index, &connection, &Options::default()).result;
+                    let said = policy::judge(&index, &connection, &Options::default()).result;
                     let expected = match denied.contains(&format!("{from} {to} {port}")) {
                         true => VerdictResult::Denied,
                         false => VerdictResult::Allowed,

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
-use netpol_trace::books::Intake;
 use netpol_trace::cluster::change::Change;
 use netpol_trace::cluster::{Cluster, Index};
 use netpol_trace::output::Output;
 use netpol_trace::pipeline::Pipeline;
-use netpol_trace::pipeline::budget::Budget;
+use netpol_trace::pipeline::accounting::Intake;
+use netpol_trace::pipeline::aggregate::Budget;
+use netpol_trace::policy;
+use netpol_trace::policy::{Finding, Options};
 use netpol_trace::sink::Numbers;
-use netpol_trace::verdict::{self, Finding, Options};
 
 use crate::{allocations, drops, large};
 
@@ -21,7 +22,7 @@ fn the_allowed_path_does_not_allocate() {
     let connections = large::connections(&index, 400, 5000);
     let options = Options::default();
     let (allowed, allocations) = allocations::during(|| {
-        let findings = connections.iter().map(|c| verdict::evaluate(&index, c, &options).finding());
+        let findings = connections.iter().map(|c| policy::evaluate(&index, c, &options).finding());
         findings.filter(|finding| matches!(finding, Finding::Allowed(_))).count()
     });
     assert!(allowed > 100, "{allowed} of {} allowed: the test would show nothing", connections.len());

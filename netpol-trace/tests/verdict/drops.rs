@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use netpol_trace::cluster::Cluster;
 use netpol_trace::kernel::RawDrop;
-use netpol_trace::packet::{Answers, Candidate, Facts, Repeats, Site, TCP};
-use netpol_trace::record::{Hook, Mechanism, VerdictResult};
-use netpol_trace::verdict::{self, Connection, Options};
+use netpol_trace::model::packet::{Repeats, TCP};
+use netpol_trace::model::{Answers, Candidate, Facts, Hook, Mechanism, Site, VerdictResult};
+use netpol_trace::policy;
+use netpol_trace::policy::{Connection, Options};
 use netpol_trace_common::fold::FoldKey;
 use netpol_trace_common::{CT_WORDS, DropEvent, HEAD_LEN, flags};
 
@@ -16,7 +17,7 @@ use crate::large;
 pub fn denied(cluster: &Cluster, pods: usize, flows: usize) -> Vec<RawDrop> {
     let index = cluster.read();
     let denied = |connection: &Connection<'_>| {
-        verdict::judge(&index, connection, &Options::default()).result == VerdictResult::Denied
+        policy::judge(&index, connection, &Options::default()).result == VerdictResult::Denied
     };
     let connections = large::connections(&index, pods, 2 * flows);
     connections.iter().filter(|connection| denied(connection)).take(flows).zip(1024..).map(drop_of).collect()

@@ -1,9 +1,9 @@
 //! The YAML in a hint does what the hint says.
 
 use netpol_trace::cluster::manifests;
-use netpol_trace::cluster::model::*;
-use netpol_trace::record;
-use netpol_trace::verdict::{self, Asked, Options};
+use netpol_trace::model::cluster::*;
+use netpol_trace::policy;
+use netpol_trace::policy::{Asked, Options};
 use proptest::prelude::*;
 
 use crate::oracle::World;
@@ -42,11 +42,11 @@ proptest! {
         let index = world.index();
         for query in &queries {
             let connection = world.connection(&index, query);
-            let Some(hint) = verdict::hint(&index, &connection, &Options::default(), Asked::default()) else { continue };
-            let before = verdict::judge(&index, &connection, &Options::default());
-            prop_assert_eq!(before.result, record::VerdictResult::Denied);
+            let Some(hint) = policy::hint(&index, &connection, &Options::default(), Asked::default()) else { continue };
+            let before = policy::judge(&index, &connection, &Options::default());
+            prop_assert_eq!(before.result, netpol_trace::model::VerdictResult::Denied);
             let (direction, side) = match before.egress.result {
-                record::VerdictResult::Denied => (Direction::Egress, &before.egress),
+                netpol_trace::model::VerdictResult::Denied => (Direction::Egress, &before.egress),
                 _ => (Direction::Ingress, &before.ingress),
             };
             let nearest = side.nearest.as_ref().unwrap();
@@ -65,9 +65,9 @@ proptest! {
                 continue;
             }
             let index = changed.index();
-            let after = verdict::judge(&index, &changed.connection(&index, query), &Options::default());
+            let after = policy::judge(&index, &changed.connection(&index, query), &Options::default());
             let after = if direction == Direction::Egress { after.egress } else { after.ingress };
-            prop_assert_eq!(after.result, record::VerdictResult::Allowed, "{:?}", hint);
+            prop_assert_eq!(after.result, netpol_trace::model::VerdictResult::Allowed, "{:?}", hint);
         }
     }
 }

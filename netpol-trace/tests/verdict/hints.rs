@@ -1,10 +1,11 @@
 //! The hint that fits, and none where none does.
 
 use expect_test::{Expect, expect};
-use netpol_trace::cluster::model::*;
-use netpol_trace::lint::catalogue;
-use netpol_trace::record::{self, Address, ServiceRef};
-use netpol_trace::verdict::{self, Asked};
+use netpol_trace::model::cluster::*;
+use netpol_trace::model::{Address, ServiceRef};
+use netpol_trace::policy;
+use netpol_trace::policy::Asked;
+use netpol_trace::policy::lint::catalogue;
 
 use crate::mk::*;
 use crate::nearest::two_environments;
@@ -27,11 +28,11 @@ pub(crate) fn through(namespace: &str, name: &str, port: u16, address: &str) -> 
     }
 }
 
-pub(crate) fn hint(cluster: &Cluster, query: [&str; 3], known: &Known) -> Option<record::Hint> {
+pub(crate) fn hint(cluster: &Cluster, query: [&str; 3], known: &Known) -> Option<netpol_trace::model::Hint> {
     let connection = connection(&cluster.index, query[0], query[1], query[2]);
     let asked =
         Asked { service: known.service.as_ref(), original: known.original.as_ref(), source_port: known.source_port };
-    verdict::hint(&cluster.index, &connection, &cluster.options, asked)
+    policy::hint(&cluster.index, &connection, &cluster.options, asked)
 }
 
 pub(crate) fn check_known(cluster: &Cluster, query: [&str; 3], known: &Known, expected: Expect) {

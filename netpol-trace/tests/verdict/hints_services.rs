@@ -1,8 +1,9 @@
 //! Hints by the service or protocol in use.
 
 use expect_test::expect;
-use netpol_trace::cluster::model::*;
-use netpol_trace::verdict::{self, Asked};
+use netpol_trace::model::cluster::*;
+use netpol_trace::policy;
+use netpol_trace::policy::Asked;
 
 use crate::hints::{Known, both, check, check_known, through};
 use crate::mk::*;
@@ -55,11 +56,11 @@ fn dns_nodelocal() {
     let np = egress("staging/dns", "", [rule([pods_in("", "k8s-app=kube-dns")], ["53/UDP"])]);
     let mut cluster = two_environments([np]);
     cluster.options.own_node_allowed = Some(false);
-    let connection = verdict::Connection {
-        destination: verdict::End::external(ip("169.254.20.10")),
+    let connection = policy::Connection {
+        destination: policy::End::external(ip("169.254.20.10")),
         ..connection(&cluster.index, "staging/api", "169.254.20.10", "53/UDP")
     };
-    let said = verdict::hint(&cluster.index, &connection, &cluster.options, Asked::default()).unwrap();
+    let said = policy::hint(&cluster.index, &connection, &cluster.options, Asked::default()).unwrap();
     assert_eq!(said.code, "dns-nodelocal");
 }
 
@@ -136,7 +137,7 @@ fn clusterip_in_a_block() {
     let mut connection = connection(&cluster.index, "staging/api", "staging/db", "3306/TCP");
     connection.destination.ip = Some(ip("10.7.1.2"));
     let asked = Asked { service: known.service.as_ref(), original: known.original.as_ref(), source_port: None };
-    let said = verdict::hint(&cluster.index, &connection, &cluster.options, asked).unwrap();
+    let said = policy::hint(&cluster.index, &connection, &cluster.options, asked).unwrap();
     expect![[r#"
         clusterip-ipblock
         staging/p egress[0].to[0].ipBlock allows 10.96.0.0/12, which holds the service's address 10.99.57.125; policy sees the backend, 10.7.1.2: allow that instead, to: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 3306, protocol: TCP}]

@@ -4,8 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use netpol_trace::cluster::Index;
-use netpol_trace::cluster::model::*;
-use netpol_trace::verdict::{Connection, End, Transport};
+use netpol_trace::model::cluster::*;
+use netpol_trace::policy::{Connection, End, Transport};
 
 use crate::mk;
 

@@ -4,9 +4,10 @@
 use std::net::IpAddr;
 
 use netpol_trace::cluster::Index;
-use netpol_trace::cluster::model::*;
-use netpol_trace::record;
-use netpol_trace::verdict::{self, Connection, End, Options, Transport, Who};
+use netpol_trace::model::Str;
+use netpol_trace::model::cluster::*;
+use netpol_trace::policy;
+use netpol_trace::policy::{Connection, End, Options, Transport, Who};
 
 pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -202,13 +203,13 @@ impl Cluster {
         self
     }
 
-    pub fn judge(&self, from: &str, to: &str, port: &str) -> record::Verdict {
-        verdict::judge(&self.index, &connection(&self.index, from, to, port), &self.options)
+    pub fn judge(&self, from: &str, to: &str, port: &str) -> netpol_trace::model::Verdict {
+        policy::judge(&self.index, &connection(&self.index, from, to, port), &self.options)
     }
 
     /// `allowed`, `denied egress`, `denied ingress`, `denied both`, or `undetermined BASIS`.
     pub fn says(&self, from: &str, to: &str, port: &str) -> String {
-        use record::VerdictResult::{Allowed, Denied, Undetermined};
+        use netpol_trace::model::VerdictResult::{Allowed, Denied, Undetermined};
         let verdict = self.judge(from, to, port);
         let sides = [&verdict.egress, &verdict.ingress].map(|side| side.result == Denied);
         match (verdict.result, sides) {

@@ -2,9 +2,10 @@
 
 use expect_test::{Expect, expect};
 use netpol_trace::cluster::Index;
-use netpol_trace::cluster::model::*;
-use netpol_trace::record;
-use netpol_trace::verdict::{self, Options};
+use netpol_trace::model::Str;
+use netpol_trace::model::cluster::*;
+use netpol_trace::policy;
+use netpol_trace::policy::Options;
 use proptest::prelude::*;
 
 use crate::mk::*;
@@ -38,7 +39,7 @@ fn check(policies: impl IntoIterator<Item = Policy>, query: [&str; 3], expected:
         let Some(nearest) = side.nearest else { continue };
         text += &format!("{direction}: {} {}\n", nearest.policy, nearest.rule.as_deref().unwrap_or("-"));
         for miss in &nearest.misses {
-            text += &format!("  {}\n", verdict::describe(miss));
+            text += &format!("  {}\n", policy::describe(miss));
         }
     }
     expected.assert_eq(&text);
@@ -280,7 +281,7 @@ fn a_hostile_selector_gives_a_bounded_text() {
 }
 
 /// Makes the part of the policy that `miss` names fit the query, and nothing else.
-fn fix(policy: &mut Policy, direction: Direction, miss: &record::Miss, world: &World, query: &Query) {
+fn fix(policy: &mut Policy, direction: Direction, miss: &netpol_trace::model::Miss, world: &World, query: &Query) {
     let other = if direction == Direction::Egress { &query.to } else { &query.from };
     let rules = match direction {
         Direction::Ingress => &mut policy.ingress,
@@ -334,10 +335,10 @@ fn fix(policy: &mut Policy, direction: Direction, miss: &record::Miss, world: &W
 }
 
 /// The world's verdict on one side with `policy` in place of its old self and no other policies.
-fn side_with(world: &World, policy: Policy, query: &Query, direction: Direction) -> record::Side {
+fn side_with(world: &World, policy: Policy, query: &Query, direction: Direction) -> netpol_trace::model::Side {
     let alone = World { policies: vec![policy], ..world.clone() };
     let index: Index = alone.index();
-    let verdict = verdict::judge(&index, &alone.connection(&index, query), &Options::default());
+    let verdict = policy::judge(&index, &alone.connection(&index, query), &Options::default());
     if direction == Direction::Egress { verdict.egress } else { verdict.ingress }
 }
 
@@ -348,7 +349,7 @@ proptest! {
     fn the_misses_fixes_turn_the_rule_into_a_match((world, queries) in random::questions(20)) {
         let index = world.index();
         for query in &queries {
-            let verdict = verdict::judge(&index, &world.connection(&index, query), &Options::default());
+            let verdict = policy::judge(&index, &world.connection(&index, query), &Options::default());
             for (direction, side) in [(Direction::Egress, &verdict.egress), (Direction::Ingress, &verdict.ingress)] {
                 let Some(nearest) = &side.nearest else { continue };
                 let policy = world.policies.iter().find(|p| format!("{}/{}", p.namespace, p.name) == nearest.policy).unwrap();
@@ -356,7 +357,7 @@ proptest! {
                 let mut fixed = policy.clone();
                 nearest.misses.iter().for_each(|miss| fix(&mut fixed, direction, miss, &world, query));
                 let after = side_with(&world, fixed, query, direction);
-                prop_assert_eq!(after.result, record::VerdictResult::Allowed, "{:?}", nearest);
+                prop_assert_eq!(after.result, netpol_trace::model::VerdictResult::Allowed, "{:?}", nearest);
                 let rule = nearest.rule.clone().unwrap_or_else(|| format!("{direction}[0]"));
 let by = after.allowed_by.map(|by| by.rule);
                 // Of two rules that both come into force, the one that rests on no assumption is named.

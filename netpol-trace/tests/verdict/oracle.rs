@@ -7,7 +7,8 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netpol_trace::cluster::model::*;
+use netpol_trace::model::Str;
+use netpol_trace::model::cluster::*;
 
 /// A cluster as plain lists.
 #[derive(Debug, Clone)]

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use netpol_trace::cluster::Index;
-use netpol_trace::cluster::model::*;
-use netpol_trace::verdict::{Connection, End, Transport, Who};
+use netpol_trace::model::Str;
+use netpol_trace::model::cluster::*;
+use netpol_trace::policy::{Connection, End, Transport, Who};
 use proptest::prelude::*;
 use proptest::sample::select;
 

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use netpol_trace::books::Intake;
 use netpol_trace::cluster::change::{Change, Key, Kind};
-use netpol_trace::cluster::model::{Object, Pod};
 use netpol_trace::cluster::{Cluster, SourceStatus};
 use netpol_trace::kernel::RawDrop;
+use netpol_trace::model::cluster::{Object, Pod};
 use netpol_trace::output::Output;
 use netpol_trace::pipeline::Pipeline;
-use netpol_trace::record::encode::Format;
+use netpol_trace::pipeline::accounting::Intake;
+use netpol_trace::record::format::Format;
 use netpol_trace::sink::Numbers;
 use netpol_trace::sink::file::{Lines, Rotation};
 use serde_json::Value;

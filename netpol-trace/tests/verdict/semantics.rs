@@ -1,7 +1,7 @@
 //! What an engine must get right, one test a point.
 
-use netpol_trace::cluster::model::*;
-use netpol_trace::record::VerdictResult;
+use netpol_trace::model::cluster::*;
+use netpol_trace::model::{Str, VerdictResult};
 
 use crate::mk::*;
 

@@ -4,17 +4,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use netpol_trace::cluster::Index;
 use netpol_trace::cluster::manifests::load_bytes;
-use netpol_trace::cluster::model::{Direction, Object};
-use netpol_trace::record::VerdictResult;
-use netpol_trace::suggest::{self, Nothing, Opened};
-use netpol_trace::verdict::{self, Connection, End, Finding, Options, Who};
+use netpol_trace::model::VerdictResult;
+use netpol_trace::model::cluster::{Direction, Object};
+use netpol_trace::policy;
+use netpol_trace::policy::suggest::{Nothing, Opened};
+use netpol_trace::policy::{Connection, End, Finding, Options, Who, suggest};
 use proptest::prelude::*;
 
 use crate::random;
 
 /// Allowed in `direction`?
 fn allows(index: &Index, connection: &Connection<'_>, direction: Direction) -> bool {
-    let judgement = verdict::evaluate(index, &suggest::again(index, connection), &Options::default());
+    let judgement = policy::evaluate(index, &suggest::again(index, connection), &Options::default());
     matches!(judgement.side(direction).finding, Finding::Allowed(_))
 }
 
@@ -37,7 +38,7 @@ proptest! {
         let options = Options::default();
         for query in &queries {
             let connection = world.connection(&index, query);
-            let before = verdict::judge(&index, &connection, &options);
+            let before = policy::judge(&index, &connection, &options);
             let changes = match suggest::suggest(&index, &connection, &options) {
                 Ok(changes) => changes,
                 Err(Nothing::Allowed) => {
@@ -54,7 +55,7 @@ proptest! {
             for change in &changes {
                 after.upsert(Object::Policy(change.policy.clone()));
             }
-            let now = verdict::judge(&after, &suggest::again(&after, &connection), &options);
+            let now = policy::judge(&after, &suggest::again(&after, &connection), &options);
             prop_assert_eq!(now.result, VerdictResult::Allowed);
 
             for other in &queries {

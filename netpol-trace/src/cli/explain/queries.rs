@@ -12,9 +12,10 @@ use serde_json::Value;
 use crate::cli::ends::owner;
 use crate::cli::input::{Error, is_stdin};
 use crate::cluster::Index;
-use crate::cluster::model::Protocol;
-use crate::record::Verdict;
-use crate::verdict::{self, Connection, End, Options, Transport};
+use crate::model::Verdict;
+use crate::model::cluster::Protocol;
+use crate::policy;
+use crate::policy::{Connection, End, Options, Transport};
 
 /// A longer line is answered with an error and skipped: no line takes unbounded memory.
 const LINE_AT_MOST: u64 = 1 << 20;
@@ -99,7 +100,7 @@ fn answer(index: &Index, options: &Options, line: &[u8]) -> (Value, Said) {
         }
     };
     let said = match connection(index, &query) {
-        Ok(connection) => Said::Verdict(Box::new(verdict::judge(index, &connection, options))),
+        Ok(connection) => Said::Verdict(Box::new(policy::judge(index, &connection, options))),
         Err(error) => Said::Error(error),
     };
     (query.id, said)

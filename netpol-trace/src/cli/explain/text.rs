@@ -1,9 +1,10 @@
 //! The answer for people: a line that answers, then why.
 
 use super::{Answered, Explained, PolicyCheck};
-use crate::record::{Side, VerdictResult};
+use crate::model::{Side, VerdictResult};
+use crate::policy;
+use crate::policy::{Fit, ItemCheck, RuleCheck, describe};
 use crate::text::escape;
-use crate::verdict::{self, Fit, ItemCheck, RuleCheck, describe};
 
 /// Items of a rule that are shown; a rule may have thousands.
 const ITEMS_SHOWN: usize = 12;
@@ -55,7 +56,7 @@ impl Page {
                 answered.to,
                 answered.port,
                 service.unwrap_or_default(),
-                verdict::summary(&answered.verdict)
+                policy::summary(&answered.verdict)
             ),
         );
         if let Some(hint) = &answered.hint {

@@ -6,10 +6,11 @@ use std::hash::{BuildHasher, RandomState};
 use jiff::Timestamp;
 
 use super::super::change::{Change, Key, Kind, Scope};
-use super::super::model::{Object, Str};
 use super::super::source::{Cluster, SourceStatus};
 use super::items::{Item, Raw};
 use super::trouble::Trouble;
+use crate::model::Str;
+use crate::model::cluster::Object;
 use crate::text::escape;
 
 /// Objects that can't be used, remembered by name; more are only counted with the next list.
@@ -143,7 +144,7 @@ impl Feed {
         let here =
             pods.filter(|pod| !pod.template && self.scope.node.as_ref().is_none_or(|n| pod.node.as_ref() == Some(n)));
         let gone = here.filter(|pod| !self.seen.contains(&self.hasher.hash_one((Some(&*pod.namespace), &*pod.name))));
-        let key = |pod: &std::sync::Arc<super::super::model::Pod>| Key {
+        let key = |pod: &std::sync::Arc<crate::model::cluster::Pod>| Key {
             kind: Kind::Pod,
             namespace: Some(pod.namespace.clone()),
             name: pod.name.clone(),

@@ -13,7 +13,8 @@ use serde::de::{DeserializeOwned, Deserializer};
 use serde::{Deserialize, Serialize};
 
 use super::super::decode::{self, Checked};
-use super::super::model::{Object, OtherPolicy, Str};
+use crate::model::Str;
+use crate::model::cluster::{Object, OtherPolicy};
 
 /// One object of a list or a watch.
 #[derive(Debug)]
@@ -344,7 +345,7 @@ mod tests {
       "status":{"phase":"Running","podIP":"10.1.0.1","podIPs":[{"ip":"10.1.0.1"},{"ip":"fd00::1"}],"startTime":"2026-11-21T12:00:03Z",
         "conditions":[{"type":"PodReadyToStartContainers","status":"True","lastTransitionTime":"2026-11-21T12:00:09Z"}]}}"#;
 
-    fn pod<R: Raw>() -> super::super::super::model::Pod {
+    fn pod<R: Raw>() -> crate::model::cluster::Pod {
         let item: Item<R> = serde_json::from_str(POD).unwrap();
         assert_eq!((item.namespace.as_deref(), &*item.name, &*item.version), (Some("x"), "a", "7"));
         let Ok(Object::Pod(pod)) = item.object else { panic!("no pod: {:?}", item.object) };

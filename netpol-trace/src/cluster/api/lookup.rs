@@ -17,13 +17,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+pub(super) use find::run;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::super::Index;
-use super::super::model::{Pod, Str};
-
-pub(super) use find::run;
+use crate::model::Str;
+use crate::model::cluster::Pod;
 
 /// How often the owner of one address is confirmed; a drop waits longer for its names.
 const MOMENT: SignedDuration = SignedDuration::from_secs(1);
@@ -40,11 +40,11 @@ const MAX_CONFIRMS: usize = 256;
 /// What the pipeline has of the lookups. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Lookups {
-    shared: Arc<Shared>,
+    shared: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct Inner {
     active: AtomicBool,
     node: Option<Str>,
     state: Mutex<State>,
@@ -90,7 +90,7 @@ impl Lookups {
     pub fn new(node: Option<Str>) -> (Lookups, Asked) {
         let (finds, find_asked) = channel(MAX_FINDS);
         let (confirms, confirm_asked) = channel(MAX_CONFIRMS);
-        let shared = Shared {
+        let shared = Inner {
             active: AtomicBool::new(false),
             node,
             state: Mutex::default(),

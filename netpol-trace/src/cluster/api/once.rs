@@ -8,13 +8,13 @@ use kube::api::ListParams;
 use kube::core::{ObjectList, Request};
 
 use super::super::manifests::{self, Loaded, Located, identity};
-use super::super::model::Object;
 use super::super::place::{Place, Problem, ProblemKind, Severity};
 use super::connect::Access;
 use super::items::{self, Item, Named, Raw};
 use super::others;
 use super::trouble::{Trouble, TroubleKind};
 use super::watch::{PAGE, Resource};
+use crate::model::cluster::Object;
 
 /// All that the API server has for a verdict. What may not be read but is not needed for one is a warning among the
 /// problems.

@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::apps::v1 as apps;
+use k8s_openapi::api::batch::v1 as batch;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
-use k8s_openapi::api::{apps::v1 as apps, batch::v1 as batch, core::v1 as core, discovery::v1 as discovery};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-use super::super::model::{Object, OtherPolicy, Str};
 use super::super::yaml::{self, Node, Path, Step, Value};
 use super::meta::DEFAULT_NAMESPACE;
 use super::{Checked, Workload, quoted};
+use crate::model::Str;
+use crate::model::cluster::{Object, OtherPolicy};
 
 /// One object with where it was.
 #[derive(Debug)]

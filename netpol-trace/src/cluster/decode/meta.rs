@@ -8,9 +8,10 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::super::model::{Labels, Namespace, Node, Protocol, Str};
 use super::super::yaml::Path;
 use super::{Checked, Violations, quoted};
+use crate::model::Str;
+use crate::model::cluster::{Labels, Namespace, Node, Protocol};
 
 /// The namespace of an object whose file names none: what `kubectl apply` takes without `-n`.
 pub const DEFAULT_NAMESPACE: &str = "default";

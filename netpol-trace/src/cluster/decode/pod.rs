@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::super::model::{ContainerPort, Labels, Owner, Phase, Pod, Str};
 use super::super::yaml::Path;
 use super::meta::{self, Meta};
 use super::{Checked, Violations};
+use crate::model::Str;
+use crate::model::cluster::{ContainerPort, Labels, Owner, Phase, Pod};
 
 /// A pod has a handful; more is no pod.
 const MAX_PORTS: usize = 10_000;

@@ -1,16 +1,15 @@
 //! networking.k8s.io/v1 NetworkPolicy, with the checks of the API server's validation (pkg/apis/networking/validation).
 
+use ipnet::IpNet;
 use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
-use ipnet::IpNet;
-
-use super::super::model::{
-    Direction, Labels, Operator, Peer, Policy, PortMatch, PortSpec, Requirement, Rule, Selector,
-};
 use super::super::yaml::Path;
 use super::meta::{self, Meta, Port};
 use super::{Checked, Violations, quoted};
+use crate::model::cluster::{
+    Direction, Labels, Operator, Peer, Policy, PortMatch, PortSpec, Requirement, Rule, Selector,
+};
 
 /// A selector with more requirements or values is refused: every one is looked at for every pod and packet.
 const MAX_REQUIREMENTS: usize = 1_000;

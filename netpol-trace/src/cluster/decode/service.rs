@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use super::super::model::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, TargetPort};
 use super::super::yaml::Path;
 use super::meta::{self, Meta, Port};
 use super::{Checked, Violations};
+use crate::model::cluster::{Endpoint, EndpointPort, EndpointSlice, Service, ServicePort, TargetPort};
 
 /// The label by which an endpoint slice names its service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";

@@ -7,10 +7,11 @@ use std::sync::{Arc, OnceLock};
 use jiff::Timestamp;
 
 use super::super::change::{Change, Key, Kind, Scope};
-use super::super::model::{Direction, Object, Pod, Policy, Str};
 use super::events::{Event, Isolation, MAX_EVENTS, What};
 use super::history::{Before, Claim};
 use super::{Index, NamespaceEntry, PodEntry, PodKey};
+use crate::model::Str;
+use crate::model::cluster::{Direction, Object, Pod, Policy};
 
 impl Index {
     pub fn from_objects(objects: impl IntoIterator<Item = Object>) -> Index {

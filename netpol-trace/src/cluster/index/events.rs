@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::super::model::{Direction, Labels, Policy, Str};
 use super::NamespaceEntry;
+use crate::model::Str;
+use crate::model::cluster::{Direction, Labels, Policy};
 
 /// Events that wait to be told; more are counted.
 pub(in super::super) const MAX_EVENTS: usize = 1_000;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::model::{Namespace, Pod, Policy, Str};
 use super::HashMap;
+use crate::model::Str;
+use crate::model::cluster::{Namespace, Pod, Policy};
 
 /// What ended longer ago is forgotten. A record is made within seconds of its packet.
 const KEPT_FOR: SignedDuration = SignedDuration::from_mins(10);

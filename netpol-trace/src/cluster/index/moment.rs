@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::model::{Pod, Policy, Str};
 use super::history::Before;
 use super::{Index, NamespaceEntry, Owner, PodEntry};
+use crate::model::Str;
+use crate::model::cluster::{Pod, Policy};
 
 /// A pod uses its address before the API tells it: kubelet starts the pod, then reports. Within this time before an
 /// address was seen to change hands, either owner may have had it.

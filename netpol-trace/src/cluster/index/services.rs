@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::super::model::{EndpointSlice, Pod, Protocol, Service, ServicePort, TargetPort};
 use super::{Index, NamespaceEntry, Owner, PodView};
+use crate::model::cluster::{EndpointSlice, Pod, Protocol, Service, ServicePort, TargetPort};
 
 /// One address and port behind one port of a service.
 #[derive(Debug, Clone, Copy)]
@@ -108,7 +108,7 @@ fn ports_of<'a>(slice: &'a EndpointSlice, service: &'a Service) -> impl Iterator
     })
 }
 
-fn selects(selector: &super::super::model::Labels, pod: &Pod) -> bool {
+fn selects(selector: &crate::model::cluster::Labels, pod: &Pod) -> bool {
     selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
 }
 

@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use super::super::model::{Operator, Peer, Policy, Selector, Str};
+use crate::model::Str;
+use crate::model::cluster::{Operator, Peer, Policy, Selector};
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Strings {

@@ -1,8 +1,8 @@
 use std::time::{Duration, Instant};
 
 use super::super::manifests;
-use super::super::model::{Object, Selector};
 use super::*;
+use crate::model::cluster::{Object, Selector};
 
 fn index(yaml: &str) -> Index {
     let loaded = manifests::load_bytes("test.yaml", yaml.as_bytes());

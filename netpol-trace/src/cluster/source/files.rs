@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 
 use super::super::manifests::{self, Loaded};
-use super::super::model::{Object, Policy};
 use super::super::{Change, Kind};
 use super::{Cluster, SourceStatus};
+use crate::model::cluster::{Object, Policy};
 
 /// How often files are looked at. Polling sees what inotify misses: the link swap of a mounted ConfigMap, a network file
 /// system, a folder that comes later.

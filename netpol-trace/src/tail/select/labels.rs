@@ -1,7 +1,7 @@
 //! Label selectors as `kubectl get -l` takes them.
 
 use super::label;
-use crate::cluster::model::{Operator, Requirement, Selector};
+use crate::model::cluster::{Operator, Requirement, Selector};
 use crate::tail::view::Pod;
 use crate::text::escape;
 

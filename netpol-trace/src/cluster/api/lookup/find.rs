@@ -10,11 +10,11 @@ use futures::stream::unfold;
 use jiff::{SignedDuration, Timestamp};
 use kube::api::{GetParams, ListParams};
 use kube::core::{ObjectList, Request};
-use tokio::sync::{Notify, mpsc::Receiver};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::Receiver;
 
 use super::super::super::change::{Change, Key, Kind};
 use super::super::super::index::Owner;
-use super::super::super::model::{Object, Pod, Str};
 use super::super::super::source::{Cluster, SourceStatus};
 use super::super::connect::{Connection, Current};
 use super::super::items::{self, Item};
@@ -22,6 +22,8 @@ use super::super::trouble::{Trouble, TroubleKind};
 use super::super::watch::Resource;
 use super::{Answer, Asked, Lookups, MAX_CONFIRMS, MOMENT, SWEEP};
 use crate::cluster::budget::Budget;
+use crate::model::Str;
+use crate::model::cluster::{Object, Pod};
 
 /// Lists by a node or an address: for the latter the server looks at every pod.
 const LISTS: (Duration, u32) = (Duration::from_secs(1), 10);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cluster::model::{Labels, Phase};
+use crate::model::cluster::{Labels, Phase};
 
 fn pod(node: &str, uid: &str, created: &str) -> Pod {
     Pod {

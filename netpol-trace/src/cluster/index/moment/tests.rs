@@ -4,9 +4,10 @@ use proptest::prelude::*;
 
 use super::super::super::change::{Change, Key, Kind};
 use super::super::super::manifests;
-use super::super::super::model::{Direction, Labels, Namespace, Object, Pod, Policy, Str};
 use super::super::history::MAX_KEPT;
 use super::*;
+use crate::model::Str;
+use crate::model::cluster::{Direction, Labels, Namespace, Object, Pod, Policy};
 
 /// So many milliseconds into the story.
 fn at(millis: i64) -> Timestamp {
@@ -115,7 +116,7 @@ fn where_nothing_says_when_a_pod_began_it_is_named_unless_another_comes_into_que
 fn a_finished_pod_and_one_that_lost_its_address_had_it_before() {
     let a = pod("a", "1", 1, Some(0));
     let mut index = listed(vec![Object::Pod(a.clone())]);
-    let over = Pod { phase: super::super::super::model::Phase::Succeeded, ..a.clone() };
+    let over = Pod { phase: crate::model::cluster::Phase::Succeeded, ..a.clone() };
     index.apply(vec![Change::Upsert(Object::Pod(over))], at(10_000));
     assert_eq!((owner(&index, 9_000, 1), owner(&index, 10_000, 1)), ("a".to_owned(), "formerly a".to_owned()));
 
@@ -212,9 +213,7 @@ fn make(step: &Step, i: i64, millis: i64, all: &mut BTreeMap<(u8, Str), Object>)
             Object::Pod(Pod { labels, ..known.unwrap_or_else(new) })
         }
         Step::Finish(n) => match all.get(&(0, format!("pod{n}").into())) {
-            Some(Object::Pod(pod)) => {
-                Object::Pod(Pod { phase: super::super::super::model::Phase::Failed, ..pod.clone() })
-            }
+            Some(Object::Pod(pod)) => Object::Pod(Pod { phase: crate::model::cluster::Phase::Failed, ..pod.clone() }),
             _ => return None,
         },
         Step::Policy(n, app, egress) => {
@@ -305,7 +304,7 @@ proptest! {
 /// A count of packets over some time has a name only if that held all the time.
 #[test]
 fn a_count_over_a_change_of_hands_is_nobodys() {
-    use crate::enrich::{Flow, OwnedBy, end};
+    use crate::pipeline::enrich::{Flow, OwnedBy, end};
     let mut index = listed(vec![Object::Pod(pod("a", "1", 7, Some(-5000)))]);
     index.apply(vec![delete(Kind::Pod, "a")], at(2000));
     index.apply(vec![Change::Upsert(Object::Pod(pod("b", "2", 7, Some(3000))))], at(4000));

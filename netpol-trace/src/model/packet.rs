@@ -1,0 +1,189 @@
+//! One dropped packet: its headers, and the connection that conntrack has for it.
+
+use std::net::IpAddr;
+
+use super::{Family, Text};
+
+/// IP protocol numbers that are told apart (IANA).
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const SCTP: u8 = 132;
+pub const ICMP: u8 = 1;
+pub const ICMPV6: u8 = 58;
+
+/// One dropped packet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Packet {
+    /// CLOCK_MONOTONIC, ns.
+    pub time: u64,
+    pub headers: Headers,
+    /// L3 length in octets.
+    pub length: u32,
+    /// Packets on the wire: more than 1 where segmentation offload made one skb of several.
+    pub segments: u32,
+    pub conntrack: Option<Conntrack>,
+    /// Conntrack was told to leave the packet alone.
+    pub untracked: bool,
+}
+
+/// What one word of the kernel stands for: a packet, or what was counted of packets like it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repeats {
+    /// The packet that was read is one of those meant; else it is only their example.
+    pub first: bool,
+    /// Packets that were counted, their L3 octets, and what they would be on the wire.
+    pub count: u64,
+    pub bytes: u64,
+    pub segments: u64,
+    /// CLOCK_MONOTONIC of the last one, ns.
+    pub last: u64,
+    /// What they have in common.
+    pub same: Sameness,
+}
+
+/// What packets that were counted together have in common, besides addresses, protocol and all that the kernel says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sameness {
+    /// Both ports.
+    Flow,
+    /// The destination's port.
+    AnySourcePort,
+    AnyPorts,
+}
+
+impl Repeats {
+    /// One packet.
+    pub const ONE: Repeats = Repeats { first: true, count: 0, bytes: 0, segments: 0, last: 0, same: Sameness::Flow };
+
+    /// How many packets there were.
+    pub fn packets(&self) -> u64 {
+        u64::from(self.first) + self.count
+    }
+
+    /// Their L3 octets, `packet` being the one that was read.
+    pub fn bytes(&self, packet: &Packet) -> u64 {
+        if self.first { self.bytes + u64::from(packet.length) } else { self.bytes }
+    }
+
+    pub fn segments(&self, packet: &Packet) -> u64 {
+        if self.first { self.segments + u64::from(packet.segments) } else { self.segments }
+    }
+}
+
+/// Why a record has no packet: it isn't IP, or its header couldn't be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PacketError {
+    #[error("not IP")]
+    NotIp,
+    #[error("the header is missing or cut short")]
+    Truncated,
+}
+
+impl PacketError {
+    /// For metrics.
+    pub fn kind(self) -> &'static str {
+        match self {
+            PacketError::NotIp => "not_ip",
+            PacketError::Truncated => "truncated",
+        }
+    }
+}
+
+impl Packet {
+    pub fn family(&self) -> Family {
+        match self.headers.source {
+            IpAddr::V4(_) => Family::Ipv4,
+            IpAddr::V6(_) => Family::Ipv6,
+        }
+    }
+}
+
+/// The record's name of an IP protocol.
+pub fn transport_name(protocol: u8) -> Text {
+    match protocol {
+        TCP => "tcp".into(),
+        UDP => "udp".into(),
+        SCTP => "sctp".into(),
+        ICMP => "icmp".into(),
+        ICMPV6 => "ipv6-icmp".into(),
+        number => number.to_string().into(),
+    }
+}
+
+/// The number behind a record's transport; 255 (reserved by IANA) for what is none.
+pub fn transport_number(name: &str) -> u8 {
+    match name {
+        "tcp" => TCP,
+        "udp" => UDP,
+        "sctp" => SCTP,
+        "icmp" => ICMP,
+        "ipv6-icmp" => ICMPV6,
+        number => number.parse().unwrap_or(255),
+    }
+}
+
+/// The fields of a packet's headers that a record or a verdict uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Headers {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// The IP protocol behind all extension headers.
+    pub protocol: u8,
+    pub source_port: Option<u16>,
+    pub destination_port: Option<u16>,
+    /// The flags octet: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32.
+    pub tcp_flags: Option<u8>,
+    /// Type and code.
+    pub icmp: Option<(u8, u8)>,
+    /// A fragment other than the first: it has no transport header.
+    pub fragment: bool,
+    /// L3 length in octets as the header states it.
+    pub length: u32,
+    /// Octets from the network header to the transport's payload, as far as they can be told.
+    pub payload_offset: u32,
+}
+
+/// TCP flag bits and their names, in the order of records.
+const TCP_FLAGS: [(u8, &str); 6] = [(1, "fin"), (2, "syn"), (4, "rst"), (8, "psh"), (16, "ack"), (32, "urg")];
+
+pub const SYN: u8 = 2;
+pub const RST: u8 = 4;
+pub const ACK: u8 = 16;
+
+impl Headers {
+    pub fn tcp_flag_names(&self) -> impl Iterator<Item = &'static str> {
+        let flags = self.tcp_flags.unwrap_or(0);
+        TCP_FLAGS.iter().filter(move |(bit, _)| flags & bit != 0).map(|(_, name)| *name)
+    }
+
+    /// A TCP segment that opens a connection: SYN without ACK or RST.
+    pub fn opens(&self) -> bool {
+        self.tcp_flags.is_some_and(|flags| flags & (SYN | ACK | RST) == SYN)
+    }
+}
+
+/// A conntrack entry as of the drop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conntrack {
+    /// As the client sent it: to the service's address.
+    pub original: Tuple,
+    /// As the answer comes back: from the backend.
+    pub reply: Tuple,
+    /// The destination was translated (a service).
+    pub dst_nat: bool,
+    pub seen_reply: bool,
+    /// The packet goes against the connection's direction.
+    pub is_reply: bool,
+    /// The packet is about the connection, not of it (an ICMP error).
+    pub related: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuple {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    /// 0 for protocols without ports; for ICMP the identifier.
+    pub source_port: u16,
+    pub destination_port: u16,
+    pub protocol: u8,
+}

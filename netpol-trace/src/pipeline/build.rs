@@ -1,0 +1,158 @@
+//! Flow, facts and verdict put into the record's shape. Pure.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::model::cluster::{Labels, Pod};
+use crate::model::packet::{Packet, Repeats, Sameness, transport_name};
+use crate::model::{Action, Cause, Direction, Enrichment, Facts, Hint, OwnerRef, Part, PodRef, Site, Str, Verdict};
+use crate::pipeline::enrich::{Flow, Named, OwnedBy};
+use crate::record::community_id::community_id;
+use crate::record::{Body, Drop, Endpoint, FoldedBy, Icmp, Kernel, Network};
+
+/// Labels per pod in a record, and octets of one label or name: strangers write them.
+const MAX_LABELS: usize = 64;
+const MAX_TEXT: usize = 253;
+
+/// What was decided about a drop.
+#[derive(Debug)]
+pub struct Decision {
+    pub cause: Cause,
+    pub action: Action,
+    pub direction: Option<Direction>,
+    pub verdict: Option<Part<Verdict>>,
+    pub hint: Option<Part<Hint>>,
+    pub enrichment: Enrichment,
+}
+
+/// `site`: what the facts' own is by all that is known.
+pub fn drop_body(packet: &Packet, facts: &Facts, site: Site, flow: &Flow<'_>, decision: Decision) -> Body {
+    let headers = &packet.headers;
+    Body::Drop(Box::new(Drop {
+        last_time: None,
+        count: 1,
+        segments: (packet.segments > 1).then_some(u64::from(packet.segments)),
+        bytes: u64::from(packet.length),
+        cause: decision.cause,
+        direction: decision.direction,
+        action: decision.action,
+        source: endpoint(&flow.source),
+        destination: endpoint(&flow.destination),
+        network: Network {
+            transport: transport_name(headers.protocol),
+            family: packet.family(),
+            tcp_flags: headers.tcp_flag_names().map(Into::into).collect(),
+            community_id: community_id(
+                (headers.source, headers.destination),
+                headers.protocol,
+                headers.source_port.zip(headers.destination_port),
+                headers.icmp,
+            ),
+            length: packet.length,
+            fragment: headers.fragment,
+        },
+        reply: flow.reply,
+        icmp: headers.icmp.map(|(kind, code)| Icmp { kind, code }),
+        kernel: Kernel {
+            reason: facts.reason.clone(),
+            location: facts.location.clone(),
+            hook: site.hook,
+            mechanism: site.mechanism,
+            device: facts.device.clone(),
+            netns: facts.netns,
+        },
+        verdict: decision.verdict,
+        hint: decision.hint,
+        enrichment: decision.enrichment,
+        spoofed: false,
+        folded_by: None,
+        truncated: false,
+    }))
+}
+
+impl Drop {
+    /// How many packets there were, `packet` being the one that the rest of the record is about.
+    pub fn counts(&mut self, packet: &Packet, repeats: &Repeats, last: Timestamp) {
+        self.count = repeats.packets();
+        self.bytes = repeats.bytes(packet);
+        let segments = repeats.segments(packet);
+        self.segments = (segments > self.count).then_some(segments);
+        self.last_time = (self.count > 1).then_some(last);
+        let same: &[&str] = match repeats.same {
+            Sameness::Flow => return,
+            Sameness::AnySourcePort => {
+                &["source.ip", "destination.ip", "destination.port", "network.transport", "kernel"]
+            }
+            Sameness::AnyPorts => {
+                let end = &mut self.destination;
+                end.port = None;
+                end.original.iter_mut().for_each(|original| original.port = None);
+                end.service.iter_mut().for_each(|service| service.port = None);
+                &["source.ip", "destination.ip", "network.transport", "kernel"]
+            }
+        };
+        let same = same.iter().copied().map(Into::into).collect();
+        self.folded_by = Some(FoldedBy { because: "flow_map_full".into(), same });
+        self.network.community_id = None;
+        self.source.port = None;
+    }
+}
+
+pub(crate) fn endpoint(named: &Named<'_>) -> Endpoint {
+    Endpoint {
+        kind: named.owner.kind(),
+        ip: named.ip,
+        port: named.port,
+        pod: named.pod().map(|view| view.described(describe).clone()),
+        node: match named.owner {
+            OwnedBy::Node(name) => Some(short(name)),
+            _ => None,
+        },
+        service: named.service.clone(),
+        original: named.original,
+        names: Vec::new(),
+        note: match named.owner {
+            OwnedBy::Ambiguous(pods) => Some(format!("{pods} pods claim this address").into()),
+            OwnedBy::Reused(one, other) => Some(
+                format!("{} and {} had this address one after the other, at about this time", full(one), full(other))
+                    .into(),
+            ),
+            OwnedBy::Former(pod) => Some(format!("no pod had this address any more; before: {}", full(pod)).into()),
+            OwnedBy::Unconfirmed => {
+                Some("whose address it is was not known, or not confirmed, when the record was made".into())
+            }
+            OwnedBy::Unknown => Some("in the pod network, but no known pod has this address".into()),
+            _ => None,
+        },
+    }
+}
+
+fn describe(pod: &Pod) -> PodRef {
+    PodRef {
+        namespace: clip(&pod.namespace),
+        name: clip(&pod.name),
+        uid: pod.uid.as_deref().map(clip),
+        labels: labels(&pod.labels),
+        owner: pod.owner.as_ref().map(|o| OwnerRef { kind: clip(&o.kind), name: clip(&o.name) }),
+        node: pod.node.as_deref().map(clip),
+    }
+}
+
+fn full(pod: &Pod) -> String {
+    format!("{}/{}", clip(&pod.namespace), clip(&pod.name))
+}
+
+fn labels(labels: &Labels) -> BTreeMap<String, String> {
+    labels.iter().take(MAX_LABELS).map(|(k, v)| (clip(k), clip(v))).collect()
+}
+
+/// The same text where it is short enough.
+fn short(text: &Str) -> Str {
+    if text.len() <= MAX_TEXT { text.clone() } else { clip(text).into() }
+}
+
+/// At most [`MAX_TEXT`] octets, cut between characters.
+fn clip(text: &str) -> String {
+    text[..text.floor_char_boundary(MAX_TEXT)].to_owned()
+}

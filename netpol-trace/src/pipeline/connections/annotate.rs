@@ -1,0 +1,139 @@
+//! What the pods' interfaces know of a drop.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::cluster::Index;
+use crate::cluster::index::{Owner, PodView};
+use crate::model::packet::Packet;
+use crate::model::{Action, Address};
+use crate::pipeline::connections::{End, Flows, Kernel, Tuple};
+use crate::pipeline::enrich;
+use crate::record::Drop;
+
+/// A rejecting rule sends its RST or ICMP error right before its packet is freed.
+const REJECTED_WITHIN: Duration = Duration::from_millis(5);
+
+/// Where a drop's packet was, for its interface.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// The interface that the packet came in by.
+    pub iif: u32,
+    pub netns: Option<u32>,
+}
+
+impl<K: Kernel> Flows<K> {
+    /// Adds what is certain: the address that the client asked for and its names, a spoofed source, a reject.
+    pub fn annotate(&mut self, drop: &mut Drop, packet: &Packet, origin: Origin, index: &Index, now: Instant) {
+        if packet.conntrack.is_none() {
+            self.add_original(drop, packet, index);
+        }
+        if drop.action == Action::Unknown && self.was_rejected(packet) {
+            drop.action = Action::Reject;
+        }
+        drop.spoofed = self.is_spoofed(packet, origin, index);
+        let asked = drop.destination.original.as_ref().map_or(drop.destination.ip, |original| original.ip);
+        drop.destination.names = self.names_of(drop.source.ip, asked, now);
+    }
+
+    /// The names by which the pod at `pod` knows `address`.
+    pub fn names_of(&self, pod: IpAddr, address: IpAddr, now: Instant) -> Vec<String> {
+        self.names.of(pod, address, now)
+    }
+
+    /// Behind a translation that conntrack does not know, the client's own interface saw where it sent to. That it is this
+    /// connection is certain when the client's port has one destination only, and that is a service with this backend.
+    fn add_original(&self, drop: &mut Drop, packet: &Packet, index: &Index) {
+        let Some((client, server)) = ends(packet) else { return };
+        let protocol = packet.headers.protocol;
+        let mut sent = self.table.of_client(client, protocol).filter(|(_, open)| open.from_pod);
+        let (Some(((tuple, _), _)), None) = (sent.next(), sent.next()) else { return };
+        if tuple.server == server || !is_backend(index, protocol, tuple.server, server) {
+            return;
+        }
+        let (ip, port) = tuple.server;
+        let now = index.now();
+        let asked = enrich::with_service(index, enrich::end(&now, ip, Some(port)), protocol, ip, Some(port));
+        drop.destination.original = Some(Address { ip, port: Some(port) });
+        drop.destination.service = asked.service;
+    }
+
+    fn was_rejected(&self, packet: &Packet) -> bool {
+        Tuple::all_of(packet).any(|tuple| {
+            let refused = self.refused.time(&tuple);
+            refused.is_some_and(|time| packet.time.abs_diff(time) < REJECTED_WITHIN.as_nanos() as u64)
+        })
+    }
+
+    /// Whether the packet came from a pod with a source address that is not this pod's. Certain when the pod behind the
+    /// interface is known: its own kernel names an address that the cluster knows as one pod's.
+    fn is_spoofed(&self, packet: &Packet, origin: Origin, index: &Index) -> bool {
+        let source = packet.headers.source;
+        if source.is_unspecified() || is_link_local(source) {
+            return false;
+        }
+        let Some(interface) = self.interface_of(packet, origin) else { return false };
+        let addresses = self.kernel.addresses(interface, source);
+        let Some(pod) = pod_behind(&addresses, index) else { return false };
+        let of_this_family = pod.pod.ips.iter().any(|ip| ip.is_ipv4() == source.is_ipv4());
+        if !of_this_family || pod.pod.ips.contains(&source) {
+            return false;
+        }
+        // An address that the pod has and the cluster does not know: a second network, a virtual address. Not a stranger's.
+        !addresses.contains(&source) || matches!(index.owner_of(source), Owner::Pod(_) | Owner::Node(_))
+    }
+
+    /// The pod's interface by which the packet came into this network namespace.
+    fn interface_of(&self, packet: &Packet, origin: Origin) -> Option<u32> {
+        if origin.netns == Some(self.kernel.netns()) && self.kernel.interface(origin.iif).is_some() {
+            return Some(origin.iif);
+        }
+        // Behind a bridge the packet's own device is the bridge: the connection's first packet was seen at the port.
+        let (client, server) = ends(packet)?;
+        let tuple = Tuple { client, protocol: packet.headers.protocol, server };
+        let mut sent = self.table.of(tuple).filter(|(_, open)| open.from_pod);
+        match (sent.next(), sent.next()) {
+            (Some(((_, interface), _)), None) => Some(*interface),
+            _ => None,
+        }
+    }
+}
+
+fn ends(packet: &Packet) -> Option<(End, End)> {
+    let headers = &packet.headers;
+    let (source, destination) = headers.source_port.zip(headers.destination_port)?;
+    Some(((headers.source, source), (headers.destination, destination)))
+}
+
+/// The one pod that claims one of these addresses.
+fn pod_behind<'a>(addresses: &[IpAddr], index: &'a Index) -> Option<PodView<'a>> {
+    let mut found: Option<PodView<'a>> = None;
+    for address in addresses {
+        match index.owner_of(*address) {
+            Owner::Pod(pod) if found.is_none_or(|f| std::sync::Arc::ptr_eq(f.pod, pod.pod)) => found = Some(pod),
+            Owner::Pod(_) | Owner::Ambiguous(_) => return None,
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Whether the service at `asked` has `backend` among its endpoints.
+fn is_backend(index: &Index, protocol: u8, asked: End, backend: End) -> bool {
+    let crate::policy::Transport::Named(named) = crate::policy::Transport::from_number(protocol) else {
+        return false;
+    };
+    let Some((service, _)) = index.service_at(asked.0, named, asked.1) else { return false };
+    let Some(namespace) = index.namespace(&service.namespace) else { return false };
+    namespace.slices().filter(|slice| slice.service.as_deref() == Some(&*service.name)).any(|slice| {
+        slice.ports.iter().any(|port| port.protocol == named && port.port.is_none_or(|port| port == backend.1))
+            && slice.endpoints.iter().any(|endpoint| endpoint.ips.contains(&backend.0))
+    })
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    }
+}

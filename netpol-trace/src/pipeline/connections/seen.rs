@@ -1,0 +1,46 @@
+//! Connections to which something happened lately.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::pipeline::connections::Tuple;
+
+const MAX: usize = 32 * 1024;
+/// Longer than any connection waits for its answer.
+const KEPT: Duration = Duration::from_secs(30);
+
+/// A bounded memory that knows when it is not complete.
+#[derive(Debug, Default)]
+pub struct Recent {
+    /// The kernel's time of the latest event, and when it was told.
+    events: HashMap<Tuple, (u64, Instant)>,
+    blind_until: Option<Instant>,
+}
+
+impl Recent {
+    pub fn insert(&mut self, tuple: Tuple, time: u64, now: Instant) {
+        if self.events.len() >= MAX && !self.events.contains_key(&tuple) {
+            self.events.retain(|_, (_, told)| now.duration_since(*told) < KEPT);
+            if self.events.len() >= MAX {
+                // Starting over costs less than scanning for each of a flood.
+                self.events.clear();
+                self.blind(now);
+            }
+        }
+        self.events.insert(tuple, (time, now));
+    }
+
+    /// The kernel's time of the latest event, ns.
+    pub fn time(&self, tuple: &Tuple) -> Option<u64> {
+        self.events.get(tuple).map(|(time, _)| *time)
+    }
+
+    /// Something was missed.
+    pub fn blind(&mut self, now: Instant) {
+        self.blind_until = Some(now + KEPT);
+    }
+
+    pub fn is_blind(&self, now: Instant) -> bool {
+        self.blind_until.is_some_and(|until| until > now)
+    }
+}

@@ -1,0 +1,226 @@
+//! Connections that got no answer, and no drop that would say why.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::cluster::Index;
+use crate::cluster::index::Moment;
+use crate::model::packet::transport_name;
+use crate::model::{Direction, Enrichment, Family, Part};
+use crate::pipeline::build::endpoint;
+use crate::pipeline::connections::table::{Open, Place};
+use crate::pipeline::connections::{End, Flows, Kernel, Tuple};
+use crate::pipeline::enrich;
+use crate::pipeline::enrich::OwnedBy;
+use crate::policy;
+use crate::record::community_id::community_id;
+use crate::record::{Body, Network, Unanswered};
+
+/// How long an answer may take. TCP has sent its SYN three times by then.
+pub const GRACE: Duration = Duration::from_secs(5);
+/// The same client, server and port get one record in so long; it says how many connections it stands for.
+const WINDOW: Duration = Duration::from_secs(60);
+/// TCP's last retransmissions are 64 s apart: a connection that sends nothing for longer is over.
+const TCP_IDLE: Duration = Duration::from_secs(70);
+const UDP_IDLE: Duration = Duration::from_secs(10);
+/// Records in one window; more are counted.
+const MAX_RECORDS: usize = 1000;
+/// UDP that was on its way when an interface was attached looks as if its answers opened it.
+const UDP_SETTLED: Duration = Duration::from_secs(15);
+/// Where most systems' ports for clients begin.
+const CLIENT_PORTS: u16 = 32768;
+
+/// Unanswered connections of one client to one server's port.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    /// The latest.
+    pub tuple: Tuple,
+    pub from_pod: bool,
+    /// CLOCK_MONOTONIC of the first packet, ns.
+    pub opened: u64,
+    pub length: u32,
+    /// Packets that the latest one sent.
+    pub packets: u32,
+    /// Connections.
+    pub count: u64,
+    pub device: Option<String>,
+    /// Its packets left the node's side of the destination pod's interface: the pod itself did not answer.
+    pub delivered: bool,
+    pub sees_drops: bool,
+}
+
+/// Who tried to reach whom.
+type Route = (IpAddr, u8, End);
+
+/// What has had its record.
+#[derive(Debug, Default)]
+pub struct Silence {
+    told: HashMap<Route, (Instant, Option<Finding>)>,
+}
+
+impl<K: Kernel> Flows<K> {
+    /// Connections that have waited long enough, and those that an earlier record stands for when its window closes.
+    pub fn unanswered(&mut self, now: Instant) -> Vec<Finding> {
+        let mut found = Vec::new();
+        while let Some((place, open)) = self.table.next_due(now) {
+            let finding = self.decide(place, open, now);
+            found.extend(finding.and_then(|finding| self.fold(finding, now)));
+        }
+        self.silence.told.retain(|_, (until, more)| {
+            if *until > now {
+                return true;
+            }
+            let Some(more) = more.take() else { return false };
+            found.push(more);
+            *until = now + WINDOW;
+            true
+        });
+        self.tally.unanswered += found.iter().map(|finding| finding.count).sum::<u64>();
+        found
+    }
+
+    fn decide(&mut self, place: Place, mut open: Open, now: Instant) -> Option<Finding> {
+        let state = self.kernel.state(&open.key)?;
+        let (tuple, interface) = place;
+        let udp = tuple.protocol == crate::model::packet::UDP;
+        let counted = (state.packets, state.replies);
+        let finding =
+            if open.settled || state.replies > 0 { None } else { self.judge(&place, &open, state.packets, now) };
+        let quiet = open.counted == Some(counted) || udp && open.counted.is_none() && counted.0 + counted.1 <= 2;
+        let gone = self.kernel.interface(interface).is_none();
+        if quiet || gone || self.table.is_crowded() {
+            self.kernel.forget(&open.key);
+        } else {
+            open.settled = true;
+            open.counted = Some(counted);
+            self.table.keep(place, open, now + if udp { UDP_IDLE } else { TCP_IDLE });
+        }
+        finding
+    }
+
+    fn judge(&mut self, place: &Place, open: &Open, packets: u32, now: Instant) -> Option<Finding> {
+        let (tuple, interface) = *place;
+        if tuple.protocol == crate::model::packet::UDP && !self.is_certain(&tuple, interface) {
+            return None;
+        }
+        let others = || self.table.of_client(tuple.client, tuple.protocol).filter(|(other, _)| *other != place);
+        // One connection, seen at both pods' interfaces: the client's side tells. Behind NAT the server's address differs.
+        if !open.from_pod && others().any(|(_, other)| other.from_pod) {
+            return None;
+        }
+        let delivered = !open.from_pod || others().filter(|(_, other)| !other.from_pod).count() == 1;
+        if self.dropped.time(&tuple).is_some() || others().any(|((other, _), _)| self.dropped.time(other).is_some()) {
+            return None;
+        }
+        if self.sees_drops && self.dropped.is_blind(now) {
+            self.tally.unanswered_untold += 1;
+            return None;
+        }
+        Some(Finding {
+            tuple,
+            from_pod: open.from_pod,
+            opened: open.opened,
+            length: open.length,
+            packets,
+            count: 1,
+            device: self.kernel.interface(interface),
+            delivered,
+            sees_drops: self.sees_drops,
+        })
+    }
+
+    /// Whether the first packet that was seen really opened the exchange: late answers look like it.
+    fn is_certain(&self, tuple: &Tuple, interface: u32) -> bool {
+        let answers = tuple.server.1 >= CLIENT_PORTS && tuple.client.1 < CLIENT_PORTS;
+        !answers && self.kernel.watched_for(interface).is_some_and(|time| time > UDP_SETTLED + GRACE)
+    }
+
+    /// Moves a finding that gets no record to those without one.
+    pub fn leave_out(&mut self, finding: &Finding) {
+        self.tally.unanswered -= finding.count;
+        self.tally.unanswered_untold += finding.count;
+    }
+
+    /// The first of a kind is told at once, the rest when the window closes.
+    fn fold(&mut self, finding: Finding, now: Instant) -> Option<Finding> {
+        let route = (finding.tuple.client.0, finding.tuple.protocol, finding.tuple.server);
+        if let Some((_, more)) = self.silence.told.get_mut(&route) {
+            let count = more.take().map_or(0, |more| more.count) + 1;
+            *more = Some(Finding { count, ..finding });
+            return None;
+        }
+        if self.silence.told.len() >= MAX_RECORDS {
+            self.tally.unanswered_untold += 1;
+            return None;
+        }
+        self.silence.told.insert(route, (now + WINDOW, None));
+        Some(finding)
+    }
+}
+
+/// A finding with both ends named.
+pub fn flow<'a>(finding: &Finding, moment: &'a Moment<'_>) -> enrich::Flow<'a> {
+    let Tuple { client, protocol, server } = finding.tuple;
+    let end = enrich::end(moment, server.0, Some(server.1));
+    enrich::Flow {
+        source: enrich::end(moment, client.0, Some(client.1)),
+        destination: enrich::with_service(moment.index, end, protocol, server.0, Some(server.1)),
+        protocol,
+        reply: false,
+        tracked: false,
+        dst_nat: false,
+    }
+}
+
+/// The record of a finding, with the connection judged.
+pub fn body(
+    finding: &Finding,
+    flow: &enrich::Flow<'_>,
+    index: &Index,
+    options: &policy::Options,
+    names: Vec<String>,
+    time: Timestamp,
+    stale: &[String],
+) -> Body {
+    let Tuple { client, protocol, server } = finding.tuple;
+    // Policies are about pods, and which backend a service chose is not known here.
+    let mut verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
+        .then(|| Part::new(policy::judge(index, &flow.connection(time), options)));
+    if let Some(verdict) = &mut verdict {
+        enrich::qualify(verdict, flow, stale);
+    }
+    let mut destination = endpoint(&flow.destination);
+    destination.names = names;
+    Body::Unanswered(Box::new(Unanswered {
+        count: finding.count,
+        packets: u64::from(finding.packets),
+        waited_seconds: GRACE.as_secs(),
+        direction: if finding.from_pod { Direction::Egress } else { Direction::Ingress },
+        basis: if finding.sees_drops { "no_answer_and_no_drop_seen" } else { "no_answer_seen" }.into(),
+        delivered: finding.delivered,
+        source: endpoint(&flow.source),
+        destination,
+        network: Network {
+            transport: transport_name(protocol),
+            family: if client.0.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
+            tcp_flags: if protocol == crate::model::packet::TCP { vec!["syn".into()] } else { Vec::new() },
+            community_id: community_id((client.0, server.0), protocol, Some((client.1, server.1)), None),
+            length: finding.length,
+            fragment: false,
+        },
+        device: finding.device.clone(),
+        enrichment: if !stale.is_empty() {
+            Enrichment::Stale
+        } else if flow.may_be_named_later() {
+            Enrichment::Timeout
+        } else {
+            Enrichment::Complete
+        },
+        verdict,
+        hint: None,
+        truncated: false,
+    }))
+}

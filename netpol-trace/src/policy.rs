@@ -1,0 +1,134 @@
+//! What NetworkPolicy v1 says of one connection, with the evidence. Pure: no clock, no kube client, no I/O.
+//!
+//! ```text
+//! Connection ─> evaluate ─> Judgement (borrowed, no allocation) ─> report ─> record::Verdict
+//!                 │                                                   │
+//!                 └─ matching: one rule, peer or port                 └─ nearest: the rule that came closest
+//! ```
+//!
+//! [`check_rules`] tells of every rule what fits and what does not, for `explain`; [`hint`] names the usual mistake.
+//!
+//! [`evaluate`] is the fast core; [`judge`] makes the record's form of it. Where Kubernetes leaves a point to the
+//! CNI, [`Options`] decides, and the verdict's notes say that it did.
+
+mod evaluate;
+mod hint;
+pub mod lint;
+mod matching;
+mod miss;
+mod nearest;
+mod report;
+mod rules;
+pub mod suggest;
+mod summary;
+
+use std::net::IpAddr;
+
+pub use evaluate::{Because, Finding, Judgement, Policies, Side, evaluate};
+pub use hint::{Asked, FTP_DATA, hint, hint_of};
+use jiff::Timestamp;
+pub use matching::{Assumed, Doubt};
+pub(crate) use miss::bounded;
+pub use miss::describe;
+pub use report::{Report, judge, name_changes, report, result};
+pub use rules::{Fit, ItemCheck, RuleCheck, check_rules};
+pub use summary::summary;
+
+use crate::cluster::index::PodView;
+use crate::model::cluster::Protocol;
+
+/// The connection that is judged: from the source to the address and port that the destination's policy sees (the
+/// backend, after a service's translation).
+#[derive(Debug, Clone, Copy)]
+pub struct Connection<'a> {
+    pub source: End<'a>,
+    pub destination: End<'a>,
+    pub transport: Transport,
+    /// The destination's port; `None` where it is not known (a later fragment) or the transport has none.
+    pub port: Option<u16>,
+    /// When it happened: gives `changed_ago_seconds` of the policies.
+    pub at: Option<Timestamp>,
+}
+
+/// What runs over IP. Only the first kind can be named by a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Transport {
+    Named(Protocol),
+    /// ICMP and ICMPv6.
+    Icmp,
+    /// Any other, by its IANA number.
+    Other(u8),
+}
+
+impl Transport {
+    /// By the protocol number of the IP header.
+    pub fn from_number(number: u8) -> Transport {
+        match number {
+            6 => Transport::Named(Protocol::Tcp),
+            17 => Transport::Named(Protocol::Udp),
+            132 => Transport::Named(Protocol::Sctp),
+            1 | 58 => Transport::Icmp,
+            other => Transport::Other(other),
+        }
+    }
+}
+
+/// One end, resolved to what it is before judging.
+#[derive(Debug, Clone, Copy)]
+pub struct End<'a> {
+    /// The address in use; `None` when a pod was named without one: then any of its addresses counts.
+    pub ip: Option<IpAddr>,
+    pub who: Who<'a>,
+}
+
+impl<'a> End<'a> {
+    /// A pod by name: any of its addresses counts.
+    pub fn pod(view: PodView<'a>) -> End<'a> {
+        End { ip: None, who: Who::Pod(view) }
+    }
+
+    pub fn external(ip: IpAddr) -> End<'a> {
+        End { ip: Some(ip), who: Who::External }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Who<'a> {
+    Pod(PodView<'a>),
+    /// A node, by name; also a hostNetwork pod's packet, which carries its node's address.
+    Node(&'a str),
+    /// Outside of the cluster.
+    External,
+    /// Inside the cluster's address ranges, or claimed twice: owner not known.
+    Unknown,
+}
+
+/// Points that Kubernetes leaves to the CNI. `None` everywhere means "not known": where the point decides, the verdict
+/// is undetermined. Where a set point decides, a note says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Whether `ipBlock` matches pod IPs.
+    pub ipblock_matches_pods: Option<bool>,
+    /// Whether policy treats a hostNetwork pod like any other pod (`Some(false)`: like its node).
+    pub host_network_is_pod: Option<bool>,
+    /// Whether a pod and the node it runs on may always talk.
+    pub own_node_allowed: Option<bool>,
+    /// Whether ICMP and other protocols that a policy can't name pass an isolated pod (`Some(false)`: only by a rule
+    /// without ports).
+    pub other_protocols_pass: Option<bool>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            // Kubernetes' own e2e tests require the match (calico#6634).
+            ipblock_matches_pods: Some(true),
+            // The documentation leaves it open, and plugins do both.
+            host_network_is_pod: None,
+            // "Traffic to and from the node where a pod is running is always allowed."
+            own_node_allowed: Some(true),
+            // Undefined; plugins block, pass, or block some ICMP types only.
+            other_protocols_pass: None,
+        }
+    }
+}

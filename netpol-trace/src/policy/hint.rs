@@ -1,0 +1,453 @@
+//! The usual mistake behind a denied connection, and the smallest change that would allow it.
+//!
+//! A wrong hint is worse than none: each one is given only on evidence that the connection, the policies and the index
+//! hold, never on a guess of what was meant. Codes are those of the lint catalogue where the mistake is one of it; the
+//! plain misses are `peer-label`, `peer-namespace`, `ip-block`, `port` and `no-rule`.
+
+mod services;
+mod words;
+
+use std::fmt::{self, Display, Write};
+
+use ipnet::IpNet;
+use words::Words;
+
+use crate::cluster::Index;
+use crate::cluster::index::PodView;
+use crate::model::cluster::{
+    Direction, Operator, Peer, PortMatch, PortSpec, Protocol, Requirement, Rule, Selector, TargetPort,
+};
+use crate::model::{Address, ServiceRef};
+use crate::policy::evaluate::{Finding, Judgement, Side, evaluate};
+use crate::policy::matching::{Doubt, Match, Matcher, NAME_LABEL, in_block};
+use crate::policy::miss::describe;
+use crate::policy::nearest::{NearestRule, as_pod};
+use crate::policy::report::{Report, report};
+use crate::policy::{Connection, Options, Transport, Who};
+
+/// What is known of the connection beyond what policy sees.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Asked<'a> {
+    /// The service that the client asked for.
+    pub service: Option<&'a ServiceRef>,
+    /// The destination before translation.
+    pub original: Option<&'a Address>,
+    pub source_port: Option<u16>,
+}
+
+/// The source port of active FTP's data connections: the only one that a hint depends on.
+pub const FTP_DATA: u16 = 20;
+
+/// The hint that fits a denied connection, or one that ICMP or a hostNetwork pod leaves undetermined.
+pub fn hint(
+    index: &Index,
+    connection: &Connection<'_>,
+    options: &Options,
+    asked: Asked<'_>,
+) -> Option<crate::model::Hint> {
+    let judgement = evaluate(index, connection, options);
+    let report = report(index, connection, options, &judgement);
+    hint_of(index, connection, options, &judgement, &report, asked)
+}
+
+/// The same for what [`evaluate`] has found and [`report`] put into words.
+pub fn hint_of<'a>(
+    index: &Index,
+    connection: &Connection<'a>,
+    options: &Options,
+    judgement: &Judgement<'a>,
+    report: &Report<'a>,
+    asked: Asked<'_>,
+) -> Option<crate::model::Hint> {
+    // The first side that denies is explained; the other is named, for it stays in the way.
+    let denies = |d: &Direction| matches!(judgement.side(*d).finding, Finding::Denied);
+    let Some(direction) = BOTH.into_iter().find(denies) else {
+        return undetermined(index, connection, options, judgement);
+    };
+    let matcher = Matcher::new(index, connection, options, direction);
+    let side = judgement.side(direction);
+    let said = match direction {
+        Direction::Egress => &report.verdict.egress,
+        Direction::Ingress => &report.verdict.ingress,
+    };
+    let misses = said.nearest.as_ref().map_or(&[][..], |nearest| &nearest.misses);
+    let nearest = report.nearest[direction as usize]?;
+    let case = Case { matcher, side, nearest, misses, asked, words: Words { matcher } };
+    let (code, mut message) = case.hint()?;
+    other_side(&case, judgement, &mut message);
+    Some(crate::model::Hint { code: code.into(), message })
+}
+
+/// Egress first: a packet meets its source's policies before its destination's.
+const BOTH: [Direction; 2] = [Direction::Egress, Direction::Ingress];
+
+fn undetermined(
+    index: &Index,
+    connection: &Connection<'_>,
+    options: &Options,
+    judgement: &Judgement<'_>,
+) -> Option<crate::model::Hint> {
+    BOTH.into_iter().find_map(|direction| {
+        let (matcher, side) = (Matcher::new(index, connection, options, direction), judgement.side(direction));
+        match side.finding {
+            Finding::Undetermined(Doubt::Icmp) => Some(icmp(&matcher, side)),
+            Finding::Undetermined(Doubt::HostNetwork) => host_network(&matcher),
+            _ => None,
+        }
+    })
+}
+
+type Found = (&'static str, String);
+
+/// A message, made in one go: what it is made of are no texts of their own.
+macro_rules! said {
+    ($($text:tt)*) => { $crate::policy::miss::text(256, format_args!($($text)*)) };
+}
+use said;
+
+fn icmp(matcher: &Matcher<'_, '_>, side: &Side<'_>) -> crate::model::Hint {
+    let by = side.isolated_by.iter().next().map(|p| format!(" ({}/{})", p.namespace, p.name)).unwrap_or_default();
+    let message = said!(
+        "NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. {} of {} is isolated{by}; whether ICMP \
+         passes then is this CNI's choice.",
+        words::capital(matcher.direction),
+        Words { matcher: *matcher }.subject(),
+    );
+    crate::model::Hint { code: "icmp".into(), message }
+}
+
+/// A selector that fits a hostNetwork pod: on most CNIs it selects nothing, for policy sees the node's address.
+fn host_network(matcher: &Matcher<'_, '_>) -> Option<crate::model::Hint> {
+    let view = as_pod(&matcher.peer().who).filter(|view| view.pod.host_network)?;
+    let ips: Vec<_> = view.pod.ips.iter().map(|ip| format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })).collect();
+    let address = if ips.is_empty() { "its node's address".to_owned() } else { ips.join(" and ") };
+    let message = said!(
+        "{}/{} uses its node's network, so most CNIs don't select it by its labels: allow {address} by ipBlock instead.",
+        view.pod.namespace,
+        view.pod.name,
+    );
+    Some(crate::model::Hint { code: "hostnet-peer".into(), message })
+}
+
+fn other_side(case: &Case<'_, '_>, judgement: &Judgement<'_>, message: &mut String) {
+    if case.matcher.direction == Direction::Egress && matches!(judgement.ingress.finding, Finding::Denied) {
+        let matcher = Matcher { direction: Direction::Ingress, ..case.matcher };
+        // Writing to a String can't fail.
+        _ = write!(message, " Ingress of {} denies it too.", Words { matcher }.subject());
+    }
+}
+
+/// One denied side and its evidence.
+struct Case<'o, 'a> {
+    matcher: Matcher<'o, 'a>,
+    side: &'o Side<'a>,
+    nearest: NearestRule<'a>,
+    /// What the nearest rule misses, as the record words it.
+    misses: &'o [crate::model::Miss],
+    asked: Asked<'o>,
+    words: Words<'o, 'a>,
+}
+
+impl<'a> Case<'_, 'a> {
+    fn hint(&self) -> Option<Found> {
+        // From the most telling evidence to the plainest.
+        self.types_missing()
+            .or_else(|| self.dns())
+            .or_else(|| self.api_server())
+            .or_else(|| self.service_address_in_block())
+            .or_else(|| self.pod_in_block())
+            .or_else(|| self.dynamic_ports())
+            .or_else(|| self.no_rules())
+            .or_else(|| self.only_the_port())
+            .or_else(|| self.only_the_peer())
+            .or_else(|| self.far_off())
+            .or_else(|| self.unlabelled())
+    }
+
+    fn direction(&self) -> Direction {
+        self.matcher.direction
+    }
+
+    fn policy(&self) -> impl Display {
+        let policy = self.nearest.policy;
+        fmt::from_fn(move |f| write!(f, "{}/{}", policy.namespace, policy.name))
+    }
+
+    fn nearest_rule(&self) -> Option<&'a Rule> {
+        self.nearest.policy.rules(self.direction()).get(self.nearest.rule?)
+    }
+
+    fn missed_port(&self) -> Option<&'a PortMatch> {
+        self.nearest_rule()?.ports.as_deref()?.get(self.nearest.port?)
+    }
+
+    fn missed_peer(&self) -> Option<&'a Peer> {
+        self.nearest_rule()?.peers.as_deref()?.get(self.nearest.peer?)
+    }
+
+    fn misses(&self) -> impl Display {
+        fmt::from_fn(|f| {
+            let mut misses = self.misses.iter().enumerate();
+            misses.try_for_each(|(at, miss)| write!(f, "{}{}", if at == 0 { "" } else { "; " }, describe(miss)))
+        })
+    }
+
+    fn protocol(&self) -> Option<Protocol> {
+        match self.matcher.connection.transport {
+            Transport::Named(protocol) => Some(protocol),
+            _ => None,
+        }
+    }
+
+    fn types_missing(&self) -> Option<Found> {
+        let direction = self.direction();
+        let rule = self.nearest.rule.filter(|_| self.nearest.type_missing)?;
+        let message = said!(
+            "{} allows it by {direction}[{rule}], but its policyTypes does not list {}, so the rule is not in force: add \
+             it to policyTypes.",
+            self.policy(),
+            words::capital(direction),
+        );
+        Some(("types-missing", message))
+    }
+
+    fn no_rules(&self) -> Option<Found> {
+        if self.nearest.rule.is_some() {
+            return None;
+        }
+        let direction = self.direction();
+        let message = said!(
+            "{} isolates {direction} of {} and no policy has an {direction} rule for it. Add one: {}",
+            self.policy(),
+            self.words.subject(),
+            self.words.rule_item(self.nearest.policy)?,
+        );
+        Some(("lockout", message))
+    }
+
+    fn place(&self) -> impl Display {
+        let (direction, rule) = (self.direction(), self.nearest.rule.unwrap_or_default());
+        fmt::from_fn(move |f| {
+            write!(f, "{} {direction}[{rule}]", self.policy())?;
+            match (self.nearest.peer, self.nearest.port) {
+                (Some(peer), None) => write!(f, ".{}[{peer}]", direction.peers_field()),
+                (None, Some(port)) => write!(f, ".ports[{port}]"),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn only_the_port(&self) -> Option<Found> {
+        let want = self.missed_port().filter(|_| self.nearest.peer.is_none())?;
+        let (port, protocol) = (self.matcher.connection.port?, self.protocol()?);
+        let place = self.place();
+        if let Some((service, service_port)) = self.service_port_in(want) {
+            let message = said!(
+                "{place} holds {service_port}, the port of service {service}; policy sees the pod's own port: write \
+                 {port}."
+            );
+            return Some(("svc-port", message));
+        }
+        if let PortSpec::Named(name) = &want.port {
+            let number = format!("port: {port}, protocol: {protocol}");
+            let message = match as_pod(&self.matcher.connection.destination.who) {
+                None => format!("{place} names its port {name}; names mean something on pods only: write {number}."),
+                Some(view) => {
+                    let same = |p: &&crate::model::cluster::ContainerPort| p.port == port && p.protocol == protocol;
+                    let fix = match view.pod.ports.iter().find(same).and_then(|p| p.name.as_ref()) {
+                        Some(right) if right != name => format!("port: {right}, or {number}"),
+                        _ => number,
+                    };
+                    let missing = self.misses.first().map_or("", |miss| &*miss.have);
+                    format!("{place} wants {want}, and the destination is {missing}: write {fix}.")
+                }
+            };
+            return Some(("named-port", message));
+        }
+        if want.protocol_defaulted && want.protocol != protocol && covers(want, port) {
+            let message =
+                said!("{place} leaves protocol out, which means TCP; this is {port}/{protocol}: add {protocol}.");
+            return Some(("proto-default", message));
+        }
+        let message = said!(
+            "{place} allows {want}; this is {port}/{protocol}: add {{{}}} to its ports.",
+            self.words.port_fields()?
+        );
+        Some(("port", message))
+    }
+
+    /// The service whose port the rule holds in place of the pod's: the one that was asked for, else one that has the
+    /// pod behind it.
+    fn service_port_in(&self, want: &PortMatch) -> Option<(String, u16)> {
+        let (port, protocol) = (self.matcher.connection.port?, self.protocol()?);
+        if want.protocol != protocol {
+            return None;
+        }
+        if let Some(service) = self.asked.service {
+            let asked = service.port.filter(|p| *p != port && covers_exactly(want, *p))?;
+            return Some((format!("{}/{}", service.namespace, service.name), asked));
+        }
+        let view = as_pod(&self.matcher.connection.destination.who)?;
+        let behind = view.namespace.services().filter(|service| {
+            service.selector.as_ref().is_some_and(|s| s.iter().all(|(k, v)| view.pod.labels.get(k) == Some(v)))
+        });
+        behind.flat_map(|service| service.ports.iter().map(move |p| (service, p))).find_map(|(service, p)| {
+            let target = p.protocol == protocol && target_is(view, &p.target, protocol, port);
+            (target && p.port != port && covers_exactly(want, p.port))
+                .then(|| (format!("{}/{}", service.namespace, service.name), p.port))
+        })
+    }
+
+    fn only_the_peer(&self) -> Option<Found> {
+        let peer = self.missed_peer().filter(|_| self.nearest.port.is_none())?;
+        match (peer, &self.matcher.peer().who) {
+            (Peer::Pods { namespaces, pods }, Who::Pod(view)) if self.matcher.is_selectable(view) => {
+                self.selectors(namespaces.as_ref(), pods.as_ref(), *view)
+            }
+            (Peer::Pods { .. }, Who::Pod(_)) => {
+                let message = said!(
+                    "{} selects by label, and {} uses its node's network: this CNI sees the node's address. Allow that: \
+                     {}: [{}]",
+                    self.place(),
+                    self.words.peer(),
+                    self.direction().peers_field(),
+                    self.words.peer_item(self.nearest.policy)?,
+                );
+                Some(("hostnet-peer", message))
+            }
+            (Peer::Pods { .. }, _) => Some(("ip-block", self.outside()?)),
+            (Peer::Block { cidr, except }, who) => self.block(cidr, except, who),
+        }
+    }
+
+    fn outside(&self) -> Option<String> {
+        Some(said!("{} selects pods, and {} is none: {}", self.place(), self.words.peer(), self.add_item()?))
+    }
+
+    fn selectors(&self, namespaces: Option<&Selector>, pods: Option<&Selector>, view: PodView<'a>) -> Option<Found> {
+        let place = self.place();
+        let namespace_missed = matches!(self.matcher.namespace_matches(self.nearest.policy, namespaces), Match::No(_));
+        let pod_missed = pods.is_some_and(|s| !s.matches(&view.pod.labels));
+        match (namespace_missed, pod_missed, namespaces) {
+            (true, _, Some(selector)) if let Some(key) = self.namespace_name_label(selector, view) => {
+                let namespace = &view.pod.namespace;
+                let message = said!(
+                    "{place} wants {key}={namespace}, but namespace {namespace} has no label {key}: write \
+                     {NAME_LABEL}: {namespace}, which every namespace has."
+                );
+                Some(("ns-label", message))
+            }
+            (true, false, None) => {
+                let message = said!(
+                    "{place} has a podSelector only, and that means namespace {}; this is {}, of another namespace: add \
+                     to the same item namespaceSelector: {{matchLabels: {{{NAME_LABEL}: {}}}}}",
+                    self.nearest.policy.namespace,
+                    self.words.peer(),
+                    view.pod.namespace,
+                );
+                Some(("peer-namespace", message))
+            }
+            (true, false, Some(_)) => Some(("peer-namespace", self.add_peer()?)),
+            (false, true, _) => Some(("peer-label", self.add_peer()?)),
+            _ => None,
+        }
+    }
+
+    fn add_peer(&self) -> Option<String> {
+        Some(said!("Nearest is {}: {}. To allow it, {}", self.policy(), self.misses(), self.add_item()?))
+    }
+
+    fn add_item(&self) -> Option<impl Display> {
+        let (direction, rule) = (self.direction(), self.nearest.rule?);
+        let item = self.words.peer_item(self.nearest.policy)?;
+        Some(fmt::from_fn(move |f| write!(f, "add to {direction}[{rule}].{} the item {item}", direction.peers_field())))
+    }
+
+    /// A peer that no change of a policy can single out.
+    fn unlabelled(&self) -> Option<Found> {
+        let view = as_pod(&self.matcher.peer().who).filter(|view| !view.pod.host_network)?;
+        if self.words.peer_item(self.nearest.policy).is_some() {
+            return None;
+        }
+        let message = said!(
+            "No rule allows {}, and it has no label to select it by: give its workload one (such as app: {}), and allow \
+             that.",
+            self.words.peer(),
+            view.pod.owner.as_ref().map_or(&view.pod.name, |owner| &owner.name),
+        );
+        Some(("peer-label", message))
+    }
+
+    /// The key of a requirement that wants the namespace's name in a label that the namespace does not have.
+    fn namespace_name_label<'s>(&self, selector: &'s Selector, view: PodView<'a>) -> Option<&'s str> {
+        let labels = view.namespace.labels()?;
+        let mut missed = selector.requirements.iter().filter(|r| !r.matches(labels));
+        let wants_name = |r: &&Requirement| {
+            let named = matches!(&r.operator, Operator::In(values) if values.contains(&view.pod.namespace));
+            named && labels.get(&r.key).is_none() && *r.key != *NAME_LABEL
+        };
+        let first = missed.next().filter(wants_name)?;
+        missed.next().is_none().then_some(&*first.key)
+    }
+
+    fn block(&self, cidr: &IpNet, except: &[IpNet], who: &Who<'_>) -> Option<Found> {
+        let place = self.place();
+        let addresses = self.matcher.peer_addresses();
+        let first = addresses.first()?.to_canonical();
+        if cidr.prefix_len() == 0 && addresses.iter().all(|ip| ip.to_canonical().is_ipv4() != cidr.addr().is_ipv4()) {
+            let (this, other) = if first.is_ipv4() { ("IPv6", "0.0.0.0/0") } else { ("IPv4", "::/0") };
+            let message = said!("{place} allows {cidr}, which is {this} only, and this is {first}: add {other}.");
+            return Some(("family", message));
+        }
+        if let Some(hole) = except.iter().find(|e| in_block(e, &[], first)) {
+            let message = said!(
+                "{place} allows {cidr} except {hole}, and {first} lies in that exception: add a rule or item for {}",
+                self.words.peer_item(self.nearest.policy)?,
+            );
+            return Some(("ip-block", message));
+        }
+        if matches!((who, self.direction()), (Who::Node(_), Direction::Ingress)) {
+            let message = said!(
+                "{place} allows {cidr}; the packet came with the address of {}, as clients of a NodePort or load \
+                 balancer do after SNAT: set externalTrafficPolicy: Local on the service, or allow {}",
+                self.words.peer(),
+                self.words.peer_item(self.nearest.policy)?,
+            );
+            return Some(("snat-source", message));
+        }
+        Some(("ip-block", self.add_peer()?))
+    }
+
+    /// Two misses or more: the change is a rule of its own.
+    fn far_off(&self) -> Option<Found> {
+        let message = said!(
+            "No rule comes near; nearest is {}: {}. To allow it, add a rule: {}",
+            self.policy(),
+            self.misses(),
+            self.words.rule_item(self.nearest.policy)?,
+        );
+        Some(("no-rule", message))
+    }
+}
+
+/// Whether the rule's port holds the number, whatever the protocol.
+fn covers(want: &PortMatch, port: u16) -> bool {
+    match &want.port {
+        PortSpec::Any => true,
+        PortSpec::Range(first, last) => (*first..=*last).contains(&port),
+        PortSpec::Named(_) => false,
+    }
+}
+
+fn covers_exactly(want: &PortMatch, port: u16) -> bool {
+    want.port == PortSpec::Range(port, port)
+}
+
+fn target_is(view: PodView<'_>, target: &TargetPort, protocol: Protocol, port: u16) -> bool {
+    match target {
+        TargetPort::Number(number) => *number == port,
+        TargetPort::Name(name) => {
+            view.pod.ports.iter().any(|p| p.name.as_ref() == Some(name) && p.protocol == protocol && p.port == port)
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! SARIF 2.1.0: the format that code hosts read to show findings beside the changed lines.
+
+use serde_json::{Value, json};
+
+use crate::policy::lint::catalogue::ENTRIES;
+use crate::policy::lint::{Finding, Severity};
+
+/// One SARIF log of findings of at least `least`.
+pub fn sarif(findings: &[Finding], least: Severity) -> serde_json::Result<String> {
+    let rules: Vec<Value> = ENTRIES
+        .iter()
+        .map(|entry| {
+            json!({
+                "id": entry.id,
+                "shortDescription": {"text": entry.title},
+                "fullDescription": {"text": entry.what},
+                "help": {"text": entry.fix},
+                "defaultConfiguration": {"level": level(entry.severity)},
+            })
+        })
+        .collect();
+    let results: Vec<Value> = findings.iter().filter(|finding| finding.severity >= least).map(result).collect();
+    serde_json::to_string_pretty(&json!({
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [{
+            "tool": {"driver": {
+                "name": "netpol-trace",
+                "version": env!("CARGO_PKG_VERSION"),
+                "informationUri": env!("CARGO_PKG_REPOSITORY"),
+                "rules": rules,
+            }},
+            "results": results,
+        }],
+    }))
+}
+
+fn level(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+        Severity::Info => "note",
+    }
+}
+
+fn result(finding: &Finding) -> Value {
+    let mut physical = json!({"artifactLocation": {"uri": uri(&finding.place.file.to_string_lossy())}});
+    if let Some(line) = finding.place.line {
+        physical["region"] = json!({"startLine": line});
+    }
+    let mut location = json!({"physicalLocation": physical});
+    if !finding.object.is_empty() {
+        let name = format!("{} {}", finding.object, finding.place.field);
+        location["logicalLocations"] = json!([{"fullyQualifiedName": name.trim_end()}]);
+    }
+    let mut result = json!({
+        "ruleId": finding.id,
+        "level": level(finding.severity),
+        "message": {"text": format!("{}\n\nFix: {}", finding.message, finding.fix)},
+        "locations": [location],
+    });
+    if let Some(index) = ENTRIES.iter().position(|entry| entry.id == finding.id) {
+        result["ruleIndex"] = json!(index);
+    }
+    result
+}
+
+/// A path as a relative URI reference; absolute paths become file URIs.
+fn uri(path: &str) -> String {
+    let mut uri = String::new();
+    if path.starts_with('/') {
+        uri.push_str("file://");
+    }
+    for byte in path.strip_prefix("./").unwrap_or(path).bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'/') {
+            uri.push(char::from(byte));
+        } else {
+            uri.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    uri
+}

@@ -1,0 +1,326 @@
+//! Whether one rule, peer or port matches: yes, no, or not to be known, and on which assumption.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::cluster::Index;
+use crate::cluster::index::NamespaceEntry;
+use crate::model::cluster::{Direction, Operator, Peer, Pod, Policy, PortMatch, PortSpec, Requirement, Rule, Selector};
+use crate::policy::{Connection, End, Options, Transport, Who};
+
+/// The label that the API server puts on every namespace (KEP-2161): known even when the object is not.
+pub(super) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// The CNI-dependent points that a finding rests on, as set in [`Options`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Assumed(u8);
+
+impl Assumed {
+    pub const NOTHING: Assumed = Assumed(0);
+    /// An `ipBlock` was compared with a pod's address.
+    pub const IPBLOCK: Assumed = Assumed(1);
+    /// A hostNetwork pod was taken for a pod, or for its node.
+    pub const HOST_NETWORK: Assumed = Assumed(2);
+    /// Pod and own node.
+    pub const OWN_NODE: Assumed = Assumed(4);
+    /// ICMP or another protocol without a name in policies.
+    pub const OTHER_PROTOCOL: Assumed = Assumed(8);
+    /// A named port that only a native sidecar declares.
+    pub const SIDECAR_PORT: Assumed = Assumed(16);
+
+    pub fn contains(self, other: Assumed) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    pub fn is_nothing(self) -> bool {
+        self.0 == 0
+    }
+
+    #[must_use]
+    pub fn and(self, other: Assumed) -> Assumed {
+        Assumed(self.0 | other.0)
+    }
+}
+
+/// Why a match can't be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubt {
+    /// The end's owner is not known.
+    UnknownEnd,
+    /// The destination port is not known.
+    UnknownPort,
+    /// The source never showed the Namespace object, so its labels are not known.
+    NamespaceLabels,
+    HostNetwork,
+    /// `ipBlock` against a pod's address.
+    IpBlock,
+    OwnNode,
+    Icmp,
+    Protocol,
+    /// The destination is a service's address: policy acts on the backend, which is not known.
+    ServiceAddress,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Match {
+    No(Assumed),
+    Maybe(Doubt),
+    Yes(Assumed),
+}
+
+impl Match {
+    pub(super) const NO: Match = Match::No(Assumed::NOTHING);
+    pub(super) const YES: Match = Match::Yes(Assumed::NOTHING);
+
+    fn from_bool(matches: bool) -> Match {
+        if matches { Match::YES } else { Match::NO }
+    }
+
+    pub(super) fn and(self, other: Match) -> Match {
+        match (self, other) {
+            (Match::No(a), _) | (_, Match::No(a)) => Match::No(a),
+            (Match::Maybe(doubt), _) | (_, Match::Maybe(doubt)) => Match::Maybe(doubt),
+            (Match::Yes(a), Match::Yes(b)) => Match::Yes(a.and(b)),
+        }
+    }
+
+    pub(super) fn or(self, other: Match) -> Match {
+        match (self, other) {
+            (Match::Yes(a), Match::Yes(b)) => Match::Yes(if a.is_nothing() { a } else { b }),
+            (yes @ Match::Yes(_), _) | (_, yes @ Match::Yes(_)) => yes,
+            (Match::Maybe(doubt), _) | (_, Match::Maybe(doubt)) => Match::Maybe(doubt),
+            (Match::No(a), Match::No(b)) => Match::No(a.and(b)),
+        }
+    }
+}
+
+/// One direction of one connection: what the rules of the isolating policies are held against.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Matcher<'o, 'a> {
+    pub connection: Connection<'a>,
+    pub direction: Direction,
+    pub options: &'o Options,
+    /// The destination address is a service's.
+    pub to_service: bool,
+}
+
+impl<'o, 'a> Matcher<'o, 'a> {
+    pub(super) fn new(
+        index: &Index,
+        connection: &Connection<'a>,
+        options: &'o Options,
+        direction: Direction,
+    ) -> Matcher<'o, 'a> {
+        let to_service = is_service_address(index, connection);
+        Matcher { connection: *connection, direction, options, to_service }
+    }
+
+    /// The end that `from` or `to` is about.
+    pub(super) fn peer(&self) -> &End<'a> {
+        match self.direction {
+            Direction::Ingress => &self.connection.source,
+            Direction::Egress => &self.connection.destination,
+        }
+    }
+
+    pub(super) fn rule(&self, policy: &Policy, rule: &Rule) -> Match {
+        // Ports first: cheaper, and most often the reason.
+        match self.ports(rule) {
+            no @ Match::No(_) => no,
+            ports => ports.and(self.peers(policy, rule)),
+        }
+    }
+
+    /// A missing and an empty list both mean: no restriction.
+    pub(super) fn peers(&self, policy: &Policy, rule: &Rule) -> Match {
+        match rule.peers.as_deref() {
+            None | Some([]) => Match::YES,
+            Some(peers) => any(peers, |peer| self.peer_matches(policy, peer)),
+        }
+    }
+
+    pub(super) fn ports(&self, rule: &Rule) -> Match {
+        match rule.ports.as_deref() {
+            None | Some([]) => Match::YES,
+            Some(ports) => any(ports, |port| self.port_matches(port)),
+        }
+    }
+
+    pub(super) fn peer_matches(&self, policy: &Policy, peer: &Peer) -> Match {
+        match peer {
+            Peer::Pods { namespaces, pods } => {
+                self.namespace_matches(policy, namespaces.as_ref()).and(self.labels_match(pods.as_ref()))
+            }
+            Peer::Block { cidr, except } => self.block_matches(cidr, except),
+        }
+    }
+
+    /// The namespace half of a selector peer: without a namespaceSelector, the policy's own namespace.
+    pub(super) fn namespace_matches(&self, policy: &Policy, selector: Option<&Selector>) -> Match {
+        let view = match self.selectable() {
+            Ok(view) => view,
+            Err(otherwise) => return otherwise,
+        };
+        let matches = match selector {
+            None => Match::from_bool(*view.pod.namespace == *policy.namespace),
+            Some(selector) => namespace_labels_match(selector, &view.pod.namespace, view.namespace),
+        };
+        matches.and(self.as_selected(view.pod))
+    }
+
+    /// The pod half: without a podSelector, every pod.
+    pub(super) fn labels_match(&self, selector: Option<&Selector>) -> Match {
+        let view = match self.selectable() {
+            Ok(view) => view,
+            Err(otherwise) => return otherwise,
+        };
+        Match::from_bool(selector.is_none_or(|s| s.matches(&view.pod.labels))).and(self.as_selected(view.pod))
+    }
+
+    /// Selectors select pods only.
+    fn selectable(&self) -> Result<&crate::cluster::index::PodView<'a>, Match> {
+        match &self.peer().who {
+            Who::Pod(view) => Ok(view),
+            Who::Unknown => Err(Match::Maybe(Doubt::UnknownEnd)),
+            Who::External if self.to_service => Err(Match::Maybe(Doubt::ServiceAddress)),
+            Who::Node(_) | Who::External => Err(Match::NO),
+        }
+    }
+
+    /// Whether a selector that fits the pod's labels selects it: a hostNetwork pod may look like its node.
+    fn as_selected(&self, pod: &Pod) -> Match {
+        match (pod.host_network, self.options.host_network_is_pod) {
+            (false, _) => Match::YES,
+            (true, None) => Match::Maybe(Doubt::HostNetwork),
+            (true, Some(true)) => Match::Yes(Assumed::HOST_NETWORK),
+            (true, Some(false)) => Match::No(Assumed::HOST_NETWORK),
+        }
+    }
+
+    pub(super) fn block_matches(&self, cidr: &IpNet, except: &[IpNet]) -> Match {
+        let end = self.peer();
+        let inside = |ip: &IpAddr| in_block(cidr, except, *ip);
+        let found = match (&end.ip, &end.who) {
+            (Some(ip), _) => inside(ip),
+            (None, Who::Pod(view)) => view.pod.ips.iter().any(inside),
+            (None, _) => return Match::Maybe(Doubt::UnknownEnd),
+        };
+        if !found {
+            return if self.to_service { Match::Maybe(Doubt::ServiceAddress) } else { Match::NO };
+        }
+        match (&end.who, self.options.ipblock_matches_pods) {
+            (Who::External, _) if self.to_service => Match::Maybe(Doubt::ServiceAddress),
+            (Who::External | Who::Node(_), _) => Match::YES,
+            (Who::Pod(view), _) if view.pod.host_network => Match::YES,
+            (Who::Pod(_), Some(true)) => Match::Yes(Assumed::IPBLOCK),
+            (Who::Pod(_), Some(false)) => Match::No(Assumed::IPBLOCK),
+            (Who::Pod(_), None) => Match::Maybe(Doubt::IpBlock),
+            // Pod or not, the address lies in the block.
+            (Who::Unknown, Some(true)) => Match::YES,
+            (Who::Unknown, _) => Match::Maybe(Doubt::UnknownEnd),
+        }
+    }
+
+    pub(super) fn port_matches(&self, want: &PortMatch) -> Match {
+        match self.connection.transport {
+            Transport::Named(protocol) if protocol == want.protocol => {}
+            _ => return Match::NO,
+        }
+        if self.to_service && want.port != PortSpec::Any {
+            // The service's port is not the one that policy sees.
+            return Match::Maybe(Doubt::ServiceAddress);
+        }
+        match (&want.port, self.connection.port) {
+            (PortSpec::Any, _) => Match::YES,
+            (PortSpec::Range(first, last), Some(port)) => Match::from_bool((*first..=*last).contains(&port)),
+            (PortSpec::Named(name), port) => self.named_port_matches(want, name, port),
+            (PortSpec::Range(..), None) => Match::Maybe(Doubt::UnknownPort),
+        }
+    }
+
+    /// A name is resolved on the destination pod, in both directions, with its protocol; elsewhere it means nothing.
+    fn named_port_matches(&self, want: &PortMatch, name: &str, port: Option<u16>) -> Match {
+        let view = match &self.connection.destination.who {
+            Who::Pod(view) => view,
+            Who::Unknown => return Match::Maybe(Doubt::UnknownEnd),
+            Who::Node(_) | Who::External => return Match::NO,
+        };
+        let declared = |p: &&crate::model::cluster::ContainerPort| {
+            p.protocol == want.protocol && p.name.as_deref() == Some(name) && port.is_none_or(|port| p.port == port)
+        };
+        let mut found = view.pod.ports.iter().filter(declared).peekable();
+        if found.peek().is_none() {
+            return Match::NO;
+        }
+        if port.is_none() {
+            return Match::Maybe(Doubt::UnknownPort);
+        }
+        let by_name = if found.all(|p| p.sidecar) { Match::Yes(Assumed::SIDECAR_PORT) } else { Match::YES };
+        // As the subject of an ingress rule the pod is already taken for a pod.
+        if self.direction == Direction::Egress { by_name.and(self.as_selected(view.pod)) } else { by_name }
+    }
+}
+
+fn any<T>(items: &[T], matches: impl Fn(&T) -> Match) -> Match {
+    let mut best = Match::NO;
+    for item in items {
+        best = best.or(matches(item));
+        if best == Match::YES {
+            break;
+        }
+    }
+    best
+}
+
+fn namespace_labels_match(selector: &Selector, name: &str, namespace: &NamespaceEntry) -> Match {
+    let mut best = Match::YES;
+    for requirement in &selector.requirements {
+        best = best.and(namespace_requirement(requirement, name, namespace));
+        if best == Match::NO {
+            break;
+        }
+    }
+    best
+}
+
+/// A namespace whose object was never seen still has its name, and with it one label.
+pub(super) fn namespace_requirement(requirement: &Requirement, name: &str, namespace: &NamespaceEntry) -> Match {
+    if let Some(labels) = namespace.labels() {
+        return Match::from_bool(requirement.matches(labels));
+    }
+    if *requirement.key != *NAME_LABEL {
+        return Match::Maybe(Doubt::NamespaceLabels);
+    }
+    Match::from_bool(match &requirement.operator {
+        Operator::In(values) => values.iter().any(|v| **v == *name),
+        Operator::NotIn(values) => !values.iter().any(|v| **v == *name),
+        Operator::Exists => true,
+        Operator::DoesNotExist => false,
+    })
+}
+
+/// Whether `ip` lies in `cidr` and in none of `except`. IPv4 and IPv6 never mix; an IPv4-mapped IPv6 address or block
+/// means the IPv4 one, as for Go's `net` package, which the API server and the CNIs use.
+pub(super) fn in_block(cidr: &IpNet, except: &[IpNet], ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    net_contains(cidr, ip) && !except.iter().any(|e| net_contains(e, ip))
+}
+
+fn net_contains(net: &IpNet, ip: IpAddr) -> bool {
+    match (net, ip) {
+        (IpNet::V4(net), IpAddr::V4(ip)) => net.contains(&ip),
+        (IpNet::V6(net), IpAddr::V6(ip)) => net.contains(&ip),
+        (IpNet::V6(net), IpAddr::V4(ip)) => {
+            net.prefix_len() >= 96 && net.addr().to_ipv4_mapped().is_some() && net.contains(&ip.to_ipv6_mapped())
+        }
+        (IpNet::V4(_), IpAddr::V6(_)) => false,
+    }
+}
+
+/// Policy sees the backend, not the service's address, so such a destination must be resolved before it can be judged.
+fn is_service_address(index: &Index, connection: &Connection<'_>) -> bool {
+    let (Who::External, Some(ip)) = (&connection.destination.who, connection.destination.ip) else { return false };
+    let (Transport::Named(protocol), Some(port)) = (connection.transport, connection.port) else { return false };
+    index.service_at(ip, protocol, port).is_some()
+}

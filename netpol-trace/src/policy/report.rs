@@ -1,0 +1,238 @@
+//! The judgement in the shape of the record: owned, and in words.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::cluster::Index;
+use crate::model::cluster::{Direction, OtherPolicy, Policy};
+use crate::policy::evaluate::{Because, Finding, Judgement, Side, evaluate};
+use crate::policy::matching::{Assumed, Doubt, Matcher};
+use crate::policy::miss::text;
+use crate::policy::nearest::{NearestRule, nearest};
+use crate::policy::{Connection, Options, Who};
+
+/// How many policies of other APIs a note names.
+const OTHERS_NAMED: usize = 3;
+/// How many policies that just changed a side names.
+const CHANGES_NAMED: usize = 10;
+
+/// Judges `connection` in both directions, in the shape of the record.
+pub fn judge(index: &Index, connection: &Connection<'_>, options: &Options) -> crate::model::Verdict {
+    report(index, connection, options, &evaluate(index, connection, options)).verdict
+}
+
+/// A verdict in words, and the rules that it calls nearest: what a hint starts from.
+pub struct Report<'a> {
+    pub verdict: crate::model::Verdict,
+    pub(super) nearest: [Option<NearestRule<'a>>; 2],
+}
+
+/// What [`evaluate`] found of `connection`, in the shape of the record.
+pub fn report<'a>(
+    index: &Index,
+    connection: &Connection<'a>,
+    options: &Options,
+    judgement: &Judgement<'a>,
+) -> Report<'a> {
+    let finding = judgement.finding();
+    let basis = match finding {
+        Finding::Undetermined(doubt) => doubt.basis(),
+        _ => "networkpolicy_v1",
+    };
+    let matcher = |direction| Matcher::new(index, connection, options, direction);
+    let of = |direction| side(&matcher(direction), judgement.side(direction));
+    let ((egress, nearest_egress), (ingress, nearest_ingress)) = (of(Direction::Egress), of(Direction::Ingress));
+    let notes = notes(index, connection, judgement);
+    let verdict = crate::model::Verdict { result: result(finding), basis: basis.into(), egress, ingress, notes };
+    // In the order of `Direction`.
+    Report { verdict, nearest: [nearest_ingress, nearest_egress] }
+}
+
+/// The finding as records name it.
+pub fn result(finding: Finding<'_>) -> crate::model::VerdictResult {
+    match finding {
+        Finding::Allowed(_) => crate::model::VerdictResult::Allowed,
+        Finding::Denied => crate::model::VerdictResult::Denied,
+        Finding::Undetermined(_) => crate::model::VerdictResult::Undetermined,
+    }
+}
+
+fn side<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> (crate::model::Side, Option<NearestRule<'a>>) {
+    let direction = matcher.direction;
+    let (allowed_by, why) = match side.finding {
+        Finding::Allowed(Because::Rule { policy, rule }) => {
+            let rule = crate::model::RuleRef { policy: policy_name(policy), rule: rule_name(direction, rule) };
+            (Some(rule), None)
+        }
+        Finding::Undetermined(doubt) => (None, Some(doubt.why(direction).to_owned())),
+        Finding::Allowed(_) | Finding::Denied => (None, None),
+    };
+    let nearest = nearest(matcher, side);
+    let said = crate::model::Side {
+        result: result(side.finding),
+        isolated_by: side.isolated_by.iter().map(|policy| policy_ref(policy, matcher.connection.at)).collect(),
+        allowed_by,
+        nearest: nearest.map(|nearest| crate::model::Nearest {
+            policy: policy_name(nearest.policy),
+            rule: nearest.rule.map(|rule| rule_name(direction, rule)),
+            misses: nearest.misses(matcher),
+        }),
+        why,
+        changed: Vec::new(),
+    };
+    (said, nearest)
+}
+
+impl Judgement<'_> {
+    /// From when, and until before when, what [`report`] says for `at` would be said too, of the same index: it tells how many
+    /// seconds ago each policy changed. `None`: one changed later.
+    pub fn holds_at(&self, at: Timestamp) -> Option<(Timestamp, Timestamp)> {
+        let (mut from, mut until) = (Timestamp::MIN, Timestamp::MAX);
+        let isolating = [&self.egress, &self.ingress].into_iter().flat_map(|side| side.isolated_by.iter());
+        for changed in isolating.filter_map(|policy| policy.changed) {
+            let ago = at.duration_since(changed);
+            if ago.is_negative() {
+                return None;
+            }
+            let second = changed.saturating_add(SignedDuration::from_secs(ago.as_secs())).ok()?;
+            from = from.max(second);
+            until = until.min(second.saturating_add(SignedDuration::from_secs(1)).ok()?);
+        }
+        Some((from, until))
+    }
+}
+
+/// Names the policies that isolate either end, or did, and changed within `span` of the drop.
+pub fn name_changes(
+    verdict: &mut crate::model::Verdict,
+    index: &Index,
+    connection: &Connection<'_>,
+    span: SignedDuration,
+) {
+    let Some(at) = connection.at else { return };
+    for (side, end, direction) in [
+        (&mut verdict.egress, &connection.source, Direction::Egress),
+        (&mut verdict.ingress, &connection.destination, Direction::Ingress),
+    ] {
+        let Who::Pod(view) = end.who else { continue };
+        let isolates = |policy: &&Arc<Policy>| policy.isolates(direction) && policy.subject.matches(&view.pod.labels);
+        let changed = index.policies_changed_near(&view.pod.namespace, at, span).into_iter().filter_map(|changed| {
+            let concerned = !view.pod.host_network && changed.before.iter().chain(&changed.after).any(isolates);
+            let policy = changed.after.or(changed.before).filter(|_| concerned)?;
+            Some(crate::model::ChangedPolicy {
+                namespace: policy.namespace.to_string(),
+                name: policy.name.to_string(),
+                uid: policy.uid.as_ref().map(ToString::to_string),
+                generation: policy.generation,
+                change: crate::model::ChangeKind::of(changed.before.is_some(), changed.after.is_some()),
+                changed_ago_seconds: at.duration_since(changed.at).as_secs(),
+            })
+        });
+        side.changed = changed.take(CHANGES_NAMED).collect();
+    }
+}
+
+fn policy_name(policy: &Policy) -> String {
+    [&*policy.namespace, "/", &*policy.name].concat()
+}
+
+/// `ingress[0]`
+fn rule_name(direction: Direction, rule: usize) -> String {
+    text(16, format_args!("{direction}[{rule}]"))
+}
+
+fn policy_ref(policy: &Policy, at: Option<Timestamp>) -> crate::model::PolicyRef {
+    let changed_ago = at.zip(policy.changed).map(|(at, changed)| at.duration_since(changed).as_secs());
+    crate::model::PolicyRef {
+        namespace: policy.namespace.clone(),
+        name: policy.name.clone(),
+        uid: policy.uid.clone(),
+        generation: policy.generation,
+        changed_ago_seconds: changed_ago.map(|seconds| u64::try_from(seconds).unwrap_or(0)),
+    }
+}
+
+fn notes(index: &Index, connection: &Connection<'_>, judgement: &Judgement<'_>) -> Vec<String> {
+    let assumed = judgement.egress.assumed.and(judgement.ingress.assumed);
+    let said = [
+        (Assumed::IPBLOCK, "assumes how this CNI compares an ipBlock with a pod's address (Kubernetes leaves it open)"),
+        (Assumed::HOST_NETWORK, "assumes how this CNI treats hostNetwork pods (Kubernetes leaves it open)"),
+        (Assumed::OWN_NODE, "assumes how this CNI treats traffic between a pod and its own node"),
+        (Assumed::OTHER_PROTOCOL, "assumes how this CNI treats protocols that NetworkPolicy can't name"),
+        (Assumed::SIDECAR_PORT, "the named port is declared by a native sidecar: older plugins don't resolve it"),
+    ];
+    let mut notes: Vec<String> =
+        said.iter().filter(|(point, _)| assumed.contains(*point)).map(|(_, text)| (*text).to_owned()).collect();
+    notes.extend(other_policies_note(index.other_policies(), connection));
+    notes
+}
+
+/// Policies of other APIs that could speak of either end: those of the ends' namespaces, and the cluster-wide ones.
+fn other_policies_note<'a>(
+    others: impl Iterator<Item = &'a OtherPolicy>,
+    connection: &Connection<'_>,
+) -> Option<String> {
+    let namespace = |who: &Who<'_>| match who {
+        Who::Pod(view) => Some(view.pod.namespace.clone()),
+        _ => None,
+    };
+    let ends = [namespace(&connection.source.who), namespace(&connection.destination.who)];
+    let mut relevant = others.filter(|o| o.namespace.is_none() || ends.contains(&o.namespace));
+    let mut names = String::new();
+    for other in relevant.by_ref().take(OTHERS_NAMED) {
+        let separator = if names.is_empty() { "" } else { ", " };
+        // Writing to a String can't fail.
+        _ = match &other.namespace {
+            Some(namespace) => write!(names, "{separator}{} {namespace}/{}", other.kind, other.name),
+            None => write!(names, "{separator}{} {}", other.kind, other.name),
+        };
+    }
+    if names.is_empty() {
+        return None;
+    }
+    let more = relevant.count();
+    if more > 0 {
+        _ = write!(names, " and {more} more");
+    }
+    Some(format!("speaks of NetworkPolicy v1 only; also present, not evaluated: {names}"))
+}
+
+impl Doubt {
+    /// The record's `basis`.
+    pub fn basis(self) -> &'static str {
+        match self {
+            Doubt::UnknownEnd | Doubt::UnknownPort => "addresses_only",
+            Doubt::NamespaceLabels => "undefined_namespace_labels",
+            Doubt::HostNetwork => "undefined_host_network",
+            Doubt::IpBlock => "undefined_ipblock",
+            Doubt::OwnNode => "undefined_own_node",
+            Doubt::Icmp => "undefined_icmp",
+            Doubt::Protocol => "undefined_protocol",
+            Doubt::ServiceAddress => "undefined_service_address",
+        }
+    }
+
+    /// Why a side is undetermined, in words.
+    pub fn why(self, direction: Direction) -> &'static str {
+        match (self, direction) {
+            (Doubt::UnknownEnd, _) => "an end's owner is not known, only its address, and a rule depends on it",
+            (Doubt::UnknownPort, _) => "the destination port is not known, and a rule depends on it",
+            (Doubt::NamespaceLabels, _) => {
+                "a rule selects namespaces by labels, and the peer's Namespace was not given"
+            }
+            (Doubt::HostNetwork, _) => "hostNetwork: whether policy sees the pod or its node depends on the CNI",
+            (Doubt::IpBlock, _) => "whether an ipBlock matches a pod's address depends on the CNI",
+            (Doubt::OwnNode, _) => "whether a pod and its own node may always talk depends on the CNI",
+            (Doubt::Icmp, _) => "NetworkPolicy v1 can't name ICMP; what isolation does to it depends on the CNI",
+            (Doubt::Protocol, _) => "NetworkPolicy v1 names TCP, UDP and SCTP only; for others it depends on the CNI",
+            (Doubt::ServiceAddress, Direction::Egress) => {
+                "the destination is a service's address: policy sees the backend, which is not known"
+            }
+            (Doubt::ServiceAddress, Direction::Ingress) => {
+                "the destination is a service's address: the backend, and what isolates it, is not known"
+            }
+        }
+    }
+}

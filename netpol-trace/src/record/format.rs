@@ -1,0 +1,76 @@
+//! Records as lines: one JSON object each, at most 16 KiB, in one of several formats.
+
+mod ecs;
+mod message;
+mod ocsf;
+pub mod otel;
+mod view;
+
+use std::str::FromStr;
+
+use super::Record;
+use super::json::write;
+use super::shorten::{Step, shortened};
+
+/// An encoding of records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The record as docs/records.md has it.
+    Native,
+    /// Elastic Common Schema.
+    Ecs,
+    /// Open Cybersecurity Schema Framework.
+    Ocsf,
+    /// OpenTelemetry's log data model, as OTLP's JSON.
+    Otel,
+}
+
+impl Format {
+    pub const ALL: [Format; 4] = [Format::Native, Format::Ecs, Format::Ocsf, Format::Otel];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Format::Native => "native",
+            Format::Ecs => "ecs",
+            Format::Ocsf => "ocsf",
+            Format::Otel => "otel",
+        }
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Format, String> {
+        let names = || Format::ALL.map(Format::as_str).join(", ");
+        let found = Format::ALL.into_iter().find(|format| format.as_str() == text);
+        found.ok_or_else(|| format!("{text:?} is no format: one of {} is", names()))
+    }
+}
+
+/// Octets of a line with its newline.
+pub const MAX_LINE: usize = 16 * 1024;
+
+/// Appends `record` as one line to `out`. A record too long for a line is shortened, step by step, and says so.
+pub fn line(format: Format, record: &Record, out: &mut Vec<u8>) -> serde_json::Result<()> {
+    let start = out.len();
+    object(format, record, out)?;
+    for step in Step::ALL {
+        if out.len() - start < MAX_LINE {
+            break;
+        }
+        out.truncate(start);
+        object(format, &shortened(record.clone(), step), out)?;
+    }
+    out.push(b'\n');
+    Ok(())
+}
+
+fn object(format: Format, record: &Record, out: &mut Vec<u8>) -> serde_json::Result<()> {
+    match format {
+        Format::Native => write(record, out),
+        Format::Ecs => write(&ecs::event(record), out),
+        Format::Ocsf => write(&ocsf::event(record), out),
+        Format::Otel => write(&otel::line(record), out),
+    }
+}

@@ -1,0 +1,98 @@
+//! What drops and unanswered connections have in common, for formats that don't tell them apart.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+
+use crate::model::{Direction, Hint, PodRef, PolicyRef, Side, Verdict, VerdictResult};
+use crate::record::{Body, Endpoint, Network};
+
+pub struct View<'a> {
+    pub source: &'a Endpoint,
+    pub destination: &'a Endpoint,
+    pub network: &'a Network,
+    pub direction: Option<Direction>,
+    pub verdict: Option<&'a Verdict>,
+    pub hint: Option<&'a Hint>,
+    pub device: Option<&'a str>,
+    pub packets: u64,
+    pub bytes: Option<u64>,
+    pub last_time: Option<Timestamp>,
+    /// The cause, or for unanswered connections the basis.
+    pub why: Cow<'a, str>,
+}
+
+/// The two ends and what was said between them; `None` for records of the agent itself.
+pub fn view(body: &Body) -> Option<View<'_>> {
+    match body {
+        Body::Drop(drop) => Some(View {
+            source: &drop.source,
+            destination: &drop.destination,
+            network: &drop.network,
+            direction: drop.direction,
+            verdict: drop.verdict.as_deref(),
+            hint: drop.hint.as_deref(),
+            device: drop.kernel.device.as_deref(),
+            packets: drop.count,
+            bytes: Some(drop.bytes),
+            last_time: drop.last_time,
+            why: drop.cause.as_str().into(),
+        }),
+        Body::Unanswered(silent) => Some(View {
+            source: &silent.source,
+            destination: &silent.destination,
+            network: &silent.network,
+            direction: Some(silent.direction),
+            verdict: silent.verdict.as_deref(),
+            hint: silent.hint.as_deref(),
+            device: silent.device.as_deref(),
+            packets: silent.packets,
+            bytes: None,
+            last_time: None,
+            why: silent.basis.as_ref().into(),
+        }),
+        Body::PolicyChange(_) | Body::Loss(_) | Body::Status(_) => None,
+    }
+}
+
+impl<'a> View<'a> {
+    fn side(&self) -> Option<&'a Side> {
+        let verdict = self.verdict?;
+        let of = |direction| match direction {
+            Direction::Egress => &verdict.egress,
+            Direction::Ingress => &verdict.ingress,
+        };
+        match self.direction {
+            Some(direction) => Some(of(direction)),
+            None => [&verdict.egress, &verdict.ingress].into_iter().find(|side| side.result == VerdictResult::Denied),
+        }
+    }
+
+    /// The policy that a format with room for one names: the nearest rule's, else the first that isolates.
+    pub fn policy(&self) -> Option<&'a PolicyRef> {
+        let side = self.side().filter(|side| side.result == VerdictResult::Denied)?;
+        let nearest = side.nearest.as_ref().and_then(|nearest| nearest.policy.split_once('/'));
+        let named = |policy: &&PolicyRef| nearest == Some((&*policy.namespace, &*policy.name));
+        side.isolated_by.iter().find(named).or(side.isolated_by.first())
+    }
+
+    /// The rule of [`View::policy`] that came closest.
+    pub fn rule(&self) -> Option<&'a str> {
+        self.side()?.nearest.as_ref()?.rule.as_deref()
+    }
+
+    /// The pod that a format with room for one names: the one whose policy denied, else the destination, else the source.
+    pub fn subject(&self) -> Option<&'a PodRef> {
+        let (source, destination) = (self.source.pod.as_deref(), self.destination.pod.as_deref());
+        match self.direction {
+            Some(Direction::Egress) => source,
+            Some(Direction::Ingress) => destination,
+            None => destination.or(source),
+        }
+    }
+
+    /// The hint, else the cause.
+    pub fn reason(&self) -> &str {
+        self.hint.map_or(&self.why, |hint| &hint.message)
+    }
+}

@@ -1,0 +1,157 @@
+//! Shortens a record whose line would be too long.
+
+use std::collections::BTreeMap;
+
+use super::{Body, PolicyChange, Record, Status};
+use crate::model::{Part, Str};
+
+/// How a record too long for a line gets shorter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+pub(super) enum Step {
+    Labels,
+    Policies,
+    Texts,
+    /// What is left is bounded whatever is in it: some 40 texts of 40 octets, each of which JSON makes six at most.
+    Least,
+}
+
+impl Step {
+    pub(super) const ALL: [Step; 4] = [Step::Labels, Step::Policies, Step::Texts, Step::Least];
+
+    /// Policies, misses and notes that are kept.
+    fn kept(self) -> usize {
+        match self {
+            Step::Labels => usize::MAX,
+            Step::Policies => 8,
+            Step::Texts | Step::Least => 1,
+        }
+    }
+
+    /// Octets of a text.
+    fn text(self) -> usize {
+        match self {
+            Step::Labels => usize::MAX,
+            Step::Policies => 300,
+            Step::Texts => 100,
+            Step::Least => 40,
+        }
+    }
+}
+
+pub(super) fn shortened(mut record: Record, step: Step) -> Record {
+    let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text()));
+    let clip_shared = |text: &mut Str| *text = text[..text.floor_char_boundary(step.text())].into();
+    [&mut record.cluster, &mut record.node].into_iter().flatten().for_each(clip_shared);
+    let (truncated, ends, verdict, hint) = match &mut record.body {
+        Body::Drop(drop) => {
+            (&mut drop.truncated, [&mut drop.source, &mut drop.destination], &mut drop.verdict, &mut drop.hint)
+        }
+        Body::Unanswered(silent) => (
+            &mut silent.truncated,
+            [&mut silent.source, &mut silent.destination],
+            &mut silent.verdict,
+            &mut silent.hint,
+        ),
+        Body::Loss(_) => return record,
+        Body::Status(status) => {
+            short_status(status, step);
+            return record;
+        }
+        Body::PolicyChange(change) => {
+            change.truncated = true;
+            short_change(change, step);
+            return record;
+        }
+    };
+    *truncated = true;
+    for end in ends {
+        end.names.truncate(step.kept());
+        end.names.iter_mut().for_each(clip);
+        let mut texts: Vec<&mut String> = Vec::new();
+        if let Some(pod) = end.pod.as_mut().map(Part::to_mut) {
+            pod.labels.clear();
+            texts.extend([&mut pod.namespace, &mut pod.name]);
+            texts.extend(pod.uid.iter_mut().chain(&mut pod.node));
+            texts.extend(pod.owner.iter_mut().flat_map(|owner| [&mut owner.kind, &mut owner.name]));
+        }
+        // Names are whole but in the last step: a name that is cut names something else.
+        if step == Step::Least {
+            texts.into_iter().for_each(clip);
+            let service = end.service.iter_mut().flat_map(|service| [&mut service.namespace, &mut service.name]);
+            end.node.iter_mut().chain(service).for_each(clip_shared);
+        }
+    }
+    if let Some(hint) = hint.as_mut().map(Part::to_mut) {
+        clip(&mut hint.message);
+    }
+    if step == Step::Least {
+        *verdict = None;
+    }
+    if let Some(verdict) = verdict.as_mut().map(Part::to_mut) {
+        for side in [&mut verdict.egress, &mut verdict.ingress] {
+            side.isolated_by.truncate(step.kept());
+            side.changed.truncate(step.kept());
+            side.why.iter_mut().for_each(clip);
+            if let Some(nearest) = &mut side.nearest {
+                nearest.misses.truncate(step.kept());
+                nearest
+                    .misses
+                    .iter_mut()
+                    .flat_map(|miss| [&mut miss.field, &mut miss.want, &mut miss.have])
+                    .for_each(clip);
+            }
+        }
+        verdict.notes.truncate(step.kept());
+        verdict.notes.iter_mut().for_each(clip);
+    }
+    record
+}
+
+fn short_status(status: &mut Status, step: Step) {
+    let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text().min(200)));
+    let kept = step.kept().min(20);
+    status.hooks.truncate(kept);
+    status.hooks.iter_mut().filter_map(|hook| hook.detail.as_mut()).for_each(clip);
+    status.sources.truncate(kept);
+    for source in &mut status.sources {
+        clip(&mut source.name);
+        source.error.iter_mut().for_each(clip);
+        for counts in [&mut source.objects, &mut source.skipped] {
+            *counts = std::mem::take(counts).into_iter().take(kept).collect();
+        }
+    }
+    status.sinks.truncate(kept);
+    for sink in &mut status.sinks {
+        clip(&mut sink.name);
+        sink.error.iter_mut().for_each(clip);
+    }
+    status.not_recorded = std::mem::take(&mut status.not_recorded).into_iter().take(kept).collect();
+    if step == Step::Least {
+        // Kinds of objects are whatever a manifest calls them.
+        status.not_recorded.clear();
+        status
+            .sources
+            .iter_mut()
+            .flat_map(|source| [&mut source.objects, &mut source.skipped])
+            .for_each(BTreeMap::clear);
+    }
+}
+
+fn short_change(change: &mut PolicyChange, step: Step) {
+    let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text()));
+    let kept = step.kept().min(20);
+    for rules in [&mut change.rules_removed, &mut change.rules_added] {
+        rules.truncate(kept);
+        rules.iter_mut().flat_map(|rule| [&mut rule.rule, &mut rule.allows]).for_each(clip);
+    }
+    change.fields.truncate(kept);
+    change.fields.iter_mut().flat_map(|field| [&mut field.before, &mut field.after]).flatten().for_each(clip);
+    for isolation in change.newly_isolates.iter_mut().chain(&mut change.no_longer_isolates) {
+        isolation.workloads.truncate(kept);
+        isolation.workloads.iter_mut().for_each(clip);
+    }
+    if step == Step::Least {
+        clip(&mut change.namespace);
+        [&mut change.policy, &mut change.uid].into_iter().flatten().for_each(clip);
+    }
+}
