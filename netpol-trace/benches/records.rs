@@ -73,7 +73,7 @@ fn run(cluster: &Cluster, drops: &[RawDrop], records: usize, path: &Path) -> (Du
     pipeline.output.drain();
     let times = (start.elapsed(), processor_time() - cpu, allocations);
     let written = pipeline.output.ledger().written;
-    assert_eq!(written, records as u64, "lines written; {:?}", pipeline.books);
+    assert_eq!(written, records as u64, "lines written; {:?}", pipeline.accounting);
     assert!(pipeline.output.finish());
     times
 }

@@ -124,7 +124,7 @@ impl Worker<'_> {
     fn work(&mut self, messages: &Receiver<Message>) -> Result<(), SinkError> {
         self.status(Phase::Started)?;
         if let Some((since, loss)) = self.setup.previous.as_mut().and_then(|previous| previous.gap.take()) {
-            self.pipeline.tell(Body::Loss(loss), since)?;
+            self.pipeline.write_record(Body::Loss(loss), since)?;
         }
         if self.setup.orphans > 0 {
             let now = Timestamp::now();
@@ -139,7 +139,7 @@ impl Worker<'_> {
                 first_id: None,
                 last_id: None,
             };
-            self.pipeline.tell(Body::Loss(loss), now)?;
+            self.pipeline.write_record(Body::Loss(loss), now)?;
         }
         let (mut next_tick, mut next_status) = (Instant::now() + TICK, Instant::now() + STATUS);
         let mut next_window = Instant::now() + self.setup.window;
@@ -175,7 +175,7 @@ impl Worker<'_> {
             }
             if now >= next_window {
                 next_window = now + self.setup.window;
-                self.pipeline.end_folds()?;
+                self.pipeline.end_aggregates()?;
             }
             if now >= next_status {
                 next_status = now + STATUS;
@@ -194,7 +194,7 @@ impl Worker<'_> {
         let left = self.pipeline.policy_changes();
         let left = left
             .and_then(|()| self.pipeline.revisit(true))
-            .and_then(|()| self.pipeline.end_folds())
+            .and_then(|()| self.pipeline.end_aggregates())
             .and_then(|()| self.pipeline.unanswered(true))
             .and_then(|()| self.losses());
         self.pipeline.output.drain();
@@ -254,7 +254,7 @@ impl Worker<'_> {
         let kernel = self.reading().map(|reading| (reading.totals.lost, reading.totals.recursion_misses));
         let (ring_lost, recursion) = kernel.unwrap_or((self.told.ring, self.told.recursion));
         let queue = self.pipeline.intake.lost.load(Ordering::Acquire);
-        let undecoded = self.pipeline.books.lost_undecoded;
+        let undecoded = self.pipeline.accounting.lost_undecoded;
         let kernel_before = (self.told.ring, self.told.recursion, self.told.queue);
         let flows = self.flow_reading().unwrap_or_else(|| self.told.flows.counters());
         let flows_queue = self.pipeline.intake.lost_flows.load(Ordering::Acquire);
@@ -295,7 +295,7 @@ impl Worker<'_> {
             flows.lost_drops(Instant::now());
         }
         for loss in losses {
-            self.pipeline.tell(Body::Loss(loss), since)?;
+            self.pipeline.write_record(Body::Loss(loss), since)?;
         }
         self.note();
         Ok(())
@@ -305,7 +305,7 @@ impl Worker<'_> {
     fn note(&self) {
         let Some(carry) = &self.setup.carry else { return };
         let Told { ring, queue, undecoded, .. } = self.told;
-        carry.left_out().store(self.pipeline.books.filtered + queue + undecoded, Ordering::Release);
+        carry.left_out().store(self.pipeline.accounting.filtered + queue + undecoded, Ordering::Release);
         if ring > 0 {
             carry.lost().fetch_max(self.lost_before + ring, Ordering::AcqRel);
         }
@@ -315,7 +315,7 @@ impl Worker<'_> {
         let now = Timestamp::now();
         self.sources = stand(&self.pipeline);
         let status = self.state(phase, now);
-        self.pipeline.tell(Body::Status(Box::new(status)), now)?;
+        self.pipeline.write_record(Body::Status(Box::new(status)), now)?;
         self.publish();
         Ok(())
     }
@@ -360,9 +360,9 @@ impl Worker<'_> {
             previous_run: self.setup.previous.as_ref().map(|previous| previous.run.clone()),
             totals: Totals {
                 kernel: reading.as_ref().map(|reading| reading.totals),
-                agent: pipeline.books.totals(&pipeline.intake, pipeline.output.ledger()),
+                agent: pipeline.accounting.totals(&pipeline.intake, pipeline.output.ledger()),
             },
-            causes: pipeline.output.not_lost(pipeline.books.causes.clone()),
+            causes: pipeline.output.not_lost(pipeline.accounting.causes.clone()),
             not_recorded: reading.map(|reading| reading.not_recorded).unwrap_or_default(),
             connections,
             hooks,

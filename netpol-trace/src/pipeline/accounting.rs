@@ -1,4 +1,4 @@
-//! The agent's side of the books: every packet that was read is written, held or lost, and counted where that happens.
+//! Packet accounting of the agent: every packet that it reads is written, held or lost, and is counted where that happens.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::model::{AgentTotals, Cause};
 use crate::sink::queue::Counts;
 
-/// What the reader thread counts: shared, because it runs while the worker is busy or blocked.
+/// Counters of the reader thread. They are shared because the reader runs while the worker is busy or blocked.
 #[derive(Debug, Default)]
 pub struct Intake {
     /// Packets taken from the ring.
@@ -15,37 +15,47 @@ pub struct Intake {
     pub queued: AtomicU64,
     /// Packets for which the queue had no room.
     pub lost: AtomicU64,
-    /// Records of connections for which the queue had no room: not packets, so outside the books.
+    /// Connection events for which the queue had no room. These are not packets, so packet accounting leaves them out.
     pub lost_flows: AtomicU64,
-    /// Octets found in the ring at one reading: the most since this was last taken.
+    /// Peak fill of the ring buffer in bytes since this was last taken.
     pub ring_peak: AtomicU64,
-    /// Asks for the counts before their window is over: what they are judged by has changed.
+    /// Requests the kernel's counts before their window ends, because a policy changed.
     pub turn: AtomicBool,
 }
 
-/// What the worker counts.
+/// Counters of the worker thread.
 #[derive(Debug, Default)]
-pub struct Books {
+pub struct Accounting {
     /// Packets left off the output because of their cause.
     pub filtered: u64,
     /// Packets that wait for a name.
     pub held: u64,
-    /// Packets that are not IP or can't be read: there is no record to make of them.
+    /// Packets whose headers cannot be decoded. They get no record.
     pub lost_undecoded: u64,
     pub causes: BTreeMap<Cause, u64>,
 }
 
-impl Books {
-    /// The books, `ledger` being what the first sink counts.
-    pub fn totals(&self, intake: &Intake, ledger: Counts) -> AgentTotals {
+impl Accounting {
+    /// Counts packets that get no record because of their cause or the config file.
+    pub fn filter(&mut self, cause: Cause, packets: u64) {
+        self.filtered += packets;
+        self.count_cause(cause, packets);
+    }
+
+    pub fn count_cause(&mut self, cause: Cause, packets: u64) {
+        *self.causes.entry(cause).or_default() += packets;
+    }
+
+    /// Returns the totals. `primary` holds the counts of the primary sink.
+    pub fn totals(&self, intake: &Intake, primary: Counts) -> AgentTotals {
         // Queued before read: a packet that moves in between is then counted as read and not as held, never the other way.
         let queued = intake.queued.load(Ordering::Acquire);
         AgentTotals {
             read: intake.read.load(Ordering::Acquire),
-            written: self.filtered + ledger.written,
+            written: self.filtered + primary.written,
             filtered: self.filtered,
-            held: self.held + queued + ledger.held,
-            lost: ledger.lost + self.lost_undecoded + intake.lost.load(Ordering::Acquire),
+            held: self.held + queued + primary.held,
+            lost: primary.lost + self.lost_undecoded + intake.lost.load(Ordering::Acquire),
         }
     }
 }

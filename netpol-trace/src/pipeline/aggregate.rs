@@ -7,7 +7,7 @@ use std::time::Instant;
 use foldhash::fast::RandomState;
 use jiff::Timestamp;
 
-use crate::model::packet::Packet;
+use crate::model::packet::{Packet, Repeats};
 use crate::model::{Cause, Direction, Hook, Mechanism, Site, Str};
 use crate::pipeline::enrich::{Flow, Named, OwnedBy};
 use crate::record::{Body, Drop, FoldedBy};
@@ -163,6 +163,14 @@ pub struct Sums {
     pub last: Timestamp,
 }
 
+impl Sums {
+    /// Sums of the packets that one drop stands for.
+    pub fn of(packet: &Packet, repeats: &Repeats, first: Timestamp, last: Timestamp) -> Sums {
+        let (bytes, segments) = (repeats.bytes(packet), repeats.segments(packet));
+        Sums { count: repeats.packets(), bytes, segments, first, last }
+    }
+}
+
 impl Key {
     pub fn of(
         flow: &Flow<'_>,
@@ -214,7 +222,8 @@ mod tests {
     use super::*;
     use crate::cluster::Index;
     use crate::model::{Action, Answers, Candidate, Enrichment, Facts};
-    use crate::pipeline::build::{Decision, drop_body};
+    use crate::pipeline::build::drop_body;
+    use crate::pipeline::decide::RenderedDecision;
 
     #[test]
     fn a_burst_and_then_the_rate() {
@@ -255,7 +264,7 @@ mod tests {
                 let key = Key::of(&flow, &packet, site, Some(1), Cause::Policy, None);
                 let Some(key) = budget.add(key, &packets) else { continue };
                 begun += 1;
-                let decision = Decision {
+                let decision = RenderedDecision {
                     cause: Cause::Policy,
                     action: Action::Drop,
                     direction: None,
@@ -263,8 +272,8 @@ mod tests {
                     hint: None,
                     enrichment: Enrichment::Complete,
                 };
-                let Body::Drop(drop) = drop_body(&packet, &facts, site, &flow, decision) else { unreachable!() };
-                budget.begin(key, drop, &packets);
+                let drop = drop_body(&packet, &facts, site, &flow, decision);
+                budget.begin(key, Box::new(drop), &packets);
             }
         }
         let folds: Vec<_> = budget.take().collect();

@@ -4,32 +4,28 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
+use super::decide::RenderedDecision;
 use crate::model::cluster::{Labels, Pod};
 use crate::model::packet::{Packet, Repeats, Sameness, transport_name};
-use crate::model::{Action, Cause, Direction, Enrichment, Facts, Hint, OwnerRef, Part, PodRef, Site, Str, Verdict};
+use crate::model::{Facts, OwnerRef, PodRef, Site, Str};
 use crate::pipeline::enrich::{Flow, Named, OwnedBy};
 use crate::record::community_id::community_id;
-use crate::record::{Body, Drop, Endpoint, FoldedBy, Icmp, Kernel, Network};
+use crate::record::{Drop, Endpoint, FoldedBy, Icmp, Kernel, Network};
 
 /// Labels per pod in a record, and octets of one label or name: strangers write them.
 const MAX_LABELS: usize = 64;
 const MAX_TEXT: usize = 253;
 
-/// What was decided about a drop.
-#[derive(Debug)]
-pub struct Decision {
-    pub cause: Cause,
-    pub action: Action,
-    pub direction: Option<Direction>,
-    pub verdict: Option<Part<Verdict>>,
-    pub hint: Option<Part<Hint>>,
-    pub enrichment: Enrichment,
-}
-
-/// `site`: what the facts' own is by all that is known.
-pub fn drop_body(packet: &Packet, facts: &Facts, site: Site, flow: &Flow<'_>, decision: Decision) -> Body {
+/// Builds the record of a drop. `site` is the drop site as refined by the inventory.
+pub(super) fn drop_body(
+    packet: &Packet,
+    facts: &Facts,
+    site: Site,
+    flow: &Flow<'_>,
+    decision: RenderedDecision,
+) -> Drop {
     let headers = &packet.headers;
-    Body::Drop(Box::new(Drop {
+    Drop {
         last_time: None,
         count: 1,
         segments: (packet.segments > 1).then_some(u64::from(packet.segments)),
@@ -68,7 +64,7 @@ pub fn drop_body(packet: &Packet, facts: &Facts, site: Site, flow: &Flow<'_>, de
         spoofed: false,
         folded_by: None,
         truncated: false,
-    }))
+    }
 }
 
 impl Drop {

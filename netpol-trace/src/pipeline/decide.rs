@@ -1,102 +1,120 @@
-//! Cause and direction of a named drop, and, only where there is a record to make, the evidence for them.
+//! Decides about a named drop: cause, direction, action, verdict and hint.
+//!
+//! [`decide`] finds cause and direction without any text. [`Decision::render`] puts the evidence into words, for drops that get a
+//! record.
 
-pub(super) mod cause;
+mod action;
+mod cause;
+mod context;
 
-use cause::Circumstances;
 use jiff::{SignedDuration, Timestamp};
 
+use super::enrich::{self, Flow};
+use super::verdict_cache::{CacheKey, RenderedVerdict, VerdictCache};
 use crate::cluster::Index;
-use crate::model::{Cause, Direction, Enrichment, Part, VerdictResult};
-use crate::pipeline::build::Decision;
-use crate::pipeline::enrich;
-use crate::pipeline::enrich::Flow;
-use crate::pipeline::verdict_cache::{Memo, Said, Subject};
-use crate::policy;
-use crate::policy::{Asked, Connection, Finding, Judgement};
+use crate::model::{Action, Cause, Direction, Enrichment, Hint, Part, Verdict, VerdictResult};
+use crate::policy::{self, Asked, Connection, Finding, Judgement};
 
-/// A policy younger than this may not be enforced everywhere yet.
+pub(super) use context::{DropContext, NodeContext};
+
+/// A policy that changed less than this before a drop may not be enforced everywhere yet.
 const GRACE: SignedDuration = SignedDuration::from_secs(10);
 
-/// What is decided of a drop without anything that has to be put into words.
-pub(super) struct Judged<'a> {
-    pub cause: Cause,
-    pub direction: Option<Direction>,
-    /// `None`: no policy can be behind it.
-    pub by: Option<By<'a>>,
-}
-
-/// What the policies say.
-#[expect(clippy::large_enum_variant, reason = "it is on the stack: a drop over the budget makes no allocation")]
-pub(super) enum By<'a> {
-    /// In words already.
-    Said(Said),
-    Found(Found<'a>),
-}
-
-/// What was found anew.
-pub(super) struct Found<'a> {
-    connection: Connection<'a>,
-    judgement: Judgement<'a>,
-    /// They allow it, but changed just now.
-    changing: bool,
-}
-
-/// What the judgement depends on, besides flow and circumstances.
+/// What a policy evaluation depends on besides the flow.
 #[derive(Clone, Copy)]
-pub(super) struct Law<'a> {
+pub(super) struct EvalContext<'a> {
     pub index: &'a Index,
     pub options: &'a policy::Options,
     pub time: Timestamp,
 }
 
-/// `said`: what was said of such a connection already.
-pub(super) fn judge<'a>(flow: &Flow<'a>, about: &Circumstances<'_>, law: Law<'_>, said: Option<Said>) -> Judged<'a> {
-    if let Some(cause) = cause::without_verdict(flow, about) {
-        return Judged { cause, direction: None, by: None };
-    }
-    let changing = || policy_changing(flow, law.index, law.time);
-    if let Some(said) = said {
-        let denied = [&said.verdict.egress, &said.verdict.ingress].map(|side| side.result == VerdictResult::Denied);
-        let (cause, _) = cause::with_verdict(said.verdict.result, about, changing);
-        let direction = cause::direction(flow, denied, about.node);
-        return Judged { cause, direction, by: Some(By::Said(said)) };
-    }
-    let connection = flow.connection(law.time);
-    let judgement = policy::evaluate(law.index, &connection, law.options);
-    let (cause, changing) = cause::with_verdict(policy::result(judgement.finding()), about, changing);
-    let direction = cause::direction(flow, judgement.denied(), about.node);
-    Judged { cause, direction, by: Some(By::Found(Found { connection, judgement, changing })) }
+/// What was decided about a drop, before anything is put into words.
+pub(super) struct Decision<'a> {
+    pub cause: Cause,
+    pub direction: Option<Direction>,
+    /// `None` where no policy can have made the drop.
+    evidence: Option<Evidence<'a>>,
 }
 
-impl Judged<'_> {
-    /// What the record says of it. `stale`: the sources that are not in sync; `memo`: where to keep it for the next packet.
-    pub fn evidence(
+/// The verdict behind a decision.
+#[expect(clippy::large_enum_variant, reason = "it is on the stack: a drop over the budget makes no allocation")]
+enum Evidence<'a> {
+    Cached(RenderedVerdict),
+    Evaluated(Evaluation<'a>),
+}
+
+/// A verdict that is not yet in words.
+struct Evaluation<'a> {
+    connection: Connection<'a>,
+    judgement: Judgement<'a>,
+    /// The policies allow the connection, but changed just now.
+    changing: bool,
+}
+
+/// A decision in the words of the record.
+#[derive(Debug)]
+pub(super) struct RenderedDecision {
+    pub cause: Cause,
+    pub action: Action,
+    pub direction: Option<Direction>,
+    pub verdict: Option<Part<Verdict>>,
+    pub hint: Option<Part<Hint>>,
+    pub enrichment: Enrichment,
+}
+
+/// Decides about a drop. `cached` is the cached verdict of its connection.
+pub(super) fn decide<'a>(
+    flow: &Flow<'a>,
+    context: &DropContext<'_>,
+    eval: EvalContext<'_>,
+    cached: Option<RenderedVerdict>,
+) -> Decision<'a> {
+    if let Some(cause) = cause::without_verdict(flow, context) {
+        return Decision { cause, direction: None, evidence: None };
+    }
+    let changing = || policy_changing(flow, eval.index, eval.time);
+    if let Some(rendered) = cached {
+        let sides = [&rendered.verdict.egress, &rendered.verdict.ingress];
+        let denied = sides.map(|side| side.result == VerdictResult::Denied);
+        let (cause, _) = cause::with_verdict(rendered.verdict.result, context, changing);
+        let direction = cause::direction(flow, denied, context.node);
+        return Decision { cause, direction, evidence: Some(Evidence::Cached(rendered)) };
+    }
+    let connection = flow.connection(eval.time);
+    let judgement = policy::evaluate(eval.index, &connection, eval.options);
+    let (cause, changing) = cause::with_verdict(policy::result(judgement.finding()), context, changing);
+    let direction = cause::direction(flow, judgement.denied(), context.node);
+    Decision { cause, direction, evidence: Some(Evidence::Evaluated(Evaluation { connection, judgement, changing })) }
+}
+
+impl Decision<'_> {
+    /// Puts the decision into words. `stale` names the sources that are not in sync; `cache` keeps the verdict for the next packet.
+    pub fn render(
         self,
         flow: &Flow<'_>,
-        about: &Circumstances<'_>,
-        law: Law<'_>,
+        context: &DropContext<'_>,
+        eval: EvalContext<'_>,
         stale: &[String],
-        memo: Option<(&mut Memo, Subject)>,
-    ) -> Decision {
-        let Judged { cause, direction, by } = self;
-        let said = by.map(|by| match by {
-            By::Said(said) => said,
-            By::Found(found) => {
-                let said = found.said(flow, cause, law);
-                let holds = found.holds(cause).zip(memo);
-                if let Some((times, (memo, subject))) = holds {
-                    memo.put(subject, law.index, times, &said);
+        cache: Option<(&mut VerdictCache, CacheKey)>,
+    ) -> RenderedDecision {
+        let Decision { cause, direction, evidence } = self;
+        let rendered = evidence.map(|evidence| match evidence {
+            Evidence::Cached(rendered) => rendered,
+            Evidence::Evaluated(evaluation) => {
+                let rendered = evaluation.render(flow, cause, eval);
+                if let Some((times, (cache, key))) = evaluation.holds(cause).zip(cache) {
+                    cache.put(key, eval.index, times, &rendered);
                 }
-                said
+                rendered
             }
         });
-        let (mut verdict, hint) = said.map(|said| (said.verdict, said.hint)).unzip();
+        let (mut verdict, hint) = rendered.map(|rendered| (rendered.verdict, rendered.hint)).unzip();
         if let Some(verdict) = &mut verdict {
             enrich::qualify(verdict, flow, stale);
         }
-        Decision {
+        RenderedDecision {
             cause,
-            action: cause::action(cause, about),
+            action: action::action(cause, context),
             direction,
             verdict,
             hint: hint.flatten().filter(|_| cause == Cause::Policy),
@@ -105,16 +123,20 @@ impl Judged<'_> {
     }
 }
 
-impl Found<'_> {
-    fn said(&self, flow: &Flow<'_>, cause: Cause, Law { index, options, .. }: Law<'_>) -> Said {
-        let Found { connection, judgement, changing } = self;
+impl Evaluation<'_> {
+    fn render(
+        &self,
+        flow: &Flow<'_>,
+        cause: Cause,
+        EvalContext { index, options, .. }: EvalContext<'_>,
+    ) -> RenderedVerdict {
+        let Evaluation { connection, judgement, changing } = self;
         let mut report = policy::report(index, connection, options, judgement);
         if *changing {
             let verdict = &mut report.verdict;
             verdict.basis = "policy_changing".into();
             policy::name_changes(verdict, index, connection, GRACE);
         }
-        // The usual mistake behind a denied connection.
         let hint = (cause == Cause::Policy).then(|| {
             let asked = Asked {
                 service: flow.destination.service.as_ref(),
@@ -123,10 +145,10 @@ impl Found<'_> {
             };
             policy::hint_of(index, connection, options, judgement, &report, asked)
         });
-        Said { verdict: Part::new(report.verdict), hint: hint.flatten().map(Part::new) }
+        RenderedVerdict { verdict: Part::new(report.verdict), hint: hint.flatten().map(Part::new) }
     }
 
-    /// When the same would be said of the same connection while the index stays as it is; `None`: that is not known.
+    /// Returns the times between which the same connection gets the same verdict in this version of the index; `None` if unknown.
     fn holds(&self, cause: Cause) -> Option<(Timestamp, Timestamp)> {
         let plain = cause == Cause::Policy && matches!(self.judgement.finding(), Finding::Denied);
         plain.then(|| self.judgement.holds_at(self.connection.at?)).flatten()
@@ -143,7 +165,7 @@ fn enrichment(flow: &Flow<'_>, stale: &[String]) -> Enrichment {
     }
 }
 
-/// Whether what decides about either end changed within [`GRACE`] of `time`, by what the agent saw or the server tells.
+/// Returns true if a policy of either endpoint's namespace, or labels that it selects by, changed within [`GRACE`] of `time`.
 fn policy_changing(flow: &Flow<'_>, index: &Index, time: Timestamp) -> bool {
     let near = |changed: Timestamp| time.duration_since(changed).abs() <= GRACE;
     [flow.source.pod(), flow.destination.pod()].into_iter().flatten().any(|view| {

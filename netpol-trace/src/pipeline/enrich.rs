@@ -76,8 +76,37 @@ impl OwnedBy<'_> {
     }
 }
 
+/// The index as of the first and the last packet that a drop stands for.
+pub struct Moments<'a> {
+    first: Moment<'a>,
+    /// `None` where both packets have the same time.
+    last: Option<Moment<'a>>,
+}
+
+impl<'a> Moments<'a> {
+    pub fn of(index: &'a Index, packet: &Packet, first: Timestamp, last: Timestamp) -> Moments<'a> {
+        let addresses = addresses(packet);
+        let later = (last > first).then(|| index.at(last, &addresses));
+        Moments { first: index.at(first, &addresses), last: later }
+    }
+
+    /// Names both endpoints. An address that changed hands between the two packets belongs to nobody.
+    pub fn name(&self, packet: &Packet) -> Flow<'_> {
+        let mut flow = name(packet, &self.first);
+        if let Some(last) = &self.last {
+            flow.hold_throughout(&name(packet, last));
+        }
+        flow
+    }
+
+    /// Returns true if nothing relevant has changed since the first packet.
+    pub fn are_current(&self) -> bool {
+        self.first.is_as_now() && self.last.as_ref().is_none_or(Moment::is_as_now)
+    }
+}
+
 /// The addresses that can be an end of the packet's connection; some of them more than once.
-pub fn addresses(packet: &Packet) -> [IpAddr; 5] {
+fn addresses(packet: &Packet) -> [IpAddr; 5] {
     let (source, destination) = (packet.headers.source, packet.headers.destination);
     let tracked = packet.conntrack.map(|ct| [ct.original.source, ct.original.destination, ct.reply.source]);
     let [client, asked, server] = tracked.unwrap_or([source, destination, destination]);

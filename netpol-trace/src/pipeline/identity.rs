@@ -1,4 +1,4 @@
-//! Names that the source can't vouch for: with an API server, pods elsewhere may not be watched, and not all is known yet.
+//! Identity check: with an API server as source, pods on other nodes may not be watched, and not all is known yet.
 
 use jiff::Timestamp;
 
@@ -6,20 +6,20 @@ use crate::cluster::Index;
 use crate::cluster::api::Lookups;
 use crate::pipeline::enrich::{Flow, OwnedBy};
 
-/// Takes away names that may not be right at the time of the packet and, if `ask`, has them looked up.
-pub(super) fn doubt(lookups: Option<&Lookups>, flow: &mut Flow<'_>, index: &Index, time: Timestamp, ask: bool) {
+/// Downgrades pod identities that the watch cannot confirm for the packet's time and, if `look_up`, requests a look-up.
+pub(super) fn confirm(lookups: Option<&Lookups>, flow: &mut Flow<'_>, index: &Index, time: Timestamp, look_up: bool) {
     let Some(lookups) = lookups else { return };
     for end in [&mut flow.source, &mut flow.destination] {
-        let doubtful = match end.owner {
+        let unconfirmed = match end.owner {
             OwnedBy::Pod(view) => !lookups.vouches(view.pod, end.ip, time),
             OwnedBy::External => lookups.may_be_a_pods(end.ip, index),
             OwnedBy::Unknown | OwnedBy::Unconfirmed | OwnedBy::Former(_) => true,
             OwnedBy::Node(_) | OwnedBy::Service | OwnedBy::Ambiguous(_) | OwnedBy::Reused(..) => false,
         };
-        if doubtful && ask {
+        if unconfirmed && look_up {
             lookups.ask(end.ip);
         }
-        if doubtful && matches!(end.owner, OwnedBy::Pod(_) | OwnedBy::External) {
+        if unconfirmed && matches!(end.owner, OwnedBy::Pod(_) | OwnedBy::External) {
             end.owner = OwnedBy::Unconfirmed;
         }
     }

@@ -1,18 +1,58 @@
-//! Changes of policies as records: what was removed and added, and which pods are isolated since then. Pure.
+//! Records of policy changes: rules removed and added, and pods that became isolated or stopped being so.
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::sync::atomic::Ordering;
 
+use jiff::Timestamp;
+
+use super::Pipeline;
 use crate::cluster::index::{Effect, Event, What};
-use crate::model::ChangeKind;
 use crate::model::cluster::{Direction, Labels, Peer, Policy, Rule};
+use crate::model::{ChangeKind, Loss, LossStage};
 use crate::policy::bounded;
 use crate::record::{Body, FieldChange, IsolationChange, PolicyChange, RuleText};
+use crate::sink::SinkError;
 
 /// Rules and labels of each list in a record.
 const MAX_ITEMS: usize = 20;
 
-/// The record of a change.
+impl Pipeline {
+    /// Writes a record for each policy change since the last call.
+    pub fn policy_changes(&mut self) -> Result<(), SinkError> {
+        let (events, lost) = self.cluster.take_events();
+        for event in &events {
+            self.write_record(body(event), event.at)?;
+        }
+        if !events.is_empty() {
+            // Packets counted before the change get a record of their own.
+            self.intake.turn.store(true, Ordering::Release);
+        }
+        if lost > 0 {
+            let now = Timestamp::now();
+            let loss = Loss {
+                stage: LossStage::AgentQueue,
+                reason: "policy_changes_full".into(),
+                of: Some("policy_changes".into()),
+                count: Some(lost),
+                estimate: false,
+                last_time: Some(now),
+                sink: None,
+                first_id: None,
+                last_id: None,
+            };
+            self.write_record(Body::Loss(loss), now)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a record that is not about packets.
+    pub fn write_record(&mut self, body: Body, time: Timestamp) -> Result<(), SinkError> {
+        self.output.write(body, time, 0)
+    }
+}
+
+/// Returns the record of a change.
 pub fn body(event: &Event) -> Body {
     let mut change = match &event.what {
         What::Policy { before, after, effects } => policy_change(before.as_deref(), after.as_deref(), effects),

@@ -1,5 +1,7 @@
-//! What was said of denied connections, for the next packets of their like: to put a verdict into words takes longer than all else
-//! that is done for a record. A client tries again from other ports, and a flow that goes on has a record a window.
+//! Caches rendered verdicts of denied connections, valid for one index version.
+//!
+//! Rendering a verdict costs more than all other work on a record. A client that retries from other ports asks for the same verdict
+//! again, and a flow that goes on has one record per window.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -13,25 +15,25 @@ use crate::model::{Address, Hint, Part, Verdict};
 use crate::pipeline::enrich::{Flow, OwnedBy};
 use crate::policy::FTP_DATA;
 
-/// Connections that are remembered: some 3 kB each, with their JSON. When there are more, all are forgotten.
+/// Connections in the cache, about 3 kB each with their JSON. The cache is cleared when it is full.
 const MAX: usize = 2048;
-/// Connections that came once are known by their hash. What comes once only, as in a scan, takes no other's place.
-const ONCE: usize = 2048;
-/// So many of each value of the lowest bits.
-const ALIKE: usize = 4;
+/// Sets of the seen-once filter. A connection enters the cache when its hash is seen the second time, so a scan evicts nothing.
+const SEEN_ONCE_SETS: usize = 2048;
+/// Associativity of the seen-once filter.
+const SEEN_ONCE_WAYS: usize = 4;
 
-/// Of one state of the index: what changes there may change any verdict.
+/// The cache. Any change of the index may change any verdict, so it holds for one version only.
 #[derive(Debug)]
-pub(super) struct Memo {
+pub(super) struct VerdictCache {
     version: u64,
-    said: HashMap<Subject, Remembered, RandomState>,
-    /// By the lowest bits of the hash: the highest, the latest first.
-    once: Box<[[u32; ALIKE]]>,
+    entries: HashMap<CacheKey, Entry, RandomState>,
+    /// Sets by the low bits of the hash; each holds high bits, newest first.
+    once: Box<[[u32; SEEN_ONCE_WAYS]]>,
 }
 
-/// All of a connection that its verdict and hint depend on, in one state of the index.
+/// Everything that a verdict and its hint depend on within one version of the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Subject {
+pub(super) struct CacheKey {
     source: IpAddr,
     destination: IpAddr,
     original: Option<Address>,
@@ -41,28 +43,28 @@ pub(super) struct Subject {
 }
 
 #[derive(Debug)]
-struct Remembered {
-    /// When it holds, and from when it does not: a record says how long ago policies changed.
+struct Entry {
+    /// The verdict holds from `from` until before `until`: it states how long ago policies changed.
     from: Timestamp,
     until: Timestamp,
-    said: Said,
+    verdict: RenderedVerdict,
 }
 
-/// What records say of a connection.
+/// A verdict and its hint in the words of the record.
 #[derive(Debug, Clone)]
-pub(super) struct Said {
+pub(super) struct RenderedVerdict {
     pub verdict: Part<Verdict>,
-    /// Of a drop by policy.
+    /// Present where a policy made the drop.
     pub hint: Option<Part<Hint>>,
 }
 
-impl Subject {
-    /// `None` where the index alone does not say who the ends are.
-    pub fn of(flow: &Flow<'_>) -> Option<Subject> {
+impl CacheKey {
+    /// Returns `None` where the index alone does not decide who the endpoints are.
+    pub fn of(flow: &Flow<'_>) -> Option<CacheKey> {
         let known = |owner: &OwnedBy<'_>| {
             matches!(owner, OwnedBy::Pod(_) | OwnedBy::Node(_) | OwnedBy::Service | OwnedBy::External)
         };
-        (known(&flow.source.owner) && known(&flow.destination.owner)).then(|| Subject {
+        (known(&flow.source.owner) && known(&flow.destination.owner)).then(|| CacheKey {
             source: flow.source.ip,
             destination: flow.destination.ip,
             original: flow.destination.original,
@@ -73,35 +75,41 @@ impl Subject {
     }
 }
 
-impl Default for Memo {
-    fn default() -> Memo {
-        Memo { version: 0, said: HashMap::default(), once: vec![[0; ALIKE]; ONCE].into() }
+impl Default for VerdictCache {
+    fn default() -> VerdictCache {
+        VerdictCache { version: 0, entries: HashMap::default(), once: vec![[0; SEEN_ONCE_WAYS]; SEEN_ONCE_SETS].into() }
     }
 }
 
-impl Memo {
-    /// What was said of such a connection, if that is what would be said of it now.
-    pub fn get(&self, subject: &Subject, index: &Index, time: Timestamp) -> Option<Said> {
+impl VerdictCache {
+    /// Returns the cached verdict if it still holds for `index` at `time`.
+    pub fn get(&self, subject: &CacheKey, index: &Index, time: Timestamp) -> Option<RenderedVerdict> {
         if self.version != index.version() {
             return None;
         }
-        let known = self.said.get(subject)?;
-        (known.from <= time && time < known.until).then(|| known.said.clone())
+        let known = self.entries.get(subject)?;
+        (known.from <= time && time < known.until).then(|| known.verdict.clone())
     }
 
-    /// Remembers it, from the second time on. It holds between the two times.
-    pub fn put(&mut self, subject: Subject, index: &Index, (from, until): (Timestamp, Timestamp), said: &Said) {
-        let hash = self.said.hasher().hash_one(subject);
-        let (once, mark) = (&mut self.once[hash as usize % ONCE], (hash >> 32) as u32);
+    /// Caches a verdict that holds between the two times, once the key was seen before.
+    pub fn put(
+        &mut self,
+        subject: CacheKey,
+        index: &Index,
+        (from, until): (Timestamp, Timestamp),
+        verdict: &RenderedVerdict,
+    ) {
+        let hash = self.entries.hasher().hash_one(subject);
+        let (once, mark) = (&mut self.once[hash as usize % SEEN_ONCE_SETS], (hash >> 32) as u32);
         if !once.contains(&mark) {
             once.rotate_right(1);
             once[0] = mark;
             return;
         }
-        if self.version != index.version() || self.said.len() >= MAX {
+        if self.version != index.version() || self.entries.len() >= MAX {
             self.version = index.version();
-            self.said.clear();
+            self.entries.clear();
         }
-        self.said.insert(subject, Remembered { from, until, said: said.clone() });
+        self.entries.insert(subject, Entry { from, until, verdict: verdict.clone() });
     }
 }

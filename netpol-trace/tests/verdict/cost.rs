@@ -47,8 +47,8 @@ fn a_drop_over_the_budget_does_not_allocate() {
     let again = flood.clone();
     let ((), allocations) = allocations::during(|| pipeline.handle(again).unwrap());
     assert_eq!(allocations, 0);
-    let folded = pipeline.books.held as usize;
-    assert!(folded >= 3 * flood.len() - 20 && flood.len() > 100, "{:?}", pipeline.books);
+    let folded = pipeline.accounting.held as usize;
+    assert!(folded >= 3 * flood.len() - 20 && flood.len() > 100, "{:?}", pipeline.accounting);
 }
 
 #[test]

@@ -1,0 +1,110 @@
+//! Drops on their way through the pipeline: decoded, named, and, where a name is missing, waiting for it.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::connections::Origin;
+use super::{Pipeline, aggregate::Budget};
+use crate::kernel::RawDrop;
+use crate::model::packet::{Packet, PacketError, Repeats, Sameness};
+use crate::model::{Candidate, Cause, Facts};
+use crate::packet;
+use crate::sink::SinkError;
+
+/// How long an endpoint inside the pod network without a known owner may wait for its name.
+pub(super) const NAMING_TIME: Duration = Duration::from_secs(3);
+/// Packets that may wait at once; more are written without names.
+const MAX_PENDING: usize = 10_000;
+/// Network namespaces remembered as having conntrack.
+const MAX_NETNS: usize = 4096;
+
+/// A decoded drop.
+pub(super) struct PendingDrop {
+    pub packet: Packet,
+    pub repeats: Repeats,
+    pub facts: Facts,
+    pub origin: Origin,
+    deadline: Instant,
+    /// The drop waits not for a name but for a change that would alter the decision. It is looked at once, at the deadline.
+    pub waits_for_news: bool,
+    /// The API server was asked for the endpoints without a name.
+    pub looked_up: bool,
+}
+
+impl PendingDrop {
+    pub fn packets(&self) -> u64 {
+        self.repeats.packets()
+    }
+}
+
+impl Pipeline {
+    /// Reads the packet of a kernel event. Returns `None` for what gets no record; it is counted.
+    pub(super) fn decode(&mut self, raw: RawDrop) -> Option<PendingDrop> {
+        let RawDrop { event, facts, repeats } = raw;
+        let packets = repeats.packets();
+        if facts.site.candidate == Candidate::Noise {
+            self.accounting.filter(Cause::NotPolicy, packets);
+            return None;
+        }
+        let mut packet = match packet::decode(&event) {
+            Ok(packet) => packet,
+            // ARP, LLDP and the like: no policy covers them.
+            Err(PacketError::NotIp) => {
+                self.accounting.filter(Cause::NotPolicy, packets);
+                return None;
+            }
+            Err(error) => {
+                let reason = facts.reason.as_deref();
+                tracing::debug!(reason, kind = error.kind(), "a dropped packet cannot be decoded");
+                self.accounting.lost_undecoded += packets;
+                self.output.metrics().error("packet", error.kind());
+                return None;
+            }
+        };
+        if let Some(flows) = &mut self.flows {
+            flows.saw_drop(&packet, self.now);
+        }
+        if repeats.same != Sameness::Flow {
+            packet.headers.source_port = None;
+        }
+        if let (Some(netns), true) = (facts.netns, packet.conntrack.is_some())
+            && self.tracked_netns.len() < MAX_NETNS
+        {
+            self.tracked_netns.insert(netns);
+        }
+        let origin = Origin { iif: event.iif, netns: facts.netns };
+        let deadline = self.now + NAMING_TIME;
+        Some(PendingDrop { packet, repeats, facts, origin, deadline, waits_for_news: false, looked_up: false })
+    }
+
+    pub(super) fn may_wait(&self, drop: &PendingDrop) -> bool {
+        self.pending.len() < MAX_PENDING && matches!(drop.facts.site.candidate, Candidate::Policy | Candidate::Maybe)
+    }
+
+    /// Returns the time of the last packet that the drop stands for.
+    pub(super) fn last_time(&self, drop: &PendingDrop) -> Timestamp {
+        self.clock.wall(drop.repeats.last.max(drop.packet.time))
+    }
+
+    /// Looks again at the drops that wait: their names may be known by now, or their time is over. `all` waits no longer.
+    pub fn revisit(&mut self, all: bool) -> Result<(), SinkError> {
+        let now = Instant::now();
+        self.now = now;
+        for drop in std::mem::take(&mut self.pending) {
+            let may_wait = !all && drop.deadline > now;
+            let waits = if drop.waits_for_news && may_wait { Some(drop) } else { self.advance(drop, may_wait)? };
+            self.pending.extend(waits);
+        }
+        Ok(())
+    }
+
+    /// Writes the aggregates of drops above the record budget.
+    pub fn end_aggregates(&mut self) -> Result<(), SinkError> {
+        for (body, time, packets) in self.budget.iter_mut().flat_map(Budget::take) {
+            self.accounting.held -= packets;
+            self.output.write(body, time, packets)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,114 @@
+//! The pipeline's state and how it is put together.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::accounting::{Accounting, Intake};
+use super::aggregate::Budget;
+use super::connections::Flows;
+use super::pending::PendingDrop;
+use super::unanswered::PendingConnection;
+use super::verdict_cache::VerdictCache;
+use crate::cluster::Cluster;
+use crate::cluster::api::Lookups;
+use crate::config::live;
+use crate::inventory::{Inventory, Watcher};
+use crate::kernel::clock::Clock;
+use crate::kernel::tc::View;
+use crate::output::Output;
+use crate::policy;
+
+/// Turns the kernel's events into records.
+pub struct Pipeline {
+    pub(super) cluster: Cluster,
+    pub(super) node: Option<String>,
+    pub(super) all_drops: bool,
+    pub(super) options: policy::Options,
+    pub(super) verdicts: VerdictCache,
+    pub clock: Clock,
+    /// The time of the last batch: one clock read serves many drops.
+    pub(super) now: Instant,
+    pub accounting: Accounting,
+    pub intake: Arc<Intake>,
+    /// Drops that wait for the name of an endpoint or for news of a policy change.
+    pub(super) pending: VecDeque<PendingDrop>,
+    /// Unanswered connections that wait for the name of an endpoint.
+    pub(super) pending_connections: VecDeque<PendingConnection>,
+    /// Network namespaces in which conntrack is active.
+    pub(super) tracked_netns: HashSet<u32>,
+    /// The tc hook's connections; `None` without that hook.
+    pub flows: Option<Flows<View>>,
+    pub(super) inventory: Option<Watcher>,
+    /// Look-ups of single pods, with the API server as source.
+    pub lookups: Option<Lookups>,
+    /// The record budget; `None` means no limit.
+    pub budget: Option<Budget>,
+    pub(super) config: Option<tokio::sync::watch::Receiver<live::State>>,
+    /// The re-readable part of the config file, as of the last look.
+    pub configured: live::State,
+    pub output: Output,
+}
+
+impl Pipeline {
+    pub fn new(
+        cluster: Cluster,
+        node: Option<String>,
+        all_drops: bool,
+        intake: Arc<Intake>,
+        output: Output,
+    ) -> Pipeline {
+        Pipeline {
+            cluster,
+            node,
+            all_drops,
+            options: policy::Options::default(),
+            verdicts: VerdictCache::default(),
+            clock: Clock::now(),
+            now: Instant::now(),
+            accounting: Accounting::default(),
+            intake,
+            pending: VecDeque::new(),
+            pending_connections: VecDeque::new(),
+            tracked_netns: HashSet::new(),
+            flows: None,
+            inventory: None,
+            lookups: None,
+            budget: None,
+            config: None,
+            configured: live::State::default(),
+            output,
+        }
+    }
+
+    /// Adds the inventory of the agent's own network namespace.
+    pub fn with_inventory(mut self, inventory: Watcher) -> Pipeline {
+        self.inventory = Some(inventory);
+        self
+    }
+
+    /// Returns the inventory as it was last read.
+    pub fn inventory(&self) -> Option<Arc<Inventory>> {
+        self.inventory.as_ref().map(Watcher::latest)
+    }
+
+    /// Follows the config file.
+    pub fn with_config(mut self, config: tokio::sync::watch::Receiver<live::State>) -> Pipeline {
+        self.configured = config.borrow().clone();
+        self.config = Some(config);
+        self
+    }
+
+    /// Applies the config file's current content. Returns true if it changed.
+    pub fn reconfigured(&mut self) -> bool {
+        let Some(config) = self.config.as_mut().filter(|config| config.has_changed().unwrap_or(false)) else {
+            return false;
+        };
+        self.configured = config.borrow_and_update().clone();
+        true
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+}
