@@ -3,8 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Makes text of a stranger safe for a terminal: control characters and those that reorder or hide text are shown as
-/// `\n`, `\t`, `\u{1b}`.
+/// Makes untrusted text safe for a terminal: shows unsafe characters as `\n`, `\t` or `\u{1b}`.
 pub fn escape(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_unsafe) {
         return Cow::Borrowed(text);
@@ -24,10 +23,14 @@ pub fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Control characters, bidirectional controls (CVE-2021-42574), zero-width characters, line separators.
+/// Returns true for characters that a terminal would act on or that hide or reorder text: control characters (DEL and C1 included),
+/// soft hyphen, bidirectional controls (CVE-2021-42574), zero-width and other invisible marks, line separators, tag characters.
+///
+/// JSON lines, terminal output and metrics labels all use this one definition.
 pub fn is_unsafe(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{61c}')
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 #[cfg(test)]
@@ -39,6 +42,10 @@ mod tests {
         assert_eq!(escape("app=web"), "app=web");
         assert_eq!(escape("a\u{1b}[31mred\nb\t\r\u{7f}\u{9b}"), "a\\u{1b}[31mred\\nb\\t\\r\\u{7f}\\u{9b}");
         assert_eq!(escape("x\u{202e}y\u{200b}z"), "x\\u{202e}y\\u{200b}z");
+        assert_eq!(escape("soft\u{ad}hyphen"), "soft\\u{ad}hyphen");
+        for c in ['\u{206a}', '\u{206f}', '\u{fff9}', '\u{fffb}', '\u{e0001}', '\u{e007f}'] {
+            assert_eq!(escape(&c.to_string()), format!("\\u{{{:x}}}", u32::from(c)));
+        }
         assert_eq!(escape("grün 日本"), "grün 日本");
     }
 }

@@ -70,7 +70,7 @@ impl Page {
     }
 }
 
-/// A label's value: names come from strangers, and a line must stay one line.
+/// Escapes a label's value. Names are untrusted, and a line must stay one line.
 fn escape(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     for c in value.chars() {
@@ -78,7 +78,7 @@ fn escape(value: &str) -> String {
             '\\' => out.push_str("\\\\"),
             '"' => out.push_str("\\\""),
             '\n' => out.push_str("\\n"),
-            c if c.is_control() => out.push(char::REPLACEMENT_CHARACTER),
+            c if crate::text::is_unsafe(c) => out.push(char::REPLACEMENT_CHARACTER),
             c => out.push(c),
         }
     }

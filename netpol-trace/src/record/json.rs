@@ -7,8 +7,9 @@ use serde_json::ser::Formatter;
 use serde_json::{Value, json};
 
 use super::Record;
+use crate::text;
 
-/// Takes out what is not known, and objects that are empty then.
+/// Removes nulls, and objects that are empty without them.
 pub(super) fn compact(value: Value) -> Value {
     match value {
         Value::Object(map) => {
@@ -19,8 +20,8 @@ pub(super) fn compact(value: Value) -> Value {
     }
 }
 
-/// The native record inside another format. Labels are a list of `key=value` there: as an object each of their keys, which anybody
-/// may choose, would become a field of the store.
+/// Returns the native record for use inside another format. Labels become a list of `key=value`: as an object, each key, which any
+/// tenant may choose, would become a field of the store.
 pub(super) fn embedded(record: &Record) -> Value {
     // Our own types always serialize.
     let mut value = serde_json::to_value(record).unwrap_or_default();
@@ -34,27 +35,26 @@ pub(super) fn embedded(record: &Record) -> Value {
     value
 }
 
-/// Appends `value` as JSON in which no character can do anything to a terminal.
+/// Appends `value` as JSON without characters that a terminal would act on.
 pub(super) fn write(value: &impl Serialize, out: &mut Vec<u8>) -> serde_json::Result<()> {
     let start = out.len();
     value.serialize(&mut serde_json::Serializer::new(&mut *out))?;
-    // Nearly every line is of these, and to look once is less than to look at each text.
+    // Nearly every line is plain ASCII, and one scan of the line costs less than a scan of each string.
     let json = &out[start..];
     if json.is_ascii() && memchr::memchr(0x7f, json).is_none() {
         return Ok(());
     }
     out.truncate(start);
-    value.serialize(&mut serde_json::Serializer::with_formatter(out, Harmless))
+    value.serialize(&mut serde_json::Serializer::with_formatter(out, TerminalSafe))
 }
 
-/// JSON escapes the control characters below U+0020 only. Those above, and the marks that turn the direction of text, are data
-/// too, yet a terminal that a line is shown on would obey them.
-struct Harmless;
+/// Escapes every character that [`text::is_unsafe`] names. JSON itself escapes only the control characters below U+0020.
+struct TerminalSafe;
 
-impl Formatter for Harmless {
+impl Formatter for TerminalSafe {
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
         let mut written = 0;
-        for (at, c) in fragment.char_indices().filter(|(_, c)| is_harmful(*c)) {
+        for (at, c) in fragment.char_indices().filter(|(_, c)| text::is_unsafe(*c)) {
             writer.write_all(&fragment.as_bytes()[written..at])?;
             for unit in c.encode_utf16(&mut [0; 2]) {
                 write!(writer, "\\u{unit:04x}")?;
@@ -68,12 +68,6 @@ impl Formatter for Harmless {
     fn write_raw_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
         self.write_string_fragment(writer, fragment)
     }
-}
-
-/// DEL, C1 controls, line separators, direction and other invisible marks, tags.
-fn is_harmful(c: char) -> bool {
-    matches!(c, '\u{7f}'..='\u{9f}' | '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 #[cfg(test)]
