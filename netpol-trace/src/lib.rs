@@ -22,6 +22,7 @@ pub mod kernel;
 pub mod lint;
 mod memory;
 pub mod metrics;
+pub mod missing;
 pub mod netlink;
 pub mod output;
 pub mod packet;
