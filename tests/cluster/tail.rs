@@ -275,7 +275,10 @@ fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
         let said = said(&output);
         ensure!(output.stdout.is_empty(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stdout));
         ensure!(output.status.success() && said.contains(expected), "{arguments:?}: {said}");
-        ensure!(said.contains("netpol-trace tail: no drops to or from ") && said.contains("; 1 of 1 agent answered\n"), "{said}");
+        ensure!(
+            said.contains("netpol-trace tail: no drops to or from ") && said.contains("; 1 of 1 agent answered\n"),
+            "{said}"
+        );
     }
     // What its node's agent has lost may be the pod's.
     let there = node.tail(admin, &["--pod", "staging/db-0", "--since", "87600h"])?;

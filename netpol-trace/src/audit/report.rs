@@ -29,6 +29,9 @@ pub struct Report {
     pub broken_lines: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_broken_line: Option<String>,
+    /// Logs that could not be read to their end, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<String>,
     pub runs: Vec<RunReport>,
 }
 
@@ -64,7 +67,7 @@ pub struct RunReport {
 }
 
 pub(super) fn of(audit: Audit) -> Report {
-    let Audit { mut runs, broken, first_broken, records, beyond, .. } = audit;
+    let Audit { mut runs, broken, first_broken, unread, records, beyond, .. } = audit;
     runs.sort_by(|a, b| (&a.cluster, &a.node, a.first_time).cmp(&(&b.cluster, &b.node, b.first_time)));
     for run in &mut runs {
         run.close();
@@ -99,14 +102,19 @@ pub(super) fn of(audit: Audit) -> Report {
         }
     }
     let runs: Vec<RunReport> = runs.into_iter().map(run_report).collect();
-    let answer = if broken > 0 || beyond > 0 || runs.is_empty() || runs.iter().any(|run| !run.wrong.is_empty()) {
+    let answer = if broken > 0
+        || !unread.is_empty()
+        || beyond > 0
+        || runs.is_empty()
+        || runs.iter().any(|run| !run.wrong.is_empty())
+    {
         Answer::Incomplete
     } else if runs.iter().any(|run| !run.gaps.is_empty()) {
         Answer::CompleteButForGaps
     } else {
         Answer::Complete
     };
-    Report { answer, records, broken_lines: broken, first_broken_line: first_broken, runs }
+    Report { answer, records, broken_lines: broken, first_broken_line: first_broken, unread, runs }
 }
 
 fn run_report(mut run: Run) -> RunReport {
@@ -159,6 +167,9 @@ impl Report {
                 many => format!("{} lines are not records; the first is", thousands(many)),
             };
             let _ = writeln!(text, "{lines} {}", escape(first));
+        }
+        for why in &self.unread {
+            let _ = writeln!(text, "  WRONG: {}", escape(why));
         }
         for run in &self.runs {
             let node = run.node.as_deref().map(|node| format!(" on {}", escape(node))).unwrap_or_default();

@@ -206,7 +206,7 @@ impl Recorded {
 
 /// Reads recorded drops from files, patterns, folders, or from standard input for `-`.
 pub(super) fn records(arguments: &[PathBuf]) -> Result<Recorded, Error> {
-    let mut inputs = recorded::input::inputs(arguments)?;
+    let mut inputs = recorded::input::in_order_of_time(arguments)?;
     let mut collector = Collector::default();
     let mut broken = false;
     for input in &mut inputs {

@@ -74,14 +74,8 @@ fn report(error: &Error) {
 
 /// Whether an input could not be read to its end, or is something else.
 fn read_all(files: &[PathBuf], audit: &mut Audit) -> Result<bool, Error> {
-    let mut inputs = Vec::new();
-    for mut input in input::inputs(files)? {
-        inputs.push((input.first_time()?, input));
-    }
-    // A shell lists log.1 after log, though its records are older.
-    inputs.sort_by_key(|(begins, _)| *begins);
     let mut broken = false;
-    for (_, mut input) in inputs {
+    for mut input in input::in_order_of_time(files)? {
         let Some(reader) = input.open()? else { continue };
         let mut lines = Lines::default();
         let result = recorded::each(reader, |number, record| {
@@ -94,6 +88,7 @@ fn read_all(files: &[PathBuf], audit: &mut Audit) -> Result<bool, Error> {
         let failed = result.err().map(|error| input.unreadable(Unreadable::from_read(error)));
         if let Some(problem) = failed.or_else(|| lines.problem(&input)) {
             report(&problem);
+            audit.unread(problem.to_string());
             broken = true;
         }
     }

@@ -103,6 +103,20 @@ pub fn inputs(arguments: &[PathBuf]) -> Result<Vec<Input>, Error> {
     sources.into_iter().map(Input::new).collect()
 }
 
+/// The same in the order of their first records: a shell lists `log.1` after `log`, though its records are older.
+pub fn in_order_of_time(arguments: &[PathBuf]) -> Result<Vec<Input>, Error> {
+    let mut inputs = inputs(arguments)?;
+    if inputs.len() < 2 {
+        return Ok(inputs);
+    }
+    let mut dated = Vec::with_capacity(inputs.len());
+    for mut input in inputs.drain(..) {
+        dated.push((input.first_time()?, input));
+    }
+    dated.sort_by_key(|(begins, _)| *begins);
+    Ok(dated.into_iter().map(|(_, input)| input).collect())
+}
+
 fn is_pattern(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().iter().any(|byte| b"*?[".contains(byte))
 }
@@ -186,8 +200,8 @@ impl Input {
         Some(Error::NoRecord { name: self.name.clone(), lines, first })
     }
 
-    /// The time of the record in its first lines, for putting logs in order. What is read is not lost.
-    pub fn first_time(&mut self) -> Result<Option<Timestamp>, Error> {
+    /// The time of the record in the first line. What is read is not lost.
+    fn first_time(&mut self) -> Result<Option<Timestamp>, Error> {
         let Some(mut reader) = self.open()? else { return Ok(None) };
         let mut head = Vec::new();
         let mut buffer = [0; 16 * 1024];

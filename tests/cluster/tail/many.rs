@@ -104,7 +104,11 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
     ensure!(ids(&few)? == set(&["run07/2", "run12/2"]), "{:?} {}", ids(&few)?, said(&few));
     ensure!(said(&few).contains("listening to 2 of 60 nodes: many-07, many-12"), "{}", said(&few));
 
-    ensure!(said(&few).contains("; 2 of 2 agents answered; 58 other agents were not asked (--all-nodes asks them)\n"), "{}", said(&few));
+    ensure!(
+        said(&few).contains("; 2 of 2 agents answered; 58 other agents were not asked (--all-nodes asks them)\n"),
+        "{}",
+        said(&few)
+    );
     ensure!(few.status.success(), "{}", few.status);
 
     // Everybody, and as many at a time as there should be: the kubelet answers when so many ask, and notes the most.
