@@ -98,7 +98,7 @@ impl Tail {
 
     /// A pod that is looked for, or its peer, runs on `node`: what that node's agent lost may be the pod's.
     pub fn relate(&mut self, node: &str) {
-        if !node.is_empty() && self.nodes.len() < NODES && !self.nodes.contains(node) {
+        if self.nodes.len() < NODES && !self.nodes.contains(node) {
             self.nodes.insert(node.to_owned());
         }
     }
@@ -144,7 +144,8 @@ impl Tail {
         }
         if seen.is_flow() && self.wanted.names_ends() {
             self.relate(&seen.node);
-            seen.ends().filter_map(|end| end.pod.as_ref()).for_each(|pod| self.relate(&pod.node));
+            let pods = seen.ends().filter_map(|end| end.pod.as_ref());
+            pods.filter(|pod| !pod.node.is_empty()).for_each(|pod| self.relate(&pod.node));
         }
         match &mut self.form {
             // Sums need no order; what agents say of themselves waits until their nodes are known.
@@ -188,11 +189,16 @@ impl Tail {
         let mut text = String::new();
         sorter.drain(|line| {
             let Some(seen) = view::read(line).filter(|seen| once.is_new(seen)) else { return Ok(()) };
-            // Agents' words about themselves, from where none of the pods is, would look like an answer about these.
-            let of_agent = some_nodes && matches!(&*seen.kind, "loss" | "status");
-            if of_agent && !seen.node.is_empty() && !nodes.contains(&*seen.node) {
-                tally.elsewhere(&seen);
-                return Ok(());
+            // Agents' words about themselves, from where none of the pods is, would look like an answer about these. What an agent
+            // lost that does not name its node may be theirs.
+            let elsewhere = some_nodes && !nodes.contains(&*seen.node);
+            match &*seen.kind {
+                "status" if elsewhere => return Ok(()),
+                "loss" if elsewhere && !seen.node.is_empty() => {
+                    tally.elsewhere(&seen);
+                    return Ok(());
+                }
+                _ => {}
             }
             tally.count(&seen);
             match form {
@@ -239,8 +245,7 @@ impl Tally {
     }
 
     fn elsewhere(&mut self, seen: &Seen<'_>) {
-        if &*seen.kind == "loss" && (self.lost_elsewhere.len() < NODES || self.lost_elsewhere.contains_key(&*seen.node))
-        {
+        if self.lost_elsewhere.len() < NODES || self.lost_elsewhere.contains_key(&*seen.node) {
             *self.lost_elsewhere.entry(seen.node.to_string()).or_default() += seen.count.unwrap_or(0);
         }
     }

@@ -132,6 +132,16 @@ fn what_is_no_log_is_named_and_is_no_answer() {
             );
         }
     }
+    // As it comes.
+    for (input, expected) in [
+        (&b"hello\n"[..], "standard input is not a log of netpol-trace: its only line is not a record"),
+        (b"\x7fELF\x02\x01\x01\0", "standard input is not a log of netpol-trace: binary data"),
+    ] {
+        for arguments in subcommands(&["-"]) {
+            let (_, stderr, code) = run(dir.path(), &arguments, input);
+            assert!(code == 2 && stderr.contains(expected), "{arguments:?} {code}: {stderr}");
+        }
+    }
     std::fs::create_dir(dir.path().join("empty-folder")).unwrap();
     for (name, expected) in [
         ("empty-folder", "empty-folder is a folder without records (*.jsonl)"),
@@ -167,6 +177,22 @@ fn of_an_archive_that_is_cut_off_the_beginning_counts() {
     assert!(answers[1].contains("kind: NetworkPolicy"), "{}", answers[1]);
     assert!(answers[2].contains("recorded connection"), "{}", answers[2]);
     assert!(answers[3].contains("NOT complete"), "{}", answers[3]);
+}
+
+/// An archive does not grow: with --follow too it is read once, and then there is nothing to wait for.
+#[test]
+fn an_archive_is_read_and_not_followed() {
+    let dir = folder();
+    let text = std::fs::read(log()).unwrap();
+    std::fs::write(dir.path().join("drops.gz"), gzip(&text)).unwrap();
+    std::fs::write(dir.path().join("drops.jsonl"), &text).unwrap();
+    let (stdout, stderr, code) = run(dir.path(), &["tail", "-f", "-o", "json", "drops.gz"], b"");
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(stdout, run(dir.path(), &["tail", "-o", "json", "drops.jsonl"], b"").0);
+    assert!(stderr.contains("note: drops.gz is compressed, so it is read and not followed"), "{stderr}");
+    // The last line may lack its end, in a pipe too.
+    let cut = text.trim_ascii_end();
+    assert_eq!(run(dir.path(), &["tail", "-o", "json", "-"], cut).0, stdout);
 }
 
 /// A log without drops is a good sign, and no policy's doing; an empty one is no log.
@@ -234,7 +260,7 @@ fn a_pod_that_is_not_there_is_named_with_those_that_are() {
         &["-n", "staging", "--pod", "pod/db-0"],
         &["-n", "staging", "--pod", "po db-0"],
     ];
-    let shown = names.map(|arguments| tail(arguments));
+    let shown = names.map(tail);
     assert!(
         shown[0].0.contains(" DROP ") && shown[0].0.contains(" LOST ") && !shown[0].1.contains("lost"),
         "{:?}",
