@@ -23,9 +23,11 @@ const MAX_RUNS: usize = 100_000;
 pub struct Audit {
     runs: Vec<Run>,
     by_id: HashMap<String, usize>,
-    /// Lines that are no records, with the first one's place and what is wrong with it.
+    /// Lines that are not records, with the first one's place and what is wrong with it.
     broken: u64,
     first_broken: Option<String>,
+    /// Logs that could not be read to their end, and why.
+    unread: Vec<String>,
     records: u64,
     beyond: u64,
 }
@@ -49,10 +51,15 @@ impl Audit {
         self.runs[at].take(record);
     }
 
-    /// Takes a line that is no record.
+    /// Takes a line that is not a record.
     pub fn broken(&mut self, place: &str, why: &str) {
         self.broken += 1;
         self.first_broken.get_or_insert_with(|| format!("{place}: {why}"));
+    }
+
+    /// Takes the reason why a log could not be read to its end.
+    pub fn unread(&mut self, why: String) {
+        self.unread.push(why);
     }
 
     /// What the log says, all in all.

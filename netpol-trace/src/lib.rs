@@ -15,6 +15,7 @@ pub mod inventory;
 pub mod kernel;
 mod memory;
 pub mod metrics;
+pub mod missing;
 pub mod model;
 pub mod netlink;
 pub mod output;

@@ -1,10 +1,15 @@
-//! Recorded drops, read back: the connections in a log, for `suggest` and `replay`.
+//! Recorded drops, read back: the connections in a log, for `suggest` and `replay`; and the logs themselves, for every
+//! subcommand that reads records.
+
+pub mod input;
+mod magic;
+pub mod unpack;
 
 use std::collections::HashMap;
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::IpAddr;
 
-use jiff::Timestamp;
+pub use magic::line as describe_line;
 
 use crate::cluster::Index;
 use crate::model::cluster::{Labels, Namespace, Object, Owner, Phase, Pod};
@@ -34,30 +39,80 @@ pub struct Log {
     pub flows: Vec<Flow>,
     /// Drops that are not policy's and so are not judged.
     pub other_causes: u64,
-    /// Lines that are no record, with the first one's number and what is wrong with it.
+    /// Records of all kinds.
+    pub records: u64,
+    /// Lines that are not records, with the first one's place and what it is instead.
     pub broken: u64,
-    pub first_broken: Option<(u64, String)>,
+    pub first_broken: Option<(String, String)>,
     /// Drops beyond the table.
     pub beyond: u64,
 }
 
-/// Reads JSON lines; broken ones are counted, not fatal.
-pub fn read(input: impl BufRead) -> io::Result<Log> {
-    let mut log = Log::default();
-    let mut known: HashMap<(String, String, Transport, Option<u16>), usize> = HashMap::new();
-    each(input, |number, record| match record {
-        Ok(Record { body: Body::Drop(drop), .. }) => log.add(*drop, &mut known),
-        Ok(_) => {}
-        Err(error) => {
-            log.broken += 1;
-            log.first_broken.get_or_insert((number, error));
-        }
-    })?;
-    Ok(log)
+/// Gathers the connections of one log after the other.
+#[derive(Debug, Default)]
+pub struct Collector {
+    pub log: Log,
+    known: HashMap<(String, String, Transport, Option<u16>), usize>,
 }
 
-/// Hands over every line with its number: the record in it, or what is wrong with it. Empty lines are left out.
-pub fn each(mut input: impl BufRead, mut take: impl FnMut(u64, Result<Record, String>)) -> io::Result<()> {
+impl Collector {
+    /// Reads JSON lines of the log called `name`; broken ones are counted, not fatal.
+    pub fn read(&mut self, name: &str, input: impl Read) -> (Lines, io::Result<()>) {
+        let mut lines = Lines::default();
+        let result = each(input, |number, record| {
+            lines.count(&record);
+            match record {
+                Ok(record) => {
+                    self.log.records += 1;
+                    if let Body::Drop(drop) = record.body {
+                        self.log.add(*drop, &mut self.known);
+                    }
+                }
+                Err(what) => {
+                    self.log.broken += 1;
+                    self.log.first_broken.get_or_insert_with(|| (format!("{name}:{number}"), what));
+                }
+            }
+        });
+        (lines, result)
+    }
+}
+
+/// What one log holds: lines that are not empty.
+#[derive(Debug, Default)]
+pub struct Lines {
+    lines: u64,
+    records: u64,
+    /// What the first line is that is not a record.
+    first_broken: Option<String>,
+}
+
+impl Lines {
+    pub fn count<R>(&mut self, record: &Result<R, String>) {
+        self.lines += 1;
+        match record {
+            Ok(_) => self.records += 1,
+            Err(what) if self.first_broken.is_none() => self.first_broken = Some(what.clone()),
+            Err(_) => {}
+        }
+    }
+
+    /// Whether there are lines, and no record among them.
+    pub fn problem(&self, input: &input::Input) -> Option<input::Error> {
+        if self.records > 0 { None } else { input.without_record(self.lines, self.first_broken.as_deref()) }
+    }
+}
+
+/// Reads the connections of one log.
+pub fn read(input: impl Read) -> io::Result<Log> {
+    let mut collector = Collector::default();
+    collector.read("input", input).1?;
+    Ok(collector.log)
+}
+
+/// Hands over every line with its number: the record in it, or what it is instead. Empty lines are left out.
+pub fn each(input: impl Read, mut take: impl FnMut(u64, Result<Record, String>)) -> io::Result<()> {
+    let mut input = BufReader::with_capacity(1 << 16, input);
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
@@ -69,16 +124,10 @@ pub fn each(mut input: impl BufRead, mut take: impl FnMut(u64, Result<Record, St
             input.skip_until(b'\n')?;
         }
         if !line.trim_ascii().is_empty() {
-            take(number, serde_json::from_slice(&line).map_err(|error| error.to_string()));
+            take(number, serde_json::from_slice(&line).map_err(|_| magic::line(&line)));
         }
     }
     Ok(())
-}
-
-/// The time of the first record, if the first line is one; nothing is consumed.
-pub fn first_time(input: &mut impl BufRead) -> io::Result<Option<Timestamp>> {
-    let line = input.fill_buf()?.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    Ok(serde_json::from_slice::<Record>(line).ok().map(|record| record.time))
 }
 
 impl Log {

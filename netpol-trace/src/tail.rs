@@ -5,6 +5,7 @@
 //! ```
 
 pub mod lines;
+pub mod names;
 pub mod once;
 pub mod order;
 pub mod paint;

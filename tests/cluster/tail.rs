@@ -236,6 +236,9 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     ensure!(refused.stdout.is_empty() && said(&refused).contains("orbidden"), "{}", said(&refused));
     let logs = node.tail(&dev, &["-n", "staging"])?;
     ensure!(logs.stdout.is_empty() && said(&logs).contains("node tail-node does not answer"), "{}", said(&logs));
+    ensure!(said(&logs).contains("; 0 of 1 agent answered; no answer from tail-node ("), "{}", said(&logs));
+    ensure!(logs.status.code() == Some(1), "{}", logs.status);
+    what_is_not_there(&node, &admin)?;
     let token = |audience: &str| accounts::token(node.plane, "staging", "dev", Some(audience));
     let own = token("netpol-trace")?;
     for (path, token, expected) in [
@@ -252,6 +255,42 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     }
 
     follows(&node, &admin)
+}
+
+/// Of what is not there: nothing that would look like an answer, what there is instead, and who was asked.
+fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
+    account(node.plane, "staging", "default")?;
+    node.plane.api().apply(&json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "namespace": "staging", "name": "db-0", "labels": { "app": "db" } },
+        "spec": { "nodeName": NODE, "automountServiceAccountToken": false, "containers": [{ "name": "main", "image": "registry.example/db:1" }] },
+    }))?;
+    for (arguments, expected) in [
+        (&["--pod", "staging/db-9"][..], "note: no pod staging/db-9; staging has db-0"),
+        (&["-n", "staging", "--pod", "pod/db-9"], "note: no pod staging/db-9; staging has db-0"),
+        (&["-n", "staging", "-l", "app=dbx"], "note: no pod with app=dbx in namespace staging; there are app=db"),
+        (&["-n", "tail-stagin"], "note: no namespace tail-stagin; the namespaces are "),
+    ] {
+        let output = node.tail(admin, arguments)?;
+        let said = said(&output);
+        // A policy of its namespace may be the pod's.
+        let kinds: Vec<_> = records(&output)?.iter().map(|record| record.text("/kind").to_owned()).collect();
+        ensure!(kinds.iter().all(|kind| kind == "policy_change"), "{arguments:?}: {kinds:?}");
+        ensure!(output.status.success() && said.contains(expected), "{arguments:?}: {said}");
+        ensure!(
+            said.contains("netpol-trace tail: no drops to or from ") && said.contains("; 1 of 1 agent answered\n"),
+            "{said}"
+        );
+    }
+    // What its node's agent has lost may be the pod's.
+    let there = node.tail(admin, &["--pod", "staging/db-0", "--since", "87600h"])?;
+    let kinds: Vec<_> = records(&there)?.iter().map(|record| record.text("/kind").to_owned()).collect();
+    ensure!(kinds.iter().any(|kind| kind == "drop") && kinds.iter().any(|kind| kind == "loss"), "{kinds:?}");
+    let drops = kinds.iter().filter(|kind| *kind == "drop").count();
+    let said = said(&there);
+    ensure!(said.contains(&format!("netpol-trace tail: {drops} drops (")) && !said.contains("no pod"), "{said}");
+    ensure!(said.contains(" to or from staging/db-0 in the last 87600 h; 1 of 1 agent answered\n"), "{said}");
+    Ok(())
 }
 
 /// `tail -f`, whose records are read as they come.

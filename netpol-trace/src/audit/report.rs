@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Audit;
 use super::run::{Run, word};
-use crate::text::escape;
+use crate::text::{counted, escape, thousands};
 
 /// All in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -25,10 +25,13 @@ pub enum Answer {
 pub struct Report {
     pub answer: Answer,
     pub records: u64,
-    /// Lines that are no records.
+    /// Lines that are not records.
     pub broken_lines: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_broken_line: Option<String>,
+    /// Logs that could not be read to their end, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unread: Vec<String>,
     pub runs: Vec<RunReport>,
 }
 
@@ -64,13 +67,14 @@ pub struct RunReport {
 }
 
 pub(super) fn of(audit: Audit) -> Report {
-    let Audit { mut runs, broken, first_broken, records, beyond, .. } = audit;
+    let Audit { mut runs, broken, first_broken, unread, records, beyond, .. } = audit;
     runs.sort_by(|a, b| (&a.cluster, &a.node, a.first_time).cmp(&(&b.cluster, &b.node, b.first_time)));
     for run in &mut runs {
         run.close();
         let (missing, ranges) = run.missing();
         if missing > 0 {
-            run.wrong(format!("{missing} records are missing: {}", ranges.join(", ")));
+            let are = if missing == 1 { "is" } else { "are" };
+            run.wrong(format!("{} {are} missing: {}", counted(missing, "record"), ranges.join(", ")));
         }
         if run.checkpoint.is_none() {
             run.wrong("no status: nothing says how many packets there were".into());
@@ -98,14 +102,19 @@ pub(super) fn of(audit: Audit) -> Report {
         }
     }
     let runs: Vec<RunReport> = runs.into_iter().map(run_report).collect();
-    let answer = if broken > 0 || beyond > 0 || runs.is_empty() || runs.iter().any(|run| !run.wrong.is_empty()) {
+    let answer = if broken > 0
+        || !unread.is_empty()
+        || beyond > 0
+        || runs.is_empty()
+        || runs.iter().any(|run| !run.wrong.is_empty())
+    {
         Answer::Incomplete
     } else if runs.iter().any(|run| !run.gaps.is_empty()) {
         Answer::CompleteButForGaps
     } else {
         Answer::Complete
     };
-    Report { answer, records, broken_lines: broken, first_broken_line: first_broken, runs }
+    Report { answer, records, broken_lines: broken, first_broken_line: first_broken, unread, runs }
 }
 
 fn run_report(mut run: Run) -> RunReport {
@@ -140,34 +149,45 @@ impl Report {
             Answer::CompleteButForGaps => {
                 "Complete but for declared gaps: there was time in which nobody counted.\n".to_owned()
             }
+            Answer::Incomplete if self.records == 0 => "NOT complete: there is no record.\n".to_owned(),
             Answer::Incomplete => "NOT complete: something is missing that the log does not declare.\n".to_owned(),
         };
         let _ = writeln!(
             text,
-            "{} records of {} runs: {} packets recorded, {} declared lost, {} more lost by estimate.",
-            self.records,
-            self.runs.len(),
-            sum(|run| run.recorded),
-            sum(|run| run.declared_lost),
-            sum(|run| run.estimated_lost),
+            "{} of {}: {} recorded, {} declared lost, {} more lost by estimate.",
+            counted(self.records, "record"),
+            counted(self.runs.len() as u64, "run"),
+            counted(sum(|run| run.recorded), "packet"),
+            thousands(sum(|run| run.declared_lost)),
+            thousands(sum(|run| run.estimated_lost)),
         );
         if let Some(first) = &self.first_broken_line {
-            let _ = writeln!(text, "{} lines are no records; the first is {}", self.broken_lines, escape(first));
+            let lines = match self.broken_lines {
+                1 => "1 line is not a record:".to_owned(),
+                many => format!("{} lines are not records; the first is", thousands(many)),
+            };
+            let _ = writeln!(text, "{lines} {}", escape(first));
+        }
+        for why in &self.unread {
+            let _ = writeln!(text, "  WRONG: {}", escape(why));
         }
         for run in &self.runs {
             let node = run.node.as_deref().map(|node| format!(" on {}", escape(node))).unwrap_or_default();
             let _ = writeln!(
                 text,
-                "\nrun {}{node}, {} to {}: {} records, {} packets, {} declared lost",
+                "\nrun {}{node}, {} to {}: {}, {}, {} declared lost",
                 escape(&run.run),
                 run.first_time,
                 run.last_time,
-                run.records,
-                run.recorded,
-                run.declared_lost
+                counted(run.records, "record"),
+                counted(run.recorded, "packet"),
+                thousands(run.declared_lost)
             );
             if run.doubles > 0 {
-                let _ = writeln!(text, "  {} records came twice; they are counted once", run.doubles);
+                let _ = match run.doubles {
+                    1 => writeln!(text, "  1 record came twice; it is counted once"),
+                    many => writeln!(text, "  {} records came twice; they are counted once", thousands(many)),
+                };
             }
             for gap in &run.gaps {
                 let _ = writeln!(text, "  gap: {}", escape(gap));

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use crate::cluster::Index;
 use crate::cluster::index::{Backend, Owner, PodView};
+use crate::missing::{self, few};
 use crate::model::cluster::{Pod, Protocol, Service, ServicePort};
 use crate::model::{Address, ServiceRef};
 use crate::policy::{Connection, End, Transport, Who};
@@ -183,7 +184,7 @@ fn named<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Resul
                 || index.namespace(namespace).into_iter().flat_map(|n| n.services()).map(|s| s.name.to_string());
             return service
                 .map(|service| Target::Service(service, None))
-                .ok_or_else(|| not_found(index, namespace, "service", services().collect()));
+                .ok_or_else(|| not_found(index, namespace, "service", name, &services().collect::<Vec<_>>()));
         }
         "deploy" | "deployment" | "deployments" => "Deployment",
         "sts" | "statefulset" | "statefulsets" => "StatefulSet",
@@ -202,7 +203,9 @@ fn named<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Resul
 
 fn pod<'a>(index: &'a Index, namespace: &str, name: &str) -> Result<Party<'a>, String> {
     let pods = || index.namespace(namespace).into_iter().flat_map(|n| n.pods()).map(|view| view.pod.name.to_string());
-    let view = index.pod(namespace, name).ok_or_else(|| not_found(index, namespace, "pod", pods().collect()))?;
+    let view = index
+        .pod(namespace, name)
+        .ok_or_else(|| not_found(index, namespace, "pod", name, &pods().collect::<Vec<_>>()))?;
     let over =
         view.pod.is_over().then(|| format!("{} has finished: it sends and takes nothing any more", pod_name(view.pod)));
     Ok(Party { end: End::pod(view), name: pod_name(view.pod), how: over.or_else(|| template_note(view)) })
@@ -234,7 +237,7 @@ fn workload<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Re
         .map(|owner| owner.name.to_string())
         .collect();
     known.dedup();
-    Err(not_found(index, namespace, kind, known))
+    Err(not_found(index, namespace, kind, name, &known))
 }
 
 fn template_note(view: PodView<'_>) -> Option<String> {
@@ -255,26 +258,14 @@ fn pod_name(pod: &Pod) -> String {
     format!("{}/{}{}", pod.namespace, kind.unwrap_or_default(), pod.name)
 }
 
-/// Says what there is instead, for a name is soon mistyped.
-fn not_found(index: &Index, namespace: &str, what: &str, known: Vec<String>) -> String {
+/// What there is instead.
+fn not_found(index: &Index, namespace: &str, what: &str, name: &str, known: &[String]) -> String {
     if index.namespace(namespace).is_none() {
         let mut all: Vec<_> = index.namespaces().map(|(name, _)| name.to_string()).collect();
         all.sort();
-        return format!("the input has no namespace {namespace:?}; it has {}", few(&all));
+        return missing::namespace(namespace, &all);
     }
-    match known.as_slice() {
-        [] => format!("namespace {namespace} has no {what} in the input"),
-        known => format!("namespace {namespace} has no such {what}; it has {}", few(known)),
-    }
-}
-
-fn few(names: &[String]) -> String {
-    const SHOWN: usize = 8;
-    match names {
-        [] => "none".to_owned(),
-        names if names.len() <= SHOWN => names.join(", "),
-        names => format!("{} and {} more", names[..SHOWN].join(", "), names.len() - SHOWN),
-    }
+    missing::named(what, namespace, name, known)
 }
 
 fn address_or_service(index: &Index, ip: IpAddr) -> Target<'_> {

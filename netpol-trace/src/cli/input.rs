@@ -1,9 +1,8 @@
 //! What the verbs that judge have in common: their input, its errors, how they answer, and the points that Kubernetes
 //! leaves to the CNI.
 
-use std::fs::File;
-use std::io::{self, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::cluster::ClusterArgs;
@@ -13,8 +12,10 @@ use crate::cluster::place::Severity;
 use crate::cluster::{Index, api};
 use crate::model::cluster::Object;
 use crate::policy::Options;
-use crate::recorded::{self, Log};
-use crate::text::escape;
+pub(super) use crate::recorded::input::is_stdin;
+use crate::recorded::unpack::Unreadable;
+use crate::recorded::{self, Collector, Log};
+use crate::text::{counted, escape, thousands};
 
 /// Problems of the input that are printed; more are counted.
 const PROBLEMS_SHOWN: usize = 50;
@@ -31,7 +32,13 @@ pub(super) enum Error {
     Cluster(#[from] api::Trouble),
     #[error(transparent)]
     Question(#[from] ends::Error),
-    /// Queries or records that can't be read; the name is the file's, or the option with it.
+    #[error(transparent)]
+    Records(#[from] recorded::input::Error),
+    #[error("{0} is empty: it holds no record")]
+    Empty(String),
+    #[error("no record was read; see above")]
+    NotRead,
+    /// Queries that can't be read; the name is the option with the file's.
     #[error("{0}: {1}")]
     Read(String, io::Error),
     #[error("{0} can't both be standard input")]
@@ -69,11 +76,6 @@ pub(super) fn print(answer: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     out.write_all(answer.as_bytes())?;
     Ok(out.flush()?)
-}
-
-/// Whether the path stands for standard input.
-pub(super) fn is_stdin(path: &Path) -> bool {
-    path.as_os_str() == "-"
 }
 
 /// Where the cluster's objects come from.
@@ -182,29 +184,63 @@ impl From<Answer> for Option<bool> {
     }
 }
 
-/// Reads recorded drops from a file, or from standard input for `-`.
-pub(super) fn records(path: &Path) -> Result<Log, Error> {
-    let log = match is_stdin(path) {
-        true => recorded::read(io::stdin().lock()),
-        false => File::open(path).and_then(|file| recorded::read(BufReader::new(file))),
-    };
-    let log = log.map_err(|error| Error::Read(path.display().to_string(), error))?;
-    tell_of_log(&log);
-    Ok(log)
+/// What a judging subcommand read of its logs.
+pub(super) struct Recorded {
+    pub log: Log,
+    /// `drops.jsonl`, `3 files`.
+    names: String,
+    /// Something could not be read to its end; what was read counts.
+    pub broken: bool,
 }
 
-/// Says on stderr what of a log was not used.
-fn tell_of_log(log: &Log) {
-    if let Some((line, what)) = &log.first_broken {
-        eprintln!("warning: {} lines are no records; the first is line {line}: {}", log.broken, escape(what));
+impl Recorded {
+    /// Why there is nothing to judge; `None` where there is.
+    pub fn nothing_to(&self, judge: &str) -> Option<String> {
+        let records = counted(self.log.records, "record");
+        self.log
+            .flows
+            .is_empty()
+            .then(|| format!("No drop by policy in {} ({records} read): nothing to {judge}.", self.names))
+    }
+}
+
+/// Reads recorded drops from files, patterns, folders, or from standard input for `-`.
+pub(super) fn records(arguments: &[PathBuf]) -> Result<Recorded, Error> {
+    let mut inputs = recorded::input::in_order_of_time(arguments)?;
+    let mut collector = Collector::default();
+    let mut broken = false;
+    for input in &mut inputs {
+        let Some(reader) = input.open()? else { continue };
+        let (lines, result) = collector.read(&input.name, reader);
+        let failed = result.err().map(|error| input.unreadable(Unreadable::from_read(error)));
+        if let Some(problem) = failed.or_else(|| lines.problem(input)) {
+            eprintln!("error: {}", escape(&problem.to_string()));
+            broken = true;
+        }
+    }
+    let (log, names) = (collector.log, recorded::input::names(&inputs));
+    if log.records == 0 {
+        return Err(if broken { Error::NotRead } else { Error::Empty(names) });
+    }
+    report_unused(&log);
+    Ok(Recorded { log, names, broken })
+}
+
+/// Reports on stderr what of a log was not used.
+fn report_unused(log: &Log) {
+    if let Some((place, what)) = &log.first_broken {
+        let (lines, first) = match log.broken {
+            1 => ("1 line is not a netpol-trace record".to_owned(), "it"),
+            many => (format!("{} lines are not netpol-trace records", thousands(many)), "the first"),
+        };
+        eprintln!("warning: {lines} and left out; {first} is {}: {}", escape(place), escape(what));
     }
     if log.other_causes > 0 {
-        eprintln!("note: {} recorded packets were dropped for other reasons than policy", log.other_causes);
+        let (packets, were) =
+            (counted(log.other_causes, "recorded packet"), if log.other_causes == 1 { "was" } else { "were" });
+        eprintln!("note: {packets} {were} dropped for other reasons than policy");
     }
     if log.beyond > 0 {
-        eprintln!("warning: {} packets of more connections than are looked at", log.beyond);
-    }
-    if log.flows.is_empty() {
-        eprintln!("note: the records hold no drop by policy");
+        eprintln!("warning: {} of more connections than are looked at", counted(log.beyond, "packet"));
     }
 }

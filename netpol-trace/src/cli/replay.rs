@@ -11,7 +11,7 @@ use crate::model::{Verdict, VerdictResult};
 use crate::policy;
 use crate::policy::Options;
 use crate::recorded::Flow;
-use crate::text::escape;
+use crate::text::{counted, escape};
 
 /// Judge recorded drops by edited policies: which would now pass, which still drop, and why.
 ///
@@ -20,15 +20,18 @@ use crate::text::escape;
 #[command(after_help = "\
 Pods and namespaces that the manifests lack are taken from the records, with the labels they had.
 
-Exit codes: 0 every recorded drop would pass now, 1 some still drop, 3 none still drops but some can't be told, 2 wrong
-usage or input with errors.
+Exit codes: 0 every recorded drop would pass now, or the records hold no drop by policy; 1 some still drop; 3 none still
+drops but some can't be told; 2 wrong usage, input with errors, or a log that holds no record or can't be read to its end
+(what was read counts).
 
-Example:
-  netpol-trace replay drops.jsonl --manifests cluster.yaml --manifests edited/")]
+Examples:
+  netpol-trace replay drops.jsonl --manifests cluster.yaml --manifests edited/
+  netpol-trace replay 'drops.jsonl*' --manifests edited/                 rotated and compressed logs too")]
 pub struct Args {
-    /// Records of the agent, JSON lines, or - for standard input
-    #[arg(value_name = "RECORDS")]
-    records: PathBuf,
+    /// Records of the agent: files of JSON lines (also gzip or zstd), quoted patterns, the folder of an agent's --history-dir, or -
+    /// for standard input
+    #[arg(value_name = "RECORDS", required = true)]
+    records: Vec<PathBuf>,
     #[command(flatten)]
     source: Source,
     #[arg(short, long, value_enum, default_value = "text")]
@@ -42,19 +45,23 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn work(args: &Args) -> Result<ExitCode, Error> {
-    if is_stdin(&args.records) && args.source.is_stdin() {
+    if args.records.iter().any(|path| is_stdin(path)) && args.source.is_stdin() {
         return Err(Error::TwoInputs("RECORDS and --manifests"));
     }
     let mut index = args.source.load()?;
-    let log = input::records(&args.records)?;
+    let recorded = input::records(&args.records)?;
+    let (nothing, broken, log) = (recorded.nothing_to("judge"), recorded.broken, recorded.log);
     for object in log.missing_objects(&index) {
         index.upsert(object);
     }
     let replay = Replay::of(&index, &args.cni.options(), &log.flows);
     input::print(&match args.output {
-        Output::Text => replay.text(),
+        Output::Text => nothing.map_or_else(|| replay.text(), |nothing| escape(&nothing).into_owned() + "\n"),
         Output::Json => input::json(&replay)?,
     })?;
+    if broken {
+        return Ok(ExitCode::from(input::USAGE_OR_INPUT));
+    }
     Ok(ExitCode::from(match (replay.still_dropped, replay.undetermined) {
         (0, 0) => 0,
         (0, _) => 3,
@@ -107,8 +114,9 @@ impl Replay {
     fn text(&self) -> String {
         let Replay { would_pass, still_dropped, undetermined, connections, .. } = self;
         let mut text = format!(
-            "{would_pass} of {} recorded connections would pass, {still_dropped} still drop, {undetermined} can't be told.\n",
-            connections.len()
+            "{would_pass} of {} would pass, {still_dropped} still {}, {undetermined} can't be told.\n",
+            counted(connections.len() as u64, "recorded connection"),
+            if *still_dropped == 1 { "drops" } else { "drop" }
         );
         for judged in connections {
             let word = match judged.verdict.result {
@@ -118,8 +126,9 @@ impl Replay {
             };
             let Judged { connection, packets, why, .. } = judged;
             text += &format!(
-                "  {word}  {} ({packets} packets recorded)\n               {}\n",
+                "  {word}  {} ({} recorded)\n               {}\n",
                 escape(connection),
+                counted(*packets, "packet"),
                 escape(why)
             );
         }

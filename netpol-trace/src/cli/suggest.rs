@@ -22,17 +22,20 @@ use crate::text::escape;
 /// what else each rule lets through, as far as the pods in the input go.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: 0 every connection gets through with the printed policies (or did before), 1 some can't, 2 wrong usage or
-input with errors.
+Exit codes: 0 every connection gets through with the printed policies (or did before), or the records hold no drop by
+policy; 1 some can't; 2 wrong usage, input with errors, or a log that holds no record or can't be read to its end (what was
+read counts).
 
 Examples:
   netpol-trace suggest --manifests cluster.yaml --from staging/api-7d9 --to staging/svc/db-svc --port 3306
   netpol-trace suggest --manifests cluster.yaml drops.jsonl > allow.yaml   for every recorded drop
+  netpol-trace suggest --manifests cluster.yaml 'drops.jsonl*'             rotated and compressed logs too
   netpol-trace suggest --manifests cluster.yaml drops.jsonl | kubectl apply --dry-run=server -f -")]
 pub struct Args {
-    /// Records of the agent, JSON lines, or - for standard input
+    /// Records of the agent: files of JSON lines (also gzip or zstd), quoted patterns, the folder of an agent's --history-dir, or -
+    /// for standard input
     #[arg(value_name = "RECORDS", required_unless_present = "from", conflicts_with = "from")]
-    records: Option<PathBuf>,
+    records: Vec<PathBuf>,
     #[command(flatten)]
     source: Source,
     /// Who opens the connection
@@ -61,14 +64,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn work(args: &Args) -> Result<ExitCode, Error> {
-    if args.records.as_deref().is_some_and(is_stdin) && args.source.is_stdin() {
+    if args.records.iter().any(|path| is_stdin(path)) && args.source.is_stdin() {
         return Err(Error::TwoInputs("RECORDS and --manifests"));
     }
     let mut index = args.source.load()?;
     let options = args.cni.options();
     let mut plan = Plan::default();
-    match &args.records {
-        None => {
+    let mut broken = false;
+    match &*args.records {
+        [] => {
             let question = Question {
                 from: args.from.as_deref().unwrap_or_default(),
                 to: args.to.as_deref().unwrap_or_default(),
@@ -85,8 +89,10 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
                 plan.not_suggested.push(NotSuggested { connection: resolved.to, why });
             }
         }
-        Some(path) => {
-            let log = input::records(path)?;
+        files => {
+            let recorded = input::records(files)?;
+            (plan.nothing, broken) = (recorded.nothing_to("suggest"), recorded.broken);
+            let log = recorded.log;
             for object in log.missing_objects(&index) {
                 index.upsert(object);
             }
@@ -100,7 +106,7 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
         Output::Yaml => plan.yaml(),
         Output::Json => input::json(&plan.report())?,
     })?;
-    Ok(ExitCode::from(u8::from(!plan.not_suggested.is_empty())))
+    Ok(ExitCode::from(if broken { input::USAGE_OR_INPUT } else { u8::from(!plan.not_suggested.is_empty()) }))
 }
 
 /// All changes, one for each policy.
@@ -109,6 +115,8 @@ struct Plan {
     policies: BTreeMap<(String, String), Planned>,
     allowed_already: Vec<String>,
     not_suggested: Vec<NotSuggested>,
+    /// Why no connection was judged.
+    nothing: Option<String>,
 }
 
 #[derive(Debug)]
@@ -179,7 +187,11 @@ impl Plan {
         let mut line = |line: String| {
             let _ = writeln!(text, "# {}", escape(&line));
         };
+        if let Some(nothing) = &self.nothing {
+            line(nothing.clone());
+        }
         match (self.policies.len(), self.not_suggested.len()) {
+            (0, 0) if self.allowed_already.is_empty() => {}
             (0, 0) => line("Nothing to change: the policies allow it already.".into()),
             (0, _) => {}
             (n, _) => {
@@ -216,6 +228,7 @@ impl Plan {
             "changes": changes.collect::<Vec<_>>(),
             "allowed_already": self.allowed_already,
             "not_suggested": self.not_suggested,
+            "nothing": self.nothing,
         })
     }
 }

@@ -1,10 +1,11 @@
 //! `netpol-trace tail`: what was dropped, for a person to read.
 
+mod closing;
 mod cluster;
 mod input;
 mod live;
 
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,18 +13,22 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::cluster::ClusterArgs;
 use crate::cluster::agents::AgentsError;
+use crate::recorded;
+use crate::recorded::input::is_stdin;
 use crate::tail::paint::Paint;
 use crate::tail::select::{self, Wanted};
 use crate::tail::stream::{Form, Tail};
 use crate::tail::text::{Printer, Style};
-use crate::text::escape;
+use crate::text::{counted, escape};
 
 /// Show recorded drops: what happened, whose policy, and what to do, a line each.
 ///
 /// A pod's drops are those in which it is either end, whichever node recorded them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: 0 shown, also when there was nothing to show; 2 wrong usage or input that can't be read.
+Exit codes: 0 shown, also when there was nothing to show; 1 no agent answered; 2 wrong usage, or a file that can't be read to
+its end or is not a log (what was read is shown); 3 shown, but some agents did not answer. The last line, on stderr, says how
+many drops were found, and where.
 
 Examples:
   netpol-trace tail --pod qa-test/frontend-7d9c8bf9d-x2lkp --since 10m     what was dropped from or to a pod
@@ -31,14 +36,15 @@ Examples:
   netpol-trace tail -n staging --service-account default                   without access to the agents' logs
   netpol-trace tail drops.jsonl --pod qa-test/frontend-7d9c8bf9d-x2lkp     a file of the agent's records
   netpol-trace tail drops.jsonl --summary --since 1h                       the top pairs, policies and fixes
+  netpol-trace tail 'drops.jsonl*' -n staging                              rotated and compressed files too
   kubectl logs ds/netpol-trace -n netpol-trace --all-pods --prefix=false | netpol-trace tail - -n staging
   netpol-trace tail drops.jsonl --cause disagrees -o json | jq .verdict")]
 pub struct Args {
-    /// Records of agents, JSON lines; the folder of an agent's --history-dir; or - for standard input. Without it, the agents of
-    /// the kubeconfig's cluster are asked
+    /// Records of agents: files of JSON lines (also gzip or zstd), quoted patterns, the folder of an agent's --history-dir, or - for
+    /// standard input. Without it, the agents of the kubeconfig's cluster are asked
     #[arg(value_name = "FILE", conflicts_with_all = ["kubeconfig", "context", "all_nodes", "service_account"])]
-    file: Option<PathBuf>,
-    /// Only this pod, as either end: NAMESPACE/NAME, or NAME with -n; repeatable
+    files: Vec<PathBuf>,
+    /// Only this pod, as either end: NAMESPACE/NAME, or NAME or pod/NAME with -n; repeatable
     #[arg(long, value_name = "NS/NAME", conflicts_with_all = ["all_namespaces", "selector"])]
     pod: Vec<String>,
     /// Only pods of this namespace, as either end
@@ -106,8 +112,10 @@ enum Error {
     Usage(String),
     #[error(transparent)]
     Agents(#[from] AgentsError),
-    #[error("{name}: {error}")]
-    Input { name: String, error: io::Error },
+    #[error(transparent)]
+    Input(#[from] recorded::input::Error),
+    #[error(transparent)]
+    Sort(io::Error),
     #[error(transparent)]
     Output(#[from] io::Error),
 }
@@ -120,7 +128,7 @@ fn ago(text: &str) -> Result<SignedDuration, String> {
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match work(args) {
-        Ok(()) => Ok(ExitCode::SUCCESS),
+        Ok(code) => Ok(ExitCode::from(code)),
         Err(Error::Output(error)) => Err(error.into()),
         Err(error) => {
             eprintln!("netpol-trace tail: {}", escape(&error.to_string()));
@@ -129,28 +137,33 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn work(args: &Args) -> Result<(), Error> {
+/// Shows what was asked for; the exit code.
+fn work(args: &Args) -> Result<u8, Error> {
     let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
-    let tail = |namespace: Option<&str>| -> Result<(Tail, String), Error> {
-        let wanted = wanted(args, namespace)?;
-        let waits_for = wanted.describe();
-        Ok((Tail::new(wanted, form(args)), waits_for))
-    };
-    let tail = match &args.file {
-        None => cluster::run(args, &mut out, tail)?,
-        Some(path) => {
-            let (mut tail, waits_for) = tail(None)?;
-            match path.as_os_str() == "-" {
-                true => live::run(&mut tail, &mut out, &waits_for, live::Source::Stdin)?,
-                false if args.follow => live::run(&mut tail, &mut out, &waits_for, live::Source::Path(path.clone()))?,
-                false => input::whole(path, &mut tail, &mut out)?,
-            }
-            tail
-        }
+    let began = Timestamp::now();
+    let (tail, found_in, code) = if args.files.is_empty() {
+        let (tail, answers) = cluster::run(args, &mut out)?;
+        (tail, format!("; {answers}"), answers.exit_code())
+    } else {
+        let mut tail = Tail::new(wanted(args, None)?, form(args));
+        let read = match args.follow || args.files.iter().any(|path| is_stdin(path)) {
+            true => live::run(&mut tail, &mut out, &args.files, args.follow)?,
+            false => input::whole(&args.files, &mut tail, &mut out)?,
+        };
+        let found_in = format!(" in {} ({} read)", read.names, counted(tail.tally.records, "record"));
+        (tail, found_in, if read.broken { super::input::USAGE_OR_INPUT } else { 0 })
     };
     drop(out);
-    notes(&tail);
-    Ok(())
+    closing::notes(&tail, args.files.is_empty());
+    closing::line(args, &tail, began, &found_in);
+    Ok(code)
+}
+
+/// What was read of files.
+struct Read {
+    names: String,
+    /// Something could not be read to its end, or is not a log.
+    broken: bool,
 }
 
 /// `namespace`: of the kubeconfig's context, where a cluster is asked.
@@ -202,29 +215,4 @@ fn form(args: &Args) -> Form {
         (_, Output::Json) => Form::Json,
         _ => Form::Text(Printer::new(style)),
     }
-}
-
-/// Says on stderr what of the input was not shown, and why there was nothing.
-fn notes(tail: &Tail) {
-    let tally = tail.tally;
-    if tally.not_records > 0 {
-        eprintln!("note: {} lines are no records; the first is line {}", tally.not_records, tally.first_not_record);
-    }
-    let (repeated, twins) = tail.repeated();
-    if repeated > 0 {
-        eprintln!("note: {repeated} records came more than once and are shown once");
-    }
-    if twins > 0 {
-        eprintln!("note: {twins} records are of what another agent's record shows, and are left out");
-    }
-    if tally.shown == 0 && tally.lines > 0 {
-        match tally.newest {
-            Some(second) => {
-                let second = escape(&String::from_utf8_lossy(&second)).into_owned();
-                eprintln!("note: nothing to show; the newest record that was looked at is of {second}Z");
-            }
-            None => eprintln!("note: nothing to show in {} lines", tally.lines),
-        }
-    }
-    let _ = io::stderr().flush();
 }

@@ -1,13 +1,14 @@
 //! `netpol-trace verify-log`: does this log account for every packet?
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::input::USAGE_OR_INPUT;
 use crate::audit::{Answer, Audit};
-use crate::recorded;
+use crate::recorded::input::{self, Error};
+use crate::recorded::unpack::Unreadable;
+use crate::recorded::{self, Lines};
 use crate::text::escape;
 
 /// Does this log account for every packet?
@@ -20,14 +21,16 @@ Rotated files can be given in any order: they are read in the order of their fir
 
 Exit codes: 0 every packet is in a record or in a declared loss with its count, 3 the same but for declared time in which
 nobody counted (between a crash and the next start, or at the end of a run that has not stopped), 1 something is missing
-that the log does not declare, 2 wrong usage or a file that can't be read.
+that the log does not declare, or there is no record at all, 2 wrong usage or a file that can't be read to its end or is not
+a log.
 
 Examples:
   netpol-trace verify-log drops.jsonl
-  netpol-trace verify-log /var/log/netpol-trace/*.jsonl -o json | jq .answer
+  netpol-trace verify-log '/var/log/netpol-trace/drops.jsonl*' -o json | jq .answer
   kubectl logs -n netpol-trace ds/netpol-trace --all-pods --prefix=false | netpol-trace verify-log -")]
 pub struct Args {
-    /// Logs of the agent, JSON lines, or - for standard input
+    /// Logs of the agent: files of JSON lines (also gzip or zstd), quoted patterns, the folder of an agent's --history-dir, or - for
+    /// standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     #[arg(short, long, value_enum, default_value = "text")]
@@ -42,11 +45,13 @@ enum Output {
 
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut audit = Audit::default();
-    if let Err((path, error)) = read_all(&args.files, &mut audit) {
-        let path = escape(&path.display().to_string()).into_owned();
-        eprintln!("netpol-trace verify-log: {path}: {error}");
-        return Ok(ExitCode::from(USAGE_OR_INPUT));
-    }
+    let broken = match read_all(&args.files, &mut audit) {
+        Ok(broken) => broken,
+        Err(error) => {
+            report(&error);
+            return Ok(ExitCode::from(USAGE_OR_INPUT));
+        }
+    };
     let report = audit.report();
     let printed = match args.output {
         Output::Text => report.text(),
@@ -56,35 +61,36 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     out.write_all(printed.as_bytes())?;
     out.flush()?;
     Ok(ExitCode::from(match report.answer {
+        _ if broken => USAGE_OR_INPUT,
         Answer::Complete => 0,
         Answer::Incomplete => 1,
         Answer::CompleteButForGaps => 3,
     }))
 }
 
-fn read_all(files: &[PathBuf], audit: &mut Audit) -> Result<(), (PathBuf, io::Error)> {
-    let mut inputs = Vec::new();
-    for path in files {
-        let failed = |error| (path.clone(), error);
-        let mut input: Box<dyn BufRead> = match path.as_os_str() == "-" {
-            true => Box::new(io::stdin().lock()),
-            false => Box::new(BufReader::with_capacity(1 << 16, File::open(path).map_err(failed)?)),
-        };
-        let begins = recorded::first_time(&mut input).map_err(failed)?;
-        inputs.push((begins, path.as_path(), input));
-    }
-    // A shell lists log.1 after log, though its records are older.
-    inputs.sort_by_key(|(begins, ..)| *begins);
-    for (_, path, input) in inputs {
-        read(path, input, audit).map_err(|error| (path.to_owned(), error))?;
-    }
-    Ok(())
+fn report(error: &Error) {
+    eprintln!("netpol-trace verify-log: {}", escape(&error.to_string()));
 }
 
-fn read(path: &Path, input: impl BufRead, audit: &mut Audit) -> io::Result<()> {
-    let name = if path.as_os_str() == "-" { "standard input".into() } else { path.display().to_string() };
-    recorded::each(input, |number, record| match record {
-        Ok(record) => audit.record(&record),
-        Err(error) => audit.broken(&format!("{name}:{number}"), &error),
-    })
+/// Whether an input could not be read to its end, or is something else.
+fn read_all(files: &[PathBuf], audit: &mut Audit) -> Result<bool, Error> {
+    let mut broken = false;
+    for mut input in input::in_order_of_time(files)? {
+        let Some(reader) = input.open()? else { continue };
+        let mut lines = Lines::default();
+        let result = recorded::each(reader, |number, record| {
+            lines.count(&record);
+            match record {
+                Ok(record) => audit.record(&record),
+                Err(what) => audit.broken(&format!("{}:{number}", input.name), &what),
+            }
+        });
+        let failed = result.err().map(|error| input.unreadable(Unreadable::from_read(error)));
+        if let Some(problem) = failed.or_else(|| lines.problem(&input)) {
+            report(&problem);
+            audit.unread(problem.to_string());
+            broken = true;
+        }
+    }
+    Ok(broken)
 }

@@ -1,6 +1,7 @@
 //! The agents of a cluster, and what they have recorded: by the kube logs of their pods, or by their `tail` listener
 //! through the API server's port-forward.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::io::AsyncBufRead;
@@ -9,7 +10,7 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use kube::api::{ApiResource, ListParams, LogParams, Object, PostParams};
 use kube::{Api, Client};
 use serde::Deserialize;
@@ -23,6 +24,8 @@ pub const LABEL: &str = "app.kubernetes.io/name=netpol-trace";
 const CONTAINER: &str = "agent";
 /// A token for a session; a longer one makes a new one.
 const TOKEN_SECONDS: i64 = 600;
+/// Pods of one list: enough to name a few, and to know where those of a namespace run.
+pub const PODS: u32 = 500;
 /// An agent that doesn't answer by then is told as one that doesn't.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -34,6 +37,13 @@ pub struct Agent {
     pub running: bool,
     /// Its container's name: the only one, or `agent`.
     container: Option<String>,
+}
+
+#[cfg(test)]
+impl Agent {
+    pub(crate) fn for_test(pod: &str, node: &str) -> Agent {
+        Agent { pod: pod.to_owned(), node: node.to_owned(), running: true, container: None }
+    }
 }
 
 /// Why an agent, or the API server, gave nothing.
@@ -99,9 +109,34 @@ impl Agents {
         Ok(agents)
     }
 
-    /// On which node a pod runs; `None` when that can't be told.
-    pub async fn node_of(&self, namespace: &str, name: &str) -> Option<String> {
-        self.parts(namespace).get_opt(name).await.ok().flatten()?.spec.node_name
+    /// A pod that agents may have recorded; `None`: there is none of that name.
+    pub async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Recorded>, AgentsError> {
+        let what = || format!("get pod {namespace}/{name}");
+        let pod = in_time(self.parts(namespace).get_opt(name), what).await?;
+        Ok(pod.map(Recorded::from))
+    }
+
+    /// Pods of one namespace or of all, with these labels; at most [`PODS`], and whether there are more.
+    pub async fn pods_with(
+        &self,
+        namespace: Option<&str>,
+        labels: Option<&str>,
+    ) -> Result<(Vec<Recorded>, bool), AgentsError> {
+        let resource = ApiResource::erase::<Pod>(&());
+        let pods: Api<PodParts> = match namespace {
+            Some(namespace) => self.parts(namespace),
+            None => Api::all_with(self.client.clone(), &resource),
+        };
+        let params = ListParams { label_selector: labels.map(str::to_owned), ..ListParams::default() }.limit(PODS);
+        let list = in_time(pods.list(&params), || "list pods".to_owned()).await?;
+        let more = list.metadata.continue_.as_ref().is_some_and(|more| !more.is_empty());
+        Ok((list.into_iter().map(Recorded::from).collect(), more))
+    }
+
+    pub async fn namespaces(&self) -> Result<Vec<String>, AgentsError> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let list = in_time(api.list_metadata(&ListParams::default()), || "list namespaces".to_owned()).await?;
+        Ok(list.into_iter().filter_map(|namespace| namespace.metadata.name).collect())
     }
 
     /// The log of one agent: its records, and its own words in between. `previous`: of its container before the last restart.
@@ -150,6 +185,36 @@ impl Agents {
         let mut answer = ask(stream, token, asked).await?;
         answer.forwarder = Some(forwarder);
         Ok(answer)
+    }
+}
+
+/// The server's answer, if it comes before long.
+async fn in_time<T>(
+    asked: impl Future<Output = Result<T, kube::Error>>,
+    what: impl FnOnce() -> String,
+) -> Result<T, AgentsError> {
+    let answered = tokio::time::timeout(PATIENCE, asked).await.map_err(|_| AgentsError::Late)?;
+    answered.map_err(|error| AgentsError::Server { what: what(), error })
+}
+
+/// A pod whose packets agents record.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    pub namespace: String,
+    pub name: String,
+    /// Where it runs, once it does.
+    pub node: Option<String>,
+    pub labels: BTreeMap<String, String>,
+}
+
+impl From<PodParts> for Recorded {
+    fn from(pod: PodParts) -> Recorded {
+        Recorded {
+            namespace: pod.metadata.namespace.unwrap_or_default(),
+            name: pod.metadata.name.unwrap_or_default(),
+            node: pod.spec.node_name,
+            labels: pod.metadata.labels.unwrap_or_default(),
+        }
     }
 }
 

@@ -2,13 +2,14 @@
 
 mod labels;
 
+pub use labels::{matches, selector};
+
 use jiff::Timestamp;
-pub use labels::selector;
 use memchr::memmem::Finder;
 
 use super::view::{End, Pod, Seen};
 use crate::model::cluster::Selector;
-use crate::text::escape;
+use crate::text::{counted, escape};
 
 /// What `tail` was asked for. Empty means all.
 #[derive(Debug, Clone, Default)]
@@ -23,24 +24,51 @@ pub struct Wanted {
     pub chatty: bool,
 }
 
-/// A pod's name as it is typed: `NS/NAME`, or `NAME` in the given namespace.
+/// A pod's name as it is typed: `NS/NAME` or `NS/pod/NAME`, and in the given namespace `NAME`, `pod/NAME` or `pod NAME`, as kubectl
+/// takes it. A namespace called `pod` is reached by `-n pod`.
 pub fn pod(text: &str, namespace: Option<&str>) -> Result<(String, String), String> {
-    let wrong = || format!("--pod {}: want NAMESPACE/NAME, or NAME together with -n NAMESPACE", escape(text));
-    let (namespace, name) = match text.split_once('/') {
-        Some((namespace, name)) => (namespace, name),
-        None => (namespace.ok_or_else(wrong)?, text),
+    let wrong = |why: &str| {
+        let tip = if why.is_empty() { "" } else { "; " };
+        format!("--pod {}: want NAMESPACE/NAME, or NAME together with -n NAMESPACE{tip}{why}", escape(text))
     };
+    let parts: Vec<&str> = text.split(['/', ' ']).filter(|part| !part.is_empty()).collect();
+    let (namespace, name) = match *parts.as_slice() {
+        [kind] if is_pod_kind(kind) => return Err(wrong("the pod's name is missing: --pod NAME, or --pod pod/NAME")),
+        [name] => (namespace, name),
+        [kind, name] if is_pod_kind(kind) => (namespace, name),
+        [namespace, kind, name] if is_pod_kind(kind) => (Some(namespace), name),
+        [namespace, name] => (Some(namespace), name),
+        [namespace, _, _] => {
+            return Err(wrong(&format!(
+                "only pods are looked for: select a workload's by label, -n {} -l KEY=VALUE",
+                escape(namespace)
+            )));
+        }
+        _ => return Err(wrong("")),
+    };
+    let namespace = namespace.ok_or_else(|| wrong(""))?;
     let is_name = |name: &str| {
         !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
     };
     if !is_name(namespace) || !is_name(name) {
-        return Err(wrong());
+        let pattern = name.bytes().any(|byte| b"*?[".contains(&byte));
+        return Err(wrong(if pattern {
+            "patterns are not understood: select several pods by label, -l KEY=VALUE"
+        } else {
+            ""
+        }));
     }
     Ok((namespace.to_owned(), name.to_owned()))
 }
 
+/// As kubectl calls the kind.
+fn is_pod_kind(text: &str) -> bool {
+    ["pod", "pods", "po"].iter().any(|kind| kind.eq_ignore_ascii_case(text))
+}
+
 impl Wanted {
-    fn names_ends(&self) -> bool {
+    /// Whether only some pods are looked for.
+    pub fn names_ends(&self) -> bool {
         !self.pods.is_empty() || self.namespace.is_some() || self.labels.is_some()
     }
 
@@ -67,7 +95,7 @@ impl Wanted {
         !self.names_ends() || seen.ends().any(|end| self.wants_end(end))
     }
 
-    fn wants_end(&self, end: &End<'_>) -> bool {
+    pub fn wants_end(&self, end: &End<'_>) -> bool {
         let Some(pod) = &end.pod else {
             // A service that nobody serves has no pod, but a namespace.
             let in_namespace = |ns: &String| end.service.as_ref().is_some_and(|s| *s.namespace == **ns);
@@ -76,7 +104,7 @@ impl Wanted {
         let named = |(ns, name): &(String, String)| *pod.namespace == **ns && *pod.name == **name;
         (self.pods.is_empty() || self.pods.iter().any(named))
             && (!self.pods.is_empty() || self.namespace.as_ref().is_none_or(|ns| *pod.namespace == **ns))
-            && self.labels.as_ref().is_none_or(|selector| labels::matches(selector, pod))
+            && self.labels.as_ref().is_none_or(|selector| labels::matches(selector, |key| label(pod, key)))
     }
 
     /// A policy is of interest where one of the pods is.
@@ -86,23 +114,63 @@ impl Wanted {
         namespaces.peek().is_none() || namespaces.any(|ns| **ns == *seen.namespace)
     }
 
-    /// In a few words, for a line that says what is waited for.
-    pub fn describe(&self) -> String {
-        let mut what = if self.causes.is_empty() { "drops".to_owned() } else { self.causes.join(" and ") };
+    /// What is looked for, with its count if that is known: `drops`, `no drops`, `2 drops (5 packets)`.
+    pub fn describe(&self, found: Option<&Found>) -> String {
+        let only_unanswered = !self.causes.is_empty() && self.causes.iter().all(|cause| cause == "unanswered");
+        let mut what = match (found, only_unanswered) {
+            (None, true) => "connections without an answer".to_owned(),
+            (None, false) => "drops".to_owned(),
+            (Some(found), true) => found.unanswered(),
+            (Some(found), false) if found.unanswered > 0 => format!("{} and {}", found.drops(), found.unanswered()),
+            (Some(found), false) => found.drops(),
+        };
+        if !self.causes.is_empty() && !only_unanswered {
+            what += &format!(" with cause {}", self.causes.join(" or "));
+        }
+        what + &self.subject()
+    }
+
+    /// ` to or from staging/db-0`, ` to or from pods with app=db in namespace staging`; empty: of all pods.
+    pub fn subject(&self) -> String {
         if !self.pods.is_empty() {
             let names: Vec<_> = self.pods.iter().take(3).map(|(ns, name)| format!("{ns}/{name}")).collect();
             let more = self.pods.len().saturating_sub(names.len());
-            what += &format!(" from or to {}", names.join(", "));
-            if more > 0 {
-                what += &format!(" and {more} more pods");
-            }
-        } else if let Some(namespace) = &self.namespace {
-            what += &format!(" in namespace {namespace}");
+            let more = if more > 0 { format!(" and {}", counted(more as u64, "more pod")) } else { String::new() };
+            return format!(" to or from {}{more}", names.join(", "));
         }
-        if let Some(labels) = &self.labels {
-            what += &format!(" of pods with {labels}");
+        let labels = self.labels.as_ref().map(|labels| format!(" with {labels}"));
+        let namespace = self.namespace.as_ref().map(|namespace| format!(" in namespace {namespace}"));
+        match labels.or(namespace.as_ref().map(|_| String::new())) {
+            Some(labels) => format!(" to or from pods{labels}{}", namespace.unwrap_or_default()),
+            None => String::new(),
         }
-        what
+    }
+}
+
+/// What was shown.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Records of drops, and the packets in them.
+    pub drops: u64,
+    pub packets: u64,
+    /// Connections without an answer.
+    pub unanswered: u64,
+}
+
+impl Found {
+    fn drops(&self) -> String {
+        match self.drops {
+            0 => "no drops".to_owned(),
+            drops if drops == self.packets => counted(drops, "drop"),
+            drops => format!("{} ({})", counted(drops, "drop"), counted(self.packets, "packet")),
+        }
+    }
+
+    fn unanswered(&self) -> String {
+        match self.unanswered {
+            0 => "no connections without an answer".to_owned(),
+            count => format!("{} without an answer", counted(count, "connection")),
+        }
     }
 }
 
@@ -174,10 +242,9 @@ impl Prefilter {
 /// How the agent begins a line.
 const START: &[u8] = b"{\"schema\":\"netpol-trace/v1\",";
 
-/// Whether a line looks like a record at all: the agent's own log lines and those of others don't.
+/// Whether a line is a record, without parsing the agent's own: its log lines and those of others are not.
 pub fn looks_like_a_record(line: &[u8]) -> bool {
-    let line = line.trim_ascii_start();
-    line.first() == Some(&b'{') && (line.starts_with(START) || memchr::memmem::find(line, b"netpol-trace/v").is_some())
+    line.starts_with(START) || line.trim_ascii_start().first() == Some(&b'{') && super::view::read(line).is_some()
 }
 
 /// The pod's labels as the record has them.

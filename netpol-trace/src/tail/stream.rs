@@ -1,18 +1,24 @@
 //! The way of a line through `tail`: selected, put in order, shown once.
 
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::names::Names;
 use super::once::Once;
 use super::order::Sorter;
-use super::select::{Prefilter, SECOND, Wanted, looks_like_a_record};
+use super::select::{Found, Prefilter, SECOND, Wanted, looks_like_a_record};
 use super::summary::Summary;
 use super::text::{Printer, Style};
-use super::view;
+use super::view::{self, Seen};
+use crate::recorded;
 
 /// A record this young has only just been made: what is sorted may go out.
 const LIVE: SignedDuration = SignedDuration::from_secs(3);
+
+/// Nodes that are told apart.
+const NODES: usize = 10_000;
 
 /// What is made of the records.
 #[derive(Debug)]
@@ -30,65 +36,141 @@ pub struct Tail {
     sorter: Sorter,
     once: Once,
     form: Form,
+    /// Where only some pods are looked for: the nodes whose agents' words are about them.
+    nodes: HashSet<String>,
+    everywhere: bool,
+    /// What the records name, for those that name nothing that is looked for.
+    pub names: Names,
     pub tally: Tally,
+    pub input: Input,
 }
 
 /// What became of the lines.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone)]
 pub struct Tally {
-    pub lines: u64,
-    pub shown: u64,
-    /// Lines that are no records, and the first one's number.
+    pub records: u64,
+    pub found: Found,
+    /// Lines that are not records, with the first one's place.
     pub not_records: u64,
-    pub first_not_record: u64,
+    pub first_not_record: Option<String>,
     /// The second of the newest record that came by, wanted or not, with `--since`.
     pub newest: Option<[u8; SECOND]>,
+    /// What agents of other nodes have lost, by node: packets.
+    pub lost_elsewhere: BTreeMap<String, u64>,
+}
+
+/// The log that is read now, by its name, if it has one.
+#[derive(Debug, Default)]
+pub struct Input {
+    pub name: Option<String>,
+    lines: u64,
+    /// Lines that are not empty, and those that are not records.
+    pub filled: u64,
+    pub not_records: u64,
+    /// What the first of these is.
+    pub first_not_record: Option<String>,
 }
 
 impl Tail {
     pub fn new(wanted: Wanted, form: Form) -> Tail {
-        let (prefilter, tally) = (Prefilter::new(&wanted), Tally::default());
-        Tail { wanted, prefilter, sorter: Sorter::default(), once: Once::default(), form, tally }
+        Tail {
+            prefilter: Prefilter::new(&wanted),
+            names: Names::of_records(wanted.names_ends()),
+            wanted,
+            sorter: Sorter::default(),
+            once: Once::default(),
+            form,
+            nodes: HashSet::new(),
+            everywhere: false,
+            tally: Tally::default(),
+            input: Input::default(),
+        }
+    }
+
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// What follows comes from the log called `name`.
+    pub fn begin(&mut self, name: &str) {
+        self.input = Input { name: Some(name.to_owned()), ..Input::default() };
+    }
+
+    /// A pod that is looked for, or its peer, runs on `node`: what that node's agent lost may be the pod's.
+    pub fn relate(&mut self, node: &str) {
+        if self.nodes.len() < NODES && !self.nodes.contains(node) {
+            self.nodes.insert(node.to_owned());
+        }
+    }
+
+    /// The pods that are looked for are too many to know where they run.
+    pub fn relate_all(&mut self) {
+        self.everywhere = true;
+    }
+
+    /// Counts lines that were too long for a record.
+    pub fn too_long(&mut self, lines: u64) {
+        self.tally.not_records += lines;
+        self.input.filled += lines;
+        self.input.not_records += lines;
     }
 
     /// Takes one line; it is shown with the next [`Tail::release`].
     pub fn line(&mut self, line: &[u8]) -> io::Result<()> {
-        self.tally.lines += 1;
+        self.input.lines += 1;
         if line.trim_ascii().is_empty() {
             return Ok(());
         }
+        self.input.filled += 1;
         if !looks_like_a_record(line) {
-            self.not_a_record();
+            self.not_a_record(line);
             return Ok(());
         }
         self.tally.newest = self.tally.newest.max(self.prefilter.second(line).copied());
-        if !self.prefilter.may_match(line) {
+        let may_match = self.prefilter.may_match(line);
+        if !may_match && self.names.is_full() {
+            self.tally.records += 1;
             return Ok(());
         }
         let Some(seen) = view::read(line) else {
-            self.not_a_record();
+            self.not_a_record(line);
             return Ok(());
         };
-        if !self.wanted.wants(&seen) {
+        self.tally.records += 1;
+        let wants = may_match && self.wanted.wants(&seen);
+        self.names.record(&seen, wants && seen.is_flow() && self.wanted.names_ends());
+        if !wants {
             return Ok(());
         }
+        if seen.is_flow() && self.wanted.names_ends() {
+            self.relate(&seen.node);
+            let pods = seen.ends().filter_map(|end| end.pod.as_ref());
+            pods.filter(|pod| !pod.node.is_empty()).for_each(|pod| self.relate(&pod.node));
+        }
         match &mut self.form {
-            // Sums need no order.
-            Form::Summary(summary, _) => {
+            // Sums need no order; what agents say of themselves waits until their nodes are known.
+            Form::Summary(summary, _) if seen.is_flow() => {
                 if self.once.is_new(&seen) {
-                    self.tally.shown += 1;
+                    self.tally.count(&seen);
                     summary.add(&seen);
                 }
                 Ok(())
             }
-            Form::Text(_) | Form::Json => self.sorter.push(seen.time, line),
+            _ => self.sorter.push(seen.time, line),
         }
     }
 
-    fn not_a_record(&mut self) {
+    fn not_a_record(&mut self, line: &[u8]) {
         self.tally.not_records += 1;
-        if self.tally.not_records == 1 {
-            self.tally.first_not_record = self.tally.lines;
+        self.input.not_records += 1;
+        if self.input.first_not_record.is_none() {
+            self.input.first_not_record = Some(recorded::describe_line(line));
+        }
+        if self.tally.first_not_record.is_none() {
+            let number = self.input.lines;
+            let place =
+                self.input.name.as_ref().map_or_else(|| format!("line {number}"), |name| format!("{name}:{number}"));
+            self.tally.first_not_record = Some(place);
         }
     }
 
@@ -102,11 +184,23 @@ impl Tail {
         if self.sorter.is_empty() {
             return Ok(());
         }
-        let Tail { sorter, once, form, tally, .. } = self;
+        let Tail { sorter, once, form, tally, nodes, wanted, everywhere, .. } = self;
+        let some_nodes = wanted.names_ends() && !*everywhere;
         let mut text = String::new();
         sorter.drain(|line| {
             let Some(seen) = view::read(line).filter(|seen| once.is_new(seen)) else { return Ok(()) };
-            tally.shown += 1;
+            // Agents' words about themselves, from where none of the pods is, would look like an answer about these. What an agent
+            // lost that does not name its node may be theirs.
+            let elsewhere = some_nodes && !nodes.contains(&*seen.node);
+            match &*seen.kind {
+                "status" if elsewhere => return Ok(()),
+                "loss" if elsewhere && !seen.node.is_empty() => {
+                    tally.elsewhere(&seen);
+                    return Ok(());
+                }
+                _ => {}
+            }
+            tally.count(&seen);
             match form {
                 Form::Text(printer) => {
                     text.clear();
@@ -114,7 +208,10 @@ impl Tail {
                     out.write_all(text.as_bytes())
                 }
                 Form::Json => json(line, out),
-                Form::Summary(..) => Ok(()),
+                Form::Summary(summary, _) => {
+                    summary.add(&seen);
+                    Ok(())
+                }
             }
         })?;
         out.flush()
@@ -132,6 +229,25 @@ impl Tail {
     /// Records that were kept back since they had been shown: the same ones, and other agents' of the same packet.
     pub fn repeated(&self) -> (u64, u64) {
         (self.once.repeated, self.once.twins)
+    }
+}
+
+impl Tally {
+    fn count(&mut self, seen: &Seen<'_>) {
+        match &*seen.kind {
+            "drop" => {
+                self.found.drops += 1;
+                self.found.packets += seen.packets();
+            }
+            "unanswered" => self.found.unanswered += seen.packets(),
+            _ => {}
+        }
+    }
+
+    fn elsewhere(&mut self, seen: &Seen<'_>) {
+        if self.lost_elsewhere.len() < NODES || self.lost_elsewhere.contains_key(&*seen.node) {
+            *self.lost_elsewhere.entry(seen.node.to_string()).or_default() += seen.count.unwrap_or(0);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use super::paint::{Ink, cut, width, wrap};
 use super::text::Style;
 use super::view::Seen;
 use super::words;
+use crate::text::counted;
 
 /// Different pairs, policies or hints that are counted.
 const ROWS: usize = 20_000;
@@ -132,15 +133,18 @@ impl Summary {
             causes.join(", ")
         );
         if self.unanswered > 0 {
-            let _ = writeln!(out, "{} connections without an answer", self.unanswered);
+            let _ = writeln!(out, "{} without an answer", counted(self.unanswered, "connection"));
         }
         if self.changes > 0 {
-            let _ = writeln!(out, "{} changes of policies", self.changes);
+            let _ = writeln!(out, "{}", counted(self.changes, "policy change"));
         }
         for (what, count) in self.losses.top() {
             let what = words::name(what);
-            let _ =
-                writeln!(out, "{}", style.paint.ink(&format!("{count} packets without a record ({what})"), Ink::Bad));
+            let _ = writeln!(
+                out,
+                "{}",
+                style.paint.ink(&format!("{} without a record ({what})", counted(count, "packet")), Ink::Bad)
+            );
         }
         self.rows(style, "From -> to", &self.pairs, words::name, &mut out);
         self.rows(style, "Policies that denied", &self.policies, words::name, &mut out);
@@ -178,10 +182,6 @@ impl Summary {
         }
         rest(top.iter().skip(SHOWN).map(|(_, packets)| packets).sum::<u64>() + self.hints.others, top.len(), out);
     }
-}
-
-fn counted(count: u64, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn heading(style: Style, title: &str, out: &mut String) {

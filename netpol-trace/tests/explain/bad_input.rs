@@ -21,7 +21,7 @@ fn wrong_arguments_say_what_there_is() {
         "x/nobody -> x/b 80",
         expect![[r#"
         warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --from "x/nobody": namespace x has no such pod; it has web, a, b
+        netpol-trace explain: --from "x/nobody": no pod x/nobody; x has web, a, b
         exit 2
     "#]],
     );
@@ -30,7 +30,7 @@ fn wrong_arguments_say_what_there_is() {
         "y/a -> x/b 80",
         expect![[r#"
         warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --from "y/a": the input has no namespace "y"; it has x
+        netpol-trace explain: --from "y/a": no namespace y; the only one is x
         exit 2
     "#]],
     );
@@ -39,7 +39,7 @@ fn wrong_arguments_say_what_there_is() {
         "x/a -> x/svc/t 80",
         expect![[r#"
         warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --to "x/svc/t": namespace x has no such service; it has s
+        netpol-trace explain: --to "x/svc/t": no service x/t; x has s
         exit 2
     "#]],
     );

@@ -169,7 +169,7 @@ fn recorded_drops_become_policies() {
         &["-"],
         &records(),
         expect![[r#"
-        warning: 1 lines are no records; the first is line 3: expected ident at line 1 column 2
+        warning: 1 line is not a netpol-trace record and left out; it is standard input:3: text, not a JSON object
         # 2 policies to apply. Read what each lets through, then kubectl apply -f.
         ---
         # staging/api-to-db is new; its pods are isolated already.
@@ -240,7 +240,7 @@ fn replay_says_what_still_drops_and_what_it_can_not_judge() {
         &["-"],
         &records(),
         expect![[r#"
-        warning: 1 lines are no records; the first is line 3: expected ident at line 1 column 2
+        warning: 1 line is not a netpol-trace record and left out; it is standard input:3: text, not a JSON object
         0 of 2 recorded connections would pass, 2 still drop, 0 can't be told.
           still drops  qa-test/frontend-7d9c8bf9d-x2lkp -> staging/db-0 3306/TCP (6 packets recorded)
                        ingress by staging/db-np, staging/test-np (nearest: staging/db-np ingress[0].from[0].podSelector app=api | pod has app=frontend)

@@ -4,6 +4,7 @@
 //! record twice and one packet that a second agent saw.
 
 mod behaviour;
+mod files;
 mod hostile;
 mod troubleshooting;
 

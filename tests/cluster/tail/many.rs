@@ -104,6 +104,13 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
     ensure!(ids(&few)? == set(&["run07/2", "run12/2"]), "{:?} {}", ids(&few)?, said(&few));
     ensure!(said(&few).contains("listening to 2 of 60 nodes: many-07, many-12"), "{}", said(&few));
 
+    ensure!(
+        said(&few).contains("; 2 of 2 agents answered; 58 other agents were not asked (--all-nodes asks them)\n"),
+        "{}",
+        said(&few)
+    );
+    ensure!(few.status.success(), "{}", few.status);
+
     // Everybody, and as many at a time as there should be: the kubelet answers when so many ask, and notes the most.
     std::fs::write(dir.path().join("hold"), AT_ONCE.to_string())?;
     let all = tail(&admin, &["--pod", &wanted, "--all-nodes"])?;
@@ -112,6 +119,8 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
     ensure!(said(&all).contains("listening to 60 of 60 nodes"), "{}", said(&all));
     let most = std::fs::read_to_string(dir.path().join("most"))?;
     ensure!(most == AT_ONCE.to_string(), "{most} at a time");
+
+    not_all_answer(plane, &admin, &wanted, &append)?;
 
     // The pod moves while it is looked for.
     let mut following = Following::start(dir.path(), AGENTS, &admin, &["--pod", &wanted])?;
@@ -127,4 +136,41 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
         following.said()?
     );
     Ok(())
+}
+
+/// An agent that does not run is named, and what another lost is shown if its node has to do with the pod, else counted.
+fn not_all_answer(
+    plane: &ControlPlane,
+    admin: &Path,
+    wanted: &str,
+    append: &impl Fn(usize, &str) -> Result<()>,
+) -> Result<()> {
+    let loss = |on: usize| {
+        let record = json!({
+            "schema": "netpol-trace/v1", "id": format!("run{on}/9"), "run": format!("run{on}"), "seq": 9, "kind": "loss",
+            "time": "2026-11-21T13:00:00Z", "node": node(on), "stage": "sink", "reason": "test", "count": on,
+        });
+        format!("{record}\n")
+    };
+    append(7, &loss(7))?;
+    append(41, &loss(41))?;
+    let pod = |phase: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "namespace": AGENTS, "name": pod_name(42), "labels": { "app.kubernetes.io/name": "netpol-trace" } },
+            "status": { "phase": phase },
+        })
+    };
+    let path = format!("/api/v1/namespaces/{AGENTS}/pods/{}", pod_name(42));
+    plane.api().patch_status(&path, &pod("Pending"))?;
+    let all = tail(admin, &["--pod", wanted, "--all-nodes"])?;
+    ensure!(ids(&all)? == set(&["run07/2", "run12/2", "run30/2", "run7/9"]), "{:?} {}", ids(&all)?, said(&all));
+    for expected in [
+        "; 59 of 60 agents answered; no answer from many-42 (its agent does not run)\n",
+        "note: the agent of another node (many-41) lost 41 packets: whether any was to or from tail-many/db-0 can't be told",
+    ] {
+        ensure!(said(&all).contains(expected), "{expected}: {}", said(&all));
+    }
+    ensure!(all.status.code() == Some(3), "{}", all.status);
+    plane.api().patch_status(&path, &pod("Running"))
 }

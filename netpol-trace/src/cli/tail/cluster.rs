@@ -1,10 +1,12 @@
 //! The agents of a cluster, all at once: which are listened to, which don't answer, and which come and go.
 
+mod answers;
+mod known;
 mod listen;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,6 +17,7 @@ use super::{Args, Error, live};
 use crate::cluster::agents::{Agent, Agents, AgentsError};
 use crate::tail::stream::Tail;
 use crate::text::escape;
+pub(super) use answers::Answers;
 use listen::{Listener, Way};
 
 /// Up to so many agents are all asked.
@@ -28,25 +31,19 @@ const BATCHES: usize = 64;
 /// Nodes that a message names.
 const NAMED: usize = 8;
 
-type MakeTail<'a> = dyn FnMut(Option<&str>) -> Result<(Tail, String), Error> + 'a;
-
 /// Shows the records of the cluster's agents.
-pub(super) fn run(
-    args: &Args,
-    out: &mut impl Write,
-    mut tail: impl FnMut(Option<&str>) -> Result<(Tail, String), Error>,
-) -> Result<Tail, Error> {
+pub(super) fn run(args: &Args, out: &mut impl Write) -> Result<(Tail, Answers), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(ask(args, out, &mut tail));
+    let result = runtime.block_on(ask(args, out));
     // Streams that still wait are not waited for.
     runtime.shutdown_background();
     result
 }
 
-async fn ask(args: &Args, out: &mut impl Write, make: &mut MakeTail<'_>) -> Result<Tail, Error> {
+async fn ask(args: &Args, out: &mut impl Write) -> Result<(Tail, Answers), Error> {
     let (agents, own) = Agents::connect(&args.api.access(), &args.agents_namespace).await?;
-    let (mut tail, waits_for) = make(Some(&own))?;
     let wanted = super::wanted(args, Some(&own))?;
+    let mut tail = Tail::new(wanted.clone(), super::form(args));
     let all = agents.list().await?;
     if all.is_empty() {
         let why = format!(
@@ -57,6 +54,17 @@ async fn ask(args: &Args, out: &mut impl Write, make: &mut MakeTail<'_>) -> Resu
         return Err(Error::Usage(why));
     }
     let way = way(args, &agents, &wanted).await?;
+    let known = known::look(&agents, &wanted, args.selector.as_deref(), &all).await;
+    known.nodes.iter().for_each(|node| tail.relate(node));
+    if known.everywhere {
+        tail.relate_all();
+    }
+    let tip = if args.namespace.is_none() && args.pod.is_empty() {
+        " (-n names another namespace, -A shows all)"
+    } else {
+        ""
+    };
+    known.notes.iter().for_each(|note| eprintln!("note: {}{tip}", escape(note)));
     let mut nodes = None;
     if all.len() > FEW && !args.all_nodes && !wanted.pods.is_empty() {
         let mut of_pods = Nodes { pods: wanted.pods.clone(), asked: BTreeSet::new() };
@@ -66,6 +74,7 @@ async fn ask(args: &Args, out: &mut impl Write, make: &mut MakeTail<'_>) -> Resu
         nodes = Some(of_pods);
     }
     let (to_tail, batches) = mpsc::channel(BATCHES);
+    let answers = Shared::default();
     let listener = Listener {
         agents: agents.clone(),
         way: Arc::new(way),
@@ -74,13 +83,29 @@ async fn ask(args: &Args, out: &mut impl Write, make: &mut MakeTail<'_>) -> Resu
         pods: wanted.pods.iter().map(|(_, name)| name.clone()).collect(),
         to_tail,
         places: Arc::new(Semaphore::new(AT_ONCE)),
+        answers: answers.clone(),
     };
     let (peers, new_peers) = mpsc::unbounded_channel();
     let listening = tokio::spawn(keep_listening(listener, all, nodes, args.follow, peers, new_peers));
-    let waits_for = format!("waiting for {waits_for}; Ctrl-C ends");
+    let waits_for = format!("waiting for {}; Ctrl-C ends", wanted.describe(None));
     let shown = live::show(&mut tail, out, &waits_for, batches).await;
     listening.abort();
-    shown.map(|()| tail)
+    shown?;
+    Ok((tail, answers.get()))
+}
+
+/// Who has answered so far, as all listeners note it.
+#[derive(Debug, Default, Clone)]
+struct Shared(Arc<Mutex<Answers>>);
+
+impl Shared {
+    fn note(&self, note: impl FnOnce(&mut Answers)) {
+        note(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn get(&self) -> Answers {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// By the logs, or as a service account by the listener.
@@ -114,7 +139,7 @@ impl Nodes {
     async fn find(&mut self, agents: &Agents) -> Vec<&(String, String)> {
         let mut nowhere = Vec::new();
         for pod in &self.pods {
-            match agents.node_of(&pod.0, &pod.1).await {
+            match agents.pod(&pod.0, &pod.1).await.ok().flatten().and_then(|pod| pod.node) {
                 Some(node) => drop(self.asked.insert(node)),
                 None => nowhere.push(pod),
             }
@@ -135,18 +160,27 @@ async fn keep_listening(
     let mut heard: BTreeMap<String, Agent> = BTreeMap::new();
     let mut tasks = JoinSet::new();
     let (mut told, mut away) = (String::new(), false);
+    // Reported once.
+    let mut not_running = BTreeSet::new();
     let to_peers = nodes.is_some().then_some(to_peers);
     loop {
         let chosen = all.iter().filter(|agent| nodes.as_ref().is_none_or(|nodes| nodes.asked.contains(&agent.node)));
         for agent in chosen.cloned().collect::<Vec<_>>() {
             if !agent.running {
-                say(&format!("node {} is not listened to: its agent does not run", agent.node));
+                listener.answers.note(|answers| answers.silent(&agent, "its agent does not run"));
+                if not_running.insert(agent.pod.clone()) {
+                    say(&format!("node {} is not listened to: its agent does not run", agent.node));
+                }
             } else if !heard.contains_key(&agent.pod) {
+                listener.answers.note(|answers| answers.asked(&agent));
                 heard.insert(agent.pod.clone(), agent.clone());
                 tasks.spawn(listener.clone().listen(agent, to_peers.clone()));
             }
         }
         let names: BTreeSet<&str> = heard.values().map(|agent| agent.node.as_str()).collect();
+        let is_other = |agent: &&Agent| nodes.as_ref().is_some_and(|nodes| !nodes.asked.contains(&agent.node));
+        let others = all.iter().filter(is_other).count();
+        listener.answers.note(|answers| answers.others = others);
         let now = summary(&names, all.len());
         if now != told {
             say(&now);

@@ -1,38 +1,56 @@
 //! Input that has an end: read at the speed of memory.
 
-use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::PathBuf;
 
-use super::Error;
-use crate::history;
+use super::{Error, Read};
+use crate::recorded::input::{self, Input};
+use crate::recorded::unpack::Unreadable;
 use crate::tail::lines;
 use crate::tail::stream::Tail;
+use crate::text::escape;
 
-/// Shows all of a file, or of an agent's history.
-pub(super) fn whole(path: &Path, tail: &mut Tail, out: &mut impl Write) -> Result<(), Error> {
-    let name = path.display().to_string();
-    if path.is_dir() {
-        for segment in history::segments(path).map_err(|error| Error::Input { name: name.clone(), error })? {
-            // One that the agent has removed in between.
-            let Ok(file) = File::open(&segment.path) else { continue };
-            take(file, &segment.path.display().to_string(), tail)?;
+/// Shows all of the files and folders that were named.
+pub(super) fn whole(files: &[PathBuf], tail: &mut Tail, out: &mut impl Write) -> Result<Read, Error> {
+    let mut inputs = input::inputs(files)?;
+    let mut broken = false;
+    for input in &mut inputs {
+        if let Some(problem) = take(input, tail)? {
+            report(&problem);
+            broken = true;
         }
-        return Ok(tail.finish(out)?);
     }
-    let file = File::open(path).map_err(|error| Error::Input { name: name.clone(), error })?;
-    take(file, &name, tail)?;
-    Ok(tail.finish(out)?)
+    tail.finish(out)?;
+    Ok(Read { names: input::names(&inputs), broken })
 }
 
-fn take(file: File, name: &str, tail: &mut Tail) -> Result<(), Error> {
-    let failed = |error| Error::Input { name: name.to_owned(), error };
+/// One log; why not all of it is records.
+fn take(input: &mut Input, tail: &mut Tail) -> Result<Option<input::Error>, Error> {
+    let Some(reader) = input.open()? else { return Ok(None) };
+    tail.begin(&input.name);
     let mut result = Ok(());
-    let cutter = lines::for_each(file, |line| {
+    let read = lines::for_each(reader, |line| {
         result = tail.line(line);
         if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    tail.tally.not_records += cutter.map_err(failed)?.too_long;
-    result.map_err(failed)
+    result.map_err(Error::Sort)?;
+    Ok(match read {
+        Err(error) => Some(input.unreadable(Unreadable::from_read(error))),
+        Ok(cutter) => {
+            tail.too_long(cutter.too_long);
+            without_record(input, tail)
+        }
+    })
+}
+
+/// What is wrong with a log that has been read, and in which no line was a record.
+pub(super) fn without_record(input: &Input, tail: &Tail) -> Option<input::Error> {
+    let read = &tail.input;
+    let none = read.filled == read.not_records;
+    if none { input.without_record(read.filled, read.first_not_record.as_deref()) } else { None }
+}
+
+pub(super) fn report(problem: &input::Error) {
+    eprintln!("netpol-trace tail: {}", escape(&problem.to_string()));
 }

@@ -1,7 +1,7 @@
 //! Input that may go on: what is there is put in order, what comes later is shown as it comes.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,10 +10,14 @@ use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::Error;
+use super::input::report;
+use super::{Error, Read};
 use crate::history::Follower;
+use crate::recorded::input::{self, Input};
+use crate::recorded::unpack::{Reader, Unreadable};
 use crate::tail::lines::Cutter;
 use crate::tail::stream::Tail;
+use crate::text::{counted, escape};
 
 /// Input that pauses for so long is shown: what is old has come.
 const QUIET: Duration = Duration::from_millis(250);
@@ -23,36 +27,85 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const BATCHES: usize = 16;
 const READ: usize = 256 * 1024;
 
-pub(super) enum Source {
-    Stdin,
-    Path(PathBuf),
-}
-
 /// What a reader sends: whole lines, or why it can't go on.
 pub(super) type Batch = Result<Vec<u8>, String>;
 
-/// Shows a source until it ends, its reader goes away, or Ctrl-C.
-pub(super) fn run(tail: &mut Tail, out: &mut impl Write, waits_for: &str, source: Source) -> Result<(), Error> {
-    let (name, (to_tail, batches)) = match &source {
-        Source::Stdin => ("standard input".to_owned(), mpsc::channel(BATCHES)),
-        Source::Path(path) => (path.display().to_string(), mpsc::channel(BATCHES)),
-    };
-    let opened = match &source {
-        Source::Path(path) if !path.is_dir() => {
-            Some(File::open(path).map_err(|error| Error::Input { name: name.clone(), error })?)
+/// Where lines come from.
+enum Source {
+    /// Has an end: standard input, a pipe, an archive. Standard input is opened where its first bytes may be waited for.
+    Once(Input, Option<Reader>),
+    File(PathBuf, File),
+    History(PathBuf),
+}
+
+/// Shows logs until they end, their reader goes away, or Ctrl-C.
+pub(super) fn run(tail: &mut Tail, out: &mut impl Write, files: &[PathBuf], follow: bool) -> Result<Read, Error> {
+    let (mut sources, mut names) = (Vec::new(), Vec::new());
+    for path in files {
+        if follow && path.is_dir() {
+            names.push(path.display().to_string());
+            sources.push(Source::History(path.clone()));
+            continue;
         }
-        _ => None,
-    };
-    std::thread::spawn(move || match (source, opened) {
-        (Source::Path(path), Some(file)) => follow(&path, file, &to_tail),
-        (Source::Path(folder), None) => follow_history(&folder, &to_tail),
-        _ => {
-            pump(io::stdin().lock(), &mut Cutter::default(), &to_tail);
+        for input in input::inputs(std::slice::from_ref(path))? {
+            names.push(input.name.clone());
+            sources.extend(source(input, follow)?);
         }
-    });
+    }
+    let name = match &*names {
+        [only] => only.clone(),
+        several => counted(several.len() as u64, "file"),
+    };
+    if let [only] = &*names {
+        tail.begin(only);
+    }
+    let (to_tail, batches) = mpsc::channel(BATCHES);
+    for source in sources {
+        let to_tail = to_tail.clone();
+        std::thread::spawn(move || match source {
+            Source::Once(input, reader) => once(input, reader, &to_tail),
+            Source::File(path, file) => self::follow(&path, file, &to_tail),
+            Source::History(folder) => follow_history(&folder, &to_tail),
+        });
+    }
+    drop(to_tail);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let waits_for = format!("waiting for {waits_for}, from {name}; Ctrl-C ends");
-    runtime.block_on(show(tail, out, &waits_for, batches))
+    let waits_for = format!("waiting for {}, from {name}; Ctrl-C ends", tail.wanted().describe(None));
+    let Shown { mut broken, interrupted } = runtime.block_on(show(tail, out, &waits_for, batches))?;
+    let none = !follow && !interrupted && tail.tally.records == 0 && tail.input.filled > 0;
+    if none && !broken {
+        let (lines, first) = (tail.input.filled, tail.input.first_not_record.clone().unwrap_or_default());
+        report(&input::Error::NoRecord { name: name.clone(), lines, first });
+        broken = true;
+    }
+    Ok(Read { names: name, broken })
+}
+
+/// An archive does not grow: it is read once, and so is what can be read only once.
+fn source(mut input: Input, follow: bool) -> Result<Option<Source>, Error> {
+    if input.source == input::Source::Stdin {
+        return Ok(Some(Source::Once(input, None)));
+    }
+    let Some(reader) = input.open()? else { return Ok(None) };
+    match &input.source {
+        input::Source::File(path) if follow && path.is_file() => {
+            if reader.is_compressed() {
+                eprintln!("note: {} is compressed, so it is read and not followed", escape(&input.name));
+                return Ok(Some(Source::Once(input, Some(reader))));
+            }
+            let file = File::open(path).map_err(|error| input.unreadable(error.into()))?;
+            Ok(Some(Source::File(path.clone(), file)))
+        }
+        _ => Ok(Some(Source::Once(input, Some(reader)))),
+    }
+}
+
+/// How showing ended.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Shown {
+    /// A source could not be read to its end.
+    pub broken: bool,
+    pub interrupted: bool,
 }
 
 /// Shows batches as they come.
@@ -61,7 +114,8 @@ pub(super) async fn show(
     out: &mut impl Write,
     waits_for: &str,
     mut batches: mpsc::Receiver<Batch>,
-) -> Result<(), Error> {
+) -> Result<Shown, Error> {
+    let mut shown = Shown::default();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut told = false;
     // When the first of the lines came that have gathered.
@@ -79,7 +133,10 @@ pub(super) async fn show(
                     result?;
                     since.get_or_insert_with(Instant::now);
                 }
-                Some(Err(problem)) => eprintln!("netpol-trace tail: {}", crate::text::escape(&problem)),
+                Some(Err(problem)) => {
+                    eprintln!("netpol-trace tail: {}", escape(&problem));
+                    shown.broken = true;
+                }
                 None => break,
             },
             () = tokio::time::sleep_until((from + QUIET).into()) => {
@@ -89,33 +146,57 @@ pub(super) async fn show(
                     eprintln!("netpol-trace tail: {waits_for}");
                 }
             }
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
+            _ = interrupt.recv() => {
+                shown.interrupted = true;
+                break;
+            }
+            _ = terminate.recv() => {
+                shown.interrupted = true;
+                break;
+            }
         }
     }
-    Ok(tail.finish(out)?)
+    tail.finish(out)?;
+    Ok(shown)
+}
+
+/// Sends all of what has an end.
+fn once(mut input: Input, reader: Option<Reader>, to_tail: &mpsc::Sender<Batch>) {
+    let reader = match reader.map_or_else(|| input.open(), |reader| Ok(Some(reader))) {
+        Ok(Some(reader)) => reader,
+        Ok(None) => return,
+        Err(problem) => return drop(to_tail.blocking_send(Err(problem.to_string()))),
+    };
+    let mut cutter = Cutter::default();
+    let read = pump(reader, &mut cutter, to_tail);
+    // A last line without its end.
+    let mut last = Vec::new();
+    cutter.finish(|line| last.extend_from_slice(line));
+    if !last.is_empty() {
+        let _ = to_tail.blocking_send(Ok(last));
+    }
+    if let Err(error) = read {
+        let _ = to_tail.blocking_send(Err(input.unreadable(Unreadable::from_read(error)).to_string()));
+    }
 }
 
 /// Sends what `input` has until its end; false when nobody listens any more.
-fn pump(mut input: impl Read, cutter: &mut Cutter, to_tail: &mpsc::Sender<Batch>) -> bool {
-    let mut octets = vec![0; READ];
+fn pump(mut input: impl io::Read, cutter: &mut Cutter, to_tail: &mpsc::Sender<Batch>) -> io::Result<bool> {
+    let mut bytes = vec![0; READ];
     loop {
-        let read = match input.read(&mut octets) {
-            Ok(0) => return true,
+        let read = match input.read(&mut bytes) {
+            Ok(0) => return Ok(true),
             Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                let _ = to_tail.blocking_send(Err(error.to_string()));
-                return true;
-            }
+            Err(error) => return Err(error),
         };
         let mut lines = Vec::with_capacity(read);
-        cutter.cut(octets.get(..read).unwrap_or_default(), |line| {
+        cutter.cut(bytes.get(..read).unwrap_or_default(), |line| {
             lines.extend_from_slice(line);
             lines.push(b'\n');
         });
         if !lines.is_empty() && to_tail.blocking_send(Ok(lines)).is_err() {
-            return false;
+            return Ok(false);
         }
     }
 }
@@ -123,11 +204,19 @@ fn pump(mut input: impl Read, cutter: &mut Cutter, to_tail: &mpsc::Sender<Batch>
 /// Sends what a file has and gets, also when it is replaced (rotated) or emptied.
 fn follow(path: &Path, mut file: File, to_tail: &mpsc::Sender<Batch>) {
     let mut cutter = Cutter::default();
-    while pump(&mut file, &mut cutter, to_tail) && !to_tail.is_closed() {
+    let mut failed = false;
+    // A file that can't be read now may be replaced by one that can.
+    let mut read_on = |file: &mut File, cutter: &mut Cutter| {
+        pump(file, cutter, to_tail).unwrap_or_else(|error| {
+            let again = std::mem::replace(&mut failed, true);
+            again || to_tail.blocking_send(Err(format!("{}: {error}", path.display()))).is_ok()
+        })
+    };
+    while read_on(&mut file, &mut cutter) && !to_tail.is_closed() {
         std::thread::sleep(LOOK_AGAIN);
         if let Some(next) = replaced(path, &mut file) {
             // What came between the last look and the replacement is still in the old file.
-            if !pump(&mut file, &mut cutter, to_tail) {
+            if !read_on(&mut file, &mut cutter) {
                 return;
             }
             cutter = Cutter::default();

@@ -1,8 +1,6 @@
 //! Label selectors as `kubectl get -l` takes them.
 
-use super::label;
 use crate::model::cluster::{Operator, Requirement, Selector};
-use crate::tail::view::Pod;
 use crate::text::escape;
 
 /// Reads `app=web,tier!=cache,env in (a,b),!canary`.
@@ -72,9 +70,10 @@ fn word<'t>(whole: &str, text: &'t str) -> Result<&'t str, String> {
     Ok(text)
 }
 
-pub(super) fn matches(selector: &Selector, pod: &Pod<'_>) -> bool {
+/// Whether the selector selects what has the labels that `label` finds.
+pub fn matches<'l>(selector: &Selector, label: impl Fn(&str) -> Option<&'l str>) -> bool {
     selector.requirements.iter().all(|requirement| {
-        let found = label(pod, &requirement.key);
+        let found = label(&requirement.key);
         match &requirement.operator {
             Operator::In(values) => found.is_some_and(|found| values.iter().any(|value| **value == *found)),
             Operator::NotIn(values) => found.is_none_or(|found| values.iter().all(|value| **value != *found)),

@@ -67,7 +67,8 @@ fn time_is_looked_at_before_the_rest() {
 #[test]
 fn what_is_no_record_is_told_from_one() {
     assert!(looks_like_a_record(LINE.as_bytes()));
-    for line in ["", "2026-11-21T04:30:11Z INFO started", "{\"level\":\"info\"}", "null"] {
+    for line in ["", "2026-11-21T04:30:11Z INFO started", "{\"level\":\"info\"}", "null", "{\"x\":\"netpol-trace/v1\"}"]
+    {
         assert!(!looks_like_a_record(line.as_bytes()), "{line}");
     }
 }
@@ -76,8 +77,43 @@ fn what_is_no_record_is_told_from_one() {
 fn mistakes_are_named_with_what_to_type() {
     assert!(pod("web-0", None).unwrap_err().contains("NAMESPACE/NAME"));
     assert_eq!(pod("web-0", Some("qa")).unwrap(), ("qa".into(), "web-0".into()));
+    for (text, namespace) in
+        [("pod/web-0", Some("qa")), ("pods/web-0", Some("qa")), ("po web-0", Some("qa")), ("qa/pod/web-0", None)]
+    {
+        assert_eq!(pod(text, namespace).unwrap(), ("qa".into(), "web-0".into()), "{text}");
+    }
+    for (text, tip) in [
+        ("pod/web-0", "-n NAMESPACE"),
+        ("pod", "name is missing"),
+        ("qa/deploy/web", "-n qa -l"),
+        ("qa/web-*", "patterns"),
+        ("a/b/c/d", "NAMESPACE/NAME"),
+    ] {
+        let error = pod(text, None).unwrap_err();
+        assert!(error.contains(tip), "{text}: {error}");
+    }
     for text in ["", "a=b=c d", "x in (a", "x)", "x of (a)", "a=\u{1b}"] {
         let error = selector(text).unwrap_err();
         assert!(!error.contains('\u{1b}') && error.contains("-l"), "{error}");
     }
+}
+
+#[test]
+fn what_was_found_is_said_in_the_right_number() {
+    let found = |drops, packets, unanswered| Found { drops, packets, unanswered };
+    let wanted = Wanted { pods: vec![("staging".into(), "db-0".into())], ..Wanted::default() };
+    let say = |wanted: &Wanted, found: Found| wanted.describe(Some(&found));
+    assert_eq!(say(&wanted, found(0, 0, 0)), "no drops to or from staging/db-0");
+    assert_eq!(say(&wanted, found(1, 1, 0)), "1 drop to or from staging/db-0");
+    assert_eq!(
+        say(&wanted, found(2, 1500, 1)),
+        "2 drops (1,500 packets) and 1 connection without an answer to or from staging/db-0"
+    );
+    let labels = Wanted { labels: Some(selector("app=db").unwrap()), namespace: Some("x".into()), ..Wanted::default() };
+    assert_eq!(say(&labels, found(0, 0, 0)), "no drops to or from pods with app=db in namespace x");
+    let cause = Wanted { causes: vec!["policy".into(), "disagrees".into()], ..Wanted::default() };
+    assert_eq!(say(&cause, found(0, 0, 0)), "no drops with cause policy or disagrees");
+    let unanswered = Wanted { causes: vec!["unanswered".into()], ..Wanted::default() };
+    assert_eq!(say(&unanswered, found(0, 0, 2)), "2 connections without an answer");
+    assert_eq!(Wanted::default().describe(None), "drops");
 }

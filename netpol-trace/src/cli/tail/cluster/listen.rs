@@ -8,7 +8,7 @@ use futures::AsyncReadExt;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::{say_reach, say_silent};
+use super::{Shared, say_reach, say_silent};
 use crate::cli::tail::live::Batch;
 use crate::cluster::agents::{Agent, Agents, AgentsError, Asked};
 use crate::tail::lines::Cutter;
@@ -45,6 +45,7 @@ pub(super) struct Listener {
     pub pods: Vec<String>,
     pub to_tail: mpsc::Sender<Batch>,
     pub places: Arc<Semaphore>,
+    pub answers: Shared,
 }
 
 /// What one agent has said so far.
@@ -76,6 +77,9 @@ impl Listener {
             if self.to_tail.is_closed() {
                 return agent.pod;
             }
+            if let Err(error) = &heard {
+                self.answers.note(|answers| answers.silent(&agent, &error.to_string()));
+            }
             if let Err(error) = &heard
                 && !std::mem::replace(&mut quiet, true)
             {
@@ -84,7 +88,11 @@ impl Listener {
             if progress.last > before {
                 (pause, quiet) = (PAUSE.0, false);
             }
-            if !self.follow || !self.is_still_there(&agent).await {
+            if !self.follow {
+                return agent.pod;
+            }
+            if !self.is_still_there(&agent).await {
+                self.answers.note(|answers| answers.gone(&agent));
                 return agent.pod;
             }
             tokio::time::sleep(pause).await;
@@ -109,6 +117,7 @@ impl Listener {
                     self.read_log(log, progress).await?;
                 }
                 let log = self.agents.log(agent, since, self.follow, false).await?;
+                self.answers.note(|answers| answers.answered(agent));
                 if self.follow {
                     place.take();
                 }
@@ -119,6 +128,7 @@ impl Listener {
                 let token = self.agents.token(home, account).await?;
                 let asked = Asked { namespaces: namespaces.clone(), since, follow: self.follow };
                 let mut answer = self.agents.records(agent, *port, &token, &asked).await?;
+                self.answers.note(|answers| answers.answered(agent));
                 if self.follow {
                     place.take();
                 }

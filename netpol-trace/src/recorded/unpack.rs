@@ -1,0 +1,246 @@
+//! Opens one stream of a log, whatever it is packed in: gzip and zstd are decompressed while they are read, so that no archive
+//! takes more memory than a buffer and a decoder's window.
+
+use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use flate2::bufread::MultiGzDecoder;
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+use super::magic::{self, PACKING_LENGTH, Packing};
+use crate::text::thousands;
+
+const BUFFER: usize = 64 * 1024;
+/// What a zstd frame may make its decoder remember: as much as zstd's own program grants without an option.
+const WINDOW: u64 = 128 << 20;
+/// What some editors put in front of a text in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Why a stream is not a log, or not a whole one.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// What it is instead.
+    #[error("not a log of netpol-trace: {0}")]
+    Foreign(String),
+    #[error("{} cut off after {} bytes: what was read until there counts", .0.name(), thousands(*.1))]
+    CutOff(Packing, u64),
+    #[error("damaged {} (after {} bytes: {}): what was read until there counts", .0.name(), thousands(*.1), .2)]
+    Damaged(Packing, u64, String),
+    #[error("{}", words(.0))]
+    Io(#[from] io::Error),
+}
+
+/// The system's reason in words that say what to do.
+fn words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "no such file".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied: run as a user who may read it".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Reads the text of a log. Errors are [`Unreadable`] inside of [`io::Error`]; [`Unreadable::from_read`] gives them back.
+pub struct Reader {
+    input: Box<dyn Read + Send>,
+    packing: Option<Packing>,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("packing", &self.packing).finish_non_exhaustive()
+    }
+}
+
+impl Reader {
+    /// Waits for the first bytes, which tell what it is.
+    pub fn new(mut input: impl Read + Send + 'static) -> Result<Reader, Unreadable> {
+        let head = begin(&mut input)?;
+        let Some(packing) = magic::packing(&head) else {
+            return Ok(Reader { input: Box::new(text(head, input)?), packing: None });
+        };
+        let counts = Arc::new(Counts::default());
+        let counted = Counted { input: Cursor::new(head).chain(input), counts: counts.clone() };
+        let buffered = BufReader::with_capacity(BUFFER, counted);
+        let decoder: Box<dyn Read + Send> = match packing {
+            Packing::Gzip => Box::new(MultiGzDecoder::new(buffered)),
+            Packing::Zstd => Box::new(Zstd::new(buffered)),
+        };
+        let mut unpacked = Unpacked { decoder, packing, counts, broken: None };
+        let head = match begin(&mut unpacked) {
+            Ok(head) => head,
+            Err(error) => return Err(Unreadable::from_read(error)),
+        };
+        if magic::packing(&head).is_some() {
+            return Err(Unreadable::Foreign(format!("a {} of an archive; unpack it first", packing.name())));
+        }
+        let input = text(head, unpacked).map_err(|error| match error {
+            Unreadable::Foreign(what) => Unreadable::Foreign(format!("a {} of {what}", packing.name())),
+            error => error,
+        })?;
+        Ok(Reader { input: Box::new(input), packing: Some(packing) })
+    }
+
+    /// The same with what was read of it in front again.
+    pub fn after(self, head: Vec<u8>) -> Reader {
+        Reader { input: Box::new(Cursor::new(head).chain(self.input)), packing: self.packing }
+    }
+
+    /// What does not grow: a compressed stream has an end.
+    pub fn is_compressed(&self) -> bool {
+        self.packing.is_some()
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.input.read(buffer)
+    }
+}
+
+impl Unreadable {
+    /// The reason inside of an error of [`Reader`].
+    pub fn from_read(error: io::Error) -> Unreadable {
+        match error.downcast::<Unreadable>() {
+            Ok(reason) => reason,
+            Err(error) => Unreadable::Io(error),
+        }
+    }
+}
+
+/// The first bytes: what one read gives, and more only where that could still become the beginning of an archive.
+fn begin(input: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut head = vec![0; BUFFER];
+    let mut length = 0;
+    loop {
+        match input.read(&mut head[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        if length >= PACKING_LENGTH {
+            break;
+        }
+    }
+    head.truncate(length);
+    Ok(head)
+}
+
+/// The text that begins with `head`, unless that is something else's beginning.
+fn text<R: Read>(mut head: Vec<u8>, rest: R) -> Result<Chain<Cursor<Vec<u8>>, R>, Unreadable> {
+    if let Some(what) = magic::foreign(&head) {
+        return Err(Unreadable::Foreign(what.to_owned()));
+    }
+    if head.starts_with(BYTE_ORDER_MARK) {
+        head.drain(..BYTE_ORDER_MARK.len());
+    }
+    Ok(Cursor::new(head).chain(rest))
+}
+
+/// Compressed bytes so far, and whether there are no more.
+#[derive(Debug, Default)]
+struct Counts {
+    bytes: AtomicU64,
+    ended: AtomicBool,
+}
+
+struct Counted<R> {
+    input: R,
+    counts: Arc<Counts>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        self.counts.bytes.fetch_add(read as u64, Ordering::Relaxed);
+        self.counts.ended.fetch_or(read == 0 && !buffer.is_empty(), Ordering::Relaxed);
+        Ok(read)
+    }
+}
+
+/// A decoder whose errors say how far it came. What is broken stays broken.
+struct Unpacked {
+    decoder: Box<dyn Read + Send>,
+    packing: Packing,
+    counts: Arc<Counts>,
+    broken: Option<String>,
+}
+
+impl Read for Unpacked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.broken.is_none() {
+            match self.decoder.read(buffer) {
+                // The system's errors are not the archive's.
+                Err(error) if error.raw_os_error().is_none() => self.broken = Some(error.to_string()),
+                result => return result,
+            }
+        }
+        let bytes = self.counts.bytes.load(Ordering::Relaxed);
+        Err(io::Error::other(match self.counts.ended.load(Ordering::Relaxed) {
+            true => Unreadable::CutOff(self.packing, bytes),
+            false => Unreadable::Damaged(self.packing, bytes, self.broken.clone().unwrap_or_default()),
+        }))
+    }
+}
+
+/// All frames of a zstd stream, one after the other; ruzstd decodes one.
+struct Zstd<R> {
+    source: R,
+    frame: FrameDecoder,
+    /// In the middle of a frame.
+    inside: bool,
+}
+
+impl<R> Zstd<R> {
+    fn new(source: R) -> Zstd<R> {
+        let mut frame = FrameDecoder::new();
+        frame.set_max_window_size(WINDOW);
+        Zstd { source, frame, inside: false }
+    }
+}
+
+impl<R: BufRead> Read for Zstd<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wrong = |error: FrameDecoderError| io::Error::other(error.to_string());
+        loop {
+            if !self.inside {
+                if self.source.fill_buf()?.is_empty() {
+                    return Ok(0);
+                }
+                match self.frame.reset(&mut self.source) {
+                    Ok(()) => self.inside = true,
+                    Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                        length, ..
+                    })) => {
+                        let skipped = io::copy(&mut self.source.by_ref().take(length.into()), &mut io::sink())?;
+                        if skipped < length.into() {
+                            return Err(io::ErrorKind::UnexpectedEof.into());
+                        }
+                        continue;
+                    }
+                    Err(error) => return Err(wrong(error)),
+                }
+            }
+            while !self.frame.is_finished() && self.frame.can_collect() == 0 {
+                let few = BlockDecodingStrategy::UptoBytes(buffer.len().max(1));
+                self.frame.decode_blocks(&mut self.source, few).map_err(wrong)?;
+            }
+            let read = self.frame.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let sums = (self.frame.get_checksum_from_data(), self.frame.get_calculated_checksum());
+            if let (Some(said), Some(is)) = sums
+                && said != is
+            {
+                return Err(io::Error::other("checksum does not match"));
+            }
+            self.inside = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

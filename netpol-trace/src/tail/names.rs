@@ -1,0 +1,152 @@
+//! The namespaces, pods and labels that there are: what to name instead of what was looked for and not found.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::select::{Wanted, matches};
+use super::view::Seen;
+use crate::missing;
+use crate::model::cluster::Selector;
+
+/// Records that are looked at for names, so that a long log is still filtered at the speed of memory.
+pub const RECORDS: usize = 20_000;
+/// Pods that are kept.
+const PODS: usize = 10_000;
+
+/// Pods with their labels, from records or from an API server.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Records that are still looked at.
+    left: usize,
+    namespaces: BTreeSet<String>,
+    pods: BTreeMap<(String, String), BTreeMap<String, String>>,
+}
+
+impl Names {
+    /// For the first records of a log; `wanted`: whether anybody will ask.
+    pub fn of_records(wanted: bool) -> Names {
+        Names { left: if wanted { RECORDS } else { 0 }, ..Names::default() }
+    }
+
+    /// Whether more records are not looked at.
+    pub fn is_full(&self) -> bool {
+        self.left == 0
+    }
+
+    /// Takes the names in a record; when full only those that are `wanted`.
+    pub fn record(&mut self, seen: &Seen<'_>, wanted: bool) {
+        if self.is_full() && !wanted {
+            return;
+        }
+        self.left = self.left.saturating_sub(1);
+        for end in seen.ends() {
+            if let Some(service) = &end.service {
+                self.namespace(&service.namespace);
+            }
+            if let Some(pod) = &end.pod {
+                let labels = pod.labels.iter().map(|(key, value)| (key.to_string(), value.to_string()));
+                self.pod(&pod.namespace, &pod.name, labels);
+            }
+        }
+    }
+
+    pub fn namespace(&mut self, name: &str) {
+        if self.namespaces.len() < PODS && !self.namespaces.contains(name) {
+            self.namespaces.insert(name.to_owned());
+        }
+    }
+
+    pub fn pod(&mut self, namespace: &str, name: &str, labels: impl Iterator<Item = (String, String)>) {
+        self.namespace(namespace);
+        let key = (namespace.to_owned(), name.to_owned());
+        if self.pods.len() < PODS && !self.pods.contains_key(&key) {
+            self.pods.insert(key, labels.collect());
+        }
+    }
+
+    /// What of `wanted` there is not, and what there is instead; a line each.
+    pub fn missing(&self, wanted: &Wanted) -> Vec<String> {
+        if !wanted.pods.is_empty() {
+            let missing = wanted.pods.iter().filter(|pod| !self.pods.contains_key(pod));
+            return missing.map(|(namespace, name)| self.no_pod(namespace, name)).collect();
+        }
+        let namespace = wanted.namespace.as_deref();
+        let mut pods = self.pods.iter().filter(|((of, _), _)| namespace.is_none_or(|wanted| of == wanted)).peekable();
+        let note = match (namespace, &wanted.labels) {
+            (Some(namespace), _) if pods.peek().is_none() => Some(self.no_pods(namespace)),
+            (_, Some(selector)) => {
+                let labels: Vec<_> = pods.map(|(_, labels)| labels).collect();
+                let selected =
+                    |labels: &&&BTreeMap<String, String>| matches(selector, |key| labels.get(key).map(|v| &**v));
+                labels.iter().find(selected).is_none().then(|| no_labels(selector, namespace, &labels))
+            }
+            _ => None,
+        };
+        note.into_iter().collect()
+    }
+
+    fn no_pod(&self, namespace: &str, name: &str) -> String {
+        if !self.namespaces.contains(namespace) {
+            return self.no_pods(namespace);
+        }
+        let known = self.pods.keys().filter(|(of, _)| of == namespace).map(|(_, name)| name.clone());
+        missing::named("pod", namespace, name, &known.collect::<Vec<_>>())
+    }
+
+    fn no_pods(&self, namespace: &str) -> String {
+        if self.namespaces.contains(namespace) {
+            return format!("no pods in namespace {namespace}");
+        }
+        missing::namespace(namespace, &self.namespaces.iter().cloned().collect::<Vec<_>>())
+    }
+}
+
+/// `no pod with app=dbx in namespace staging; there are app=api, app=db`
+fn no_labels(selector: &Selector, namespace: Option<&str>, pods: &[&BTreeMap<String, String>]) -> String {
+    let keys: BTreeSet<&str> = selector.requirements.iter().map(|requirement| &*requirement.key).collect();
+    let label = |(key, value): (&String, &String)| format!("{key}={value}");
+    let all = || pods.iter().flat_map(|labels| labels.iter());
+    let mut known: BTreeSet<String> = all().filter(|(key, _)| keys.contains(&***key)).map(label).collect();
+    if known.is_empty() {
+        known = all().map(label).collect();
+    }
+    let place = namespace.map(|namespace| format!(" in namespace {namespace}")).unwrap_or_default();
+    let known: Vec<String> = known.into_iter().collect();
+    let known = missing::nearest(&selector.to_string(), &known);
+    format!("no pod with {selector}{place}; there are {known}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::select::selector;
+    use super::*;
+
+    fn missing(change: impl FnOnce(&mut Wanted)) -> Vec<String> {
+        let mut names = Names::default();
+        for (namespace, name, app) in [("staging", "db-0", "db"), ("staging", "api-0", "api"), ("qa", "web-0", "web")] {
+            names.pod(namespace, name, [("app".to_owned(), app.to_owned())].into_iter());
+        }
+        names.namespace("empty");
+        let mut wanted = Wanted::default();
+        change(&mut wanted);
+        names.missing(&wanted)
+    }
+
+    #[test]
+    fn what_is_not_there_is_named_with_what_is() {
+        let pod = |namespace: &str, name: &str| missing(|w| w.pods = vec![(namespace.into(), name.into())]);
+        assert_eq!(pod("staging", "db-0"), [""; 0]);
+        assert_eq!(pod("staging", "db-9"), ["no pod staging/db-9; staging has api-0, db-0"]);
+        assert_eq!(pod("stagin", "db-0"), ["no namespace stagin; the namespaces are empty, qa, staging"]);
+        assert_eq!(missing(|w| w.namespace = Some("qa".into())), [""; 0]);
+        assert_eq!(missing(|w| w.namespace = Some("empty".into())), ["no pods in namespace empty"]);
+        let labels = |text: &str, namespace: Option<&str>| {
+            missing(|w| {
+                w.labels = Some(selector(text).unwrap());
+                w.namespace = namespace.map(str::to_owned);
+            })
+        };
+        assert_eq!(labels("app=db", None), [""; 0]);
+        assert_eq!(labels("app=db", Some("qa")), ["no pod with app=db in namespace qa; there are app=web"]);
+        assert_eq!(labels("tier=x", None), ["no pod with tier=x; there are app=api, app=db, app=web"]);
+    }
+}
