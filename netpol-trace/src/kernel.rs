@@ -7,19 +7,20 @@
 //!                                    └──────────────────────────────────> counters
 //! ```
 
-mod again;
 pub mod attach;
 mod bpf;
 pub mod btf;
 pub mod carry;
 pub mod clock;
 pub mod counters;
+mod errors;
 pub mod filter;
 pub mod fold;
 pub mod hook;
 pub mod layout;
 pub mod log;
 mod mapping;
+mod object;
 pub mod pins;
 pub mod probe;
 pub mod programs;
@@ -36,6 +37,7 @@ use foldhash::fast::RandomState;
 use netpol_trace_common::{DropEvent, NO_REASON, flags};
 
 use self::attach::Attached;
+pub use self::errors::KernelError;
 use self::filter::Place;
 use self::layout::Layout;
 use self::pins::Keep;
@@ -45,27 +47,6 @@ use crate::packet::{Answers, Candidate, Facts, Repeats, Str};
 
 /// Where the kernel publishes its types.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
-
-/// Why drops can't be recorded here. Each message says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum KernelError {
-    #[error(
-        "this kernel has no BTF ({BTF_PATH}: {0}): netpol-trace needs Linux 5.10 or later built with CONFIG_DEBUG_INFO_BTF=y"
-    )]
-    NoBtf(std::io::Error),
-    #[error("this kernel's BTF does not fit: {0}; `netpol-trace doctor` shows what is missing")]
-    Btf(#[from] btf::BtfError),
-    #[error(
-        "not permitted to load BPF programs ({0}): run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)"
-    )]
-    NotPermitted(String),
-    #[error("the kernel is locked down (confidentiality) and refuses BPF programs that read its memory: {0}")]
-    LockedDown(String),
-    #[error("the kernel refuses the kfree_skb programs: {0}")]
-    Refused(String),
-    #[error("the eBPF object is damaged or from another build: {0}")]
-    Object(String),
-}
 
 /// How the kernel's side is set up.
 #[derive(Debug, Clone)]
@@ -312,7 +293,7 @@ pub fn open(options: &Options) -> Result<(Attached, Names, Option<SymbolsError>)
         let blob = std::fs::read(Path::new(BTF_PATH)).map_err(KernelError::NoBtf)?;
         let btf = btf::Btf::parse(&blob)?;
         let layout = Layout::from_btf(&btf)?;
-        let attached_to = attach::types(&btf.only(&TRACEPOINTS, &FUNCTIONS)?)?;
+        let attached_to = object::types(&btf.only(&TRACEPOINTS, &FUNCTIONS)?)?;
         drop(btf);
         drop(blob);
         let mut read = None;

@@ -271,7 +271,7 @@ impl Worker<'_> {
         .map(|(stage, reason, of, total, told)| (stage, reason, Some(of), total, told, false));
         let grown = [
             (LossStage::KernelRing, "ring_full", ring_lost, &mut self.told.ring, false),
-            (LossStage::KernelRecursion, "nested_run", recursion, &mut self.told.recursion, true),
+            (LossStage::KernelRecursion, "recursion_protection", recursion, &mut self.told.recursion, true),
             (LossStage::AgentQueue, "queue_full", queue, &mut self.told.queue, false),
             (LossStage::AgentQueue, "unreadable_packet", undecoded, &mut self.told.undecoded, false),
         ]
@@ -329,7 +329,7 @@ impl Worker<'_> {
         let told = &self.told;
         let losses = [
             ("kernel_ring", "ring_full", told.ring),
-            ("kernel_recursion", "nested_run", told.recursion),
+            ("kernel_recursion", "recursion_protection", told.recursion),
             ("agent_queue", "queue_full", told.queue + told.flows.queue),
             ("agent_queue", "unreadable_packet", told.undecoded),
             ("kernel_map", "connections_full", told.flows.full),

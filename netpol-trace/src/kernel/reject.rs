@@ -5,7 +5,8 @@ use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, FEntry, ProgramError};
 use aya::{Btf, Ebpf};
 
-use super::attach::{chain, program, short};
+use super::errors::{chain, short};
+use super::object::program;
 use crate::packet::Answers;
 use crate::record::HookState;
 
