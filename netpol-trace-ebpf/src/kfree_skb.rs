@@ -7,7 +7,6 @@
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
-use aya_log_ebpf::debug;
 use core::mem::MaybeUninit;
 use netpol_trace_common::fold::{FoldKey, WORDS};
 use netpol_trace_common::{DropEvent, NO_REASON, PerCpu, REASON_OTHER, REASONS, flags};
@@ -127,10 +126,7 @@ fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: Drop) {
             return;
         }
     }
-    let Some(mut event) = emit::reserve(cpu) else {
-        debug!(ctx, "ring full: a drop with reason {} is lost", drop.reason);
-        return;
-    };
+    let Some(mut event) = emit::reserve(cpu) else { return };
     if let Some(place) = &place
         && key::folds(key)
         && let Outcome::Counted = place.claim(key, &measure)

@@ -18,7 +18,6 @@ pub mod filter;
 pub mod fold;
 pub mod hook;
 pub mod layout;
-pub mod log;
 mod mapping;
 mod object;
 pub mod pins;
@@ -40,7 +39,6 @@ use self::attach::Attached;
 pub use self::errors::KernelError;
 use self::filter::Place;
 use self::layout::Layout;
-use self::pins::Keep;
 use self::symbols::{Symbols, SymbolsError};
 use crate::memory;
 use crate::packet::{Answers, Candidate, Facts, Repeats, Str};
@@ -55,15 +53,13 @@ pub struct Options {
     pub all_drops: bool,
     /// Octets of the ring buffer, a power of two.
     pub ring_bytes: u32,
-    /// Let the programs log (aya-log, at the agent's log level).
-    pub program_logs: bool,
     /// Don't try the BTF tracepoint: for tests of the other form.
     pub raw_tracepoint: bool,
     /// Count repeated packets in the kernel instead of sending each.
     pub fold: bool,
-    /// What stays when the agent ends.
-    pub keep: pins::Keep,
-    /// Where it is pinned, or was by an agent before; empty: not looked at.
+    /// Pin the maps and the hook, so that counts, unread records and the hook outlive the agent.
+    pub survive_restart: bool,
+    /// The folder of pins. Empty: nothing is pinned, and leftovers of an earlier agent are not looked for.
     pub pin_folder: PathBuf,
 }
 
@@ -72,10 +68,9 @@ impl Default for Options {
         Options {
             all_drops: false,
             ring_bytes: 2 << 20,
-            program_logs: false,
             raw_tracepoint: false,
             fold: true,
-            keep: Keep::Nothing,
+            survive_restart: false,
             pin_folder: PathBuf::new(),
         }
     }

@@ -101,6 +101,9 @@ pub fn run(
             }
             send.flush(flows.as_mut());
             drops.counters.close(drops.attached.carry());
+            tracing::info!(
+                "the kfree_skb hook stays attached for the next agent; `netpol-trace doctor --cleanup` removes it"
+            );
             return;
         }
         drops.attached.detach();

@@ -11,7 +11,7 @@ use netpol_trace_common::tc::FlowCounters;
 use super::previous::Previous;
 use crate::inventory::{Inventory, coverage};
 use crate::kernel::RawDrop;
-use crate::kernel::attach::Attached;
+use crate::kernel::attach::{Attached, Inherited};
 use crate::kernel::carry::Carry;
 use crate::kernel::clock::Clock;
 use crate::kernel::counters::{Counters, Reading};
@@ -55,8 +55,8 @@ pub struct Setup<'a> {
     pub window: Duration,
     /// With the kfree_skb hook: how far this agent has come, for the next one.
     pub carry: Option<Arc<Carry>>,
-    /// Packets that ended with an agent before this one.
-    pub orphans: u64,
+    /// What an agent before this one left in the kernel.
+    pub inherited: Inherited,
 }
 
 /// Until the reader ends. A reader of the output that went away is a good end.
@@ -128,21 +128,7 @@ impl Worker<'_> {
         if let Some((since, loss)) = self.setup.previous.as_mut().and_then(|previous| previous.gap.take()) {
             self.pipeline.tell(Body::Loss(loss), since)?;
         }
-        if self.setup.orphans > 0 {
-            let now = Timestamp::now();
-            let loss = Loss {
-                stage: LossStage::AgentQueue,
-                reason: "killed".into(),
-                of: Some("packets_of_the_run_before".into()),
-                count: Some(self.setup.orphans),
-                estimate: false,
-                last_time: Some(now),
-                sink: None,
-                first_id: None,
-                last_id: None,
-            };
-            self.pipeline.tell(Body::Loss(loss), now)?;
-        }
+        self.losses_of_the_run_before()?;
         let (mut next_tick, mut next_status) = (Instant::now() + TICK, Instant::now() + STATUS);
         let mut next_window = Instant::now() + self.setup.window;
         loop {
@@ -189,6 +175,30 @@ impl Worker<'_> {
                 self.status(Phase::Running)?;
             }
         }
+    }
+
+    /// Declares packets of an earlier agent: those that ended with it, and those in pins that this agent removed.
+    fn losses_of_the_run_before(&mut self) -> Result<(), SinkError> {
+        let Inherited { lost, removed, .. } = self.setup.inherited;
+        let killed = (lost > 0).then_some((LossStage::AgentQueue, "killed", Some(lost)));
+        // Nobody can know how many: another version counts in its own way.
+        let removed = removed.then_some((LossStage::KernelMap, "pins_removed", None));
+        for (stage, reason, count) in killed.into_iter().chain(removed) {
+            let now = Timestamp::now();
+            let loss = Loss {
+                stage,
+                reason: reason.into(),
+                of: Some("packets_of_the_run_before".into()),
+                count,
+                estimate: false,
+                last_time: Some(now),
+                sink: None,
+                first_id: None,
+                last_id: None,
+            };
+            self.pipeline.tell(Body::Loss(loss), now)?;
+        }
+        Ok(())
     }
 
     /// What is left, and the last status, in which nothing is held any more.

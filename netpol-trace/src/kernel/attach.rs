@@ -15,11 +15,22 @@ use super::hook::{Hook, Link, adopt, attach_kfree_skb};
 use super::layout::Layout;
 use super::mapping::Mapping;
 use super::object::{self, LocationsPod, OBJECT, take, take_data};
-use super::pins::{self, Keep, Pins};
+use super::pins::{self, Pins};
 use super::reject::Rejects;
 use super::ring::Ring;
 use super::symbols::Symbols;
 use super::{Options, cpus, filter, release};
+
+/// What an agent before this one left, and what became of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Inherited {
+    /// This agent took over the hook, which was attached all the time.
+    pub hook: bool,
+    /// Packets that the earlier agent had taken out of the kernel, and that ended with it.
+    pub lost: u64,
+    /// This agent removed what it could not take over.
+    pub removed: bool,
+}
 
 /// The attached programs and their maps.
 pub struct Attached {
@@ -29,8 +40,7 @@ pub struct Attached {
     folds: Option<Folds>,
     counters: Option<Counters>,
     carry: Arc<Carry>,
-    lost_with_the_last: u64,
-    was_kept: bool,
+    inherited: Inherited,
     locations: Array<MapData, LocationsPod>,
     /// Places in modules that the programs are silent about.
     dull: HashMap<MapData, u64, u8>,
@@ -40,8 +50,8 @@ pub struct Attached {
     pub locations_left_out: usize,
     /// Nobody else may use them meanwhile.
     _pins: Option<Pins>,
-    /// Keeps the programs' log map and the rest of the object alive.
-    ebpf: Ebpf,
+    /// Keeps the programs and maps alive that nothing else holds.
+    _ebpf: Ebpf,
 }
 
 impl Attached {
@@ -64,15 +74,14 @@ impl Attached {
             filter,
             offsets: layout.offsets,
         };
-        let pins = match options.keep {
-            Keep::Nothing => {
-                pins::clear(&options.pin_folder);
-                None
-            }
-            // Settings are part of the name: pinned programs and maps have them built in.
-            _ => Some(
-                Pins::open(&options.pin_folder, (OBJECT, bytes_of(&config), options.ring_bytes)).map_err(cant_pin)?,
-            ),
+        // Settings are part of what must be the same: pinned programs and maps have them built in.
+        let same = (OBJECT, bytes_of(&config), options.ring_bytes);
+        let (pins, removed) = if options.survive_restart {
+            let pins = Pins::open(&options.pin_folder, same).map_err(cant_pin)?;
+            let removed = pins.removed_others;
+            (Some(pins), removed)
+        } else {
+            (None, pins::clear(&options.pin_folder))
         };
         let mut ebpf = object::load(&config, options, cpus, pins.as_ref())?;
 
@@ -87,18 +96,18 @@ impl Attached {
         let dull = take(&mut ebpf, "DULL")?;
         let carry = Arc::new(Carry::new(&take_data(&mut ebpf, "CARRY")?).map_err(cant_pin)?);
         let found = pins.as_ref().is_some_and(|pins| pins.found);
-        let lost_with_the_last = if found { carry.take_over() } else { 0 };
+        let lost = if found { carry.take_over() } else { 0 };
         let adopted = pins.as_ref().and_then(adopt);
-        let was_kept = adopted.is_some();
+        let inherited = Inherited { hook: adopted.is_some(), lost, removed };
         let (link, hook, program) = match adopted {
             Some(adopted) => adopted,
             None => attach_kfree_skb(&mut ebpf, btf, options.raw_tracepoint)?,
         };
         let (per_cpu, state) = (take_data(&mut ebpf, "PER_CPU")?, take_data(&mut ebpf, "FOLD_STATE")?);
         let mapped = Arc::new(Mapping::new(&per_cpu, cpus as usize).map_err(unmapped)?);
-        let link = match (&pins, options.keep) {
-            (Some(pins), Keep::Attached) => link.keep(pins, &mut ebpf)?,
-            _ => link.release()?,
+        let link = match &pins {
+            Some(pins) => link.keep(pins, &mut ebpf)?,
+            None => link,
         };
         let rejects = Rejects::attach(&mut ebpf, btf);
         let per_cpu = Array::try_from(Map::Array(per_cpu)).map_err(|error| KernelError::Object(error.to_string()))?;
@@ -116,15 +125,14 @@ impl Attached {
             folds: Some(folds),
             counters: Some(counters),
             carry,
-            lost_with_the_last,
-            was_kept,
+            inherited,
             locations,
             dull,
             hook,
             rejects,
             locations_left_out,
             _pins: pins,
-            ebpf,
+            _ebpf: ebpf,
         })
     }
 
@@ -133,14 +141,8 @@ impl Attached {
         &self.carry
     }
 
-    /// Packets that an agent before this one had taken out of the kernel, and ended with it.
-    pub fn lost_with_the_last(&self) -> u64 {
-        self.lost_with_the_last
-    }
-
-    /// Whether the hook was attached all the time since the agent before this one.
-    pub fn was_kept(&self) -> bool {
-        self.was_kept
+    pub fn inherited(&self) -> Inherited {
+        self.inherited
     }
 
     /// Whether the hook stays when the agent ends.
@@ -169,11 +171,6 @@ impl Attached {
 
     pub fn rejects(&self) -> &Rejects {
         &self.rejects
-    }
-
-    /// The object, for its logger.
-    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
     }
 
     /// Tells the programs where unspecific drops are interesting, after a module came or went.

@@ -21,7 +21,7 @@ pub(super) enum Link {
 }
 
 impl Link {
-    /// Pins the hook, and its program for its recursion misses, unless they are.
+    /// Pins the hook, unless it is pinned, so that it stays; and its program, whose recursion misses the next agent reads.
     pub(super) fn keep(self, pins: &Pins, ebpf: &mut Ebpf) -> Result<Link, KernelError> {
         let Link::Held(link, name) = self else { return Ok(self) };
         pins.forget_hook(name).map_err(cant_pin)?;
@@ -35,14 +35,6 @@ impl Link {
         link.pin(pins.link(name))
             .map(|link| Link::Pinned(link, name))
             .map_err(|error| cant_pin(io::Error::other(error)))
-    }
-
-    /// The hook ends with this process.
-    pub(super) fn release(self) -> Result<Link, KernelError> {
-        match self {
-            Link::Pinned(link, name) => Ok(Link::Held(link.unpin().map_err(cant_pin)?, name)),
-            held => Ok(held),
-        }
     }
 }
 

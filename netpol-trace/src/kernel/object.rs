@@ -35,7 +35,6 @@ pod! {
 
 /// Loads the maps and programs of the drop hook. Maps that `pins` has are opened, not made. Nothing is attached yet.
 pub(super) fn load(config: &Config, options: &Options, cpus: u32, pins: Option<&Pins>) -> Result<Ebpf, KernelError> {
-    let log_level: u8 = if options.program_logs { 5 } else { 0 };
     let config = ConfigPod(*config);
     let slots = cpus * slots_of_each(&config.0);
     let flows = if config.0.recursive != 0 { fold::MAX_FLOWS_ALONE } else { fold::MAX_FLOWS };
@@ -49,7 +48,6 @@ pub(super) fn load(config: &Config, options: &Options, cpus: u32, pins: Option<&
         // The kernel's types, which nothing in the object is relocated by: 20 MiB that `new` has read.
         .btf(None)
         .override_global("CONFIG", &config, true)
-        .override_global(aya_log::LEVEL, &log_level, false)
         .map_max_entries("EVENTS", options.ring_bytes)
         .map_max_entries("PER_CPU", cpus)
         .map_max_entries("FAST_0", slots)
