@@ -151,8 +151,9 @@ pub struct Config {
     pub ovs_subsystem: u32,
     /// Not 0: count repeated packets instead of sending each.
     pub fold: u32,
-    /// Not 0: a softirq can run the program in the middle of itself on the same CPU (before 6.1).
-    pub nests: u32,
+    /// Not 0: the kernel has no recursion protection for tracepoint programs (before 6.1), so a softirq can run the program in
+    /// the middle of another run on the same CPU.
+    pub recursive: u32,
     /// Flows that each CPU counts by itself, a power of two: see [`fold::slots`].
     pub slots: u32,
     pub pad: u32,
@@ -221,50 +222,20 @@ pub struct PerCpu {
     pub counters: Counters,
     /// Address of the packet about which an ICMP error or a reset was sent last; 0 once it is freed.
     pub rejected: u64,
-    /// Not 0 while the program's copy is attached behind it: the program leaves a [`Mark`] of each packet then.
-    pub watched: u64,
+    /// When `rejected` was noted: CLOCK_MONOTONIC, ns.
+    pub rejected_at: u64,
     /// The kernel's tick (jiffies) at which the clock was read last, and what it showed: CLOCK_MONOTONIC, ns.
     pub tick: u64,
     pub time: u64,
     /// Every kfree_skb by its reason, recorded or not.
     pub seen: [u64; REASONS],
-    /// When `rejected` was noted: CLOCK_MONOTONIC, ns.
-    pub rejected_at: u64,
-    /// Runs of the copy in place of the program.
-    pub rescued: u64,
     /// The tick at which the reader was last woken from here.
     pub woken: u64,
-    /// Which of the marks was left last.
-    pub latest: u64,
-    pub marks: [Mark; 2],
     /// How many of this CPU's own flows each of the two sets has, see [`fold::FastSlot`].
     pub flows: [u64; 2],
     /// Up to a whole line of the cache.
-    pub pad: [u64; 6],
+    pub pad: [u64; 5],
 }
-
-/// That the program ran for a packet; the copy, which comes next, takes it down. Without one the program was missed.
-///
-/// Drops interrupt each other, each on a stack of its own, and on one stack they come one after the other: two marks, the one of
-/// another stack never being the one that was left last, are enough for a packet and what interrupts it.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Mark {
-    /// An address on the stack.
-    pub stack: u64,
-    /// The packet's address; 0 when it was taken down.
-    pub packet: u64,
-}
-
-/// Addresses that are no further apart are of one stack.
-pub const STACK: u64 = 16 * 1024;
-
-/// Entries of the map of [`PerCpu`] for each CPU: the program's, and its copy's, which may run in the middle of the program and must
-/// not write where that does. A plain array by CPU and entry: where it lies is a constant of the programs, which the kernel's own
-/// per-CPU arrays have to look up.
-pub const PER_CPU_FIRST: u32 = 0;
-pub const PER_CPU_COPY: u32 = 1;
-pub const PER_CPU_ENTRIES: u32 = 2;
 
 /// A packet that was rejected is freed within so many ns; a note that is older is about another one at the same address.
 pub const REJECT_NS: u64 = 100_000_000;
@@ -276,7 +247,7 @@ layout!(DropEvent, 400,
     key @ 184, device @ 288, head @ 304);
 layout!(Offsets, 104, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76, ct_tuple @ 84, shinfo_gso_size @ 92, task_flags @ 96);
 layout!(Filter, 96, anywhere @ 0, by_location @ 32, either @ 64);
-layout!(Config, 224, arguments @ 0, ovs_subsystem @ 4, fold @ 8, nests @ 12, slots @ 16, filter @ 24, offsets @ 120);
+layout!(Config, 224, arguments @ 0, ovs_subsystem @ 4, fold @ 8, recursive @ 12, slots @ 16, filter @ 24, offsets @ 120);
 layout!(Locations, 528, image @ 512);
-layout!(PerCpu, 2240, counters @ 0, rejected @ 32, watched @ 40, tick @ 48, seen @ 64, rejected_at @ 2112, marks @ 2144, flows @ 2176);
+layout!(PerCpu, 2176, counters @ 0, rejected @ 32, rejected_at @ 40, tick @ 48, seen @ 64, woken @ 2112, flows @ 2120);
 layout!(Counters, 32, matched @ 0, emitted @ 8, folded @ 16, lost_ring @ 24);

@@ -1,15 +1,11 @@
 //! How every record leaves the kernel, and the books of it: what was matched is emitted, folded or lost.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_RB_NO_WAKEUP};
-use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
-use netpol_trace_common::{
-    Config, DULL_LOCATIONS, DropEvent, Filter, Locations, Mark, Offsets, PER_CPU_ENTRIES, PerCpu, REASONS, REJECT_NS,
-    STACK,
-};
+use netpol_trace_common::{Config, DULL_LOCATIONS, DropEvent, Filter, Locations, Offsets, PerCpu, REASONS, REJECT_NS};
 
 use crate::drop::bpf_ktime;
 
@@ -19,7 +15,7 @@ static CONFIG: Config = Config {
     arguments: 2,
     ovs_subsystem: 0,
     fold: 0,
-    nests: 0,
+    recursive: 0,
     slots: 0,
     pad: 0,
     filter: Filter { anywhere: [0; REASONS / 64], by_location: [0; REASONS / 64], either: [0; REASONS / 64] },
@@ -55,9 +51,10 @@ static CONFIG: Config = Config {
 
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
-/// For as many CPUs as the machine may have: the loader sets that. Mappable, so that it begins with a page.
+/// A plain array indexed by CPU, with an entry for each CPU that the machine may have: the loader sets its size. The address of
+/// a plain array is a constant of the programs; a per-CPU array is looked up. Mappable, so that it begins with a page.
 #[map]
-static PER_CPU: Array<PerCpu> = Array::with_max_entries(PER_CPU_ENTRIES, BPF_F_MMAPABLE);
+static PER_CPU: Array<PerCpu> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static LOCATIONS: Array<Locations> = Array::with_max_entries(1, 0);
 /// Places in modules where no enforcer drops anything, as the agent has found.
@@ -104,10 +101,10 @@ pub fn bits(of: fn(&Filter) -> &[u64; REASONS / 64], slot: usize) -> u64 {
     unsafe { core::ptr::read_volatile((&raw const *of(&(*config()).filter)).cast::<u64>().add(slot / 64)) }
 }
 
-/// What this CPU keeps between two runs: the program's entry, or its copy's.
+/// What this CPU keeps between two runs.
 #[inline(always)]
-pub fn cpu(entry: u32) -> Option<*mut PerCpu> {
-    PER_CPU.get_ptr_mut(number() * PER_CPU_ENTRIES + entry)
+pub fn cpu() -> Option<*mut PerCpu> {
+    PER_CPU.get_ptr_mut(number())
 }
 
 /// The CPU that this runs on. Until its end a program stays there.
@@ -121,92 +118,39 @@ pub fn number() -> u32 {
 #[inline(always)]
 pub fn count_seen(cpu: *mut PerCpu, slot: usize) {
     // SAFETY: a CPU's own map value, and a slot is below REASONS. A plain add: `seen` only bounds `matched` from above, and a lost
-    // increment (a nested run before 6.1) is worth less than an atomic on every freed packet.
+    // increment (a recursive run, see `Config::recursive`) is worth less than an atomic on every freed packet.
     unsafe { *(&raw mut (*cpu).seen).cast::<u64>().add(slot) += 1 }
 }
 
 /// Whether an answer to a packet at this address was noted.
 #[inline(always)]
-pub fn has_note(program: *mut PerCpu, skb: u64) -> bool {
+pub fn has_note(cpu: *mut PerCpu, skb: u64) -> bool {
     // SAFETY: a CPU's own map value.
-    unsafe { (*program).rejected == skb }
+    unsafe { (*cpu).rejected == skb }
 }
 
 /// Whether an answer to the packet was sent right before. The note is taken down for every packet that is freed, since another
 /// one may get its address.
 #[inline(always)]
-pub fn take_note(program: *mut PerCpu, skb: u64) -> bool {
-    if !has_note(program, skb) {
+pub fn take_note(cpu: *mut PerCpu, skb: u64) -> bool {
+    if !has_note(cpu, skb) {
         return false;
     }
     // SAFETY: a CPU's own map value.
     unsafe {
-        (*program).rejected = 0;
-        bpf_ktime().wrapping_sub((*program).rejected_at) < REJECT_NS
+        (*cpu).rejected = 0;
+        bpf_ktime().wrapping_sub((*cpu).rejected_at) < REJECT_NS
     }
-}
-
-/// Whether the program's copy is attached behind it.
-#[inline(always)]
-pub fn is_watched(program: *mut PerCpu) -> bool {
-    // SAFETY: a CPU's own map value. Volatile: the agent changes it.
-    unsafe { core::ptr::read_volatile(&raw const (*program).watched) != 0 }
-}
-
-/// Leaves word for the copy that the program ran for this packet. `context`: the program's, which is on the stack in use.
-#[inline(always)]
-pub fn mark(program: *mut PerCpu, context: *const c_void, skb: u64) {
-    // SAFETY: a CPU's own map value, and an index below 2. Volatile: the copy may read in between; and the address of the context
-    // becomes a number that may be compared by way of memory only.
-    unsafe {
-        let latest = core::ptr::read_volatile(&raw const (*program).latest) as usize & 1;
-        let marks = (&raw mut (*program).marks).cast::<Mark>();
-        let (same, other) = (marks.add(latest), marks.add(latest ^ 1));
-        core::ptr::write_volatile(&raw mut (*other).stack, context as u64);
-        let here = core::ptr::read_volatile(&raw const (*other).stack);
-        let there = core::ptr::read_volatile(&raw const (*same).stack);
-        if here.wrapping_sub(there).wrapping_add(STACK) < 2 * STACK {
-            core::ptr::write_volatile(&raw mut (*same).packet, skb);
-        } else {
-            core::ptr::write_volatile(&raw mut (*other).packet, skb);
-            core::ptr::write_volatile(&raw mut (*program).latest, latest as u64 ^ 1);
-        }
-    }
-}
-
-/// Whether the program ran for this packet: takes its mark down.
-#[inline(always)]
-pub fn take_mark(program: *mut PerCpu, skb: u64) -> bool {
-    let mut at = 0;
-    while at < 2 {
-        // SAFETY: as above.
-        unsafe {
-            let packet = &raw mut (*program).marks[at].packet;
-            if core::ptr::read_volatile(packet) == skb {
-                core::ptr::write_volatile(packet, 0);
-                return true;
-            }
-        }
-        at += 1;
-    }
-    false
-}
-
-/// Counts a run of the copy in place of the program.
-#[inline(always)]
-pub fn rescued(cpu: *mut PerCpu) {
-    // SAFETY: as above; nobody else writes the copy's entry on this CPU, since no program runs in the middle of itself there.
-    unsafe { (*cpu).rescued += 1 }
 }
 
 /// Adds 1 to a counter of the books.
 #[inline(always)]
 pub fn add(counter: *mut u64) {
-    let nests = field!(nests) != 0;
-    // SAFETY: `counter` is a field of a CPU's own map value. Atomic only where a softirq can run the program again in the
-    // middle of itself on the same CPU.
+    let recursive = field!(recursive) != 0;
+    // SAFETY: `counter` is a field of a CPU's own map value. Atomic only on kernels that let a softirq run the program in the
+    // middle of another run on the same CPU.
     unsafe {
-        if nests {
+        if recursive {
             core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(counter, 1);
         } else {
             core::ptr::write_volatile(counter, core::ptr::read_volatile(counter) + 1);
@@ -225,7 +169,7 @@ pub(crate) use counter;
 
 /// Reserves room for one record, which must be submitted or discarded. `None`: the ring was full, which is counted.
 ///
-/// The record is built in the reservation itself: per-CPU scratch would be overwritten by a nested run.
+/// The record is built in the reservation itself: per-CPU scratch would be overwritten by a recursive run.
 #[inline(always)]
 pub fn reserve(cpu: *mut PerCpu) -> Option<RingBufEntry<DropEvent>> {
     let entry = EVENTS.reserve::<DropEvent>(0);

@@ -64,18 +64,17 @@ pub struct Place {
     second: bool,
     cpu: *mut PerCpu,
     state: *mut FoldState,
-    /// Whether the flows that this CPU counts by itself are this run's to touch: not the copy's, which may run in the middle of
-    /// the program, and nobody's where the program may run in the middle of itself.
+    /// Whether this CPU counts flows by itself: not on kernels that run the program in the middle of another run.
     fast: bool,
 }
 
 impl Place {
     #[inline(always)]
-    pub fn now(cpu: *mut PerCpu, copy: bool) -> Option<Place> {
+    pub fn now(cpu: *mut PerCpu) -> Option<Place> {
         let state = FOLD_STATE.get_ptr_mut(0)?;
         // SAFETY: a live map value. Volatile: the agent changes it.
         let active = unsafe { core::ptr::read_volatile(&raw const (*state).active) };
-        Some(Place { second: active != 0, cpu, state, fast: !copy && field!(nests) == 0 })
+        Some(Place { second: active != 0, cpu, state, fast: field!(recursive) == 0 })
     }
 
     /// Counts a packet whose like was sent before. Else leaves in `key` where there may be room for its like.

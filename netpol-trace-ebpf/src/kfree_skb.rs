@@ -1,17 +1,15 @@
 //! Hook 1: the `kfree_skb` tracepoint, as BTF tracepoint and, for kernels that refuse that, as raw tracepoint.
 //!
-//! Each BTF tracepoint has a copy. The kernel does not run a program on a CPU where it is running already, so a drop in a softirq
-//! that interrupts the program is not seen; the copy, attached behind it where that happens often, finds no mark of the program
-//! and takes its place.
+//! The kernel does not run a program on a CPU where that program is running already (recursion protection, from 6.1). A drop in
+//! a softirq that interrupts the program is therefore missed. The kernel counts such misses for each program, and the agent
+//! declares them as an estimated loss.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::cty::c_void;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
-use aya_log_ebpf::debug;
 use core::mem::MaybeUninit;
 use netpol_trace_common::fold::{FoldKey, WORDS};
-use netpol_trace_common::{DropEvent, NO_REASON, PER_CPU_COPY, PER_CPU_FIRST, PerCpu, REASON_OTHER, REASONS, flags};
+use netpol_trace_common::{DropEvent, NO_REASON, PerCpu, REASON_OTHER, REASONS, flags};
 
 use crate::drop::{self, Direct, Memory, Probed, Skb, Typed};
 use crate::emit::{self, counter, field};
@@ -51,74 +49,36 @@ arguments!(BtfTracePointContext RawTracePointContext);
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb(ctx: BtfTracePointContext) -> u32 {
     // Kernels that take it have the reason.
-    if passes(&ctx, |ctx| ctx.word(2) as u32) { first::<_, Direct>(&ctx) } else { 0 }
-}
-
-#[btf_tracepoint(function = "kfree_skb")]
-pub fn kfree_skb_again(ctx: BtfTracePointContext) -> u32 {
-    if is_missed(&ctx) { again::<_, Direct>(&ctx) } else { 0 }
+    if passes(&ctx, |ctx| ctx.word(2) as u32) { handle::<_, Direct>(&ctx) } else { 0 }
 }
 
 /// For kernels before 6.17, whose verifier doesn't let a program load a packet's headers.
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb_copy(ctx: BtfTracePointContext) -> u32 {
-    if passes(&ctx, Arguments::reason) { first::<_, Typed>(&ctx) } else { 0 }
-}
-
-#[btf_tracepoint(function = "kfree_skb")]
-pub fn kfree_skb_copy_again(ctx: BtfTracePointContext) -> u32 {
-    if is_missed(&ctx) { again::<_, Typed>(&ctx) } else { 0 }
+    if passes(&ctx, Arguments::reason) { handle::<_, Typed>(&ctx) } else { 0 }
 }
 
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 pub fn kfree_skb_raw(ctx: RawTracePointContext) -> u32 {
-    if passes(&ctx, Arguments::reason) { first::<_, Probed>(&ctx) } else { 0 }
+    if passes(&ctx, Arguments::reason) { handle::<_, Probed>(&ctx) } else { 0 }
 }
 
 /// One bitmap test throws out nearly everything. What it lets pass is a function of its own: this one has hardly any stack, and saves
 /// one register, since it reads the reason only when it needs it.
 #[inline(always)]
 fn passes<C: Arguments>(ctx: &C, reason: impl FnOnce(&C) -> u32) -> bool {
-    let Some(cpu) = emit::cpu(PER_CPU_FIRST) else { return false };
+    let Some(cpu) = emit::cpu() else { return false };
     let (slot, skb) = (slot(reason(ctx)), ctx.skb() as u64);
     emit::count_seen(cpu, slot);
-    let passes = emit::has_note(cpu, skb) || emit::bits(|filter| &filter.either, slot) >> (slot % 64) & 1 == 1;
-    if !passes && emit::is_watched(cpu) {
-        mark(cpu, ctx.as_ptr(), skb);
-    }
-    passes
+    emit::has_note(cpu, skb) || emit::bits(|filter| &filter.either, slot) >> (slot % 64) & 1 == 1
 }
 
+/// Handles a freed packet that passed the first test.
 #[inline(never)]
-fn mark(cpu: *mut PerCpu, context: *const c_void, skb: u64) {
-    emit::mark(cpu, context, skb);
-}
-
-/// Whether the program did not run for this drop.
-#[inline(always)]
-fn is_missed(ctx: &impl Arguments) -> bool {
-    emit::cpu(PER_CPU_FIRST).is_some_and(|cpu| emit::is_watched(cpu) && !emit::take_mark(cpu, ctx.skb() as u64))
-}
-
-#[inline(never)]
-fn first<C: Arguments, M: Memory>(ctx: &C) -> u32 {
-    let Some(cpu) = emit::cpu(PER_CPU_FIRST) else { return 0 };
-    if emit::is_watched(cpu) {
-        mark(cpu, ctx.as_ptr(), ctx.skb() as u64);
-    }
+fn handle<C: Arguments, M: Memory>(ctx: &C) -> u32 {
+    let Some(cpu) = emit::cpu() else { return 0 };
     if let Some(drop) = interesting(ctx, cpu) {
         matched::<_, M>(ctx, cpu, drop);
-    }
-    0
-}
-
-#[inline(never)]
-fn again<C: Arguments, M: Memory>(ctx: &C) -> u32 {
-    let (Some(program), Some(cpu)) = (emit::cpu(PER_CPU_FIRST), emit::cpu(PER_CPU_COPY)) else { return 0 };
-    emit::rescued(cpu);
-    emit::count_seen(cpu, slot(ctx.reason()));
-    if let Some(drop) = interesting(ctx, program) {
-        matched::<_, M>(ctx, cpu, Drop { copy: true, ..drop });
     }
     0
 }
@@ -140,8 +100,6 @@ struct Drop {
     reason: u32,
     rejected: bool,
     by_location: bool,
-    /// Seen by the program's copy.
-    copy: bool,
 }
 
 /// A drop that passed the filter: counted with its like, or sent.
@@ -153,7 +111,7 @@ fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: Drop) {
     if drop.by_location && drop::kernel_thread() {
         extra |= flags::KERNEL_THREAD;
     }
-    let place = if field!(fold) != 0 { Place::now(cpu, drop.copy) } else { None };
+    let place = if field!(fold) != 0 { Place::now(cpu) } else { None };
     let mut key = MaybeUninit::<FoldKey>::uninit();
     drop::words(key.as_mut_ptr().cast(), [0u64; WORDS]);
     // SAFETY: all its words were written.
@@ -168,10 +126,7 @@ fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: Drop) {
             return;
         }
     }
-    let Some(mut event) = emit::reserve(cpu) else {
-        debug!(ctx, "ring full: a drop with reason {} is lost", drop.reason);
-        return;
-    };
+    let Some(mut event) = emit::reserve(cpu) else { return };
     if let Some(place) = &place
         && key::folds(key)
         && let Outcome::Counted = place.claim(key, &measure)
@@ -189,13 +144,13 @@ fn fill<C: Arguments, M: Memory>(event: &mut MaybeUninit<DropEvent>, ctx: &C, ke
     drop::fill::<M>(event, &Skb::read::<M>(ctx.skb()), key, ctx.word(1), ctx.reason(), extra);
 }
 
-/// What is known of a drop that is to be recorded. `program`: the entry in which rejected packets are noted.
+/// What is known of a drop that is to be recorded; `None` for one that is not.
 #[inline(always)]
-fn interesting(ctx: &impl Arguments, program: *mut PerCpu) -> Option<Drop> {
+fn interesting(ctx: &impl Arguments, cpu: *mut PerCpu) -> Option<Drop> {
     let (reason, location) = (ctx.reason(), ctx.word(1));
     let slot = slot(reason);
-    let rejected = emit::take_note(program, ctx.skb() as u64);
-    let mut drop = Drop { location, reason, rejected, by_location: false, copy: false };
+    let rejected = emit::take_note(cpu, ctx.skb() as u64);
+    let mut drop = Drop { location, reason, rejected, by_location: false };
     // The slot of a two-argument kernel is REASON_OTHER, whose bit in `by_location` the loader sets there.
     let has = |bits: u64| bits >> (slot % 64) & 1 == 1;
     if has(emit::bits(|filter| &filter.anywhere, slot)) {

@@ -5,8 +5,6 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 
-use netpol_trace_common::PER_CPU_FIRST;
-
 use crate::emit;
 
 /// Destination unreachable, in ICMP and in ICMPv6: what REJECT sends.
@@ -49,7 +47,7 @@ pub fn reject_reset(ctx: FEntryContext) -> u32 {
 
 #[inline(always)]
 fn note(skb: u64) {
-    let Some(cpu) = emit::cpu(PER_CPU_FIRST) else { return };
+    let Some(cpu) = emit::cpu() else { return };
     // SAFETY: a CPU's own map value, and a helper without arguments.
     unsafe {
         (*cpu).rejected_at = bpf_ktime_get_ns();

@@ -26,7 +26,7 @@ use crate::config::Live;
 use crate::history::History;
 use crate::http::{self, Guard};
 use crate::inventory::{self, Watcher};
-use crate::kernel::pins::Keep;
+use crate::kernel;
 use crate::kernel::tc::{Mode, View};
 use crate::model::HookState;
 use crate::output::Output;
@@ -38,7 +38,7 @@ use crate::record::format::Format;
 use crate::sink::Numbers;
 use crate::sink::queue::Written;
 use crate::sink::target::Target;
-use crate::{kernel, memory, tail};
+use crate::{memory, tail};
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
 const QUEUE: usize = 256;
@@ -82,9 +82,8 @@ pub struct Config {
     pub fold_window: Duration,
     /// Records of drops a second; 0: no limit.
     pub max_records_per_second: u32,
-    pub program_logs: bool,
-    /// What stays in the kernel when the agent ends.
-    pub keep: Keep,
+    /// Counts, unread records and the hook stay in the kernel when the agent ends.
+    pub survive_restart: bool,
     pub pin_folder: PathBuf,
     /// `None`: what this kernel has without leaving traces.
     pub hooks: Option<Vec<HookName>>,
@@ -122,9 +121,8 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     let options = kernel::Options {
         all_drops: config.all_drops,
         ring_bytes: config.ring_bytes,
-        program_logs: config.program_logs,
         fold: !config.fold_window.is_zero(),
-        keep: config.keep,
+        survive_restart: config.survive_restart,
         pin_folder: config.pin_folder.clone(),
         ..kernel::Options::default()
     };
@@ -145,12 +143,12 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
         inventory::nft_is_built_in(built_in);
     }
     let mut previous = state.as_ref().and_then(|state| state.before(Timestamp::now()));
-    if let (Some(previous), true) = (&mut previous, drops.as_ref().is_some_and(|drops| drops.attached.was_kept())) {
+    let inherited = drops.as_ref().map(|drops| drops.attached.inherited()).unwrap_or_default();
+    if let (Some(previous), true) = (&mut previous, inherited.hook) {
         // The hook went on without an agent: no time to declare.
         previous.gap = None;
     }
     let carry = drops.as_ref().map(|drops| drops.attached.carry().clone());
-    let orphans = drops.as_ref().map_or(0, |drops| drops.attached.lost_with_the_last());
     if let Some(carry) = carry.clone() {
         let written = move |packets| {
             carry.written().fetch_add(packets, Ordering::AcqRel);
@@ -198,7 +196,7 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
                 ring_size: u64::from(config.ring_bytes),
                 window,
                 carry,
-                orphans,
+                inherited,
             };
             let result = worker::run(pipeline, &from_reader, setup);
             let _ = ended.send(());
@@ -301,9 +299,6 @@ fn open_drops(
     }
     if attached.locations_left_out > 0 {
         tracing::warn!(ranges = attached.locations_left_out, "code ranges without room in the programs' table");
-    }
-    if options.program_logs {
-        crate::kernel::log::forward(&mut attached);
     }
     let ring = attached.take_ring().ok_or_else(|| anyhow!("the ring buffer is already taken"))?;
     let folds = attached.take_folds().ok_or_else(|| anyhow!("the counts are already taken"))?;

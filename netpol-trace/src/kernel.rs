@@ -7,19 +7,19 @@
 //!                                    └──────────────────────────────────> counters
 //! ```
 
-mod again;
 pub mod attach;
 mod bpf;
 pub mod btf;
 pub mod carry;
 pub mod clock;
 pub mod counters;
+mod errors;
 pub mod filter;
 pub mod fold;
 pub mod hook;
 pub mod layout;
-pub mod log;
 mod mapping;
+mod object;
 pub mod pins;
 pub mod probe;
 pub mod programs;
@@ -36,9 +36,9 @@ use foldhash::fast::RandomState;
 use netpol_trace_common::{DropEvent, NO_REASON, flags};
 
 use self::attach::Attached;
+pub use self::errors::KernelError;
 use self::filter::Place;
 use self::layout::Layout;
-use self::pins::Keep;
 use self::symbols::{Symbols, SymbolsError};
 use crate::memory;
 use crate::model::packet::Repeats;
@@ -47,27 +47,6 @@ use crate::model::{Answers, Candidate, Facts, Str};
 /// Where the kernel publishes its types.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 
-/// Why drops can't be recorded here. Each message says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum KernelError {
-    #[error(
-        "this kernel has no BTF ({BTF_PATH}: {0}): netpol-trace needs Linux 5.10 or later built with CONFIG_DEBUG_INFO_BTF=y"
-    )]
-    NoBtf(std::io::Error),
-    #[error("this kernel's BTF does not fit: {0}; `netpol-trace doctor` shows what is missing")]
-    Btf(#[from] btf::BtfError),
-    #[error(
-        "not permitted to load BPF programs ({0}): run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)"
-    )]
-    NotPermitted(String),
-    #[error("the kernel is locked down (confidentiality) and refuses BPF programs that read its memory: {0}")]
-    LockedDown(String),
-    #[error("the kernel refuses the kfree_skb programs: {0}")]
-    Refused(String),
-    #[error("the eBPF object is damaged or from another build: {0}")]
-    Object(String),
-}
-
 /// How the kernel's side is set up.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -75,15 +54,13 @@ pub struct Options {
     pub all_drops: bool,
     /// Octets of the ring buffer, a power of two.
     pub ring_bytes: u32,
-    /// Let the programs log (aya-log, at the agent's log level).
-    pub program_logs: bool,
     /// Don't try the BTF tracepoint: for tests of the other form.
     pub raw_tracepoint: bool,
     /// Count repeated packets in the kernel instead of sending each.
     pub fold: bool,
-    /// What stays when the agent ends.
-    pub keep: pins::Keep,
-    /// Where it is pinned, or was by an agent before; empty: not looked at.
+    /// Pin the maps and the hook, so that counts, unread records and the hook outlive the agent.
+    pub survive_restart: bool,
+    /// The folder of pins. Empty: nothing is pinned, and leftovers of an earlier agent are not looked for.
     pub pin_folder: PathBuf,
 }
 
@@ -92,10 +69,9 @@ impl Default for Options {
         Options {
             all_drops: false,
             ring_bytes: 2 << 20,
-            program_logs: false,
             raw_tracepoint: false,
             fold: true,
-            keep: Keep::Nothing,
+            survive_restart: false,
             pin_folder: PathBuf::new(),
         }
     }
@@ -313,7 +289,7 @@ pub fn open(options: &Options) -> Result<(Attached, Names, Option<SymbolsError>)
         let blob = std::fs::read(Path::new(BTF_PATH)).map_err(KernelError::NoBtf)?;
         let btf = btf::Btf::parse(&blob)?;
         let layout = Layout::from_btf(&btf)?;
-        let attached_to = attach::types(&btf.only(&TRACEPOINTS, &FUNCTIONS)?)?;
+        let attached_to = object::types(&btf.only(&TRACEPOINTS, &FUNCTIONS)?)?;
         drop(btf);
         drop(blob);
         let mut read = None;

@@ -82,7 +82,7 @@ fn options_make_their_objects() -> Result<()> {
             // A map would be merged with the chart's own.
             "rbac.otherPolicies=null",
             "config={\"all-drops\":true}",
-            "extraArgs=[\"--program-logs\"]",
+            "extraArgs=[\"--peers=watch\"]",
             "priorityClassName=\"system-node-critical\"",
             "image.tag=\"edge\"",
         ],
@@ -91,7 +91,7 @@ fn options_make_their_objects() -> Result<()> {
     assert_eq!(pod["priorityClassName"], "system-node-critical");
     assert_eq!(pod["containers"][0]["image"], "ghcr.io/netpol-trace/netpol-trace:edge");
     let arguments = pod["containers"][0]["args"].as_array().context("arguments")?;
-    assert_eq!(arguments.last().and_then(|last| last.as_str()), Some("--program-logs"));
+    assert_eq!(arguments.last().and_then(|last| last.as_str()), Some("--peers=watch"));
     assert_eq!(objects["ClusterRole netpol-trace"]["rules"].as_array().map(Vec::len), Some(4));
     let file = objects["ConfigMap netpol-trace"]["data"]["config.yaml"].as_str().context("a file")?;
     assert!(file.contains("all-drops: true") && file.contains("hooks:"), "{file}");

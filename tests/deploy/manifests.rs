@@ -96,7 +96,11 @@ fn components_are_the_charts_values() -> Result<()> {
     let up: String = folder.components().skip(1).map(|_| "../").collect();
     let kustomize_folder = deploy().join("kustomize").canonicalize()?;
     let below = format!("{up}{}", kustomize_folder.strip_prefix("/")?.display());
-    for (component, value) in [("events", "rbac.events=true"), ("metrics-rbac", "listen.rbac=true")] {
+    for (component, value) in [
+        ("events", "rbac.events=true"),
+        ("metrics-rbac", "listen.rbac=true"),
+        ("survive-restart", "surviveRestart=true"),
+    ] {
         let text = format!("resources: [{below}/base]\ncomponents: [{below}/components/{component}]\n");
         std::fs::write(folder.join("kustomization.yaml"), text)?;
         let (one, other) = (kustomize(&kubectl, &folder.to_string_lossy())?, helm(&chart, &[value])?);
@@ -107,6 +111,11 @@ fn components_are_the_charts_values() -> Result<()> {
             args.as_array_mut().context("arguments")?.sort_by_key(Value::to_string);
         }
         assert_eq!(args, others, "{component}");
+        let mounts = |objects: &Objects| container(objects).map(|container| container["volumeMounts"].clone());
+        assert_eq!(mounts(&one)?, mounts(&other)?, "{component}");
+        let volumes =
+            |objects: &Objects| objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"]["volumes"].clone();
+        assert_eq!(volumes(&one), volumes(&other), "{component}");
     }
     Ok(())
 }

@@ -60,8 +60,8 @@ fn many_flows() -> Result<()> {
     Ok(())
 }
 
-/// Drops of the node's own processes (process context) while forwarded ones (softirq) interrupt them: what the kernel's
-/// recursion guard skips is declared.
+/// Drops of the node's own processes (process context) while forwarded ones (softirq) interrupt them: the agent declares the runs
+/// of the program that BPF's recursion protection skips.
 #[test]
 fn output_under_forwarded_load() -> Result<()> {
     const OUTPUT: &str = "

@@ -1,20 +1,15 @@
 //! Repeated packets are counted, not told one by one: every packet is in the count of one record.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::{Agent, Run};
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, Pair, SERVER, SERVER6};
 use netpol_trace_tests::record::{Record, drops, packets};
-use netpol_trace_tests::{eventually, skip, traffic};
+use netpol_trace_tests::{skip, traffic};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 /// So many flows, from one CPU, are more than it keeps apart by itself (16,384 on a machine with one) and all keep apart together
@@ -24,11 +19,11 @@ const FEW_PORTS: u16 = 1_500;
 /// More than all that with 2,048 destination ports beyond.
 const SCAN_PORTS: u16 = 40_000;
 
-fn own<'a>(pair: &'a Pair, run: &'a Run) -> impl Iterator<Item = &'a Record> {
+pub fn own<'a>(pair: &'a Pair, run: &'a Run) -> impl Iterator<Item = &'a Record> {
     drops(&run.records).filter(|record| pair.lab.owns(record))
 }
 
-fn flood(pair: &Pair, count: usize) -> Result<()> {
+pub fn flood(pair: &Pair, count: usize) -> Result<()> {
     let to = std::iter::repeat_n(SocketAddr::from((SERVER, 5000)), count);
     traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 100).map(drop)
 }
@@ -188,191 +183,5 @@ fn a_spent_budget_folds_by_workloads() -> Result<()> {
         assert_eq!((fold.pod("source"), fold.pod("destination")), ("lab/client".into(), "lab/server".into()), "{fold}");
         assert_eq!((fold.number("/source/port"), fold.number("/destination/port")), (None, Some(80)), "{fold}");
     }
-    Ok(())
-}
-
-/// A bpf file system of the test's own.
-struct Pins(tempfile::TempDir);
-
-impl Pins {
-    fn mount() -> Result<Pins> {
-        let folder = tempfile::tempdir()?;
-        let mount = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(folder.path()).output().context("mount")?;
-        anyhow::ensure!(mount.status.success(), "mount: {}", String::from_utf8_lossy(&mount.stderr));
-        Ok(Pins(folder))
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.0.path().join("pins")
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
-fn kept(how: &str, pins: &Path, pair: &Pair) -> Result<Agent> {
-    let (pins, manifests) = (pins.to_string_lossy(), pair.manifests().to_string_lossy().into_owned());
-    let options = [how, "--pin-dir", &pins, "--fold-window", "5m", "--max-records-per-second", "0"];
-    Agent::start(&[&options[..], &["--manifests", &manifests]].concat())
-}
-
-/// Packets in the records of both runs, and those that the second declares for the first.
-fn told(pair: &Pair, runs: [&Run; 2]) -> (u64, u64) {
-    let told = runs.iter().map(|run| packets(own(pair, run))).sum();
-    let orphans = runs[1].records.iter().filter(|record| record.text("/of") == "packets_of_the_run_before");
-    (told, orphans.filter_map(|record| record.number("/count")).sum())
-}
-
-/// What a killed agent had not told, the next one tells: counts and unread records are in pinned maps.
-#[test]
-fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
-    if skip("a_killed_agents_counts_are_told_by_the_next") {
-        return Ok(());
-    }
-    let _alone = crate::alone();
-    let pair = Pair::start(DENY)?;
-    let pins = Pins::mount()?;
-    let first = kept("--pin", &pins.folder(), &pair)?;
-    flood(&pair, 500)?;
-    first.wait_for("the first packet's record", |records| drops(records).any(|r| pair.lab.owns(r)))?;
-    first.signal(Signal::SIGSTOP)?;
-    // Nobody reads these.
-    let ports = (6000..6100).map(|port| SocketAddr::from((SERVER, port)));
-    traffic::udp(&pair.client()?.netns, CLIENT.into(), ports, 64)?;
-    first.signal(Signal::SIGKILL)?;
-    let first = first.finish()?;
-    let second = kept("--pin", &pins.folder(), &pair)?;
-    flood(&pair, 50)?;
-    let second = second.stop()?;
-    second.balance()?;
-    let (told, _) = told(&pair, [&first, &second]);
-    assert_eq!(told, 650, "{:?}", second.records);
-    assert_eq!(pair.counted("denied")?, 650);
-    let ports: BTreeSet<_> = own(&pair, &second).filter_map(|record| record.number("/destination/port")).collect();
-    assert!(ports.is_superset(&(6000..6100).collect()), "{ports:?}");
-    assert!(own(&pair, &second).all(|record| record.pod("destination") == "lab/server"));
-    Ok(())
-}
-
-/// With the hook left attached not even the packets between two agents are missing, in the middle of a flood.
-#[test]
-fn a_kept_hook_leaves_no_gap() -> Result<()> {
-    if skip("a_kept_hook_leaves_no_gap") {
-        return Ok(());
-    }
-    let _alone = crate::alone();
-    let pair = Pair::start(DENY)?;
-    let pins = Pins::mount()?;
-    let first = kept("--keep-attached", &pins.folder(), &pair)?;
-    let done = AtomicBool::new(false);
-    let runs = thread::scope(|scope| -> Result<_> {
-        let sender = scope.spawn(|| {
-            let more = std::iter::repeat_n(SocketAddr::from((SERVER, 5000)), 5_000_000);
-            let flood = more.take_while(|_| !done.load(Ordering::Acquire));
-            traffic::udp(&pair.client()?.netns, CLIENT.into(), flood, 100)
-        });
-        let runs = || -> Result<_> {
-            first.wait_for("the first packet's record", |records| drops(records).any(|r| pair.lab.owns(r)))?;
-            first.signal(Signal::SIGKILL)?;
-            let first = first.finish()?;
-            let counted = pair.counted("denied")?;
-            // The gap: packets are dropped while there is no agent.
-            eventually("more packets to be dropped", || Ok((pair.counted("denied")? > counted).then_some(())))?;
-            Ok((first, kept("--keep-attached", &pins.folder(), &pair)?))
-        };
-        let runs = runs();
-        done.store(true, Ordering::Release);
-        sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        let (first, second) = runs?;
-        Ok([first, second.stop()?])
-    })?;
-    let [first, second] = &runs;
-    second.balance()?;
-    let (told, orphans) = told(&pair, [first, second]);
-    let counted = pair.counted("denied")?;
-    // What ended with the first agent may be another lab's.
-    assert!(
-        told <= counted && counted <= told + orphans,
-        "{counted}: told {told}, ended with the first agent {orphans}"
-    );
-    assert!(counted - told <= 1, "told {told} of {counted}: one flow has one record at a time");
-    Ok(())
-}
-
-/// One agent ends as it should and the next one takes over its hook, while one flow goes on: nothing is missing, nothing twice.
-#[test]
-fn a_rolling_update_loses_nothing() -> Result<()> {
-    if skip("a_rolling_update_loses_nothing") {
-        return Ok(());
-    }
-    let _alone = crate::alone();
-    let pair = Pair::start(DENY)?;
-    let pins = Pins::mount()?;
-    let start = || {
-        let (folder, manifests) = (pins.folder(), pair.manifests().to_string_lossy().into_owned());
-        let folder = folder.to_string_lossy().into_owned();
-        let options =
-            ["--keep-attached", "--pin-dir", &folder, "--fold-window", "500ms", "--max-records-per-second", "0"];
-        Agent::start(&[&options[..], &["--manifests", &manifests]].concat())
-    };
-    let windows = |records: &[Record]| drops(records).filter(|r| pair.lab.owns(r) && r.count() > 1).count() >= 3;
-    let first = start()?;
-    let done = AtomicBool::new(false);
-    let [first, second] = thread::scope(|scope| -> Result<_> {
-        let sender = scope.spawn(|| {
-            let next = || {
-                thread::sleep(Duration::from_millis(2));
-                (!done.load(Ordering::Acquire)).then_some(SocketAddr::from((SERVER, 5000)))
-            };
-            traffic::udp(&pair.client()?.netns, CLIENT.into(), std::iter::from_fn(next), 64)
-        });
-        let runs = || -> Result<_> {
-            first.wait_for("a flow of several windows", windows)?;
-            let first = first.stop()?;
-            let second = start()?;
-            second.wait_for("the same flow", windows)?;
-            Ok((first, second))
-        };
-        let runs = runs();
-        done.store(true, Ordering::Release);
-        sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        let (first, second) = runs?;
-        Ok([first, second.stop()?])
-    })?;
-    first.balance()?;
-    second.balance()?;
-    assert_eq!(told(&pair, [&first, &second]), (pair.counted("denied")?, 0));
-    Ok(())
-}
-
-/// Each way to keep things after each other one; and a folder where nothing can be pinned.
-#[test]
-fn pins_of_one_kind_are_followed_by_another() -> Result<()> {
-    if skip("pins_of_one_kind_are_followed_by_another") {
-        return Ok(());
-    }
-    let _alone = crate::alone();
-    let pair = Pair::start(DENY)?;
-    let pins = Pins::mount()?;
-    let mut all = 0;
-    for how in ["--keep-attached", "--pin", "--keep-attached", "--keep-attached"] {
-        let agent = kept(how, &pins.folder(), &pair)?;
-        flood(&pair, 10)?;
-        agent.wait_for("the first packet's record", |records| drops(records).any(|r| pair.lab.owns(r)))?;
-        let run = agent.stop()?;
-        run.balance()?;
-        all += packets(own(&pair, &run));
-        assert!(run.records.iter().all(|r| r.text("/of") != "packets_of_the_run_before"), "each ended well: {run:?}");
-    }
-    assert_eq!(all, pair.counted("denied")?, "nothing is counted twice");
-    let elsewhere = tempfile::tempdir()?;
-    let mut command = Command::new(netpol_trace_tests::agent::binary()?);
-    command.args(["agent", "--pin", "--pin-dir"]).arg(elsewhere.path()).arg("--manifests").arg(pair.manifests());
-    let run = Agent::spawn(command)?.finish()?;
-    assert_eq!(run.exit.code(), Some(1), "{run:?}");
-    assert!(run.stderr.contains("is in no bpf file system: mount one"), "{}", run.stderr);
     Ok(())
 }

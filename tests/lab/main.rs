@@ -16,6 +16,7 @@ mod packets;
 mod places;
 mod privileges;
 mod rows;
+mod survive_restart;
 mod tc;
 mod tc_dns;
 mod tc_lifecycle;

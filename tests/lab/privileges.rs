@@ -13,14 +13,14 @@ use netpol_trace_tests::{iptables, skip, skipped, traffic};
 /// By number: setpriv's names for the newer ones depend on the libcap-ng that it was built with.
 const NET_ADMIN: u8 = 12;
 const NET_RAW: u8 = 13;
-const SYSLOG: u8 = 34;
-const PERFMON: u8 = 38;
-const BPF: u8 = 39;
+pub const SYSLOG: u8 = 34;
+pub const PERFMON: u8 = 38;
+pub const BPF: u8 = 39;
 /// All that the manifests in deploy/ add, with hostNetwork.
 const ALL: [u8; 5] = [BPF, PERFMON, SYSLOG, NET_ADMIN, NET_RAW];
 
 /// uid 0 with only these capabilities, which no later exec can widen.
-fn confined(capabilities: &[u8], verb: &[&str]) -> Result<Command> {
+pub fn confined(capabilities: &[u8], verb: &[&str]) -> Result<Command> {
     let added: String = capabilities.iter().map(|number| format!(",+cap_{number}")).collect();
     let mut command = Command::new("setpriv");
     command.arg(format!("--bounding-set=-all{added}")).args(["--inh-caps=-all", "--no-new-privs"]);
@@ -28,7 +28,7 @@ fn confined(capabilities: &[u8], verb: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-fn unable(test: &str) -> bool {
+pub fn unable(test: &str) -> bool {
     if skip(test) {
         return true;
     }

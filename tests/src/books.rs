@@ -17,7 +17,7 @@ impl Run {
         Ok(last)
     }
 
-    /// Packets that this run declares lost, the recursion guard's estimate among them.
+    /// Packets that this run declares lost, the estimate of recursion misses among them.
     pub fn lost(&self) -> Result<u64> {
         let stopped = self.stopped()?;
         let total = |name: &str| stopped.number(&format!("/totals/{name}")).with_context(|| format!("no {name}"));

@@ -22,7 +22,7 @@ pub const BATCH: usize = 128;
 const MOST_AT_ONCE: u64 = 32 << 20;
 /// Records of connections handed over at once.
 const MAX_FLOWS: usize = 4096;
-/// How long the reader may be deaf to a stop, or not know that drops are missed.
+/// How long a stop may go unnoticed while no record wakes the reader.
 const WAIT: Duration = Duration::from_millis(50);
 /// How soon it looks again while records come: the programs wake it once a tick at most.
 const AGAIN: Duration = Duration::from_millis(5);
@@ -68,13 +68,12 @@ pub fn run(
     let (mut looked, mut turned, mut found) = (Instant::now(), Instant::now(), Instant::now());
     while !stop.load(Ordering::Acquire) {
         ring::wait(&rings, if found.elapsed() < IDLE { AGAIN } else { WAIT });
-        if let Some(Drops { names, attached, counters, .. }) = &mut drops {
-            attached.watch_misses(counters);
-            if looked.elapsed() > MODULES {
-                looked = Instant::now();
-                if names.modules_changed() {
-                    names.refresh(attached);
-                }
+        if let Some(Drops { names, attached, .. }) = &mut drops
+            && looked.elapsed() > MODULES
+        {
+            looked = Instant::now();
+            if names.modules_changed() {
+                names.refresh(attached);
             }
         }
         if send.all(drops.as_mut(), flows.as_mut()) {
@@ -102,6 +101,9 @@ pub fn run(
             }
             send.flush(flows.as_mut());
             drops.counters.close(drops.attached.carry());
+            tracing::info!(
+                "the kfree_skb hook stays attached for the next agent; `netpol-trace doctor --cleanup` removes it"
+            );
             return;
         }
         drops.attached.detach();

@@ -10,13 +10,14 @@ use netpol_trace_common::tc::FlowCounters;
 
 use super::previous::Previous;
 use crate::inventory::{Inventory, coverage};
-use crate::kernel::attach::Attached;
+use crate::kernel::RawDrop;
+use crate::kernel::attach::{Attached, Inherited};
 use crate::kernel::carry::Carry;
 use crate::kernel::clock::Clock;
 use crate::kernel::counters::{Counters, Reading};
 use crate::kernel::hook::Hook;
 use crate::kernel::symbols::SymbolsError;
-use crate::kernel::{RawDrop, tc};
+use crate::kernel::tc;
 use crate::metrics::Published;
 use crate::model::{ConnectionTotals, HistoryState, HookState, Loss, LossStage, Phase, SourceState, Totals};
 use crate::pipeline::Pipeline;
@@ -53,8 +54,8 @@ pub struct Setup<'a> {
     pub window: Duration,
     /// With the kfree_skb hook: how far this agent has come, for the next one.
     pub carry: Option<Arc<Carry>>,
-    /// Packets that ended with an agent before this one.
-    pub orphans: u64,
+    /// What an agent before this one left in the kernel.
+    pub inherited: Inherited,
 }
 
 /// Until the reader ends. A reader of the output that went away is a good end.
@@ -126,21 +127,7 @@ impl Worker<'_> {
         if let Some((since, loss)) = self.setup.previous.as_mut().and_then(|previous| previous.gap.take()) {
             self.pipeline.write_record(Body::Loss(loss), since)?;
         }
-        if self.setup.orphans > 0 {
-            let now = Timestamp::now();
-            let loss = Loss {
-                stage: LossStage::AgentQueue,
-                reason: "killed".into(),
-                of: Some("packets_of_the_run_before".into()),
-                count: Some(self.setup.orphans),
-                estimate: false,
-                last_time: Some(now),
-                sink: None,
-                first_id: None,
-                last_id: None,
-            };
-            self.pipeline.write_record(Body::Loss(loss), now)?;
-        }
+        self.losses_of_the_run_before()?;
         let (mut next_tick, mut next_status) = (Instant::now() + TICK, Instant::now() + STATUS);
         let mut next_window = Instant::now() + self.setup.window;
         loop {
@@ -187,6 +174,30 @@ impl Worker<'_> {
                 self.status(Phase::Running)?;
             }
         }
+    }
+
+    /// Declares packets of an earlier agent: those that ended with it, and those in pins that this agent removed.
+    fn losses_of_the_run_before(&mut self) -> Result<(), SinkError> {
+        let Inherited { lost, removed, .. } = self.setup.inherited;
+        let killed = (lost > 0).then_some((LossStage::AgentQueue, "killed", Some(lost)));
+        // Nobody can know how many: another version counts in its own way.
+        let removed = removed.then_some((LossStage::KernelMap, "pins_removed", None));
+        for (stage, reason, count) in killed.into_iter().chain(removed) {
+            let now = Timestamp::now();
+            let loss = Loss {
+                stage,
+                reason: reason.into(),
+                of: Some("packets_of_the_run_before".into()),
+                count,
+                estimate: false,
+                last_time: Some(now),
+                sink: None,
+                first_id: None,
+                last_id: None,
+            };
+            self.pipeline.write_record(Body::Loss(loss), now)?;
+        }
+        Ok(())
     }
 
     /// What is left, and the last status, in which nothing is held any more.
@@ -269,7 +280,7 @@ impl Worker<'_> {
         .map(|(stage, reason, of, total, told)| (stage, reason, Some(of), total, told, false));
         let grown = [
             (LossStage::KernelRing, "ring_full", ring_lost, &mut self.told.ring, false),
-            (LossStage::KernelRecursion, "nested_run", recursion, &mut self.told.recursion, true),
+            (LossStage::KernelRecursion, "recursion_protection", recursion, &mut self.told.recursion, true),
             (LossStage::AgentQueue, "queue_full", queue, &mut self.told.queue, false),
             (LossStage::AgentQueue, "unreadable_packet", undecoded, &mut self.told.undecoded, false),
         ]
@@ -327,7 +338,7 @@ impl Worker<'_> {
         let told = &self.told;
         let losses = [
             ("kernel_ring", "ring_full", told.ring),
-            ("kernel_recursion", "nested_run", told.recursion),
+            ("kernel_recursion", "recursion_protection", told.recursion),
             ("agent_queue", "queue_full", told.queue + told.flows.queue),
             ("agent_queue", "unreadable_packet", told.undecoded),
             ("kernel_map", "connections_full", told.flows.full),

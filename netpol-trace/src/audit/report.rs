@@ -50,7 +50,7 @@ pub struct RunReport {
     pub recorded: u64,
     /// Packets in loss records.
     pub declared_lost: u64,
-    /// Of the kernel's recursion guard: an estimate.
+    /// Packets that BPF's recursion protection hid: an estimate.
     pub estimated_lost: u64,
     /// The phase of the latest status, and how many records came after it.
     #[serde(skip_serializing_if = "Option::is_none")]

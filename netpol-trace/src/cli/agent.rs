@@ -14,7 +14,7 @@ use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::{Options, Peers};
 use crate::config::{Live, flags};
 use crate::http::{Guard, Token};
-use crate::kernel::pins::{self, Keep};
+use crate::kernel::pins;
 use crate::record::format::Format;
 use crate::sink::target::Target;
 
@@ -95,7 +95,7 @@ pub struct AgentArgs {
     tail_listen: Option<SocketAddr>,
 
     /// The agents' own namespace: who may read its pods' logs may see every record over --tail-listen too.
-    #[arg(long, value_name = "NS", env = "POD_NAMESPACE", default_value = "netpol-trace")]
+    #[arg(long, value_name = "NS", env = "POD_NAMESPACE", default_value = "netpol-trace", hide = true)]
     agents_namespace: String,
 
     /// Stop after this time: 30s, 5m, 1h.
@@ -103,7 +103,7 @@ pub struct AgentArgs {
     duration: Option<Duration>,
 
     /// Ring buffer between kernel and agent, in KiB: a power of two from 64.
-    #[arg(long, value_name = "KIB", default_value = "2048", value_parser = ring_kib)]
+    #[arg(long, value_name = "KIB", default_value = "2048", value_parser = ring_kib, hide = true)]
     ring_kib: u32,
 
     /// How long repeated packets of a flow are counted in the kernel before one record tells of them; the first packet of a
@@ -116,17 +116,14 @@ pub struct AgentArgs {
     #[arg(long, value_name = "COUNT", default_value = "500")]
     max_records_per_second: u32,
 
-    /// Keep counts and unread records in pinned maps: the next agent tells what one that was killed could not. Nothing stays attached. `doctor --cleanup` removes the pins.
+    /// Keep counts, unread records and the kfree_skb hook in the kernel when the agent ends, pinned in the bpf file system at
+    /// /sys/fs/bpf: the next agent of the same version and options goes on where this one ended. Any other agent removes them and
+    /// declares the loss, `doctor --cleanup` removes them too.
     #[arg(long)]
-    pin: bool,
+    survive_restart: bool,
 
-    /// Leave the kfree_skb hook attached too: it goes on counting between two agents of the same version and options, as in
-    /// a rolling update. Implies --pin.
-    #[arg(long)]
-    keep_attached: bool,
-
-    /// The folder of pins, in a bpf file system.
-    #[arg(long, value_name = "DIR", default_value = pins::FOLDER)]
+    /// The folder of --survive-restart, in a bpf file system.
+    #[arg(long, value_name = "DIR", default_value = pins::FOLDER, hide = true)]
     pin_dir: PathBuf,
 
     /// What to watch, separated by commas: dropped packets (kfree_skb), connections at the pods' interfaces (tc). [default:
@@ -142,10 +139,6 @@ pub struct AgentArgs {
     /// Folder in which to remember when this run was attached: the next run then names it and declares the time between.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-
-    /// Show the eBPF programs' own messages in the log.
-    #[arg(long)]
-    program_logs: bool,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -211,13 +204,8 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         ring_bytes: args.ring_kib * 1024,
         fold_window: args.fold_window,
         pin_folder: args.pin_dir,
-        keep: match (args.pin, args.keep_attached) {
-            (_, true) => Keep::Attached,
-            (true, false) => Keep::Maps,
-            (false, false) => Keep::Nothing,
-        },
+        survive_restart: args.survive_restart,
         max_records_per_second: args.max_records_per_second,
-        program_logs: args.program_logs,
         hooks: args.hooks,
         state_dir: args.state_dir,
     };

@@ -30,8 +30,8 @@ pub struct Args {
     /// Text for people, or JSON: an array of {check, status: ok|warn|fail, found, meaning, remedy}
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
-    /// Remove what a killed agent left on this node's interfaces (tc filters, before Linux 6.6), and say what it was. A running
-    /// agent's filters go too.
+    /// Remove what an agent left on this node, and say what it was: tc filters of a killed agent (before Linux 6.6), and the hook and
+    /// counts of `agent --survive-restart`. A running agent's filters go too.
     #[arg(long, conflicts_with = "output")]
     cleanup: bool,
     #[command(flatten)]

@@ -20,9 +20,9 @@ const NOT_IN_FILES: [&str; 3] = ["config", "help", "version"];
 /// How a file says yes and no to an option without a value.
 const SWITCH: [(&str, bool); 2] = [("true", true), ("false", false)];
 
-/// The options that a file can set, of the command `agent`.
+/// The options that a file can set, of the command `agent`. Those that `--help` hides are among them.
 pub fn settable(agent: &Command) -> impl Iterator<Item = (&str, &Arg)> {
-    let long = agent.get_arguments().filter(|arg| !arg.is_hide_set()).filter_map(|arg| Some((arg.get_long()?, arg)));
+    let long = agent.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg)));
     long.filter(|(name, _)| !NOT_IN_FILES.contains(name))
 }
 

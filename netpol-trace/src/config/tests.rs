@@ -39,7 +39,7 @@ fn an_empty_file_says_nothing() {
 #[test]
 fn options_by_their_long_names() {
     let file = good(
-        "manifests: [one.yaml, two.yaml]\nnode-name: no\ncluster-name: 007\nall-drops: true\nprogram-logs: false\nring-kib: 8192\n\
+        "manifests: [one.yaml, two.yaml]\nnode-name: no\ncluster-name: 007\nall-drops: true\nsurvive-restart: false\nring-kib: 8192\n\
          hooks: [kfree_skb, tc]\nduration: 5m\n",
     );
     let given = command().try_get_matches_from(["agent", "--config=c", "--ring-kib=64"]).unwrap();
@@ -56,6 +56,17 @@ fn options_by_their_long_names() {
         "--duration=5m",
     ];
     assert_eq!(arguments, expected);
+}
+
+/// Options that hardly anybody needs: a key of the file, not a line of `--help`.
+#[test]
+fn some_options_are_for_the_file_only() {
+    let help = command().render_long_help().to_string();
+    for name in ["agents-namespace", "pin-dir", "ring-kib"] {
+        assert!(flags::settable(&command()).any(|(key, _)| key == name), "{name}");
+        assert!(!help.contains(&format!("--{name}")), "{name} in:\n{help}");
+    }
+    assert!(help.contains("--survive-restart"));
 }
 
 #[test]

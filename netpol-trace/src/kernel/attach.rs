@@ -1,51 +1,35 @@
-//! Loads the embedded object and attaches its programs. Links are file descriptors: when the process ends, however it
+//! Attaches the programs and owns what the agent needs of them. Links are file descriptors: when the process ends, however it
 //! ends, the kernel detaches.
 
-use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
-use aya::programs::ProgramError;
-use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use netpol_trace_common::fold::{self, PLACES};
-use netpol_trace_common::{CodeRange, Config, Filter, Locations, PER_CPU_ENTRIES, PerCpu};
+use aya::{Btf, Ebpf};
+use netpol_trace_common::{CodeRange, Config, Filter, Locations, PerCpu, fold};
 
-use super::again::{self, Again, Marks};
 use super::carry::Carry;
 use super::counters::Counters;
+use super::errors::{KernelError, cant_pin, unmapped};
 use super::fold::{Folds, Own, Set};
-use super::hook::{Hook, Link, adopt, attach_kfree_skb, copy_of};
+use super::hook::{Hook, Link, adopt, attach_kfree_skb};
 use super::layout::Layout;
 use super::mapping::Mapping;
-use super::pins::{self, Keep, Pins};
+use super::object::{self, LocationsPod, OBJECT, take, take_data};
+use super::pins::{self, Pins};
 use super::reject::Rejects;
 use super::ring::Ring;
 use super::symbols::Symbols;
-use super::{KernelError, Options, cpus, filter, release};
+use super::{Options, cpus, filter, release};
 
-/// The programs, built by the build script.
-pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netpol-trace.bpf.o"));
-
-macro_rules! pod {
-    ($($(#[$doc:meta])* $name:ident($inner:ty);)*) => {$(
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy)]
-        #[repr(transparent)]
-        pub struct $name(pub $inner);
-        // SAFETY: a transparent wrapper of plain words, valid for every bit pattern and without padding (the common crate
-        // asserts the layout).
-        unsafe impl aya::Pod for $name {}
-    )*};
-}
-
-pub(super) use pod;
-
-pod! {
-    /// [`PerCpu`] as aya reads it from a map.
-    PerCpuPod(PerCpu);
-    ConfigPod(Config);
-    LocationsPod(Locations);
+/// What an agent before this one left, and what became of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Inherited {
+    /// This agent took over the hook, which was attached all the time.
+    pub hook: bool,
+    /// Packets that the earlier agent had taken out of the kernel, and that ended with it.
+    pub lost: u64,
+    /// This agent removed what it could not take over.
+    pub removed: bool,
 }
 
 /// The attached programs and their maps.
@@ -56,20 +40,18 @@ pub struct Attached {
     folds: Option<Folds>,
     counters: Option<Counters>,
     carry: Arc<Carry>,
-    lost_with_the_last: u64,
-    was_kept: bool,
+    inherited: Inherited,
     locations: Array<MapData, LocationsPod>,
     /// Places in modules that the programs are silent about.
     dull: HashMap<MapData, u64, u8>,
     hook: Hook,
-    again: Again,
     rejects: Rejects,
     /// Code ranges that found no room in the programs' table.
     pub locations_left_out: usize,
     /// Nobody else may use them meanwhile.
     _pins: Option<Pins>,
-    /// Keeps the programs' log map and the rest of the object alive.
-    ebpf: Ebpf,
+    /// Keeps the programs and maps alive that nothing else holds.
+    _ebpf: Ebpf,
 }
 
 impl Attached {
@@ -81,57 +63,27 @@ impl Attached {
         options: &Options,
     ) -> Result<Attached, KernelError> {
         let cpus = cpus().map_err(KernelError::Refused)?;
-        let nests = release() < (6, 1);
         let filter = filter::bitmaps(&layout.reasons, options.all_drops);
-        let config = ConfigPod(Config {
+        let config = Config {
             arguments: layout.arguments,
             ovs_subsystem: layout.reasons.ovs_subsystem,
             fold: u32::from(options.fold),
-            nests: u32::from(nests),
+            recursive: u32::from(release() < (6, 1)),
             slots: fold::slots(cpus),
             pad: 0,
             filter,
             offsets: layout.offsets,
-        });
-        let log_level: u8 = if options.program_logs { 5 } else { 0 };
-        let pins = match options.keep {
-            Keep::Nothing => {
-                pins::clear(&options.pin_folder);
-                None
-            }
-            // Settings are part of the name: pinned programs and maps have them built in.
-            _ => Some(
-                Pins::open(&options.pin_folder, (OBJECT, bytes_of(&config.0), options.ring_bytes)).map_err(cant_pin)?,
-            ),
         };
-        // Where the program can be run in the middle of itself, no CPU counts by itself.
-        let (slots, flows) =
-            if nests { (cpus, fold::MAX_FLOWS_ALONE) } else { (cpus * fold::slots(cpus), fold::MAX_FLOWS) };
-        let mut loader = EbpfLoader::new();
-        if let Some(pins) = &pins {
-            for name in pins::MAPS {
-                loader.map_pin_path(name, pins.path(name));
-            }
-        }
-        let mut ebpf = loader
-            // The kernel's types, which nothing in the object is relocated by: 20 MiB that `new` has read.
-            .btf(None)
-            .override_global("CONFIG", &config, true)
-            .override_global(aya_log::LEVEL, &log_level, false)
-            .map_max_entries("EVENTS", options.ring_bytes)
-            .map_max_entries("PER_CPU", cpus * PER_CPU_ENTRIES)
-            .map_max_entries("FAST_0", slots)
-            .map_max_entries("FAST_1", slots)
-            .map_max_entries("PLACES_0", slots * PLACES)
-            .map_max_entries("PLACES_1", slots * PLACES)
-            .map_max_entries("FOLDS_0", flows)
-            .map_max_entries("FOLDS_1", flows)
-            // The tc hook loads its own.
-            .map_max_entries("FLOWS", 1)
-            .map_max_entries("RECENTLY", 1)
-            .map_max_entries("FLOW_EVENTS", 4096)
-            .load(OBJECT)
-            .map_err(load_error)?;
+        // Settings are part of what must be the same: pinned programs and maps have them built in.
+        let same = (OBJECT, bytes_of(&config), options.ring_bytes);
+        let (pins, removed) = if options.survive_restart {
+            let pins = Pins::open(&options.pin_folder, same).map_err(cant_pin)?;
+            let removed = pins.removed_others;
+            (Some(pins), removed)
+        } else {
+            (None, pins::clear(&options.pin_folder))
+        };
+        let mut ebpf = object::load(&config, options, cpus, pins.as_ref())?;
 
         // Before the programs run: from their first drop on they know what to look at.
         let mut locations: Array<_, LocationsPod> = take(&mut ebpf, "LOCATIONS")?;
@@ -144,32 +96,26 @@ impl Attached {
         let dull = take(&mut ebpf, "DULL")?;
         let carry = Arc::new(Carry::new(&take_data(&mut ebpf, "CARRY")?).map_err(cant_pin)?);
         let found = pins.as_ref().is_some_and(|pins| pins.found);
-        let lost_with_the_last = if found { carry.take_over() } else { 0 };
+        let lost = if found { carry.take_over() } else { 0 };
         let adopted = pins.as_ref().and_then(adopt);
-        let was_kept = adopted.is_some();
+        let inherited = Inherited { hook: adopted.is_some(), lost, removed };
         let (link, hook, program) = match adopted {
             Some(adopted) => adopted,
             None => attach_kfree_skb(&mut ebpf, btf, options.raw_tracepoint)?,
         };
         let (per_cpu, state) = (take_data(&mut ebpf, "PER_CPU")?, take_data(&mut ebpf, "FOLD_STATE")?);
-        let mapped = Arc::new(Mapping::new(&per_cpu, (cpus * PER_CPU_ENTRIES) as usize).map_err(unmapped)?);
-        let marks = Marks::new(mapped.clone(), state.fd().as_fd());
-        let marks = marks.inspect_err(|error| tracing::warn!(%error, "drops that interrupt others will be missed"));
-        let copy = copy_of(link.program()).filter(|name| {
-            let loaded = again::load(&mut ebpf, name, btf);
-            loaded.inspect_err(|error| tracing::warn!(%error, "drops that interrupt others will be missed")).is_ok()
-        });
-        let again = Again::new(copy, marks.ok());
-        let link = match (&pins, options.keep) {
-            (Some(pins), Keep::Attached) => link.keep(pins, &mut ebpf)?,
-            _ => link.release()?,
+        let mapped = Arc::new(Mapping::new(&per_cpu, cpus as usize).map_err(unmapped)?);
+        let link = match &pins {
+            Some(pins) => link.keep(pins, &mut ebpf)?,
+            None => link,
         };
         let rejects = Rejects::attach(&mut ebpf, btf);
         let per_cpu = Array::try_from(Map::Array(per_cpu)).map_err(|error| KernelError::Object(error.to_string()))?;
         let counters = Counters::new(per_cpu, program, unrecorded(&filter, layout));
         let counters = if found { counters.since(&carry) } else { Ok(counters) };
         let counters = counters.map_err(|error| KernelError::Refused(format!("pinned counters: {error}")))?;
-        let sets = [set(&mut ebpf, 0, &mapped, slots / cpus)?, set(&mut ebpf, 1, &mapped, slots / cpus)?];
+        let slots = object::slots_of_each(&config);
+        let sets = [set(&mut ebpf, 0, &mapped, slots)?, set(&mut ebpf, 1, &mapped, slots)?];
         let folds = Folds::new(sets, state, carry.clone());
         let folds = folds.map_err(unmapped)?;
         let ring = Ring::new(take::<RingBuf<_>>(&mut ebpf, "EVENTS")?);
@@ -179,16 +125,14 @@ impl Attached {
             folds: Some(folds),
             counters: Some(counters),
             carry,
-            lost_with_the_last,
-            was_kept,
+            inherited,
             locations,
             dull,
             hook,
-            again,
             rejects,
             locations_left_out,
             _pins: pins,
-            ebpf,
+            _ebpf: ebpf,
         })
     }
 
@@ -197,14 +141,8 @@ impl Attached {
         &self.carry
     }
 
-    /// Packets that an agent before this one had taken out of the kernel, and ended with it.
-    pub fn lost_with_the_last(&self) -> u64 {
-        self.lost_with_the_last
-    }
-
-    /// Whether the hook was attached all the time since the agent before this one.
-    pub fn was_kept(&self) -> bool {
-        self.was_kept
+    pub fn inherited(&self) -> Inherited {
+        self.inherited
     }
 
     /// Whether the hook stays when the agent ends.
@@ -235,16 +173,6 @@ impl Attached {
         &self.rejects
     }
 
-    /// Attaches or detaches what sees the drops that the program misses. To be called now and then.
-    pub fn watch_misses(&mut self, counters: &Counters) {
-        self.again.look(&mut self.ebpf, counters);
-    }
-
-    /// The object, for its logger.
-    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
-    }
-
     /// Tells the programs where unspecific drops are interesting, after a module came or went.
     pub(super) fn set_locations(&mut self, symbols: &Symbols, names: &[&str]) -> Result<(), MapError> {
         let (known, left_out) = filter::locations(symbols, names);
@@ -263,30 +191,9 @@ impl Attached {
 
     /// Takes the programs off their hooks; maps stay readable.
     pub fn detach(&mut self) {
-        self.again = Again::new(None, None);
         self.link = None;
         self.rejects = Rejects::default();
     }
-}
-
-/// The kernel's types, as aya looks for them.
-pub(super) fn types(btf: &[u8]) -> Result<Btf, KernelError> {
-    Btf::parse(btf, Default::default()).map_err(|error| KernelError::Object(error.to_string()))
-}
-
-pub(super) fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, KernelError>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
-{
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| KernelError::Object(format!("it has no program {name}")))
-}
-
-pub(super) fn take<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<M, KernelError> {
-    ebpf.take_map(name)
-        .and_then(|map| M::try_from(map).ok())
-        .ok_or_else(|| KernelError::Object(format!("it has no map {name}")))
 }
 
 /// One of the two sets of maps in which repeated packets are counted.
@@ -305,18 +212,6 @@ fn set(ebpf: &mut Ebpf, which: usize, per_cpu: &Arc<Mapping<PerCpu>>, slots: u32
     })
 }
 
-fn unmapped(error: io::Error) -> KernelError {
-    KernelError::Refused(format!("maps to count repeated packets: {error}"))
-}
-
-/// A map of no particular form.
-fn take_data(ebpf: &mut Ebpf, name: &str) -> Result<MapData, KernelError> {
-    match ebpf.take_map(name) {
-        Some(Map::HashMap(data) | Map::Array(data)) => Ok(data),
-        _ => Err(KernelError::Object(format!("it has no map {name}"))),
-    }
-}
-
 /// Reasons that only `--all-drops` records.
 fn unrecorded(default: &Filter, layout: &Layout) -> Vec<(u32, String)> {
     let all = filter::bitmaps(&layout.reasons, true);
@@ -329,63 +224,6 @@ fn unrecorded(default: &Filter, layout: &Layout) -> Vec<(u32, String)> {
 fn bytes_of(config: &Config) -> &[u8] {
     // SAFETY: plain words without padding, as the common crate asserts; lives as long as the reference.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(config).cast(), size_of::<Config>()) }
-}
-
-pub(super) fn cant_pin(error: io::Error) -> KernelError {
-    KernelError::Refused(format!("nothing can be pinned: {error}"))
-}
-
-fn load_error(error: EbpfError) -> KernelError {
-    permission(&error).unwrap_or_else(|| KernelError::Object(chain(&error)))
-}
-
-pub(super) fn program_error(error: ProgramError) -> KernelError {
-    if let ProgramError::LoadError { verifier_log, .. } = &error {
-        let log = verifier_log.to_string();
-        tracing::debug!("verifier: {log}");
-        // The verifier's refusal has the same number as a missing permission, and a log.
-        let sums = ["processed ", "stack depth ", "verification time "];
-        let mut lines = log.lines().rev().filter(|line| !sums.iter().any(|sum| line.starts_with(sum)));
-        if let Some(why) = lines.find(|line| !line.is_empty()) {
-            return KernelError::Refused(format!("its verifier says: {}", short(why)));
-        }
-    }
-    permission(&error).unwrap_or_else(|| KernelError::Refused(short(&chain(&error))))
-}
-
-/// EPERM and EACCES anywhere in the chain: a missing capability, or lockdown.
-pub(super) fn permission(error: &(dyn std::error::Error + 'static)) -> Option<KernelError> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(io) = error.downcast_ref::<std::io::Error>()
-            && matches!(io.raw_os_error(), Some(libc::EPERM | libc::EACCES))
-        {
-            let confidential = std::fs::read_to_string("/sys/kernel/security/lockdown")
-                .is_ok_and(|text| text.contains("[confidentiality]"));
-            let text = io.to_string();
-            return Some(if confidential { KernelError::LockedDown(text) } else { KernelError::NotPermitted(text) });
-        }
-        next = error.source();
-    }
-    None
-}
-
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = error.source();
-    }
-    text
-}
-
-/// One line: a verifier log has thousands.
-pub(super) fn short(text: &str) -> String {
-    text.lines().next().unwrap_or_default().chars().take(300).collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What one run leaves to the next in pinned maps (`--pin`): the counters, the ring and the folds are the kernel's own; here is
+//! What one run leaves to the next in pinned maps (`--survive-restart`): the counters, the ring and the folds are the kernel's own; here is
 //! how far the agent has come with them. Plain stores into a page that the kernel keeps: what was stored survives the process,
 //! however that ends.
 

@@ -3,26 +3,24 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use aya::maps::{Array, MapData};
 use netpol_trace_common::{Counters as Raw, PerCpu, REASONS};
 
-use super::attach::PerCpuPod;
 use super::carry::Carry;
+use super::object::PerCpuPod;
 use crate::model::KernelTotals;
 
 /// Reads the counters; cheap enough for once a second.
 pub struct Counters {
     per_cpu: Array<MapData, PerCpuPod>,
-    /// Of the attached program, for its recursion misses.
+    /// The attached program: the kernel counts its recursion misses.
     program: aya::programs::ProgramFd,
     /// Reasons left to `--all-drops`, with their names: seen and counted, not recorded.
     unrecorded: Vec<(u32, String)>,
     /// What the runs before counted and told, in the same maps.
     base: Base,
-    /// The most drops that counted as missed for good: what the copy saw is read a moment later than what the program missed.
-    missed: AtomicU64,
     /// The last word, when the programs go on without the agent.
     closed: OnceLock<Raw>,
 }
@@ -32,12 +30,12 @@ pub struct Counters {
 pub(super) struct Base {
     pub(super) counters: Raw,
     seen: [u64; REASONS],
-    missed: Missed,
+    recursion_misses: u64,
 }
 
 impl Default for Base {
     fn default() -> Base {
-        Base { counters: Raw::default(), seen: [0; REASONS], missed: Missed::default() }
+        Base { counters: Raw::default(), seen: [0; REASONS], recursion_misses: 0 }
     }
 }
 
@@ -55,14 +53,7 @@ impl Counters {
         program: aya::programs::ProgramFd,
         unrecorded: Vec<(u32, String)>,
     ) -> Counters {
-        Counters {
-            per_cpu,
-            program,
-            unrecorded,
-            base: Base::default(),
-            missed: AtomicU64::new(0),
-            closed: OnceLock::new(),
-        }
+        Counters { per_cpu, program, unrecorded, base: Base::default(), closed: OnceLock::new() }
     }
 
     /// Leaves out what the runs before told: `carry` says how far they came.
@@ -71,7 +62,7 @@ impl Counters {
         let lost_ring = carry.lost().load(Ordering::Acquire);
         let counters = Raw { matched: emitted + folded + lost_ring, emitted, folded, lost_ring };
         let (_, seen) = self.sum()?;
-        self.base = Base { counters, seen, missed: self.missed()? };
+        self.base = Base { counters, seen, recursion_misses: self.recursion_misses() };
         Ok(self)
     }
 
@@ -99,23 +90,14 @@ impl Counters {
         Ok((sum, by_reason))
     }
 
-    /// Drops that the program did not run for, since it was running on that CPU already.
-    pub(super) fn missed_runs(&self) -> u64 {
+    /// Freed packets for which the kernel did not run the program, since it was running on that CPU already.
+    fn recursion_misses(&self) -> u64 {
         recursion_misses(self.program.as_fd().as_raw_fd())
-    }
-
-    fn missed(&self) -> Result<Missed, aya::maps::MapError> {
-        let runs = self.missed_runs();
-        let mut rescued = 0;
-        for entry in self.per_cpu.iter() {
-            rescued += entry?.0.rescued;
-        }
-        Ok(Missed { runs, rescued })
     }
 
     pub fn read(&self) -> Result<Reading, aya::maps::MapError> {
         let (sum, mut by_reason) = self.sum()?;
-        let Base { counters: base, seen, missed } = &self.base;
+        let Base { counters: base, seen, recursion_misses } = &self.base;
         by_reason.iter_mut().zip(seen).for_each(|(sum, seen)| *sum -= seen);
         let sum = self.closed.get().copied().unwrap_or(sum);
         let sum = Raw {
@@ -128,7 +110,6 @@ impl Counters {
             let count = *by_reason.get(*reason as usize)?;
             (count > 0).then(|| (name.clone(), count))
         });
-        let misses = self.missed()?.for_good_since(missed);
         Ok(Reading {
             totals: KernelTotals {
                 seen: by_reason.iter().sum::<u64>().max(sum.matched),
@@ -136,29 +117,15 @@ impl Counters {
                 emitted: sum.emitted,
                 folded: sum.folded,
                 lost: sum.lost_ring,
-                recursion_misses: self.missed.fetch_max(misses, Ordering::AcqRel).max(misses),
+                recursion_misses: self.recursion_misses().saturating_sub(*recursion_misses),
             },
             not_recorded: not_recorded.collect(),
         })
     }
 }
 
-/// Runs that did not happen, and those of them that the program's copy did.
-#[derive(Debug, Clone, Copy, Default)]
-struct Missed {
-    runs: u64,
-    rescued: u64,
-}
-
-impl Missed {
-    /// What nobody saw.
-    fn for_good_since(self, before: &Missed) -> u64 {
-        (self.runs.saturating_sub(before.runs)).saturating_sub(self.rescued.saturating_sub(before.rescued))
-    }
-}
-
-/// `bpf_prog_info.recursion_misses` (from 5.12): runs that were skipped because the program interrupted itself. 0 where the
-/// kernel doesn't tell.
+/// `bpf_prog_info.recursion_misses` (from 5.12): runs that the kernel skipped because the program was running on that CPU. 0 on
+/// kernels without that field.
 fn recursion_misses(program: i32) -> u64 {
     const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
     /// Offset of `recursion_misses` in `struct bpf_prog_info` (uapi, fixed).

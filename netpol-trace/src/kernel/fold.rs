@@ -17,9 +17,7 @@ use foldhash::fast::RandomState;
 use netpol_trace_common::fold::{
     COARSE, FRAGMENT, FastSlot, Fold, FoldKey, FoldState, KNOWN_WORDS, Known, NOT_FOLDED, PLACES, WIDE,
 };
-use netpol_trace_common::{
-    CT_REPLY_OFFSET, CT_STATUS_OFFSET, CT_WORDS, DropEvent, HEAD_LEN, PER_CPU_ENTRIES, PerCpu, flags,
-};
+use netpol_trace_common::{CT_REPLY_OFFSET, CT_STATUS_OFFSET, CT_WORDS, DropEvent, HEAD_LEN, PerCpu, flags};
 
 use super::bpf::{self, Grace};
 use super::carry::Carry;
@@ -54,7 +52,7 @@ impl Own {
     fn take(&self, mut each: impl FnMut(&FoldKey, &Fold)) -> io::Result<()> {
         // SAFETY: only the address is taken.
         let flows = |entry: *mut PerCpu| unsafe { (&raw mut (*entry).flows).cast::<u64>().add(self.which & 1) };
-        let in_use: Vec<_> = self.per_cpu.words(flows).step_by(PER_CPU_ENTRIES as usize).collect();
+        let in_use: Vec<_> = self.per_cpu.words(flows).collect();
         if in_use.iter().all(|flows| flows.load(Ordering::Acquire) == 0) {
             return Ok(());
         }

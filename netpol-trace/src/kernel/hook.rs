@@ -7,9 +7,9 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{BtfTracePoint, Program, ProgramError, ProgramFd, RawTracePoint};
 use aya::{Btf, Ebpf};
 
-use super::attach::{cant_pin, program, program_error};
+use super::errors::{KernelError, cant_pin, program_error};
+use super::object::program;
 use super::pins::Pins;
-use super::{KernelError, release};
 
 /// Kept only to be dropped.
 #[derive(Debug)]
@@ -21,13 +21,7 @@ pub(super) enum Link {
 }
 
 impl Link {
-    /// The program's name.
-    pub(super) fn program(&self) -> &'static str {
-        let (Link::Held(_, name) | Link::Pinned(_, name)) = self;
-        name
-    }
-
-    /// Pins the hook, and its program for its recursion misses, unless they are.
+    /// Pins the hook, unless it is pinned, so that it stays; and its program, whose recursion misses the next agent reads.
     pub(super) fn keep(self, pins: &Pins, ebpf: &mut Ebpf) -> Result<Link, KernelError> {
         let Link::Held(link, name) = self else { return Ok(self) };
         pins.forget_hook(name).map_err(cant_pin)?;
@@ -41,14 +35,6 @@ impl Link {
         link.pin(pins.link(name))
             .map(|link| Link::Pinned(link, name))
             .map_err(|error| cant_pin(io::Error::other(error)))
-    }
-
-    /// The hook ends with this process.
-    pub(super) fn release(self) -> Result<Link, KernelError> {
-        match self {
-            Link::Pinned(link, name) => Ok(Link::Held(link.unpin().map_err(cant_pin)?, name)),
-            held => Ok(held),
-        }
     }
 }
 
@@ -78,23 +64,12 @@ pub(super) fn adopt(pins: &Pins) -> Option<(Link, Hook, ProgramFd)> {
     adopted.ok()
 }
 
-pub(super) const TRACEPOINT: &str = "kfree_skb";
+const TRACEPOINT: &str = "kfree_skb";
 
 /// The programs, the better ones first.
 const DIRECT: &str = "kfree_skb";
 const COPY: &str = "kfree_skb_copy";
 const RAW: &str = "kfree_skb_raw";
-
-/// The program that sees what another one misses, see [`Again`](super::again::Again).
-pub(super) fn copy_of(name: &str) -> Option<&'static str> {
-    // Before 6.1 a program is run in the middle of itself.
-    match name {
-        _ if release() < (6, 1) => None,
-        DIRECT => Some("kfree_skb_again"),
-        COPY => Some("kfree_skb_copy_again"),
-        _ => None,
-    }
-}
 
 /// How the kernel let us attach.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,9 +101,9 @@ pub(super) fn attach_kfree_skb(ebpf: &mut Ebpf, btf: &Btf, raw: bool) -> Result<
 /// The program that reads a packet's headers where they are, else the one that copies them.
 fn attach_btf(ebpf: &mut Ebpf, btf: &Btf) -> Result<(Link, ProgramFd), KernelError> {
     let attach = |ebpf: &mut Ebpf, name: &'static str| -> Result<_, KernelError> {
-        load(ebpf, name, btf)?;
         let program: &mut BtfTracePoint = program(ebpf, name)?;
         let attach = |program: &mut BtfTracePoint| -> Result<_, ProgramError> {
+            program.load(TRACEPOINT, btf)?;
             let id = program.attach()?;
             Ok((Link::Held(program.take_link(id)?.into(), name), program.fd()?.try_clone()?))
         };
@@ -137,30 +112,5 @@ fn attach_btf(ebpf: &mut Ebpf, btf: &Btf) -> Result<(Link, ProgramFd), KernelErr
     attach(ebpf, DIRECT).or_else(|why| {
         tracing::debug!(%why, "packets' headers are copied");
         attach(ebpf, COPY)
-    })
-}
-
-/// Loads a program and beside it its copy: the verifier takes some 80 ms for each. Without the copy the program works as well.
-fn load(ebpf: &mut Ebpf, name: &str, btf: &Btf) -> Result<(), KernelError> {
-    let copy = copy_of(name);
-    let (mut itself, mut beside) = (None, None);
-    for (found, program) in ebpf.programs_mut() {
-        let Program::BtfTracePoint(program) = program else { continue };
-        if found == name {
-            itself = Some(program);
-        } else if Some(found) == copy {
-            beside = Some(program);
-        }
-    }
-    let itself = itself.ok_or_else(|| KernelError::Object(format!("it has no program {name}")))?;
-    std::thread::scope(|scope| {
-        if let Some(copy) = beside {
-            scope.spawn(|| {
-                if let Err(error) = copy.load(TRACEPOINT, btf) {
-                    tracing::debug!(%error, "the program's copy");
-                }
-            });
-        }
-        itself.load(TRACEPOINT, btf).map_err(program_error)
     })
 }

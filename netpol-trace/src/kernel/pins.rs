@@ -1,6 +1,7 @@
-//! What outlives the agent, by option only: maps under /sys/fs/bpf (`--pin`), and the hook itself (`--keep-attached`).
+//! What outlives the agent with `--survive-restart`: its maps and its hook, pinned in a bpf file system.
 //!
-//! Pins are of use only to an agent with the same programs and the same settings of them; their folder is named after both.
+//! An agent takes over only the pins of an agent with the same programs and settings: the name of their folder is a hash of both.
+//! It removes all others.
 
 use std::ffi::CString;
 use std::fs::{self, File, TryLockError};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// Where pins lie by default: in a bpf file system.
 pub const FOLDER: &str = "/sys/fs/bpf/netpol-trace";
 
-/// Maps that are pinned.
+/// The maps that are pinned.
 pub(super) const MAPS: [&str; 18] = [
     "EVENTS",
     "PER_CPU",
@@ -34,20 +35,12 @@ pub(super) const MAPS: [&str; 18] = [
     "FOLD_STATE",
     "CARRY",
 ];
+/// What to do where nothing can be pinned.
+const MOUNT_ONE: &str = "--survive-restart needs a bpf file system there: mount one (mount -t bpf bpf /sys/fs/bpf; in a pod a hostPath \
+                         volume of /sys/fs/bpf), or set pin-dir in the config file to a folder in one";
 /// The hook's link begins with this, its program's name follows.
 const LINK: &str = "link-";
 const PROGRAM: &str = "program-";
-
-/// What an agent leaves behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Keep {
-    #[default]
-    Nothing,
-    /// Counts and unread records.
-    Maps,
-    /// And the hook goes on counting without it.
-    Attached,
-}
 
 /// The folder of this build and these settings.
 #[derive(Debug)]
@@ -55,35 +48,38 @@ pub struct Pins {
     folder: PathBuf,
     /// Held as long as the agent runs: two with the same maps would take each other's counts.
     _lock: File,
-    /// Something is there from the run before.
+    /// An agent with the same programs and settings left its maps here.
     pub(super) found: bool,
+    /// This agent removed the pins of an agent with other programs or settings.
+    pub(super) removed_others: bool,
 }
 
 impl Pins {
-    /// `same`: what must be equal for pins to be taken over. Pins of others are removed, with a warning.
+    /// `same`: what must be equal for pins to be taken over. Removes all other pins in `above`, with a warning.
     pub(super) fn open(above: &Path, same: impl Hash) -> io::Result<Pins> {
         let mut hasher = std::collections::hash_map::DefaultHasher::new();
         same.hash(&mut hasher);
         let name = format!("{:016x}", hasher.finish());
         let folder = above.join(&name);
-        fs::create_dir_all(&folder)?;
-        if !is_bpf(above)? {
+        let made = fs::create_dir_all(&folder).and_then(|()| is_bpf(above));
+        let is_bpf = made.map_err(|error| io::Error::other(format!("{}: {error}; {MOUNT_ONE}", above.display())))?;
+        if !is_bpf {
             fs::remove_dir(&folder)?;
-            return Err(io::Error::other(format!(
-                "{} is in no bpf file system: mount one (mount -t bpf bpf /sys/fs/bpf), or give a --pin-dir in it",
-                above.display()
-            )));
+            return Err(io::Error::other(format!("{} is in no bpf file system; {MOUNT_ONE}", above.display())));
         }
         let lock = lock(above)?;
+        let mut removed_others = false;
         for other in fs::read_dir(above)?.filter_map(Result::ok).filter(|entry| *entry.file_name() != *name) {
             tracing::warn!(
                 pins = %other.path().display(),
-                "pins of an agent of another version or with other options are removed: what they held is not told"
+                "an agent of another version or with other options left its hook or its counts: removed, the counts are lost"
             );
-            remove(&other.path())?;
+            let path = other.path();
+            remove(&path).map_err(|error| io::Error::other(format!("remove {}: {error}", path.display())))?;
+            removed_others = true;
         }
         let found = folder.join("CARRY").exists();
-        Ok(Pins { folder, _lock: lock, found })
+        Ok(Pins { folder, _lock: lock, found, removed_others })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -133,7 +129,7 @@ fn lock(above: &Path) -> io::Result<File> {
     let folder = File::open(above)?;
     folder.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => io::Error::other(format!(
-            "{} is in use by a running agent: give each agent a --pin-dir of its own",
+            "{} is in use by a running agent: stop that agent, or give each agent a pin-dir of its own in its config file",
             above.display()
         )),
         TryLockError::Error(error) => error,
@@ -141,17 +137,27 @@ fn lock(above: &Path) -> io::Result<File> {
     Ok(folder)
 }
 
-/// Removes what an agent with `--pin` has left, for one without: a hook that was kept would go on for nobody.
-pub(super) fn clear(above: &Path) {
-    if !above.exists() || lock(above).is_err() {
-        return;
+/// Removes the pins of an earlier agent with `--survive-restart`, for an agent without: a hook that stays attached would count for
+/// nobody. True if there were any.
+pub(super) fn clear(above: &Path) -> bool {
+    if !above.exists() {
+        return false;
     }
+    // A running agent's pins stay.
+    let Ok(_lock) = lock(above) else { return false };
+    let had_pins = fs::read_dir(above).is_ok_and(|mut entries| entries.next().is_some());
     match remove(above) {
-        Ok(()) => {
-            tracing::warn!(pins = %above.display(), "pins of an agent before this one are removed: what they held is not told")
+        Ok(()) if had_pins => {
+            tracing::warn!(
+                pins = %above.display(),
+                "an agent with --survive-restart left its hook or its counts: removed, the counts are lost"
+            );
+            true
         }
+        Ok(()) => false,
         Err(error) => {
-            tracing::warn!(pins = %above.display(), %error, "pins of an agent before this one can't be removed")
+            tracing::warn!(pins = %above.display(), %error, "the hook or counts that an earlier agent left can't be removed");
+            false
         }
     }
 }
@@ -160,7 +166,7 @@ fn remove(path: &Path) -> io::Result<()> {
     if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
-/// Removes every pin, which detaches what only they kept. Says what was there.
+/// Removes every pin, which detaches what only the pins hold. Returns what was there, in words.
 ///
 /// # Errors
 /// That a pin can't be removed.
@@ -170,5 +176,5 @@ pub fn cleanup(folder: &Path) -> io::Result<Vec<String>> {
     }
     let _lock = lock(folder)?;
     remove(folder)?;
-    Ok(vec![format!("pins under {}", folder.display())])
+    Ok(vec![format!("pinned maps and hooks under {}", folder.display())])
 }

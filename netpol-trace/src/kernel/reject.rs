@@ -5,8 +5,10 @@ use aya::programs::tp_btf::BtfTracePointLink;
 use aya::programs::{BtfTracePoint, FEntry, ProgramError};
 use aya::{Btf, Ebpf};
 
-use super::attach::{chain, program, short};
-use crate::model::{Answers, HookState};
+use super::errors::{chain, short};
+use super::object::program;
+use crate::model::Answers;
+use crate::model::HookState;
 
 /// The hooks on what REJECT sends. Dropping it detaches.
 #[derive(Debug, Default)]

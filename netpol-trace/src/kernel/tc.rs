@@ -15,7 +15,8 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use aya::{Ebpf, EbpfLoader};
 use netpol_trace_common::tc::{FlowCounters as RawCounters, FlowKey, FlowState, RECENT};
 
-use super::attach::{OBJECT, chain, permission, pod, short, take};
+use super::errors::{chain, permission, short};
+use super::object::{OBJECT, pod, take};
 pub use attacher::{Attacher, cleanup};
 pub use interfaces::Interfaces;
 pub use ring::{FlowRing, Told};

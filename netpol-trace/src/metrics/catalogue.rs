@@ -27,7 +27,7 @@ catalogue! {
     EMITTED: Counter "kernel_emitted_packets_total" [] "Matched packets that were handed to the agent.";
     FOLDED: Counter "kernel_folded_packets_total" [] "Matched packets that were counted into another one's record.";
     KERNEL_LOST: Counter "kernel_lost_packets_total" [] "Matched packets for which the ring had no room.";
-    RECURSION: Counter "kernel_recursion_misses_total" [] "Runs of the program that the kernel skipped; an estimate of packets.";
+    RECURSION: Counter "kernel_recursion_misses_total" [] "Runs of the program that BPF's recursion protection skipped; an estimate of packets.";
     NOT_RECORDED: Counter "not_recorded_packets_total" ["reason"] "Drops for reasons that no policy has, counted in the kernel only.";
     READ: Counter "agent_read_packets_total" [] "Packets that the agent took: written, held or lost.";
     WRITTEN: Counter "agent_written_packets_total" [] "Packets dealt with: on the first sink, or left off it because of their cause.";

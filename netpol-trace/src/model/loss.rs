@@ -17,7 +17,7 @@ pub struct Loss {
     /// Packets; absent where nobody can know (time without hooks).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
-    /// The count is an estimate (the kernel's recursion guard).
+    /// The count is an estimate (skipped runs of the program, see `kernel_recursion`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub estimate: bool,
     #[serde(skip_serializing_if = "Option::is_none")]

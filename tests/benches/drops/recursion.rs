@@ -1,5 +1,6 @@
-//! The kernel does not run a program on a CPU where it is running already: drops in a softirq that interrupts the program are
-//! missed. With drops in softirq alone there are none; with a sender's own drops (OUTPUT), interrupted by others' (FORWARD), some.
+//! BPF's recursion protection: the kernel does not run a program on a CPU where it is running already, so drops in a softirq that
+//! interrupts the program are missed. With drops in softirq alone there are none; with a sender's own drops (OUTPUT), interrupted by
+//! others' (FORWARD), some.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,7 +15,7 @@ use nix::unistd::Pid;
 use crate::flood::watch;
 use crate::sender;
 
-/// For some seconds: the copy of the program comes after the first fifth of one.
+/// Packets of the forwarded flood, which takes some seconds.
 const PACKETS: u64 = 5_000_000;
 /// Drops a second in process context.
 const OUTPUT_RATE: u64 = 2_000;

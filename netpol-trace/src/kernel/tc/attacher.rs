@@ -15,7 +15,7 @@ use aya::programs::{ProgramError, SchedClassifier, TcAttachType, tc};
 
 use super::interfaces::Interfaces;
 use super::{FROM_POD_PROGRAM, Mode, TO_POD_PROGRAM, TcError};
-use crate::kernel::attach::{chain, short};
+use crate::kernel::errors::{chain, short};
 use crate::netlink::route::{self, Change, Follow, Link};
 
 /// Priority and handle of our clsact filters. The handle says whether the qdisc is ours too: a later start must know.

@@ -98,7 +98,7 @@ fn stage(stage: LossStage) -> &'static str {
     match stage {
         LossStage::KernelMap => "the kernel's map",
         LossStage::KernelRing => "the kernel's ring",
-        LossStage::KernelRecursion => "the kernel's recursion guard",
+        LossStage::KernelRecursion => "BPF's recursion protection",
         LossStage::AgentQueue => "the agent's queue",
         LossStage::Sink => "a sink",
         LossStage::NotAttached => "a time without hooks",
