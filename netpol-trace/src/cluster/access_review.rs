@@ -39,7 +39,7 @@ const TURN: Duration = Duration::from_secs(1);
 const ANSWERED_IN: Duration = Duration::from_secs(10);
 /// While the API server does not answer, a scraper that it let in this recently is let in still: an outage of the API server
 /// is when the agent's metrics are needed.
-const LET_IN_FOR: Duration = Duration::from_secs(600);
+const LET_IN_FOR: Duration = Duration::from_secs(900);
 /// Such a scraper does not wait longer for the API server: Prometheus gives up after 10 s.
 const LET_IN_PATIENCE: Duration = Duration::from_secs(3);
 /// Rights that [`READER`] must not have: verb, resource, subresource. Whoever may ask for its tokens has its rights.
@@ -91,6 +91,17 @@ enum Audience {
     OwnOrServer,
 }
 
+impl Audience {
+    /// How long answers are good. A scraper comes twice a minute to each agent: were its answers good for 30 s only, a
+    /// thousand agents would ask the API server a hundred times a second.
+    fn good_for(self) -> Duration {
+        match self {
+            Audience::Own => Duration::from_secs(30),
+            Audience::OwnOrServer => Duration::from_secs(300),
+        }
+    }
+}
+
 /// Asks the API server who callers are and what they may read.
 pub struct Reviewer {
     access: Access,
@@ -133,7 +144,7 @@ impl Reviewer {
 
     async fn session(&self, token: &str, audience: Audience) -> Result<User, ReviewError> {
         let key = Key::of(token, audience);
-        let budget = match self.sessions.find(&key, Instant::now()) {
+        let budget = match self.sessions.find(&key, Instant::now(), audience.good_for()) {
             Found::Fresh(session) => return Ok(User(session)),
             Found::Refused => return Err(ReviewError::Token("the API server refused it a moment ago".to_owned())),
             // Unknown tokens can't use up the turn of a known one.
@@ -195,7 +206,7 @@ impl Reviewer {
             self.may(&user, question.clone()).await
         };
         let key = Key::of(token, Audience::OwnOrServer);
-        let let_in = match self.sessions.find(&key, Instant::now()) {
+        let let_in = match self.sessions.find(&key, Instant::now(), LET_IN_FOR) {
             Found::Fresh(session) | Found::Stale(session) => session.answer(&question, Instant::now(), LET_IN_FOR),
             Found::Refused | Found::Unknown => None,
         };
@@ -242,7 +253,8 @@ impl Reviewer {
     }
 
     async fn may(&self, user: &User, question: Question) -> Result<bool, ReviewError> {
-        if let Some(answer) = user.0.answer(&question, Instant::now(), sessions::GOOD_FOR) {
+        let audience = if let Question::Path(_) = question { Audience::OwnOrServer } else { Audience::Own };
+        if let Some(answer) = user.0.answer(&question, Instant::now(), audience.good_for()) {
             return Ok(answer);
         }
         if !user.0.take_turn(ANSWERED_IN).await {

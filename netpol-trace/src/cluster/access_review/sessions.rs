@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use super::super::budget::Budget;
 use super::Audience;
 
-/// The API server is asked again after this time.
-pub(super) const GOOD_FOR: Duration = Duration::from_secs(30);
+/// A no is not good for longer: whoever has just been given a right does not wait for it.
+const NO_GOOD_FOR: Duration = Duration::from_secs(30);
 /// A token that the API server refused is not sent to it again within this time.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
 /// Tokens that the API server knows.
@@ -85,6 +85,7 @@ impl Session {
     /// The API server's last answer, if it is not older than `good_for`.
     pub fn answer(&self, question: &Question, now: Instant, good_for: Duration) -> Option<bool> {
         let (answer, at) = lock(&self.answers).get(question).copied()?;
+        let good_for = if answer { good_for } else { good_for.min(NO_GOOD_FOR) };
         (now.duration_since(at) < good_for).then_some(answer)
     }
 
@@ -117,10 +118,10 @@ struct State {
 }
 
 impl Sessions {
-    pub fn find(&self, key: &Key, now: Instant) -> Found {
+    pub fn find(&self, key: &Key, now: Instant, good_for: Duration) -> Found {
         let state = lock(&self.0);
         match (state.known.get(key), state.refused.get(key)) {
-            (Some((session, at)), _) if now.duration_since(*at) < GOOD_FOR => Found::Fresh(session.clone()),
+            (Some((session, at)), _) if now.duration_since(*at) < good_for => Found::Fresh(session.clone()),
             (Some((session, _)), _) => Found::Stale(session.clone()),
             (None, Some(at)) if now.duration_since(*at) < REFUSED_FOR => Found::Refused,
             (None, _) => Found::Unknown,
@@ -159,13 +160,13 @@ impl Sessions {
 
 #[cfg(test)]
 impl Sessions {
-    /// Makes all that is known so old that the API server is asked again.
-    pub fn age(&self) {
+    /// Makes all that is known older.
+    pub fn age(&self, by: Duration) {
         let mut state = lock(&self.0);
         for (session, at) in state.known.values_mut() {
-            *at = at.checked_sub(GOOD_FOR).expect("the clock runs");
+            *at = at.checked_sub(by).expect("the clock runs");
             for (_, at) in lock(&session.answers).values_mut() {
-                *at = at.checked_sub(GOOD_FOR).expect("the clock runs");
+                *at = at.checked_sub(by).expect("the clock runs");
             }
         }
     }
@@ -210,6 +211,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    const GOOD_FOR: Duration = Duration::from_secs(30);
+
     fn info(name: &str, groups: &[&str]) -> UserInfo {
         let groups = groups.iter().map(|group| (*group).to_owned()).collect();
         UserInfo { username: Some(name.to_owned()), groups: Some(groups), ..UserInfo::default() }
@@ -234,7 +237,7 @@ mod tests {
         let new_review = sessions.admit(key("a"), info("dev", &["all"]), now);
         assert_eq!(new_review.answer(&question, now, GOOD_FOR), None);
         // A token reviewed for other audiences is another one.
-        assert!(matches!(sessions.find(&Key::of("a", Audience::OwnOrServer), now), Found::Unknown));
+        assert!(matches!(sessions.find(&Key::of("a", Audience::OwnOrServer), now, GOOD_FOR), Found::Unknown));
     }
 
     #[test]
@@ -242,13 +245,16 @@ mod tests {
         let (sessions, now) = (Sessions::default(), Instant::now());
         let session = sessions.admit(key("a"), info("dev", &[]), now);
         session.keep(Question::Logs, true, now);
+        session.keep(Question::Path("/metrics"), false, now);
+        assert_eq!(session.answer(&Question::Path("/metrics"), now, 10 * GOOD_FOR), Some(false));
+        assert_eq!(session.answer(&Question::Path("/metrics"), now + NO_GOOD_FOR, 10 * GOOD_FOR), None);
         let later = now + GOOD_FOR;
-        assert!(matches!(sessions.find(&key("a"), now), Found::Fresh(_)));
-        assert!(matches!(sessions.find(&key("a"), later), Found::Stale(_)));
+        assert!(matches!(sessions.find(&key("a"), now, GOOD_FOR), Found::Fresh(_)));
+        assert!(matches!(sessions.find(&key("a"), later, GOOD_FOR), Found::Stale(_)));
         assert_eq!(session.answer(&Question::Logs, later, GOOD_FOR), None);
         sessions.refuse(key("a"), later);
-        assert!(matches!(sessions.find(&key("a"), later), Found::Refused));
-        assert!(matches!(sessions.find(&key("a"), later + REFUSED_FOR), Found::Unknown));
+        assert!(matches!(sessions.find(&key("a"), later, GOOD_FOR), Found::Refused));
+        assert!(matches!(sessions.find(&key("a"), later + REFUSED_FOR, GOOD_FOR), Found::Unknown));
     }
 
     #[test]
