@@ -78,7 +78,7 @@ async fn records(
     }
     let user = match serving.admit(token, &namespaces).await {
         Ok(user) => user,
-        Err(refusal) => return refusal,
+        Err(refusal) => return refusal.into_response(),
     };
     let place = match serving.places.take(user.name()) {
         Ok(place) => place,
@@ -104,13 +104,23 @@ async fn records(
     (headers, Body::from_stream(body)).into_response()
 }
 
+/// Why a reader gets nothing.
+#[derive(Debug)]
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, format!("{}\n", self.1)).into_response()
+    }
+}
+
 fn refuse(status: StatusCode, why: &str) -> Response {
-    (status, format!("{why}\n")).into_response()
+    Refusal(status, why.to_owned()).into_response()
 }
 
 impl Serving {
     /// The owner of a token, if they may read these namespaces; all namespaces if there are none.
-    async fn admit(&self, token: &str, namespaces: &[String]) -> Result<User, Response> {
+    async fn admit(&self, token: &str, namespaces: &[String]) -> Result<User, Refusal> {
         let answer = self.review(token, namespaces).await;
         let fails = matches!(answer, Err(ReviewError::Server(_)));
         if self.failing.swap(fails, Ordering::Relaxed) != fails {
@@ -125,12 +135,12 @@ impl Serving {
                 ReviewError::Server(_) => StatusCode::SERVICE_UNAVAILABLE,
                 ReviewError::Busy => StatusCode::TOO_MANY_REQUESTS,
             };
-            Err(refuse(status, &error.to_string()))
+            Err(Refusal(status, error.to_string()))
         })
     }
 
-    async fn review(&self, token: &str, namespaces: &[String]) -> Result<Result<User, Response>, ReviewError> {
-        let forbidden = |why: &str| Ok(Err(refuse(StatusCode::FORBIDDEN, why)));
+    async fn review(&self, token: &str, namespaces: &[String]) -> Result<Result<User, Refusal>, ReviewError> {
+        let forbidden = |why: &str| Ok(Err(Refusal(StatusCode::FORBIDDEN, why.to_owned())));
         let user = self.reviewer.user(token).await?;
         if let Some(right) = self.reviewer.risk(&user).await? {
             return forbidden(&format!(
