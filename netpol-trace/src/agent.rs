@@ -108,9 +108,10 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     let (cluster, source) = source::open(&config.source).await?;
     let run = run_id();
     let output = open_output(&config, &run)?;
+    let output_metrics = output.metrics().clone();
     let served = match config.listen {
         Some(address) => {
-            let router = http::router(output.metrics().clone(), config.metrics_guard.take());
+            let router = http::router(output_metrics.clone(), config.metrics_guard.take());
             Some((http::bind(address).await?, router))
         }
         None => None,
@@ -219,15 +220,16 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
+    let (metrics, tail_metrics) = (output_metrics.clone(), output_metrics);
     let serving = async {
         match served {
-            Some((listener, router)) => http::serve(listener, router).await,
+            Some((listener, router)) => http::serve(listener, router, metrics, http::MUST_READ_WITHIN).await,
             None => std::future::pending().await,
         }
     };
     let serving_tail = async {
         match tail_served {
-            Some((listener, router)) => http::serve(listener, router).await,
+            Some((listener, router)) => http::serve(listener, router, tail_metrics, http::MUST_READ_WITHIN).await,
             None => std::future::pending().await,
         }
     };

@@ -33,6 +33,8 @@ fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
         ("state.hostPath=\"run/netpol-trace\"", "hostPath"),
         ("history.mib=0", "mib"),
         ("tail.port=\"http\"", "port"),
+        ("tail.namespaces=[{\"name\":\"staging\"}]", "developers"),
+        ("listen.rbac=false", "rbac"),
         ("podMonitor.interval=\"often\"", "interval"),
         ("rbac.otherPolicies={\"cilium.io\":\"all\"}", "cilium.io"),
     ] {
@@ -50,15 +52,28 @@ fn options_make_their_objects() -> Result<()> {
     let plain = kinds(&[])?;
     let more = kinds(&["podMonitor.enabled=true", "networkPolicy.enabled=true"])?;
     let added: Vec<&String> = more.iter().filter(|object| !plain.contains(object)).collect();
-    assert_eq!(added, ["NetworkPolicy netpol-trace", "PodMonitor netpol-trace"]);
+    assert_eq!(
+        added,
+        [
+            "ClusterRoleBinding netpol-trace-scraper",
+            "NetworkPolicy netpol-trace",
+            "PodMonitor netpol-trace",
+            "Secret netpol-trace-scraper",
+            "ServiceAccount netpol-trace-scraper"
+        ]
+    );
+    let scrapers =
+        "listen.scrapers=[{\"kind\":\"ServiceAccount\",\"name\":\"prometheus\",\"namespace\":\"monitoring\"}]";
+    let scraped = kinds(&[scrapers])?;
+    let added: Vec<&String> = scraped.iter().filter(|object| !plain.contains(object)).collect();
+    assert_eq!(added, ["ClusterRoleBinding netpol-trace-metrics"]);
     let tail = kinds(&["tail.enabled=true", "tail.reachableBy=[{\"kind\":\"Group\",\"name\":\"developers\"}]"])?;
     let added: Vec<&String> = tail.iter().filter(|object| !plain.contains(object)).collect();
     assert_eq!(
         added,
         [
             "ClusterRole netpol-trace-developer",
-            "ClusterRole netpol-trace-reviewer",
-            "ClusterRoleBinding netpol-trace-reviewer",
+            "ClusterRole netpol-trace-drops-reader",
             "Role netpol-trace-reach",
             "RoleBinding netpol-trace-reach"
         ]
@@ -92,7 +107,7 @@ fn options_make_their_objects() -> Result<()> {
     assert_eq!(pod["containers"][0]["image"], "ghcr.io/netpol-trace/netpol-trace:edge");
     let arguments = pod["containers"][0]["args"].as_array().context("arguments")?;
     assert_eq!(arguments.last().and_then(|last| last.as_str()), Some("--program-logs"));
-    assert_eq!(objects["ClusterRole netpol-trace"]["rules"].as_array().map(Vec::len), Some(4));
+    assert_eq!(objects["ClusterRole netpol-trace"]["rules"].as_array().map(Vec::len), Some(6));
     let file = objects["ConfigMap netpol-trace"]["data"]["config.yaml"].as_str().context("a file")?;
     assert!(file.contains("all-drops: true") && file.contains("hooks:"), "{file}");
     Ok(())

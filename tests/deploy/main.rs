@@ -4,4 +4,5 @@ mod chart;
 mod container;
 mod manifests;
 mod render;
+mod rights;
 mod server;

@@ -192,6 +192,12 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         None if args.metrics_rbac => Some(Guard::review(Reviewer::new(access.clone(), args.agents_namespace))),
         None => None,
     };
+    if let (Some(address), None) = (args.listen.filter(|address| !address.ip().is_loopback()), &guard) {
+        tracing::warn!(
+            "--listen {address}: /metrics answers everybody who reaches this address; --metrics-rbac or --metrics-token-file \
+             lets only those in who may"
+        );
+    }
     let config = Config {
         source: match args.manifests.is_empty() {
             true => From::Api(Options { access, peers: args.peers, node }),
