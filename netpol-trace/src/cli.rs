@@ -81,3 +81,23 @@ fn schema() -> anyhow::Result<ExitCode> {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the runbook tells people to type at night is what the program takes.
+    #[test]
+    fn the_runbooks_commands_can_be_typed() {
+        let page = include_str!("../../docs/runbook.md");
+        let commands: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("    netpol-trace ")).collect();
+        assert!(commands.len() >= 4, "{commands:?}");
+        for command in commands {
+            let command = command.split('|').next().unwrap_or_default();
+            let words = std::iter::once("netpol-trace").chain(command.split_whitespace());
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{command}: {error}");
+            }
+        }
+    }
+}

@@ -34,6 +34,7 @@ fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
         ("history.mib=0", "mib"),
         ("tail.port=\"http\"", "port"),
         ("podMonitor.interval=\"often\"", "interval"),
+        ("prometheusRule.labels={\"release\":1}", "release"),
         ("rbac.otherPolicies={\"cilium.io\":\"all\"}", "cilium.io"),
     ] {
         let output = template(&program, &[value])?;
@@ -48,9 +49,9 @@ fn options_make_their_objects() -> Result<()> {
     let Some(program) = program("options_make_their_objects", &HELM) else { return Ok(()) };
     let kinds = |values: &[&str]| -> Result<Vec<String>> { Ok(helm(&program, values)?.into_keys().collect()) };
     let plain = kinds(&[])?;
-    let more = kinds(&["podMonitor.enabled=true", "networkPolicy.enabled=true"])?;
+    let more = kinds(&["podMonitor.enabled=true", "prometheusRule.enabled=true", "networkPolicy.enabled=true"])?;
     let added: Vec<&String> = more.iter().filter(|object| !plain.contains(object)).collect();
-    assert_eq!(added, ["NetworkPolicy netpol-trace", "PodMonitor netpol-trace"]);
+    assert_eq!(added, ["NetworkPolicy netpol-trace", "PodMonitor netpol-trace", "PrometheusRule netpol-trace"]);
     let tail = kinds(&["tail.enabled=true", "tail.reachableBy=[{\"kind\":\"Group\",\"name\":\"developers\"}]"])?;
     let added: Vec<&String> = tail.iter().filter(|object| !plain.contains(object)).collect();
     assert_eq!(

@@ -1,5 +1,6 @@
 //! The manifests in `deploy/`, as kustomize, helm and the agent see them.
 
+mod alerts;
 mod chart;
 mod container;
 mod manifests;
