@@ -2,6 +2,7 @@
 
 mod alerts;
 mod chart;
+mod collectors;
 mod container;
 mod manifests;
 mod render;
