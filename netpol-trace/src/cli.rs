@@ -1,6 +1,7 @@
 //! The command line: one file per verb.
 
 pub mod agent;
+mod binary;
 mod cluster;
 pub mod doctor;
 mod ends;
@@ -39,6 +40,7 @@ enum Command {
     #[command(hide = true)]
     Man(shell::ManArgs),
     VerifyLog(verify_log::Args),
+    PrintBinary(binary::Args),
     /// Print the record's JSON Schema.
     Schema,
 }
@@ -60,6 +62,7 @@ pub fn run() -> ExitCode {
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
         Command::VerifyLog(args) => verify_log::run(&args),
+        Command::PrintBinary(args) => binary::run(&args),
         Command::Schema => schema(),
     };
     result.unwrap_or_else(|error| {

@@ -4,6 +4,7 @@ mod alerts;
 mod chart;
 mod collectors;
 mod container;
+mod install;
 mod manifests;
 mod render;
 mod server;

@@ -44,7 +44,9 @@ fn told(changes: &[(&str, &str)]) -> Vec<serde_json::Value> {
         index.apply(vec![Change::Replace(scope, objects(yaml))], at(1 + i as i64));
         let (events, lost) = index.take_events();
         assert_eq!(lost, 0);
-        told.extend(events.iter().map(|event| serde_json::to_value(Body::PolicyChange(Box::new(change(event)))).unwrap()));
+        told.extend(
+            events.iter().map(|event| serde_json::to_value(Body::PolicyChange(Box::new(change(event)))).unwrap()),
+        );
     }
     told
 }

@@ -127,7 +127,8 @@ mod tests {
         let read = |json: &str| Fingerprint::lenient(&mut serde_json::Deserializer::from_str(json)).unwrap();
         let own = Fingerprint::of_id("a/1");
         assert_eq!(read(&serde_json::to_string(&own).unwrap()), Some(own));
-        for other in [r#""""#, r#""abc""#, r#""ééééééééééééééé!x""#, r#""0000000000000000000000000000000g""#, "null"] {
+        for other in [r#""""#, r#""abc""#, r#""ééééééééééééééé!x""#, r#""0000000000000000000000000000000g""#, "null"]
+        {
             assert_eq!(read(other), None, "{other}");
         }
     }

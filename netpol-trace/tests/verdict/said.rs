@@ -55,7 +55,9 @@ fn records(pipeline: &mut Pipeline, path: &Path, drops: &[RawDrop]) -> Vec<Value
     let lines = text.lines().skip(before).map(|line| {
         let mut record: Value = serde_json::from_str(line).unwrap();
         // The clock is set for each pipeline anew, some microseconds off. Equal packets have fingerprints of their own.
-        ["id", "seq", "time", "fingerprint"].iter().for_each(|field| _ = record.as_object_mut().unwrap().remove(*field));
+        ["id", "seq", "time", "fingerprint"]
+            .iter()
+            .for_each(|field| _ = record.as_object_mut().unwrap().remove(*field));
         record
     });
     lines.collect()
