@@ -106,7 +106,7 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let (cluster, source) = source::open(&config.source).await?;
-    let run = run_id();
+    let run = run_id()?;
     let output = open_output(&config, &run)?;
     let output_metrics = output.metrics().clone();
     let served = match config.listen {
@@ -327,24 +327,36 @@ fn open_tc(chosen: Option<&[HookName]>, hooks: &mut Vec<HookState>) -> anyhow::R
     if chosen.is_none() && mode == Mode::Clsact {
         let why = "off by default before Linux 6.6, where tc filters outlive a killed agent: --hooks kfree_skb,tc";
         tracing::info!("tc hook {why}");
-        hooks.push(worker::tc_off(why.to_owned()));
+        hooks.push(worker::tc_unused(HookState::OFF, why.to_owned()));
         return Ok(None);
     }
     match kernel::tc::open(mode) {
         Ok(opened) => Ok(Some(opened)),
         Err(error) if wants(chosen, HookName::KfreeSkb) => {
             tracing::warn!("no tc hook: {error}; records lack DNS names, and connections without an answer go unseen");
-            hooks.push(worker::tc_off(error.to_string()));
+            hooks.push(worker::tc_unused(HookState::REFUSED, error.to_string()));
             Ok(None)
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Eight hex digits that tell runs apart.
-fn run_id() -> String {
-    use std::hash::{BuildHasher, Hasher};
-    // Keyed from the system's random source, anew in every process.
-    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
-    format!("{:08x}", random as u32)
+/// 16 hexadecimal digits. Ids of records are made of it, and stores use those as keys: among a million runs two are the same with a
+/// probability of 1 in 37 million.
+fn run_id() -> anyhow::Result<String> {
+    let random = getrandom::u64().context("the kernel gives no random numbers, of which the run's id is made")?;
+    Ok(format!("{random:016x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    /// With 32 bits one of ten tries of 30,000 runs had two of the same id.
+    #[test]
+    fn runs_have_ids_of_their_own() {
+        let ids: HashSet<String> = (0..300_000).map(|_| super::run_id().unwrap()).collect();
+        assert_eq!(ids.len(), 300_000);
+        assert!(ids.iter().all(|id| id.len() == 16 && id.bytes().all(|digit| digit.is_ascii_hexdigit())));
+    }
 }

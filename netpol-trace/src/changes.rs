@@ -5,14 +5,14 @@ use std::fmt::Write;
 
 use crate::cluster::index::{Effect, Event, What};
 use crate::cluster::model::{Direction, Labels, Peer, Policy, Rule};
-use crate::record::{self, Body, ChangeKind, FieldChange, IsolationChange, PolicyChange, RuleText};
+use crate::record::{self, ChangeKind, FieldChange, IsolationChange, PolicyChange, RuleText};
 use crate::verdict::bounded;
 
 /// Rules and labels of each list in a record.
 const MAX_ITEMS: usize = 20;
 
-/// The record of a change.
-pub fn body(event: &Event) -> Body {
+/// What a change's record says.
+pub fn change(event: &Event) -> PolicyChange {
     let mut change = match &event.what {
         What::Policy { before, after, effects } => policy_change(before.as_deref(), after.as_deref(), effects),
         What::NamespaceLabels { before, after } => {
@@ -26,7 +26,7 @@ pub fn body(event: &Event) -> Body {
     change.rules_removed.truncate(MAX_ITEMS);
     change.rules_added.truncate(MAX_ITEMS);
     change.fields.truncate(MAX_ITEMS);
-    Body::PolicyChange(Box::new(change))
+    change
 }
 
 fn policy_change(before: Option<&Policy>, after: Option<&Policy>, effects: &[Effect]) -> PolicyChange {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::metrics::Metrics;
-use crate::record::{Body, Cause, SinkState};
+use crate::record::{Body, Cause, Fingerprint, SinkState};
 use crate::sink::queue::{Counts, Queue, Waiting, Written};
 use crate::sink::{self, Numbers, Sink, SinkError};
 
@@ -63,11 +63,19 @@ impl Output {
     /// Hands one record of `packets` packets to every sink. Waits for none of several; a sink alone is waited for while it moves,
     /// since there is nobody to hold up, and the queue before the pipeline takes what comes meanwhile.
     ///
+    /// `fingerprint`: `None` for a record that no other agent can have.
+    ///
     /// # Errors
     /// That the ledger's reader has gone: the others have the record.
-    pub fn write(&self, body: Body, time: Timestamp, packets: u64) -> Result<(), SinkError> {
+    pub fn write(
+        &self,
+        body: Body,
+        fingerprint: Option<Fingerprint>,
+        time: Timestamp,
+        packets: u64,
+    ) -> Result<(), SinkError> {
         self.metrics.count(&body);
-        let record = Arc::new(self.numbers.record(body, time));
+        let record = Arc::new(self.numbers.record(body, fingerprint, time));
         let patience = if self.outlets.len() == 1 { ALONE } else { Duration::ZERO };
         for outlet in &self.outlets {
             outlet.queue.push(Waiting::new(record.clone(), packets), patience);
@@ -163,5 +171,10 @@ impl Output {
 
     pub fn run(&self) -> &str {
         &self.numbers.run
+    }
+
+    /// The cluster's name in records.
+    pub fn cluster(&self) -> Option<&str> {
+        self.numbers.cluster.as_deref()
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod budget;
 mod doubt;
+pub mod fingerprints;
 mod judge;
 mod memo;
 
@@ -37,6 +38,7 @@ use crate::sink::SinkError;
 use crate::verdict;
 use budget::{Budget, Key, Sums};
 use doubt::doubt;
+use fingerprints::Fingerprints;
 use judge::{Law, judge};
 use memo::{Memo, Subject};
 
@@ -72,6 +74,7 @@ pub struct Pipeline {
     config: Option<tokio::sync::watch::Receiver<live::State>>,
     /// What the config file says of records, as of the last look.
     pub configured: live::State,
+    fingerprints: Fingerprints,
     pub output: Output,
 }
 
@@ -122,6 +125,7 @@ impl Pipeline {
             budget: None,
             config: None,
             configured: live::State::default(),
+            fingerprints: Fingerprints::new(output.cluster(), output.run()),
             output,
         }
     }
@@ -318,7 +322,10 @@ impl Pipeline {
         self.configured.settings.redact(&mut body);
         match (over, body, &mut self.budget) {
             (Some((key, sums)), Body::Drop(drop), Some(budget)) => budget.begin(key, drop, &sums),
-            (_, body, _) => self.output.write(body, time, packets)?,
+            (_, body, _) => {
+                let fingerprint = self.fingerprints.drop(packet, facts, *origin, repeats);
+                self.output.write(body, Some(fingerprint), time, packets)?;
+            }
         }
         Ok(true)
     }
@@ -333,7 +340,8 @@ impl Pipeline {
     pub fn end_folds(&mut self) -> Result<(), SinkError> {
         for (body, time, packets) in self.budget.iter_mut().flat_map(Budget::take) {
             self.books.held -= packets;
-            self.output.write(body, time, packets)?;
+            // Of several flows, within this agent's own window: no other agent's is the same.
+            self.output.write(body, None, time, packets)?;
         }
         Ok(())
     }
@@ -373,7 +381,8 @@ impl Pipeline {
                 continue;
             }
             self.configured.settings.redact(&mut body);
-            self.output.write(body, time, 0)?;
+            let fingerprint = self.fingerprints.unanswered(finding, time);
+            self.output.write(body, Some(fingerprint), time, 0)?;
         }
         Ok(())
     }
@@ -382,7 +391,9 @@ impl Pipeline {
     pub fn policy_changes(&mut self) -> Result<(), SinkError> {
         let (events, lost) = self.cluster.take_events();
         for event in &events {
-            self.tell(changes::body(event), event.at)?;
+            let change = changes::change(event);
+            let fingerprint = self.fingerprints.policy_change(&change, event.at);
+            self.output.write(Body::PolicyChange(Box::new(change)), Some(fingerprint), event.at, 0)?;
         }
         if !events.is_empty() {
             // What was counted until now is told by itself.
@@ -406,9 +417,9 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Writes a record that is not a drop.
+    /// Writes a record of the agent's own state.
     pub fn tell(&mut self, body: Body, time: Timestamp) -> Result<(), SinkError> {
-        self.output.write(body, time, 0)
+        self.output.write(body, None, time, 0)
     }
 
     pub fn cluster(&self) -> &Cluster {

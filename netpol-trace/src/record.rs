@@ -5,6 +5,7 @@ pub mod change;
 pub mod community_id;
 pub mod ecs;
 pub mod encode;
+pub mod fingerprint;
 pub mod message;
 mod names;
 pub mod ocsf;
@@ -16,6 +17,7 @@ pub mod state;
 mod view;
 
 pub use change::*;
+pub use fingerprint::Fingerprint;
 pub use part::Part;
 pub use schema::*;
 pub use state::*;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::record::{Body, Record, SCHEMA, Shared};
+use crate::record::{Body, Fingerprint, Record, SCHEMA, Shared};
 use lost::{Lost, Undeclared};
 use queue::{Done, Entry, Patience, Queue};
 
@@ -95,7 +95,7 @@ impl Numbers {
     }
 
     /// The next record; `seq` is each sink's own.
-    pub fn record(&self, body: Body, time: Timestamp) -> Record {
+    pub fn record(&self, body: Body, fingerprint: Option<Fingerprint>, time: Timestamp) -> Record {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         // The longest number has 20 digits.
         let mut id = String::with_capacity(self.run.len() + 1 + 20);
@@ -104,6 +104,7 @@ impl Numbers {
         Record {
             schema: SCHEMA.into(),
             body,
+            fingerprint: Some(fingerprint.unwrap_or_else(|| Fingerprint::of_id(&id))),
             id,
             run: self.run.clone(),
             seq: 0,
@@ -176,7 +177,7 @@ impl Feed {
                 Entry::Waiting(waiting) => (waiting.record, Meaning::Packets(waiting.packets)),
                 Entry::Overflowed(lost) => {
                     let declaration = lost.declaration(&self.name);
-                    (Arc::new(numbers.record(Body::Loss(declaration), lost.time())), Meaning::Declares(lost))
+                    (Arc::new(numbers.record(Body::Loss(declaration), None, lost.time())), Meaning::Declares(lost))
                 }
             };
             // While another sink has it too, this one's is a copy.
@@ -261,7 +262,7 @@ mod tests {
     }
 
     pub(super) fn record(numbers: &Numbers) -> Record {
-        numbers.record(Body::Loss(loss()), Timestamp::UNIX_EPOCH)
+        numbers.record(Body::Loss(loss()), None, Timestamp::UNIX_EPOCH)
     }
 
     struct Taker;

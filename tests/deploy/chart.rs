@@ -36,6 +36,7 @@ fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
         ("tail.namespaces=[{\"name\":\"staging\"}]", "developers"),
         ("listen.rbac=false", "rbac"),
         ("podMonitor.interval=\"often\"", "interval"),
+        ("prometheusRule.labels={\"release\":1}", "release"),
         ("rbac.otherPolicies={\"cilium.io\":\"all\"}", "cilium.io"),
     ] {
         let output = template(&program, &[value])?;
@@ -50,7 +51,7 @@ fn options_make_their_objects() -> Result<()> {
     let Some(program) = program("options_make_their_objects", &HELM) else { return Ok(()) };
     let kinds = |values: &[&str]| -> Result<Vec<String>> { Ok(helm(&program, values)?.into_keys().collect()) };
     let plain = kinds(&[])?;
-    let more = kinds(&["podMonitor.enabled=true", "networkPolicy.enabled=true"])?;
+    let more = kinds(&["podMonitor.enabled=true", "prometheusRule.enabled=true", "networkPolicy.enabled=true"])?;
     let added: Vec<&String> = more.iter().filter(|object| !plain.contains(object)).collect();
     assert_eq!(
         added,
@@ -58,6 +59,7 @@ fn options_make_their_objects() -> Result<()> {
             "ClusterRoleBinding netpol-trace-scraper",
             "NetworkPolicy netpol-trace",
             "PodMonitor netpol-trace",
+            "PrometheusRule netpol-trace",
             "Secret netpol-trace-scraper",
             "ServiceAccount netpol-trace-scraper"
         ]

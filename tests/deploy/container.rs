@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -213,7 +213,7 @@ fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
     // Both hooks and the rulesets, as the overlay has it.
     for name in ["kfree_skb", "tc", "rulesets"] {
         let hook = started.list("/hooks").iter().find(|hook| hook["name"] == name).context(name)?;
-        assert!(!["off", "unreadable"].contains(&hook["state"].as_str().unwrap_or_default()), "{started}");
+        assert!(!["off", "refused", "unreadable"].contains(&hook["state"].as_str().unwrap_or_default()), "{started}");
     }
 
     let second = site.agent("second")?;
@@ -247,8 +247,20 @@ fn the_image_records_drops_from_a_pods_network() -> Result<()> {
     let site = Site::start(&objects, &archive)?;
     let agent = site.agent("agent")?;
     site.send(&agent)?;
+    comes_out(&agent)?;
     site.settle(&agent)?;
     site.containerd.remove(&site.sandbox)
+}
+
+/// The program comes out of a container that has nothing else, by the way that README has: `kubectl exec` starts it inside.
+fn comes_out(container: &Container) -> Result<()> {
+    let pid = container.processes()?.first().context("the agent's process")?.to_string();
+    let mut inside = Command::new("nsenter");
+    inside.args(["--target", &pid, "--mount", "--pid", "--root", "--", "/netpol-trace", "print-binary"]);
+    let output = inside.output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout == fs::read(format!("/proc/{pid}/exe"))?, "{} bytes, not the program", output.stdout.len());
+    Ok(())
 }
 
 /// What doctor says of the runtime's profile is so: the default one lets bpf(2) through, and one that doesn't is named.

@@ -1,7 +1,10 @@
 //! The manifests in `deploy/`, as kustomize, helm and the agent see them.
 
+mod alerts;
 mod chart;
+mod collectors;
 mod container;
+mod install;
 mod manifests;
 mod render;
 mod rights;

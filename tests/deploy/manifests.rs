@@ -35,7 +35,7 @@ const VARIANTS: [(&str, &[&str]); 5] = [
     ("overlays/developers", &["tail.enabled=true"]),
 ];
 
-/// What may differ: who made it. The chart leaves the namespace to `helm install --create-namespace`.
+/// What may differ: who made it. The chart leaves the namespace, which needs a label, to whoever installs it: README has the lines.
 fn comparable(mut objects: Objects) -> Objects {
     objects.retain(|key, _| !key.starts_with("Namespace "));
     for object in objects.values_mut() {

@@ -6,6 +6,7 @@ mod bad_input;
 mod books;
 mod config;
 mod demo;
+mod fingerprints;
 mod folds;
 mod history;
 mod late_modules;

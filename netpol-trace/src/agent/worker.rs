@@ -21,7 +21,7 @@ use crate::kernel::tc;
 use crate::metrics::Published;
 use crate::pipeline::Pipeline;
 use crate::record::{
-    Body, ConnectionTotals, HistoryState, HookState, Loss, LossStage, Phase, SourceState, Status, Totals,
+    Body, ConnectionTotals, HistoryState, HookState, Loss, LossStage, Phase, SourceState, Status, Text, Totals,
 };
 use crate::sink::SinkError;
 
@@ -409,9 +409,9 @@ fn tc_state(interfaces: &tc::Interfaces) -> HookState {
     HookState { name: "tc".into(), state: interfaces.mode().as_str().into(), detail: Some(interfaces.describe()) }
 }
 
-/// The tc hook when it is not in use.
-pub fn tc_off(why: String) -> HookState {
-    HookState { name: "tc".into(), state: "off".into(), detail: Some(why) }
+/// The tc hook when it is not in use: [`HookState::OFF`] or [`HookState::REFUSED`].
+pub fn tc_unused(state: Text, why: String) -> HookState {
+    HookState { name: "tc".into(), state, detail: Some(why) }
 }
 
 /// The kfree_skb hook as a status tells it.

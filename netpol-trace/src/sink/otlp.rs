@@ -1,7 +1,6 @@
 //! OTLP over HTTP: log records as protobuf, sent in batches, tried again while that makes sense.
 
 use std::fs;
-use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -185,8 +184,9 @@ fn retry_after(value: &str) -> Option<Duration> {
 
 /// Between half of it and one and a half: agents that lost the same receiver don't all come back at once.
 fn jittered(pause: Duration) -> Duration {
-    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
-    pause.mul_f64(0.5 + (random % 1024) as f64 / 1024.0)
+    // Without a random number it is as it was.
+    let random = getrandom::u32().unwrap_or(512);
+    pause.mul_f64(0.5 + f64::from(random % 1024) / 1024.0)
 }
 
 /// An error with what is behind it: the client's own message alone is «client error (Connect)».
