@@ -10,6 +10,7 @@ use super::select::{Ends, Pattern};
 use super::{File, flags, read};
 use crate::cli::agent::command;
 use crate::record::Cause;
+use crate::sink::target;
 
 fn problems(text: &str) -> String {
     let file = match read::read(text.as_bytes(), Path::new("config.yaml")) {
@@ -234,6 +235,14 @@ fn table() -> String {
         };
         let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
         let _ = writeln!(table, "| `{name}` | {value} | {default} | {} |", cell(help.trim()));
+    }
+    table.push_str(
+        "\n### Options of an output\n\nAs in `--output file:/var/log/drops.jsonl,format=ecs,max-size=64MiB`.\n\n",
+    );
+    table.push_str("| option | of | meaning |\n|---|---|---|\n");
+    for option in target::OPTIONS {
+        let of = option.of.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(table, "| `{}={}` | {of} | {} |", option.name, option.value, cell(option.meaning));
     }
     table.push('\n');
     table

@@ -22,6 +22,7 @@ use crate::cluster::access_review::{GROUP, RESOURCE, ReviewError, Reviewer, User
 use crate::history::{self, Follower};
 use crate::record::encode::{self, Format};
 use crate::record::{Record, restrict};
+use crate::storage::{Folder, Readers};
 use crate::tail::view;
 
 /// From when the history can answer.
@@ -80,9 +81,16 @@ async fn records(State(serving): State<Serving>, Query(asked): Query<Asked>, hea
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "too many readers: try again when one has gone");
     };
     tracing::info!(user = user.name(), namespaces = asked.namespace, "records are read over --tail-listen");
-    let reaches = history::reaches_back_to(&serving.history).ok().flatten().map(|time| time.to_string());
+    let folder = match Folder::open(&serving.history, Readers::default()) {
+        Ok(folder) => folder,
+        Err(error) => {
+            tracing::warn!(%error, "the history can't be read");
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent has no history: `sinks` in its status says why");
+        }
+    };
+    let reaches = history::reaches_back_to(&folder).ok().flatten().map(|time| time.to_string());
     let (to_reader, lines) = mpsc::channel(BATCHES);
-    serving.read(user, token.to_owned(), namespaces, &asked, to_reader, place);
+    serving.read(folder, user, token.to_owned(), namespaces, &asked, to_reader, place);
     let body = futures::stream::unfold(lines, async |mut lines| {
         let batch: Vec<u8> = lines.recv().await?;
         Some((Ok::<_, std::convert::Infallible>(batch), lines))
@@ -129,8 +137,10 @@ impl Serving {
     }
 
     /// Sends what the reader may see, until the end or their going, in a thread that may wait for the disk.
+    #[expect(clippy::too_many_arguments, reason = "one caller")]
     fn read(
         &self,
+        folder: Folder,
         user: User,
         token: String,
         namespaces: Vec<String>,
@@ -143,7 +153,7 @@ impl Serving {
         let over = Arc::new(AtomicBool::new(false));
         tokio::spawn(review_again(self.clone(), token, namespaces.clone(), to_reader.downgrade(), over.clone()));
         let opened_since = since.map(SystemTime::from);
-        let mut follower = Follower::new(&self.history, opened_since);
+        let mut follower = Follower::new(folder, opened_since);
         let reviewer = self.reviewer.clone();
         let handle = tokio::runtime::Handle::current();
         tokio::task::spawn_blocking(move || {

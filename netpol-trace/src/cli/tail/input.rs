@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::Error;
 use crate::history;
+use crate::storage::Folder;
 use crate::tail::lines;
 use crate::tail::stream::Tail;
 
@@ -14,10 +15,12 @@ use crate::tail::stream::Tail;
 pub(super) fn whole(path: &Path, tail: &mut Tail, out: &mut impl Write) -> Result<(), Error> {
     let name = path.display().to_string();
     if path.is_dir() {
-        for segment in history::segments(path).map_err(|error| Error::Input { name: name.clone(), error })? {
+        let failed = |error| Error::Input { name: name.clone(), error };
+        let folder = Folder::follow(path).map_err(failed)?;
+        for segment in history::segments(&folder).map_err(failed)? {
             // One that the agent has removed in between.
-            let Ok(file) = File::open(&segment.path) else { continue };
-            take(file, &segment.path.display().to_string(), tail)?;
+            let Ok(file) = folder.read(&segment.name) else { continue };
+            take(file, &path.join(&segment.name).display().to_string(), tail)?;
         }
         return Ok(tail.finish(out)?);
     }
