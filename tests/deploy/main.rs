@@ -3,5 +3,6 @@
 mod chart;
 mod container;
 mod manifests;
+mod options;
 mod render;
 mod server;

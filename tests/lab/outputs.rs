@@ -121,6 +121,18 @@ fn the_first_output_has_to_start_and_options_have_to_be_right() -> Result<()> {
         assert!(stderr.contains(named), "{arguments:?}: {stderr}");
         super::lifecycle::quiet(&stderr);
     }
+    // An option of the config file may need one of the command line: it is there, or the whole is refused.
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), "history-mib: 1\n")?;
+    let (config, history) = (file.path().to_string_lossy(), tempfile::tempdir()?);
+    let history = history.path().to_string_lossy();
+    let needed = ["--manifests", &manifests, "--duration", "1ms", "--config", &config, "--history-dir", &history];
+    for (arguments, code) in [(&needed[..6], 2), (&needed, 0)] {
+        let output = agent(arguments)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        assert!(code == 0 || stderr.contains("--history-dir"), "{stderr}");
+    }
     Ok(())
 }
 

@@ -248,7 +248,12 @@ fn with_file(path: PathBuf) -> anyhow::Result<Result<(AgentArgs, Live), String>>
     let given = whole.clone().get_matches();
     let below = given.subcommand_matches("agent").unwrap_or(&given);
     let more = live.file().map(|file| flags::beneath(file, &command, below)).unwrap_or_default();
-    let matches = whole.try_get_matches_from(std::env::args_os().chain(more.into_iter().map(Into::into)))?;
+    let joined = std::env::args_os().chain(more.into_iter().map(Into::into));
+    let matches = match whole.try_get_matches_from(joined) {
+        Ok(matches) => matches,
+        // What is wrong with options of both together: the command line by itself is right, or we would not be here.
+        Err(error) => return Ok(Err(format!("--config: {error}"))),
+    };
     let Some(("agent", matches)) = matches.subcommand() else { anyhow::bail!("--config is an option of `agent`") };
     let args = AgentArgs::from_arg_matches(matches)?;
     Ok(Ok((args, live)))

@@ -59,6 +59,25 @@ fn options_by_their_long_names() {
     assert_eq!(arguments, expected);
 }
 
+/// What an option needs (--history-dir, --listen) may be on the command line.
+#[test]
+fn options_that_need_another() {
+    for text in [
+        "history-mib: 1\n",
+        "history-group: 4\n",
+        "metrics-rbac: true\n",
+        "tail-listen: 127.0.0.1:1\nhistory-dir: /h\n",
+    ] {
+        good(text);
+    }
+    check(
+        "history-group: adm\n",
+        expect![[
+            r#"config.yaml:1: invalid value 'adm' for '--history-group <GID>': "adm" is no group's number, such as 4: `getent group NAME` shows it"#
+        ]],
+    );
+}
+
 #[test]
 fn unknown_keys() {
     check("ring-kb: 64\n", expect![[r#"config.yaml:1: unknown key "ring-kb": is ring-kib meant?"#]]);

@@ -39,7 +39,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// As the command line spells it, without a path or URL.
+    /// One of [`KINDS`].
     fn kind(&self) -> &'static str {
         match self {
             Place::Stdout => "stdout",
@@ -102,6 +102,9 @@ impl Target {
         }
     }
 }
+
+/// Every kind of output, as the command line spells it.
+pub const KINDS: [&str; 4] = ["stdout", "file", "otlp", "events"];
 
 /// An option that may follow a place, as `,name=value`.
 #[derive(Debug)]
@@ -314,6 +317,14 @@ mod tests {
     /// An option that the table has and the parser lacks would be refused for every output.
     #[test]
     fn every_option_of_the_table_can_be_set() {
+        let place = |kind: &'static str| match kind {
+            "file" => "file:/a.jsonl",
+            "otlp" => "otlp:https://c",
+            other => other,
+        };
+        for kind in KINDS {
+            assert_eq!(Target::from_str(place(kind)).unwrap().place.kind(), kind);
+        }
         for option in OPTIONS {
             let value = match option.value {
                 "FORMAT" => "ecs",
@@ -323,11 +334,7 @@ mod tests {
                 _ => "3",
             };
             for kind in option.of {
-                let place = match *kind {
-                    "file" => "file:/a.jsonl",
-                    "otlp" => "otlp:https://c",
-                    other => other,
-                };
+                let place = place(kind);
                 let text = format!("{place},{}={value}", option.name);
                 assert_ne!(Target::from_str(&text), Target::from_str(place), "{text}");
                 assert!(Target::from_str(&text).is_ok(), "{text}: {}", said(&text));
