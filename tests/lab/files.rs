@@ -49,6 +49,10 @@ fn files_are_for_the_agent_and_one_group_whatever_the_umask() -> Result<()> {
     let pair = Pair::start("")?;
     for (umask, group) in [("000", None), ("077", Some(GROUP))] {
         let dir = tempfile::tempdir()?;
+        // So full that the first record makes a rotation.
+        let full = dir.path().join("rotated");
+        fs::write(&full, " ".repeat(4096) + "\n")?;
+        fs::set_permissions(&full, fs::Permissions::from_mode(0o600))?;
         run(&pair, dir.path(), umask, group)?;
         let found = all(dir.path())?;
         // log, rotated, rotated.1, state, last-run.json, history, below and a segment in it.
