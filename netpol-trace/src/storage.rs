@@ -23,8 +23,8 @@ pub enum StorageError {
     NotAFile { path: String, what: &'static str },
     #[error("{0} is not a folder: remove it, or name another path")]
     NotAFolder(String),
-    #[error("{path} has {links} hard links, so it may be another program's file too: remove it, or name another path")]
-    HardLinks { path: String, links: u64 },
+    #[error("{0} has several names (hard links), so it may be another program's file too: remove it, or name another path")]
+    HardLinks(String),
     #[error(
         "{path} can't be given to group {group}: {error}; without CAP_CHOWN the agent's user has to own it and be in the group \
          (supplementalGroups in a pod's securityContext)"
@@ -201,7 +201,7 @@ impl Folder {
         let (file, stat) = self.regular(name, how)?;
         let path = self.whole(name);
         if stat.st_nlink > 1 {
-            return Err(StorageError::HardLinks { path: path.display().to_string(), links: stat.st_nlink.into() });
+            return Err(StorageError::HardLinks(path.display().to_string()));
         }
         self.check(&file, &stat, &path)?;
         Ok(file)
