@@ -23,7 +23,9 @@ pub enum StorageError {
     NotAFile { path: String, what: &'static str },
     #[error("{0} is not a folder: remove it, or name another path")]
     NotAFolder(String),
-    #[error("{0} has several names (hard links), so it may be another program's file too: remove it, or name another path")]
+    #[error(
+        "{0} has several names (hard links), so it may be another program's file too: remove it, or name another path"
+    )]
     HardLinks(String),
     #[error(
         "{path} can't be given to group {group}: {error}; without CAP_CHOWN the agent's user has to own it and be in the group \
