@@ -24,7 +24,7 @@ use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::Access;
 use crate::config::Live;
 use crate::flows::Flows;
-use crate::history::History;
+use crate::history::{self, History};
 use crate::http::{self, Guard};
 use crate::inventory::{self, Watcher};
 use crate::kernel;
@@ -36,9 +36,10 @@ use crate::pipeline::Pipeline;
 use crate::pipeline::budget::Budget;
 use crate::record::HookState;
 use crate::record::encode::Format;
-use crate::sink::Numbers;
 use crate::sink::queue::Written;
 use crate::sink::target::Target;
+use crate::sink::{Numbers, Sink};
+use crate::storage::Readers;
 use crate::tail;
 
 use previous::StateFile;
@@ -58,6 +59,15 @@ pub enum HookName {
     Tc,
 }
 
+/// The records that are kept on disk.
+#[derive(Debug, Clone)]
+pub struct HistoryConfig {
+    pub folder: PathBuf,
+    pub readers: Readers,
+    /// At most so many bytes of them.
+    pub bytes: u64,
+}
+
 /// How an agent is to run.
 #[derive(Debug)]
 pub struct Config {
@@ -75,8 +85,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Whom /metrics answers; nothing means anybody.
     pub metrics_guard: Option<Guard>,
-    /// Where records are kept for `tail`, and at most how many octets of them.
-    pub history: Option<(PathBuf, u64)>,
+    /// Where records are kept for `tail`.
+    pub history: Option<HistoryConfig>,
     /// Where `tail` is answered, and how the API server is asked who may see what.
     pub tail: Option<(SocketAddr, Reviewer)>,
     pub duration: Option<Duration>,
@@ -117,8 +127,9 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
         None => None,
     };
     let tail_served = match (config.tail.take(), &config.history) {
-        (Some((address, reviewer)), Some((folder, _))) => {
-            Some((http::bind(address).await.context("--tail-listen")?, tail::serve::router(folder.clone(), reviewer)))
+        (Some((address, reviewer)), Some(history)) => {
+            let router = tail::serve::router(history.folder.clone(), reviewer);
+            Some((http::bind(address).await.context("--tail-listen")?, router))
         }
         _ => None,
     };
@@ -282,14 +293,22 @@ fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
     let mut output = Output::new(Numbers::new(run.to_owned(), config.cluster.clone(), config.node.clone()));
     let targets = if config.outputs.is_empty() { &[Target::STDOUT] } else { config.outputs.as_slice() };
     for (at, target) in targets.iter().enumerate() {
-        if targets[..at].iter().any(|other| other.place.is_same(&target.place)) {
-            bail!("--output {}: named twice", target.place);
+        let (target, default) = (target.clone(), config.format);
+        let (access, node) = (config.access.clone(), config.node.clone());
+        let (name, format) = (target.place.to_string(), target.format_name(default));
+        let open = move || target.open(default, &access, node.as_deref());
+        match at {
+            0 => output.add(open()?)?,
+            _ => output.add_secondary(name, format, Box::new(open))?,
         }
-        output.add(target.open(config.format, &config.access, config.node.as_deref())?)?;
     }
-    if let Some((folder, size)) = &config.history {
-        let history = History::open(folder, run, *size);
-        output.add(Box::new(history.with_context(|| format!("--history-dir {}", folder.display()))?))?;
+    if let Some(HistoryConfig { folder, readers, bytes }) = config.history.clone() {
+        let run = run.to_owned();
+        let open = move || {
+            let opened = History::open(&folder, readers, &run, bytes).context("--history-dir")?;
+            Ok(Box::new(opened) as Box<dyn Sink>)
+        };
+        output.add_secondary(history::NAME.to_owned(), history::FORMAT.as_str(), Box::new(open))?;
     }
     Ok(output)
 }

@@ -51,14 +51,18 @@ pub fn router(metrics: Arc<Metrics>, guard: Option<Guard>) -> Router {
     }
     Router::new()
         .route("/metrics", page)
-        .route("/healthz", get(async |State(metrics): State<Arc<Metrics>>| probe(metrics.healthy())))
+        .route(
+            "/healthz",
+            get(async |State(metrics): State<Arc<Metrics>>| probe(metrics.healthy().map(|()| String::new()))),
+        )
         .route("/readyz", get(async |State(metrics): State<Arc<Metrics>>| probe(metrics.ready())))
         .with_state(metrics)
 }
 
-fn probe(result: Result<(), String>) -> Response {
+/// The answer for a kubelet, and on further lines what a person may want to know.
+fn probe(result: Result<String, String>) -> Response {
     match result {
-        Ok(()) => "ok\n".into_response(),
+        Ok(notes) => format!("ok\n{notes}").into_response(),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why + "\n").into_response(),
     }
 }

@@ -30,6 +30,7 @@ pub mod pipeline;
 pub mod record;
 pub mod recorded;
 pub mod sink;
+pub mod storage;
 pub mod suggest;
 pub mod tail;
 pub mod telemetry;

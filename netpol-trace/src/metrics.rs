@@ -112,11 +112,12 @@ impl Metrics {
         }
     }
 
-    /// /readyz: hooks are attached, and each source is in sync or known not to be.
+    /// /readyz: hooks are attached, and each source is in sync or known not to be. Names the outputs that fail: they leave the others
+    /// ready.
     ///
     /// # Errors
     /// What is missing, in words.
-    pub fn ready(&self) -> Result<(), String> {
+    pub fn ready(&self) -> Result<String, String> {
         self.healthy()?;
         let Some((published, _)) = self.published() else {
             return Err("not started yet: hooks or sources are missing".into());
@@ -124,7 +125,10 @@ impl Metrics {
         let waits = |source: &&crate::record::SourceState| !source.synced && source.error.is_none();
         match published.status.sources.iter().find(waits) {
             Some(source) => Err(format!("source {} is not in sync yet", source.name)),
-            None => Ok(()),
+            None => {
+                let failing = published.status.sinks.iter().filter(|sink| sink.error.is_some());
+                Ok(failing.map(|sink| format!("output {} fails: see `sinks` of status records\n", sink.name)).collect())
+            }
         }
     }
 

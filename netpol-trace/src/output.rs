@@ -12,7 +12,9 @@ use jiff::Timestamp;
 
 use crate::metrics::Metrics;
 use crate::record::{Body, Cause, Fingerprint, SinkState};
+use crate::sink::backoff::Backoff;
 use crate::sink::queue::{Counts, Queue, Waiting, Written};
+use crate::sink::reopen::{Open, Reopening};
 use crate::sink::{self, Numbers, Sink, SinkError};
 
 /// How long a sink may stand still when the agent stops, and after that with the last status: Kubernetes kills a pod after 30
@@ -51,12 +53,27 @@ impl Output {
 
     /// Adds a sink, with a thread of its own. The first one is the ledger.
     pub fn add(&mut self, sink: Box<dyn Sink>) -> io::Result<()> {
+        self.start(sink).map(drop)
+    }
+
+    fn start(&mut self, sink: Box<dyn Sink>) -> io::Result<Arc<Queue>> {
         let (name, format, queue) = (sink.name(), sink.format(), Arc::new(Queue::default()));
         let thread = std::thread::Builder::new().name("sink".into()).spawn({
             let (queue, numbers) = (queue.clone(), self.numbers.clone());
             move || sink::run(sink, &queue, &numbers)
         })?;
-        self.outlets.push(Outlet { name, format, queue, thread });
+        self.outlets.push(Outlet { name, format, queue: queue.clone(), thread });
+        Ok(queue)
+    }
+
+    /// Adds a sink behind the first one. One that can't be opened holds up nothing: it is tried again until it can.
+    pub fn add_secondary(&mut self, name: String, format: &'static str, open: Open) -> io::Result<()> {
+        let sink = Reopening::new(name, format, open, Backoff::default(), self.metrics.clone());
+        let error = sink.error();
+        let queue = self.start(Box::new(sink))?;
+        if let Some(error) = error {
+            queue.failing(error.to_string());
+        }
         Ok(())
     }
 

@@ -1,12 +1,14 @@
 //! Where records go. Each sink has a thread, a bounded queue and a gapless `seq` of its own: one that is slow or gone holds up
 //! neither the others nor the pipeline; what had no room is declared in its own stream.
 
+pub mod backoff;
 pub mod events;
 pub mod file;
 pub mod lines;
 mod lost;
 pub mod otlp;
 pub mod queue;
+pub mod reopen;
 pub mod target;
 
 use std::fmt::Write;
@@ -63,7 +65,7 @@ pub enum SinkError {
     Closed,
     #[error("{name}: {error}")]
     Write { name: String, error: io::Error },
-    /// The receiver said no, or could not be reached for too long.
+    /// The receiver said no, could not be reached for too long, or the sink is not open.
     #[error("{name}: {message}")]
     Refused { name: String, reason: &'static str, message: String },
 }

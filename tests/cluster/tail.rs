@@ -262,7 +262,7 @@ fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
     node.plane.api().apply(&json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": { "namespace": "staging", "name": "db-0", "labels": { "app": "db" } },
-        "spec": { "nodeName": NODE, "automountServiceAccountToken": false, "containers": [{ "name": "main", "image": "registry.example/db:1" }] },
+        "spec": { "nodeName": "tail-node", "automountServiceAccountToken": false, "containers": [{ "name": "main", "image": "registry.example/db:1" }] },
     }))?;
     for (arguments, expected) in [
         (&["--pod", "staging/db-9"][..], "note: no pod staging/db-9; staging has db-0"),

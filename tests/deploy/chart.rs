@@ -32,6 +32,8 @@ fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
         ("image.digest=\"latest\"", "digest"),
         ("state.hostPath=\"run/netpol-trace\"", "hostPath"),
         ("history.mib=0", "mib"),
+        ("history.group=\"adm\"", "group"),
+        ("supplementalGroups=[\"adm\"]", "supplementalGroups"),
         ("tail.port=\"http\"", "port"),
         ("tail.namespaces=[{\"name\":\"staging\"}]", "developers"),
         ("listen.rbac=false", "rbac"),
@@ -92,6 +94,12 @@ fn options_make_their_objects() -> Result<()> {
     let arguments = pod["containers"][0]["args"].to_string();
     assert!(arguments.contains("--history-mib=256") && !arguments.contains("--tail-listen"), "{arguments}");
     assert_eq!(pod["volumes"][2], serde_json::json!({ "name": "history", "emptyDir": {} }));
+    assert_eq!(pod["securityContext"], serde_json::Value::Null, "no groups");
+
+    let objects = helm(&program, &["history.enabled=true", "history.group=4", "supplementalGroups=[101,4]"])?;
+    let pod = &objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"];
+    assert!(pod["containers"][0]["args"].to_string().contains("--history-group=4"), "{pod}");
+    assert_eq!(pod["securityContext"], serde_json::json!({ "supplementalGroups": [101, 4] }));
 
     let objects = helm(
         &program,

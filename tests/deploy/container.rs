@@ -40,10 +40,10 @@ const MASKED: [&str; 10] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// A pod of an overlay in a lab's node.
-struct Site {
-    pair: Pair,
-    containerd: Containerd,
-    sandbox: Sandbox,
+pub struct Site {
+    pub pair: Pair,
+    pub containerd: Containerd,
+    pub sandbox: Sandbox,
     /// The DaemonSet's container.
     container: Value,
     image: String,
@@ -52,7 +52,7 @@ struct Site {
 }
 
 impl Site {
-    fn start(objects: &Objects, archive: &Path) -> Result<Site> {
+    pub fn start(objects: &Objects, archive: &Path) -> Result<Site> {
         let pair = Pair::start(DENY)?;
         let containerd = Containerd::start(pair.lab.node(), &[archive])?;
         let pod = &objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"];
@@ -69,7 +69,7 @@ impl Site {
     }
 
     /// What a kubelet makes of the DaemonSet's container, with other arguments. `profile` is a seccomp profile of type Localhost.
-    fn container_config(&self, arguments: &[String], profile: Option<&Path>) -> Result<Value> {
+    pub fn container_config(&self, arguments: &[String], profile: Option<&Path>) -> Result<Value> {
         let security = &self.container["securityContext"];
         assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault");
         let seccomp = match profile {
@@ -182,7 +182,7 @@ fn finding<'a>(findings: &'a [Value], check: &str) -> Result<&'a Value> {
 }
 
 /// The objects of an overlay and the image's archive, or a word of why the test is skipped.
-fn given(test: &str, overlay: &str) -> Result<Option<(Objects, PathBuf)>> {
+pub fn given(test: &str, overlay: &str) -> Result<Option<(Objects, PathBuf)>> {
     if skip(test) {
         return Ok(None);
     }

@@ -6,6 +6,7 @@ mod collectors;
 mod container;
 mod install;
 mod manifests;
+mod options;
 mod render;
 mod rights;
 mod server;

@@ -7,6 +7,7 @@ use std::fs::{self, File, TryLockError};
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Where pins lie by default: in a bpf file system.
@@ -66,7 +67,7 @@ impl Pins {
         same.hash(&mut hasher);
         let name = format!("{:016x}", hasher.finish());
         let folder = above.join(&name);
-        fs::create_dir_all(&folder)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         if !is_bpf(above)? {
             fs::remove_dir(&folder)?;
             return Err(io::Error::other(format!(

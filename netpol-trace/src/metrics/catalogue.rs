@@ -43,7 +43,7 @@ catalogue! {
     SINK_RECORDS: Counter "sink_written_records_total" ["sink"] "Records of every kind that a sink got out.";
     SINK_QUEUE: Gauge "sink_queue_records" ["sink"] "Records that wait for a sink.";
     SINK_QUEUE_SIZE: Gauge "sink_queue_size_records" ["sink"] "Records that may wait for a sink.";
-    SINK_FAILING: Gauge "sink_failing" ["sink"] "1 while a sink's last write failed.";
+    SINK_FAILING: Gauge "sink_failing" ["sink"] "1 while a sink's last write failed, or it can't be opened.";
     OPENED: Counter "connections_opened_total" [] "Connections that the tc hook saw open: told or lost.";
     TOLD: Counter "connections_told_total" [] "Connections of which the agent was told.";
     CONNECTIONS_LOST: Counter "connections_lost_total" [] "Connections of which the agent could not be told.";

@@ -191,7 +191,7 @@ pub struct SinkState {
     pub records_lost: u64,
     /// Records that wait.
     pub queued: u64,
-    /// Why the last write failed; absent after one that succeeded.
+    /// Why the last write failed, or why the sink can't be opened; absent after a write that succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use crate::cluster::access_review::{GROUP, RESOURCE, ReviewError, Reviewer, User};
 use crate::history;
 use crate::http::Stalled;
+use crate::storage::{Folder, Readers};
 use places::{Full, Places};
 use reader::Reading;
 
@@ -92,10 +93,17 @@ async fn records(
         }
     };
     tracing::info!(user = user.name(), namespaces = asked.namespace, "records are read over --tail-listen");
-    let reaches = history::reaches_back_to(&serving.history).ok().flatten().map(|time| time.to_string());
+    let folder = match Folder::open(&serving.history, Readers::default()) {
+        Ok(folder) => folder,
+        Err(error) => {
+            tracing::warn!(%error, "the history can't be read");
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent has no history: `sinks` in its status says why");
+        }
+    };
+    let reaches = history::reaches_back_to(&folder).ok().flatten().map(|time| time.to_string());
     let (to_reader, lines) = mpsc::channel(BATCHES);
     let reading = Reading { user, namespaces, since: asked.since, follow: asked.follow, to_reader, place, stalled };
-    reading.start(serving, token.to_owned());
+    reading.start(serving, token.to_owned(), folder);
     let body = futures::stream::unfold(lines, async |mut lines| Some((lines.recv().await?, lines)));
     let headers = [
         (header::CONTENT_TYPE.as_str(), "application/jsonl".to_owned()),

@@ -14,6 +14,7 @@ use netpol_trace::pipeline::Pipeline;
 use netpol_trace::record::encode::Format;
 use netpol_trace::sink::Numbers;
 use netpol_trace::sink::file::{Lines, Rotation};
+use netpol_trace::storage::Readers;
 use serde_json::Value;
 
 use crate::{allocations, drops, large, mk};
@@ -41,7 +42,7 @@ fn synced(cluster: &Cluster, synced: bool) {
 
 fn pipeline(cluster: &Cluster, path: &Path) -> Pipeline {
     let mut output = Output::new(Numbers::new("5f3a9c1e".into(), None, None));
-    output.add(Box::new(Lines::open(path, Format::Native, Rotation::default()).unwrap())).unwrap();
+    output.add(Box::new(Lines::open(path, Format::Native, Rotation::default(), Readers::default()).unwrap())).unwrap();
     Pipeline::new(cluster.clone(), Some("node-1".into()), false, Arc::new(Intake::default()), output)
 }
 

@@ -16,6 +16,7 @@ use crate::history::Follower;
 use crate::http::Stalled;
 use crate::record::encode::{self, Format};
 use crate::record::{Record, restrict};
+use crate::storage::Folder;
 use crate::tail::view;
 
 /// The history's files are written by another thread, and read again this often.
@@ -41,7 +42,7 @@ pub(super) struct Reading {
 
 impl Reading {
     /// Sends what the reader may see, until the end or until they go, in a thread that may wait for the disk.
-    pub fn start(self, serving: Serving, token: String) {
+    pub fn start(self, serving: Serving, token: String, folder: Folder) {
         let ended = Arc::new(OnceLock::new());
         let (alive, gone) = oneshot::channel();
         let mut view = View {
@@ -52,7 +53,7 @@ impl Reading {
             handle: Handle::current(),
             may: HashMap::new(),
         };
-        let follower = Follower::new(&serving.history, self.since.map(SystemTime::from));
+        let follower = Follower::new(folder, self.since.map(SystemTime::from));
         let review = review_again(serving, token, (self.user.clone(), self.namespaces.clone()), gone, ended.clone());
         tokio::spawn(review);
         tokio::task::spawn_blocking(move || {
