@@ -26,6 +26,7 @@ use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::record::format::Format;
 use netpol_trace::sink::Numbers;
 use netpol_trace::sink::file::{Lines, Rotation};
+use netpol_trace::storage::Readers;
 
 const PODS: usize = 10_000;
 const RECORDS: usize = 300_000;
@@ -63,7 +64,7 @@ fn case(cluster: &Cluster, drops: &[RawDrop], records: usize) {
 /// Time on the clock, processor time, and allocations of the pipeline's thread.
 fn run(cluster: &Cluster, drops: &[RawDrop], records: usize, path: &Path) -> (Duration, Duration, u64) {
     let mut output = Output::new(Numbers::new("5f3a9c1e".into(), Some("bench".into()), Some("node-1".into())));
-    output.add(Box::new(Lines::open(path, Format::Native, Rotation::default()).unwrap())).unwrap();
+    output.add(Box::new(Lines::open(path, Format::Native, Rotation::default(), Readers::default()).unwrap())).unwrap();
     let intake = Arc::new(Intake::default());
     let mut pipeline = Pipeline::new(cluster.clone(), Some("node-1".into()), false, intake, output);
     let (start, cpu) = (Instant::now(), processor_time());

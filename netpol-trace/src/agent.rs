@@ -23,22 +23,24 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::Access;
 use crate::config::Live;
-use crate::history::History;
+use crate::history::{self, History};
 use crate::http::{self, Guard};
 use crate::inventory::{self, Watcher};
 use crate::kernel;
 use crate::kernel::tc::{Mode, View};
 use crate::model::HookState;
 use crate::output::Output;
+use crate::memory;
 use crate::pipeline::Pipeline;
 use crate::pipeline::accounting::Intake;
 use crate::pipeline::aggregate::Budget;
 use crate::pipeline::connections::Flows;
 use crate::record::format::Format;
-use crate::sink::Numbers;
 use crate::sink::queue::Written;
 use crate::sink::target::Target;
-use crate::{memory, tail};
+use crate::sink::{Numbers, Sink};
+use crate::storage::Readers;
+use crate::tail;
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
 const QUEUE: usize = 256;
@@ -53,6 +55,15 @@ pub enum HookName {
     KfreeSkb,
     /// Connections at the pods' interfaces: DNS names, spoofed sources, connections that nobody answers.
     Tc,
+}
+
+/// The records that are kept on disk.
+#[derive(Debug, Clone)]
+pub struct HistoryConfig {
+    pub folder: PathBuf,
+    pub readers: Readers,
+    /// At most so many bytes of them.
+    pub bytes: u64,
 }
 
 /// How an agent is to run.
@@ -72,8 +83,8 @@ pub struct Config {
     pub listen: Option<SocketAddr>,
     /// Whom /metrics answers; nothing means anybody.
     pub metrics_guard: Option<Guard>,
-    /// Where records are kept for `tail`, and at most how many octets of them.
-    pub history: Option<(PathBuf, u64)>,
+    /// Where records are kept for `tail`.
+    pub history: Option<HistoryConfig>,
     /// Where `tail` is answered, and how the API server is asked who may see what.
     pub tail: Option<(SocketAddr, Reviewer)>,
     pub duration: Option<Duration>,
@@ -102,18 +113,20 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let (cluster, source) = source::open(&config.source).await?;
-    let run = run_id();
+    let run = run_id()?;
     let output = open_output(&config, &run)?;
+    let output_metrics = output.metrics().clone();
     let served = match config.listen {
         Some(address) => {
-            let router = http::router(output.metrics().clone(), config.metrics_guard.take());
+            let router = http::router(output_metrics.clone(), config.metrics_guard.take());
             Some((http::bind(address).await?, router))
         }
         None => None,
     };
     let tail_served = match (config.tail.take(), &config.history) {
-        (Some((address, reviewer)), Some((folder, _))) => {
-            Some((http::bind(address).await.context("--tail-listen")?, tail::serve::router(folder.clone(), reviewer)))
+        (Some((address, reviewer)), Some(history)) => {
+            let router = tail::serve::router(history.folder.clone(), reviewer);
+            Some((http::bind(address).await.context("--tail-listen")?, router))
         }
         _ => None,
     };
@@ -214,15 +227,16 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
+    let (metrics, tail_metrics) = (output_metrics.clone(), output_metrics);
     let serving = async {
         match served {
-            Some((listener, router)) => http::serve(listener, router).await,
+            Some((listener, router)) => http::serve(listener, router, metrics, http::MUST_READ_WITHIN).await,
             None => std::future::pending().await,
         }
     };
     let serving_tail = async {
         match tail_served {
-            Some((listener, router)) => http::serve(listener, router).await,
+            Some((listener, router)) => http::serve(listener, router, tail_metrics, http::MUST_READ_WITHIN).await,
             None => std::future::pending().await,
         }
     };
@@ -275,14 +289,22 @@ fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
     let mut output = Output::new(Numbers::new(run.to_owned(), config.cluster.clone(), config.node.clone()));
     let targets = if config.outputs.is_empty() { &[Target::STDOUT] } else { config.outputs.as_slice() };
     for (at, target) in targets.iter().enumerate() {
-        if targets[..at].iter().any(|other| other.place.is_same(&target.place)) {
-            bail!("--output {}: named twice", target.place);
+        let (target, default) = (target.clone(), config.format);
+        let (access, node) = (config.access.clone(), config.node.clone());
+        let (name, format) = (target.place.to_string(), target.format_name(default));
+        let open = move || target.open(default, &access, node.as_deref());
+        match at {
+            0 => output.add(open()?)?,
+            _ => output.add_secondary(name, format, Box::new(open))?,
         }
-        output.add(target.open(config.format, &config.access, config.node.as_deref())?)?;
     }
-    if let Some((folder, size)) = &config.history {
-        let history = History::open(folder, run, *size);
-        output.add(Box::new(history.with_context(|| format!("--history-dir {}", folder.display()))?))?;
+    if let Some(HistoryConfig { folder, readers, bytes }) = config.history.clone() {
+        let run = run.to_owned();
+        let open = move || {
+            let opened = History::open(&folder, readers, &run, bytes).context("--history-dir")?;
+            Ok(Box::new(opened) as Box<dyn Sink>)
+        };
+        output.add_secondary(history::NAME.to_owned(), history::FORMAT.as_str(), Box::new(open))?;
     }
     Ok(output)
 }
@@ -317,24 +339,36 @@ fn open_tc(chosen: Option<&[HookName]>, hooks: &mut Vec<HookState>) -> anyhow::R
     if chosen.is_none() && mode == Mode::Clsact {
         let why = "off by default before Linux 6.6, where tc filters outlive a killed agent: --hooks kfree_skb,tc";
         tracing::info!("tc hook {why}");
-        hooks.push(worker::tc_off(why.to_owned()));
+        hooks.push(worker::tc_unused(HookState::OFF, why.to_owned()));
         return Ok(None);
     }
     match kernel::tc::open(mode) {
         Ok(opened) => Ok(Some(opened)),
         Err(error) if wants(chosen, HookName::KfreeSkb) => {
             tracing::warn!("no tc hook: {error}; records lack DNS names, and connections without an answer go unseen");
-            hooks.push(worker::tc_off(error.to_string()));
+            hooks.push(worker::tc_unused(HookState::REFUSED, error.to_string()));
             Ok(None)
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Eight hex digits that tell runs apart.
-fn run_id() -> String {
-    use std::hash::{BuildHasher, Hasher};
-    // Keyed from the system's random source, anew in every process.
-    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
-    format!("{:08x}", random as u32)
+/// 16 hexadecimal digits. Ids of records are made of it, and stores use those as keys: among a million runs two are the same with a
+/// probability of 1 in 37 million.
+fn run_id() -> anyhow::Result<String> {
+    let random = getrandom::u64().context("the kernel gives no random numbers, of which the run's id is made")?;
+    Ok(format!("{random:016x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    /// With 32 bits one of ten tries of 30,000 runs had two of the same id.
+    #[test]
+    fn runs_have_ids_of_their_own() {
+        let ids: HashSet<String> = (0..300_000).map(|_| super::run_id().unwrap()).collect();
+        assert_eq!(ids.len(), 300_000);
+        assert!(ids.iter().all(|id| id.len() == 16 && id.bytes().all(|digit| digit.is_ascii_hexdigit())));
+    }
 }

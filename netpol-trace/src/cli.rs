@@ -1,6 +1,7 @@
 //! The command line: one file per verb.
 
 pub mod agent;
+mod binary;
 mod cluster;
 pub mod doctor;
 mod ends;
@@ -39,6 +40,7 @@ enum Command {
     #[command(hide = true)]
     Man(shell::ManArgs),
     VerifyLog(verify_log::Args),
+    PrintBinary(binary::Args),
     /// Print the record's JSON Schema.
     Schema,
 }
@@ -60,6 +62,7 @@ pub fn run() -> ExitCode {
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
         Command::VerifyLog(args) => verify_log::run(&args),
+        Command::PrintBinary(args) => binary::run(&args),
         Command::Schema => schema(),
     };
     result.unwrap_or_else(|error| {
@@ -80,4 +83,24 @@ fn schema() -> anyhow::Result<ExitCode> {
 /// `| head` is no error.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the runbook tells people to type at night is what the program takes.
+    #[test]
+    fn the_runbooks_commands_can_be_typed() {
+        let page = include_str!("../../docs/runbook.md");
+        let commands: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("    netpol-trace ")).collect();
+        assert!(commands.len() >= 4, "{commands:?}");
+        for command in commands {
+            let command = command.split('|').next().unwrap_or_default();
+            let words = std::iter::once("netpol-trace").chain(command.split_whitespace());
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{command}: {error}");
+            }
+        }
+    }
 }

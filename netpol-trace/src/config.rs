@@ -20,6 +20,17 @@ pub use select::{Ends, Pattern, Selection};
 use crate::record::{Body, Endpoint};
 use crate::text::escape;
 
+/// Every option of the agent by its long name, each with the values that it takes where these are a closed set.
+pub fn options() -> Vec<(String, Vec<String>)> {
+    let command = crate::cli::agent::command();
+    let long = command.get_arguments().filter_map(|arg| Some((arg.get_long()?.to_owned(), arg)));
+    let values = |arg: &clap::Arg| match arg.get_action().takes_values() {
+        true => arg.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect(),
+        false => Vec::new(),
+    };
+    long.map(|(name, arg)| (name, values(arg))).collect()
+}
+
 /// What a config file says.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct File {

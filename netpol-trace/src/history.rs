@@ -8,15 +8,17 @@ mod follow;
 mod sink;
 
 pub use follow::Follower;
-pub use sink::History;
+pub use sink::{FORMAT, History, NAME};
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
+
+use crate::storage::{Folder, Readers};
 
 /// Octets on disk, if not told otherwise.
 pub const DEFAULT_SIZE: u64 = 64 << 20;
@@ -30,6 +32,7 @@ const ENDING: &str = ".jsonl";
 #[derive(Debug)]
 pub struct Ring {
     folder: PathBuf,
+    readers: Readers,
     run: String,
     size: u64,
     current: Option<Current>,
@@ -40,18 +43,17 @@ pub struct Ring {
 #[derive(Debug)]
 struct Current {
     file: File,
-    path: PathBuf,
+    name: OsString,
     length: u64,
 }
 
 impl Ring {
-    /// Makes the folder if need be. What earlier runs left stays, as far as there is room.
-    pub fn open(folder: &Path, run: &str, size: u64) -> io::Result<Ring> {
-        fs::create_dir_all(folder)?;
+    /// Makes the folder if need be, for `readers`. What earlier runs left stays, as far as there is room.
+    pub fn open(folder: &Path, readers: Readers, run: &str, size: u64) -> io::Result<Ring> {
+        Folder::create(folder, readers)?.keep_private(is_segment)?;
+        let (folder, run, size) = (folder.to_owned(), run.to_owned(), size.max(SMALLEST_SIZE));
+        let mut ring = Ring { folder, readers, run, size, current: None, files: 0 };
         // Found out now rather than at the first drop.
-        segments(folder)?;
-        let size = size.max(SMALLEST_SIZE);
-        let mut ring = Ring { folder: folder.to_owned(), run: run.to_owned(), size, current: None, files: 0 };
         ring.current = Some(ring.next()?);
         Ok(ring)
     }
@@ -80,29 +82,27 @@ impl Ring {
     }
 
     fn next(&mut self) -> io::Result<Current> {
-        self.make_room()?;
+        let folder = Folder::create(&self.folder, self.readers)?;
+        self.make_room(&folder)?;
         self.files += 1;
         let name = format!("{:013}-{}-{:06}{ENDING}", Timestamp::now().as_millisecond(), self.run, self.files);
-        let path = self.folder.join(name);
-        let file = OpenOptions::new().append(true).create_new(true).open(&path)?;
-        Ok(Current { file, path, length: 0 })
+        let name = OsString::from(name);
+        Ok(Current { file: folder.create_new(&name)?, name, length: 0 })
     }
 
     /// Removes the oldest files until one more fits.
-    fn make_room(&self) -> io::Result<()> {
-        let segments = segments(&self.folder)?;
+    fn make_room(&self, folder: &Folder) -> io::Result<()> {
+        let segments = segments(folder)?;
         let mut total: u64 = segments.iter().map(|segment| segment.length).sum();
         for segment in &segments {
             if total + self.size / PARTS <= self.size {
                 break;
             }
-            if self.current.as_ref().is_some_and(|current| current.path == segment.path) {
+            if self.current.as_ref().is_some_and(|current| current.name == segment.name) {
                 continue;
             }
-            match fs::remove_file(&segment.path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => total -= segment.length,
-            }
+            folder.remove(&segment.name)?;
+            total -= segment.length;
         }
         Ok(())
     }
@@ -112,33 +112,34 @@ impl Ring {
 #[derive(Debug)]
 pub struct Segment {
     pub name: OsString,
-    pub path: PathBuf,
     pub length: u64,
     pub modified: SystemTime,
 }
 
+/// `MILLISECONDS-RUN-NUMBER.jsonl`.
+fn is_segment(name: &OsStr) -> bool {
+    let mut parts = name.to_str().and_then(|name| name.strip_suffix(ENDING)).unwrap_or_default().split('-');
+    let is_number = |part: Option<&str>| part.is_some_and(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()));
+    is_number(parts.next()) && parts.next().is_some() && is_number(parts.next()) && parts.next().is_none()
+}
+
 /// The ring's files, oldest first.
-pub fn segments(folder: &Path) -> io::Result<Vec<Segment>> {
+pub fn segments(folder: &Folder) -> io::Result<Vec<Segment>> {
     let mut segments = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if !name.as_encoded_bytes().ends_with(ENDING.as_bytes()) {
-            continue;
-        }
-        // Removed in between by the agent.
-        let Ok(metadata) = entry.metadata() else { continue };
-        let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-        segments.push(Segment { name, path: entry.path(), length: metadata.len(), modified });
+    for (name, stat) in folder.files()?.into_iter().filter(|(name, _)| is_segment(name)) {
+        // Before 1970 nothing was recorded.
+        let (seconds, nanos) = (stat.st_mtime.try_into().unwrap_or(0), stat.st_mtime_nsec.try_into().unwrap_or(0));
+        let modified = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
+        segments.push(Segment { name, length: stat.st_size.try_into().unwrap_or(0), modified });
     }
     segments.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(segments)
 }
 
 /// From when the ring can answer: the time of its oldest record.
-pub fn reaches_back_to(folder: &Path) -> io::Result<Option<Timestamp>> {
+pub fn reaches_back_to(folder: &Folder) -> io::Result<Option<Timestamp>> {
     for segment in segments(folder)? {
-        let Ok(file) = File::open(&segment.path) else { continue };
+        let Ok(file) = folder.read(&segment.name) else { continue };
         let mut line = Vec::new();
         BufReader::new(io::Read::take(file, crate::tail::lines::LINE_AT_MOST as u64)).read_until(b'\n', &mut line)?;
         if let Some(seen) = crate::tail::view::read(line.trim_ascii_end()) {

@@ -3,18 +3,19 @@
 //! Whoever reaches the port may be anybody: connections, headers and time are bounded, and /metrics can ask for a token.
 
 mod guard;
+mod write_timeout;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -23,11 +24,15 @@ use tokio::sync::Semaphore;
 
 use crate::metrics::{Metrics, text};
 pub use guard::{Guard, Token};
+pub use write_timeout::Stalled;
+use write_timeout::WriteTimeout;
 
 /// Connections served at once; more wait.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take over a request's head.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client may take nothing of an answer: else 64 of them would hold all connections for ever.
+pub const MUST_READ_WITHIN: Duration = Duration::from_secs(30);
 
 /// Takes the address now, so that one that can't be had is told before anything is attached.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -46,41 +51,52 @@ pub fn router(metrics: Arc<Metrics>, guard: Option<Guard>) -> Router {
     }
     Router::new()
         .route("/metrics", page)
-        .route("/healthz", get(async |State(metrics): State<Arc<Metrics>>| probe(metrics.healthy())))
+        .route(
+            "/healthz",
+            get(async |State(metrics): State<Arc<Metrics>>| probe(metrics.healthy().map(|()| String::new()))),
+        )
         .route("/readyz", get(async |State(metrics): State<Arc<Metrics>>| probe(metrics.ready())))
         .with_state(metrics)
 }
 
-fn probe(result: Result<(), String>) -> Response {
+/// The answer for a kubelet, and on further lines what a person may want to know.
+fn probe(result: Result<String, String>) -> Response {
     match result {
-        Ok(()) => "ok\n".into_response(),
+        Ok(notes) => format!("ok\n{notes}").into_response(),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why + "\n").into_response(),
     }
 }
 
-/// Serves until dropped.
-pub async fn serve(listener: TcpListener, router: Router) {
+/// Serves until dropped. A client that takes nothing of its answer for `must_read_within` is disconnected and counted.
+pub async fn serve(listener: TcpListener, router: Router, metrics: Arc<Metrics>, must_read_within: Duration) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         // The semaphore is never closed.
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file descriptors, most likely: at once again would only burn time.
-                tracing::warn!(%error, "a connection to --listen could not be taken");
+                tracing::warn!(%error, "a connection to a listener could not be taken");
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let stalled = Stalled::default();
+        let stream = WriteTimeout::new(stream, must_read_within, stalled.clone());
+        let service = TowerToHyperService::new(router.clone().layer(Extension(stalled.clone())));
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(PATIENCE)
             .serve_connection(TokioIo::new(stream), service);
+        let metrics = metrics.clone();
         tokio::spawn(async move {
             if let Err(error) = served.await {
-                tracing::debug!(%error, "a connection to --listen");
+                tracing::debug!(%error, "a connection to a listener");
+            }
+            if stalled.is_so() {
+                metrics.error("listen", "client_does_not_read");
+                tracing::warn!(%client, "disconnected: the client read nothing for {must_read_within:?}");
             }
             drop(place);
         });

@@ -25,6 +25,7 @@ pub mod policy;
 pub mod record;
 pub mod recorded;
 pub mod sink;
+pub mod storage;
 pub mod tail;
 pub mod telemetry;
 pub mod text;

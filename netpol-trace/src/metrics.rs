@@ -113,11 +113,12 @@ impl Metrics {
         }
     }
 
-    /// /readyz: hooks are attached, and each source is in sync or known not to be.
+    /// /readyz: hooks are attached, and each source is in sync or known not to be. Names the outputs that fail: they leave the others
+    /// ready.
     ///
     /// # Errors
     /// What is missing, in words.
-    pub fn ready(&self) -> Result<(), String> {
+    pub fn ready(&self) -> Result<String, String> {
         self.healthy()?;
         let Some((published, _)) = self.published() else {
             return Err("not started yet: hooks or sources are missing".into());
@@ -125,7 +126,10 @@ impl Metrics {
         let waits = |source: &&crate::model::SourceState| !source.synced && source.error.is_none();
         match published.status.sources.iter().find(waits) {
             Some(source) => Err(format!("source {} is not in sync yet", source.name)),
-            None => Ok(()),
+            None => {
+                let failing = published.status.sinks.iter().filter(|sink| sink.error.is_some());
+                Ok(failing.map(|sink| format!("output {} fails: see `sinks` of status records\n", sink.name)).collect())
+            }
         }
     }
 
@@ -199,7 +203,12 @@ fn tell(page: &mut Page, published: &Published, age: Duration) {
         page.one(&c::CONNECTIONS_LOST, connections.lost);
     }
     let hooks = status.hooks.iter();
-    page.family(&c::HOOK, hooks.map(|hook| ([&hook.name, &hook.state], u64::from(hook.state != "off"))));
+    page.family(&c::HOOK, hooks.map(|hook| ([&hook.name, &hook.state], u64::from(hook.is_active()))));
+    if let Some(config) = &status.config {
+        page.one(&c::CONFIG_OK, u64::from(config.error.is_none()));
+        page.one(&c::CONFIG_AGE, config.age_seconds + age.as_secs());
+        page.one(&c::CONFIG_PENDING, config.pending.len() as u64);
+    }
     let sources = &status.sources;
     page.family(&c::SYNCED, sources.iter().map(|source| ([&source.name], u64::from(source.synced))));
     page.family(&c::AGE, sources.iter().map(|source| ([&source.name], source.age_seconds + age.as_secs())));
@@ -217,4 +226,63 @@ fn denying_namespace(drop: &Drop) -> &str {
         None => &drop.source,
     };
     end.pod.as_ref().map(|pod| pod.namespace.as_str()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ConfigState, HookState};
+    use crate::record::Record;
+
+    fn status() -> Status {
+        let mut records = include_str!("../../tests/golden/records.jsonl").lines();
+        let status = records.find_map(|line| match serde_json::from_str::<Record>(line).unwrap().body {
+            Body::Status(status) => Some(*status),
+            _ => None,
+        });
+        status.expect("an example of a status")
+    }
+
+    fn page(status: Status) -> String {
+        let metrics = Metrics::default();
+        let losses = Vec::new();
+        metrics.publish(Published { status, losses, queued: 0, queue_size: 1, ring_peak: 0, ring_size: 1 });
+        metrics.page()
+    }
+
+    #[test]
+    fn a_config_file_that_was_refused_shows() {
+        let without = page(Status { config: None, ..status() });
+        assert!(!without.contains("netpol_trace_config_"), "{without}");
+        for (error, successful) in [(None, 1), (Some("config.yaml:2: unknown key".to_owned()), 0)] {
+            let config =
+                ConfigState { path: "config.yaml".into(), age_seconds: 7, error, pending: vec!["ring-kib".into()] };
+            let page = page(Status { config: Some(config), ..status() });
+            for line in [
+                format!("netpol_trace_config_last_reload_successful {successful}\n"),
+                "netpol_trace_config_age_seconds 7\n".to_owned(),
+                "netpol_trace_config_pending_options 1\n".to_owned(),
+            ] {
+                assert!(page.contains(&line), "{page}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_hook_that_was_refused_is_told_from_one_that_was_not_asked_for() {
+        let hook = |name: &'static str, state| HookState { name: name.into(), state, detail: None };
+        let hooks = vec![
+            hook("kfree_skb", "btf_tracepoint".into()),
+            hook("tc", HookState::REFUSED),
+            hook("reject", HookState::OFF),
+        ];
+        let page = page(Status { hooks, ..status() });
+        for line in [
+            "{hook=\"kfree_skb\",state=\"btf_tracepoint\"} 1\n",
+            "{hook=\"tc\",state=\"refused\"} 0\n",
+            "{hook=\"reject\",state=\"off\"} 0\n",
+        ] {
+            assert!(page.contains(&format!("netpol_trace_hook_active{line}")), "{page}");
+        }
+    }
 }

@@ -12,8 +12,10 @@ use jiff::Timestamp;
 
 use crate::metrics::Metrics;
 use crate::model::{Cause, SinkState};
-use crate::record::Body;
+use crate::record::{Body, Fingerprint};
+use crate::sink::backoff::Backoff;
 use crate::sink::queue::{Counts, Queue, Waiting, Written};
+use crate::sink::reopen::{Open, Reopening};
 use crate::sink::{self, Numbers, Sink, SinkError};
 
 /// How long a sink may stand still when the agent stops, and after that with the last status: Kubernetes kills a pod after 30
@@ -52,23 +54,46 @@ impl Output {
 
     /// Adds a sink, with a thread of its own. The first one is the ledger.
     pub fn add(&mut self, sink: Box<dyn Sink>) -> io::Result<()> {
+        self.start(sink).map(drop)
+    }
+
+    fn start(&mut self, sink: Box<dyn Sink>) -> io::Result<Arc<Queue>> {
         let (name, format, queue) = (sink.name(), sink.format(), Arc::new(Queue::default()));
         let thread = std::thread::Builder::new().name("sink".into()).spawn({
             let (queue, numbers) = (queue.clone(), self.numbers.clone());
             move || sink::run(sink, &queue, &numbers)
         })?;
-        self.outlets.push(Outlet { name, format, queue, thread });
+        self.outlets.push(Outlet { name, format, queue: queue.clone(), thread });
+        Ok(queue)
+    }
+
+    /// Adds a sink behind the first one. One that can't be opened holds up nothing: it is tried again until it can.
+    pub fn add_secondary(&mut self, name: String, format: &'static str, open: Open) -> io::Result<()> {
+        let sink = Reopening::new(name, format, open, Backoff::default(), self.metrics.clone());
+        let error = sink.error();
+        let queue = self.start(Box::new(sink))?;
+        if let Some(error) = error {
+            queue.failing(error.to_string());
+        }
         Ok(())
     }
 
     /// Hands one record of `packets` packets to every sink. Waits for none of several; a sink alone is waited for while it moves,
     /// since there is nobody to hold up, and the queue before the pipeline takes what comes meanwhile.
     ///
+    /// `fingerprint`: `None` for a record that no other agent can have.
+    ///
     /// # Errors
     /// That the ledger's reader has gone: the others have the record.
-    pub fn write(&self, body: Body, time: Timestamp, packets: u64) -> Result<(), SinkError> {
+    pub fn write(
+        &self,
+        body: Body,
+        fingerprint: Option<Fingerprint>,
+        time: Timestamp,
+        packets: u64,
+    ) -> Result<(), SinkError> {
         self.metrics.count(&body);
-        let record = Arc::new(self.numbers.record(body, time));
+        let record = Arc::new(self.numbers.record(body, fingerprint, time));
         let patience = if self.outlets.len() == 1 { ALONE } else { Duration::ZERO };
         for outlet in &self.outlets {
             outlet.queue.push(Waiting::new(record.clone(), packets), patience);
@@ -164,5 +189,10 @@ impl Output {
 
     pub fn run(&self) -> &str {
         &self.numbers.run
+    }
+
+    /// The cluster's name in records.
+    pub fn cluster(&self) -> Option<&str> {
+        self.numbers.cluster.as_deref()
     }
 }

@@ -10,6 +10,7 @@ pub mod build;
 pub mod connections;
 pub(crate) mod decide;
 pub mod enrich;
+pub mod fingerprints;
 mod identity;
 mod pending;
 mod policy_change;
@@ -135,7 +136,10 @@ impl Pipeline {
         self.configured.settings.redact(&mut body);
         match (aggregate, body, &mut self.budget) {
             (Some((key, sums)), Body::Drop(record), Some(budget)) => budget.begin(key, record, &sums),
-            (_, body, _) => self.output.write(body, time, packets)?,
+            (_, body, _) => {
+                let fingerprint = self.fingerprints.drop(packet, facts, drop.origin, &drop.repeats);
+                self.output.write(body, Some(fingerprint), time, packets)?;
+            }
         }
         Ok(true)
     }

@@ -2,6 +2,7 @@
 
 pub mod change;
 pub mod community_id;
+pub mod fingerprint;
 pub mod format;
 mod json;
 pub mod restrict;
@@ -10,5 +11,6 @@ mod shorten;
 pub mod state;
 
 pub use change::*;
+pub use fingerprint::Fingerprint;
 pub use schema::*;
 pub use state::*;

@@ -1,12 +1,14 @@
 //! Where records go. Each sink has a thread, a bounded queue and a gapless `seq` of its own: one that is slow or gone holds up
 //! neither the others nor the pipeline; what had no room is declared in its own stream.
 
+pub mod backoff;
 pub mod events;
 pub mod file;
 pub mod lines;
 mod lost;
 pub mod otlp;
 pub mod queue;
+pub mod reopen;
 pub mod target;
 
 use std::fmt::Write;
@@ -16,11 +18,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use lost::{Lost, Undeclared};
-use queue::{Done, Entry, Patience, Queue};
 
 use crate::model::Str;
-use crate::record::{Body, Record, SCHEMA};
+use crate::record::{Body, Fingerprint, Record, SCHEMA};
+use lost::{Lost, Undeclared};
+use queue::{Done, Entry, Patience, Queue};
 
 /// Something that takes records in order.
 pub trait Sink: Send {
@@ -64,7 +66,7 @@ pub enum SinkError {
     Closed,
     #[error("{name}: {error}")]
     Write { name: String, error: io::Error },
-    /// The receiver said no, or could not be reached for too long.
+    /// The receiver said no, could not be reached for too long, or the sink is not open.
     #[error("{name}: {message}")]
     Refused { name: String, reason: &'static str, message: String },
 }
@@ -96,7 +98,7 @@ impl Numbers {
     }
 
     /// The next record; `seq` is each sink's own.
-    pub fn record(&self, body: Body, time: Timestamp) -> Record {
+    pub fn record(&self, body: Body, fingerprint: Option<Fingerprint>, time: Timestamp) -> Record {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         // The longest number has 20 digits.
         let mut id = String::with_capacity(self.run.len() + 1 + 20);
@@ -105,6 +107,7 @@ impl Numbers {
         Record {
             schema: SCHEMA.into(),
             body,
+            fingerprint: Some(fingerprint.unwrap_or_else(|| Fingerprint::of_id(&id))),
             id,
             run: self.run.clone(),
             seq: 0,
@@ -177,7 +180,7 @@ impl Feed {
                 Entry::Waiting(waiting) => (waiting.record, Meaning::Packets(waiting.packets)),
                 Entry::Overflowed(lost) => {
                     let declaration = lost.declaration(&self.name);
-                    (Arc::new(numbers.record(Body::Loss(declaration), lost.time())), Meaning::Declares(lost))
+                    (Arc::new(numbers.record(Body::Loss(declaration), None, lost.time())), Meaning::Declares(lost))
                 }
             };
             // While another sink has it too, this one's is a copy.
@@ -262,7 +265,7 @@ mod tests {
     }
 
     pub(super) fn record(numbers: &Numbers) -> Record {
-        numbers.record(Body::Loss(loss()), Timestamp::UNIX_EPOCH)
+        numbers.record(Body::Loss(loss()), None, Timestamp::UNIX_EPOCH)
     }
 
     struct Taker;

@@ -8,6 +8,10 @@ use netpol_trace_tests::PATIENCE;
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use serde_json::{Value, json};
 
+const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+/// The account that developers ask as.
+pub const READER: &str = "netpol-trace-reader";
+
 pub fn account(plane: &ControlPlane, namespace: &str, name: &str) -> Result<()> {
     let metadata = json!({ "namespace": namespace, "name": name });
     plane.api().apply(&json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata })).map(drop)
@@ -30,6 +34,31 @@ pub fn bind(
         "subjects": [{ "kind": "ServiceAccount", "namespace": to.0, "name": to.1 }],
     });
     plane.api().apply(&object).map(drop)
+}
+
+/// The roles as they are published; the namespace of the agents is another here.
+pub fn roles(plane: &ControlPlane, agents: &str) -> Result<()> {
+    let base = include_str!("../../deploy/kustomize/base/rbac.yaml");
+    let tail = include_str!("../../deploy/kustomize/components/tail/roles.yaml");
+    let tail = tail.replace("namespace: netpol-trace", &format!("namespace: {agents}"));
+    for document in base.split("\n---\n").chain(tail.split("\n---\n")) {
+        let path = match document.lines().find(|line| line.starts_with("kind: ")) {
+            Some("kind: ClusterRole") => format!("{RBAC}/clusterroles"),
+            Some("kind: Role") => format!("{RBAC}/namespaces/{agents}/roles"),
+            // The tests bind their own accounts.
+            _ => continue,
+        };
+        plane.api().create_yaml(&path, document)?;
+    }
+    Ok(())
+}
+
+/// The account that a namespace's developers ask as, with its binding, as they are published.
+pub fn reader(plane: &ControlPlane, namespace: &str) -> Result<()> {
+    let manifest = include_str!("../../deploy/kustomize/developer-namespace/reader.yaml");
+    let (account, binding) = manifest.split_once("\n---\n").context("two objects")?;
+    plane.api().create_yaml(&format!("/api/v1/namespaces/{namespace}/serviceaccounts"), account)?;
+    plane.api().create_yaml(&format!("{RBAC}/namespaces/{namespace}/rolebindings"), binding)
 }
 
 /// A token for an audience, or for the API server itself.

@@ -7,12 +7,11 @@ use std::thread;
 
 use anyhow::{Result, ensure};
 use netpol_trace_tests::agent::{self, Agent};
-use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::{shared, skip};
 use netpol_trace_tests::eventually;
 use serde_json::json;
 
-use super::accounts::{account, ask, bind, token};
+use super::accounts::{account, ask, bind, roles, token};
 
 const NAMESPACE: &str = "metrics-rbac";
 
@@ -39,15 +38,6 @@ fn start(kubeconfig: &Path) -> Result<(Agent, SocketAddr)> {
     Ok((agent, address))
 }
 
-/// The roles as `overlays/host-network-metrics` has them, bound to accounts of this test.
-fn roles(plane: &ControlPlane) -> Result<()> {
-    let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
-    let developer = include_str!("../../deploy/kustomize/components/tail/roles.yaml");
-    let reviewer = developer.split("\n---\n").find(|document| document.contains("netpol-trace-reviewer"));
-    plane.api().create_yaml(roles, reviewer.unwrap_or_default())?;
-    plane.api().create_yaml(roles, include_str!("../../deploy/kustomize/components/metrics-rbac/role.yaml"))
-}
-
 #[test]
 fn who_may_read_the_metrics() -> Result<()> {
     if skip("metrics::who_may_read_the_metrics", &[]) {
@@ -55,11 +45,11 @@ fn who_may_read_the_metrics() -> Result<()> {
     }
     let plane = shared()?;
     plane.namespace(NAMESPACE, &json!({}))?;
-    roles(plane)?;
-    for name in ["agent", "scraper", "stranger"] {
+    roles(plane, NAMESPACE)?;
+    for name in ["agent", "powerless", "scraper", "stranger"] {
         account(plane, NAMESPACE, name)?;
     }
-    bind(plane, "metrics-reviewer", None, ("ClusterRole", "netpol-trace-reviewer"), (NAMESPACE, "agent"))?;
+    bind(plane, "metrics-agent", None, ("ClusterRole", "netpol-trace"), (NAMESPACE, "agent"))?;
     bind(plane, "metrics-scraper", None, ("ClusterRole", "netpol-trace-metrics"), (NAMESPACE, "scraper"))?;
     let (agent, address) = start(&plane.account_kubeconfig(NAMESPACE, "agent")?)?;
 
@@ -96,6 +86,14 @@ fn who_may_read_the_metrics() -> Result<()> {
 
     let run = agent.stop()?;
     ensure!(!run.stderr.contains("WARN") && !run.stderr.contains(&ours), "{}", run.stderr);
+
+    // An agent that may not ask lets nobody in, and names the rules that it lacks.
+    let (agent, address) = start(&plane.account_kubeconfig(NAMESPACE, "powerless")?)?;
+    ensure!(status(address, "/metrics", Some(&ours))? == 503, "let in without asking");
+    let run = agent.stop()?;
+    for rule in ["resources: [tokenreviews], verbs: [create]", "resources: [subjectaccessreviews], verbs: [create]"] {
+        ensure!(run.stderr.contains(rule), "{rule} in {}", run.stderr);
+    }
     Ok(())
 }
 

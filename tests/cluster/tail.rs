@@ -3,6 +3,7 @@
 
 mod live;
 mod many;
+mod rights;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
@@ -15,15 +16,12 @@ use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::{shared, skip};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{PATIENCE, agent};
+use netpol_trace_tests::{PATIENCE, agent, eventually};
 use serde_json::json;
 
-use super::accounts::{self, account, ask, bind};
+use super::accounts::{self, READER, account, ask, bind, reader, roles};
 
-/// Where agents run; of this test alone, since others may have agents of their own.
-const AGENTS: &str = "tail-agents";
 const POD: &str = "netpol-trace-x7k2p";
-const NODE: &str = "tail-node";
 
 /// A process that ends with its owner.
 struct Ends(Child);
@@ -38,6 +36,8 @@ impl Drop for Ends {
 /// A node whose agent has run before: its history is the log of `tail`'s own tests.
 struct Node {
     plane: &'static ControlPlane,
+    /// The agents' namespace.
+    agents: &'static str,
     dir: tempfile::TempDir,
     listener: u16,
     _kubelet: Ends,
@@ -45,58 +45,52 @@ struct Node {
 }
 
 impl Node {
-    fn start() -> Result<Node> {
+    /// Agents run in a namespace of the test's own.
+    fn start(agents: &'static str, node: &str) -> Result<Node> {
         let plane = shared()?;
         let dir = tempfile::tempdir()?;
-        for namespace in [AGENTS, "staging", "qa-test"] {
+        for namespace in [agents, "staging", "qa-test"] {
             plane.namespace(namespace, &json!({}))?;
         }
-        roles(plane, AGENTS)?;
-        account(plane, AGENTS, "agent")?;
-        bind(plane, "tail-reviewer", None, ("ClusterRole", "netpol-trace-reviewer"), (AGENTS, "agent"))?;
+        roles(plane, agents)?;
+        account(plane, agents, "agent")?;
+        bind(plane, agents, None, ("ClusterRole", "netpol-trace"), (agents, "agent"))?;
 
         let history = dir.path().join("history");
         std::fs::create_dir(&history)?;
         let log = Path::new(env!("CARGO_MANIFEST_DIR")).join("../netpol-trace/tests/tail/log.jsonl");
         std::fs::copy(&log, history.join("0000000000001-05db8ac4-000001.jsonl"))?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let (agent, said) = start_agent(plane, dir.path(), &history, listener)?;
+        let (agent, said) = start_agent(plane, agents, dir.path(), &history, listener)?;
         // What the kubelet serves is what the agent has written so far, and an earlier run's log.
         std::fs::write(dir.path().join(POD), std::fs::read_to_string(&log)? + &said)?;
         let (kubelet, port) = start_kubelet(dir.path())?;
-        objects(plane, port, AGENTS, NODE, POD)?;
-        Ok(Node { plane, dir, listener, _kubelet: kubelet, _agent: agent })
+        objects(plane, port, agents, node, POD)?;
+        Ok(Node { plane, agents, dir, listener, _kubelet: kubelet, _agent: agent })
     }
 
     fn tail(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<Output> {
         let port = self.listener.to_string();
         let mut command = Command::new(agent::binary()?);
-        command.args(["tail", "--agents-namespace", AGENTS, "--tail-port", &port, "-o", "json", "--kubeconfig"]);
+        command.args(["tail", "--agents-namespace", self.agents, "--tail-port", &port, "-o", "json", "--kubeconfig"]);
         Ok(command.arg(kubeconfig).args(arguments).stdin(Stdio::null()).output()?)
     }
 
-    fn developer(&self) -> Result<PathBuf> {
-        account(self.plane, "staging", "dev")?;
-        let dev = ("staging", "dev");
-        bind(self.plane, "tail-dev", Some("staging"), ("ClusterRole", "netpol-trace-developer"), dev)?;
-        bind(self.plane, "tail-dev", Some(AGENTS), ("Role", "netpol-trace-reach"), dev)?;
-        self.plane.account_kubeconfig("staging", "dev")
+    /// A developer of namespace `staging` as docs/security.md has it: two bindings, and the account that they ask as.
+    fn developer(&self, name: &str) -> Result<PathBuf> {
+        let developer = ("staging", name);
+        account(self.plane, developer.0, name)?;
+        reader(self.plane, developer.0)?;
+        bind(self.plane, name, Some(developer.0), ("ClusterRole", "netpol-trace-developer"), developer)?;
+        bind(self.plane, name, Some(self.agents), ("Role", "netpol-trace-reach"), developer)?;
+        let kubeconfig = self.plane.account_kubeconfig(developer.0, name)?;
+        // The API server learns of bindings by watches of its own.
+        eventually("the developer's rights", || {
+            let output = self.tail(&kubeconfig, &["-n", "staging", "--service-account"])?;
+            Ok((!output.stdout.is_empty()).then_some(()))
+        })?;
+        Ok(kubeconfig)
     }
-}
-
-/// The roles as they are published; the namespace of the agents is another here.
-fn roles(plane: &ControlPlane, agents: &str) -> Result<()> {
-    let manifest = include_str!("../../deploy/kustomize/components/tail/roles.yaml")
-        .replace("namespace: netpol-trace", &format!("namespace: {agents}"));
-    let rbac = "/apis/rbac.authorization.k8s.io/v1";
-    for document in manifest.split("\n---\n") {
-        let path = match document.contains("kind: ClusterRole") {
-            true => format!("{rbac}/clusterroles"),
-            false => format!("{rbac}/namespaces/{agents}/roles"),
-        };
-        plane.api().create_yaml(&path, document)?;
-    }
-    Ok(())
 }
 
 /// A node and its agent's pod, whose kubelet listens at `port`.
@@ -118,7 +112,7 @@ fn objects(plane: &ControlPlane, port: u16, namespace: &str, node: &str, pod: &s
     Ok(())
 }
 
-fn start_agent(plane: &ControlPlane, dir: &Path, history: &Path, port: u16) -> Result<(Ends, String)> {
+fn start_agent(plane: &ControlPlane, agents: &str, dir: &Path, history: &Path, port: u16) -> Result<(Ends, String)> {
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/manifests");
     let log = dir.join("agent.log");
     let mut agent = Command::new(agent::binary()?)
@@ -131,14 +125,14 @@ fn start_agent(plane: &ControlPlane, dir: &Path, history: &Path, port: u16) -> R
             "--tail-listen",
             &format!("127.0.0.1:{port}"),
             "--agents-namespace",
-            AGENTS,
+            agents,
         ])
         .arg("--history-dir")
         .arg(history)
         .arg("--manifests")
         .arg(manifests)
         // As whom it asks who may see what.
-        .env("KUBECONFIG", plane.account_kubeconfig(AGENTS, "agent")?)
+        .env("KUBECONFIG", plane.account_kubeconfig(agents, "agent")?)
         .stdout(Stdio::piped())
         .stderr(std::fs::File::create(&log)?)
         .spawn()
@@ -208,7 +202,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     if skip_without_kubelet("tail::who_sees_what_through_the_api_server") {
         return Ok(());
     }
-    let node = Node::start()?;
+    let node = Node::start("tail-agents", "tail-node")?;
 
     // By the logs: everything.
     let admin = node.plane.kubeconfig();
@@ -218,8 +212,8 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     ensure!(all.iter().filter(|record| record.is_drop()).count() == 22, "{all:?}");
 
     // A developer: their namespace's drops, the other end an address.
-    let dev = node.developer()?;
-    let output = node.tail(&dev, &["-n", "staging", "--service-account", "dev"])?;
+    let dev = node.developer("dev")?;
+    let output = node.tail(&dev, &["-n", "staging", "--service-account"])?;
     let seen = records(&output)?;
     let theirs = |record: &Record| ["source", "destination"].iter().any(|end| record.pod(end).starts_with("staging/"));
     let expected: Vec<&str> = all.iter().filter(|r| r.is_drop() && theirs(r)).map(|r| r.text("/id")).collect();
@@ -232,14 +226,19 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     }
 
     // Nobody else's, not the logs, and nothing without a token.
-    let refused = node.tail(&dev, &["-n", "qa-test", "--service-account", "dev"])?;
-    ensure!(refused.stdout.is_empty() && said(&refused).contains("orbidden"), "{}", said(&refused));
+    let refused = node.tail(&dev, &["-n", "qa-test", "--service-account"])?;
+    ensure!(refused.stdout.is_empty() && said(&refused).contains("forbidden"), "{}", said(&refused));
+    ensure!(said(&refused).contains("The ClusterRole netpol-trace-developer, bound to you in"), "{}", said(&refused));
     let logs = node.tail(&dev, &["-n", "staging"])?;
     ensure!(logs.stdout.is_empty() && said(&logs).contains("node tail-node does not answer"), "{}", said(&logs));
     ensure!(said(&logs).contains("; 0 of 1 agent answered; no answer from tail-node ("), "{}", said(&logs));
     ensure!(logs.status.code() == Some(1), "{}", logs.status);
     what_is_not_there(&node, &admin)?;
-    let token = |audience: &str| accounts::token(node.plane, "staging", "dev", Some(audience));
+    // Whoever may not read the logs hears of the other way.
+    ensure!(said(&logs).matches("with -n NAMESPACE --service-account").count() == 1, "{}", said(&logs));
+    let both = node.tail(&dev, &["--pod", "staging/a", "--pod", "qa-test/b", "--service-account"])?;
+    ensure!(said(&both).contains("one namespace at a time"), "{}", said(&both));
+    let token = |audience: &str| accounts::token(node.plane, "staging", READER, Some(audience));
     let own = token("netpol-trace")?;
     for (path, token, expected) in [
         ("/v1/records?namespace=staging", None, "401"),
@@ -263,7 +262,7 @@ fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
     node.plane.api().apply(&json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": { "namespace": "staging", "name": "db-0", "labels": { "app": "db" } },
-        "spec": { "nodeName": NODE, "automountServiceAccountToken": false, "containers": [{ "name": "main", "image": "registry.example/db:1" }] },
+        "spec": { "nodeName": "tail-node", "automountServiceAccountToken": false, "containers": [{ "name": "main", "image": "registry.example/db:1" }] },
     }))?;
     for (arguments, expected) in [
         (&["--pod", "staging/db-9"][..], "note: no pod staging/db-9; staging has db-0"),
@@ -359,7 +358,7 @@ impl Following {
 /// What is written to the log later is shown, and again after the container was started anew: without a gap or a double.
 fn follows(node: &Node, admin: &Path) -> Result<()> {
     let log = node.dir.path().join(POD);
-    let mut tail = Following::start(node.dir.path(), AGENTS, admin, &["-A"])?;
+    let mut tail = Following::start(node.dir.path(), node.agents, admin, &["-A"])?;
     let record = |run: &str, number: u32| {
         let time = format!("2026-11-21T12:51:{number:02}Z");
         format!(

@@ -32,8 +32,13 @@ fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
         ("image.digest=\"latest\"", "digest"),
         ("state.hostPath=\"run/netpol-trace\"", "hostPath"),
         ("history.mib=0", "mib"),
+        ("history.group=\"adm\"", "group"),
+        ("supplementalGroups=[\"adm\"]", "supplementalGroups"),
         ("tail.port=\"http\"", "port"),
+        ("tail.namespaces=[{\"name\":\"staging\"}]", "developers"),
+        ("listen.rbac=false", "rbac"),
         ("podMonitor.interval=\"often\"", "interval"),
+        ("prometheusRule.labels={\"release\":1}", "release"),
         ("rbac.otherPolicies={\"cilium.io\":\"all\"}", "cilium.io"),
     ] {
         let output = template(&program, &[value])?;
@@ -48,17 +53,31 @@ fn options_make_their_objects() -> Result<()> {
     let Some(program) = program("options_make_their_objects", &HELM) else { return Ok(()) };
     let kinds = |values: &[&str]| -> Result<Vec<String>> { Ok(helm(&program, values)?.into_keys().collect()) };
     let plain = kinds(&[])?;
-    let more = kinds(&["podMonitor.enabled=true", "networkPolicy.enabled=true"])?;
+    let more = kinds(&["podMonitor.enabled=true", "prometheusRule.enabled=true", "networkPolicy.enabled=true"])?;
     let added: Vec<&String> = more.iter().filter(|object| !plain.contains(object)).collect();
-    assert_eq!(added, ["NetworkPolicy netpol-trace", "PodMonitor netpol-trace"]);
+    assert_eq!(
+        added,
+        [
+            "ClusterRoleBinding netpol-trace-scraper",
+            "NetworkPolicy netpol-trace",
+            "PodMonitor netpol-trace",
+            "PrometheusRule netpol-trace",
+            "Secret netpol-trace-scraper",
+            "ServiceAccount netpol-trace-scraper"
+        ]
+    );
+    let scrapers =
+        "listen.scrapers=[{\"kind\":\"ServiceAccount\",\"name\":\"prometheus\",\"namespace\":\"monitoring\"}]";
+    let scraped = kinds(&[scrapers])?;
+    let added: Vec<&String> = scraped.iter().filter(|object| !plain.contains(object)).collect();
+    assert_eq!(added, ["ClusterRoleBinding netpol-trace-metrics"]);
     let tail = kinds(&["tail.enabled=true", "tail.reachableBy=[{\"kind\":\"Group\",\"name\":\"developers\"}]"])?;
     let added: Vec<&String> = tail.iter().filter(|object| !plain.contains(object)).collect();
     assert_eq!(
         added,
         [
             "ClusterRole netpol-trace-developer",
-            "ClusterRole netpol-trace-reviewer",
-            "ClusterRoleBinding netpol-trace-reviewer",
+            "ClusterRole netpol-trace-drops-reader",
             "Role netpol-trace-reach",
             "RoleBinding netpol-trace-reach"
         ]
@@ -75,6 +94,12 @@ fn options_make_their_objects() -> Result<()> {
     let arguments = pod["containers"][0]["args"].to_string();
     assert!(arguments.contains("--history-mib=256") && !arguments.contains("--tail-listen"), "{arguments}");
     assert_eq!(pod["volumes"][2], serde_json::json!({ "name": "history", "emptyDir": {} }));
+    assert_eq!(pod["securityContext"], serde_json::Value::Null, "no groups");
+
+    let objects = helm(&program, &["history.enabled=true", "history.group=4", "supplementalGroups=[101,4]"])?;
+    let pod = &objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"];
+    assert!(pod["containers"][0]["args"].to_string().contains("--history-group=4"), "{pod}");
+    assert_eq!(pod["securityContext"], serde_json::json!({ "supplementalGroups": [101, 4] }));
 
     let objects = helm(
         &program,
@@ -92,7 +117,7 @@ fn options_make_their_objects() -> Result<()> {
     assert_eq!(pod["containers"][0]["image"], "ghcr.io/netpol-trace/netpol-trace:edge");
     let arguments = pod["containers"][0]["args"].as_array().context("arguments")?;
     assert_eq!(arguments.last().and_then(|last| last.as_str()), Some("--peers=watch"));
-    assert_eq!(objects["ClusterRole netpol-trace"]["rules"].as_array().map(Vec::len), Some(4));
+    assert_eq!(objects["ClusterRole netpol-trace"]["rules"].as_array().map(Vec::len), Some(6));
     let file = objects["ConfigMap netpol-trace"]["data"]["config.yaml"].as_str().context("a file")?;
     assert!(file.contains("all-drops: true") && file.contains("hooks:"), "{file}");
     Ok(())

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result};
 use base64::Engine;
@@ -40,10 +40,10 @@ const MASKED: [&str; 10] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// A pod of an overlay in a lab's node.
-struct Site {
-    pair: Pair,
-    containerd: Containerd,
-    sandbox: Sandbox,
+pub struct Site {
+    pub pair: Pair,
+    pub containerd: Containerd,
+    pub sandbox: Sandbox,
     /// The DaemonSet's container.
     container: Value,
     image: String,
@@ -52,7 +52,7 @@ struct Site {
 }
 
 impl Site {
-    fn start(objects: &Objects, archive: &Path) -> Result<Site> {
+    pub fn start(objects: &Objects, archive: &Path) -> Result<Site> {
         let pair = Pair::start(DENY)?;
         let containerd = Containerd::start(pair.lab.node(), &[archive])?;
         let pod = &objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"];
@@ -69,7 +69,7 @@ impl Site {
     }
 
     /// What a kubelet makes of the DaemonSet's container, with other arguments. `profile` is a seccomp profile of type Localhost.
-    fn container_config(&self, arguments: &[String], profile: Option<&Path>) -> Result<Value> {
+    pub fn container_config(&self, arguments: &[String], profile: Option<&Path>) -> Result<Value> {
         let security = &self.container["securityContext"];
         assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault");
         let seccomp = match profile {
@@ -182,7 +182,7 @@ fn finding<'a>(findings: &'a [Value], check: &str) -> Result<&'a Value> {
 }
 
 /// The objects of an overlay and the image's archive, or a word of why the test is skipped.
-fn given(test: &str, overlay: &str) -> Result<Option<(Objects, PathBuf)>> {
+pub fn given(test: &str, overlay: &str) -> Result<Option<(Objects, PathBuf)>> {
     if skip(test) {
         return Ok(None);
     }
@@ -213,7 +213,7 @@ fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
     // Both hooks and the rulesets, as the overlay has it.
     for name in ["kfree_skb", "tc", "rulesets"] {
         let hook = started.list("/hooks").iter().find(|hook| hook["name"] == name).context(name)?;
-        assert!(!["off", "unreadable"].contains(&hook["state"].as_str().unwrap_or_default()), "{started}");
+        assert!(!["off", "refused", "unreadable"].contains(&hook["state"].as_str().unwrap_or_default()), "{started}");
     }
 
     let second = site.agent("second")?;
@@ -247,8 +247,20 @@ fn the_image_records_drops_from_a_pods_network() -> Result<()> {
     let site = Site::start(&objects, &archive)?;
     let agent = site.agent("agent")?;
     site.send(&agent)?;
+    comes_out(&agent)?;
     site.settle(&agent)?;
     site.containerd.remove(&site.sandbox)
+}
+
+/// The program comes out of a container that has nothing else, by the way that README has: `kubectl exec` starts it inside.
+fn comes_out(container: &Container) -> Result<()> {
+    let pid = container.processes()?.first().context("the agent's process")?.to_string();
+    let mut inside = Command::new("nsenter");
+    inside.args(["--target", &pid, "--mount", "--pid", "--root", "--", "/netpol-trace", "print-binary"]);
+    let output = inside.output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout == fs::read(format!("/proc/{pid}/exe"))?, "{} bytes, not the program", output.stdout.len());
+    Ok(())
 }
 
 /// What doctor says of the runtime's profile is so: the default one lets bpf(2) through, and one that doesn't is named.

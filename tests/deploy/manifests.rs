@@ -7,7 +7,7 @@ use netpol_trace_tests::agent;
 use netpol_trace_tests::cluster::programs::{HELM, KUBECTL};
 use serde_json::Value;
 
-use super::render::{Objects, deploy, documents, helm, kustomize, objects, program};
+use super::render::{Objects, deploy, documents, helm, kustomize, program};
 
 /// Each overlay, and the chart's values that make the same.
 const VARIANTS: [(&str, &[&str]); 5] = [
@@ -29,14 +29,13 @@ const VARIANTS: [(&str, &[&str]); 5] = [
             "capabilities.netRaw=true",
             "config.hooks=[\"kfree_skb\",\"tc\"]",
             "listen.address=\"$(POD_IP)\"",
-            "listen.rbac=true",
         ],
     ),
     ("overlays/restricted", &["capabilities.syslog=false", "state.hostPath=\"\""]),
     ("overlays/developers", &["tail.enabled=true"]),
 ];
 
-/// What may differ: who made it. The chart leaves the namespace to `helm install --create-namespace`.
+/// What may differ: who made it. The chart leaves the namespace, which needs a label, to whoever installs it: README has the lines.
 fn comparable(mut objects: Objects) -> Objects {
     objects.retain(|key, _| !key.starts_with("Namespace "));
     for object in objects.values_mut() {
@@ -69,22 +68,6 @@ fn kustomize_and_helm_make_the_same_objects() -> Result<()> {
     Ok(())
 }
 
-/// The component by itself: overlays leave it out, since only clusters with the Prometheus operator take it.
-#[test]
-fn the_pod_monitors_are_the_same() -> Result<()> {
-    let Some(chart) = program("the_pod_monitors_are_the_same", &HELM) else { return Ok(()) };
-    let component = std::fs::read_to_string(deploy().join("kustomize/components/pod-monitor/podmonitor.yaml"))?;
-    let component = comparable(objects(&component)?);
-    let chart = comparable(helm(&chart, &["podMonitor.enabled=true"])?);
-    let monitor = &chart["PodMonitor netpol-trace"];
-    assert_eq!(&component["PodMonitor netpol-trace"], monitor);
-    // Its port is one that the agents have.
-    let port = monitor.pointer("/spec/podMetricsEndpoints/0/port").context("a port")?;
-    let ports = container(&chart)?["ports"].as_array().context("ports")?.clone();
-    assert!(ports.iter().any(|known| known["name"] == *port), "{port}: {ports:?}");
-    Ok(())
-}
-
 /// A component on top of the base is the chart's value.
 #[test]
 fn components_are_the_charts_values() -> Result<()> {
@@ -98,25 +81,57 @@ fn components_are_the_charts_values() -> Result<()> {
     let below = format!("{up}{}", kustomize_folder.strip_prefix("/")?.display());
     for (component, value) in [
         ("events", "rbac.events=true"),
-        ("metrics-rbac", "listen.rbac=true"),
+        ("pod-monitor", "podMonitor.enabled=true"),
         ("survive-restart", "surviveRestart=true"),
     ] {
         let text = format!("resources: [{below}/base]\ncomponents: [{below}/components/{component}]\n");
         std::fs::write(folder.join("kustomization.yaml"), text)?;
         let (one, other) = (kustomize(&kubectl, &folder.to_string_lossy())?, helm(&chart, &[value])?);
-        assert_eq!(one["ClusterRole netpol-trace"]["rules"], other["ClusterRole netpol-trace"]["rules"], "{component}");
-        let arguments = |objects: &Objects| container(objects).map(|container| container["args"].clone());
-        let (mut args, mut others) = (arguments(&one)?, arguments(&other)?);
-        for args in [&mut args, &mut others] {
-            args.as_array_mut().context("arguments")?.sort_by_key(Value::to_string);
+        let (one, other) = (comparable(one), comparable(other));
+        assert_eq!(one, other, "{component}");
+        if let Some(monitor) = one.get("PodMonitor netpol-trace") {
+            // Its port is one that the agents have.
+            let port = monitor.pointer("/spec/podMetricsEndpoints/0/port").context("a port")?;
+            let ports = container(&one)?["ports"].as_array().context("ports")?;
+            assert!(ports.iter().any(|known| known["name"] == *port), "{port}: {ports:?}");
         }
-        assert_eq!(args, others, "{component}");
-        let mounts = |objects: &Objects| container(objects).map(|container| container["volumeMounts"].clone());
-        assert_eq!(mounts(&one)?, mounts(&other)?, "{component}");
-        let volumes =
-            |objects: &Objects| objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"]["volumes"].clone();
-        assert_eq!(volumes(&one), volumes(&other), "{component}");
     }
+    Ok(())
+}
+
+/// What a namespace of developers gets from its folder is what it gets from the chart.
+#[test]
+fn a_namespace_of_developers_is_the_charts_value() -> Result<()> {
+    const TEST: &str = "a_namespace_of_developers_is_the_charts_value";
+    let (Some(kubectl), Some(chart)) = (program(TEST, &KUBECTL), program(TEST, &HELM)) else { return Ok(()) };
+    let developers = r#"[{"kind":"Group","name":"developers","apiGroup":"rbac.authorization.k8s.io"}]"#;
+    let namespaces = format!(r#"tail.namespaces=[{{"name":"staging","developers":{developers}}}]"#);
+    let mut other = comparable(helm(&chart, &["tail.enabled=true", &namespaces])?);
+    for (name, role) in [("developers", "developer"), ("reach", "reach")] {
+        let binding = other.remove(&format!("RoleBinding netpol-trace-{name}")).context(name)?;
+        assert_eq!(binding["roleRef"]["name"], format!("netpol-trace-{role}"));
+        assert_eq!(binding["subjects"], serde_json::from_str::<Value>(developers)?);
+        let namespace = if name == "reach" { "netpol-trace" } else { "staging" };
+        assert_eq!(binding["metadata"]["namespace"], namespace);
+    }
+    let folder = comparable(kustomize(&kubectl, "developer-namespace")?);
+    assert_eq!(
+        folder.keys().collect::<Vec<_>>(),
+        ["RoleBinding netpol-trace-reader", "ServiceAccount netpol-trace-reader"]
+    );
+    for (name, object) in folder {
+        let mut chart = other.remove(&name).context(name)?;
+        // `kubectl apply -n` adds it; a subject without one is of the binding's.
+        for pointer in ["/metadata", "/subjects/0"] {
+            if let Some(Value::Object(fields)) = chart.pointer_mut(pointer) {
+                assert_eq!(fields.remove("namespace"), Some("staging".into()));
+            }
+        }
+        assert_eq!(object, chart);
+    }
+    // Without the namespace the chart makes what the overlay does.
+    let plain = comparable(kustomize(&kubectl, "overlays/developers")?);
+    assert_eq!(plain.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
     Ok(())
 }
 
@@ -160,14 +175,12 @@ fn the_container_is_confined() -> Result<()> {
     Ok(())
 }
 
-/// By itself nothing but reading and, for developers, asking who they are; and nothing that docs/security.md does not justify.
+/// Nothing but reading, and asking the API server about callers; and nothing that docs/security.md does not justify.
 #[test]
 fn rbac_is_what_the_page_says() -> Result<()> {
     for (overlay, objects) in overlays("rbac_is_what_the_page_says")? {
         let page = std::fs::read_to_string(deploy().with_file_name("docs/security.md"))?;
-        let own = ["ClusterRole netpol-trace", "ClusterRole netpol-trace-reviewer"];
-        let rules = own.iter().filter_map(|name| objects.get(*name)?["rules"].as_array()).flatten();
-        for rule in rules {
+        for rule in objects["ClusterRole netpol-trace"]["rules"].as_array().context("rules")? {
             let group = rule["apiGroups"][0].as_str().context("a group")?;
             for resource in rule["resources"].as_array().context("resources")? {
                 let resource = resource.as_str().context("a resource")?;
@@ -181,13 +194,7 @@ fn rbac_is_what_the_page_says() -> Result<()> {
         }
         // Nothing more is bound to it, in its own namespace neither.
         let bound = objects.iter().filter(|(key, _)| key.contains("RoleBinding ")).map(|(key, _)| key.as_str());
-        let expected = match overlay {
-            "overlays/developers" => {
-                vec!["ClusterRoleBinding netpol-trace", "ClusterRoleBinding netpol-trace-reviewer"]
-            }
-            _ => vec!["ClusterRoleBinding netpol-trace"],
-        };
-        assert_eq!(bound.collect::<Vec<_>>(), expected, "{overlay}");
+        assert_eq!(bound.collect::<Vec<_>>(), ["ClusterRoleBinding netpol-trace"], "{overlay}");
     }
     Ok(())
 }
@@ -218,7 +225,9 @@ fn versions_are_the_workspaces() -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     let chart = &documents(&std::fs::read_to_string(deploy().join("helm/netpol-trace/Chart.yaml"))?)?[0];
     assert_eq!((chart["version"].as_str(), chart["appVersion"].as_str()), (Some(version), Some(version)));
-    for file in ["base/kustomization.yaml", "components/pod-monitor/podmonitor.yaml"] {
+    for file in
+        ["base/kustomization.yaml", "components/pod-monitor/podmonitor.yaml", "developer-namespace/kustomization.yaml"]
+    {
         let text = std::fs::read_to_string(deploy().join("kustomize").join(file))?;
         let versions = text.lines().filter(|line| line.contains("version: ") || line.contains("newTag: "));
         for line in versions.filter(|line| !line.contains("apiVersion: ") && !line.contains(" version: v")) {

@@ -27,20 +27,33 @@ pub fn program(test: &str, program: &Program) -> Option<PathBuf> {
 }
 
 pub fn kustomize(kubectl: &Path, folder: &str) -> Result<Objects> {
-    let output = Command::new(kubectl).arg("kustomize").arg(deploy().join("kustomize").join(folder)).output()?;
-    objects(&printed(&output)?)
+    objects(&kustomize_text(kubectl, &deploy().join("kustomize").join(folder))?)
+}
+
+/// A folder with a kustomization, as kubectl prints it.
+pub fn kustomize_text(kubectl: &Path, folder: &Path) -> Result<String> {
+    printed(&Command::new(kubectl).arg("kustomize").arg(folder).output()?)
 }
 
 /// The chart with values such as `hostNetwork=true`.
 pub fn helm(helm: &Path, values: &[&str]) -> Result<Objects> {
-    objects(&printed(&template(helm, values)?)?)
+    objects(&helm_text(helm, values)?)
+}
+
+/// The chart with these values, as helm prints it.
+pub fn helm_text(helm: &Path, values: &[&str]) -> Result<String> {
+    printed(&template(helm, values)?).with_context(|| values.join(" "))
 }
 
 pub fn template(helm: &Path, values: &[&str]) -> Result<Output> {
+    template_in(helm, "netpol-trace", values)
+}
+
+pub fn template_in(helm: &Path, namespace: &str, values: &[&str]) -> Result<Output> {
     let mut command = Command::new(helm);
     // Helm built without its release script takes the cluster for an old one.
     command
-        .args(["template", "netpol-trace", "--namespace", "netpol-trace", "--kube-version", "1.36.0"])
+        .args(["template", "netpol-trace", "--namespace", namespace, "--kube-version", "1.36.0"])
         .arg(deploy().join("helm/netpol-trace"));
     command.args(values.iter().map(|value| format!("--set-json={value}")));
     Ok(command.output()?)

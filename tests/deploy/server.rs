@@ -185,6 +185,33 @@ fn the_agent_needs_no_more() -> Result<()> {
     Ok(())
 }
 
+/// One command makes what a namespace's developers need, as docs/security.md has it.
+#[test]
+fn a_namespace_of_developers_is_one_command() -> Result<()> {
+    if cluster::skip("server::a_namespace_of_developers_is_one_command", &[KUBECTL]) {
+        return Ok(());
+    }
+    const NAMESPACE: &str = "developers-of-one";
+    let (plane, objects) = installed("overlays/developers")?;
+    plane.api().apply(&objects["ClusterRole netpol-trace-drops-reader"])?;
+    namespace(plane, NAMESPACE, &json!({}))?;
+    let said = kubectl(plane, &["apply", "-n", NAMESPACE, "-k"], &deploy().join("kustomize/developer-namespace"))?;
+    assert_eq!(said.matches("netpol-trace-reader created").count(), 2, "{said}");
+    let reader = account(plane, NAMESPACE, "netpol-trace-reader")?;
+    let may = |namespace: &str| -> Result<bool> {
+        let attributes =
+            json!({ "namespace": namespace, "verb": "get", "group": "netpol-trace.io", "resource": "drops" });
+        let review = json!({
+            "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+            "spec": { "resourceAttributes": attributes },
+        });
+        Ok(reader.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", &review)?["status"]["allowed"] == true)
+    };
+    eventually("the account's right", || Ok(may(NAMESPACE)?.then_some(())))?;
+    assert!(!may("default")?);
+    Ok(())
+}
+
 /// What was installed goes with one command.
 #[test]
 fn uninstall_leaves_nothing() -> Result<()> {
@@ -222,7 +249,7 @@ fn uninstall_leaves_nothing() -> Result<()> {
         }
         Ok(names.into_iter().filter(|name| name.starts_with("removed-")).collect())
     };
-    assert_eq!(names()?.len(), 5);
+    assert_eq!(names()?.len(), 6);
     kubectl(plane, &["delete", "-k"], dir.path())?;
     assert_eq!(names()?, Vec::<String>::new());
     Ok(())

@@ -82,7 +82,7 @@ fn the_drop(run: &Run) -> Result<&Record> {
 fn works(run: &Run) -> Result<[bool; 4]> {
     let Ok(record) = the_drop(run) else { return Ok([false; 4]) };
     let rulesets = state(run, "rulesets")? == "read";
-    Ok([true, !record.text("/kernel/location").is_empty(), rulesets, state(run, "tc")? != "off"])
+    Ok([true, !record.text("/kernel/location").is_empty(), rulesets, !["off", "refused"].contains(&state(run, "tc")?)])
 }
 
 /// Whether this kernel shows its addresses to whoever may use perf, and to anybody.

@@ -45,7 +45,7 @@ fn the_time_between_two_runs_is_declared() -> Result<()> {
                 let run = agent.records().first().map(|record| record.text("/run").to_owned());
                 Ok(run.is_some_and(|run| text.contains(&run)).then_some(()))
             })?;
-            // It comes after the first status, and a killed agent writes no more.
+            // Its records follow its status one by one.
             agent.wait_for("the gap", |records| records.iter().any(|r| r.text("/stage") == "not_attached"))?;
         }
         agent.signal(signal)?;

@@ -45,6 +45,8 @@ def ocsf(paths):
         checks[key](event)
         assert event["type_uid"] == event["class_uid"] * 100 + event["activity_id"], where
         assert event["category_uid"] == event["class_uid"] // 1000, where
+        native = event["unmapped"]
+        assert (native["id"], native["fingerprint"]) == (event["metadata"]["uid"], event["metadata"]["correlation_uid"]), where
         yield f"{name} {event['activity_name']}"
 
 
@@ -89,7 +91,7 @@ def ecs(paths):
             for one in value if form == "array" else [value]:
                 assert right(kind, one), f"{where}: {name}: {one!r} is no {kind}"
                 assert one in ECS_ALLOWED.get(name, {one}), f"{where}: {name}: {one!r}"
-        assert own["id"] == event["event"]["id"], where
+        assert own["id"] == event["event"]["id"] and own["fingerprint"] == event["event"]["hash"], where
         yield event["event"]["dataset"]
 
 
@@ -103,7 +105,8 @@ def told(request, where):
             for record in scope.log_records:
                 keys = {pair.key: pair.value for pair in record.attributes}
                 native = {pair.key: pair.value for pair in keys["netpol_trace.record"].kvlist_value.values}
-                assert native["id"].string_value == keys["log.record.uid"].string_value, where
+                for attribute, field in ("log.record.uid", "id"), ("netpol_trace.fingerprint", "fingerprint"):
+                    assert native[field].string_value == keys[attribute].string_value != "", where
                 assert record.time_unix_nano and record.body.string_value and record.severity_number, where
                 yield record.event_name
 

@@ -2,7 +2,6 @@
 //!
 //! The consumers are real programs, which `cargo xtask setup` puts into the cache; what is missing is skipped, with the reason.
 
-mod collector;
 mod consumers;
 mod formats;
 mod otelcol;

@@ -9,11 +9,11 @@ use anyhow::{Result, ensure};
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::cluster::built;
 use netpol_trace_tests::cluster::programs::COLLECTOR;
+use netpol_trace_tests::collector::{Collector, certificates, no_certificates};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::{eventually, skip, skipped, traffic};
 use serde_json::json;
 
-use crate::collector::Collector;
 use crate::consumers::{PYTHON, check, find};
 
 struct Running(Child);
@@ -23,24 +23,6 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// An authority, and by it a certificate for 127.0.0.1: `ca.pem`, `server.pem`, `server.key`.
-fn certificates(dir: &Path) -> Result<()> {
-    fs::write(dir.join("server.ext"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=critical,CA:FALSE\n")?;
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
-    let ca = ["-subj", "/CN=netpol-trace tests", "-days", "1", "-keyout", "ca.key", "-out", "ca.pem"];
-    let request = ["-subj", "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr"];
-    let sign = ["-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "1"];
-    for arguments in [
-        [&["req", "-x509"][..], &key, &ca].concat(),
-        [&["req"][..], &key, &request].concat(),
-        [&["x509", "-req"][..], &sign, &["-extfile", "server.ext", "-out", "server.pem"]].concat(),
-    ] {
-        let made = Command::new("openssl").args(&arguments).current_dir(dir).output()?;
-        ensure!(made.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&made.stderr));
-    }
-    Ok(())
 }
 
 /// The Collector with a TLS listener at `listen`, which sends on to `to`.
@@ -79,8 +61,8 @@ fn the_collector_takes_what_the_agent_sends() -> Result<()> {
         skipped(test, &format!("{why:#}"));
         return Ok(());
     }
-    if Command::new("openssl").arg("version").output().is_err() {
-        skipped(test, "needs openssl");
+    if let Some(why) = no_certificates() {
+        skipped(test, why);
         return Ok(());
     }
     if skip(test) {

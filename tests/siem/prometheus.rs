@@ -158,6 +158,12 @@ fn the_dashboard_knows_its_metrics() -> Result<()> {
     let known: Vec<&str> = netpol_trace::metrics::catalogue::ALL.iter().map(|metric| metric.name).collect();
     let mut asked = 0;
     for text in &expressions {
+        // Every agent counts the same edit.
+        let summed = text
+            .split("netpol_trace_policy_changes_total")
+            .next()
+            .is_some_and(|before| before.ends_with("sum(increase("));
+        assert!(!summed, "a sum over agents counts an edit as often as there are agents: {text}");
         for word in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
             if word.starts_with("netpol_trace_") {
                 assert!(known.contains(&word), "no metric {word}");

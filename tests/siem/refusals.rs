@@ -5,7 +5,7 @@ use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::{eventually, skip, traffic};
 
-use crate::collector::Collector;
+use netpol_trace_tests::collector::Collector;
 
 /// ExportLogsServiceResponse { partial_success { rejected_log_records: 1 } }
 const ONE_REJECTED: &[u8] = &[0x0a, 0x02, 0x08, 0x01];

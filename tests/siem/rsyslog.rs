@@ -52,7 +52,7 @@ fn rsyslog_parses_every_line() -> Result<()> {
         .map(|record| {
             let text = |pointer: &str| record.text(pointer).to_owned();
             serde_json::json!({
-                "time": text("/time"), "cause": text("/cause"), "direction": text("/direction"),
+                "time": text("/time"), "fingerprint": text("/fingerprint"), "cause": text("/cause"), "direction": text("/direction"),
                 "source": record.pod("source"), "destination": record.pod("destination"),
                 "port": record.number("/destination/port").map(|port| port.to_string()),
             })

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::collector::Collector;
+use netpol_trace_tests::collector::Collector;
 
 pub struct Everything {
     pub run: Run,

@@ -1,18 +1,37 @@
 //! A sink that does not get rid of its records holds up nobody, and says in the end what it lost.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
 use std::thread;
 
-use anyhow::Result;
-use netpol_trace_tests::agent::Agent;
+use anyhow::{Context, Result, ensure};
+use netpol_trace_tests::agent::{self, Run};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::{Record, packets};
-use netpol_trace_tests::{skip, traffic};
-use nix::sys::stat::Mode;
+use netpol_trace_tests::{eventually, skip, traffic};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// More records than a sink's queue has room for.
 const FLOOD: usize = 30_000;
+
+/// Counts the lines that come into a file.
+struct Counter {
+    file: File,
+    lines: usize,
+}
+
+impl Counter {
+    fn wait_for(&mut self, lines: usize) -> Result<()> {
+        eventually("lines in the file", || {
+            let mut more = Vec::new();
+            self.file.read_to_end(&mut more)?;
+            self.lines += more.iter().filter(|byte| **byte == b'\n').count();
+            Ok((self.lines >= lines).then_some(()))
+        })
+    }
+}
 
 #[test]
 fn a_slow_sink_holds_up_nobody() -> Result<()> {
@@ -21,26 +40,34 @@ fn a_slow_sink_holds_up_nobody() -> Result<()> {
     }
     let pair = Pair::start(DENY)?;
     let folder = tempfile::tempdir()?;
-    let pipe = folder.path().join("pipe");
-    nix::unistd::mkfifo(&pipe, Mode::S_IRWXU)?;
-    let manifests = pair.manifests().to_string_lossy().into_owned();
-    let target = pipe.to_string_lossy().into_owned();
+    let log = folder.path().join("log");
+    let mut command = Command::new(agent::binary()?);
     // A record for each packet, and a larger ring that takes the whole flood: what is lost here is lost by the sink.
-    let each = ["--fold-window", "0s", "--max-records-per-second", "0", "--ring-kib", "32768"];
-    let outputs = ["--output", "stdout", "--output", &target, "--manifests", &manifests];
-    let agent = Agent::start(&[&each[..], &outputs].concat())?;
+    command.args(["agent", "--fold-window", "0s", "--max-records-per-second", "0", "--ring-kib", "32768", "--output"]);
+    command.arg(&log).args(["--output", "stdout", "--manifests"]).arg(pair.manifests());
+    // Nobody reads its stdout for now.
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let file = eventually("the file", || Ok(File::open(&log).ok()))?;
+    let mut counter = Counter { file, lines: 0 };
+    // Its status `started`.
+    counter.wait_for(1)?;
     for _ in 0..10 {
         // In parts that the reader keeps up with: what is asked here is what becomes of records that were made.
-        let before = agent.records().len();
+        let before = counter.lines;
         let to = std::iter::repeat_n((SERVER, 5000).into(), FLOOD / 10);
         traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 64)?;
-        agent.wait_for("a part of the flood", |records| records.len() >= before + FLOOD / 10)?;
+        counter.wait_for(before + FLOOD / 10)?;
     }
-    // Nobody has read the pipe so far, and stdout has it all. Now somebody reads.
+    // The file has it all. Now somebody reads the pipe.
+    let pipe = child.stdout.take().context("its stdout")?;
     let reader = thread::spawn(move || -> Result<Vec<Record>> {
-        BufReader::new(File::open(pipe)?).lines().map(|line| Record::parse(&line?)).collect()
+        BufReader::new(pipe).lines().map(|line| Record::parse(&line?)).collect()
     });
-    let run = agent.stop()?;
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    let output = child.wait_with_output()?;
+    let records: Result<Vec<Record>> = fs::read_to_string(&log)?.lines().map(Record::parse).collect();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let run = Run { records: records?, stderr, exit: output.status };
     run.balance()?;
     run.account_for("denied", pair.counted("denied")?, &pair.netfilter_drops(&run))?;
     let piped = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -49,8 +76,8 @@ fn a_slow_sink_holds_up_nobody() -> Result<()> {
     }
     let declared: Vec<&Record> = piped.iter().filter(|record| record.text("/stage") == "sink").collect();
     let lost: u64 = declared.iter().filter_map(|record| record.number("/count")).sum();
-    assert!(lost > 0, "the pipe held {FLOOD} records");
-    assert!(declared.iter().all(|record| record.text("/sink") == target && record.text("/reason") == "queue_full"));
+    ensure!(lost > 0, "the pipe held {FLOOD} records");
+    assert!(declared.iter().all(|record| record.text("/sink") == "stdout" && record.text("/reason") == "queue_full"));
     // Of what the ledger has, the pipe has every packet or its declaration, and the ids say where.
     assert_eq!(packets(&piped) + lost, packets(&run.records));
     for loss in declared {

@@ -14,6 +14,7 @@ pub mod books;
 pub mod bpf;
 pub mod capture;
 pub mod cluster;
+pub mod collector;
 pub mod containerd;
 pub mod demo;
 pub mod iptables;

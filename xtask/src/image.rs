@@ -40,7 +40,7 @@ pub struct Args {
 
 /// An architecture by its name in images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Arch {
+pub enum Arch {
     Amd64,
     Arm64,
 }
@@ -52,7 +52,7 @@ const NAME: &str = "ghcr.io/netpol-trace/netpol-trace";
 const CAPABILITIES: [&str; 3] = ["CAP_BPF", "CAP_PERFMON", "CAP_SYSLOG"];
 
 impl Arch {
-    fn of_this_machine() -> Arch {
+    pub fn of_this_machine() -> Arch {
         if cfg!(target_arch = "aarch64") { Arch::Arm64 } else { Arch::Amd64 }
     }
 
@@ -111,6 +111,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// The release for this machine, as the image has it.
 pub fn release() -> Result<PathBuf> {
     build(&of_this_machine())
+}
+
+/// The release for a machine.
+pub fn static_binary(arch: Arch) -> Result<PathBuf> {
+    build(&Args { arch, ..of_this_machine() })
 }
 
 /// The image with it; `None` where there is nothing to make images with.

@@ -6,6 +6,7 @@ mod cluster;
 mod cluster_programs;
 mod compatibility;
 mod demo;
+mod dist;
 mod image;
 mod machine;
 mod report;
@@ -40,6 +41,7 @@ enum Verb {
     Cluster(cluster::Args),
     Compatibility(compatibility::Args),
     Image(image::Args),
+    Dist(dist::Args),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Verb::Cluster(args) => cluster::run(&args),
         Verb::Compatibility(args) => compatibility::run(&args),
         Verb::Image(args) => image::run(&args),
+        Verb::Dist(args) => dist::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,7 +1,8 @@
 //! The run before this one: a small file says which it was and until when its hooks were attached, so that the time
 //! without hooks is declared.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::ffi::OsStr;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -12,6 +13,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Loss, LossStage};
+use crate::storage::{Folder, Readers};
 
 /// The file in `--state-dir`.
 const FILE: &str = "last-run.json";
@@ -49,11 +51,10 @@ pub struct StateFile {
 impl StateFile {
     /// Opens the file in `dir`, which is made if need be, and reads what the run before left there.
     pub fn open(dir: &Path, run: &str) -> anyhow::Result<StateFile> {
-        std::fs::create_dir_all(dir).with_context(|| format!("--state-dir {}", dir.display()))?;
         let path = dir.join(FILE);
-        let mut options = OpenOptions::new();
-        let file = options.create(true).read(true).write(true).truncate(false).open(&path);
-        let mut file = file.with_context(|| format!("--state-dir: {}", path.display()))?;
+        let folder = Folder::create(dir, Readers::default()).context("--state-dir")?;
+        folder.keep_private(|name| name == FILE).context("--state-dir")?;
+        let mut file = folder.update(OsStr::new(FILE)).context("--state-dir")?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -154,6 +155,23 @@ mod tests {
         // The clock went back meanwhile.
         let earlier = Timestamp::UNIX_EPOCH;
         assert_eq!(second.before(earlier).unwrap().gap.unwrap().0, earlier);
+    }
+
+    #[test]
+    fn the_file_is_for_the_agent_alone_and_never_a_link() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("state");
+        drop(StateFile::open(&folder, "aaaa").unwrap());
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&folder), mode(&folder.join(FILE))), (0o700, 0o600));
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, "untouched").unwrap();
+        std::fs::remove_file(folder.join(FILE)).unwrap();
+        symlink(&victim, folder.join(FILE)).unwrap();
+        let error = format!("{:#}", StateFile::open(&folder, "aaaa").unwrap_err());
+        assert!(error.starts_with("--state-dir: ") && error.contains("is a symbolic link"), "{error}");
+        assert_eq!(std::fs::read_to_string(victim).unwrap(), "untouched");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::kernel::hook::Hook;
 use crate::kernel::symbols::SymbolsError;
 use crate::kernel::tc;
 use crate::metrics::Published;
-use crate::model::{ConnectionTotals, HistoryState, HookState, Loss, LossStage, Phase, SourceState, Totals};
+use crate::model::{ConnectionTotals, HistoryState, HookState, Loss, LossStage, Phase, SourceState, Text, Totals};
 use crate::pipeline::Pipeline;
 use crate::record::{Body, Status};
 use crate::sink::SinkError;
@@ -418,9 +418,9 @@ fn tc_state(interfaces: &tc::Interfaces) -> HookState {
     HookState { name: "tc".into(), state: interfaces.mode().as_str().into(), detail: Some(interfaces.describe()) }
 }
 
-/// The tc hook when it is not in use.
-pub fn tc_off(why: String) -> HookState {
-    HookState { name: "tc".into(), state: "off".into(), detail: Some(why) }
+/// The tc hook when it is not in use: [`HookState::OFF`] or [`HookState::REFUSED`].
+pub fn tc_unused(state: Text, why: String) -> HookState {
+    HookState { name: "tc".into(), state, detail: Some(why) }
 }
 
 /// The kfree_skb hook as a status tells it.

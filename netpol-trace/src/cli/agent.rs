@@ -16,7 +16,8 @@ use crate::config::{Live, flags};
 use crate::http::{Guard, Token};
 use crate::kernel::pins;
 use crate::record::format::Format;
-use crate::sink::target::Target;
+use crate::sink::target::{self, Target};
+use crate::storage::Readers;
 
 /// Record drops on this node, one JSON object a line on stdout; own logs go to stderr.
 #[derive(Debug, Args)]
@@ -58,10 +59,7 @@ pub struct AgentArgs {
     #[arg(long)]
     all_drops: bool,
 
-    /// Where records go: stdout, a file (PATH or file:PATH, appended to), otlp:URL (OTLP over HTTP) or events (Kubernetes
-    /// Events about the pods that policies keep apart, aggregated). Options follow after commas: format=NAME; for files max-size=64MiB, max-age=24h, keep=5 (how many older ones, PATH.1 being the newest); for
-    /// OTLP token-file=PATH. May be given more than once; the first one is what the books are about. [default: stdout]
-    #[arg(long, value_name = "TARGET")]
+    #[arg(long, value_name = "TARGET", help = target::help())]
     output: Vec<Target>,
 
     /// The encoding of records where --output names none: native, ecs (Elastic), ocsf or otel (a line of OTLP's JSON each).
@@ -88,6 +86,11 @@ pub struct AgentArgs {
     /// At most so many MiB of them.
     #[arg(long, value_name = "MIB", default_value = "64", requires = "history_dir", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     history_mib: u64,
+
+    /// Let this group, by its number, read the records in --history-dir: the folder has mode 0750 then and the files 0640. Without it
+    /// only the agent's user can (0700 and 0600).
+    #[arg(long, value_name = "GID", requires = "history_dir", value_parser = target::group)]
+    history_group: Option<u32>,
 
     /// Answer `netpol-trace tail --service-account` here, such as 127.0.0.1:9478, from the history: only with a token that
     /// the API server knows, and only what its owner may see. [default: nowhere]
@@ -174,6 +177,10 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
             }
         },
     };
+    if let Some(place) = target::named_twice(&args.output) {
+        eprintln!("--output {place}: named twice; its lines would be written twice, so leave one out");
+        return Ok(ExitCode::from(2));
+    }
     let file = file.with_all_drops(args.all_drops);
     let (access, node) = (args.api.access(), args.node_name.clone());
     if args.peers == Peers::Lookup && node.is_none() {
@@ -185,6 +192,12 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         None if args.metrics_rbac => Some(Guard::review(Reviewer::new(access.clone(), args.agents_namespace))),
         None => None,
     };
+    if let (Some(address), None) = (args.listen.filter(|address| !address.ip().is_loopback()), &guard) {
+        tracing::warn!(
+            "--listen {address}: /metrics answers everybody who reaches this address; --metrics-rbac or --metrics-token-file \
+             lets only those in who may"
+        );
+    }
     let config = Config {
         source: match args.manifests.is_empty() {
             true => From::Api(Options { access, peers: args.peers, node }),
@@ -198,7 +211,11 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         format: args.format,
         listen: args.listen,
         metrics_guard: guard,
-        history: args.history_dir.map(|folder| (folder, args.history_mib << 20)),
+        history: args.history_dir.map(|folder| agent::HistoryConfig {
+            folder,
+            readers: Readers { group: args.history_group },
+            bytes: args.history_mib << 20,
+        }),
         tail: args.tail_listen.map(|address| (address, reviewer)),
         duration: args.duration,
         ring_bytes: args.ring_kib * 1024,
@@ -225,7 +242,12 @@ fn with_file(path: PathBuf) -> anyhow::Result<Result<(AgentArgs, Live), String>>
     let given = whole.clone().get_matches();
     let below = given.subcommand_matches("agent").unwrap_or(&given);
     let more = live.file().map(|file| flags::beneath(file, &command, below)).unwrap_or_default();
-    let matches = whole.try_get_matches_from(std::env::args_os().chain(more.into_iter().map(Into::into)))?;
+    let joined = std::env::args_os().chain(more.into_iter().map(Into::into));
+    let matches = match whole.try_get_matches_from(joined) {
+        Ok(matches) => matches,
+        // What is wrong with options of both together: the command line by itself is right, or we would not be here.
+        Err(error) => return Ok(Err(format!("--config: {error}"))),
+    };
     let Some(("agent", matches)) = matches.subcommand() else { anyhow::bail!("--config is an option of `agent`") };
     let args = AgentArgs::from_arg_matches(matches)?;
     Ok(Ok((args, live)))

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use jiff::{SignedDuration, Timestamp};
 
 use super::cluster::ClusterArgs;
+use crate::cluster::access_review::READER;
 use crate::cluster::agents::AgentsError;
 use crate::recorded;
 use crate::recorded::input::is_stdin;
@@ -33,7 +34,7 @@ many drops were found, and where.
 Examples:
   netpol-trace tail --pod qa-test/frontend-7d9c8bf9d-x2lkp --since 10m     what was dropped from or to a pod
   netpol-trace tail -n staging -l app=db -f                                and what is still to come
-  netpol-trace tail -n staging --service-account default                   without access to the agents' logs
+  netpol-trace tail -n staging --service-account                           without access to the agents' logs
   netpol-trace tail drops.jsonl --pod qa-test/frontend-7d9c8bf9d-x2lkp     a file of the agent's records
   netpol-trace tail drops.jsonl --summary --since 1h                       the top pairs, policies and fixes
   netpol-trace tail 'drops.jsonl*' -n staging                              rotated and compressed files too
@@ -84,8 +85,9 @@ pub struct Args {
     /// peers' are asked
     #[arg(long, help_heading = "Which cluster")]
     all_nodes: bool,
-    /// For who may not read the agents' logs: see your namespace's drops as this service account of it
-    #[arg(long, value_name = "NAME", help_heading = "Which cluster", conflicts_with = "all_namespaces")]
+    /// For who may not read the agents' logs: see your namespace's drops as this service account of it, without NAME as
+    /// netpol-trace-reader, which the developer role allows
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = READER, help_heading = "Which cluster", conflicts_with = "all_namespaces")]
     service_account: Option<String>,
     /// The port of the agents' --tail-listen, with --service-account
     #[arg(long, value_name = "PORT", default_value = "9478", help_heading = "Which cluster")]

@@ -1,9 +1,15 @@
-//! Who asks, and what they may see: TokenReview and SubjectAccessReview, for the agent's listeners.
+//! Identifies the callers of the agent's listeners and what they may read: TokenReview and SubjectAccessReview.
+//!
+//! Whoever reaches a listener makes the agent ask the API server, so every question has a budget: TokenReviews of unknown
+//! tokens share one, and each user name has one for all its other questions. Answers are kept per token (`sessions.rs`).
 
-use std::collections::HashMap;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+mod sessions;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
 use k8s_openapi::api::authorization::v1::{
@@ -12,61 +18,98 @@ use k8s_openapi::api::authorization::v1::{
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use super::api::Access;
 use super::budget::Budget;
+use sessions::{Found, Key, Question, Session, Sessions};
 
-/// Tokens are made for this audience, and are good for nothing else.
+/// The audience that tokens for the agents are made for; such a token is refused everywhere else.
 pub const AUDIENCE: &str = "netpol-trace";
-/// The resource that a Role names to let somebody read a namespace's drops. No such objects exist: RBAC doesn't mind.
+/// The resource that a Role names to let somebody read a namespace's drops. No such objects exist; RBAC does not need them.
 pub const GROUP: &str = "netpol-trace.io";
 pub const RESOURCE: &str = "drops";
-/// An answer is good for so long.
-const GOOD_FOR: Duration = Duration::from_secs(30);
-/// Answers that are remembered.
-const ANSWERS: usize = 4096;
-/// Tokens of those who may get a path that are remembered: few scrape.
-const TOKENS: usize = 64;
-/// Tokens that are not remembered cost the API server a question each, whoever sends them: so often at most, and so many at once.
-const STRANGERS: (Duration, u32) = (Duration::from_millis(200), 20);
-/// How long one of them waits for its turn.
+/// The service account that a namespace's developers ask as. It may read the drops of its namespace and nothing else.
+pub const READER: &str = "netpol-trace-reader";
+/// Rate and burst of TokenReviews for tokens that are not known, whoever sends them.
+const UNKNOWN_TOKENS: (Duration, u32) = (Duration::from_millis(200), 20);
+/// The longest wait for a turn in a budget.
 const TURN: Duration = Duration::from_secs(1);
-/// For an answer about a path.
+/// The API server must answer one question within this time.
 const ANSWERED_IN: Duration = Duration::from_secs(10);
+/// While the API server does not answer, a scraper that it let in this recently is let in still: an outage of the API server
+/// is when the agent's metrics are needed.
+const LET_IN_FOR: Duration = Duration::from_secs(900);
+/// Such a scraper does not wait longer for the API server: Prometheus gives up after 10 s.
+const LET_IN_PATIENCE: Duration = Duration::from_secs(3);
+/// Rights that [`READER`] must not have: verb, resource, subresource. Whoever may ask for its tokens has its rights.
+/// Namespaced, so bindings in the namespace and in the whole cluster both count.
+const RISKS: [(&str, &str, &str); 4] = [
+    ("get", "secrets", ""),
+    ("create", "pods", ""),
+    ("create", "pods", "exec"),
+    ("create", "serviceaccounts", "token"),
+];
 
-/// Somebody with a token that the API server knows.
+/// Somebody with a token that the API server knows, as one TokenReview described them: user name, uid, groups and extra.
 #[derive(Debug, Clone)]
-pub struct User {
-    info: UserInfo,
-}
+pub struct User(Arc<Session>);
 
 impl User {
     pub fn name(&self) -> &str {
-        self.info.username.as_deref().unwrap_or_default()
+        self.0.name()
+    }
+
+    /// Whether a later TokenReview described the same user, groups included.
+    pub fn is_same(&self, later: &User) -> bool {
+        self.0.info() == later.0.info()
+    }
+
+    /// The namespace whose [`READER`] this is.
+    fn reader_of(&self) -> Option<&str> {
+        self.name().strip_prefix("system:serviceaccount:")?.strip_suffix(READER)?.strip_suffix(':')
     }
 }
 
-/// Why nothing was answered.
+/// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewError {
     #[error("the token is not good for netpol-trace: {0}")]
     Token(String),
     #[error("the agent can't ask the API server: {0}")]
     Server(String),
-    #[error("too many unknown tokens: try again later")]
+    #[error("too many questions to the API server: try again later")]
     Busy,
 }
 
-/// Asks the API server.
+/// For which audiences a token may be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Audience {
+    /// For netpol-trace.
+    Own,
+    /// For netpol-trace, or for the API server: scrapers have such tokens.
+    OwnOrServer,
+}
+
+impl Audience {
+    /// How long answers are good. A scraper comes twice a minute to each agent: were its answers good for 30 s only, a
+    /// thousand agents would ask the API server a hundred times a second.
+    fn good_for(self) -> Duration {
+        match self {
+            Audience::Own => Duration::from_secs(30),
+            Audience::OwnOrServer => Duration::from_secs(300),
+        }
+    }
+}
+
+/// Asks the API server who callers are and what they may read.
 pub struct Reviewer {
     access: Access,
-    /// The namespace of the agents: who may read their logs sees everything.
+    /// The namespace of the agents: whoever may read the logs there may see every record.
     agents: String,
     client: OnceCell<Client>,
-    answers: Mutex<HashMap<(String, String), (bool, Instant)>>,
-    /// When a token was last good for a path.
-    tokens: Mutex<HashMap<(String, &'static str), Instant>>,
-    strangers: Budget,
+    sessions: Sessions,
+    unknown_tokens: Budget,
 }
 
 impl std::fmt::Debug for Reviewer {
@@ -81,9 +124,8 @@ impl Reviewer {
             access,
             agents,
             client: OnceCell::new(),
-            answers: Mutex::default(),
-            tokens: Mutex::default(),
-            strangers: Budget::new(STRANGERS.0, STRANGERS.1),
+            sessions: Sessions::default(),
+            unknown_tokens: Budget::new(UNKNOWN_TOKENS.0, UNKNOWN_TOKENS.1),
         }
     }
 
@@ -92,17 +134,54 @@ impl Reviewer {
         self.client.get_or_try_init(connect).await.map_err(|error| ReviewError::Server(error.to_string()))
     }
 
-    /// Whose token this is, which must be made for netpol-trace.
+    /// The owner of a token, which must be made for netpol-trace.
+    ///
+    /// # Errors
+    /// The token is not good, or the API server was not asked or did not answer.
     pub async fn user(&self, token: &str) -> Result<User, ReviewError> {
-        let status = self.review(token, Some(AUDIENCE)).await?;
-        let for_us = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
-        // A server that knows no audiences says yes to any token: that is not enough.
-        match status.user.filter(|_| status.authenticated == Some(true) && for_us) {
-            Some(info) => Ok(User { info }),
-            None => Err(ReviewError::Token(status.error.unwrap_or_else(|| {
-                format!("ask for one with `kubectl create token SERVICEACCOUNT --audience {AUDIENCE}`")
-            }))),
+        self.session(token, Audience::Own).await
+    }
+
+    async fn session(&self, token: &str, audience: Audience) -> Result<User, ReviewError> {
+        let key = Key::of(token, audience);
+        let budget = match self.sessions.find(&key, Instant::now(), audience.good_for()) {
+            Found::Fresh(session) => return Ok(User(session)),
+            Found::Refused => return Err(ReviewError::Token("the API server refused it a moment ago".to_owned())),
+            // Unknown tokens can't use up the turn of a known one.
+            Found::Stale(session) => session.take_turn(TURN).await,
+            Found::Unknown => self.unknown_tokens.take(TURN).await,
+        };
+        if !budget {
+            return Err(ReviewError::Busy);
         }
+        match self.reviewed(token, audience).await {
+            Ok(info) => Ok(User(self.sessions.admit(key, info, Instant::now()))),
+            Err(error) => {
+                if matches!(error, ReviewError::Token(_)) {
+                    self.sessions.refuse(key, Instant::now());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The API server's description of a token's owner.
+    async fn reviewed(&self, token: &str, audience: Audience) -> Result<UserInfo, ReviewError> {
+        let status = self.review(token, Some(AUDIENCE)).await?;
+        // A server that knows no audiences accepts any token: that is not enough.
+        let is_own = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
+        if let Some(info) = status.user.filter(|_| status.authenticated == Some(true) && is_own) {
+            return Ok(info);
+        }
+        if audience == Audience::OwnOrServer {
+            let status = self.review(token, None).await?;
+            if let Some(info) = status.user.filter(|_| status.authenticated == Some(true)) {
+                return Ok(info);
+            }
+        }
+        Err(ReviewError::Token(status.error.unwrap_or_else(|| {
+            format!("ask for one with `kubectl create token SERVICEACCOUNT --audience {AUDIENCE}`")
+        })))
     }
 
     /// Without an audience: that of the API server itself.
@@ -111,102 +190,122 @@ impl Reviewer {
         let spec = TokenReviewSpec { token: token.to_owned(), audiences };
         let asked = TokenReview { spec, ..TokenReview::default() };
         let reviews: Api<TokenReview> = Api::all(self.client().await?.clone());
-        let answer = reviews.create(&PostParams::default(), &asked).await.map_err(server)?;
+        let answer = answered(reviews.create(&PostParams::default(), &asked)).await?;
         Ok(answer.status.unwrap_or_default())
     }
 
     /// Whether the owner of a token may get a path that is no object's, such as `/metrics`. The token may be one for the API
-    /// server itself too: scrapers have those. Yes is good for half a minute.
+    /// server itself too.
+    ///
+    /// # Errors
+    /// The token is not good, or the API server was not asked or did not answer.
     pub async fn may_get(&self, token: &str, path: &'static str) -> Result<bool, ReviewError> {
-        let key = (token.to_owned(), path);
-        let known = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-        if known.is_some_and(|at| at.elapsed() < GOOD_FOR) {
-            return Ok(true);
-        }
-        // Strangers can't use up the turn of one who was let in before.
-        if known.is_none() && !self.strangers.take(TURN).await {
-            return Err(ReviewError::Busy);
-        }
-        let answer = tokio::time::timeout(ANSWERED_IN, self.ask_may_get(token, path)).await;
-        let may = answer.map_err(|_| ReviewError::Server(format!("no answer in {} s", ANSWERED_IN.as_secs())))?;
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        match &may {
-            Ok(true) => {
-                if tokens.len() >= TOKENS && !tokens.contains_key(&key) {
-                    tokens.clear();
-                }
-                tokens.insert(key, Instant::now());
-            }
-            Ok(false) | Err(ReviewError::Token(_)) => drop(tokens.remove(&key)),
-            Err(_) => {}
-        }
-        may
-    }
-
-    async fn ask_may_get(&self, token: &str, path: &str) -> Result<bool, ReviewError> {
-        let user = match self.user(token).await {
-            Err(ReviewError::Token(why)) => {
-                let status = self.review(token, None).await?;
-                let info = status.user.filter(|_| status.authenticated == Some(true));
-                User { info: info.ok_or(ReviewError::Token(why))? }
-            }
-            user => user?,
+        let question = Question::Path(path);
+        let ask = async {
+            let user = self.session(token, Audience::OwnOrServer).await?;
+            self.may(&user, question.clone()).await
         };
-        let path = NonResourceAttributes { path: Some(path.to_owned()), verb: Some("get".to_owned()) };
-        let what = SubjectAccessReviewSpec { non_resource_attributes: Some(path), ..Default::default() };
-        self.may(&user, what).await
+        let key = Key::of(token, Audience::OwnOrServer);
+        let let_in = match self.sessions.find(&key, Instant::now(), LET_IN_FOR) {
+            Found::Fresh(session) | Found::Stale(session) => session.answer(&question, Instant::now(), LET_IN_FOR),
+            Found::Refused | Found::Unknown => None,
+        };
+        if let_in != Some(true) {
+            return ask.await;
+        }
+        match tokio::time::timeout(LET_IN_PATIENCE, ask).await {
+            Err(_) | Ok(Err(ReviewError::Server(_))) => Ok(true),
+            Ok(answer) => answer,
+        }
     }
 
     /// Whether they may see every record: those who may read the agents' logs can do so anyway.
+    ///
+    /// # Errors
+    /// The API server was not asked or did not answer.
     pub async fn may_read_all(&self, user: &User) -> Result<bool, ReviewError> {
-        let log = ResourceAttributes {
-            namespace: Some(self.agents.clone()),
-            verb: Some("get".to_owned()),
-            resource: Some("pods".to_owned()),
-            subresource: Some("log".to_owned()),
-            ..ResourceAttributes::default()
-        };
-        self.may(user, object(log)).await
+        self.may(user, Question::Logs).await
     }
 
-    /// Whether they may see the drops of a namespace; answers are good for half a minute.
+    /// Whether they may see the drops of a namespace.
+    ///
+    /// # Errors
+    /// The API server was not asked or did not answer.
     pub async fn may_read(&self, user: &User, namespace: &str) -> Result<bool, ReviewError> {
-        let key = (user.name().to_owned(), namespace.to_owned());
-        let known = self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-        if let Some((may, _)) = known.filter(|(_, at)| at.elapsed() < GOOD_FOR) {
-            return Ok(may);
+        self.may(user, Question::Drops(namespace.to_owned())).await
+    }
+
+    /// A right that a namespace's [`READER`] has and must not have, such as `get secrets`; for others `None`.
+    ///
+    /// # Errors
+    /// The API server was not asked or did not answer.
+    pub async fn risk(&self, user: &User) -> Result<Option<String>, ReviewError> {
+        if user.reader_of().is_none() {
+            return Ok(None);
         }
-        let drops = ResourceAttributes {
-            namespace: Some(namespace.to_owned()),
-            verb: Some("get".to_owned()),
-            group: Some(GROUP.to_owned()),
-            resource: Some(RESOURCE.to_owned()),
-            ..ResourceAttributes::default()
-        };
-        let may = self.may(user, object(drops)).await?;
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if answers.len() >= ANSWERS {
-            answers.clear();
+        for (number, (verb, resource, subresource)) in RISKS.iter().enumerate() {
+            if self.may(user, Question::Risk(number)).await? {
+                let slash = if subresource.is_empty() { "" } else { "/" };
+                return Ok(Some(format!("{verb} {resource}{slash}{subresource}")));
+            }
         }
-        answers.insert(key, (may, Instant::now()));
+        Ok(None)
+    }
+
+    async fn may(&self, user: &User, question: Question) -> Result<bool, ReviewError> {
+        let audience = if let Question::Path(_) = question { Audience::OwnOrServer } else { Audience::Own };
+        if let Some(answer) = user.0.answer(&question, Instant::now(), audience.good_for()) {
+            return Ok(answer);
+        }
+        if !user.0.take_turn(ANSWERED_IN).await {
+            return Err(ReviewError::Busy);
+        }
+        let UserInfo { username, groups, uid, extra } = user.0.info().clone();
+        let spec = SubjectAccessReviewSpec { user: username, groups, uid, extra, ..self.attributes(user, &question) };
+        let asked = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
+        let reviews: Api<SubjectAccessReview> = Api::all(self.client().await?.clone());
+        let answer = answered(reviews.create(&PostParams::default(), &asked)).await?;
+        let may = answer.status.is_some_and(|status| status.allowed && status.denied != Some(true));
+        user.0.keep(question, may, Instant::now());
         Ok(may)
     }
 
-    /// `what` without the user.
-    async fn may(&self, user: &User, what: SubjectAccessReviewSpec) -> Result<bool, ReviewError> {
-        let UserInfo { username, groups, uid, extra } = user.info.clone();
-        let spec = SubjectAccessReviewSpec { user: username, groups, uid, extra, ..what };
-        let asked = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
-        let reviews: Api<SubjectAccessReview> = Api::all(self.client().await?.clone());
-        let answer = reviews.create(&PostParams::default(), &asked).await.map_err(server)?;
-        Ok(answer.status.is_some_and(|status| status.allowed && status.denied != Some(true)))
+    /// A question as the API server takes it, without the user.
+    fn attributes(&self, user: &User, question: &Question) -> SubjectAccessReviewSpec {
+        let (namespace, verb, group, resource, subresource) = match question {
+            Question::Path(path) => {
+                let path = NonResourceAttributes { path: Some((*path).to_owned()), verb: Some("get".to_owned()) };
+                return SubjectAccessReviewSpec { non_resource_attributes: Some(path), ..Default::default() };
+            }
+            Question::Drops(namespace) => (namespace.as_str(), "get", GROUP, RESOURCE, ""),
+            Question::Logs => (self.agents.as_str(), "get", "", "pods", "log"),
+            Question::Risk(number) => {
+                let (verb, resource, subresource) = RISKS.get(*number).copied().unwrap_or_default();
+                (user.reader_of().unwrap_or_default(), verb, "", resource, subresource)
+            }
+        };
+        let attributes = ResourceAttributes {
+            namespace: Some(namespace.to_owned()),
+            verb: Some(verb.to_owned()),
+            group: Some(group.to_owned()),
+            resource: Some(resource.to_owned()),
+            subresource: Some(subresource.to_owned()),
+            ..ResourceAttributes::default()
+        };
+        SubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() }
     }
 }
 
-fn object(attributes: ResourceAttributes) -> SubjectAccessReviewSpec {
-    SubjectAccessReviewSpec { resource_attributes: Some(attributes), ..SubjectAccessReviewSpec::default() }
-}
-
-fn server(error: kube::Error) -> ReviewError {
-    ReviewError::Server(error.to_string())
+/// Waits for the API server's answer, but not for ever.
+async fn answered<T>(asked: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ReviewError> {
+    match tokio::time::timeout(ANSWERED_IN, asked).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(kube::Error::Api(status))) if status.code == 403 => Err(ReviewError::Server(format!(
+            "{}; the agent's account needs {{apiGroups: [authentication.k8s.io], resources: [tokenreviews], verbs: [create]}} \
+             and {{apiGroups: [authorization.k8s.io], resources: [subjectaccessreviews], verbs: [create]}}",
+            status.message
+        ))),
+        Ok(Err(error)) => Err(ReviewError::Server(error.to_string())),
+        Err(_) => Err(ReviewError::Server(format!("no answer in {} s", ANSWERED_IN.as_secs()))),
+    }
 }

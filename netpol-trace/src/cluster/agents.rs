@@ -15,13 +15,15 @@ use kube::api::{ApiResource, ListParams, LogParams, Object, PostParams};
 use kube::{Api, Client};
 use serde::Deserialize;
 
-use super::access_review::AUDIENCE;
+use super::access_review::{AUDIENCE, READER};
 use super::api::{Access, AccessError};
 use crate::tail::serve::REACHES_BACK_TO;
 
 /// How the agents' pods are found.
 pub const LABEL: &str = "app.kubernetes.io/name=netpol-trace";
 const CONTAINER: &str = "agent";
+const FORBIDDEN: u16 = 403;
+const NOT_FOUND: u16 = 404;
 /// A token for a session; a longer one makes a new one.
 const TOKEN_SECONDS: i64 = 600;
 /// Pods of one list: enough to name a few, and to know where those of a namespace run.
@@ -53,10 +55,39 @@ pub enum AgentsError {
     Access(#[from] AccessError),
     #[error("{what}: {}", words(error))]
     Server { what: String, error: kube::Error },
+    #[error(
+        "list the agents' pods in namespace {namespace}: {why}. Reading the agents' logs, or the Role netpol-trace-reach there \
+         for --service-account, includes that right"
+    )]
+    MayNotList { namespace: String, why: String },
+    #[error("read the log of pod {pod}: {why}")]
+    MayNotReadLog { pod: String, why: String },
+    #[error(
+        "there is no service account {account} in namespace {namespace}: {}",
+        if account == READER {
+            format!("an administrator makes it with `kubectl apply -n {namespace} -k deploy/kustomize/developer-namespace`, or by tail.namespaces of the chart")
+        } else {
+            format!("--service-account without a name asks as {READER}")
+        }
+    )]
+    NoAccount { namespace: String, account: String },
+    #[error(
+        "make a token for service account {namespace}/{account}: {why}. The ClusterRole netpol-trace-developer, bound to you in \
+         namespace {namespace}, allows it for {READER} and no other account"
+    )]
+    MayNotAsk { namespace: String, account: String, why: String },
     #[error("no answer in {} s", PATIENCE.as_secs())]
     Late,
     #[error("{0}")]
     Refused(String),
+}
+
+/// The server's answer with this code, if that is what an error is.
+fn status(error: &kube::Error, code: u16) -> Option<String> {
+    match error {
+        kube::Error::Api(status) if status.code == code => Some(status.message.clone()),
+        _ => None,
+    }
 }
 
 /// The server's own words, which name the right that lacks; without what the client adds.
@@ -102,8 +133,12 @@ impl Agents {
     /// All of them, by node.
     pub async fn list(&self) -> Result<Vec<Agent>, AgentsError> {
         let pods = self.parts(&self.namespace).list(&ListParams::default().labels(LABEL)).await;
-        let what = || format!("list the agents' pods in namespace {}", self.namespace);
-        let pods = pods.map_err(|error| AgentsError::Server { what: what(), error })?;
+        let pods = pods.map_err(|error| match status(&error, FORBIDDEN) {
+            Some(why) => AgentsError::MayNotList { namespace: self.namespace.clone(), why },
+            None => {
+                AgentsError::Server { what: format!("list the agents' pods in namespace {}", self.namespace), error }
+            }
+        })?;
         let mut agents: Vec<Agent> = pods.into_iter().filter_map(agent).collect();
         agents.sort_by(|a, b| (&a.node, &a.pod).cmp(&(&b.node, &b.pod)));
         Ok(agents)
@@ -155,8 +190,11 @@ impl Agents {
             ..LogParams::default()
         };
         let asked = tokio::time::timeout(PATIENCE, self.pods().log_stream(&agent.pod, &params)).await;
-        let what = || format!("read the log of pod {}/{}", self.namespace, agent.pod);
-        asked.map_err(|_| AgentsError::Late)?.map_err(|error| AgentsError::Server { what: what(), error })
+        let pod = format!("{}/{}", self.namespace, agent.pod);
+        asked.map_err(|_| AgentsError::Late)?.map_err(|error| match status(&error, FORBIDDEN) {
+            Some(why) => AgentsError::MayNotReadLog { pod, why },
+            None => AgentsError::Server { what: format!("read the log of pod {pod}"), error },
+        })
     }
 
     /// A token with which a service account can ask agents, and nobody else.
@@ -170,8 +208,19 @@ impl Agents {
         let asked = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
         let made: Result<TokenRequest, _> =
             accounts.create_subresource("token", account, &PostParams::default(), &asked).await;
-        let what = || format!("make a token for service account {namespace}/{account}");
-        let made = made.map_err(|error| AgentsError::Server { what: what(), error })?;
+        let made = made.map_err(|error| {
+            let (namespace, account) = (namespace.to_owned(), account.to_owned());
+            if let Some(why) = status(&error, FORBIDDEN) {
+                return AgentsError::MayNotAsk { namespace, account, why };
+            }
+            match status(&error, NOT_FOUND) {
+                Some(_) => AgentsError::NoAccount { namespace, account },
+                None => AgentsError::Server {
+                    what: format!("make a token for service account {namespace}/{account}"),
+                    error,
+                },
+            }
+        })?;
         made.status.and_then(|status| status.token).ok_or_else(|| AgentsError::Refused("no token was made".to_owned()))
     }
 

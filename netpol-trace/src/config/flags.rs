@@ -1,5 +1,6 @@
 //! Options of the command line in the config file: each key is an option's long name, whatever options there are.
 
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -53,6 +54,10 @@ fn problem(flag: &Flag, agent: &Command) -> Option<Problem> {
     // With --config, which stands in for what is required.
     let words = ["agent", "--config=file"].map(str::to_owned).into_iter().chain(arguments(&flag.name, values, arg));
     let error = agent.clone().try_get_matches_from(words).err()?;
+    if error.kind() == ErrorKind::MissingRequiredArgument {
+        // The option that this one needs may be on the command line, or in another line: seen when all are joined.
+        return None;
+    }
     // clap's first line says it all; what follows points to the command line's help.
     let text = error.to_string();
     let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();

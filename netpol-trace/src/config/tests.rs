@@ -10,6 +10,7 @@ use super::select::{Ends, Pattern};
 use super::{File, flags, read};
 use crate::cli::agent::command;
 use crate::model::Cause;
+use crate::sink::target;
 
 fn problems(text: &str) -> String {
     let file = match read::read(text.as_bytes(), Path::new("config.yaml")) {
@@ -67,6 +68,25 @@ fn some_options_are_for_the_file_only() {
         assert!(!help.contains(&format!("--{name}")), "{name} in:\n{help}");
     }
     assert!(help.contains("--survive-restart"));
+}
+
+/// What an option needs (--history-dir, --listen) may be on the command line.
+#[test]
+fn options_that_need_another() {
+    for text in [
+        "history-mib: 1\n",
+        "history-group: 4\n",
+        "metrics-rbac: true\n",
+        "tail-listen: 127.0.0.1:1\nhistory-dir: /h\n",
+    ] {
+        good(text);
+    }
+    check(
+        "history-group: adm\n",
+        expect![[
+            r#"config.yaml:1: invalid value 'adm' for '--history-group <GID>': "adm" is no group's number, such as 4: `getent group NAME` shows it"#
+        ]],
+    );
 }
 
 #[test]
@@ -245,6 +265,14 @@ fn table() -> String {
         };
         let help = arg.get_long_help().or(arg.get_help()).map(ToString::to_string).unwrap_or_default();
         let _ = writeln!(table, "| `{name}` | {value} | {default} | {} |", cell(help.trim()));
+    }
+    table.push_str(
+        "\n### Options of an output\n\nAs in `--output file:/var/log/drops.jsonl,format=ecs,max-size=64MiB`.\n\n",
+    );
+    table.push_str("| option | of | meaning |\n|---|---|---|\n");
+    for option in target::OPTIONS {
+        let of = option.of.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(table, "| `{}={}` | {of} | {} |", option.name, option.value, cell(option.meaning));
     }
     table.push('\n');
     table

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::segments;
+use crate::storage::{Folder, StorageError};
 use crate::tail::lines::Cutter;
 
 /// Octets that are read at once.
@@ -16,7 +16,7 @@ const READ: usize = 256 * 1024;
 /// Reads the ring from its beginning, and goes on where it ended.
 #[derive(Debug)]
 pub struct Follower {
-    folder: PathBuf,
+    folder: Folder,
     /// Files that hold nothing newer are not opened.
     since: Option<SystemTime>,
     open: BTreeMap<OsString, Open>,
@@ -31,8 +31,8 @@ struct Open {
 }
 
 impl Follower {
-    pub fn new(folder: &Path, since: Option<SystemTime>) -> Follower {
-        Follower { folder: folder.to_owned(), since, open: BTreeMap::new(), octets: vec![0; READ] }
+    pub fn new(folder: Folder, since: Option<SystemTime>) -> Follower {
+        Follower { folder, since, open: BTreeMap::new(), octets: vec![0; READ] }
     }
 
     /// Reads the next lines and hands them over, whole lines with their ends, some at a time. `Ok(false)`: there was nothing
@@ -43,12 +43,12 @@ impl Follower {
             if self.open.contains_key(&segment.name) || self.since.is_some_and(|since| segment.modified < since) {
                 continue;
             }
-            match File::open(&segment.path) {
+            match self.folder.read(&segment.name) {
                 Ok(file) => {
                     drop(self.open.insert(segment.name.clone(), Open { file, at: 0, cutter: Cutter::default() }))
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+                Err(StorageError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
             }
         }
         let mut lines = Vec::new();

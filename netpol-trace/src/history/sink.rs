@@ -9,6 +9,11 @@ use crate::record::format::Format;
 use crate::record::{Record, format};
 use crate::sink::queue::Patience;
 use crate::sink::{Delivery, Sink, SinkError};
+use crate::storage::Readers;
+
+/// The sink, as records name it.
+pub const NAME: &str = "history";
+pub const FORMAT: Format = Format::Native;
 
 #[derive(Debug)]
 pub struct History {
@@ -17,25 +22,25 @@ pub struct History {
 }
 
 impl History {
-    pub fn open(folder: &Path, run: &str, size: u64) -> io::Result<History> {
-        Ok(History { ring: Ring::open(folder, run, size)?, buffer: Vec::new() })
+    pub fn open(folder: &Path, readers: Readers, run: &str, size: u64) -> io::Result<History> {
+        Ok(History { ring: Ring::open(folder, readers, run, size)?, buffer: Vec::new() })
     }
 }
 
 impl Sink for History {
     fn name(&self) -> String {
-        "history".into()
+        NAME.into()
     }
 
     fn format(&self) -> &'static str {
-        Format::Native.as_str()
+        FORMAT.as_str()
     }
 
     fn deliver(&mut self, records: &[Arc<Record>], _: Patience<'_>) -> Delivery {
         self.buffer.clear();
         let mut write = || {
             for record in records {
-                format::line(Format::Native, record, &mut self.buffer)?;
+                format::line(FORMAT, record, &mut self.buffer)?;
             }
             self.ring.append(&self.buffer)
         };

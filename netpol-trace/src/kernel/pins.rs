@@ -8,6 +8,7 @@ use std::fs::{self, File, TryLockError};
 use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Where pins lie by default: in a bpf file system.
@@ -61,7 +62,7 @@ impl Pins {
         same.hash(&mut hasher);
         let name = format!("{:016x}", hasher.finish());
         let folder = above.join(&name);
-        let made = fs::create_dir_all(&folder).and_then(|()| is_bpf(above));
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder).and_then(|()| is_bpf(above));
         let is_bpf = made.map_err(|error| io::Error::other(format!("{}: {error}; {MOUNT_ONE}", above.display())))?;
         if !is_bpf {
             fs::remove_dir(&folder)?;

@@ -92,16 +92,16 @@ impl Rejects {
     /// As a status tells it.
     pub fn state(&self) -> HookState {
         let state = match (self.links.is_empty(), self.tracepoint) {
-            (true, _) => "off",
-            (_, true) => "tracepoint",
-            _ => "fentry",
+            (true, _) => HookState::OFF,
+            (_, true) => "tracepoint".into(),
+            _ => "fentry".into(),
         };
         let detail = match self.describe() {
             _ if self.is_complete() => None,
             Ok(what) => Some(format!("{what} ({})", self.refused.as_deref().unwrap_or_default())),
             Err(why) => Some(format!("REJECT is told from DROP by the rules alone: {why}")),
         };
-        HookState { name: "reject".into(), state: state.into(), detail }
+        HookState { name: "reject".into(), state, detail }
     }
 }
 

@@ -43,11 +43,14 @@ catalogue! {
     SINK_RECORDS: Counter "sink_written_records_total" ["sink"] "Records of every kind that a sink got out.";
     SINK_QUEUE: Gauge "sink_queue_records" ["sink"] "Records that wait for a sink.";
     SINK_QUEUE_SIZE: Gauge "sink_queue_size_records" ["sink"] "Records that may wait for a sink.";
-    SINK_FAILING: Gauge "sink_failing" ["sink"] "1 while a sink's last write failed.";
+    SINK_FAILING: Gauge "sink_failing" ["sink"] "1 while a sink's last write failed, or it can't be opened.";
     OPENED: Counter "connections_opened_total" [] "Connections that the tc hook saw open: told or lost.";
     TOLD: Counter "connections_told_total" [] "Connections of which the agent was told.";
     CONNECTIONS_LOST: Counter "connections_lost_total" [] "Connections of which the agent could not be told.";
-    HOOK: Gauge "hook_active" ["hook", "state"] "1 for a hook that is in use, 0 for one that is off; the state says how.";
+    HOOK: Gauge "hook_active" ["hook", "state"] "1 for a hook that is in use, 0 for one that is off or was refused; the state says how.";
+    CONFIG_OK: Gauge "config_last_reload_successful" [] "1 while the config file, as it is now, is in force; 0 after one that was refused.";
+    CONFIG_AGE: Gauge "config_age_seconds" [] "Since the config in force was read from its file.";
+    CONFIG_PENDING: Gauge "config_pending_options" [] "Options that changed in the config file and count from the next start only.";
     SYNCED: Gauge "source_synced" ["source"] "1 while what a source says is in force.";
     AGE: Gauge "source_age_seconds" ["source"] "Since the state in force was read from its source.";
     OBJECTS: Gauge "source_objects" ["source", "kind"] "Objects in force.";

@@ -32,9 +32,22 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HookState {
     pub name: Text,
+    /// How the hook is attached; `off` when it was not asked for or this kernel does not have it, `refused` when it was asked for and
+    /// could not be attached: `detail` says why.
     pub state: Text,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+}
+
+impl HookState {
+    /// State of a hook that was not asked for, or that this kernel does not have.
+    pub const OFF: Text = Text::Borrowed("off");
+    /// State of a hook that was asked for and could not be attached.
+    pub const REFUSED: Text = Text::Borrowed("refused");
+
+    pub fn is_active(&self) -> bool {
+        self.state != HookState::OFF && self.state != HookState::REFUSED
+    }
 }
 
 /// What the agent remembers of the cluster's past, to judge a drop by what held at its time.
@@ -81,7 +94,7 @@ pub struct SinkState {
     pub records_lost: u64,
     /// Records that wait.
     pub queued: u64,
-    /// Why the last write failed; absent after one that succeeded.
+    /// Why the last write failed, or why the sink can't be opened; absent after a write that succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -22,7 +22,9 @@ impl Pipeline {
     pub fn policy_changes(&mut self) -> Result<(), SinkError> {
         let (events, lost) = self.cluster.take_events();
         for event in &events {
-            self.write_record(body(event), event.at)?;
+            let change = change(event);
+            let fingerprint = self.fingerprints.policy_change(&change, event.at);
+            self.output.write(Body::PolicyChange(Box::new(change)), Some(fingerprint), event.at, 0)?;
         }
         if !events.is_empty() {
             // Packets counted before the change get a record of their own.
@@ -46,14 +48,14 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Writes a record that is not about packets.
+    /// Writes a record of the agent's own state.
     pub fn write_record(&mut self, body: Body, time: Timestamp) -> Result<(), SinkError> {
-        self.output.write(body, time, 0)
+        self.output.write(body, None, time, 0)
     }
 }
 
 /// Returns the record of a change.
-pub fn body(event: &Event) -> Body {
+pub fn change(event: &Event) -> PolicyChange {
     let mut change = match &event.what {
         What::Policy { before, after, effects } => policy_change(before.as_deref(), after.as_deref(), effects),
         What::NamespaceLabels { before, after } => {
@@ -67,7 +69,7 @@ pub fn body(event: &Event) -> Body {
     change.rules_removed.truncate(MAX_ITEMS);
     change.rules_added.truncate(MAX_ITEMS);
     change.fields.truncate(MAX_ITEMS);
-    Body::PolicyChange(Box::new(change))
+    change
 }
 
 fn policy_change(before: Option<&Policy>, after: Option<&Policy>, effects: &[Effect]) -> PolicyChange {

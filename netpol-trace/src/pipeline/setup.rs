@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::accounting::{Accounting, Intake};
 use super::aggregate::Budget;
 use super::connections::Flows;
+use super::fingerprints::Fingerprints;
 use super::pending::PendingDrop;
 use super::unanswered::PendingConnection;
 use super::verdict_cache::VerdictCache;
@@ -47,6 +48,7 @@ pub struct Pipeline {
     pub(super) config: Option<tokio::sync::watch::Receiver<live::State>>,
     /// The re-readable part of the config file, as of the last look.
     pub configured: live::State,
+    pub(super) fingerprints: Fingerprints,
     pub output: Output,
 }
 
@@ -77,6 +79,7 @@ impl Pipeline {
             budget: None,
             config: None,
             configured: live::State::default(),
+            fingerprints: Fingerprints::new(output.cluster(), output.run()),
             output,
         }
     }

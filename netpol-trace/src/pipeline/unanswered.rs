@@ -58,7 +58,8 @@ impl Pipeline {
                 continue;
             }
             self.configured.settings.redact(&mut body);
-            self.output.write(body, time, 0)?;
+            let fingerprint = self.fingerprints.unanswered(finding, time);
+            self.output.write(body, Some(fingerprint), time, 0)?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::change::PolicyChange;
+use super::fingerprint::Fingerprint;
 use super::state::Status;
 use crate::model::part::Part;
 use crate::model::{
@@ -22,9 +23,13 @@ pub const SCHEMA: &str = "netpol-trace/v1";
 pub struct Record {
     /// Always `netpol-trace/v1`.
     pub schema: Text,
-    /// `run/number`, the same in every sink.
+    /// `run/number`, the same in every sink. No two records have the same.
     pub id: String,
-    /// The run's id: one start of the agent.
+    /// Equal in two agents' records of the same packet, connection or policy change: see *Records of the same thing*.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "Fingerprint::lenient")]
+    #[schemars(with = "Option<String>")]
+    pub fingerprint: Option<Fingerprint>,
+    /// The run's id: one start of the agent. 16 hexadecimal digits.
     #[schemars(with = "String")]
     pub run: Str,
     /// Gapless per sink and run, from 1.

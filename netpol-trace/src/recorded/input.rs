@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::unpack::{Reader, Unreadable};
 use crate::history;
+use crate::storage::Folder;
 use crate::tail::lines::LINE_AT_MOST;
 use crate::tail::view;
 use crate::text::{counted, thousands};
@@ -138,12 +139,13 @@ fn matching(pattern: &Path) -> Result<Vec<Source>, Error> {
 
 fn folder(path: &Path) -> Result<Vec<Source>, Error> {
     let name = path.display().to_string();
-    let segments =
-        history::segments(path).map_err(|error| Error::Unreadable { name: name.clone(), reason: error.into() })?;
+    let segments = Folder::follow(path)
+        .and_then(|folder| history::segments(&folder))
+        .map_err(|error| Error::Unreadable { name: name.clone(), reason: error.into() })?;
     if segments.is_empty() {
         return Err(Error::Folder(name));
     }
-    Ok(segments.into_iter().map(|segment| Source::Segment(segment.path)).collect())
+    Ok(segments.into_iter().map(|segment| Source::Segment(path.join(segment.name))).collect())
 }
 
 /// `drops.jsonl`, `3 files`.

@@ -34,6 +34,9 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 /// After a failure, doubling from the first to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
+/// The encoding, as records name it.
+pub const FORMAT: &str = "events.k8s.io/v1";
+
 #[derive(Debug)]
 pub struct Events {
     writer: Writer,
@@ -172,7 +175,7 @@ impl Sink for Events {
     }
 
     fn format(&self) -> &'static str {
-        "events.k8s.io/v1"
+        FORMAT
     }
 
     fn deliver(&mut self, records: &[Arc<Record>], patience: Patience<'_>) -> Delivery {

@@ -1,18 +1,19 @@
 //! A file of lines, one JSON object each, that makes room for a new one when it is large or old enough.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-
 use super::lines::from_io;
 use super::queue::Patience;
 use super::{Delivery, Sink};
+use crate::record::Record;
+use crate::record::format;
 use crate::record::format::Format;
-use crate::record::{Record, format};
+use crate::storage::{Folder, Readers};
 
 /// When a file makes room for a new one. The default: never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +35,12 @@ impl Default for Rotation {
 #[derive(Debug)]
 pub struct Lines {
     path: PathBuf,
+    /// Its name in its folder.
+    name: OsString,
     file: File,
     format: Format,
     rotation: Rotation,
+    readers: Readers,
     /// Octets in the file.
     length: u64,
     /// When its first record was written.
@@ -45,16 +49,19 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Appends to `path`, which is made if need be. A last line without an end (a crash, a full disk) is ended first, so that it
-    /// can't swallow the next.
-    pub fn open(path: &Path, format: Format, rotation: Rotation) -> io::Result<Lines> {
-        let mut file = OpenOptions::new().create(true).append(true).read(true).open(path)?;
+    /// Appends to `path`, which is made if need be, for `readers`. A last line without an end (a crash, a full disk) is ended first, so
+    /// that it can't swallow the next.
+    pub fn open(path: &Path, format: Format, rotation: Rotation, readers: Readers) -> io::Result<Lines> {
+        let name = path.file_name().ok_or_else(|| io::Error::other(format!("{} names no file", path.display())))?;
+        let mut file = folder(path, readers)?.append(name)?;
         let metadata = file.metadata()?;
         let mut lines = Lines {
             path: path.to_owned(),
+            name: name.to_owned(),
             format,
             rotation,
-            length: if metadata.is_file() { metadata.len() } else { 0 },
+            readers,
+            length: metadata.len(),
             since: metadata.created().or_else(|_| metadata.modified()).unwrap_or_else(|_| SystemTime::now()),
             buffer: Vec::new(),
             file: file.try_clone()?,
@@ -81,10 +88,7 @@ impl Lines {
         let result = self.file.write_all(&self.buffer);
         match &result {
             Ok(()) => self.length += self.buffer.len() as u64,
-            Err(_) if self.file.metadata().is_ok_and(|metadata| metadata.is_file()) => {
-                let _ = self.file.set_len(self.length);
-            }
-            Err(_) => {}
+            Err(_) => drop(self.file.set_len(self.length)),
         }
         self.buffer.clear();
         result
@@ -99,28 +103,27 @@ impl Lines {
     /// Puts an empty file in this one's place. `path` names a whole file at every moment: the two are exchanged in one step where
     /// the file system can.
     fn rotate(&mut self) -> io::Result<()> {
-        let fresh = numbered(&self.path, "new");
+        let folder = folder(&self.path, self.readers)?;
+        let numbered = |suffix: &dyn std::fmt::Display| numbered(&self.name, suffix);
+        let (fresh, first) = (numbered(&"new"), numbered(&1));
         // A crash may have left one.
-        let _ = fs::remove_file(&fresh);
-        let file = OpenOptions::new().create_new(true).append(true).open(&fresh)?;
-        let _ = fs::set_permissions(&fresh, self.file.metadata()?.permissions());
+        folder.remove(&fresh)?;
+        let file = folder.create_new(&fresh)?;
         for number in (1..self.rotation.keep).rev() {
-            match fs::rename(numbered(&self.path, number), numbered(&self.path, number + 1)) {
+            match folder.rename(&numbered(&number), &numbered(&(number + 1))) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        let first = numbered(&self.path, 1);
-        let exchange = || renameat_with(CWD, &fresh, CWD, &self.path, RenameFlags::EXCHANGE);
-        if exchange().is_ok() {
-            if let Err(error) = fs::rename(&fresh, first) {
-                let _ = exchange();
-                let _ = fs::remove_file(&fresh);
+        if folder.exchange(&fresh, &self.name).is_ok() {
+            if let Err(error) = folder.rename(&fresh, &first) {
+                let _ = folder.exchange(&fresh, &self.name);
+                let _ = folder.remove(&fresh);
                 return Err(error);
             }
         } else {
-            fs::rename(&self.path, first)?;
-            fs::rename(&fresh, &self.path)?;
+            folder.rename(&self.name, &first)?;
+            folder.rename(&fresh, &self.name)?;
         }
         self.file = file;
         self.length = 0;
@@ -129,11 +132,17 @@ impl Lines {
     }
 }
 
+/// The folder that a file is in.
+fn folder(path: &Path, readers: Readers) -> io::Result<Folder> {
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(Folder::open(above, readers)?)
+}
+
 /// `log.1`: beside the file, so that a rename can't cross file systems.
-fn numbered(path: &Path, suffix: impl std::fmt::Display) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
+fn numbered(name: &OsStr, suffix: &dyn std::fmt::Display) -> OsString {
+    let mut name = name.to_owned();
     name.push(format!(".{suffix}"));
-    name.into()
+    name
 }
 
 impl Sink for Lines {

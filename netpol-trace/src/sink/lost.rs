@@ -92,7 +92,7 @@ mod tests {
     fn a_lost_declaration_is_declared_again() {
         let loss = |of: Option<&str>, estimate| {
             let body = Loss { of: of.map(|of| of.to_owned().into()), count: Some(7), estimate, ..loss() };
-            numbers().record(Body::Loss(body), Timestamp::UNIX_EPOCH)
+            numbers().record(Body::Loss(body), None, Timestamp::UNIX_EPOCH)
         };
         let mut lost = Lost::new("queue_full", &loss(None, false), 0);
         // Neither connections nor estimates are in the books.

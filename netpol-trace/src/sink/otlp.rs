@@ -1,7 +1,8 @@
 //! OTLP over HTTP: log records as protobuf, sent in batches, tried again while that makes sense.
 
+mod trust;
+
 use std::fs;
-use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,9 +20,11 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, Instrumentati
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Map, Value};
 use tokio::runtime::Runtime;
 
+use super::backoff::Backoff;
 use super::queue::Patience;
 use super::{Delivery, Sink, SinkError};
 use crate::record::Record;
@@ -31,9 +34,6 @@ use crate::record::format::otel;
 const ATTEMPT: Duration = Duration::from_secs(10);
 /// After so long a batch is given up.
 const GIVE_UP: Duration = Duration::from_secs(300);
-/// Between attempts, doubling from the first to the second.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Octets of an answer that are read.
 const MAX_ANSWER: usize = 64 * 1024;
 
@@ -43,6 +43,8 @@ pub struct Endpoint {
     pub uri: Uri,
     /// A file with the token for `Authorization: Bearer`, read for each batch.
     pub token: Option<PathBuf>,
+    /// A PEM file with the certificate authorities to trust, instead of the system's.
+    pub ca: Option<PathBuf>,
 }
 
 impl Endpoint {
@@ -60,17 +62,26 @@ impl Endpoint {
             return Err(format!("otlp:…@{}: put credentials in a file: token-file=PATH", authority.host()));
         }
         if uri.path() != "/" {
-            return Ok(Endpoint { uri, token: None });
+            return Ok(Endpoint { uri, token: None, ca: None });
         }
         let uri = format!("{}://{authority}/v1/logs", uri.scheme_str().unwrap_or_default());
-        Ok(Endpoint { uri: uri.parse().map_err(|error| format!("otlp:{text}: {error}"))?, token: None })
+        Ok(Endpoint { uri: uri.parse().map_err(|error| format!("otlp:{text}: {error}"))?, token: None, ca: None })
+    }
+
+    pub fn is_https(&self) -> bool {
+        self.uri.scheme_str() == Some("https")
     }
 }
+
+type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// The encoding, as records name it.
+pub const FORMAT: &str = "otel";
 
 #[derive(Debug)]
 pub struct Otlp {
     endpoint: Endpoint,
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: HttpClient,
     runtime: Runtime,
 }
 
@@ -84,15 +95,29 @@ enum Outcome {
 }
 
 impl Otlp {
+    /// Needs no certificates for plain `http:`.
+    ///
     /// # Errors
-    /// The system's certificates can't be read, or the token can't.
+    /// The token can't be read or, for `https:`, there are no certificate authorities to trust.
     pub fn new(endpoint: Endpoint) -> anyhow::Result<Otlp> {
         if let Some(path) = &endpoint.token {
             fs::read_to_string(path).map_err(|error| anyhow::anyhow!("token-file={}: {error}", path.display()))?;
         }
-        let connector = HttpsConnectorBuilder::new().with_native_roots()?.https_or_http().enable_http1().build();
+        let client = client(&endpoint)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Otlp { endpoint, client: Client::builder(TokioExecutor::new()).build(connector), runtime })
+        Ok(Otlp { endpoint, client, runtime })
+    }
+
+    /// Reads `ca-file=` again after a failed attempt: certificate managers replace authorities while the agent runs. A file that can't be
+    /// read changes nothing.
+    fn reload_authorities(&mut self) {
+        if self.endpoint.ca.is_none() {
+            return;
+        }
+        match client(&self.endpoint) {
+            Ok(client) => self.client = client,
+            Err(error) => tracing::debug!(%error, "OTLP: the authorities stay as they were"),
+        }
     }
 
     fn attempt(&self, body: &Bytes, limit: Duration) -> Outcome {
@@ -148,31 +173,44 @@ impl Sink for Otlp {
     }
 
     fn format(&self) -> &'static str {
-        "otel"
+        FORMAT
     }
 
     fn deliver(&mut self, records: &[Arc<Record>], patience: Patience<'_>) -> Delivery {
         let body = Bytes::from(request(records).encode_to_vec());
+        let name = self.name();
         let refused = |reason, message| {
-            let error = SinkError::Refused { name: self.name(), reason, message };
+            let error = SinkError::Refused { name: name.clone(), reason, message };
             Delivery { error: Some(error), ..Delivery::default() }
         };
-        let (start, mut pause) = (Instant::now(), FIRST_PAUSE);
+        let (start, mut backoff) = (Instant::now(), Backoff::default());
         loop {
             match self.attempt(&body, patience.left(ATTEMPT)) {
                 Outcome::Taken(rejected) => return Delivery { rejected, ..Delivery::all(records) },
                 Outcome::Never(message) => return refused("refused", message),
                 Outcome::Again(message, after) => {
                     tracing::debug!(message, "OTLP: to be tried again");
-                    let wait = after.unwrap_or_default().max(jittered(pause));
+                    self.reload_authorities();
+                    let wait = after.unwrap_or_default().max(backoff.pause());
                     if start.elapsed() + wait > GIVE_UP || !patience.pause(wait) {
                         return refused("unreachable", message);
                     }
-                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             }
         }
     }
+}
+
+fn client(endpoint: &Endpoint) -> Result<HttpClient, trust::TrustError> {
+    let authorities =
+        if endpoint.is_https() { trust::authorities(endpoint.ca.as_deref())? } else { RootCertStore::empty() };
+    let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(trust::TrustError::Tls)?
+        .with_root_certificates(authorities)
+        .with_no_client_auth();
+    let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+    Ok(Client::builder(TokioExecutor::new()).build(connector))
 }
 
 /// Seconds, or a date.
@@ -182,12 +220,6 @@ fn retry_after(value: &str) -> Option<Duration> {
     }
     let date = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
     Duration::try_from(date.duration_since(jiff::Timestamp::now())).ok()
-}
-
-/// Between half of it and one and a half: agents that lost the same receiver don't all come back at once.
-fn jittered(pause: Duration) -> Duration {
-    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
-    pause.mul_f64(0.5 + (random % 1024) as f64 / 1024.0)
 }
 
 /// An error with what is behind it: the client's own message alone is «client error (Connect)».

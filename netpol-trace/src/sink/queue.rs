@@ -312,6 +312,11 @@ impl Queue {
         self.lock().causes.clone()
     }
 
+    /// Says why nothing can be written, before anything was taken.
+    pub fn failing(&self, error: String) {
+        self.lock().error = Some(error);
+    }
+
     /// Why the last write failed; `None` after one that succeeded.
     pub fn error(&self) -> Option<String> {
         self.lock().error.clone()

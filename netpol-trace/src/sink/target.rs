@@ -15,6 +15,7 @@ use super::otlp::{self, Otlp};
 use crate::cluster::api::Access;
 use crate::cluster::events::Writer;
 use crate::record::format::Format;
+use crate::storage::Readers;
 
 /// One sink, as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,7 @@ pub enum Place {
     File {
         path: PathBuf,
         rotation: Rotation,
+        readers: Readers,
     },
     Otlp(otlp::Endpoint),
     /// Kubernetes Events.
@@ -37,6 +39,16 @@ pub enum Place {
 }
 
 impl Place {
+    /// One of [`KINDS`].
+    fn kind(&self) -> &'static str {
+        match self {
+            Place::Stdout => "stdout",
+            Place::File { .. } => "file",
+            Place::Otlp(_) => "otlp",
+            Place::Events => "events",
+        }
+    }
+
     /// Whether both write to the same place.
     pub fn is_same(&self, other: &Place) -> bool {
         match (self, other) {
@@ -61,12 +73,21 @@ impl fmt::Display for Place {
 impl Target {
     pub const STDOUT: Target = Target { place: Place::Stdout, format: None };
 
+    /// The encoding, as records name it.
+    pub fn format_name(&self, default: Format) -> &'static str {
+        match self.place {
+            Place::Stdout | Place::File { .. } => self.format.unwrap_or(default).as_str(),
+            Place::Otlp(_) => otlp::FORMAT,
+            Place::Events => events::FORMAT,
+        }
+    }
+
     /// Opens it; an error says what is wrong with it, and where. Events of `node` go to the API server of `access`.
     pub fn open(&self, default: Format, access: &Access, node: Option<&str>) -> anyhow::Result<Box<dyn Sink>> {
         let format = self.format.unwrap_or(default);
         match &self.place {
             Place::Stdout => Ok(Box::new(Stdout::new(format))),
-            Place::File { path, rotation } => match Lines::open(path, format, *rotation) {
+            Place::File { path, rotation, readers } => match Lines::open(path, format, *rotation, *readers) {
                 Ok(lines) => Ok(Box::new(lines)),
                 Err(error) => Err(anyhow::anyhow!("can't write to {}: {error}", path.display())),
             },
@@ -82,8 +103,68 @@ impl Target {
     }
 }
 
-/// What may follow a place, as `,name=value`.
-const OPTIONS: [&str; 5] = ["format", "max-size", "max-age", "keep", "token-file"];
+/// Every kind of output, as the command line spells it.
+pub const KINDS: [&str; 4] = ["stdout", "file", "otlp", "events"];
+
+/// An option that may follow a place, as `,name=value`.
+#[derive(Debug)]
+pub struct TargetOption {
+    pub name: &'static str,
+    /// What stands for its value in the help.
+    pub value: &'static str,
+    /// The kinds of output that take it, as the command line spells them.
+    pub of: &'static [&'static str],
+    pub meaning: &'static str,
+}
+
+const fn option(
+    name: &'static str,
+    value: &'static str,
+    of: &'static [&'static str],
+    meaning: &'static str,
+) -> TargetOption {
+    TargetOption { name, value, of, meaning }
+}
+
+/// Every option of an output: the parser, `--help` and docs/configuration.md go by this table.
+pub const OPTIONS: &[TargetOption] = &[
+    option("format", "FORMAT", &["stdout", "file"], "The encoding of its records, instead of --format"),
+    option("max-size", "SIZE", &["file"], "Start a new file before one exceeds this size, such as 64MiB"),
+    option("max-age", "TIME", &["file"], "Start a new file when the first record of one is this old, such as 24h"),
+    option(
+        "keep",
+        "COUNT",
+        &["file"],
+        "How many older files to keep, PATH.1 being the newest: 1 to 1000, 5 unless given",
+    ),
+    option(
+        "group",
+        "GID",
+        &["file"],
+        "Let this group read the file and those after it: mode 0640. Without it 0600, for the agent's user only",
+    ),
+    option("token-file", "PATH", &["otlp"], "Send the token in this file (Authorization: Bearer); read for each batch"),
+    option(
+        "ca-file",
+        "PATH",
+        &["otlp"],
+        "For https: trust the certificate authorities in this PEM file, and no others; read again after a failed attempt",
+    ),
+];
+
+/// The help of `--output`.
+pub fn help() -> String {
+    let mut help = String::from(
+        "Where records go: stdout, a file (PATH or file:PATH, appended to), otlp:URL (OTLP over HTTP) or events (Kubernetes Events about \
+         the pods that policies keep apart, aggregated). May be given more than once; the first one is what the books are about. \
+         Options follow after commas: ",
+    );
+    for (at, option) in OPTIONS.iter().enumerate() {
+        let comma = if at == 0 { "" } else { ", " };
+        help += &format!("{comma}{}={} ({})", option.name, option.value, option.of.join(", "));
+    }
+    help + ". [default: stdout]"
+}
 
 impl FromStr for Target {
     type Err = String;
@@ -111,14 +192,17 @@ impl Target {
         if path.is_empty() {
             return Err("file: needs a path, as in file:/var/log/netpol-trace.jsonl".into());
         }
-        Ok(Target { place: Place::File { path: path.into(), rotation: Rotation::default() }, format: None })
+        let place = Place::File { path: path.into(), rotation: Rotation::default(), readers: Readers::default() };
+        Ok(Target { place, format: None })
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let kind = self.place.kind();
+        let of = OPTIONS.iter().find(|option| option.name == name).map(|option| option.of).unwrap_or_default();
+        if !of.contains(&kind) {
+            return Err(format!("{name}= is an option of {} outputs, not of {kind}: leave it out", of.join(" and ")));
+        }
         match (name, &mut self.place) {
-            ("token-file", Place::Otlp(endpoint)) => endpoint.token = Some(value.into()),
-            ("format", Place::Otlp(_)) => return Err("otlp: has one format only: leave format= out".into()),
-            ("format", Place::Events) => return Err("events have one format only: leave format= out".into()),
             ("format", _) => self.format = Some(value.parse()?),
             ("max-size", Place::File { rotation, .. }) => rotation.max_size = Some(size(value)?),
             ("max-age", Place::File { rotation, .. }) => rotation.max_age = Some(age(value)?),
@@ -126,11 +210,25 @@ impl Target {
                 let keep = value.parse().ok().filter(|keep| (1..=1000).contains(keep));
                 rotation.keep = keep.ok_or_else(|| format!("keep={value}: a number from 1 to 1000 is needed"))?;
             }
-            ("token-file", _) => return Err("token-file= is for otlp: only".into()),
-            _ => return Err(format!("{name}= is for files only")),
+            ("group", Place::File { readers, .. }) => readers.group = Some(group(value)?),
+            ("token-file", Place::Otlp(endpoint)) => endpoint.token = Some(value.into()),
+            ("ca-file", Place::Otlp(endpoint)) if endpoint.is_https() => endpoint.ca = Some(value.into()),
+            ("ca-file", Place::Otlp(endpoint)) => {
+                return Err(format!("ca-file= is for https: otlp:{} is not encrypted", endpoint.uri));
+            }
+            _ => return Err(format!("{name}= can't be set for {kind}")),
         }
         Ok(())
     }
+}
+
+/// The first output that goes to the same place as one before it: two writers would mix their lines.
+pub fn named_twice(targets: &[Target]) -> Option<&Place> {
+    let places = || targets.iter().map(|target| &target.place);
+    places()
+        .enumerate()
+        .find(|(at, place)| places().take(*at).any(|other| other.is_same(place)))
+        .map(|(_, place)| place)
 }
 
 /// Takes known options off the end: what is left may have commas of its own.
@@ -138,7 +236,7 @@ fn split(mut text: &str) -> (&str, Vec<(&str, &str)>) {
     let mut options = Vec::new();
     while let Some((rest, last)) = text.rsplit_once(',')
         && let Some((name, value)) = last.split_once('=')
-        && OPTIONS.contains(&name)
+        && OPTIONS.iter().any(|option| option.name == name)
     {
         options.insert(0, (name, value));
         text = rest;
@@ -161,6 +259,15 @@ fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("max-size={text}: a size such as 64MiB is needed, of at least 4KiB"))
 }
 
+/// A group's number. Names mean nothing in an image, which has no /etc/group.
+pub fn group(text: &str) -> Result<u32, String> {
+    // The last number stands for "no group" in the kernel's interfaces.
+    text.parse()
+        .ok()
+        .filter(|group| *group != u32::MAX)
+        .ok_or_else(|| format!("{text:?} is no group's number, such as 4: `getent group NAME` shows it"))
+}
+
 fn age(text: &str) -> Result<Duration, String> {
     let span = text.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
     span.filter(|span| *span >= Duration::from_secs(1))
@@ -180,11 +287,60 @@ mod tests {
         assert_eq!(Target::from_str("stdout"), Ok(Target::STDOUT));
         let file = Target::from_str("file:/a,b.jsonl,format=ocsf,max-size=64MiB,max-age=24h,keep=3").unwrap();
         let rotation = Rotation { max_size: Some(64 << 20), max_age: Some(Duration::from_secs(86_400)), keep: 3 };
-        assert_eq!(file.place, Place::File { path: "/a,b.jsonl".into(), rotation });
+        let readers = Readers::default();
+        assert_eq!(file.place, Place::File { path: "/a,b.jsonl".into(), rotation, readers });
         assert_eq!(file.format, Some(Format::Ocsf));
         assert_eq!(Target::from_str("drops.jsonl").unwrap().place.to_string(), "drops.jsonl");
         assert_eq!(Target::from_str("otlp:http://c:4318").unwrap().place.to_string(), "otlp:http://c:4318/v1/logs");
         assert_eq!(Target::from_str("otlp:https://c/x/y").unwrap().place.to_string(), "otlp:https://c/x/y");
+        let Place::Otlp(endpoint) = Target::from_str("otlp:https://c,token-file=/t,ca-file=/ca.pem").unwrap().place
+        else {
+            panic!("not OTLP");
+        };
+        assert_eq!((endpoint.token, endpoint.ca), (Some("/t".into()), Some("/ca.pem".into())));
+    }
+
+    #[test]
+    fn a_place_that_is_named_twice_is_found() {
+        let twice = |texts: &[&str]| {
+            let targets: Vec<_> = texts.iter().map(|text| Target::from_str(text).unwrap()).collect();
+            named_twice(&targets).map(ToString::to_string)
+        };
+        assert_eq!(twice(&["stdout", "/a", "/b", "otlp:http://c", "events"]), None);
+        assert_eq!(twice(&["/a", "stdout", "/a,format=ecs"]).as_deref(), Some("/a"));
+        assert_eq!(
+            twice(&["otlp:http://c", "otlp:http://c/v1/logs,token-file=/t"]).as_deref(),
+            Some("otlp:http://c/v1/logs")
+        );
+    }
+
+    /// An option that the table has and the parser lacks would be refused for every output.
+    #[test]
+    fn every_option_of_the_table_can_be_set() {
+        let place = |kind: &'static str| match kind {
+            "file" => "file:/a.jsonl",
+            "otlp" => "otlp:https://c",
+            other => other,
+        };
+        for kind in KINDS {
+            assert_eq!(Target::from_str(place(kind)).unwrap().place.kind(), kind);
+        }
+        for option in OPTIONS {
+            let value = match option.value {
+                "FORMAT" => "ecs",
+                "SIZE" => "64MiB",
+                "TIME" => "24h",
+                "PATH" => "/file",
+                _ => "3",
+            };
+            for kind in option.of {
+                let place = place(kind);
+                let text = format!("{place},{}={value}", option.name);
+                assert_ne!(Target::from_str(&text), Target::from_str(place), "{text}");
+                assert!(Target::from_str(&text).is_ok(), "{text}: {}", said(&text));
+            }
+            assert!(help().contains(&format!("{}={}", option.name, option.value)));
+        }
     }
 
     #[test]
@@ -193,14 +349,18 @@ mod tests {
             ("", "stdout, a path or file:PATH"),
             ("file:", "needs a path"),
             ("stdout,format=xml", "native, ecs, ocsf, otel"),
-            ("stdout,max-size=1MiB", "files only"),
+            ("stdout,max-size=1MiB", "max-size= is an option of file outputs, not of stdout"),
             ("a.jsonl,max-size=12parsecs", "such as 64MiB"),
             ("a.jsonl,keep=0", "1 to 1000"),
             ("a.jsonl,max-age=never", "such as 24h"),
+            ("a.jsonl,group=adm", "getent group"),
+            ("a.jsonl,group=4294967295", "getent group"),
+            ("stdout,group=4", "not of stdout"),
             ("otlp:collector:4318", "http://"),
             ("otlp:http://user:secret@c", "token-file"),
-            ("otlp:http://c,format=ecs", "one format"),
-            ("events,format=ecs", "one format"),
+            ("otlp:http://c,format=ecs", "format= is an option of stdout and file outputs, not of otlp"),
+            ("otlp:http://c,ca-file=/ca.pem", "ca-file= is for https"),
+            ("events,format=ecs", "not of events"),
         ] {
             assert!(said(text).contains(needs), "{text}: {}", said(text));
         }

@@ -1,24 +1,18 @@
-//! Shows each record once: the same id from two logs, and the same packet recorded by two agents.
+//! Shows each record once: the same id from two logs, and the same packet, connection or policy change recorded by two agents.
 //!
-//! Agents whose nodes share a kernel (kind), and the old and the new one of a rolling upgrade, all see a packet die. Theirs
-//! are records of different runs about the same headers at the same moment. And every agent tells of every policy's change.
+//! Agents whose nodes share a kernel (kind), and the old and the new one of a rolling upgrade, all see a packet die; every agent has a
+//! record of every policy's change. Such records have the same fingerprint, which the agents make: `pipeline/fingerprints.rs`.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 
 use super::view::Seen;
 
 /// Blocks of ids that are remembered: 4096 ids each, 512 octets. What is beyond is forgotten, oldest half first.
 const BLOCKS: usize = 1 << 16;
 const BLOCK: u64 = 4096;
-/// Packets that are remembered, twice: a generation before and the one that fills.
-const PACKETS: usize = 1 << 17;
-/// Two agents' clocks for one packet differ by less.
-const SAME_MOMENT_MS: i64 = 10;
-/// Connections without an answer are told by their first packet, on the clocks of two nodes.
-const SAME_CONNECTION_MS: i64 = 2_000;
-/// Every agent learns of a policy's change, each when its watch tells it.
-const SAME_CHANGE_MS: i64 = 60_000;
+/// Fingerprints that are remembered, twice: a generation before and the one that fills.
+const FINGERPRINTS: usize = 1 << 17;
 /// Runs that are told apart.
 const RUNS: usize = 1 << 12;
 
@@ -30,18 +24,12 @@ pub struct Once {
     hasher: RandomState,
     runs: HashMap<String, u32>,
     ids: [HashMap<(u32, u64), Numbers>; 2],
-    packets: [HashMap<(u64, i64), Packet>; 2],
+    /// By a hash of each.
+    fingerprints: [HashSet<u64>; 2],
     /// Records that were shown before.
     pub repeated: u64,
-    /// Records of packets that another agent's record has shown.
+    /// Records of what another agent's record has shown.
     pub twins: u64,
-}
-
-/// How many records of one packet's key each run has: the highest is the number of packets.
-#[derive(Debug, Default)]
-struct Packet {
-    shown: u32,
-    by_run: Vec<(u32, u32)>,
 }
 
 impl Once {
@@ -52,7 +40,7 @@ impl Once {
             self.repeated += 1;
             return false;
         }
-        if (seen.is_flow() || &*seen.kind == "policy_change") && !self.is_new_packet(run, seen) {
+        if !seen.fingerprint.is_empty() && !self.is_new_fingerprint(&seen.fingerprint) {
             self.twins += 1;
             return false;
         }
@@ -65,7 +53,7 @@ impl Once {
         }
         if self.runs.len() >= RUNS {
             // Numbers would mean two runs: all is forgotten rather than a record kept back that is new.
-            (self.runs, self.ids, self.packets) = Default::default();
+            (self.runs, self.ids, self.fingerprints) = Default::default();
         }
         let number = u32::try_from(self.runs.len()).unwrap_or(u32::MAX);
         self.runs.insert(run.to_owned(), number);
@@ -92,55 +80,15 @@ impl Once {
         new
     }
 
-    fn is_new_packet(&mut self, run: u32, seen: &Seen<'_>) -> bool {
-        let mut hasher = self.hasher.build_hasher();
-        (&*seen.kind, &*seen.change, &*seen.namespace, &*seen.policy, seen.generation).hash(&mut hasher);
-        for end in seen.ends() {
-            (&*end.ip, end.port).hash(&mut hasher);
+    fn is_new_fingerprint(&mut self, fingerprint: &str) -> bool {
+        let hash = self.hasher.hash_one(fingerprint);
+        let [newest, before] = &mut self.fingerprints;
+        if newest.len() >= FINGERPRINTS {
+            std::mem::swap(newest, before);
+            newest.clear();
         }
-        (&*seen.network.transport, seen.network.length, seen.reply, seen.packets()).hash(&mut hasher);
-        seen.network.tcp_flags.iter().for_each(|flag| hasher.write(flag.as_bytes()));
-        let key = hasher.finish();
-        let same = match &*seen.kind {
-            "drop" => SAME_MOMENT_MS,
-            "unanswered" => SAME_CONNECTION_MS,
-            _ => SAME_CHANGE_MS,
-        };
-        let moment = seen.time.as_millisecond().div_euclid(same);
-
-        let near = [moment, moment - 1, moment + 1];
-        let known = near.into_iter().find_map(|moment| {
-            let key = (key, moment);
-            if self.packets[0].contains_key(&key) {
-                return Some(key);
-            }
-            let packet = self.packets[1].remove(&key)?;
-            self.packets[0].insert(key, packet);
-            Some(key)
-        });
-        if self.packets[0].len() >= PACKETS {
-            self.packets.swap(0, 1);
-            self.packets[0].clear();
-        }
-        let key = known.unwrap_or((key, moment));
-        let [newest, before] = &mut self.packets;
-        let packet = match before.get_mut(&key) {
-            Some(packet) => packet,
-            None => newest.entry(key).or_default(),
-        };
-        let count = match packet.by_run.iter_mut().find(|(of, _)| *of == run) {
-            Some((_, count)) => {
-                *count += 1;
-                *count
-            }
-            None => {
-                packet.by_run.push((run, 1));
-                1
-            }
-        };
-        let new = count > packet.shown;
-        packet.shown = packet.shown.max(count);
-        new
+        let known = before.remove(&hash);
+        newest.insert(hash) && !known
     }
 }
 
@@ -149,11 +97,10 @@ mod tests {
     use super::*;
     use crate::tail::view;
 
-    fn drop(run: &str, number: u64, time: &str, port: u16) -> String {
+    fn record(run: &str, number: u64, fingerprint: &str) -> String {
         format!(
-            r#"{{"schema":"netpol-trace/v1","id":"{run}/{number}","run":"{run}","seq":{number},"time":"{time}","kind":"drop","count":1,
-            "source":{{"kind":"pod","ip":"10.0.0.1","port":{port}}},"destination":{{"kind":"pod","ip":"10.0.0.2","port":80}},
-            "network":{{"transport":"tcp","family":"ipv4","tcp_flags":["syn"],"length":60}}}}"#
+            r#"{{"schema":"netpol-trace/v1","id":"{run}/{number}","run":"{run}","seq":{number},"fingerprint":"{fingerprint}",
+            "time":"2026-11-21T04:30:11.123Z","kind":"drop","count":1}}"#
         )
     }
 
@@ -164,40 +111,34 @@ mod tests {
         (shown, once.repeated, once.twins)
     }
 
-    const T0: &str = "2026-11-21T04:30:11.123000000Z";
-    const T0_LATER: &str = "2026-11-21T04:30:11.130500000Z";
-    const T1: &str = "2026-11-21T04:30:12.123000000Z";
-
     #[test]
     fn the_same_id_is_shown_once() {
-        let lines = [drop("a", 1, T0, 1000), drop("a", 2, T1, 1000), drop("a", 1, T0, 1000)];
+        let lines = [record("a", 1, "p"), record("a", 2, "q"), record("a", 1, "p")];
         assert_eq!(shown(&lines), (vec![0, 1], 1, 0));
     }
 
     #[test]
-    fn a_packet_that_two_agents_saw_is_shown_once() {
-        let lines = [drop("a", 1, T0, 1000), drop("b", 7, T0_LATER, 1000), drop("b", 8, T0_LATER, 1001)];
-        assert_eq!(shown(&lines), (vec![0, 2], 0, 1));
+    fn what_two_agents_saw_is_shown_once() {
+        let lines = [record("a", 1, "p"), record("b", 7, "p"), record("b", 8, "q"), record("c", 1, "p")];
+        assert_eq!(shown(&lines), (vec![0, 2], 0, 2));
     }
 
+    /// Runs had 8 digits once, and their records no fingerprint.
     #[test]
-    fn equal_packets_of_one_agent_are_all_shown() {
-        let lines = [drop("a", 1, T0, 1), drop("a", 2, T0_LATER, 1), drop("b", 1, T0, 1), drop("b", 2, T0_LATER, 1)];
-        assert_eq!(shown(&lines), (vec![0, 1], 0, 2));
-    }
-
-    #[test]
-    fn a_retransmission_is_another_packet() {
-        assert_eq!(shown(&[drop("a", 1, T0, 1), drop("b", 1, T1, 1)]), (vec![0, 1], 0, 0));
+    fn records_without_a_fingerprint_are_known_by_their_id() {
+        let line = |run: &str| record(run, 1, "").replace(r#""fingerprint":"","#, "");
+        let lines = [line("05db8ac4"), line("05db8ac5"), line("05db8ac4"), record("0127ae83f00dcafe", 1, "p")];
+        assert_eq!(shown(&lines), (vec![0, 1, 3], 1, 0));
     }
 
     #[test]
     fn numbers_of_a_stranger_cost_bounded_memory() {
         let mut once = Once::default();
-        for number in (0..u64::MAX).step_by(usize::MAX / 200_000) {
-            let line = drop("a", number, T0, 1);
+        for number in (0..u64::MAX).step_by(usize::MAX / 400_000) {
+            let line = record("a", number, &number.to_string());
             once.is_new(&view::read(line.as_bytes()).unwrap());
         }
         assert!(once.ids.iter().map(HashMap::len).sum::<usize>() <= BLOCKS);
+        assert!(once.fingerprints.iter().map(HashSet::len).sum::<usize>() <= 2 * FINGERPRINTS);
     }
 }

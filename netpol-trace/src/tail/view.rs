@@ -55,6 +55,8 @@ pub struct Seen<'a> {
     pub id: Str<'a>,
     #[serde(borrow, default)]
     pub run: Str<'a>,
+    #[serde(borrow, default)]
+    pub fingerprint: Str<'a>,
     pub time: Timestamp,
     #[serde(default)]
     pub last_time: Option<Timestamp>,

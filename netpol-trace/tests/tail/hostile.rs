@@ -44,6 +44,7 @@ fn check(hostile: &str) {
         poison(&mut value, hostile);
         // Each its own: none is kept back as a double.
         value["run"] = json!(format!("r{number}"));
+        value["fingerprint"] = json!(format!("f{number}"));
         value["time"] = json!(format!("2026-11-{:02}T12:00:00Z", records + 1));
         lines += &format!("{value}\n");
         records += 1;

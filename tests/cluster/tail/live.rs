@@ -15,7 +15,7 @@ use netpol_trace_tests::{eventually, traffic};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::{Ends, Following, account, bind, objects, roles, skip_without_kubelet, start_kubelet};
+use super::{Ends, Following, account, bind, objects, reader, roles, skip_without_kubelet, start_kubelet};
 
 fn send(pair: &Pair, ports: std::ops::Range<u16>) -> Result<()> {
     traffic::udp(&pair.client()?.netns, CLIENT.into(), ports.map(|port| (SERVER, port).into()), 64).map(drop)
@@ -105,7 +105,8 @@ fn a_killed_agent_leaves_no_gap_and_no_double() -> Result<()> {
     roles(plane, AGENTS)?;
     account(plane, AGENTS, "agent")?;
     account(plane, "lab", "dev")?;
-    bind(plane, "tail-kill-reviewer", None, ("ClusterRole", "netpol-trace-reviewer"), (AGENTS, "agent"))?;
+    reader(plane, "lab")?;
+    bind(plane, "tail-kill", None, ("ClusterRole", "netpol-trace"), (AGENTS, "agent"))?;
     bind(plane, "tail-kill", Some("lab"), ("ClusterRole", "netpol-trace-developer"), ("lab", "dev"))?;
     bind(plane, "tail-kill", Some(AGENTS), ("Role", "netpol-trace-reach"), ("lab", "dev"))?;
     objects(plane, port, AGENTS, "kill-node", "agent-kill")?;
@@ -116,7 +117,7 @@ fn a_killed_agent_leaves_no_gap_and_no_double() -> Result<()> {
     let first = ports() + 3;
     let kubeconfig = plane.account_kubeconfig("lab", "dev")?;
     let tail_port = listen.port().to_string();
-    let arguments = ["-n", "lab", "--service-account", "dev", "--tail-port", &tail_port];
+    let arguments = ["-n", "lab", "--service-account", "--tail-port", &tail_port];
     let mut tail = Following::start(dir.path(), AGENTS, &kubeconfig, &arguments)?;
     let mut expected = Vec::new();
     let own = |records: &[Record]| -> Vec<String> {

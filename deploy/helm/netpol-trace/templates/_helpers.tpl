@@ -62,3 +62,17 @@ httpGet:
   path: {{ index . 1 }}
   port: metrics
 {{- end -}}
+
+{{/* The groups that the agents are in, as a list; nothing when there are none. */}}
+{{- define "netpol-trace.groups" -}}
+{{- $groups := list }}
+{{- range .Values.supplementalGroups }}
+{{- $groups = append $groups (int64 .) }}
+{{- end }}
+{{- if and (or .Values.history.enabled .Values.tail.enabled) (not (kindIs "invalid" .Values.history.group)) }}
+{{- $groups = append $groups (int64 .Values.history.group) }}
+{{- end }}
+{{- with $groups | uniq }}
+{{- toJson . }}
+{{- end }}
+{{- end }}

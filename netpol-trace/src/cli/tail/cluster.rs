@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::{Args, Error, live};
+use crate::cluster::access_review::READER;
 use crate::cluster::agents::{Agent, Agents, AgentsError};
 use crate::tail::stream::Tail;
 use crate::text::escape;
@@ -84,6 +85,7 @@ async fn ask(args: &Args, out: &mut impl Write) -> Result<(Tail, Answers), Error
         to_tail,
         places: Arc::new(Semaphore::new(AT_ONCE)),
         answers: answers.clone(),
+        remedy: Arc::default(),
     };
     let (peers, new_peers) = mpsc::unbounded_channel();
     let listening = tokio::spawn(keep_listening(listener, all, nodes, args.follow, peers, new_peers));
@@ -118,6 +120,13 @@ async fn way(args: &Args, agents: &Agents, wanted: &crate::tail::select::Wanted)
     let Some(home) = namespaces.first().cloned() else {
         return Err(Error::Usage("--service-account: of which namespace? -n names it".to_owned()));
     };
+    if account == READER && namespaces.len() > 1 {
+        let named: Vec<_> = namespaces.iter().map(String::as_str).collect();
+        return Err(Error::Usage(format!(
+            "{READER} sees its own namespace only, and these are {}: ask for one namespace at a time",
+            named.join(", ")
+        )));
+    }
     // Once now, so that what is wrong with the account is said once.
     agents.token(&home, account).await?;
     Ok(Way::Listener {
@@ -242,6 +251,11 @@ fn say_reach(node: &str, reaches: Timestamp, since: Option<Timestamp>, by: Durat
     if late {
         say(&format!("node {node} can answer from {reaches:.0} on, not before"));
     }
+}
+
+/// The way for who may not read the agents' logs.
+fn say_remedy() {
+    say("without access to the agents' logs, see the drops of your namespace with -n NAMESPACE --service-account");
 }
 
 /// What went wrong with one node's agent.

@@ -15,6 +15,7 @@ use super::{Error, Read};
 use crate::history::Follower;
 use crate::recorded::input::{self, Input};
 use crate::recorded::unpack::{Reader, Unreadable};
+use crate::storage::Folder;
 use crate::tail::lines::Cutter;
 use crate::tail::stream::Tail;
 use crate::text::{counted, escape};
@@ -227,14 +228,18 @@ fn follow(path: &Path, mut file: File, to_tail: &mpsc::Sender<Batch>) {
 
 /// Sends what an agent's history has and gets.
 fn follow_history(folder: &Path, to_tail: &mpsc::Sender<Batch>) {
-    let mut follower = Follower::new(folder, None);
+    let failed = |error| Err(format!("{}: {error}", folder.display()));
+    let mut follower = match Folder::follow(folder) {
+        Ok(folder) => Follower::new(folder, None),
+        Err(error) => return drop(to_tail.blocking_send(failed(error))),
+    };
     while !to_tail.is_closed() {
         let mut batch = Vec::new();
         match follower.read(|lines| batch.extend_from_slice(lines)) {
             Ok(false) => std::thread::sleep(LOOK_AGAIN),
             Ok(true) => drop(to_tail.blocking_send(Ok(batch))),
             Err(error) => {
-                let _ = to_tail.blocking_send(Err(format!("{}: {error}", folder.display())));
+                let _ = to_tail.blocking_send(failed(error));
                 return;
             }
         }

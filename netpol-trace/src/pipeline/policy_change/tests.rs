@@ -1,7 +1,8 @@
 use jiff::Timestamp;
 
+use super::change;
 use crate::cluster::{Change, Index, Kind, Scope, manifests};
-use crate::pipeline::policy_change::*;
+use crate::record::Body;
 
 fn objects(yaml: &str) -> Vec<crate::model::cluster::Object> {
     let loaded = manifests::load_bytes("test.yaml", yaml.as_bytes());
@@ -43,7 +44,9 @@ fn told(changes: &[(&str, &str)]) -> Vec<serde_json::Value> {
         index.apply(vec![Change::Replace(scope, objects(yaml))], at(1 + i as i64));
         let (events, lost) = index.take_events();
         assert_eq!(lost, 0);
-        told.extend(events.iter().map(|event| serde_json::to_value(body(event)).unwrap()));
+        told.extend(
+            events.iter().map(|event| serde_json::to_value(Body::PolicyChange(Box::new(change(event)))).unwrap()),
+        );
     }
     told
 }
@@ -120,12 +123,13 @@ fn the_record_of_a_huge_policy_fits_a_line() {
     let record = crate::record::Record {
         schema: crate::record::SCHEMA.into(),
         id: "a/1".to_owned(),
+        fingerprint: None,
         run: "a".into(),
         seq: 1,
         time: events[0].at,
         cluster: None,
         node: None,
-        body: body(&events[0]),
+        body: Body::PolicyChange(Box::new(change(&events[0]))),
     };
     let mut line = Vec::new();
     crate::record::format::line(crate::record::format::Format::Native, &record, &mut line).unwrap();

@@ -19,7 +19,7 @@ pub fn event(record: &Record) -> Value {
         "message": message(record),
         "event": {
             "kind": kind, "category": category, "type": types, "action": action, "outcome": outcome, "id": record.id,
-            "sequence": record.seq, "module": "netpol_trace", "dataset": dataset, "provider": "kernel",
+            "hash": record.fingerprint, "sequence": record.seq, "module": "netpol_trace", "dataset": dataset, "provider": "kernel",
         },
         "agent": {"type": "netpol-trace", "version": env!("CARGO_PKG_VERSION"), "ephemeral_id": record.run},
         "observer": {"type": "network-policy", "product": "netpol-trace", "hostname": record.node},

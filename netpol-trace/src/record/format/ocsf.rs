@@ -35,7 +35,7 @@ pub fn event(record: &Record) -> Value {
         "activity_id": activity, "activity_name": activity_name(&record.body), "type_uid": class * 100 + activity,
         "severity_id": severity.0, "severity": severity.1, "time": time, "message": message(record),
         "metadata": {
-            "version": VERSION, "uid": record.id, "sequence": record.seq, "correlation_uid": record.run,
+            "version": VERSION, "uid": record.id, "sequence": record.seq, "correlation_uid": record.fingerprint,
             "log_name": "netpol-trace", "log_version": record.schema, "original_time": record.time.to_string(),
             "product": {"name": "netpol-trace", "vendor_name": "netpol-trace", "version": env!("CARGO_PKG_VERSION")},
         },

@@ -38,7 +38,9 @@ pub fn log(record: &Record) -> Log {
         Body::Loss(_) => ("netpol_trace.records.lost", ERROR),
         Body::Status(_) => ("netpol_trace.agent.status", INFO),
     };
-    let mut attributes = object(json!({"log.record.uid": record.id, "netpol_trace.seq": record.seq}));
+    let mut attributes = object(json!({
+        "log.record.uid": record.id, "netpol_trace.fingerprint": record.fingerprint, "netpol_trace.seq": record.seq,
+    }));
     if let Some(view) = view(&record.body) {
         attributes.extend(object(network(&view)));
     }

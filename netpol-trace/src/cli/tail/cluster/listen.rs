@@ -1,14 +1,14 @@
 //! One agent listened to: its log or its listener, again after a break, from where it was.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::AsyncReadExt;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::{Shared, say_reach, say_silent};
+use super::{Shared, say_reach, say_remedy, say_silent};
 use crate::cli::tail::live::Batch;
 use crate::cluster::agents::{Agent, Agents, AgentsError, Asked};
 use crate::tail::lines::Cutter;
@@ -46,6 +46,8 @@ pub(super) struct Listener {
     pub to_tail: mpsc::Sender<Batch>,
     pub places: Arc<Semaphore>,
     pub answers: Shared,
+    /// What helps is said once, not for each agent.
+    pub remedy: Arc<OnceLock<()>>,
 }
 
 /// What one agent has said so far.
@@ -84,6 +86,9 @@ impl Listener {
                 && !std::mem::replace(&mut quiet, true)
             {
                 say_silent(&agent.node, error);
+                if matches!(error, AgentsError::MayNotReadLog { .. }) && self.remedy.set(()).is_ok() {
+                    say_remedy();
+                }
             }
             if progress.last > before {
                 (pause, quiet) = (PAUSE.0, false);

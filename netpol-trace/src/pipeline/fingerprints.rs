@@ -1,0 +1,145 @@
+//! Which records of two agents are about the same packet, connection or policy change: they get the same fingerprint.
+//!
+//! Two agents see the same packets when their nodes share a kernel (kind), and while one takes over from the other. Their programs run one
+//! after the other on the same packet, so all that the kernel says is the same, but for the time: some microseconds apart, and for counted
+//! packets up to a tick. So a second of the kernel's clock stands for the time, and what is equal within one agent's second is numbered:
+//! each agent that saw all of it has the same numbers.
+
+use std::collections::HashMap;
+use std::fs;
+
+use foldhash::fast::RandomState;
+use jiff::Timestamp;
+use netpol_trace_common::fold::TCP_FLAGS;
+
+use crate::model::ChangeKind;
+use crate::model::Facts;
+use crate::model::packet::{Packet, Repeats};
+use crate::pipeline::connections::{Finding, Origin};
+use crate::record::fingerprint::Hasher;
+use crate::record::{Fingerprint, PolicyChange};
+
+/// Identifies the running kernel: the same in every container on it, new with each boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+const SECOND_NS: u64 = 1_000_000_000;
+/// An unanswered connection is known by the second of its first packet on two nodes' wall clocks.
+const CONNECTION_SECONDS: i64 = 10;
+/// Agents learn of a change within seconds of each other.
+const CHANGE_SECONDS: i64 = 60;
+/// Fingerprints that are remembered, twice: the newest, and as many before them.
+const REMEMBERED: usize = 1 << 14;
+
+/// Makes the fingerprints of one agent's records.
+#[derive(Debug)]
+pub struct Fingerprints {
+    /// Only records of the same kernel can be about the same packet. Nobody outside knows it, so no fingerprint gives its addresses away.
+    kernel: String,
+    /// The cluster's name in records, where there is one.
+    cluster: String,
+    /// How often each came, so that equal packets within a second are told apart.
+    seen: [HashMap<Fingerprint, u64, RandomState>; 2],
+}
+
+impl Fingerprints {
+    /// `cluster`: the cluster's name in records. `run`: takes the kernel's place where that does not say which it is; then no packet is
+    /// recognised.
+    pub fn new(cluster: Option<&str>, run: &str) -> Fingerprints {
+        let kernel = fs::read_to_string(BOOT_ID).inspect_err(|error| {
+            tracing::debug!(%error, "{BOOT_ID}: records of other agents about the same packets get other fingerprints");
+        });
+        let kernel = kernel.unwrap_or_else(|_| run.to_owned());
+        Fingerprints {
+            kernel: kernel.trim().to_owned(),
+            cluster: cluster.unwrap_or_default().to_owned(),
+            seen: Default::default(),
+        }
+    }
+
+    /// That of a record of one packet, or of what was counted of one flow. All of it is as the kernel says it, before anything was looked
+    /// up or decided: agents of other versions, or with other rights and options, make the same of it.
+    pub fn drop(&mut self, packet: &Packet, facts: &Facts, origin: Origin, repeats: &Repeats) -> Fingerprint {
+        let headers = &packet.headers;
+        let port = |port: Option<u16>| port.map_or(u64::MAX, u64::from);
+        let (icmp_type, icmp_code) = headers.icmp.unwrap_or_default();
+        let hash = Hasher::new("drop")
+            .text(&self.kernel)
+            .number(facts.netns.unwrap_or_default().into())
+            .number(origin.iif.into())
+            .maybe(facts.device.as_deref())
+            .maybe(facts.reason.as_deref())
+            .address(headers.source)
+            .address(headers.destination)
+            .number(headers.protocol.into())
+            .number(port(headers.source_port))
+            .number(port(headers.destination_port))
+            // A count has these flags only.
+            .number((headers.tcp_flags.unwrap_or_default() & TCP_FLAGS).into())
+            .number(u64::from(icmp_type) << 8 | u64::from(icmp_code))
+            .number(headers.fragment.into())
+            .number(repeats.packets())
+            .number(repeats.bytes(packet))
+            .number(packet.time / SECOND_NS)
+            .number(repeats.last.max(packet.time) / SECOND_NS);
+        self.nth(hash.finish())
+    }
+
+    /// That of an unanswered connection, which two nodes may have seen.
+    pub fn unanswered(&mut self, finding: &Finding, opened: Timestamp) -> Fingerprint {
+        let (client, server) = (finding.tuple.client, finding.tuple.server);
+        let hash = Hasher::new("unanswered")
+            .text(&self.cluster)
+            .address(client.0)
+            .number(client.1.into())
+            .address(server.0)
+            .number(server.1.into())
+            .number(finding.tuple.protocol.into())
+            .number(finding.count)
+            .number(opened.as_second().div_euclid(CONNECTION_SECONDS).unsigned_abs());
+        self.nth(hash.finish())
+    }
+
+    /// That of a policy's change, of which every agent has a record: by the object's uid and generation. What has no generation that moved
+    /// (a namespace's labels, policies from files) is known by what changed, and the minute in which the agent learned of it.
+    pub fn policy_change(&mut self, change: &PolicyChange, at: Timestamp) -> Fingerprint {
+        let hash = Hasher::new("policy_change")
+            .number(change.change as u64)
+            .text(&change.namespace)
+            .maybe(change.policy.as_deref())
+            .maybe(change.uid.as_deref());
+        let version = match change.change {
+            // Once in an object's life.
+            ChangeKind::Created | ChangeKind::Deleted => Some(0),
+            ChangeKind::Edited => change.generation.filter(|new| change.generation_before != Some(*new)),
+            ChangeKind::NamespaceLabels => None,
+        };
+        if let (Some(version), true) = (version, change.uid.is_some()) {
+            return hash.number(version.unsigned_abs()).finish();
+        }
+        let mut hash = hash
+            .text(&self.cluster)
+            .number(at.as_second().div_euclid(CHANGE_SECONDS).unsigned_abs())
+            .number(change.rules_removed.len() as u64);
+        for rule in change.rules_removed.iter().chain(&change.rules_added) {
+            hash = hash.text(&rule.rule).text(&rule.allows);
+        }
+        for field in &change.fields {
+            hash = hash.text(&field.field).maybe(field.before.as_deref()).maybe(field.after.as_deref());
+        }
+        self.nth(hash.finish())
+    }
+
+    /// The same at the first time, and another one at each later time.
+    fn nth(&mut self, fingerprint: Fingerprint) -> Fingerprint {
+        let [newest, before] = &mut self.seen;
+        if newest.len() >= REMEMBERED {
+            std::mem::swap(newest, before);
+            newest.clear();
+        }
+        let times = newest.entry(fingerprint).or_insert_with(|| before.remove(&fingerprint).unwrap_or_default());
+        *times += 1;
+        if *times == 1 { fingerprint } else { fingerprint.repeated(*times - 1) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

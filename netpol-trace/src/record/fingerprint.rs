@@ -1,0 +1,135 @@
+//! The fingerprint of a record: equal in two agents' records of the same packet, connection or policy change.
+//!
+//! `pipeline/fingerprints.rs` decides what goes into it; docs/records.md has the rule.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::de::{Deserialize, Deserializer};
+use serde::{Serialize, Serializer};
+use sha1::{Digest, Sha1};
+
+const BYTES: usize = 16;
+
+/// 128 bits of a hash; in records 32 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; BYTES]);
+
+impl Fingerprint {
+    /// That of a record which no other agent can have: made of its id.
+    pub fn of_id(id: &str) -> Fingerprint {
+        Hasher::new("record").text(id).finish()
+    }
+
+    /// That of what is the same as this one, for the time after `earlier` others.
+    #[must_use]
+    pub fn repeated(self, earlier: u64) -> Fingerprint {
+        let mut hasher = Hasher::new("repeat").number(earlier);
+        hasher.0.update(self.0);
+        hasher.finish()
+    }
+
+    /// Of a record that was written elsewhere: `None` where it has none, or something else in its place.
+    pub fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Fingerprint>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
+        let mut bytes = [0; BYTES];
+        let digits = text.as_bytes();
+        if digits.len() != 2 * BYTES {
+            return Ok(None);
+        }
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            let pair = std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok());
+            let Some(pair) = pair else { return Ok(None) };
+            *byte = pair;
+        }
+        Ok(Some(Fingerprint(bytes)))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl Serialize for Fingerprint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Hashes what a fingerprint is made of, part by part. SHA-1, cut to 128 bits as a UUID's is: nobody chooses both of two inputs freely.
+#[derive(Debug, Clone)]
+pub struct Hasher(Sha1);
+
+impl Hasher {
+    /// `what`: the kind of thing, so that two kinds are never equal.
+    pub fn new(what: &str) -> Hasher {
+        Hasher(Sha1::new()).text(what)
+    }
+
+    /// A text, behind its length: two texts are not their concatenation.
+    #[must_use]
+    pub fn text(self, text: &str) -> Hasher {
+        let mut this = self.number(text.len() as u64);
+        this.0.update(text);
+        this
+    }
+
+    /// A text that may be missing.
+    #[must_use]
+    pub fn maybe(self, text: Option<&str>) -> Hasher {
+        match text {
+            Some(text) => self.number(1).text(text),
+            None => self.number(0),
+        }
+    }
+
+    #[must_use]
+    pub fn number(mut self, number: u64) -> Hasher {
+        self.0.update(number.to_be_bytes());
+        self
+    }
+
+    #[must_use]
+    pub fn address(mut self, address: IpAddr) -> Hasher {
+        match address {
+            IpAddr::V4(address) => self.0.update(address.to_ipv6_mapped().octets()),
+            IpAddr::V6(address) => self.0.update(address.octets()),
+        }
+        self
+    }
+
+    pub fn finish(self) -> Fingerprint {
+        let mut bytes = [0; BYTES];
+        bytes.copy_from_slice(&self.0.finalize()[..BYTES]);
+        Fingerprint(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_do_not_run_into_each_other() {
+        let of = |one: &str, two: &str| Hasher::new("test").text(one).text(two).finish();
+        assert_eq!(of("ab", "c"), of("ab", "c"));
+        assert_ne!(of("ab", "c"), of("a", "bc"));
+        assert_ne!(Hasher::new("test").maybe(None).finish(), Hasher::new("test").maybe(Some("")).finish());
+        assert_ne!(Hasher::new("a").finish(), Hasher::new("b").finish());
+        let text = Fingerprint::of_id("a/1").to_string();
+        assert!(text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')), "{text}");
+    }
+
+    #[test]
+    fn what_is_none_costs_the_record_nothing() {
+        let read = |json: &str| Fingerprint::lenient(&mut serde_json::Deserializer::from_str(json)).unwrap();
+        let own = Fingerprint::of_id("a/1");
+        assert_eq!(read(&serde_json::to_string(&own).unwrap()), Some(own));
+        for other in [r#""""#, r#""abc""#, r#""ééééééééééééééé!x""#, r#""0000000000000000000000000000000g""#, "null"]
+        {
+            assert_eq!(read(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! Folders and files that the agent writes.
+//!
+//! It writes as root to folders of the node (hostPath) that other workloads may be able to write to as well. So it follows no symbolic link
+//! in any part of a path, refuses what is not a regular file with one name, and lets nobody read what it makes but its own user and, where
+//! one is named, a group. The umask does not matter.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
+
+/// Why a folder or file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    #[error("{0} is a symbolic link, which the agent does not follow: name what it points to, or remove it")]
+    SymbolicLink(String),
+    #[error("{path} is {what}, not a regular file: remove it, or name another path")]
+    NotAFile { path: String, what: &'static str },
+    #[error("{0} is not a folder: remove it, or name another path")]
+    NotAFolder(String),
+    #[error(
+        "{0} has several names (hard links), so it may be another program's file too: remove it, or name another path"
+    )]
+    HardLinks(String),
+    #[error(
+        "{path} can't be given to group {group}: {error}; without CAP_CHOWN the agent's user has to own it and be in the group \
+         (supplementalGroups in a pod's securityContext)"
+    )]
+    Group { path: String, group: u32, error: io::Error },
+    #[error("{path}: {error}")]
+    Io { path: String, error: io::Error },
+}
+
+impl StorageError {
+    fn io(path: &Path, error: Errno) -> StorageError {
+        StorageError::Io { path: path.display().to_string(), error: error.into() }
+    }
+}
+
+impl From<StorageError> for io::Error {
+    fn from(error: StorageError) -> io::Error {
+        let kind = match &error {
+            StorageError::Io { error, .. } | StorageError::Group { error, .. } => error.kind(),
+            StorageError::NotAFolder(_) => io::ErrorKind::NotADirectory,
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+/// Who may read what the agent makes, besides its own user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Readers {
+    /// A group, by its number: an image has no /etc/group.
+    pub group: Option<u32>,
+}
+
+/// A folder's modes or a file's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Folder,
+    File,
+}
+
+impl Readers {
+    fn mode(self, kind: Kind) -> u32 {
+        match (kind, self.group) {
+            (Kind::Folder, None) => 0o700,
+            (Kind::Folder, Some(_)) => 0o750,
+            (Kind::File, None) => 0o600,
+            (Kind::File, Some(_)) => 0o640,
+        }
+    }
+
+    /// Sets group and mode.
+    fn grant(self, fd: impl AsFd, path: &Path, kind: Kind) -> Result<(), StorageError> {
+        if let Some(group) = self.group
+            && fs::fstat(&fd).map_err(|error| StorageError::io(path, error))?.st_gid != group
+        {
+            let given = fs::fchown(&fd, None, Some(Gid::from_raw(group)));
+            given.map_err(|error| StorageError::Group {
+                path: path.display().to_string(),
+                group,
+                error: error.into(),
+            })?;
+        }
+        fs::fchmod(fd, Mode::from_raw_mode(self.mode(kind))).map_err(|error| StorageError::io(path, error))
+    }
+
+    /// Whether something that exists lets others in, or keeps the group out.
+    fn differ(self, stat: &Stat, kind: Kind) -> bool {
+        let (mode, wanted) = (mode(stat), self.mode(kind));
+        let lets_others_in = mode & 0o777 & !wanted != 0;
+        let keeps_group_out = self.group.is_some_and(|group| stat.st_gid != group || mode & wanted != wanted);
+        lets_others_in || keeps_group_out
+    }
+}
+
+fn mode(stat: &Stat) -> u32 {
+    stat.st_mode & 0o7777
+}
+
+fn is_own(stat: &Stat) -> bool {
+    stat.st_uid == rustix::process::geteuid().as_raw()
+}
+
+/// An open folder. The names of files in it are resolved in this very folder, whatever becomes of its path.
+#[derive(Debug)]
+pub struct Folder {
+    fd: OwnedFd,
+    path: PathBuf,
+    readers: Readers,
+}
+
+const WALK: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// Never waits (at a FIFO) and never gets a controlling terminal.
+const PLAIN: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+impl Folder {
+    /// Opens a folder that exists. `readers` may read the files that are made in it.
+    pub fn open(path: &Path, readers: Readers) -> Result<Folder, StorageError> {
+        Folder::walk(path, readers, false)
+    }
+
+    /// Opens a folder, and makes it and those above it where they are missing.
+    pub fn create(path: &Path, readers: Readers) -> Result<Folder, StorageError> {
+        Folder::walk(path, readers, true)
+    }
+
+    /// Opens a folder to read from, by whatever path: for a person, who knows what they name.
+    pub fn follow(path: &Path) -> io::Result<Folder> {
+        Ok(Folder { fd: fs::open(path, WALK, Mode::empty())?, path: path.to_owned(), readers: Readers::default() })
+    }
+
+    fn walk(path: &Path, readers: Readers, make: bool) -> Result<Folder, StorageError> {
+        let start = if path.is_absolute() { "/" } else { "." };
+        let mut fd = fs::open(start, WALK, Mode::empty()).map_err(|error| StorageError::io(Path::new(start), error))?;
+        let mut walked = PathBuf::from(if path.is_absolute() { "/" } else { "" });
+        for component in path.components() {
+            if let Component::Normal(_) | Component::ParentDir = component {
+                walked.push(component);
+                fd = step(&fd, component.as_os_str(), &walked, make.then_some(readers))?;
+            }
+        }
+        Ok(Folder { fd, path: path.to_owned(), readers })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn whole(&self, name: &OsStr) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Makes a file that is not there yet, to append to.
+    pub fn create_new(&self, name: &OsStr) -> Result<File, StorageError> {
+        self.make(name, OFlags::WRONLY | OFlags::APPEND).map_err(|error| match error {
+            Made::Refused(error) => error,
+            Made::Exists => StorageError::io(&self.whole(name), Errno::EXIST),
+        })
+    }
+
+    /// Opens a file to append to and to read, and makes it where it is missing.
+    pub fn append(&self, name: &OsStr) -> Result<File, StorageError> {
+        self.open_or_make(name, OFlags::RDWR | OFlags::APPEND)
+    }
+
+    /// Opens a file to read and to write anywhere in it, and makes it where it is missing.
+    pub fn update(&self, name: &OsStr) -> Result<File, StorageError> {
+        self.open_or_make(name, OFlags::RDWR)
+    }
+
+    /// Opens a file to read.
+    pub fn read(&self, name: &OsStr) -> Result<File, StorageError> {
+        self.regular(name, OFlags::RDONLY).map(|(file, _)| file)
+    }
+
+    fn make(&self, name: &OsStr, how: OFlags) -> Result<File, Made> {
+        let flags = how | PLAIN | OFlags::CREATE | OFlags::EXCL;
+        let path = self.whole(name);
+        match fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => {
+                self.readers.grant(&fd, &path, Kind::File).map_err(Made::Refused)?;
+                Ok(fd.into())
+            }
+            Err(Errno::EXIST) => Err(Made::Exists),
+            Err(error) => Err(Made::Refused(StorageError::io(&path, error))),
+        }
+    }
+
+    fn open_or_make(&self, name: &OsStr, how: OFlags) -> Result<File, StorageError> {
+        match self.make(name, how) {
+            Ok(file) => return Ok(file),
+            Err(Made::Refused(error)) => return Err(error),
+            Err(Made::Exists) => {}
+        }
+        let (file, stat) = self.regular(name, how)?;
+        let path = self.whole(name);
+        if stat.st_nlink > 1 {
+            return Err(StorageError::HardLinks(path.display().to_string()));
+        }
+        self.check(&file, &stat, &path)?;
+        Ok(file)
+    }
+
+    /// Opens what exists, if it is a regular file. Looks before it opens: opening alone has effects on some devices.
+    fn regular(&self, name: &OsStr, how: OFlags) -> Result<(File, Stat), StorageError> {
+        let path = self.whole(name);
+        let failed = |error| StorageError::io(&path, error);
+        must_be_regular(&fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?, &path)?;
+        let fd = fs::openat(&self.fd, name, how | PLAIN, Mode::empty()).map_err(failed)?;
+        let stat = fs::fstat(&fd).map_err(failed)?;
+        must_be_regular(&stat, &path)?;
+        Ok((fd.into(), stat))
+    }
+
+    /// A file that exists gets the mode for the group where one is named. Without one it stays as somebody has set it, and the log says who
+    /// else can read it.
+    fn check(&self, file: &File, stat: &Stat, path: &Path) -> Result<(), StorageError> {
+        let (path_shown, mode) = (path.display(), mode(stat));
+        if self.readers.group.is_some() {
+            if self.readers.differ(stat, Kind::File) {
+                self.readers.grant(file, path, Kind::File)?;
+                tracing::info!(
+                    "{path_shown} had mode {mode:04o} and group {}: set to 0640 as its group= asks",
+                    stat.st_gid
+                );
+            }
+        } else if self.readers.differ(stat, Kind::File) || !is_own(stat) {
+            let (owner, group) = (stat.st_uid, stat.st_gid);
+            tracing::warn!(
+                "{path_shown} exists with mode {mode:04o}, owner {owner} and group {group}, so others than the agent can read or change \
+                 it: chmod 0600 {path_shown}; to let one group read it, set group=GID"
+            );
+        }
+        Ok(())
+    }
+
+    /// Takes the rights of others off a folder of the agent's own, which a kubelet makes with mode 0755, and off the files in it that
+    /// `is_ours` knows. A folder that also has other files, or another owner, stays as it is, and the log names it.
+    pub fn keep_private(&self, is_ours: impl Fn(&OsStr) -> bool) -> Result<(), StorageError> {
+        let failed = |error| StorageError::io(&self.path, error);
+        let (shown, readers) = (self.path.display(), self.readers);
+        let readable = fs::openat(&self.fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let readable = readable.map_err(failed)?;
+        let stat = fs::fstat(&readable).map_err(failed)?;
+        let names = names(&readable).map_err(failed)?;
+        if readers.differ(&stat, Kind::Folder) {
+            let (mode, wanted) = (mode(&stat), readers.mode(Kind::Folder));
+            // A sticky or setgid bit is somebody's intention.
+            if is_own(&stat) && mode & 0o7000 == 0 && names.iter().all(|name| is_ours(name)) {
+                readers.grant(&readable, &self.path, Kind::Folder)?;
+                tracing::info!("{shown} had mode {mode:04o}: set to {wanted:04o}");
+            } else {
+                tracing::warn!(
+                    "{shown} has mode {mode:04o}, owner {} and group {}, and is not the agent's alone, so it stays as it is: chmod \
+                     {wanted:04o} {shown}, or give the agent a folder of its own",
+                    stat.st_uid,
+                    stat.st_gid
+                );
+            }
+        }
+        let mut wider = None;
+        for name in names.iter().filter(|name| is_ours(name)) {
+            // One that can't be opened (removed by another agent, no file) is not one that we could set.
+            let Ok((file, stat)) = self.regular(name, OFlags::RDONLY) else { continue };
+            if readers.differ(&stat, Kind::File) && is_own(&stat) && stat.st_nlink == 1 {
+                readers.grant(&file, &self.whole(name), Kind::File)?;
+                let (count, first) = wider.unwrap_or((0, mode(&stat)));
+                wider = Some((count + 1, first));
+            }
+        }
+        if let Some((count, mode)) = wider {
+            let wanted = readers.mode(Kind::File);
+            tracing::warn!(
+                "{shown}: {count} files of earlier runs had other rights, such as {mode:04o}: set to {wanted:04o}"
+            );
+        }
+        Ok(())
+    }
+
+    /// The regular files in it. Links are none.
+    pub fn files(&self) -> io::Result<Vec<(OsString, Stat)>> {
+        let readable = fs::openat(&self.fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut files = Vec::new();
+        for name in names(&readable)? {
+            // One that has been removed in between is no error.
+            let Ok(stat) = fs::statat(&self.fd, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+                files.push((name, stat));
+            }
+        }
+        Ok(files)
+    }
+
+    /// Renames a file in it; what had the new name is gone. A link at either name is itself renamed or replaced, not followed.
+    pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        Ok(fs::renameat(&self.fd, from, &self.fd, to)?)
+    }
+
+    /// Exchanges two names in one step, where the file system can.
+    pub fn exchange(&self, one: &OsStr, other: &OsStr) -> io::Result<()> {
+        Ok(fs::renameat_with(&self.fd, one, &self.fd, other, RenameFlags::EXCHANGE)?)
+    }
+
+    /// Removes a file, if it is there.
+    pub fn remove(&self, name: &OsStr) -> io::Result<()> {
+        match fs::unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Why no file was made.
+enum Made {
+    Exists,
+    Refused(StorageError),
+}
+
+/// The next folder of a path, made for `readers` where it is missing.
+fn step(above: &OwnedFd, name: &OsStr, path: &Path, make: Option<Readers>) -> Result<OwnedFd, StorageError> {
+    let open =
+        |how| fs::openat(above, name, how | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let opened = match (open(OFlags::PATH), make) {
+        (Err(Errno::NOENT), Some(readers)) => match fs::mkdirat(above, name, Mode::RWXU) {
+            Ok(()) => {
+                let fd = open(OFlags::RDONLY).map_err(|error| StorageError::io(path, error))?;
+                readers.grant(&fd, path, Kind::Folder)?;
+                Ok(fd)
+            }
+            // Another agent was faster.
+            Err(Errno::EXIST) => open(OFlags::PATH),
+            Err(error) => Err(error),
+        },
+        (opened, _) => opened,
+    };
+    opened.map_err(|error| match error {
+        Errno::NOTDIR | Errno::LOOP => {
+            let stat = fs::statat(above, name, AtFlags::SYMLINK_NOFOLLOW);
+            let is_link = stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink);
+            let path = path.display().to_string();
+            if is_link { StorageError::SymbolicLink(path) } else { StorageError::NotAFolder(path) }
+        }
+        error => StorageError::io(path, error),
+    })
+}
+
+fn must_be_regular(stat: &Stat, path: &Path) -> Result<(), StorageError> {
+    let path = path.display().to_string();
+    let what = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => return Ok(()),
+        FileType::Symlink => return Err(StorageError::SymbolicLink(path)),
+        FileType::Directory => "a folder",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        _ => "something else",
+    };
+    Err(StorageError::NotAFile { path, what })
+}
+
+fn names(readable: &OwnedFd) -> Result<Vec<OsString>, Errno> {
+    let mut names = Vec::new();
+    for entry in fs::Dir::read_from(readable)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+//! One reader of the listener: their thread, which reads the history for them, and what they see of each line.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Serving;
+use super::places::Place;
+use crate::cluster::access_review::{ReviewError, Reviewer, User};
+use crate::history::Follower;
+use crate::http::Stalled;
+use crate::record::format;
+use crate::record::format::Format;
+use crate::record::{Record, restrict};
+use crate::storage::Folder;
+use crate::tail::view;
+
+/// The history's files are written by another thread, and read again this often.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// A reader who stays is reviewed again this often.
+const REVIEW_AGAIN: Duration = Duration::from_secs(60);
+
+/// Lines, or why no more of them come: the reader then sees a broken answer, not the end of one.
+type Batch = io::Result<Vec<u8>>;
+
+/// What a reader asked for, and their way to it.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub user: User,
+    /// None: they see everything.
+    pub namespaces: Vec<String>,
+    pub since: Option<Timestamp>,
+    pub follow: bool,
+    pub to_reader: mpsc::Sender<Batch>,
+    pub place: Place,
+    pub stalled: Stalled,
+}
+
+impl Reading {
+    /// Sends what the reader may see, until the end or until they go, in a thread that may wait for the disk.
+    pub fn start(self, serving: Serving, token: String, folder: Folder) {
+        let ended = Arc::new(OnceLock::new());
+        let (alive, gone) = oneshot::channel();
+        let mut view = View {
+            user: self.user.clone(),
+            namespaces: self.namespaces.clone(),
+            since: self.since,
+            reviewer: serving.reviewer.clone(),
+            handle: Handle::current(),
+            may: HashMap::new(),
+        };
+        let follower = Follower::new(folder, self.since.map(SystemTime::from));
+        let review = review_again(serving, token, (self.user.clone(), self.namespaces.clone()), gone, ended.clone());
+        tokio::spawn(review);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = self.read(follower, &mut view, &ended) {
+                tracing::warn!(%error, user = self.user.name(), "a reader of --tail-listen is disconnected");
+                let _ = self.to_reader.blocking_send(Err(error));
+            }
+            if self.stalled.is_so() {
+                tracing::warn!(user = self.user.name(), "a reader of --tail-listen did not read and is disconnected");
+            }
+            drop((self.place, alive));
+        });
+    }
+
+    fn read(&self, mut follower: Follower, view: &mut View, ended: &OnceLock<&'static str>) -> io::Result<()> {
+        loop {
+            if let Some(why) = ended.get() {
+                return Err(io::Error::other(*why));
+            }
+            let (mut batch, mut failed) = (Vec::new(), None);
+            let more = follower.read(|lines| {
+                for line in lines.split_inclusive(|b| *b == b'\n') {
+                    if failed.is_none() {
+                        failed = view.line(line, &mut batch).err();
+                    }
+                }
+            });
+            if !batch.is_empty() && self.to_reader.blocking_send(Ok(batch)).is_err() {
+                return Ok(());
+            }
+            if let Some(error) = failed {
+                return Err(io::Error::other(error));
+            }
+            match more? {
+                true => {}
+                false if self.follow && !self.to_reader.is_closed() => std::thread::sleep(LOOK_AGAIN),
+                false => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Ends a reader whose token has expired, who has lost the right, or who is in other groups now. Keeps the token until the
+/// reader has gone.
+async fn review_again(
+    serving: Serving,
+    token: String,
+    (user, namespaces): (User, Vec<String>),
+    mut gone: oneshot::Receiver<()>,
+    ended: Arc<OnceLock<&'static str>>,
+) {
+    loop {
+        tokio::select! {
+            _ = &mut gone => return,
+            () = tokio::time::sleep(REVIEW_AGAIN) => {}
+        }
+        let why = match serving.admit(&token, &namespaces).await {
+            Ok(now) if now.is_same(&user) => continue,
+            Ok(_) => "the API server describes the token's owner differently",
+            Err(_) => "the token is not good any more, or the API server does not confirm it",
+        };
+        let _ = ended.set(why);
+        return;
+    }
+}
+
+/// One reader's view of the lines.
+struct View {
+    user: User,
+    /// None: they see everything.
+    namespaces: Vec<String>,
+    since: Option<Timestamp>,
+    reviewer: Arc<Reviewer>,
+    handle: Handle,
+    /// The API server's answers for this line.
+    may: HashMap<String, bool>,
+}
+
+impl View {
+    /// Appends what the reader may see of a line. An error: what they may see is not known.
+    fn line(&mut self, line: &[u8], out: &mut Vec<u8>) -> Result<(), ReviewError> {
+        let Some(seen) = view::read(line.trim_ascii_end()) else { return Ok(()) };
+        if self.since.is_some_and(|since| seen.last_time.unwrap_or(seen.time) < since) {
+            return Ok(());
+        }
+        if self.namespaces.is_empty() {
+            out.extend_from_slice(line);
+            return Ok(());
+        }
+        let of = |end: &view::End<'_>| {
+            let pod = end.pod.as_ref().map(|pod| pod.namespace.to_string());
+            pod.or_else(|| end.service.as_ref().map(|service| service.namespace.to_string()))
+        };
+        let mut theirs: Vec<String> = seen.ends().filter_map(of).collect();
+        if &*seen.kind == "policy_change" {
+            theirs.push(seen.namespace.to_string());
+        }
+        if &*seen.kind != "loss" && !theirs.iter().any(|ns| self.namespaces.contains(ns)) {
+            return Ok(());
+        }
+        let Ok(record) = serde_json::from_slice::<Record>(line) else { return Ok(()) };
+        self.may.clear();
+        for namespace in theirs {
+            // Only what was asked for is answered; of the other end, what they may see by themselves.
+            let may = self.handle.block_on(self.reviewer.may_read(&self.user, &namespace))?;
+            self.may.insert(namespace, may);
+        }
+        if let Some(record) = restrict::restricted(record, |ns| self.may.get(ns).copied().unwrap_or(false)) {
+            let before = out.len();
+            if format::line(Format::Native, &record, out).is_err() {
+                out.truncate(before);
+            }
+        }
+        Ok(())
+    }
+}

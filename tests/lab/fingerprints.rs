@@ -1,0 +1,63 @@
+//! Two agents on one kernel, as in a rolling upgrade: their records of the same packet have the same fingerprint.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use netpol_trace_tests::agent::{Agent, Run};
+use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
+use netpol_trace_tests::{skip, traffic};
+
+/// Ports of the datagrams, one each.
+const PORTS: std::ops::Range<u16> = 6000..6010;
+/// Where a connection is tried: its SYN, and a second later the same again.
+const TRIED: u16 = 6100;
+
+/// Fingerprints of the lab's drops, by the port that they went to, in the order of the run.
+fn prints(pair: &Pair, run: &Run) -> Result<BTreeMap<u64, Vec<String>>> {
+    let mut prints: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+    for record in run.records.iter().filter(|record| pair.lab.owns(record)) {
+        let port = record.number("/destination/port").context("a port")?;
+        prints.entry(port).or_default().push(record.text("/fingerprint").to_owned());
+    }
+    Ok(prints)
+}
+
+#[test]
+fn two_agents_records_of_a_packet_have_one_fingerprint() -> Result<()> {
+    if skip("two_agents_records_of_a_packet_have_one_fingerprint") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let manifests = pair.manifests().to_string_lossy();
+    // A record of each packet, so that those of the SYNs can be compared one by one.
+    let common = ["--manifests", &manifests, "--fold-window", "0s", "--hooks", "kfree_skb"];
+    let old = Agent::start(&common)?;
+    // Of another version, as it were: it counts, records more, knows nobody's labels, and is of another node's name.
+    let new = Agent::start(&[&common[..], &["--all-drops", "--node-name", "other"]].concat())?;
+    let client = pair.client()?;
+    traffic::udp(&client.netns, CLIENT.into(), PORTS.map(|port| (SERVER, port).into()), 64)?;
+    let patience = Duration::from_millis(2500);
+    traffic::tcp(&client.netns, CLIENT.into(), (SERVER, TRIED).into(), patience, traffic::TcpOptions::default())?;
+    let all = PORTS.len() + 2;
+    for agent in [&old, &new] {
+        agent.wait_for("every packet", |records| records.iter().filter(|r| pair.lab.owns(r)).count() >= all)?;
+    }
+    let (old, new) = (old.stop()?, new.stop()?);
+    let (of_old, of_new) = (prints(&pair, &old)?, prints(&pair, &new)?);
+    assert_eq!(of_old, of_new);
+    let different: BTreeSet<&String> = of_old.values().flatten().collect();
+    assert_eq!(different.len(), of_old.values().flatten().count(), "every packet has its own: {of_old:#?}");
+    assert!(of_old[&TRIED.into()].len() >= 2, "a SYN and its retransmission: {of_old:#?}");
+
+    // Nothing else of theirs is alike.
+    let own = |run: &Run| -> BTreeSet<String> {
+        let others = run.records.iter().filter(|record| !record.is_drop());
+        others.map(|record| record.text("/fingerprint").to_owned()).collect()
+    };
+    assert!(own(&old).is_disjoint(&own(&new)) && !own(&old).contains(""), "{:?}", own(&old));
+    let run = |run: &Run| run.records[0].text("/run").to_owned();
+    assert_ne!(run(&old), run(&new));
+    assert_eq!(run(&old).len(), 16, "64 bits: {}", run(&old));
+    Ok(())
+}

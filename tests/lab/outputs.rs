@@ -1,0 +1,189 @@
+//! Outputs that are not there when the agent starts, whom they hold up, and what they need of the machine.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result};
+use netpol_trace_tests::agent::{self, Agent, SOON};
+use netpol_trace_tests::collector::{Collector, certificates, no_certificates};
+use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
+use netpol_trace_tests::record::{Record, drops, packets};
+use netpol_trace_tests::{eventually, skip, skipped, traffic};
+use serde_json::Value;
+
+fn records(text: &str) -> Result<Vec<Record>> {
+    text.lines().map(Record::parse).collect()
+}
+
+/// The text of all regular files in a folder, in the order of their names.
+fn files_of(folder: &Path) -> Result<String> {
+    let mut files: Vec<_> = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    files.sort();
+    files.into_iter().map(|file| Ok(fs::read_to_string(file)?)).collect()
+}
+
+fn send(pair: &Pair, agent: &Agent, port: u16) -> Result<()> {
+    traffic::udp(&pair.client()?.netns, CLIENT.into(), [(SERVER, port).into()], 32)?;
+    agent.wait_for("the drop", |records| {
+        drops(records).any(|r| pair.lab.owns(r) && r.number("/destination/port") == Some(u64::from(port)))
+    })
+}
+
+/// A file whose folder comes later, a history whose folder is blocked at first, and an OTLP output whose authorities never come: the
+/// first output has every record, the late ones declare what they missed, and the one that never opens is counted.
+#[test]
+fn a_secondary_output_that_cannot_start_holds_up_nobody() -> Result<()> {
+    if skip("a_secondary_output_that_cannot_start_holds_up_nobody") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let dir = tempfile::tempdir()?;
+    let place = |name: &str| dir.path().join(name);
+    fs::write(place("blocked"), "")?;
+    let mut command = Command::new(agent::binary()?);
+    command.args(["agent", "--manifests"]).arg(pair.manifests()).args(SOON).args(["--output", "stdout", "--output"]);
+    command.arg(place("later/log")).arg("--output");
+    command.arg(format!("otlp:https://127.0.0.1:1,ca-file={}", place("ca.pem").display()));
+    command.arg("--history-dir").arg(place("blocked/history"));
+    let agent = Agent::spawn(command)?;
+    agent.wait_for("its start", |records| records.iter().any(|r| r.text("/phase") == "started"))?;
+    let started = agent.records().into_iter().find(|r| r.text("/phase") == "started").context("a start")?;
+    let error = |status: &Record, at: usize| {
+        status.list("/sinks").get(at).and_then(|sink| sink["error"].as_str()).unwrap_or_default().to_owned()
+    };
+    for (at, named) in [(1, "later"), (2, "ca-file="), (3, "blocked is not a folder")] {
+        assert!(error(&started, at).contains(named), "{named}: {started}");
+    }
+    send(&pair, &agent, 5000)?;
+
+    fs::create_dir(place("later"))?;
+    fs::remove_file(place("blocked"))?;
+    let has_lines = |path: &Path| fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0);
+    eventually("the late outputs", || {
+        let history = files_of(&place("blocked/history")).unwrap_or_default();
+        Ok((has_lines(&place("later/log")) && !history.is_empty()).then_some(()))
+    })?;
+    send(&pair, &agent, 5001)?;
+    let run = agent.stop()?;
+    run.balance()?;
+    run.account_for("denied", pair.counted("denied")?, &pair.netfilter_drops(&run))?;
+
+    let stopped = run.stopped()?;
+    let all = packets(&run.records);
+    for (at, text) in [(1, fs::read_to_string(place("later/log"))?), (3, files_of(&place("blocked/history"))?)] {
+        let late = records(&text)?;
+        for (expected, record) in (1..).zip(&late) {
+            assert_eq!(record.number("/seq"), Some(expected), "{record}");
+        }
+        let declared = |r: &&Record| r.text("/stage") == "sink" && r.text("/reason") == "not_open";
+        let missed: u64 = late.iter().filter(declared).filter_map(|record| record.number("/count")).sum();
+        assert!(missed > 0, "nothing declared in {text}");
+        assert_eq!(packets(&late) + missed, all, "{text}");
+        let sink = &stopped.list("/sinks")[at];
+        assert_eq!((sink["lost"].as_u64(), &sink["error"]), (Some(missed), &Value::Null), "{stopped}");
+        let ports: Vec<_> = drops(&late).filter(|r| pair.lab.owns(r)).map(|r| r.number("/destination/port")).collect();
+        assert_eq!(ports, [Some(5001)], "{text}");
+    }
+    let never = &stopped.list("/sinks")[2];
+    assert_eq!((never["written"].as_u64(), never["lost"].as_u64()), (Some(0), Some(all)), "{stopped}");
+    // Once for each that fails, and once for each that works again.
+    let lines = |words: &str| run.stderr.lines().filter(|line| line.contains(words)).count();
+    assert_eq!((lines("records can't be written"), lines("can be written again")), (3, 2), "{}", run.stderr);
+    Ok(())
+}
+
+fn agent(arguments: &[&str]) -> Result<Output> {
+    Ok(Command::new(agent::binary()?).arg("agent").args(arguments).output()?)
+}
+
+/// The first output is what the agent is for, and a wrong option is no matter of time.
+#[test]
+fn the_first_output_has_to_start_and_options_have_to_be_right() -> Result<()> {
+    if skip("the_first_output_has_to_start_and_options_have_to_be_right") {
+        return Ok(());
+    }
+    let pair = Pair::start("")?;
+    let manifests = pair.manifests().to_string_lossy().into_owned();
+    let ca = "otlp:https://127.0.0.1:1,ca-file=/nonexistent/ca.pem";
+    for (outputs, code, named) in [
+        (&["/nonexistent/log"][..], 1, "/nonexistent: No such file or directory"),
+        (&[ca], 1, "ca-file=/nonexistent/ca.pem: No such file or directory"),
+        (&["stdout", "otlp:nowhere"], 2, "a host are needed"),
+        (&["stdout", "/log,group=adm"], 2, "no group's number"),
+        (&["stdout", "stdout"], 2, "named twice"),
+    ] {
+        let outputs = outputs.iter().flat_map(|output| ["--output", output]);
+        let arguments: Vec<&str> = ["--manifests", &manifests].into_iter().chain(outputs).collect();
+        let output = agent(&arguments)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(named), "{arguments:?}: {stderr}");
+        super::lifecycle::quiet(&stderr);
+    }
+    // An option of the config file may need one of the command line: it is there, or the whole is refused.
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), "history-mib: 1\n")?;
+    let (config, history) = (file.path().to_string_lossy(), tempfile::tempdir()?);
+    let history = history.path().to_string_lossy();
+    let needed = ["--manifests", &manifests, "--duration", "1ms", "--config", &config, "--history-dir", &history];
+    for (arguments, code) in [(&needed[..6], 2), (&needed, 0)] {
+        let output = agent(arguments)?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        assert!(code == 0 || stderr.contains("--history-dir"), "{stderr}");
+    }
+    Ok(())
+}
+
+/// An agent whose system has no certificate authorities, as that of an image from scratch.
+fn without_authorities(pair: &Pair, outputs: &[String]) -> Result<Command> {
+    let mut command = Command::new(agent::binary()?);
+    command.env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+    command.args(["agent", "--duration", "1s", "--manifests"]).arg(pair.manifests());
+    command.args(outputs.iter().flat_map(|output| ["--output", output]));
+    Ok(command)
+}
+
+#[test]
+fn otlp_needs_no_certificates_of_the_system() -> Result<()> {
+    const TEST: &str = "otlp_needs_no_certificates_of_the_system";
+    if skip(TEST) {
+        return Ok(());
+    }
+    if let Some(why) = no_certificates() {
+        skipped(TEST, why);
+        return Ok(());
+    }
+    let pair = Pair::start("")?;
+    let dir = tempfile::tempdir()?;
+    certificates(dir.path())?;
+    let (plain, tls) = (Collector::start(&[])?, Collector::start_tls(dir.path())?);
+    let ca = dir.path().join("ca.pem");
+    let outputs = [
+        "stdout".to_owned(),
+        format!("otlp:http://{}", plain.address),
+        format!("otlp:https://{},ca-file={}", tls.address, ca.display()),
+    ];
+    let run = Agent::spawn(without_authorities(&pair, &outputs)?)?.finish()?;
+    run.balance()?;
+    for collector in [plain, tls] {
+        let (taken, heads) = collector.taken();
+        assert!(!taken.is_empty() && heads.iter().all(|head| head.starts_with("POST /v1/logs ")), "{heads:?}");
+    }
+    Ok(())
+}
+
+/// A variable that names authorities is a demand: where there are none, others don't stand in.
+#[test]
+fn authorities_that_a_variable_names_have_to_be_there() -> Result<()> {
+    if skip("authorities_that_a_variable_names_have_to_be_there") {
+        return Ok(());
+    }
+    let pair = Pair::start("")?;
+    let output = without_authorities(&pair, &["otlp:https://127.0.0.1:1".to_owned()])?.output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("SSL_CERT_FILE=/nonexistent: no certificate authority there"), "{stderr}");
+    Ok(())
+}
