@@ -1,4 +1,4 @@
-//! `tail` of a cluster that can't answer: no agent answered, so the exit code is 1 and there is no "no drops" that looks like an answer.
+//! `tail` of a cluster that can't answer: exit code 1, and nothing that looks like an answer.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
