@@ -16,7 +16,7 @@ use kube::{Api, Client};
 use serde::Deserialize;
 
 use super::access_review::{AUDIENCE, READER};
-use super::api::{Access, AccessError};
+use super::api::{Access, AccessError, chain};
 use crate::tail::serve::REACHES_BACK_TO;
 
 /// How the agents' pods are found.
@@ -26,7 +26,7 @@ const FORBIDDEN: u16 = 403;
 const NOT_FOUND: u16 = 404;
 /// A token for a session; a longer one makes a new one.
 const TOKEN_SECONDS: i64 = 600;
-/// Pods of one list: enough to name a few, and to know where those of a namespace run.
+/// Pods of one list of them: enough to name a few, and to know where those of a namespace run.
 pub const PODS: u32 = 500;
 /// An agent that doesn't answer by then is told as one that doesn't.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -78,6 +78,8 @@ pub enum AgentsError {
     MayNotAsk { namespace: String, account: String, why: String },
     #[error("no answer in {} s", PATIENCE.as_secs())]
     Late,
+    #[error("{0}: the API server gave no answer in {seconds} s", seconds = PATIENCE.as_secs())]
+    LateServer(String),
     #[error("{0}")]
     Refused(String),
 }
@@ -94,7 +96,7 @@ fn status(error: &kube::Error, code: u16) -> Option<String> {
 fn words(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
-        error => error.to_string(),
+        error => chain(error),
     }
 }
 
@@ -115,7 +117,9 @@ impl Agents {
     /// Agents that run in `namespace`, and the namespace that the kubeconfig's context names.
     pub async fn connect(access: &Access, namespace: &str) -> Result<(Agents, String), AgentsError> {
         let config = access.config().await?;
-        let own = config.default_namespace.clone();
+        // `namespace: ""` in a context is what kubectl takes for none.
+        let own = Some(config.default_namespace.clone()).filter(|own| !own.is_empty());
+        let own = own.unwrap_or_else(|| "default".to_owned());
         let client = access.connect().await?;
         Ok((Agents { client, namespace: namespace.to_owned() }, own))
     }
@@ -132,14 +136,8 @@ impl Agents {
 
     /// All of them, by node.
     pub async fn list(&self) -> Result<Vec<Agent>, AgentsError> {
-        let pods = self.parts(&self.namespace).list(&ListParams::default().labels(LABEL)).await;
-        let pods = pods.map_err(|error| match status(&error, FORBIDDEN) {
-            Some(why) => AgentsError::MayNotList { namespace: self.namespace.clone(), why },
-            None => {
-                AgentsError::Server { what: format!("list the agents' pods in namespace {}", self.namespace), error }
-            }
-        })?;
-        let mut agents: Vec<Agent> = pods.into_iter().filter_map(agent).collect();
+use super::access_review::{AUDIENCE, READER};
+use super::api::{Access, AccessError, chain};
         agents.sort_by(|a, b| (&a.node, &a.pod).cmp(&(&b.node, &b.pod)));
         Ok(agents)
     }
@@ -206,21 +204,8 @@ impl Agents {
             ..TokenRequestSpec::default()
         };
         let asked = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
-        let made: Result<TokenRequest, _> =
-            accounts.create_subresource("token", account, &PostParams::default(), &asked).await;
-        let made = made.map_err(|error| {
-            let (namespace, account) = (namespace.to_owned(), account.to_owned());
-            if let Some(why) = status(&error, FORBIDDEN) {
-                return AgentsError::MayNotAsk { namespace, account, why };
-            }
-            match status(&error, NOT_FOUND) {
-                Some(_) => AgentsError::NoAccount { namespace, account },
-                None => AgentsError::Server {
-                    what: format!("make a token for service account {namespace}/{account}"),
-                    error,
-                },
-            }
-        })?;
+use super::access_review::{AUDIENCE, READER};
+use super::api::{Access, AccessError, chain};
         made.status.and_then(|status| status.token).ok_or_else(|| AgentsError::Refused("no token was made".to_owned()))
     }
 
@@ -242,8 +227,10 @@ async fn in_time<T>(
     asked: impl Future<Output = Result<T, kube::Error>>,
     what: impl FnOnce() -> String,
 ) -> Result<T, AgentsError> {
-    let answered = tokio::time::timeout(PATIENCE, asked).await.map_err(|_| AgentsError::Late)?;
-    answered.map_err(|error| AgentsError::Server { what: what(), error })
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(answered) => answered.map_err(|error| AgentsError::Server { what: what(), error }),
+        Err(_) => Err(AgentsError::LateServer(what())),
+    }
 }
 
 /// A pod whose packets agents record.

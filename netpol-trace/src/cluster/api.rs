@@ -23,6 +23,7 @@ use kube::api::ListParams;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+pub(super) use connect::chain;
 pub use connect::{Access, AccessError};
 pub use lookup::Lookups;
 pub use once::load;
