@@ -3,6 +3,15 @@
 //!
 //! The data's path is the module list, in order; [`pipeline`] calls the stages. ARCHITECTURE.md has the map.
 
+/// The standard library's panics when nobody reads standard error (`2>&1 | head`, a full disk): what was shown is no less true then,
+/// and neither is the exit code.
+macro_rules! eprintln {
+    ($($message:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($message)*);
+    }};
+}
+
 pub mod agent;
 pub mod audit;
 pub mod cli;

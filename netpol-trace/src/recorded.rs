@@ -16,9 +16,10 @@ use crate::model::cluster::{Labels, Namespace, Object, Owner, Phase, Pod};
 use crate::model::{Cause, EndpointKind};
 use crate::policy::{Connection, End, Transport, Who};
 use crate::record::{Body, Drop, Endpoint, Record};
+use crate::tail::lines::{self, TOO_LONG};
+use crate::tail::select::looks_like_a_record;
 
-/// A longer line is no record: the agent's are under 16 KiB.
-const LINE_AT_MOST: u64 = 1 << 20;
+const LINE_AT_MOST: u64 = lines::LINE_AT_MOST as u64;
 /// Different connections that are kept; more are counted.
 const MAX_FLOWS: usize = 100_000;
 
@@ -97,6 +98,13 @@ impl Lines {
         }
     }
 
+    /// Counts a line of a log of which only matters whether any is a record.
+    pub fn until_record(&mut self, line: &[u8]) {
+        if self.records == 0 && !line.trim_ascii().is_empty() {
+            self.count(&if looks_like_a_record(line) { Ok(()) } else { Err(magic::line(line)) });
+        }
+    }
+
     /// Whether there are lines, and no record among them.
     pub fn problem(&self, input: &input::Input) -> Option<input::Error> {
         if self.records > 0 { None } else { input.without_record(self.lines, self.first_broken.as_deref()) }
@@ -120,11 +128,13 @@ pub fn each(input: impl Read, mut take: impl FnMut(u64, Result<Record, String>))
         if read == 0 {
             break;
         }
+        let mut text = line.as_slice();
         if !line.ends_with(b"\n") && read as u64 == LINE_AT_MOST {
             input.skip_until(b'\n')?;
+            text = TOO_LONG;
         }
-        if !line.trim_ascii().is_empty() {
-            take(number, serde_json::from_slice(&line).map_err(|_| magic::line(&line)));
+        if !text.trim_ascii().is_empty() {
+            take(number, serde_json::from_slice(text).map_err(|_| magic::line(text)));
         }
     }
     Ok(())
@@ -133,20 +143,20 @@ pub fn each(input: impl Read, mut take: impl FnMut(u64, Result<Record, String>))
 impl Log {
     fn add(&mut self, drop: Drop, known: &mut HashMap<(String, String, Transport, Option<u16>), usize>) {
         if !matches!(drop.cause, Cause::Policy | Cause::Disagrees | Cause::Unknown) {
-            self.other_causes += drop.count;
+            self.other_causes = self.other_causes.saturating_add(drop.count);
             return;
         }
         let transport = Transport::from_number(crate::model::packet::transport_number(&drop.network.transport));
         let port = drop.destination.port;
         let key = (end_key(&drop.source), end_key(&drop.destination), transport, port);
         if let Some(flow) = known.get(&key).and_then(|at| self.flows.get_mut(*at)) {
-            flow.packets += drop.count;
+            flow.packets = flow.packets.saturating_add(drop.count);
         } else if self.flows.len() < MAX_FLOWS {
             known.insert(key, self.flows.len());
             let (source, destination) = (drop.source, drop.destination);
             self.flows.push(Flow { source, destination, transport, port, packets: drop.count });
         } else {
-            self.beyond += drop.count;
+            self.beyond = self.beyond.saturating_add(drop.count);
         }
     }
 

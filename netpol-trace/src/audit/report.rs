@@ -143,7 +143,7 @@ fn run_report(mut run: Run) -> RunReport {
 impl Report {
     /// The answer first, then a paragraph a run.
     pub fn text(&self) -> String {
-        let sum = |of: fn(&RunReport) -> u64| self.runs.iter().map(of).sum::<u64>();
+        let sum = |of: fn(&RunReport) -> u64| self.runs.iter().map(of).fold(0, u64::saturating_add);
         let mut text = match self.answer {
             Answer::Complete => "Complete: every packet is in a record or in a declared loss.\n".to_owned(),
             Answer::CompleteButForGaps => {

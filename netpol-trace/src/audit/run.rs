@@ -97,9 +97,9 @@ impl Run {
         self.last_time = self.last_time.max(record.time);
         let (exact, estimated) = declared(record);
         let add = |tally: &mut Tally| {
-            tally.recorded += packets(record);
-            tally.declared += exact;
-            tally.estimated += estimated;
+            tally.recorded = tally.recorded.saturating_add(packets(record));
+            tally.declared = tally.declared.saturating_add(exact);
+            tally.estimated = tally.estimated.saturating_add(estimated);
         };
         add(&mut self.tally);
         if let Some(checkpoint) = self.checkpoint.as_mut().filter(|c| late && record.seq < c.seq) {
@@ -150,7 +150,7 @@ impl Run {
         if self.missing.len() < MAX_MISSING {
             self.missing.insert(from, to);
         } else {
-            self.missing_beyond += to - from + 1;
+            self.missing_beyond = sum(&[self.missing_beyond, to - from, 1]);
         }
     }
 
@@ -182,12 +182,13 @@ impl Run {
             }
         };
         let end = phase == Phase::Stopped;
-        check("agent: read against written + held + lost", agent.read, agent.written + agent.held + agent.lost, !end);
+        let told = sum(&[agent.written, agent.held, agent.lost]);
+        check("agent: read against written + held + lost", agent.read, told, !end);
         check("kernel: seen against matched", kernel.seen.max(kernel.matched), kernel.seen, false);
         if end {
-            let known = kernel.emitted + kernel.folded + kernel.lost;
+            let known = sum(&[kernel.emitted, kernel.folded, kernel.lost]);
             check("kernel: matched against emitted + folded + lost", kernel.matched, known, false);
-            check("read against emitted + folded", agent.read, kernel.emitted + kernel.folded, false);
+            check("read against emitted + folded", agent.read, sum(&[kernel.emitted, kernel.folded]), false);
             check("held at the end", agent.held, 0, false);
         }
         self.checkpoint = Some(Checkpoint { seq, totals, tally: self.tally, phase });
@@ -208,15 +209,15 @@ impl Run {
         // itself, since a sink that loses records declares them.
         let due = |totals: &Totals| {
             let Totals { kernel, agent } = totals;
-            agent.written.saturating_sub(agent.filtered) + agent.lost + kernel.unwrap_or_default().lost
+            sum(&[agent.written.saturating_sub(agent.filtered), agent.lost, kernel.unwrap_or_default().lost])
         };
         let due = due(&totals).saturating_sub(due(&base));
         let recorded = tally.recorded - before.recorded;
         let declared = tally.declared - before.declared;
         // Losses are told within a second: a status in between may know of some that have no record yet.
         let untold =
-            if phase == Phase::Stopped { 0 } else { totals.agent.lost + totals.kernel.unwrap_or_default().lost };
-        if recorded + declared > due || recorded + declared + untold < due {
+            if phase == Phase::Stopped { 0 } else { sum(&[totals.agent.lost, totals.kernel.unwrap_or_default().lost]) };
+        if sum(&[recorded, declared]) > due || sum(&[recorded, declared, untold]) < due {
             self.wrong(format!(
                 "record {seq} (status {}): {due} packets to tell of, but the records before it hold {recorded} and declare {declared} lost",
                 word(phase)
@@ -239,8 +240,13 @@ impl Run {
             true => from.to_string(),
             false => format!("{from} to {to}"),
         });
-        (count + self.missing_beyond, words.collect())
+        (sum(&[count, self.missing_beyond]), words.collect())
     }
+}
+
+/// Counts of a log are untrusted input: their sum stays at the largest number.
+pub(super) fn sum(counts: &[u64]) -> u64 {
+    counts.iter().copied().fold(0, u64::saturating_add)
 }
 
 enum Number {

@@ -210,10 +210,16 @@ pub(super) fn records(arguments: &[PathBuf]) -> Result<Recorded, Error> {
     let mut collector = Collector::default();
     let mut broken = false;
     for input in &mut inputs {
-        let Some(reader) = input.open()? else { continue };
-        let (lines, result) = collector.read(&input.name, reader);
-        let failed = result.err().map(|error| input.unreadable(Unreadable::from_read(error)));
-        if let Some(problem) = failed.or_else(|| lines.problem(input)) {
+        let problem = match input.open() {
+            Ok(None) => continue,
+            Ok(Some(reader)) => {
+                let (lines, result) = collector.read(&input.name, reader);
+                let failed = result.err().map(|error| input.unreadable(Unreadable::from_read(error)));
+                failed.or_else(|| lines.problem(input))
+            }
+            Err(problem) => Some(problem),
+        };
+        if let Some(problem) = problem {
             eprintln!("error: {}", escape(&problem.to_string()));
             broken = true;
         }

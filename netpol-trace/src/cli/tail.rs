@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::cluster::ClusterArgs;
 use crate::cluster::access_review::READER;
-use crate::cluster::agents::AgentsError;
+use crate::cluster::agents::{self, AgentsError};
 use crate::recorded;
 use crate::recorded::input::is_stdin;
 use crate::tail::paint::Paint;
@@ -27,7 +27,7 @@ use crate::text::{counted, escape};
 /// A pod's drops are those in which it is either end, whichever node recorded them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: 0 shown, also when there was nothing to show; 1 no agent answered; 2 wrong usage, or a file that can't be read to
+Exit codes: 0 shown, also when there was nothing to show; 1 no agent answered, or the API server did not; 2 wrong usage, or a file that can't be read to
 its end or is not a log (what was read is shown); 3 shown, but some agents did not answer. The last line, on stderr, says how
 many drops were found, and where.
 
@@ -108,10 +108,15 @@ enum When {
     Never,
 }
 
+/// The exit code when no agent answered, for whatever reason.
+const NO_ANSWER: u8 = 1;
+
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{0}")]
     Usage(String),
+    #[error("no agent in namespace {0} (pods with {label}); --agents-namespace names another", label = agents::LABEL)]
+    NoAgent(String),
     #[error(transparent)]
     Agents(#[from] AgentsError),
     #[error(transparent)]
@@ -134,7 +139,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Err(Error::Output(error)) => Err(error.into()),
         Err(error) => {
             eprintln!("netpol-trace tail: {}", escape(&error.to_string()));
-            Ok(ExitCode::from(super::input::USAGE_OR_INPUT))
+            Ok(ExitCode::from(match error {
+                Error::NoAgent(..) => NO_ANSWER,
+                Error::Agents(error) if !matches!(error, AgentsError::Access(_)) => NO_ANSWER,
+                _ => super::input::USAGE_OR_INPUT,
+            }))
         }
     }
 }
@@ -152,7 +161,13 @@ fn work(args: &Args) -> Result<u8, Error> {
             true => live::run(&mut tail, &mut out, &args.files, args.follow)?,
             false => input::whole(&args.files, &mut tail, &mut out)?,
         };
-        let found_in = format!(" in {} ({} read)", read.names, counted(tail.tally.records, "record"));
+        let records = counted(tail.tally.records, "record");
+        let records = match (tail.tally.records, read.broken) {
+            (0, _) => format!("{records} read, so this is no answer"),
+            (_, true) => format!("{records} read; the rest could not be read"),
+            (_, false) => format!("{records} read"),
+        };
+        let found_in = format!(" in {} ({records})", read.names);
         (tail, found_in, if read.broken { super::input::USAGE_OR_INPUT } else { 0 })
     };
     drop(out);
@@ -170,7 +185,8 @@ struct Read {
 
 /// `namespace`: of the kubeconfig's context, where a cluster is asked.
 fn wanted(args: &Args, namespace: Option<&str>) -> Result<Wanted, Error> {
-    let namespace = args.namespace.as_deref().or(namespace);
+    let own = args.namespace.as_deref().map(select::namespace).transpose().map_err(Error::Usage)?;
+    let namespace = own.or(namespace);
     let pods =
         args.pod.iter().map(|pod| select::pod(pod, namespace)).collect::<Result<_, _>>().map_err(Error::Usage)?;
     for cause in &args.cause {

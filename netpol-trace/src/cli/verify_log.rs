@@ -76,17 +76,23 @@ fn report(error: &Error) {
 fn read_all(files: &[PathBuf], audit: &mut Audit) -> Result<bool, Error> {
     let mut broken = false;
     for mut input in input::in_order_of_time(files)? {
-        let Some(reader) = input.open()? else { continue };
-        let mut lines = Lines::default();
-        let result = recorded::each(reader, |number, record| {
-            lines.count(&record);
-            match record {
-                Ok(record) => audit.record(&record),
-                Err(what) => audit.broken(&format!("{}:{number}", input.name), &what),
+        let problem = match input.open() {
+            Ok(None) => continue,
+            Ok(Some(reader)) => {
+                let mut lines = Lines::default();
+                let result = recorded::each(reader, |number, record| {
+                    lines.count(&record);
+                    match record {
+                        Ok(record) => audit.record(&record),
+                        Err(what) => audit.broken(&format!("{}:{number}", input.name), &what),
+                    }
+                });
+                let failed = result.err().map(|error| input.unreadable(Unreadable::from_read(error)));
+                failed.or_else(|| lines.problem(&input))
             }
-        });
-        let failed = result.err().map(|error| input.unreadable(Unreadable::from_read(error)));
-        if let Some(problem) = failed.or_else(|| lines.problem(&input)) {
+            Err(problem) => Some(problem),
+        };
+        if let Some(problem) = problem {
             report(&problem);
             audit.unread(problem.to_string());
             broken = true;

@@ -16,7 +16,7 @@ use kube::{Api, Client};
 use serde::Deserialize;
 
 use super::access_review::{AUDIENCE, READER};
-use super::api::{Access, AccessError};
+use super::api::{Access, AccessError, chain};
 use crate::tail::serve::REACHES_BACK_TO;
 
 /// How the agents' pods are found.
@@ -26,7 +26,7 @@ const FORBIDDEN: u16 = 403;
 const NOT_FOUND: u16 = 404;
 /// A token for a session; a longer one makes a new one.
 const TOKEN_SECONDS: i64 = 600;
-/// Pods of one list: enough to name a few, and to know where those of a namespace run.
+/// Pods of one list of them: enough to name a few, and to know where those of a namespace run.
 pub const PODS: u32 = 500;
 /// An agent that doesn't answer by then is told as one that doesn't.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -78,8 +78,18 @@ pub enum AgentsError {
     MayNotAsk { namespace: String, account: String, why: String },
     #[error("no answer in {} s", PATIENCE.as_secs())]
     Late,
+    #[error("{0}: the API server gave no answer in {seconds} s", seconds = PATIENCE.as_secs())]
+    LateServer(String),
     #[error("{0}")]
     Refused(String),
+}
+
+/// Returns the server's words if it refused a request with this HTTP status.
+fn refused(error: &AgentsError, code: u16) -> Option<String> {
+    match error {
+        AgentsError::Server { error, .. } => status(error, code),
+        _ => None,
+    }
 }
 
 /// The server's answer with this code, if that is what an error is.
@@ -94,7 +104,7 @@ fn status(error: &kube::Error, code: u16) -> Option<String> {
 fn words(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
-        error => error.to_string(),
+        error => chain(error),
     }
 }
 
@@ -115,7 +125,9 @@ impl Agents {
     /// Agents that run in `namespace`, and the namespace that the kubeconfig's context names.
     pub async fn connect(access: &Access, namespace: &str) -> Result<(Agents, String), AgentsError> {
         let config = access.config().await?;
-        let own = config.default_namespace.clone();
+        // `namespace: ""` in a context is what kubectl takes for none.
+        let own = Some(config.default_namespace.clone()).filter(|own| !own.is_empty());
+        let own = own.unwrap_or_else(|| "default".to_owned());
         let client = access.connect().await?;
         Ok((Agents { client, namespace: namespace.to_owned() }, own))
     }
@@ -132,14 +144,21 @@ impl Agents {
 
     /// All of them, by node.
     pub async fn list(&self) -> Result<Vec<Agent>, AgentsError> {
-        let pods = self.parts(&self.namespace).list(&ListParams::default().labels(LABEL)).await;
-        let pods = pods.map_err(|error| match status(&error, FORBIDDEN) {
-            Some(why) => AgentsError::MayNotList { namespace: self.namespace.clone(), why },
-            None => {
-                AgentsError::Server { what: format!("list the agents' pods in namespace {}", self.namespace), error }
-            }
-        })?;
-        let mut agents: Vec<Agent> = pods.into_iter().filter_map(agent).collect();
+        let (pods, mut params) = (self.parts(&self.namespace), ListParams::default().labels(LABEL).limit(PODS));
+        let mut agents: Vec<Agent> = Vec::new();
+        // Page by page, each of which comes in time however many agents there are.
+        loop {
+            let what = || format!("list the agents' pods in namespace {}", self.namespace);
+            let page = in_time(pods.list(&params), what).await;
+            let page = page.map_err(|error| match refused(&error, FORBIDDEN) {
+                Some(why) => AgentsError::MayNotList { namespace: self.namespace.clone(), why },
+                None => error,
+            })?;
+            let more = page.metadata.continue_.clone().filter(|more| !more.is_empty());
+            agents.extend(page.into_iter().filter_map(agent));
+            let Some(more) = more else { break };
+            params = params.continue_token(&more);
+        }
         agents.sort_by(|a, b| (&a.node, &a.pod).cmp(&(&b.node, &b.pod)));
         Ok(agents)
     }
@@ -206,20 +225,18 @@ impl Agents {
             ..TokenRequestSpec::default()
         };
         let asked = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
-        let made: Result<TokenRequest, _> =
-            accounts.create_subresource("token", account, &PostParams::default(), &asked).await;
-        let made = made.map_err(|error| {
+        let what = || format!("make a token for service account {namespace}/{account}");
+        let params = PostParams::default();
+        let made = in_time(accounts.create_subresource("token", account, &params, &asked), what).await;
+        let made: TokenRequest = made.map_err(|error| {
             let (namespace, account) = (namespace.to_owned(), account.to_owned());
-            if let Some(why) = status(&error, FORBIDDEN) {
+            if let Some(why) = refused(&error, FORBIDDEN) {
                 return AgentsError::MayNotAsk { namespace, account, why };
             }
-            match status(&error, NOT_FOUND) {
-                Some(_) => AgentsError::NoAccount { namespace, account },
-                None => AgentsError::Server {
-                    what: format!("make a token for service account {namespace}/{account}"),
-                    error,
-                },
+            if refused(&error, NOT_FOUND).is_some() {
+                return AgentsError::NoAccount { namespace, account };
             }
+            error
         })?;
         made.status.and_then(|status| status.token).ok_or_else(|| AgentsError::Refused("no token was made".to_owned()))
     }
@@ -242,8 +259,10 @@ async fn in_time<T>(
     asked: impl Future<Output = Result<T, kube::Error>>,
     what: impl FnOnce() -> String,
 ) -> Result<T, AgentsError> {
-    let answered = tokio::time::timeout(PATIENCE, asked).await.map_err(|_| AgentsError::Late)?;
-    answered.map_err(|error| AgentsError::Server { what: what(), error })
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(answered) => answered.map_err(|error| AgentsError::Server { what: what(), error }),
+        Err(_) => Err(AgentsError::LateServer(what())),
+    }
 }
 
 /// A pod whose packets agents record.

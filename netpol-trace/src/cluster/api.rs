@@ -19,15 +19,17 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kube::api::ListParams;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+pub(super) use connect::chain;
 pub use connect::{Access, AccessError};
 use connect::{Connection, Current};
 use feed::{Feed, Lists};
 use items::{Item, Named};
-use kube::api::ListParams;
 pub use lookup::Lookups;
 pub use once::load;
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
 pub use trouble::{Trouble, TroubleKind};
 use watch::{Pause, Resource};
 

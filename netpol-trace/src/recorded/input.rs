@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use super::magic;
 use super::unpack::{Reader, Unreadable};
 use crate::history;
 use crate::storage::Folder;
-use crate::tail::lines::LINE_AT_MOST;
-use crate::tail::view;
-use crate::text::{counted, thousands};
+use crate::tail::lines::{Cutter, LINE_AT_MOST};
+use crate::tail::{select, view};
+use crate::text::{counted, escape, thousands};
 
 /// What can't be read, and why.
 #[derive(Debug, thiserror::Error)]
@@ -27,14 +28,18 @@ pub enum Error {
         "{0} is a folder without records (*.jsonl), so not one of an agent's --history-dir; name its files, or quote a pattern: '{0}/*'"
     )]
     Folder(String),
-    #[error("{name} is not a log of netpol-trace: {}; the first is {first}", none_of(*lines))]
+    #[error("{name} {}", no_record(*lines, first))]
     NoRecord { name: String, lines: u64, first: String },
 }
 
-fn none_of(lines: u64) -> String {
+fn no_record(lines: u64, first: &str) -> String {
+    let what = match first {
+        magic::UNKNOWN_RECORD => "has nothing that this version of netpol-trace can read",
+        _ => "is not a log of netpol-trace",
+    };
     match lines {
-        1 => "its only line is not a record".to_owned(),
-        lines => format!("none of its {} lines is a record", thousands(lines)),
+        1 => format!("{what}: its only line is {first}"),
+        lines => format!("{what}: none of its {} lines is a record; the first is {first}", thousands(lines)),
     }
 }
 
@@ -47,17 +52,14 @@ fn is(reason: &Unreadable) -> String {
     }
 }
 
-/// A pod where a file is wanted.
+/// A pod where a file is wanted: `db-0`, `pod/db-0`, `staging/db-0`.
 fn tip(name: &str, reason: &Unreadable) -> String {
-    let missing = matches!(reason, Unreadable::Io(error) if error.kind() == io::ErrorKind::NotFound);
-    match name.split_once('/') {
-        Some((before, after))
-            if missing && !before.is_empty() && !before.starts_with('.') && !after.contains(['/', '.']) =>
-        {
-            format!(" (for a pod: netpol-trace tail --pod {name})")
-        }
-        _ => String::new(),
+    if !matches!(reason, Unreadable::Io(error) if error.kind() == io::ErrorKind::NotFound) || name.contains('.') {
+        return String::new();
     }
+    let pod = select::pod(name, None).map(|(namespace, name)| format!("{namespace}/{name}"));
+    let pod = pod.or_else(|_| select::pod(name, Some("any")).map(|(_, name)| format!("{name} -n NAMESPACE")));
+    pod.map_or_else(|_| String::new(), |pod| format!(" (a pod's drops: netpol-trace tail --pod {pod})"))
 }
 
 /// One log. It is opened when it is read, so that any number of files can be named.
@@ -65,8 +67,8 @@ fn tip(name: &str, reason: &Unreadable) -> String {
 pub struct Input {
     pub name: String,
     pub source: Source,
-    /// What can't be opened twice: a pipe.
-    open: Option<Reader>,
+    /// What can't be opened twice: a pipe; or what was wrong when it was opened.
+    open: Option<Result<Reader, Error>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +84,7 @@ pub fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-/// The logs that `arguments` name, patterns in the order of names; each once. Each can be opened.
+/// The logs that `arguments` name, patterns in the order of names; each once, and each is there.
 pub fn inputs(arguments: &[PathBuf]) -> Result<Vec<Input>, Error> {
     let mut sources = Vec::new();
     for argument in arguments {
@@ -99,7 +101,10 @@ pub fn inputs(arguments: &[PathBuf]) -> Result<Vec<Input>, Error> {
     let mut seen = HashSet::new();
     sources.retain(|source| match source {
         Source::Stdin => seen.insert(PathBuf::from("-")),
-        Source::File(path) | Source::Segment(path) => seen.insert(path.clone()),
+        // By whatever path it is named.
+        Source::File(path) | Source::Segment(path) => {
+            seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone()))
+        }
     });
     sources.into_iter().map(Input::new).collect()
 }
@@ -112,7 +117,7 @@ pub fn in_order_of_time(arguments: &[PathBuf]) -> Result<Vec<Input>, Error> {
     }
     let mut dated = Vec::with_capacity(inputs.len());
     for mut input in inputs.drain(..) {
-        dated.push((input.first_time()?, input));
+        dated.push((input.first_time(), input));
     }
     dated.sort_by_key(|(begins, _)| *begins);
     Ok(dated.into_iter().map(|(_, input)| input).collect())
@@ -128,9 +133,11 @@ fn matching(pattern: &Path) -> Result<Vec<Source>, Error> {
     let wrong = |why: &dyn std::fmt::Display| Error::Pattern(name.clone(), why.to_string());
     let text = pattern.to_str().ok_or_else(|| wrong(&"a pattern must be UTF-8"))?;
     let mut files = Vec::new();
+    // An editor's `.drops.jsonl.swp` is no part of a log. (The crate's option for it panics on names that are not UTF-8.)
+    let hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     for path in glob::glob(text).map_err(|error| wrong(&error))? {
         let path = path.map_err(|error| wrong(&error))?;
-        if !path.is_dir() {
+        if !path.is_dir() && (!hidden(&path) || hidden(pattern)) {
             files.push(Source::File(path));
         }
     }
@@ -144,6 +151,17 @@ fn folder(path: &Path) -> Result<Vec<Source>, Error> {
         .map_err(|error| Error::Unreadable { name: name.clone(), reason: error.into() })?;
     if segments.is_empty() {
         return Err(Error::Folder(name));
+    }
+    let others = fs::read_dir(path).into_iter().flatten().flatten().filter(|entry| {
+        entry.file_type().is_ok_and(|kind| kind.is_file()) && !segments.iter().any(|s| s.name == entry.file_name())
+    });
+    match others.count() as u64 {
+        0 => {}
+        others => eprintln!(
+            "note: in {name}, {} not read: an agent's --history-dir has only *.jsonl; a quoted pattern reads all: '{name}/*'",
+            if others == 1 { "1 other file is".to_owned() } else { format!("{} other files are", thousands(others)) },
+            name = escape(&name)
+        ),
     }
     Ok(segments.into_iter().map(|segment| Source::Segment(path.join(segment.name))).collect())
 }
@@ -164,10 +182,14 @@ impl Input {
         };
         let mut input = Input { name, source, open: None };
         let Source::File(path) = &input.source else { return Ok(input) };
-        let file = File::open(path).map_err(|error| input.unreadable(error.into()))?;
-        let metadata = file.metadata().map_err(|error| input.unreadable(error.into()))?;
-        if !metadata.is_file() {
-            input.open = Some(Reader::new(file).map_err(|reason| input.unreadable(reason))?);
+        match File::open(path) {
+            // Mistyped, more often than not.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(input.unreadable(error.into())),
+            Ok(file) if file.metadata().is_ok_and(|metadata| metadata.is_file()) => {}
+            opened => {
+                let opened = opened.map_err(Into::into).and_then(Reader::new);
+                input.open = Some(opened.map_err(|reason| input.unreadable(reason)));
+            }
         }
         Ok(input)
     }
@@ -175,7 +197,7 @@ impl Input {
     /// The text of the log, decompressed; `None`: its agent has removed it in between.
     pub fn open(&mut self) -> Result<Option<Reader>, Error> {
         if let Some(open) = self.open.take() {
-            return Ok(Some(open));
+            return open.map(Some);
         }
         let opened = match &self.source {
             Source::Stdin => Reader::new(io::stdin()),
@@ -193,36 +215,49 @@ impl Input {
     }
 
     /// What is wrong with an input of which `lines` lines are not empty and none is a record. An empty one is no error here, and
-    /// neither is a file of a history with half a line.
+    /// neither is a file of a history with half a line, as a crash leaves it.
     pub fn without_record(&self, lines: u64, first: Option<&str>) -> Option<Error> {
-        if lines == 0 || matches!(self.source, Source::Segment(_)) {
+        let torn = lines == 1 && first == Some(magic::CUT_OFF) && matches!(self.source, Source::Segment(_));
+        if lines == 0 || torn {
             return None;
         }
-        let first = first.unwrap_or("longer than a record can be").to_owned();
+        let first = first.unwrap_or_default().to_owned();
         Some(Error::NoRecord { name: self.name.clone(), lines, first })
     }
 
-    /// The time of the record in the first line. What is read is not lost.
-    fn first_time(&mut self) -> Result<Option<Timestamp>, Error> {
-        let Some(mut reader) = self.open()? else { return Ok(None) };
-        let mut head = Vec::new();
-        let mut buffer = [0; 16 * 1024];
-        while !head.contains(&b'\n') && head.len() < LINE_AT_MOST {
-            match reader.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => head.extend_from_slice(buffer.get(..read).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Comes again when the rest is read.
-                Err(_) => break,
+    /// The time of the first record, which may stand behind half a line or an agent's other output. What is read is not lost, and
+    /// neither is why it can't be read: that comes again.
+    fn first_time(&mut self) -> Option<Timestamp> {
+        let mut reader = match self.open() {
+            Ok(reader) => reader?,
+            Err(problem) => {
+                self.open = Some(Err(problem));
+                return None;
             }
+        };
+        let (mut head, mut time) = (Vec::new(), None);
+        let (mut cutter, mut buffer) = (Cutter::default(), [0; 16 * 1024]);
+        while time.is_none() && head.len() < LINE_AT_MOST {
+            let read = match reader.read(&mut buffer) {
+                Ok(read) => buffer.get(..read).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // Comes again when the rest is read.
+                Err(_) => &[],
+            };
+            let mut take = |line: &[u8]| time = time.or_else(|| view::read(line).map(|seen| seen.time));
+            cutter.cut(read, &mut take);
+            if read.is_empty() {
+                cutter.finish(take);
+                break;
+            }
+            head.extend_from_slice(read);
         }
-        let time = head.split(|byte| *byte == b'\n').next().and_then(view::read).map(|seen| seen.time);
         let again =
             matches!(&self.source, Source::Segment(_)) || matches!(&self.source, Source::File(path) if path.is_file());
         if !again {
-            self.open = Some(reader.after(head));
+            self.open = Some(Ok(reader.after(head)));
         }
-        Ok(time)
+        time
     }
 }
 

@@ -1,5 +1,7 @@
 //! Names what untrusted bytes are that are not a log, so that an error can say what to do instead.
 
+use crate::tail::lines::TOO_LONG;
+
 /// How a log is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packing {
@@ -60,8 +62,19 @@ pub fn foreign(head: &[u8]) -> Option<&'static str> {
     FOREIGN.iter().find(begins).map(|(.., what)| *what)
 }
 
+/// How a record begins, whoever wrote it.
+const RECORD: &str = "{\"schema\":\"netpol-trace/v";
+/// What a crash leaves of a line.
+pub const CUT_OFF: &str = "JSON that is cut off";
+/// A record all the same, but nothing that this version can read.
+pub const UNKNOWN_RECORD: &str =
+    "a record with a kind or value that this version of netpol-trace does not know, or that was altered";
+
 /// What a line is that is not a record.
 pub fn line(line: &[u8]) -> String {
+    if line == TOO_LONG {
+        return "longer than a record can be".to_owned();
+    }
     let Ok(text) = std::str::from_utf8(line) else { return "binary data".to_owned() };
     let text = text.trim();
     if text.contains('\0') {
@@ -70,19 +83,27 @@ pub fn line(line: &[u8]) -> String {
     if is_cri(text) {
         return "a line of a container runtime's log file (CRI); cut its prefix off: cut -d' ' -f4-".to_owned();
     }
+    if text == "{" {
+        return "JSON over several lines, and a record has one line: jq -c . FILE".to_owned();
+    }
+    if text.starts_with('[') && (text.len() == 1 || text[1..].trim_start().starts_with('{')) {
+        return "a JSON array, and each record has a line of its own: jq -c '.[]' FILE".to_owned();
+    }
     if !text.starts_with('{') {
-        return "text, not a JSON object".to_owned();
+        return match text.contains(RECORD) {
+            true => "a record behind other text; leave that away (kubectl logs --prefix=false, without --timestamps)",
+            false => "text, not a JSON object",
+        }
+        .to_owned();
     }
     let value: serde_json::Value = match serde_json::from_str(text) {
         Ok(value) => value,
-        Err(error) if error.is_eof() => return "JSON that is cut off".to_owned(),
+        Err(error) if error.is_eof() => return CUT_OFF.to_owned(),
         Err(_) => return "not JSON, though it begins with {".to_owned(),
     };
     let has = |key: &str| value.get(key).is_some();
     match value.get("schema").and_then(serde_json::Value::as_str) {
-        Some(schema) if schema.starts_with("netpol-trace/v") => {
-            "a record with a field that this version does not know or that was altered".to_owned()
-        }
+        Some(schema) if schema.starts_with("netpol-trace/v") => UNKNOWN_RECORD.to_owned(),
         _ if has("ecs") => not_native("an ECS document", "ecs"),
         _ if has("class_uid") => not_native("an OCSF event", "ocsf"),
         _ if has("resourceLogs") => not_native("an OpenTelemetry log", "otel"),
@@ -115,7 +136,10 @@ mod tests {
             ("2026-11-21T04:30:11Z  INFO attached", "text"),
             ("{\"schema\":\"netpol-tr", "cut off"),
             ("{\"a\" 1}", "not JSON"),
-            ("{\"schema\":\"netpol-trace/v1\",\"time\":7}", "a record with a field"),
+            ("{\"schema\":\"netpol-trace/v1\",\"time\":7}", "a record with a kind"),
+            ("[pod/netpol-trace-x/agent] {\"schema\":\"netpol-trace/v1\"", "--prefix=false"),
+            ("{", "jq -c . FILE"),
+            ("[ {\"schema\":1}]", "jq -c '.[]'"),
             ("{\"ecs\":{}}", "ECS"),
             ("{\"class_uid\":4001}", "OCSF"),
             ("{\"resourceLogs\":[]}", "OpenTelemetry"),
@@ -127,6 +151,7 @@ mod tests {
             assert!(what.contains(expected) && !what.contains("at line"), "{text}: {what}");
         }
         assert_eq!(line(b"\xff\xfe"), "binary data");
+        assert_eq!(line(TOO_LONG), "longer than a record can be");
     }
 
     #[test]

@@ -172,8 +172,13 @@ impl Read for Unpacked {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.broken.is_none() {
             match self.decoder.read(buffer) {
-                // The system's errors are not the archive's.
-                Err(error) if error.raw_os_error().is_none() => self.broken = Some(error.to_string()),
+                // The system's errors are not the archive's, and what says itself what is wrong needs no other words.
+                Err(error)
+                    if error.raw_os_error().is_none()
+                        && !error.get_ref().is_some_and(|error| error.is::<Unreadable>()) =>
+                {
+                    self.broken = Some(error.to_string())
+                }
                 result => return result,
             }
         }
@@ -182,6 +187,20 @@ impl Read for Unpacked {
             true => Unreadable::CutOff(self.packing, bytes),
             false => Unreadable::Damaged(self.packing, bytes, self.broken.clone().unwrap_or_default()),
         }))
+    }
+}
+
+/// What is wrong with a zstd frame, in words for people.
+fn wrong(error: FrameDecoderError) -> io::Error {
+    match error {
+        FrameDecoderError::WindowSizeTooBig { requested, .. } => io::Error::other(Unreadable::Foreign(format!(
+            "a zstd archive that takes {} MiB to unpack; unpack it first (zstd -d --long=31)",
+            thousands(requested >> 20)
+        ))),
+        FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::BadMagicNumber(_)) => {
+            io::Error::other("what follows is not zstd")
+        }
+        error => io::Error::other(error.to_string()),
     }
 }
 
@@ -203,7 +222,6 @@ impl<R> Zstd<R> {
 
 impl<R: BufRead> Read for Zstd<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wrong = |error: FrameDecoderError| io::Error::other(error.to_string());
         loop {
             if !self.inside {
                 if self.source.fill_buf()?.is_empty() {

@@ -6,6 +6,8 @@ use std::ops::ControlFlow;
 /// A longer line is no record: the agent's are under 16 KiB.
 pub const LINE_AT_MOST: usize = 1 << 20;
 const CHUNK: usize = 1 << 20;
+/// Handed over in place of a longer line, so that it is counted and has its number; no record.
+pub const TOO_LONG: &[u8] = b"(a line longer than 1 MiB)";
 
 /// Cuts a stream of octets into lines. What comes after the last newline waits for its end.
 #[derive(Debug, Default)]
@@ -14,18 +16,16 @@ pub struct Cutter {
     rest: Vec<u8>,
     /// In the middle of a line that is too long.
     skipping: bool,
-    /// Lines that were too long.
-    pub too_long: u64,
 }
 
 impl Cutter {
-    /// Hands every complete line of `octets` to `each`, without its newline.
+    /// Hands every complete line of `octets` to `each`, without its newline; [`TOO_LONG`] instead of one that is.
     pub fn cut(&mut self, mut octets: &[u8], mut each: impl FnMut(&[u8])) {
         while let Some(at) = memchr::memchr(b'\n', octets) {
             let (line, after) = octets.split_at(at);
             octets = after.get(1..).unwrap_or_default();
             if std::mem::take(&mut self.skipping) {
-                self.rest.clear();
+                each(TOO_LONG);
             } else if self.rest.is_empty() {
                 each(line);
             } else {
@@ -41,13 +41,14 @@ impl Cutter {
         if self.rest.len() > LINE_AT_MOST {
             self.rest.clear();
             self.skipping = true;
-            self.too_long += 1;
         }
     }
 
     /// The last line, if it has no newline.
     pub fn finish(&mut self, mut each: impl FnMut(&[u8])) {
-        if !self.rest.is_empty() && !self.skipping {
+        if self.skipping {
+            each(TOO_LONG);
+        } else if !self.rest.is_empty() {
             each(&self.rest);
         }
         self.rest.clear();
@@ -56,7 +57,7 @@ impl Cutter {
 }
 
 /// All lines of `input`, in large reads.
-pub fn for_each(mut input: impl Read, mut each: impl FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<Cutter> {
+pub fn for_each(mut input: impl Read, mut each: impl FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<()> {
     let mut cutter = Cutter::default();
     let mut chunk = vec![0; CHUNK];
     let mut go_on = ControlFlow::Continue(());
@@ -76,37 +77,38 @@ pub fn for_each(mut input: impl Read, mut each: impl FnMut(&[u8]) -> ControlFlow
         let mut stop = false;
         cutter.cut(chunk.get(..read).unwrap_or_default(), |line| stop |= each(line).is_break());
         if stop {
-            return Ok(cutter);
+            return Ok(());
         }
     }
     cutter.finish(|line| {
         let _ = each(line);
     });
-    Ok(cutter)
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn cut(pieces: &[&[u8]]) -> (Vec<String>, u64) {
+    fn cut(pieces: &[&[u8]]) -> Vec<String> {
         let (mut cutter, mut lines) = (Cutter::default(), Vec::new());
         for piece in pieces {
             cutter.cut(piece, |line| lines.push(String::from_utf8_lossy(line).into_owned()));
         }
         cutter.finish(|line| lines.push(String::from_utf8_lossy(line).into_owned()));
-        (lines, cutter.too_long)
+        lines
     }
 
     #[test]
     fn lines_come_whole_however_they_arrive() {
-        assert_eq!(cut(&[b"a\nb", b"c\n", b"\nd"]).0, ["a", "bc", "", "d"]);
+        assert_eq!(cut(&[b"a\nb", b"c\n", b"\nd"]), ["a", "bc", "", "d"]);
     }
 
     #[test]
-    fn a_line_without_end_is_skipped_and_counted() {
+    fn a_line_that_is_too_long_is_handed_over_as_such_in_its_place() {
         let long = vec![b'x'; LINE_AT_MOST + 1];
-        let (lines, too_long) = cut(&[b"a\n", &long, &long, b"tail\nb\n"]);
-        assert_eq!((lines, too_long), (vec!["a".to_owned(), "b".to_owned()], 1));
+        let too_long = std::str::from_utf8(TOO_LONG).unwrap();
+        assert_eq!(cut(&[b"a\n", &long, &long, b"tail\nb\n"]), ["a", too_long, "b"]);
+        assert_eq!(cut(&[b"a\n", &long]), ["a", too_long]);
     }
 }

@@ -36,20 +36,15 @@ pub fn pod(text: &str, namespace: Option<&str>) -> Result<(String, String), Stri
         [kind] if is_pod_kind(kind) => return Err(wrong("the pod's name is missing: --pod NAME, or --pod pod/NAME")),
         [name] => (namespace, name),
         [kind, name] if is_pod_kind(kind) => (namespace, name),
+        [kind, _] if is_other_kind(kind) => {
+            return Err(wrong(&only_pods(namespace, &format!("; a namespace called {kind} is reached by -n {kind}"))));
+        }
         [namespace, kind, name] if is_pod_kind(kind) => (Some(namespace), name),
         [namespace, name] => (Some(namespace), name),
-        [namespace, _, _] => {
-            return Err(wrong(&format!(
-                "only pods are looked for: select a workload's by label, -n {} -l KEY=VALUE",
-                escape(namespace)
-            )));
-        }
+        [namespace, _, _] => return Err(wrong(&only_pods(Some(namespace), ""))),
         _ => return Err(wrong("")),
     };
     let namespace = namespace.ok_or_else(|| wrong(""))?;
-    let is_name = |name: &str| {
-        !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
-    };
     if !is_name(namespace) || !is_name(name) {
         let pattern = name.bytes().any(|byte| b"*?[".contains(&byte));
         return Err(wrong(if pattern {
@@ -59,6 +54,34 @@ pub fn pod(text: &str, namespace: Option<&str>) -> Result<(String, String), Stri
         }));
     }
     Ok((namespace.to_owned(), name.to_owned()))
+}
+
+/// A namespace as it is typed.
+pub fn namespace(text: &str) -> Result<&str, String> {
+    let tip = match text.split_once('/') {
+        _ if text.is_empty() => "it is empty; is a shell's variable not set?",
+        Some((_, name)) if is_name(name) => "leave away what is before the name",
+        _ => "a name has lower-case letters, digits and -",
+    };
+    if is_name(text) { Ok(text) } else { Err(format!("-n {}: want the name of one namespace: {tip}", escape(text))) }
+}
+
+/// What Kubernetes allows in names.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
+}
+
+fn only_pods(namespace: Option<&str>, more: &str) -> String {
+    let namespace = escape(namespace.unwrap_or("NAMESPACE"));
+    format!("only pods are looked for: select a workload's by label, -n {namespace} -l KEY=VALUE{more}")
+}
+
+/// As kubectl calls what is not a pod.
+fn is_other_kind(text: &str) -> bool {
+    const KINDS: &str =
+        "deploy deployment rs replicaset sts statefulset ds daemonset job cj cronjob svc service ns namespace";
+    let text = text.to_ascii_lowercase();
+    KINDS.split(' ').any(|kind| text == kind || text.strip_suffix('s') == Some(kind))
 }
 
 /// As kubectl calls the kind.

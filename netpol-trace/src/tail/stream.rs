@@ -50,7 +50,7 @@ pub struct Tail {
 pub struct Tally {
     pub records: u64,
     pub found: Found,
-    /// Lines that are not records, with the first one's place.
+    /// Lines that are not records, with the first one's place where they come from one log.
     pub not_records: u64,
     pub first_not_record: Option<String>,
     /// The second of the newest record that came by, wanted or not, with `--since`.
@@ -108,13 +108,6 @@ impl Tail {
         self.everywhere = true;
     }
 
-    /// Counts lines that were too long for a record.
-    pub fn too_long(&mut self, lines: u64) {
-        self.tally.not_records += lines;
-        self.input.filled += lines;
-        self.input.not_records += lines;
-    }
-
     /// Takes one line; it is shown with the next [`Tail::release`].
     pub fn line(&mut self, line: &[u8]) -> io::Result<()> {
         self.input.lines += 1;
@@ -168,9 +161,7 @@ impl Tail {
         }
         if self.tally.first_not_record.is_none() {
             let number = self.input.lines;
-            let place =
-                self.input.name.as_ref().map_or_else(|| format!("line {number}"), |name| format!("{name}:{number}"));
-            self.tally.first_not_record = Some(place);
+            self.tally.first_not_record = self.input.name.as_ref().map(|name| format!("{name}:{number}"));
         }
     }
 
@@ -237,16 +228,17 @@ impl Tally {
         match &*seen.kind {
             "drop" => {
                 self.found.drops += 1;
-                self.found.packets += seen.packets();
+                self.found.packets = self.found.packets.saturating_add(seen.packets());
             }
-            "unanswered" => self.found.unanswered += seen.packets(),
+            "unanswered" => self.found.unanswered = self.found.unanswered.saturating_add(seen.packets()),
             _ => {}
         }
     }
 
     fn elsewhere(&mut self, seen: &Seen<'_>) {
         if self.lost_elsewhere.len() < NODES || self.lost_elsewhere.contains_key(&*seen.node) {
-            *self.lost_elsewhere.entry(seen.node.to_string()).or_default() += seen.count.unwrap_or(0);
+            let lost = self.lost_elsewhere.entry(seen.node.to_string()).or_default();
+            *lost = lost.saturating_add(seen.count.unwrap_or(0));
         }
     }
 }

@@ -55,11 +55,11 @@ impl<K: std::hash::Hash + Eq + Ord> Table<K> {
         Q: std::hash::Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         if let Some(row) = self.rows.get_mut(key) {
-            *row += packets;
+            *row = row.saturating_add(packets);
         } else if self.rows.len() < ROWS {
             self.rows.insert(key.to_owned(), packets);
         } else {
-            self.others += packets;
+            self.others = self.others.saturating_add(packets);
         }
     }
 
@@ -80,11 +80,11 @@ impl Summary {
         match &*seen.kind {
             "drop" => {
                 self.records += 1;
-                self.packets += packets;
+                self.packets = self.packets.saturating_add(packets);
                 self.causes.add(&*seen.cause, packets);
             }
             "unanswered" => {
-                self.unanswered += packets;
+                self.unanswered = self.unanswered.saturating_add(packets);
                 return;
             }
             "loss" => return self.losses.add(&format!("{}: {}", &*seen.stage, &*seen.reason), seen.count.unwrap_or(0)),
@@ -163,7 +163,11 @@ impl Summary {
             let text = style.width.map_or_else(|| text.clone(), |columns| cut(&text, columns.saturating_sub(11)));
             let _ = writeln!(out, "{packets:>9}  {text}");
         }
-        rest(top.iter().skip(SHOWN).map(|(_, packets)| packets).sum::<u64>() + table.others, top.len(), out);
+        rest(
+            top.iter().skip(SHOWN).fold(table.others, |sum, (_, packets)| sum.saturating_add(*packets)),
+            top.len(),
+            out,
+        );
     }
 
     fn fixes(&self, style: Style, out: &mut String) {
@@ -180,7 +184,11 @@ impl Summary {
                 let _ = writeln!(out, "{number}  {}", style.paint.ink(line, Ink::Hint));
             }
         }
-        rest(top.iter().skip(SHOWN).map(|(_, packets)| packets).sum::<u64>() + self.hints.others, top.len(), out);
+        rest(
+            top.iter().skip(SHOWN).fold(self.hints.others, |sum, (_, packets)| sum.saturating_add(*packets)),
+            top.len(),
+            out,
+        );
     }
 }
 

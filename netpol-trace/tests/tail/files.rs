@@ -9,7 +9,7 @@ use flate2::write::GzEncoder;
 
 use crate::log;
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
@@ -20,7 +20,7 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Standard output, standard error and the exit code of a subcommand in `folder`.
-fn run(folder: &Path, arguments: &[&str], input: &[u8]) -> (String, String, i32) {
+pub fn run(folder: &Path, arguments: &[&str], input: &[u8]) -> (String, String, i32) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_netpol-trace"))
         .args(arguments)
         .current_dir(folder)
@@ -37,14 +37,14 @@ fn run(folder: &Path, arguments: &[&str], input: &[u8]) -> (String, String, i32)
 }
 
 /// The subcommands that read records, as they are called with `files`.
-fn subcommands<'a>(files: &[&'a str]) -> [Vec<&'a str>; 4] {
+pub fn subcommands<'a>(files: &[&'a str]) -> [Vec<&'a str>; 4] {
     let with = |subcommand: &'a str, rest: &[&'a str]| [&[subcommand], files, rest].concat();
     let manifests = ["--manifests", "demo"];
     [with("tail", &[]), with("suggest", &manifests), with("replay", &manifests), with("verify-log", &[])]
 }
 
 /// A folder with the demo's manifests.
-fn folder() -> tempfile::TempDir {
+pub fn folder() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let demo = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/demo/manifests").canonicalize().unwrap();
     std::os::unix::fs::symlink(demo, dir.path().join("demo")).unwrap();
@@ -105,20 +105,33 @@ fn what_is_no_log_is_named_and_is_no_answer() {
             vec![0, 1, 2, 0xff, b'\n', 0, 0xfe],
             "noise is not a log of netpol-trace: none of its 2 lines is a record; the first is binary data",
         ),
-        (
-            "text",
-            b"hello\n".to_vec(),
-            "text is not a log of netpol-trace: its only line is not a record; the first is text, not a JSON object",
-        ),
+        ("text", b"hello\n".to_vec(), "text is not a log of netpol-trace: its only line is text, not a JSON object"),
         (
             "other",
             b"{\"level\":\"info\"}\n{}\n".to_vec(),
             "none of its 2 lines is a record; the first is JSON of another program",
         ),
+        ("pretty", b"{\n \"schema\": \"netpol-trace/v1\"\n}\n".to_vec(), "the first is JSON over several lines"),
+        ("array", format!("[{record}]").into_bytes(), "its only line is a JSON array"),
+        (
+            "prefixed",
+            format!("[pod/agent-x/agent] {record}").into_bytes(),
+            "its only line is a record behind other text",
+        ),
+        (
+            "long",
+            vec![b'x'; 3 << 20],
+            "long is not a log of netpol-trace: its only line is longer than a record can be",
+        ),
+        (
+            "later",
+            record.replace("\"kind\":\"drop\"", "\"kind\":\"drop\",\"cause\":7").into_bytes(),
+            "later has nothing that this version of netpol-trace can read: its only line is a record with a kind or value",
+        ),
         (
             "cri",
             format!("2026-11-21T12:50:02.1Z stdout F {record}\n").into_bytes(),
-            "the first is a line of a container runtime's log file (CRI)",
+            "its only line is a line of a container runtime's log file (CRI)",
         ),
         ("inner.gz", gzip(b"hello\nyou\n"), "inner.gz is not a log of netpol-trace: none of its 2 lines is a record"),
     ] {
@@ -134,7 +147,7 @@ fn what_is_no_log_is_named_and_is_no_answer() {
     }
     // As it comes.
     for (input, expected) in [
-        (&b"hello\n"[..], "standard input is not a log of netpol-trace: its only line is not a record"),
+        (&b"hello\n"[..], "standard input is not a log of netpol-trace: its only line is text"),
         (b"\x7fELF\x02\x01\x01\0", "standard input is not a log of netpol-trace: binary data"),
     ] {
         for arguments in subcommands(&["-"]) {
@@ -204,7 +217,14 @@ fn a_log_without_drops_and_an_empty_one_are_told_apart() {
     for empty in ["empty.jsonl", "empty.gz"] {
         std::fs::write(dir.path().join(empty), if empty == "empty.gz" { gzip(b"") } else { Vec::new() }).unwrap();
         let [tail, suggest, replay, verify] = subcommands(&[empty]).map(|arguments| run(dir.path(), &arguments, b""));
-        assert_eq!(tail, (String::new(), format!("netpol-trace tail: no drops in {empty} (0 records read)\n"), 0));
+        assert_eq!(
+            tail,
+            (
+                String::new(),
+                format!("netpol-trace tail: no drops in {empty} (0 records read, so this is no answer)\n"),
+                0
+            )
+        );
         for (subcommand, (stdout, stderr, code)) in [("suggest", suggest), ("replay", replay)] {
             assert_eq!((stdout.as_str(), code), ("", 2), "{stderr}");
             assert_eq!(stderr, format!("netpol-trace {subcommand}: {empty} is empty: it holds no record\n"));

@@ -3,9 +3,11 @@
 //! `log.jsonl` is the demo's log, followed by records of the kinds that the demo doesn't make, a line that is none, one
 //! record twice and one packet that a second agent saw.
 
+mod agents;
 mod behaviour;
 mod files;
 mod hostile;
+mod mixed;
 mod troubleshooting;
 
 use std::path::PathBuf;

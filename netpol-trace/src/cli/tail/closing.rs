@@ -19,16 +19,16 @@ fn note(what: &str) {
 /// What was not shown, and what there is instead of what was not found. `live`: the API server was asked for the latter.
 pub(super) fn notes(tail: &Tail, live: bool) {
     let tally = &tail.tally;
-    if let Some(first) = &tally.first_not_record {
-        match tally.not_records {
-            1 => note(&format!("1 line is not a netpol-trace record and was skipped ({first})")),
-            many => {
-                note(&format!(
-                    "{} lines are not netpol-trace records and were skipped (first: {first})",
-                    thousands(many)
-                ));
-            }
-        }
+    let first =
+        |word: &str| tally.first_not_record.as_ref().map(|first| format!(" ({word}{first})")).unwrap_or_default();
+    match tally.not_records {
+        0 => {}
+        1 => note(&format!("1 line is not a netpol-trace record and was skipped{}", first(""))),
+        many => note(&format!(
+            "{} lines are not netpol-trace records and were skipped{}",
+            thousands(many),
+            first("first: ")
+        )),
     }
     let (repeated, twins) = tail.repeated();
     match repeated {
@@ -68,7 +68,7 @@ fn lost_elsewhere(tail: &Tail) {
         more => format!(" and {more} more"),
     };
     let agents = if lost.len() == 1 { "the agent of another node" } else { "agents of other nodes" };
-    let packets = match lost.values().sum() {
+    let packets = match lost.values().copied().fold(0, u64::saturating_add) {
         0 => "were not counting for a time".to_owned(),
         packets => format!("lost {}", counted(packets, "packet")),
     };

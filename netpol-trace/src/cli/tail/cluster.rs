@@ -47,12 +47,7 @@ async fn ask(args: &Args, out: &mut impl Write) -> Result<(Tail, Answers), Error
     let mut tail = Tail::new(wanted.clone(), super::form(args));
     let all = agents.list().await?;
     if all.is_empty() {
-        let why = format!(
-            "no agent in namespace {} (pods with {}); --agents-namespace names another",
-            args.agents_namespace,
-            crate::cluster::agents::LABEL
-        );
-        return Err(Error::Usage(why));
+        return Err(Error::NoAgent(args.agents_namespace.clone()));
     }
     let way = way(args, &agents, &wanted).await?;
     let known = known::look(&agents, &wanted, args.selector.as_deref(), &all).await;
@@ -60,7 +55,7 @@ async fn ask(args: &Args, out: &mut impl Write) -> Result<(Tail, Answers), Error
     if known.everywhere {
         tail.relate_all();
     }
-    let tip = if args.namespace.is_none() && args.pod.is_empty() {
+    let tip = if args.namespace.is_none() && args.pod.is_empty() && !args.all_namespaces {
         " (-n names another namespace, -A shows all)"
     } else {
         ""

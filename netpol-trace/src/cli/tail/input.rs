@@ -27,7 +27,12 @@ pub(super) fn whole(files: &[PathBuf], tail: &mut Tail, out: &mut impl Write) ->
 
 /// One log; why not all of it is records.
 fn take(input: &mut Input, tail: &mut Tail) -> Result<Option<input::Error>, Error> {
-    let Some(reader) = input.open()? else { return Ok(None) };
+    let reader = match input.open() {
+        Ok(Some(reader)) => reader,
+        Ok(None) => return Ok(None),
+        // The other logs count.
+        Err(problem) => return Ok(Some(problem)),
+    };
     tail.begin(&input.name);
     let mut result = Ok(());
     let read = lines::for_each(reader, |line| {
@@ -37,15 +42,12 @@ fn take(input: &mut Input, tail: &mut Tail) -> Result<Option<input::Error>, Erro
     result.map_err(Error::Sort)?;
     Ok(match read {
         Err(error) => Some(input.unreadable(Unreadable::from_read(error))),
-        Ok(cutter) => {
-            tail.too_long(cutter.too_long);
-            without_record(input, tail)
-        }
+        Ok(()) => without_record(input, tail),
     })
 }
 
 /// What is wrong with a log that has been read, and in which no line was a record.
-pub(super) fn without_record(input: &Input, tail: &Tail) -> Option<input::Error> {
+fn without_record(input: &Input, tail: &Tail) -> Option<input::Error> {
     let read = &tail.input;
     let none = read.filled == read.not_records;
     if none { input.without_record(read.filled, read.first_not_record.as_deref()) } else { None }

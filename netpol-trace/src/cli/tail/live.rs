@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::input::report;
 use super::{Error, Read};
 use crate::history::Follower;
+use crate::recorded::Lines;
 use crate::recorded::input::{self, Input};
 use crate::recorded::unpack::{Reader, Unreadable};
 use crate::storage::Folder;
@@ -41,7 +42,7 @@ enum Source {
 
 /// Shows logs until they end, their reader goes away, or Ctrl-C.
 pub(super) fn run(tail: &mut Tail, out: &mut impl Write, files: &[PathBuf], follow: bool) -> Result<Read, Error> {
-    let (mut sources, mut names) = (Vec::new(), Vec::new());
+    let (mut sources, mut names, mut not_opened) = (Vec::new(), Vec::new(), false);
     for path in files {
         if follow && path.is_dir() {
             names.push(path.display().to_string());
@@ -50,7 +51,14 @@ pub(super) fn run(tail: &mut Tail, out: &mut impl Write, files: &[PathBuf], foll
         }
         for input in input::inputs(std::slice::from_ref(path))? {
             names.push(input.name.clone());
-            sources.extend(source(input, follow)?);
+            match source(input, follow) {
+                Ok(source) => sources.extend(source),
+                // The other logs count.
+                Err(problem) => {
+                    report(&problem);
+                    not_opened = true;
+                }
+            }
         }
     }
     let name = match &*names {
@@ -72,18 +80,12 @@ pub(super) fn run(tail: &mut Tail, out: &mut impl Write, files: &[PathBuf], foll
     drop(to_tail);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let waits_for = format!("waiting for {}, from {name}; Ctrl-C ends", tail.wanted().describe(None));
-    let Shown { mut broken, interrupted } = runtime.block_on(show(tail, out, &waits_for, batches))?;
-    let none = !follow && !interrupted && tail.tally.records == 0 && tail.input.filled > 0;
-    if none && !broken {
-        let (lines, first) = (tail.input.filled, tail.input.first_not_record.clone().unwrap_or_default());
-        report(&input::Error::NoRecord { name: name.clone(), lines, first });
-        broken = true;
-    }
-    Ok(Read { names: name, broken })
+    let broken = runtime.block_on(show(tail, out, &waits_for, batches))?;
+    Ok(Read { names: name, broken: broken || not_opened })
 }
 
 /// An archive does not grow: it is read once, and so is what can be read only once.
-fn source(mut input: Input, follow: bool) -> Result<Option<Source>, Error> {
+fn source(mut input: Input, follow: bool) -> Result<Option<Source>, input::Error> {
     if input.source == input::Source::Stdin {
         return Ok(Some(Source::Once(input, None)));
     }
@@ -101,22 +103,14 @@ fn source(mut input: Input, follow: bool) -> Result<Option<Source>, Error> {
     }
 }
 
-/// How showing ended.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Shown {
-    /// A source could not be read to its end.
-    pub broken: bool,
-    pub interrupted: bool,
-}
-
-/// Shows batches as they come.
+/// Shows batches as they come; whether a source could not be read to its end, or is not a log.
 pub(super) async fn show(
     tail: &mut Tail,
     out: &mut impl Write,
     waits_for: &str,
     mut batches: mpsc::Receiver<Batch>,
-) -> Result<Shown, Error> {
-    let mut shown = Shown::default();
+) -> Result<bool, Error> {
+    let mut broken = false;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut told = false;
     // When the first of the lines came that have gathered.
@@ -136,7 +130,7 @@ pub(super) async fn show(
                 }
                 Some(Err(problem)) => {
                     eprintln!("netpol-trace tail: {}", escape(&problem));
-                    shown.broken = true;
+                    broken = true;
                 }
                 None => break,
             },
@@ -147,18 +141,12 @@ pub(super) async fn show(
                     eprintln!("netpol-trace tail: {waits_for}");
                 }
             }
-            _ = interrupt.recv() => {
-                shown.interrupted = true;
-                break;
-            }
-            _ = terminate.recv() => {
-                shown.interrupted = true;
-                break;
-            }
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
         }
     }
     tail.finish(out)?;
-    Ok(shown)
+    Ok(broken)
 }
 
 /// Sends all of what has an end.
@@ -169,20 +157,30 @@ fn once(mut input: Input, reader: Option<Reader>, to_tail: &mpsc::Sender<Batch>)
         Err(problem) => return drop(to_tail.blocking_send(Err(problem.to_string()))),
     };
     let mut cutter = Cutter::default();
-    let read = pump(reader, &mut cutter, to_tail);
+    let mut lines = Lines::default();
+    let read = pump(reader, &mut cutter, to_tail, |line| lines.until_record(line));
     // A last line without its end.
     let mut last = Vec::new();
-    cutter.finish(|line| last.extend_from_slice(line));
+    cutter.finish(|line| {
+        lines.until_record(line);
+        last.extend_from_slice(line);
+    });
     if !last.is_empty() {
         let _ = to_tail.blocking_send(Ok(last));
     }
-    if let Err(error) = read {
-        let _ = to_tail.blocking_send(Err(input.unreadable(Unreadable::from_read(error)).to_string()));
+    let failed = read.err().map(|error| input.unreadable(Unreadable::from_read(error)));
+    if let Some(problem) = failed.or_else(|| lines.problem(&input)) {
+        let _ = to_tail.blocking_send(Err(problem.to_string()));
     }
 }
 
 /// Sends what `input` has until its end; false when nobody listens any more.
-fn pump(mut input: impl io::Read, cutter: &mut Cutter, to_tail: &mpsc::Sender<Batch>) -> io::Result<bool> {
+fn pump(
+    mut input: impl io::Read,
+    cutter: &mut Cutter,
+    to_tail: &mpsc::Sender<Batch>,
+    mut each: impl FnMut(&[u8]),
+) -> io::Result<bool> {
     let mut bytes = vec![0; READ];
     loop {
         let read = match input.read(&mut bytes) {
@@ -193,6 +191,7 @@ fn pump(mut input: impl io::Read, cutter: &mut Cutter, to_tail: &mpsc::Sender<Ba
         };
         let mut lines = Vec::with_capacity(read);
         cutter.cut(bytes.get(..read).unwrap_or_default(), |line| {
+            each(line);
             lines.extend_from_slice(line);
             lines.push(b'\n');
         });
@@ -208,7 +207,7 @@ fn follow(path: &Path, mut file: File, to_tail: &mpsc::Sender<Batch>) {
     let mut failed = false;
     // A file that can't be read now may be replaced by one that can.
     let mut read_on = |file: &mut File, cutter: &mut Cutter| {
-        pump(file, cutter, to_tail).unwrap_or_else(|error| {
+        pump(file, cutter, to_tail, |_| {}).unwrap_or_else(|error| {
             let again = std::mem::replace(&mut failed, true);
             again || to_tail.blocking_send(Err(format!("{}: {error}", path.display()))).is_ok()
         })

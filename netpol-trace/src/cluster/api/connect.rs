@@ -32,7 +32,7 @@ pub enum AccessError {
     #[error("the pod's service account: {}", chain(.0))]
     InCluster(#[source] InClusterError),
     #[error(
-        "no cluster to ask: no kubeconfig (KUBECONFIG, ~/.kube/config), and not in a pod of a cluster; give --manifests PATH or --kubeconfig PATH"
+        "no cluster to ask: no kubeconfig (KUBECONFIG, ~/.kube/config), and not in a pod of a cluster; give --kubeconfig PATH, or files instead (--manifests PATH; for tail, FILE)"
     )]
     None,
     #[error("credentials or certificates can't be used: {}", chain(.0))]
@@ -46,7 +46,7 @@ pub enum AccessError {
 }
 
 /// An error with its causes in one line; many say the same as their cause.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(in crate::cluster) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {

@@ -16,10 +16,12 @@ fn found(folder: &Path, arguments: &[&str]) -> Result<Vec<String>, String> {
 #[test]
 fn patterns_match_files_in_order_and_each_file_is_read_once() {
     let dir = tempfile::tempdir().unwrap();
-    files(dir.path(), &["b.jsonl", "a.jsonl", "a.jsonl.1.gz", "odd[1].jsonl", "other"]);
+    files(dir.path(), &["b.jsonl", "a.jsonl", "a.jsonl.1.gz", "odd[1].jsonl", "other", ".a.jsonl.swp"]);
     fs::create_dir(dir.path().join("c.jsonl")).unwrap();
     let found = |arguments: &[&str]| found(dir.path(), arguments);
     assert_eq!(found(&["*.jsonl", "a.jsonl*"]).unwrap(), ["a.jsonl", "b.jsonl", "odd[1].jsonl", "a.jsonl.1.gz"]);
+    assert_eq!(found(&[".a*"]).unwrap(), [".a.jsonl.swp"]);
+    assert_eq!(found(&["a.jsonl", "./a.jsonl"]).unwrap(), ["a.jsonl"], "by whatever path");
     // A file's own name is no pattern.
     assert_eq!(found(&["odd[1].jsonl"]).unwrap(), ["odd[1].jsonl"]);
     let no_match = found(&["nothing*"]).unwrap_err();
@@ -32,7 +34,11 @@ fn patterns_match_files_in_order_and_each_file_is_read_once() {
 #[test]
 fn what_can_not_be_read_is_named_with_the_reason() {
     let error = inputs(&[PathBuf::from("staging/db-0")]).unwrap_err().to_string();
-    assert_eq!(error, "staging/db-0 can't be read: no such file (for a pod: netpol-trace tail --pod staging/db-0)");
+    assert_eq!(error, "staging/db-0 can't be read: no such file (a pod's drops: netpol-trace tail --pod staging/db-0)");
+    for name in ["db-0", "pod/db-0"] {
+        let error = inputs(&[PathBuf::from(name)]).unwrap_err().to_string();
+        assert!(error.ends_with(" (a pod's drops: netpol-trace tail --pod db-0 -n NAMESPACE)"), "{error}");
+    }
     let error = inputs(&[PathBuf::from("/nonexistent/x.jsonl")]).unwrap_err().to_string();
     assert_eq!(error, "/nonexistent/x.jsonl can't be read: no such file");
 }

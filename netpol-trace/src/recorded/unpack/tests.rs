@@ -118,7 +118,12 @@ fn an_archive_that_is_small_and_holds_much_is_streamed() {
     // A frame that wants a window of 2 GiB is refused before it gets one: magic, descriptor, window descriptor.
     let frame = b"\x28\xb5\x2f\xfd\x00\xa8\x01\0\0".to_vec();
     let why = unpacked(frame).1.unwrap().to_string();
-    assert!(why.contains("indow"), "{why}");
+    assert!(why.contains("a zstd archive that takes 2,048 MiB to unpack; unpack it first"), "{why}");
+    // An archive with something else after it.
+    let mut more = zstd(b"line\n");
+    more.extend(b"garbage");
+    let (text, why) = unpacked(more);
+    assert!(text == b"line\n" && why.unwrap().to_string().contains("what follows is not zstd"));
 }
 
 proptest! {

@@ -56,7 +56,7 @@ impl Answers {
 
     /// 0: all have answered, 1: none has, 3: some have not.
     pub(in crate::cli::tail) fn exit_code(&self) -> u8 {
-        if !self.asked.values().any(|state| state.answered) {
+        if self.asked.values().all(State::is_silent) {
             1
         } else if self.asked.values().any(State::is_silent) {
             3

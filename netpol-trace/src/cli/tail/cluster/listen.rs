@@ -126,7 +126,15 @@ impl Listener {
                 if self.follow {
                     place.take();
                 }
-                self.read_log(log, progress).await
+                self.read_log(log, progress).await?;
+                // An agent writes a record when it starts and each minute, unless it writes them elsewhere.
+                let from = self.since.map(|since| Timestamp::now().duration_since(since).unsigned_abs());
+                if !self.follow && progress.first.is_none() && from.is_none_or(|from| from > STATUS) {
+                    return Err(AgentsError::Refused(
+                        "no record in its log; are its records written elsewhere?".to_owned(),
+                    ));
+                }
+                Ok(())
             }
             Way::Listener { namespaces, home, account, port } => {
                 progress.cutter = Cutter::default();
