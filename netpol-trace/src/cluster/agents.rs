@@ -84,6 +84,14 @@ pub enum AgentsError {
     Refused(String),
 }
 
+/// Returns the server's words if it refused a request with this HTTP status.
+fn refused(error: &AgentsError, code: u16) -> Option<String> {
+    match error {
+        AgentsError::Server { error, .. } => status(error, code),
+        _ => None,
+    }
+}
+
 /// The server's answer with this code, if that is what an error is.
 fn status(error: &kube::Error, code: u16) -> Option<String> {
     match error {
@@ -136,8 +144,21 @@ impl Agents {
 
     /// All of them, by node.
     pub async fn list(&self) -> Result<Vec<Agent>, AgentsError> {
-use super::access_review::{AUDIENCE, READER};
-use super::api::{Access, AccessError, chain};
+        let (pods, mut params) = (self.parts(&self.namespace), ListParams::default().labels(LABEL).limit(PODS));
+        let mut agents: Vec<Agent> = Vec::new();
+        // Page by page, each of which comes in time however many agents there are.
+        loop {
+            let what = || format!("list the agents' pods in namespace {}", self.namespace);
+            let page = in_time(pods.list(&params), what).await;
+            let page = page.map_err(|error| match refused(&error, FORBIDDEN) {
+                Some(why) => AgentsError::MayNotList { namespace: self.namespace.clone(), why },
+                None => error,
+            })?;
+            let more = page.metadata.continue_.clone().filter(|more| !more.is_empty());
+            agents.extend(page.into_iter().filter_map(agent));
+            let Some(more) = more else { break };
+            params = params.continue_token(&more);
+        }
         agents.sort_by(|a, b| (&a.node, &a.pod).cmp(&(&b.node, &b.pod)));
         Ok(agents)
     }
@@ -204,8 +225,19 @@ use super::api::{Access, AccessError, chain};
             ..TokenRequestSpec::default()
         };
         let asked = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
-use super::access_review::{AUDIENCE, READER};
-use super::api::{Access, AccessError, chain};
+        let what = || format!("make a token for service account {namespace}/{account}");
+        let params = PostParams::default();
+        let made = in_time(accounts.create_subresource("token", account, &params, &asked), what).await;
+        let made: TokenRequest = made.map_err(|error| {
+            let (namespace, account) = (namespace.to_owned(), account.to_owned());
+            if let Some(why) = refused(&error, FORBIDDEN) {
+                return AgentsError::MayNotAsk { namespace, account, why };
+            }
+            if refused(&error, NOT_FOUND).is_some() {
+                return AgentsError::NoAccount { namespace, account };
+            }
+            error
+        })?;
         made.status.and_then(|status| status.token).ok_or_else(|| AgentsError::Refused("no token was made".to_owned()))
     }
 
