@@ -1,14 +1,13 @@
-//! Keeps the invariants of ARCHITECTURE.md, and its code map, true. Reads source text only: no root, no kernel.
+//! Keeps the invariants of ARCHITECTURE.md true. Reads source text only: no root, no kernel.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Longer files can't be read in one go.
 const MAX_LINES: usize = 500;
 /// Folders of the agent that compute and do nothing else.
-const PURE: [&str; 3] = ["packet", "record", "verdict"];
+const PURE: [&str; 4] = ["model", "packet", "policy", "record"];
 /// What a pure module has no use for, as it is written in code.
 const IMPURE: [&str; 22] = [
     "tokio",
@@ -140,7 +139,7 @@ fn only_cluster_names_the_kube_client() {
 }
 
 #[test]
-fn packet_record_and_verdict_are_pure() {
+fn model_packet_policy_and_record_are_pure() {
     let mut found = Vec::new();
     for module in PURE {
         let files = agent_files();
@@ -264,45 +263,121 @@ fn every_invariant_has_its_test() {
     assert!(count >= 5, "only {count} invariants were found");
 }
 
-/// The code map, made of each module's own first sentence.
-fn code_map(files: &[Source]) -> String {
-    let mut map = String::new();
-    let mut package = "";
-    for file in files.iter().filter(|file| !file.path.ends_with("/tests.rs")) {
-        let first = file.path.split('/').next().unwrap_or_default();
-        if first != package {
-            package = first;
-            // Writing to a String can't fail.
-            let _ = write!(map, "\n### {package}\n\n");
-        }
-        let docs: Vec<&str> = file.text.lines().map_while(|line| line.strip_prefix("//!")).collect();
-        let paragraph = docs.split(|line| line.trim().is_empty()).next().unwrap_or_default().join("");
-        let sentence = paragraph.split(". ").next().unwrap_or_default().trim().trim_end_matches(['.', ':']);
-        assert!(!sentence.is_empty(), "{} has no `//!` line that says what it is", file.path);
-        let _ = writeln!(map, "- `{}`: {sentence}", file.path);
-    }
-    map
+/// The folders (or single files) at the top of `netpol-trace/src`, each with those that it may import. Data flows down this list: from the
+/// model to the subcommands.
+const EDGES: &[(&str, &[&str])] = &[
+    ("model", &[]),
+    ("text", &[]),
+    ("memory", &[]),
+    ("netlink", &[]),
+    ("storage", &[]),
+    ("packet", &["model"]),
+    ("kernel", &["model", "memory", "netlink"]),
+    ("cluster", &["model", "text"]),
+    ("telemetry", &["cluster"]),
+    ("inventory", &["model", "netlink"]),
+    ("policy", &["model", "text", "cluster"]),
+    ("record", &["model", "text"]),
+    ("history", &["record", "storage"]),
+    ("metrics", &["model", "text", "record"]),
+    ("sink", &["model", "cluster", "record", "history", "metrics", "storage"]),
+    ("pipeline", &["model", "packet", "kernel", "cluster", "inventory", "policy", "record", "sink"]),
+    ("config", &["model", "text", "cluster", "pipeline", "cli"]),
+    ("http", &["cluster", "metrics"]),
+    (
+        "agent",
+        &[
+            "model",
+            "memory",
+            "storage",
+            "kernel",
+            "cluster",
+            "inventory",
+            "record",
+            "history",
+            "metrics",
+            "sink",
+            "pipeline",
+            "config",
+            "http",
+        ],
+    ),
+    ("audit", &["model", "text", "record"]),
+    ("missing", &["model", "text", "cluster"]),
+    ("tail", &["model", "text", "record", "missing"]),
+    ("recorded", &["model", "text", "storage", "cluster", "policy", "record", "history", "tail"]),
+    ("doctor", &["cluster", "inventory"]),
+    (
+        "cli",
+        &[
+            "model",
+            "text",
+            "storage",
+            "kernel",
+            "cluster",
+            "telemetry",
+            "inventory",
+            "policy",
+            "record",
+            "history",
+            "sink",
+            "config",
+            "http",
+            "agent",
+            "audit",
+            "missing",
+            "tail",
+            "recorded",
+            "doctor",
+        ],
+    ),
+];
+
+/// Returns the folder at the top of the agent's sources that a file belongs to.
+fn top_folder(path: &str) -> Option<&str> {
+    let name = path.strip_prefix("netpol-trace/src/")?.split('/').next()?;
+    Some(name.strip_suffix(".rs").unwrap_or(name))
 }
 
-/// `UPDATE_EXPECT=1 cargo test -p netpol-trace-tests --test tidy` writes the map anew.
 #[test]
-fn the_code_map_lists_every_module() {
-    let path = root().join("ARCHITECTURE.md");
-    let architecture = fs::read_to_string(&path).unwrap();
-    let old = section(&architecture, "Code map");
-    let (introduction, written) = old.split_at(old.find("\n### ").unwrap_or(old.len()));
-    let map = code_map(&rust_files());
-    if written.trim() == map.trim() {
-        return;
+fn top_folders_import_downwards() {
+    let mut found = Vec::new();
+    let mut used = BTreeSet::new();
+    for file in agent_files() {
+        let Some(from) = top_folder(&file.path).filter(|from| !matches!(*from, "lib" | "main")) else { continue };
+        let Some((_, allowed)) = EDGES.iter().find(|(name, _)| *name == from) else {
+            found.push(format!("{}: {from} is not in EDGES", file.path));
+            continue;
+        };
+        for (number, line) in file.code() {
+            for (at, _) in line.match_indices("crate::") {
+                let rest = &line[at + "crate::".len()..];
+                let to = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+                if to != from && EDGES.iter().any(|(name, _)| *name == to) {
+                    used.insert((from.to_owned(), to.to_owned()));
+                    if !allowed.contains(&to) {
+                        found.push(format!("{}:{number}: {from} must not import {to}", file.path));
+                    }
+                }
+            }
+        }
     }
-    if std::env::var_os("UPDATE_EXPECT").is_some() {
-        let new = format!("{}\n{}\n", introduction.trim_end(), map.trim_end());
-        fs::write(path, architecture.replace(old, &new)).unwrap();
-        return;
+    for (from, allowed) in EDGES {
+        for to in allowed.iter().filter(|to| !used.contains(&(from.to_string(), to.to_string()))) {
+            found.push(format!("EDGES allows {from} -> {to}, which no file needs"));
+        }
     }
-    let (written, map): (BTreeSet<&str>, BTreeSet<&str>) = (written.lines().collect(), map.lines().collect());
-    let dead = written.difference(&map).map(|line| format!("not so: {line}"));
-    let missing = map.difference(&written).map(|line| format!("missing: {line}"));
-    let found: Vec<String> = dead.chain(missing).collect();
-    panic!("ARCHITECTURE.md's code map (UPDATE_EXPECT=1 writes it anew):\n{}", found.join("\n"));
+    none("imports between top folders", found);
+}
+
+/// ARCHITECTURE.md has one line for each top folder, and none for one that is gone.
+#[test]
+fn every_top_folder_has_its_line() {
+    let architecture = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let table = section(&architecture, "Folders");
+    let listed: BTreeSet<&str> =
+        table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`').map(|(name, _)| name)).collect();
+    let folders: BTreeSet<&str> = EDGES.iter().map(|(name, _)| *name).collect();
+    assert_eq!(listed, folders);
+    assert!(architecture.len() <= 14 * 1024, "{} bytes: one page, not a catalogue", architecture.len());
 }

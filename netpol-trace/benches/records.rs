@@ -20,11 +20,11 @@ use jiff::{SignedDuration, Timestamp};
 use netpol_trace::cluster::change::Change;
 use netpol_trace::cluster::{Cluster, SourceStatus};
 use netpol_trace::kernel::RawDrop;
-use netpol_trace::output::Output;
 use netpol_trace::pipeline::Pipeline;
 use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::record::format::Format;
 use netpol_trace::sink::Numbers;
+use netpol_trace::sink::fan_out::Output;
 use netpol_trace::sink::file::{Lines, Rotation};
 use netpol_trace::storage::Readers;
 

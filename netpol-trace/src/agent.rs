@@ -6,6 +6,7 @@
 pub mod previous;
 pub mod reader;
 pub mod source;
+pub mod tail_server;
 pub mod worker;
 
 use std::net::SocketAddr;
@@ -23,24 +24,23 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::Access;
 use crate::config::Live;
-use crate::history::{self, History};
 use crate::http::{self, Guard};
 use crate::inventory::{self, Watcher};
 use crate::kernel;
 use crate::kernel::tc::{Mode, View};
 use crate::memory;
 use crate::model::HookState;
-use crate::output::Output;
 use crate::pipeline::Pipeline;
 use crate::pipeline::accounting::Intake;
 use crate::pipeline::aggregate::Budget;
 use crate::pipeline::connections::Flows;
 use crate::record::format::Format;
+use crate::sink::fan_out::Output;
+use crate::sink::history::History;
 use crate::sink::queue::Written;
 use crate::sink::target::Target;
 use crate::sink::{Numbers, Sink};
 use crate::storage::Readers;
-use crate::tail;
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
 const QUEUE: usize = 256;
@@ -125,7 +125,7 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     };
     let tail_served = match (config.tail.take(), &config.history) {
         (Some((address, reviewer)), Some(history)) => {
-            let router = tail::serve::router(history.folder.clone(), reviewer);
+            let router = crate::agent::tail_server::router(history.folder.clone(), reviewer);
             Some((http::bind(address).await.context("--tail-listen")?, router))
         }
         _ => None,
@@ -304,7 +304,11 @@ fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
             let opened = History::open(&folder, readers, &run, bytes).context("--history-dir")?;
             Ok(Box::new(opened) as Box<dyn Sink>)
         };
-        output.add_secondary(history::NAME.to_owned(), history::FORMAT.as_str(), Box::new(open))?;
+        output.add_secondary(
+            crate::sink::history::NAME.to_owned(),
+            crate::sink::history::FORMAT.as_str(),
+            Box::new(open),
+        )?;
     }
     Ok(output)
 }

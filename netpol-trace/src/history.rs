@@ -5,10 +5,8 @@
 //! agents may share a folder for the moment of an upgrade: their files have their runs in their names.
 
 mod follow;
-mod sink;
 
 pub use follow::Follower;
-pub use sink::{FORMAT, History, NAME};
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -141,8 +139,8 @@ pub fn reaches_back_to(folder: &Folder) -> io::Result<Option<Timestamp>> {
     for segment in segments(folder)? {
         let Ok(file) = folder.read(&segment.name) else { continue };
         let mut line = Vec::new();
-        BufReader::new(io::Read::take(file, crate::tail::lines::LINE_AT_MOST as u64)).read_until(b'\n', &mut line)?;
-        if let Some(seen) = crate::tail::view::read(line.trim_ascii_end()) {
+        BufReader::new(io::Read::take(file, crate::record::lines::LINE_AT_MOST as u64)).read_until(b'\n', &mut line)?;
+        if let Some(seen) = crate::record::read::read(line.trim_ascii_end()) {
             return Ok(Some(seen.time));
         }
     }

@@ -27,7 +27,6 @@ pub mod metrics;
 pub mod missing;
 pub mod model;
 pub mod netlink;
-pub mod output;
 pub mod packet;
 pub mod pipeline;
 pub mod policy;

@@ -14,7 +14,6 @@ use text::Page;
 
 use crate::model::Direction;
 use crate::record::{Body, Drop, Status};
-use crate::sink::queue::MAX_RECORDS;
 
 /// Different label sets of one metric; names of namespaces beyond count under [`OTHER`].
 const MAX_SERIES: usize = 10_000;
@@ -195,7 +194,7 @@ fn tell(page: &mut Page, published: &Published, age: Duration) {
     page.family(&c::SINK_LOST, sinks.iter().map(|sink| ([&sink.name], sink.lost)));
     page.family(&c::SINK_RECORDS, sinks.iter().map(|sink| ([&sink.name], sink.records)));
     page.family(&c::SINK_QUEUE, sinks.iter().map(|sink| ([&sink.name], sink.queued)));
-    page.family(&c::SINK_QUEUE_SIZE, sinks.iter().map(|sink| ([&sink.name], MAX_RECORDS as u64)));
+    page.family(&c::SINK_QUEUE_SIZE, sinks.iter().map(|sink| ([&sink.name], crate::model::SINK_QUEUE_RECORDS as u64)));
     page.family(&c::SINK_FAILING, sinks.iter().map(|sink| ([&sink.name], u64::from(sink.error.is_some()))));
     if let Some(connections) = status.connections {
         page.one(&c::OPENED, connections.opened);

@@ -10,6 +10,7 @@ pub mod build;
 pub mod connections;
 pub(crate) mod decide;
 pub mod enrich;
+pub mod filter;
 pub mod fingerprints;
 mod identity;
 mod pending;
@@ -30,10 +31,10 @@ pub use setup::Pipeline;
 use verdict_cache::CacheKey;
 
 use crate::cluster::Index;
-use crate::config::Ends;
 use crate::inventory::Watcher;
 use crate::kernel::RawDrop;
 use crate::model::Cause;
+use crate::pipeline::filter::Ends;
 use crate::record::Body;
 use crate::sink::SinkError;
 

@@ -29,7 +29,6 @@ pub use hint::{Asked, FTP_DATA, hint, hint_of};
 use jiff::Timestamp;
 pub use matching::{Assumed, Doubt};
 pub(crate) use miss::bounded;
-pub use miss::describe;
 pub use report::{Report, judge, name_changes, report, result};
 pub use rules::{Fit, ItemCheck, RuleCheck, check_rules};
 pub use summary::summary;

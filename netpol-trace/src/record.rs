@@ -2,9 +2,13 @@
 
 pub mod change;
 pub mod community_id;
+pub mod describe;
 pub mod fingerprint;
 pub mod format;
 mod json;
+pub mod lines;
+pub mod magic;
+pub mod read;
 pub mod restrict;
 pub mod schema;
 mod shorten;

@@ -2,22 +2,22 @@
 //! subcommand that reads records.
 
 pub mod input;
-mod magic;
 pub mod unpack;
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::IpAddr;
 
-pub use magic::line as describe_line;
+use crate::record::magic;
 
 use crate::cluster::Index;
 use crate::model::cluster::{Labels, Namespace, Object, Owner, Phase, Pod};
 use crate::model::{Cause, EndpointKind};
 use crate::policy::{Connection, End, Transport, Who};
+use crate::record::lines;
+use crate::record::lines::TOO_LONG;
+use crate::record::read::looks_like_a_record;
 use crate::record::{Body, Drop, Endpoint, Record};
-use crate::tail::lines::{self, TOO_LONG};
-use crate::tail::select::looks_like_a_record;
 
 const LINE_AT_MOST: u64 = lines::LINE_AT_MOST as u64;
 /// Different connections that are kept; more are counted.

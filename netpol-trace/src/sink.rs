@@ -2,8 +2,10 @@
 //! neither the others nor the pipeline; what had no room is declared in its own stream.
 
 pub mod backoff;
-pub mod events;
+pub mod fan_out;
 pub mod file;
+pub mod history;
+pub mod k8s_events;
 pub mod lines;
 mod lost;
 pub mod otlp;

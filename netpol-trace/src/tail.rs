@@ -4,15 +4,11 @@
 //! lines ─> select ─> order (time, across runs) ─> once (same id, same packet seen twice) ─> text | json | summary
 //! ```
 
-pub mod lines;
 pub mod names;
 pub mod once;
 pub mod order;
 pub mod paint;
 pub mod select;
-pub mod serve;
 pub mod stream;
 pub mod summary;
 pub mod text;
-pub mod view;
-pub mod words;

@@ -377,7 +377,7 @@ impl Worker<'_> {
             not_recorded: reading.map(|reading| reading.not_recorded).unwrap_or_default(),
             connections,
             hooks,
-            config: pipeline.configured.told.as_ref().map(|told| told.state(now)),
+            config: pipeline.configured.file.as_ref().map(|file| file.state(now)),
             sources: pipeline.cluster().sources().iter().map(|source| source_state(source, now)).collect(),
             history: HistoryState { kept: kept as u64, crowded_out },
             sinks: pipeline.output.states(),

@@ -17,8 +17,9 @@ use serde::Deserialize;
 
 use super::access_review::{AUDIENCE, READER};
 use super::api::{Access, AccessError, chain};
-use crate::tail::serve::REACHES_BACK_TO;
 
+/// Header of an answer of the tail listener: the time of the oldest record in its history.
+pub const REACHES_BACK_TO: &str = "x-netpol-trace-reaches-back-to";
 /// How the agents' pods are found.
 pub const LABEL: &str = "app.kubernetes.io/name=netpol-trace";
 const CONTAINER: &str = "agent";

@@ -11,8 +11,9 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::read::{MAX_BYTES, read};
-use super::{File, Problem, Problems, Settings, flags};
-use crate::model::{Cause, ConfigState};
+use super::{File, Problem, Problems, flags};
+use crate::model::Cause;
+use crate::pipeline::filter::{FileState, Settings, State};
 
 /// How often the file is looked at. Polling sees what inotify misses: the link swap of a mounted ConfigMap.
 const POLL: Duration = Duration::from_secs(1);
@@ -22,35 +23,6 @@ const POLL: Duration = Duration::from_secs(1);
 pub struct Live {
     file: Option<Followed>,
     sender: watch::Sender<State>,
-}
-
-/// What the pipeline uses, and what a status tells.
-#[derive(Debug, Clone, Default)]
-pub struct State {
-    pub settings: Arc<Settings>,
-    /// `None` without a file.
-    pub told: Option<Told>,
-}
-
-/// The state of the file.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Told {
-    pub path: String,
-    pub read_at: Timestamp,
-    pub error: Option<String>,
-    /// Options that changed in the file and wait for a start.
-    pub pending: Vec<String>,
-}
-
-impl Told {
-    pub fn state(&self, now: Timestamp) -> ConfigState {
-        ConfigState {
-            path: self.path.clone(),
-            age_seconds: u64::try_from(now.duration_since(self.read_at).as_secs()).unwrap_or(0),
-            error: self.error.clone(),
-            pending: self.pending.clone(),
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -84,9 +56,9 @@ impl Live {
             Ok(text) => checked(text, &path, &command)?,
             Err(error) => return Err(Problems::of(&path, vec![Problem::new(1, error.clone())])),
         };
-        let told =
-            Told { path: path.display().to_string(), read_at: Timestamp::now(), error: None, pending: Vec::new() };
-        let state = State { settings: Arc::new(first.settings.clone()), told: Some(told) };
+        let file =
+            FileState { path: path.display().to_string(), read_at: Timestamp::now(), error: None, pending: Vec::new() };
+        let state = State { settings: Arc::new(first.settings.clone()), file: Some(file) };
         let file = Followed { path, command, first, seen, before: None, all_drops: false };
         Ok(Live { file: Some(file), sender: watch::Sender::new(state) })
     }
@@ -146,17 +118,17 @@ impl Followed {
     }
 
     fn change(&self, state: &mut State, outcome: Result<File, String>) {
-        let Some(told) = &mut state.told else { return };
+        let Some(in_force) = &mut state.file else { return };
         match outcome {
             Ok(file) => {
-                told.pending = self.pending(&file);
-                (told.read_at, told.error) = (Timestamp::now(), None);
-                if told.pending.is_empty() {
+                in_force.pending = self.pending(&file);
+                (in_force.read_at, in_force.error) = (Timestamp::now(), None);
+                if in_force.pending.is_empty() {
                     tracing::info!("config file read again");
                 } else {
                     tracing::warn!(
                         "config file read again; these options count from the next start only: {}",
-                        told.pending.join(", ")
+                        in_force.pending.join(", ")
                     );
                 }
                 self.warn_of_causes(&file.settings);
@@ -164,7 +136,7 @@ impl Followed {
             }
             Err(error) => {
                 tracing::error!("the config file as it was stays in force: {error}");
-                told.error = Some(error);
+                in_force.error = Some(error);
             }
         }
     }

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::select::{Pattern, Selection};
 use super::{File, Flag, Problem, Problems};
 use crate::cluster::yaml::{self, Node, Value};
 use crate::model::Cause;
+use crate::pipeline::filter::{Pattern, Selection};
 
 /// Octets of a config file; a ConfigMap holds no more.
 pub const MAX_BYTES: usize = 1 << 20;

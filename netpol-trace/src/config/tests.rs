@@ -6,10 +6,10 @@ use std::path::Path;
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
-use super::select::{Ends, Pattern};
 use super::{File, flags, read};
 use crate::cli::agent::command;
 use crate::model::Cause;
+use crate::pipeline::filter::{Ends, Pattern};
 use crate::sink::target;
 
 fn problems(text: &str) -> String {

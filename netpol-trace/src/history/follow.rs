@@ -7,8 +7,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::time::SystemTime;
 
 use super::segments;
+use crate::record::lines::Cutter;
 use crate::storage::{Folder, StorageError};
-use crate::tail::lines::Cutter;
 
 /// Octets that are read at once.
 const READ: usize = 256 * 1024;

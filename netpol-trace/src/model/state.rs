@@ -79,6 +79,9 @@ pub struct SourceState {
     pub detail: Option<String>,
 }
 
+/// Records that the queue in front of one sink holds at most.
+pub const SINK_QUEUE_RECORDS: usize = 16_384;
+
 /// A sink and its own books, in packets: `written + held + lost` is what it was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SinkState {

@@ -1,5 +1,7 @@
 //! What the policies say of a connection, and the evidence for it.
 
+use std::fmt;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -125,5 +127,23 @@ impl ChangeKind {
             (true, true) => ChangeKind::Edited,
             (true, false) => ChangeKind::Deleted,
         }
+    }
+}
+
+impl fmt::Display for Miss {
+    /// Writes the miss for people: `ingress[0].from[1].podSelector app=api | pod has app=frontend`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whose = if self.have.starts_with("namespace ") {
+            ""
+        } else if self.field.ends_with(".podSelector") {
+            "pod has "
+        } else if self.field.ends_with(".namespaceSelector") {
+            "namespace has "
+        } else if self.field.contains("].ports[") {
+            "packet "
+        } else {
+            ""
+        };
+        write!(f, "{} {} | {whose}{}", self.field, self.want, self.have)
     }
 }

@@ -13,12 +13,11 @@ use super::unanswered::PendingConnection;
 use super::verdict_cache::VerdictCache;
 use crate::cluster::Cluster;
 use crate::cluster::api::Lookups;
-use crate::config::live;
 use crate::inventory::{Inventory, Watcher};
 use crate::kernel::clock::Clock;
 use crate::kernel::tc::View;
-use crate::output::Output;
 use crate::policy;
+use crate::sink::fan_out::Output;
 
 /// Turns the kernel's events into records.
 pub struct Pipeline {
@@ -45,9 +44,9 @@ pub struct Pipeline {
     pub lookups: Option<Lookups>,
     /// The record budget; `None` means no limit.
     pub budget: Option<Budget>,
-    pub(super) config: Option<tokio::sync::watch::Receiver<live::State>>,
+    pub(super) config: Option<tokio::sync::watch::Receiver<crate::pipeline::filter::State>>,
     /// The re-readable part of the config file, as of the last look.
-    pub configured: live::State,
+    pub configured: crate::pipeline::filter::State,
     pub(super) fingerprints: Fingerprints,
     pub output: Output,
 }
@@ -78,7 +77,7 @@ impl Pipeline {
             lookups: None,
             budget: None,
             config: None,
-            configured: live::State::default(),
+            configured: crate::pipeline::filter::State::default(),
             fingerprints: Fingerprints::new(output.cluster(), output.run()),
             output,
         }
@@ -96,7 +95,7 @@ impl Pipeline {
     }
 
     /// Follows the config file.
-    pub fn with_config(mut self, config: tokio::sync::watch::Receiver<live::State>) -> Pipeline {
+    pub fn with_config(mut self, config: tokio::sync::watch::Receiver<crate::pipeline::filter::State>) -> Pipeline {
         self.configured = config.borrow().clone();
         self.config = Some(config);
         self

@@ -6,8 +6,8 @@ use super::Pipeline;
 use super::connections::{self, Flows};
 use super::identity::confirm;
 use super::pending::NAMING_TIME;
-use crate::config::Ends;
 use crate::kernel::tc::View;
+use crate::pipeline::filter::Ends;
 use crate::record::Body;
 use crate::sink::SinkError;
 

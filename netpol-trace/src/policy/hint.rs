@@ -20,7 +20,6 @@ use crate::model::cluster::{
 use crate::model::{Address, ServiceRef};
 use crate::policy::evaluate::{Finding, Judgement, Side, evaluate};
 use crate::policy::matching::{Doubt, Match, Matcher, NAME_LABEL, in_block};
-use crate::policy::miss::describe;
 use crate::policy::nearest::{NearestRule, as_pod};
 use crate::policy::report::{Report, report};
 use crate::policy::{Connection, Options, Transport, Who};
@@ -188,7 +187,7 @@ impl<'a> Case<'_, 'a> {
     fn misses(&self) -> impl Display {
         fmt::from_fn(|f| {
             let mut misses = self.misses.iter().enumerate();
-            misses.try_for_each(|(at, miss)| write!(f, "{}{}", if at == 0 { "" } else { "; " }, describe(miss)))
+            misses.try_for_each(|(at, miss)| write!(f, "{}{}", if at == 0 { "" } else { "; " }, miss))
         })
     }
 

@@ -241,19 +241,3 @@ impl Write for Bounded {
         Ok(())
     }
 }
-
-/// A miss as people read it: `ingress[0].from[1].podSelector app=api | pod has app=frontend`.
-pub fn describe(miss: &crate::model::Miss) -> impl fmt::Display {
-    let whose = if miss.have.starts_with("namespace ") {
-        ""
-    } else if miss.field.ends_with(".podSelector") {
-        "pod has "
-    } else if miss.field.ends_with(".namespaceSelector") {
-        "namespace has "
-    } else if miss.field.contains("].ports[") {
-        "packet "
-    } else {
-        ""
-    };
-    fmt::from_fn(move |f| write!(f, "{} {} | {whose}{}", miss.field, miss.want, miss.have))
-}

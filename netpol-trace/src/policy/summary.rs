@@ -1,7 +1,6 @@
 //! A verdict in one line, for people.
 
 use crate::model::{Side, Verdict, VerdictResult};
-use crate::policy::describe;
 
 const POLICIES_NAMED: usize = 3;
 
@@ -34,7 +33,7 @@ fn denied_by(direction: &str, side: &Side) -> String {
         None => String::new(),
         Some(nearest) if nearest.rule.is_none() => format!(" (no {direction} rule)"),
         Some(nearest) => {
-            let misses: Vec<_> = nearest.misses.iter().map(|miss| describe(miss).to_string()).collect();
+            let misses: Vec<_> = nearest.misses.iter().map(ToString::to_string).collect();
             let whose = if side.isolated_by.len() > 1 { format!("{} ", nearest.policy) } else { String::new() };
             format!(" (nearest: {whose}{})", misses.join("; "))
         }

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use super::magic;
 use super::unpack::{Reader, Unreadable};
 use crate::history;
+use crate::record::lines::{Cutter, LINE_AT_MOST};
+use crate::record::magic;
+use crate::record::read;
 use crate::storage::Folder;
-use crate::tail::lines::{Cutter, LINE_AT_MOST};
-use crate::tail::{select, view};
+use crate::tail::select;
 use crate::text::{counted, escape, thousands};
 
 /// What can't be read, and why.
@@ -244,7 +245,7 @@ impl Input {
                 // Comes again when the rest is read.
                 Err(_) => &[],
             };
-            let mut take = |line: &[u8]| time = time.or_else(|| view::read(line).map(|seen| seen.time));
+            let mut take = |line: &[u8]| time = time.or_else(|| read::read(line).map(|seen| seen.time));
             cutter.cut(read, &mut take);
             if read.is_empty() {
                 cutter.finish(take);

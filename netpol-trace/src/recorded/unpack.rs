@@ -9,7 +9,8 @@ use flate2::bufread::MultiGzDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
-use super::magic::{self, PACKING_LENGTH, Packing};
+use crate::record::magic;
+use crate::record::magic::{PACKING_LENGTH, Packing};
 use crate::text::thousands;
 
 const BUFFER: usize = 64 * 1024;

@@ -5,11 +5,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::lost::Lost;
-use crate::model::Cause;
+use crate::model::{Cause, SINK_QUEUE_RECORDS};
 use crate::record::{Body, Record};
 
-/// Records that may wait in front of one sink.
-pub const MAX_RECORDS: usize = 16_384;
 /// What they may weigh together, in octets. Sinks share a record, so several queues don't weigh more than the longest.
 const MAX_WEIGHT: usize = 32 << 20;
 /// Records that are done with and wait for the pipeline's thread to free them.
@@ -98,7 +96,7 @@ impl State {
     /// After an overflow until half of it is free again: a loss is one record, not one for every other record.
     fn is_full(&self) -> bool {
         let part = if self.overflow.is_some() { 2 } else { 1 };
-        self.entries.len() >= MAX_RECORDS / part || self.weight >= MAX_WEIGHT / part
+        self.entries.len() >= SINK_QUEUE_RECORDS / part || self.weight >= MAX_WEIGHT / part
     }
 
     fn lost_cause(&mut self, record: &Record, packets: u64) {

@@ -96,9 +96,9 @@ mod tests {
 
     use super::*;
     use crate::model::LossStage;
-    use crate::output::Output;
     use crate::record::Body;
     use crate::record::format::Format;
+    use crate::sink::fan_out::Output;
     use crate::sink::file::{Lines, Rotation};
     use crate::sink::queue::{Queue, Waiting};
     use crate::sink::tests::{loss, numbers, record};

@@ -8,13 +8,14 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::Sink;
-use super::events::{self, Events};
 use super::file::{Lines, Rotation};
 use super::lines::Stdout;
 use super::otlp::{self, Otlp};
 use crate::cluster::api::Access;
 use crate::cluster::events::Writer;
 use crate::record::format::Format;
+use crate::sink::k8s_events;
+use crate::sink::k8s_events::Events;
 use crate::storage::Readers;
 
 /// One sink, as it was asked for.
@@ -78,7 +79,7 @@ impl Target {
         match self.place {
             Place::Stdout | Place::File { .. } => self.format.unwrap_or(default).as_str(),
             Place::Otlp(_) => otlp::FORMAT,
-            Place::Events => events::FORMAT,
+            Place::Events => k8s_events::FORMAT,
         }
     }
 
@@ -96,7 +97,7 @@ impl Target {
                 Ok(Box::new(otlp))
             }
             Place::Events => {
-                let writer = Writer::new(access.clone(), node, events::INTERVAL, events::BURST);
+                let writer = Writer::new(access.clone(), node, k8s_events::INTERVAL, k8s_events::BURST);
                 Ok(Box::new(Events::new(writer.context("--output events")?)))
             }
         }

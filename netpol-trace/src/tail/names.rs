@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::select::{Wanted, matches};
-use super::view::Seen;
 use crate::missing;
 use crate::model::cluster::Selector;
+use crate::record::read::Seen;
 
 /// Records that are looked at for names, so that a long log is still filtered at the speed of memory.
 pub const RECORDS: usize = 20_000;

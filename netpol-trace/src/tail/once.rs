@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
-use super::view::Seen;
+use crate::record::read::Seen;
 
 /// Blocks of ids that are remembered: 4096 ids each, 512 octets. What is beyond is forgotten, oldest half first.
 const BLOCKS: usize = 1 << 16;
@@ -95,7 +95,7 @@ impl Once {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tail::view;
+    use crate::record::read;
 
     fn record(run: &str, number: u64, fingerprint: &str) -> String {
         format!(
@@ -106,7 +106,7 @@ mod tests {
 
     fn shown(lines: &[String]) -> (Vec<usize>, u64, u64) {
         let mut once = Once::default();
-        let new = |(at, line): (usize, &String)| once.is_new(&view::read(line.as_bytes()).unwrap()).then_some(at);
+        let new = |(at, line): (usize, &String)| once.is_new(&read::read(line.as_bytes()).unwrap()).then_some(at);
         let shown = lines.iter().enumerate().filter_map(new).collect();
         (shown, once.repeated, once.twins)
     }
@@ -136,7 +136,7 @@ mod tests {
         let mut once = Once::default();
         for number in (0..u64::MAX).step_by(usize::MAX / 400_000) {
             let line = record("a", number, &number.to_string());
-            once.is_new(&view::read(line.as_bytes()).unwrap());
+            once.is_new(&read::read(line.as_bytes()).unwrap());
         }
         assert!(once.ids.iter().map(HashMap::len).sum::<usize>() <= BLOCKS);
         assert!(once.fingerprints.iter().map(HashSet::len).sum::<usize>() <= 2 * FINGERPRINTS);

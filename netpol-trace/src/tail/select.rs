@@ -7,8 +7,8 @@ pub use labels::{matches, selector};
 use jiff::Timestamp;
 use memchr::memmem::Finder;
 
-use super::view::{End, Pod, Seen};
 use crate::model::cluster::Selector;
+use crate::record::read::{End, Pod, START, Seen};
 use crate::text::{counted, escape};
 
 /// What `tail` was asked for. Empty means all.
@@ -260,14 +260,6 @@ impl Prefilter {
         // Digits of a year with four of them, in UTC, compare as text.
         self.second(line).is_some_and(|time| *time < since)
     }
-}
-
-/// How the agent begins a line.
-const START: &[u8] = b"{\"schema\":\"netpol-trace/v1\",";
-
-/// Whether a line is a record, without parsing the agent's own: its log lines and those of others are not.
-pub fn looks_like_a_record(line: &[u8]) -> bool {
-    line.starts_with(START) || line.trim_ascii_start().first() == Some(&b'{') && super::view::read(line).is_some()
 }
 
 /// The pod's labels as the record has them.

@@ -8,11 +8,12 @@ use jiff::{SignedDuration, Timestamp};
 use super::names::Names;
 use super::once::Once;
 use super::order::Sorter;
-use super::select::{Found, Prefilter, SECOND, Wanted, looks_like_a_record};
+use super::select::{Found, Prefilter, SECOND, Wanted};
 use super::summary::Summary;
 use super::text::{Printer, Style};
-use super::view::{self, Seen};
-use crate::recorded;
+use crate::record::read;
+use crate::record::read::Seen;
+use crate::record::read::looks_like_a_record;
 
 /// A record this young has only just been made: what is sorted may go out.
 const LIVE: SignedDuration = SignedDuration::from_secs(3);
@@ -125,7 +126,7 @@ impl Tail {
             self.tally.records += 1;
             return Ok(());
         }
-        let Some(seen) = view::read(line) else {
+        let Some(seen) = read::read(line) else {
             self.not_a_record(line);
             return Ok(());
         };
@@ -157,7 +158,7 @@ impl Tail {
         self.tally.not_records += 1;
         self.input.not_records += 1;
         if self.input.first_not_record.is_none() {
-            self.input.first_not_record = Some(recorded::describe_line(line));
+            self.input.first_not_record = Some(crate::record::magic::line(line));
         }
         if self.tally.first_not_record.is_none() {
             let number = self.input.lines;
@@ -179,7 +180,7 @@ impl Tail {
         let some_nodes = wanted.names_ends() && !*everywhere;
         let mut text = String::new();
         sorter.drain(|line| {
-            let Some(seen) = view::read(line).filter(|seen| once.is_new(seen)) else { return Ok(()) };
+            let Some(seen) = read::read(line).filter(|seen| once.is_new(seen)) else { return Ok(()) };
             // Agents' words about themselves, from where none of the pods is, would look like an answer about these. What an agent
             // lost that does not name its node may be theirs.
             let elsewhere = some_nodes && !nodes.contains(&*seen.node);

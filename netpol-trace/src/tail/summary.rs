@@ -7,8 +7,8 @@ use jiff::Timestamp;
 
 use super::paint::{Ink, cut, width, wrap};
 use super::text::Style;
-use super::view::Seen;
-use super::words;
+use crate::record::describe;
+use crate::record::read::Seen;
 use crate::text::counted;
 
 /// Different pairs, policies or hints that are counted.
@@ -96,7 +96,12 @@ impl Summary {
         }
         self.nodes.add(&*seen.node, packets);
         if let (Some(source), Some(destination)) = (&seen.source, &seen.destination) {
-            let pair = format!("{} -> {} {}", words::workload(source), words::workload(destination), words::port(seen));
+            let pair = format!(
+                "{} -> {} {}",
+                describe::workload(source),
+                describe::workload(destination),
+                describe::port(seen)
+            );
             self.pairs.add(&pair, packets);
         }
         if let Some(verdict) = seen.verdict.as_ref().filter(|verdict| &*verdict.result == "denied") {
@@ -107,10 +112,12 @@ impl Summary {
             }
         }
         if let Some(hint) = &seen.hint {
-            let case = words::case(seen);
+            let case = describe::case(seen);
             self.hints.add(&case, packets);
             if self.messages.len() < ROWS && self.hints.rows.contains_key(&case) {
-                self.messages.entry(case).or_insert_with(|| (words::name(&hint.code), words::sentence(&hint.message)));
+                self.messages
+                    .entry(case)
+                    .or_insert_with(|| (describe::name(&hint.code), describe::sentence(&hint.message)));
             }
         }
     }
@@ -122,7 +129,7 @@ impl Summary {
     pub fn text(&self, style: Style) -> String {
         let mut out = String::new();
         let (Some(first), Some(last)) = (self.first, self.last) else { return "Nothing was recorded.\n".to_owned() };
-        let causes: Vec<_> = self.causes.top().iter().map(|(c, n)| format!("{n} {}", words::name(c))).collect();
+        let causes: Vec<_> = self.causes.top().iter().map(|(c, n)| format!("{n} {}", describe::name(c))).collect();
         let _ = writeln!(
             out,
             "{}, {} on {}, {first:.0} to {last:.0}{}{}",
@@ -139,15 +146,15 @@ impl Summary {
             let _ = writeln!(out, "{}", counted(self.changes, "policy change"));
         }
         for (what, count) in self.losses.top() {
-            let what = words::name(what);
+            let what = describe::name(what);
             let _ = writeln!(
                 out,
                 "{}",
                 style.paint.ink(&format!("{} without a record ({what})", counted(count, "packet")), Ink::Bad)
             );
         }
-        self.rows(style, "From -> to", &self.pairs, words::name, &mut out);
-        self.rows(style, "Policies that denied", &self.policies, words::name, &mut out);
+        self.rows(style, "From -> to", &self.pairs, describe::name, &mut out);
+        self.rows(style, "Policies that denied", &self.policies, describe::name, &mut out);
         self.fixes(style, &mut out);
         out
     }

@@ -8,8 +8,9 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
 use super::paint::{Ink, Paint, cut, width, wrap};
-use super::view::Seen;
-use super::words::{self, Brevity};
+use crate::record::describe;
+use crate::record::describe::Brevity;
+use crate::record::read::Seen;
 
 /// Hints that are remembered by number; beyond, they are told again.
 const HINTS: usize = 1000;
@@ -49,13 +50,13 @@ impl Printer {
         let hint = self.hint_number(seen);
         match &*seen.kind {
             "drop" | "unanswered" => self.flow(seen, hint, out),
-            "loss" => self.plain(seen, "LOST", Ink::Bad, &words::loss(seen), out),
-            "policy_change" => self.plain(seen, "POLICY", Ink::Strong, &words::policy_change(seen), out),
-            "status" => self.plain(seen, "AGENT", Ink::Dim, &words::status(seen), out),
-            kind => self.plain(seen, "OTHER", Ink::Dim, &format!("a record of kind {}", words::name(kind)), out),
+            "loss" => self.plain(seen, "LOST", Ink::Bad, &describe::loss(seen), out),
+            "policy_change" => self.plain(seen, "POLICY", Ink::Strong, &describe::policy_change(seen), out),
+            "status" => self.plain(seen, "AGENT", Ink::Dim, &describe::status(seen), out),
+            kind => self.plain(seen, "OTHER", Ink::Dim, &format!("a record of kind {}", describe::name(kind)), out),
         }
         if let (Some((number, true)), Some(hint)) = (hint, &seen.hint) {
-            self.hint(number, &words::name(&hint.code), &words::sentence(&hint.message), out);
+            self.hint(number, &describe::name(&hint.code), &describe::sentence(&hint.message), out);
         }
     }
 
@@ -90,7 +91,7 @@ impl Printer {
     /// The number of the record's hint, and whether it is to be told now.
     fn hint_number(&mut self, seen: &Seen<'_>) -> Option<(usize, bool)> {
         seen.hint.as_ref()?;
-        let case = words::case(seen);
+        let case = describe::case(seen);
         if let Some(number) = self.hints.get(&case) {
             return Some((*number, false));
         }
@@ -117,7 +118,7 @@ impl Printer {
         let node = if seen.node.is_empty() || &*seen.kind == "policy_change" {
             String::new()
         } else {
-            format!("node {}: ", words::name(&seen.node))
+            format!("node {}: ", describe::name(&seen.node))
         };
         let time = self.time(seen.time);
         let room = self.style.width.filter(|_| !self.style.wide).map(|columns| columns.saturating_sub(time.len() + 8));
@@ -137,7 +138,7 @@ impl Printer {
         let paint = self.style.paint;
         let number = hint.map(|(number, _)| format!(" [{number}]")).unwrap_or_default();
         let marks = marks(seen);
-        let port = words::port(seen);
+        let port = describe::port(seen);
         let mut parts = Parts::of(seen, self.style.wide);
         if let Some(columns) = self.style.width.filter(|_| !self.style.wide) {
             let word = word.len().max(if self.is_narrow() { 4 } else { 6 });
@@ -179,34 +180,39 @@ struct Parts {
 
 impl Parts {
     fn of(seen: &Seen<'_>, wide: bool) -> Parts {
-        let why = if &*seen.kind == "unanswered" { words::silence(seen) } else { words::why(seen) };
-        let end = |end: &Option<super::view::End<'_>>| end.as_ref().map_or_else(|| "?".to_owned(), words::end);
+        let why = if &*seen.kind == "unanswered" { describe::silence(seen) } else { describe::why(seen) };
+        let end =
+            |end: &Option<crate::record::read::End<'_>>| end.as_ref().map_or_else(|| "?".to_owned(), describe::end);
         let mut parts = Parts { source: end(&seen.source), destination: end(&seen.destination), why };
         if !wide {
             return parts;
         }
         for (text, end) in [(&mut parts.source, &seen.source), (&mut parts.destination, &seen.destination)] {
             let Some(end) = end else { continue };
-            let ip = words::name(&end.ip);
+            let ip = describe::name(&end.ip);
             let port = end.port.map(|port| format!(" port {port}")).unwrap_or_default();
             let service = end.service.as_ref().filter(|_| end.pod.is_some()).map(|service| {
                 let port = service.port.map(|port| format!(":{port}")).unwrap_or_default();
-                format!(", service {}/{}{port}", words::name(&service.namespace), words::name(&service.name))
+                format!(", service {}/{}{port}", describe::name(&service.namespace), describe::name(&service.name))
             });
-            let dns =
-                end.names.first().filter(|_| end.pod.is_some()).map(|dns| format!(", asked for {}", words::name(dns)));
+            let dns = end
+                .names
+                .first()
+                .filter(|_| end.pod.is_some())
+                .map(|dns| format!(", asked for {}", describe::name(dns)));
             *text += &format!(" ({ip}{port}{}{})", service.unwrap_or_default(), dns.unwrap_or_default());
         }
         let kernel = &seen.kernel;
         let known = [&kernel.mechanism, &kernel.hook, &kernel.reason, &kernel.location, &kernel.device];
-        let known: Vec<_> = known.into_iter().filter(|text| !text.is_empty()).map(|text| words::name(text)).collect();
+        let known: Vec<_> =
+            known.into_iter().filter(|text| !text.is_empty()).map(|text| describe::name(text)).collect();
         // A policy is every node's.
         let node = if seen.node.is_empty() || &*seen.kind == "policy_change" {
             String::new()
         } else {
-            format!(", node {}", words::name(&seen.node))
+            format!(", node {}", describe::name(&seen.node))
         };
-        let cause = if seen.cause.is_empty() { words::name(&seen.kind) } else { words::name(&seen.cause) };
+        let cause = if seen.cause.is_empty() { describe::name(&seen.kind) } else { describe::name(&seen.cause) };
         parts.why += &format!(" ({cause}{node}: {})", known.join(" "));
         parts
     }
@@ -216,7 +222,7 @@ impl Parts {
         let total = |parts: &Parts| width(&parts.source) + width(&parts.destination) + width(&parts.why);
         for brevity in [Brevity::Short, Brevity::Shortest] {
             if total(self) > columns && &*seen.kind == "drop" {
-                self.why = words::brief(seen, brevity);
+                self.why = describe::brief(seen, brevity);
             }
         }
         for replica in [true, false] {
@@ -226,7 +232,7 @@ impl Parts {
                         true => (&mut self.source, &seen.source),
                         false => (&mut self.destination, &seen.destination),
                     };
-                    *text = end.as_ref().map_or_else(|| "?".to_owned(), |end| words::short_end(end, replica));
+                    *text = end.as_ref().map_or_else(|| "?".to_owned(), |end| describe::short_end(end, replica));
                 }
             }
         }

@@ -6,13 +6,13 @@ use std::time::Instant;
 use jiff::{SignedDuration, Timestamp};
 use netpol_trace::cluster::change::Change;
 use netpol_trace::cluster::{Cluster, Index};
-use netpol_trace::output::Output;
 use netpol_trace::pipeline::Pipeline;
 use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::pipeline::aggregate::Budget;
 use netpol_trace::policy;
 use netpol_trace::policy::{Finding, Options};
 use netpol_trace::sink::Numbers;
+use netpol_trace::sink::fan_out::Output;
 
 use crate::{allocations, drops, large};
 

@@ -3,7 +3,7 @@
 use super::{Answered, Explained, PolicyCheck};
 use crate::model::{Side, VerdictResult};
 use crate::policy;
-use crate::policy::{Fit, ItemCheck, RuleCheck, describe};
+use crate::policy::{Fit, ItemCheck, RuleCheck};
 use crate::text::escape;
 
 /// Items of a rule that are shown; a rule may have thousands.
@@ -106,7 +106,7 @@ impl Page {
             match item.misses.as_slice() {
                 [] => self.line(2, &format!("{} {}: {}", short(&item.field), item.wants, fit(item.result))),
                 misses => {
-                    let misses: Vec<_> = misses.iter().map(|m| short(&describe(m).to_string()).to_owned()).collect();
+                    let misses: Vec<_> = misses.iter().map(|m| short(&m.to_string()).to_owned()).collect();
                     self.line(2, &misses.join("; "));
                 }
             }

@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use super::{Error, Read};
+use crate::record::lines;
 use crate::recorded::input::{self, Input};
 use crate::recorded::unpack::Unreadable;
-use crate::tail::lines;
 use crate::tail::stream::Tail;
 use crate::text::escape;
 

@@ -13,11 +13,11 @@ use tokio::sync::mpsc;
 use super::input::report;
 use super::{Error, Read};
 use crate::history::Follower;
+use crate::record::lines::Cutter;
 use crate::recorded::Lines;
 use crate::recorded::input::{self, Input};
 use crate::recorded::unpack::{Reader, Unreadable};
 use crate::storage::Folder;
-use crate::tail::lines::Cutter;
 use crate::tail::stream::Tail;
 use crate::text::{counted, escape};
 

@@ -1,12 +1,12 @@
 use super::*;
-use crate::tail::view;
+use crate::record::read::{self, looks_like_a_record};
 
 const LINE: &str = r#"{"schema":"netpol-trace/v1","id":"a/1","run":"a","seq":1,"time":"2026-11-21T04:30:11.5Z","kind":"drop","count":1,"cause":"policy","source":{"kind":"pod","ip":"10.0.0.1","port":1000,"pod":{"namespace":"qa","name":"web-0","labels":{"app":"web"}}},"destination":{"kind":"pod","ip":"10.0.0.2","port":80,"pod":{"namespace":"prod","name":"db-0","labels":{"app":"db","tier":"data"}}}}"#;
 const LOSS: &str = r#"{"schema":"netpol-trace/v1","id":"a/2","run":"a","seq":2,"time":"2026-11-21T04:30:11.5Z","kind":"loss","stage":"kernel_ring","reason":"ring_full","count":3}"#;
 
 /// Both answers, which may differ in one way only: the prefilter lets through what the parser then refuses.
 fn wants(wanted: &Wanted, line: &str) -> bool {
-    let wants = wanted.wants(&view::read(line.as_bytes()).unwrap());
+    let wants = wanted.wants(&read::read(line.as_bytes()).unwrap());
     let may = Prefilter::new(wanted).may_match(line.as_bytes());
     assert!(may || !wants, "the prefilter keeps back what is wanted: {wanted:?} {line}");
     wants

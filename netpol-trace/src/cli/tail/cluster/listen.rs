@@ -11,8 +11,8 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{Shared, say_reach, say_remedy, say_silent};
 use crate::cli::tail::live::Batch;
 use crate::cluster::agents::{Agent, Agents, AgentsError, Asked};
-use crate::tail::lines::Cutter;
-use crate::tail::view;
+use crate::record::lines::Cutter;
+use crate::record::read;
 
 /// After a break, from this much before the last record, since records are written later than what they tell: a connection
 /// without an answer after two minutes. What was shown before is not shown again.
@@ -190,7 +190,7 @@ impl Listener {
 
     /// Keeps the times of the first and the last record, and the nodes of the pods' peers.
     fn note(&self, line: &[u8], progress: &mut Progress) {
-        let Some(seen) = view::read(line) else { return };
+        let Some(seen) = read::read(line) else { return };
         if progress.first.is_none() {
             progress.first = Some(seen.time);
             // A log begins with the agent's start, or where it was cut.

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::queue::Patience;
-use super::{Delivery, Sink, SinkError};
 use crate::cluster::events::{EventError, Happening, Named, Writer};
 use crate::model::{Cause, PodRef};
+use crate::record::describe;
+use crate::record::describe::Brevity;
 use crate::record::format::Format;
+use crate::record::read;
 use crate::record::{Body, Drop, Record, format, restrict};
-use crate::tail::view;
-use crate::tail::words::{self, Brevity};
+use crate::sink::queue::Patience;
+use crate::sink::{Delivery, Sink, SinkError};
 
 /// What an agent may write: an API server has thousands of them.
 pub const INTERVAL: Duration = Duration::from_secs(5);
@@ -257,16 +258,16 @@ fn note(record: &Record, pod: &PodRef, is_source: bool) -> (String, Option<Named
     let shown = restrict::restricted(record.clone(), |namespace| namespace == pod.namespace);
     let mut line = Vec::new();
     let encoded = shown.as_ref().map(|shown| format::line(Format::Native, shown, &mut line));
-    let Some(seen) = encoded.and_then(Result::ok).and_then(|()| view::read(line.trim_ascii_end())) else {
+    let Some(seen) = encoded.and_then(Result::ok).and_then(|()| read::read(line.trim_ascii_end())) else {
         return ("A connection was denied by NetworkPolicy".to_owned(), None);
     };
     let (to, end) = if is_source { ("to", &seen.destination) } else { ("from", &seen.source) };
-    let other = end.as_ref().map(words::end).unwrap_or_default();
+    let other = end.as_ref().map(describe::end).unwrap_or_default();
     let what = if &*seen.action == "reject" { "rejected" } else { "dropped" };
-    let why = words::brief(&seen, Brevity::Short);
-    let mut note = format!("{} {to} {other} {what}: {why}", words::port(&seen));
+    let why = describe::brief(&seen, Brevity::Short);
+    let mut note = format!("{} {to} {other} {what}: {why}", describe::port(&seen));
     if let Some(hint) = &seen.hint {
-        note += &format!(". {}", words::sentence(&hint.message));
+        note += &format!(". {}", describe::sentence(&hint.message));
     }
     let policy = seen.verdict.as_ref().and_then(|verdict| {
         let policy = verdict.deciding(&seen.direction).1.isolated_by.first()?;

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::view::{End, Miss, Named, Seen, Side, Verdict};
+use crate::record::read::{End, Miss, Named, Seen, Side, Verdict};
+use unicode_width::UnicodeWidthStr as _;
+
 use crate::text::escape;
 
 /// Characters of a name, and of a sentence, that are shown.
@@ -72,7 +74,7 @@ pub fn short_end(end: &End<'_>, replica: bool) -> String {
         let last = if replica { name(last) } else { String::new() };
         Some(format!("{}/{}-…{last}", name(&pod.namespace), name(&owner.name)))
     });
-    short.filter(|short| super::paint::width(short) < super::paint::width(&full)).unwrap_or(full)
+    short.filter(|short| short.width() < full.width()).unwrap_or(full)
 }
 
 /// `3306/TCP`, `ICMP`
@@ -169,7 +171,7 @@ fn missed(side: &Side<'_>, direction: &str) -> String {
 
 fn miss(miss: &Miss<'_>) -> String {
     let as_written = crate::model::Miss { field: name(&miss.field), want: name(&miss.want), have: name(&miss.have) };
-    crate::policy::describe(&as_written).to_string()
+    as_written.to_string()
 }
 
 /// Where no policy denies: what the kernel and the agent know.
@@ -296,7 +298,9 @@ pub fn policy_change(seen: &Seen<'_>) -> String {
         }
     }
     for field in seen.fields.iter().take(POLICIES) {
-        let of = |text: &Option<super::view::Str<'_>>| text.as_ref().map_or_else(|| "nothing".to_owned(), |t| name(t));
+        let of = |text: &Option<crate::record::read::Str<'_>>| {
+            text.as_ref().map_or_else(|| "nothing".to_owned(), |t| name(t))
+        };
         let _ = write!(line, "; {} {}, was {}", name(&field.field), of(&field.after), of(&field.before));
     }
     line

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::places::PLACES_OF_USER;
-use super::*;
+use crate::agent::tail_server::places::PLACES_OF_USER;
+use crate::agent::tail_server::*;
 use crate::cluster::access_review::tests::{Server, reviewer};
 use crate::http;
 use crate::metrics::Metrics;

@@ -1,12 +1,14 @@
-//! Which drops a list of namespaces, causes or address ranges is about. Pure.
+//! The re-readable settings of the config file: which drops get a record, and what of pods and DNS names goes into it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
-use crate::model::Cause;
+use crate::model::{Cause, ConfigState};
 use crate::pipeline::enrich::Flow;
-use crate::record::Endpoint;
+use crate::record::{Body, Endpoint};
 
 /// A text with `*` for any run of characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,5 +107,86 @@ impl Selection {
     fn cidr(&self, ends: &Ends<'_>) -> Option<bool> {
         let ranges = self.cidrs.as_ref()?;
         Some(ends.addresses.iter().flatten().any(|ip| ranges.iter().any(|range| range.contains(ip))))
+    }
+}
+
+/// What can change while the agent runs: which drops get a record, and what of a pod and of its DNS answers goes in.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Settings {
+    /// A drop must fit every list given here; an absent list fits all.
+    pub include: Selection,
+    /// A drop that fits any list given here gets no record.
+    pub exclude: Selection,
+    /// The pod labels that go into records; `None` for all.
+    pub labels: Option<Vec<Pattern>>,
+    /// The DNS names that go into records; `None` for all.
+    pub dns_names: Option<Vec<Pattern>>,
+}
+
+/// Stands in for a DNS name that is not to be written.
+pub const REDACTED: &str = "redacted";
+
+impl Settings {
+    /// Whether something gets a record. What gets none is counted all the same.
+    pub fn admits(&self, cause: Option<crate::model::Cause>, ends: &Ends<'_>) -> bool {
+        self.include.fits_all(cause, ends) && !self.exclude.fits_any(cause, ends)
+    }
+
+    /// Takes out of a record what must not be written.
+    pub fn redact(&self, body: &mut Body) {
+        let ends = match body {
+            Body::Drop(drop) => [&mut drop.source, &mut drop.destination],
+            Body::Unanswered(silent) => [&mut silent.source, &mut silent.destination],
+            Body::PolicyChange(_) | Body::Loss(_) | Body::Status(_) => return,
+        };
+        for end in ends {
+            self.redact_end(end);
+        }
+    }
+
+    pub(crate) fn redact_end(&self, end: &mut Endpoint) {
+        if let (Some(allowed), Some(pod)) = (&self.labels, &mut end.pod) {
+            let fits = |key: &str| allowed.iter().any(|pattern| pattern.matches(key));
+            if !pod.labels.keys().all(|key| fits(key)) {
+                pod.to_mut().labels.retain(|key, _| fits(key));
+            }
+        }
+        if let Some(allowed) = &self.dns_names {
+            for name in &mut end.names {
+                if !allowed.iter().any(|pattern| pattern.matches(name)) {
+                    REDACTED.clone_into(name);
+                }
+            }
+            end.names.dedup();
+        }
+    }
+}
+
+/// The re-readable settings in force, and the state of the config file.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    pub settings: Arc<Settings>,
+    /// `None` without a file.
+    pub file: Option<FileState>,
+}
+
+/// How the config file stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FileState {
+    pub path: String,
+    pub read_at: Timestamp,
+    pub error: Option<String>,
+    /// Options that changed in the file and wait for a start.
+    pub pending: Vec<String>,
+}
+
+impl FileState {
+    pub fn state(&self, now: Timestamp) -> ConfigState {
+        ConfigState {
+            path: self.path.clone(),
+            age_seconds: u64::try_from(now.duration_since(self.read_at).as_secs()).unwrap_or(0),
+            error: self.error.clone(),
+            pending: self.pending.clone(),
+        }
     }
 }

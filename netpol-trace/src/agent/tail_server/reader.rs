@@ -9,16 +9,16 @@ use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Serving;
-use super::places::Place;
+use crate::agent::tail_server::Serving;
+use crate::agent::tail_server::places::Place;
 use crate::cluster::access_review::{ReviewError, Reviewer, User};
 use crate::history::Follower;
 use crate::http::Stalled;
 use crate::record::format;
 use crate::record::format::Format;
+use crate::record::read;
 use crate::record::{Record, restrict};
 use crate::storage::Folder;
-use crate::tail::view;
 
 /// The history's files are written by another thread, and read again this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -136,7 +136,7 @@ struct View {
 impl View {
     /// Appends what the reader may see of a line. An error: what they may see is not known.
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>) -> Result<(), ReviewError> {
-        let Some(seen) = view::read(line.trim_ascii_end()) else { return Ok(()) };
+        let Some(seen) = read::read(line.trim_ascii_end()) else { return Ok(()) };
         if self.since.is_some_and(|since| seen.last_time.unwrap_or(seen.time) < since) {
             return Ok(());
         }
@@ -144,7 +144,7 @@ impl View {
             out.extend_from_slice(line);
             return Ok(());
         }
-        let of = |end: &view::End<'_>| {
+        let of = |end: &read::End<'_>| {
             let pod = end.pod.as_ref().map(|pod| pod.namespace.to_string());
             pod.or_else(|| end.service.as_ref().map(|service| service.namespace.to_string()))
         };

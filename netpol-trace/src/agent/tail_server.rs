@@ -28,8 +28,6 @@ use crate::storage::{Folder, Readers};
 use places::{Full, Places};
 use reader::Reading;
 
-/// From when the history can answer.
-pub const REACHES_BACK_TO: &str = "x-netpol-trace-reaches-back-to";
 /// A longer token is none.
 const TOKEN_AT_MOST: usize = 16 * 1024;
 /// Namespaces of one request.
@@ -107,7 +105,7 @@ async fn records(
     let body = futures::stream::unfold(lines, async |mut lines| Some((lines.recv().await?, lines)));
     let headers = [
         (header::CONTENT_TYPE.as_str(), "application/jsonl".to_owned()),
-        (REACHES_BACK_TO, reaches.unwrap_or_default()),
+        (crate::cluster::agents::REACHES_BACK_TO, reaches.unwrap_or_default()),
     ];
     (headers, Body::from_stream(body)).into_response()
 }

@@ -363,3 +363,11 @@ impl<'a> Verdict<'a> {
         of("denied").or_else(|| of("undetermined")).unwrap_or(order[0])
     }
 }
+
+/// The bytes with which an agent begins a line.
+pub const START: &[u8] = b"{\"schema\":\"netpol-trace/v1\",";
+
+/// Returns true if a line is a record. Lines that begin as an agent writes them are not parsed.
+pub fn looks_like_a_record(line: &[u8]) -> bool {
+    line.starts_with(START) || line.trim_ascii_start().first() == Some(&b'{') && read(line).is_some()
+}

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Ring;
+use crate::history::Ring;
 use crate::record::format::Format;
 use crate::record::{Record, format};
 use crate::sink::queue::Patience;

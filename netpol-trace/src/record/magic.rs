@@ -1,6 +1,6 @@
 //! Names what untrusted bytes are that are not a log, so that an error can say what to do instead.
 
-use crate::tail::lines::TOO_LONG;
+use crate::record::lines::TOO_LONG;
 
 /// How a log is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
