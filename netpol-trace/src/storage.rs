@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat};
@@ -51,6 +52,13 @@ impl From<StorageError> for io::Error {
         };
         io::Error::new(kind, error)
     }
+}
+
+/// Whether `path` still names this open file. Whoever may write to its folder can remove it, rename it, or put something else in its
+/// place, and what is written to a file without a name is lost.
+pub fn still_names(path: &Path, file: &File) -> io::Result<bool> {
+    let open = file.metadata()?;
+    Ok(path.symlink_metadata().is_ok_and(|there| (there.dev(), there.ino()) == (open.dev(), open.ino())))
 }
 
 /// Who may read what the agent makes, besides its own user.
