@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 
-use crate::storage::{Folder, Readers};
+use crate::storage::{self, Folder, Readers};
 
 /// Octets on disk, if not told otherwise.
 pub const DEFAULT_SIZE: u64 = 64 << 20;
@@ -64,7 +64,7 @@ impl Ring {
     pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         let full = self.size / PARTS;
         let current = match self.current.take() {
-            Some(current) if current.length < full => current,
+            Some(current) if current.length < full && self.is_in_place(&current)? => current,
             _ => self.next()?,
         };
         let current = self.current.insert(current);
@@ -77,6 +77,11 @@ impl Ring {
         }
         current.length += lines.len() as u64;
         Ok(())
+    }
+
+    /// False after somebody removed the folder, or what is in it.
+    fn is_in_place(&self, current: &Current) -> io::Result<bool> {
+        storage::still_names(&self.folder.join(&current.name), &current.file)
     }
 
     fn next(&mut self) -> io::Result<Current> {

@@ -3,6 +3,7 @@
 //! Whoever reaches the port may be anybody: connections, headers and time are bounded, and /metrics can ask for a token.
 
 mod guard;
+mod waiting;
 mod write_timeout;
 
 use std::net::SocketAddr;
@@ -23,7 +24,8 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::metrics::{Metrics, text};
-pub use guard::{Guard, Token};
+pub use guard::{Guard, TOKEN_NEEDED, Token, bearer};
+use waiting::Waiting;
 pub use write_timeout::Stalled;
 use write_timeout::WriteTimeout;
 
@@ -70,9 +72,8 @@ fn probe(result: Result<String, String>) -> Response {
 /// Serves until dropped. A client that takes nothing of its answer for `must_read_within` is disconnected and counted.
 pub async fn serve(listener: TcpListener, router: Router, metrics: Arc<Metrics>, must_read_within: Duration) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let waiting = Waiting::default();
     loop {
-        // The semaphore is never closed.
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         let (stream, client) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -82,15 +83,24 @@ pub async fn serve(listener: TcpListener, router: Router, metrics: Arc<Metrics>,
                 continue;
             }
         };
+        // Whoever opens connections and asks nothing must not keep the kubelet's probes out: it would restart the agent.
+        if places.available_permits() == 0 && waiting.close_oldest() {
+            metrics.error("listen", "client_asks_nothing");
+            tracing::debug!("a connection to a listener that asked nothing is closed for a newer one");
+        }
+        // The semaphore is never closed.
+        let Ok(place) = places.clone().acquire_owned().await else { return };
         let stalled = Stalled::default();
         let stream = WriteTimeout::new(stream, must_read_within, stalled.clone());
-        let service = TowerToHyperService::new(router.clone().layer(Extension(stalled.clone())));
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(PATIENCE)
-            .serve_connection(TokioIo::new(stream), service);
         let metrics = metrics.clone();
-        tokio::spawn(async move {
+        let router = router.clone().layer(Extension(stalled.clone()));
+        waiting.spawn(router, move |router| async move {
+            // One request each: a connection that has asked is then never one that waits.
+            let served = http1::Builder::new()
+                .keep_alive(false)
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
             if let Err(error) = served.await {
                 tracing::debug!(%error, "a connection to a listener");
             }

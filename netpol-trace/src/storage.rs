@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat};
@@ -51,6 +52,13 @@ impl From<StorageError> for io::Error {
         };
         io::Error::new(kind, error)
     }
+}
+
+/// Whether `path` still names this open file. Whoever may write to its folder can remove it, rename it, or put something else in its
+/// place, and what is written to a file without a name is lost.
+pub fn still_names(path: &Path, file: &File) -> io::Result<bool> {
+    let open = file.metadata()?;
+    Ok(path.symlink_metadata().is_ok_and(|there| (there.dev(), there.ino()) == (open.dev(), open.ino())))
 }
 
 /// Who may read what the agent makes, besides its own user.
@@ -220,20 +228,23 @@ impl Folder {
         Ok((fd.into(), stat))
     }
 
-    /// A file that exists gets the mode for the group where one is named. Without one it stays as somebody has set it, and the log says who
-    /// else can read it.
+    /// A file that exists gets the mode for the group where one is named. Without one it stays as somebody has set it. The log says who
+    /// else can read it: whoever owns a file can, whatever its mode.
     fn check(&self, file: &File, stat: &Stat, path: &Path) -> Result<(), StorageError> {
         let (path_shown, mode) = (path.display(), mode(stat));
-        if self.readers.group.is_some() {
-            if self.readers.differ(stat, Kind::File) {
-                self.readers.grant(file, path, Kind::File)?;
-                tracing::info!(
-                    "{path_shown} had mode {mode:04o} and group {}: set to 0640 as its group= asks",
-                    stat.st_gid
-                );
-            }
-        } else if self.readers.differ(stat, Kind::File) || !is_own(stat) {
-            let (owner, group) = (stat.st_uid, stat.st_gid);
+        let (owner, group) = (stat.st_uid, stat.st_gid);
+        let differs = self.readers.differ(stat, Kind::File);
+        if differs && self.readers.group.is_some() {
+            self.readers.grant(file, path, Kind::File)?;
+            tracing::info!("{path_shown} had mode {mode:04o} and group {group}: set to 0640 as its group= asks");
+        }
+        if !is_own(stat) {
+            tracing::warn!(
+                "{path_shown} belongs to user {owner}, who can read and change it: chown {} {path_shown}, or remove it and have \
+                 the agent make it",
+                rustix::process::geteuid().as_raw()
+            );
+        } else if differs && self.readers.group.is_none() {
             tracing::warn!(
                 "{path_shown} exists with mode {mode:04o}, owner {owner} and group {group}, so others than the agent can read or change \
                  it: chmod 0600 {path_shown}; to let one group read it, set group=GID"

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use netpol_trace_tests::cluster::programs::HELM;
 
-use super::render::{deploy, helm, program, template};
+use super::render::{deploy, documents, helm, program, template, template_in};
 
 #[test]
 fn lint() -> Result<()> {
@@ -34,6 +34,15 @@ fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
         ("history.mib=0", "mib"),
         ("history.group=\"adm\"", "group"),
         ("supplementalGroups=[\"adm\"]", "supplementalGroups"),
+        // The API server takes no more than 31 bits.
+        ("history.group=4294967294", "group"),
+        ("tail.namespaces=[{\"name\":\"Staging\",\"developers\":[]}]", "name"),
+        ("tail.namespaces=[{\"name\":\"a\\nb: c\",\"developers\":[]}]", "name"),
+        ("tail.reachableBy=[null]", "reachableBy"),
+        ("listen.scrapers=[{\"kind\":\"ServiceAccount\",\"name\":\"prometheus\"}]", "namespace"),
+        ("listen.scrapers=[{\"kind\":\"Account\",\"name\":\"prometheus\"}]", "kind"),
+        ("listen.address=\"127.0.0.1\"", "without hostNetwork"),
+        ("listen.address=\"[::1]\"", "without hostNetwork"),
         ("tail.port=\"http\"", "port"),
         ("tail.namespaces=[{\"name\":\"staging\"}]", "developers"),
         ("listen.rbac=false", "rbac"),
@@ -44,6 +53,64 @@ fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
         let output = template(&program, &[value])?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && stderr.contains(named), "{value}: {stderr}");
+    }
+    Ok(())
+}
+
+/// Names that YAML takes for something else than a string are strings in each object.
+#[test]
+fn namespaces_and_releases_may_have_any_name() -> Result<()> {
+    let Some(program) = program("namespaces_and_releases_may_have_any_name", &HELM) else { return Ok(()) };
+    for name in ["123", "1e3", "no", "on", "true", "null", "0x10"] {
+        let values = [
+            format!("fullnameOverride=\"{name}\""),
+            format!("serviceAccount.name=\"{name}\""),
+            format!("priorityClassName=\"{name}\""),
+            format!("tail.namespaces=[{{\"name\":\"{name}\",\"developers\":[]}}]"),
+        ];
+        let mut values: Vec<&str> = values.iter().map(String::as_str).collect();
+        values.extend(["tail.enabled=true", "podMonitor.enabled=true", "prometheusRule.enabled=true"]);
+        values.extend(["networkPolicy.enabled=true"]);
+        let output = template_in(&program, name, &values)?;
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        for object in documents(&String::from_utf8_lossy(&output.stdout))? {
+            let metadata = &object["metadata"];
+            assert!(metadata["name"].is_string(), "{name}: {metadata}");
+            assert!(metadata["namespace"].is_string() || metadata.get("namespace").is_none(), "{name}: {metadata}");
+            for subject in object["subjects"].as_array().into_iter().flatten() {
+                assert!(subject["name"].is_string() && subject["namespace"].is_string(), "{name}: {subject}");
+            }
+            if object["kind"] == "DaemonSet" {
+                let pod = &object["spec"]["template"]["spec"];
+                for field in
+                    [&pod["serviceAccountName"], &pod["priorityClassName"], &pod["volumes"][0]["configMap"]["name"]]
+                {
+                    assert_eq!(field, name);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// With hostNetwork a loopback address is the node's: the probes go there. Everywhere else they go to the pod's address.
+#[test]
+fn probes_go_where_the_agent_listens() -> Result<()> {
+    let Some(program) = program("probes_go_where_the_agent_listens", &HELM) else { return Ok(()) };
+    for (address, host_network, host) in [
+        ("", false, None),
+        ("", true, Some("127.0.0.1")),
+        ("127.0.0.1", true, Some("127.0.0.1")),
+        ("[::1]", true, Some("::1")),
+        ("$(POD_IP)", true, None),
+        ("0.0.0.0", false, None),
+    ] {
+        let values = [format!("listen.address=\"{address}\""), format!("hostNetwork={host_network}")];
+        let objects = helm(&program, &values.each_ref().map(String::as_str))?;
+        let container = &objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"]["containers"][0];
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            assert_eq!(container[probe]["httpGet"]["host"].as_str(), host, "{probe} of {address:?}");
+        }
     }
     Ok(())
 }

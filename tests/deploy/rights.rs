@@ -203,6 +203,8 @@ fn no_role_leads_to_more_rights() -> Result<()> {
     for (variant, objects) in all {
         for role in objects.iter().filter(|object| ["Role", "ClusterRole"].contains(&kind(object))) {
             assert!(role.get("aggregationRule").is_none(), "{variant}: {role}");
+            // Such a label would add its rules to the cluster's own roles.
+            assert!(!role["metadata"]["labels"].to_string().contains("aggregate-to"), "{variant}: {role}");
             for rule in role["rules"].as_array().context("rules")? {
                 rules += 1;
                 found.extend(escalation(rule).map(|why| format!("{variant}: {}: {why}", name(role))));
@@ -306,9 +308,18 @@ fn the_chart_refuses_what_reaches_further_than_it_looks() -> Result<()> {
     };
     let group = r#"{"kind":"Group","name":"developers"}"#;
     let namespaces = format!(r#"tail.namespaces=[{{"name":"staging","developers":[{group}]}}]"#);
+    let reachable = format!("tail.reachableBy=[{group}]");
+    let scrapers = r#"listen.scrapers=[{"kind":"User","name":"prometheus"}]"#;
+    let twice = r#"tail.namespaces=[{"name":"staging","developers":[]},{"name":"staging","developers":[]}]"#;
     for (values, why) in [
         (vec!["tail.enabled=true", "hostNetwork=true", &namespaces], "tail.reachesNodes"),
         (vec![namespaces.as_str()], "tail.enabled=true"),
+        (vec![reachable.as_str()], "tail.enabled=true"),
+        (vec!["tail.enabled=true", "rbac.create=false", &namespaces], "rbac.create=false"),
+        (vec!["tail.enabled=true", "rbac.create=false", &reachable], "rbac.create=false"),
+        (vec!["rbac.create=false", scrapers], "rbac.create=false"),
+        (vec!["tail.enabled=true", twice], "twice"),
+        (vec!["tail.enabled=true", "tail.port=9477"], "listen.port"),
     ] {
         let output = render::template(&helm, &values)?;
         let stderr = String::from_utf8_lossy(&output.stderr);

@@ -112,5 +112,12 @@ fn wider_modes_are_reported() -> Result<()> {
     let state = line(&format!("{} has mode 0755", place("state").display()))?;
     assert!(state.contains("stays as it is: chmod 0700"), "{state}");
     assert_eq!(mode(&place("state"))?, 0o755);
+    // Whoever owns a file can read it, whatever its mode.
+    std::os::unix::fs::chown(place("log"), Some(4711), None)?;
+    let output = run(&pair, dir.path(), "022", None)?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let named = stderr.lines().find(|line| line.contains(&format!("{log} belongs to user 4711")));
+    let named = named.with_context(|| format!("no warning:\n{stderr}"))?;
+    assert!(named.contains(&format!("chown 0 {log}")), "{named}");
     Ok(())
 }

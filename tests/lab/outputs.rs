@@ -93,6 +93,33 @@ fn a_secondary_output_that_cannot_start_holds_up_nobody() -> Result<()> {
     Ok(())
 }
 
+/// A receiver that is busy, and then asks for a pause that no clock can hold: its records are given up, and nothing else is.
+/// Another is not there.
+#[test]
+fn a_receiver_that_takes_nothing_ends_nothing() -> Result<()> {
+    if skip("a_receiver_that_takes_nothing_ends_nothing") {
+        return Ok(());
+    }
+    let pair = Pair::start(DENY)?;
+    let busy = Collector::start(&[
+        ("503 Service Unavailable", "", b""),
+        ("503 Service Unavailable", "retry-after: 18446744073709551615\r\n", b""),
+    ])?;
+    let busy_output = format!("otlp:http://{}", busy.address);
+    let manifests = pair.manifests().to_string_lossy();
+    let outputs = ["--output", "stdout", "--output", &busy_output, "--output", "otlp:http://127.0.0.1:1"];
+    let agent = Agent::start(&[&["--manifests", &manifests], &outputs[..]].concat())?;
+    eventually("the request after the refusals", || Ok((!busy.taken().0.is_empty()).then_some(())))?;
+    send(&pair, &agent, 5000)?;
+    let run = agent.stop()?;
+    run.balance()?;
+    assert!(run.stderr.contains("the receiver takes no records"), "{}", run.stderr);
+    let sinks = run.stopped()?.list("/sinks").to_vec();
+    assert!(sinks[1]["records"].as_u64() > Some(0) && sinks[1]["error"].is_null(), "{sinks:#?}");
+    assert!(sinks[2]["error"].as_str().is_some_and(|error| error.contains("Connection refused")), "{sinks:#?}");
+    Ok(())
+}
+
 fn agent(arguments: &[&str]) -> Result<Output> {
     Ok(Command::new(agent::binary()?).arg("agent").args(arguments).output()?)
 }

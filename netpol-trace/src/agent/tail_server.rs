@@ -10,7 +10,6 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::Body;
 use axum::extract::{Query, State};
@@ -22,14 +21,13 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use crate::cluster::access_review::{GROUP, RESOURCE, ReviewError, Reviewer, User};
+use crate::cluster::decode::meta::is_namespace_name;
 use crate::history;
-use crate::http::Stalled;
+use crate::http::{self, Stalled};
 use crate::storage::{Folder, Readers};
 use places::{Full, Places};
 use reader::Reading;
 
-/// A longer token is none.
-const TOKEN_AT_MOST: usize = 16 * 1024;
 /// Namespaces of one request.
 const NAMESPACES: usize = 100;
 /// Batches on their way to a reader.
@@ -40,12 +38,10 @@ struct Serving {
     history: PathBuf,
     reviewer: Arc<Reviewer>,
     places: Arc<Places>,
-    /// True while the API server gives no answers: the log says so once.
-    failing: Arc<AtomicBool>,
 }
 
 pub fn router(history: PathBuf, reviewer: Reviewer) -> Router {
-    let serving = Serving { history, reviewer: Arc::new(reviewer), places: Arc::default(), failing: Arc::default() };
+    let serving = Serving { history, reviewer: Arc::new(reviewer), places: Arc::default() };
     Router::new().route("/v1/records", get(records)).with_state(serving)
 }
 
@@ -67,13 +63,16 @@ async fn records(
     Query(asked): Query<Asked>,
     headers: HeaderMap,
 ) -> Response {
-    let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    let Some(token) = token.filter(|token| token.len() <= TOKEN_AT_MOST) else {
-        return refuse(StatusCode::UNAUTHORIZED, "a token is needed: Authorization: Bearer TOKEN");
+    let Some(token) = http::bearer(&headers) else {
+        return refuse(StatusCode::UNAUTHORIZED, http::TOKEN_NEEDED.trim_end());
     };
     let namespaces: Vec<String> = asked.namespace.split(',').filter(|ns| !ns.is_empty()).map(str::to_owned).collect();
     if namespaces.len() > NAMESPACES {
         return refuse(StatusCode::BAD_REQUEST, "too many namespaces in one request");
+    }
+    // No such namespace exists: the API server need not be asked, nor the log name it.
+    if !namespaces.iter().all(|namespace| is_namespace_name(namespace)) {
+        return refuse(StatusCode::BAD_REQUEST, "namespace: names of namespaces, separated by commas");
     }
     let user = match serving.admit(token, &namespaces).await {
         Ok(user) => user,
@@ -127,15 +126,7 @@ fn refuse(status: StatusCode, why: &str) -> Response {
 impl Serving {
     /// The owner of a token, if they may read these namespaces; all namespaces if there are none.
     async fn admit(&self, token: &str, namespaces: &[String]) -> Result<User, Refusal> {
-        let answer = self.review(token, namespaces).await;
-        let fails = matches!(answer, Err(ReviewError::Server(_)));
-        if self.failing.swap(fails, Ordering::Relaxed) != fails {
-            match &answer {
-                Err(error) => tracing::warn!(%error, "--tail-listen refuses all readers"),
-                Ok(_) => tracing::info!("the API server answers again: --tail-listen lets readers in"),
-            }
-        }
-        answer.unwrap_or_else(|error| {
+        self.review(token, namespaces).await.unwrap_or_else(|error| {
             let status = match error {
                 ReviewError::Token(_) => StatusCode::UNAUTHORIZED,
                 ReviewError::Server(_) => StatusCode::SERVICE_UNAVAILABLE,

@@ -186,10 +186,13 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     if args.peers == Peers::Lookup && node.is_none() {
         anyhow::bail!("--peers=lookup needs to know which pods are this node's: give --node-name, or set NODE_NAME");
     }
-    let reviewer = Reviewer::new(access.clone(), args.agents_namespace.clone());
+    let reviewer = Reviewer::new(access.clone(), args.agents_namespace.clone(), "--tail-listen refuses all readers");
     let guard = match args.metrics_token_file {
         Some(path) => Some(Guard::Token(Token::in_file(path)?)),
-        None if args.metrics_rbac => Some(Guard::review(Reviewer::new(access.clone(), args.agents_namespace))),
+        None if args.metrics_rbac => {
+            let consequence = "nobody new is let in to /metrics";
+            Some(Guard::review(Reviewer::new(access.clone(), args.agents_namespace, consequence)))
+        }
         None => None,
     };
     if let (Some(address), None) = (args.listen.filter(|address| !address.ip().is_loopback()), &guard) {

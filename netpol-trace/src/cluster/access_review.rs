@@ -9,6 +9,7 @@ pub(crate) mod tests;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
@@ -17,6 +18,8 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::api::PostParams;
 use kube::{Api, Client};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -110,6 +113,10 @@ pub struct Reviewer {
     client: OnceCell<Client>,
     sessions: Sessions,
     unknown_tokens: Budget,
+    /// What follows for callers while the API server does not answer, for the log.
+    consequence: &'static str,
+    /// True from a question without an answer to the next answer: the log reports both once.
+    failing: AtomicBool,
 }
 
 impl std::fmt::Debug for Reviewer {
@@ -119,19 +126,40 @@ impl std::fmt::Debug for Reviewer {
 }
 
 impl Reviewer {
-    pub fn new(access: Access, agents: String) -> Reviewer {
+    pub fn new(access: Access, agents: String, consequence: &'static str) -> Reviewer {
         Reviewer {
             access,
             agents,
             client: OnceCell::new(),
             sessions: Sessions::default(),
             unknown_tokens: Budget::new(UNKNOWN_TOKENS.0, UNKNOWN_TOKENS.1),
+            consequence,
+            failing: AtomicBool::new(false),
         }
     }
 
     async fn client(&self) -> Result<&Client, ReviewError> {
         let connect = || async { self.access.connect().await };
         self.client.get_or_try_init(connect).await.map_err(|error| ReviewError::Server(error.to_string()))
+    }
+
+    /// The API server's answer to one question. Only here does the agent learn whether the API server answers: what a cache or
+    /// a budget replies says nothing about it.
+    async fn ask<T>(&self, question: &T) -> Result<T, ReviewError>
+    where
+        T: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
+    {
+        let answer = match self.client().await {
+            Ok(client) => answered(Api::<T>::all(client.clone()).create(&PostParams::default(), question)).await,
+            Err(error) => Err(error),
+        };
+        if self.failing.swap(answer.is_err(), Ordering::Relaxed) != answer.is_err() {
+            match &answer {
+                Err(error) => tracing::warn!(%error, "{}", self.consequence),
+                Ok(_) => tracing::info!("the API server answers questions about callers again"),
+            }
+        }
+        answer
     }
 
     /// The owner of a token, which must be made for netpol-trace.
@@ -189,9 +217,7 @@ impl Reviewer {
         let audiences = audience.map(|audience| vec![audience.to_owned()]);
         let spec = TokenReviewSpec { token: token.to_owned(), audiences };
         let asked = TokenReview { spec, ..TokenReview::default() };
-        let reviews: Api<TokenReview> = Api::all(self.client().await?.clone());
-        let answer = answered(reviews.create(&PostParams::default(), &asked)).await?;
-        Ok(answer.status.unwrap_or_default())
+        Ok(self.ask(&asked).await?.status.unwrap_or_default())
     }
 
     /// Whether the owner of a token may get a path that is no object's, such as `/metrics`. The token may be one for the API
@@ -263,9 +289,7 @@ impl Reviewer {
         let UserInfo { username, groups, uid, extra } = user.0.info().clone();
         let spec = SubjectAccessReviewSpec { user: username, groups, uid, extra, ..self.attributes(user, &question) };
         let asked = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
-        let reviews: Api<SubjectAccessReview> = Api::all(self.client().await?.clone());
-        let answer = answered(reviews.create(&PostParams::default(), &asked)).await?;
-        let may = answer.status.is_some_and(|status| status.allowed && status.denied != Some(true));
+        let may = self.ask(&asked).await?.status.is_some_and(|status| status.allowed && status.denied != Some(true));
         user.0.keep(question, may, Instant::now());
         Ok(may)
     }

@@ -5,7 +5,7 @@
 //! - [`document`]: a tree with lines to the API's types, strictly, for files.
 
 pub mod document;
-mod meta;
+pub(crate) mod meta;
 mod pod;
 mod policy;
 mod service;

@@ -42,6 +42,24 @@ fn the_ring_holds_the_newest_and_never_more_than_its_size() {
     assert_eq!(oldest.subsec_nanosecond(), i32::try_from(first).unwrap());
 }
 
+/// What would be written to files without a name is lost.
+#[test]
+fn a_ring_whose_folder_was_removed_begins_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("history");
+    let mut ring = Ring::open(&path, Readers::default(), "a", DEFAULT_SIZE).unwrap();
+    ring.append(line("a", 1).as_bytes()).unwrap();
+    std::fs::remove_dir_all(&path).unwrap();
+    ring.append(line("a", 2).as_bytes()).unwrap();
+    assert_eq!(all(&mut Follower::new(folder(&path), None)), [line("a", 2)]);
+    std::fs::remove_dir_all(&path).unwrap();
+    std::fs::write(&path, "").unwrap();
+    assert!(ring.append(line("a", 3).as_bytes()).is_err());
+    std::fs::remove_file(&path).unwrap();
+    ring.append(line("a", 4).as_bytes()).unwrap();
+    assert_eq!(all(&mut Follower::new(folder(&path), None)), [line("a", 4)]);
+}
+
 #[test]
 fn a_torn_line_hides_nothing_and_a_new_run_goes_on() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,11 +4,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -22,29 +21,21 @@ const MAX_TOKEN: u64 = 16 * 1024;
 pub enum Guard {
     Token(Token),
     /// As the API server says; `true` while it can't be asked, which is said once in the log.
-    Review(Box<Reviewer>, AtomicBool),
+    Review(Box<Reviewer>),
 }
 
 impl Guard {
     pub fn review(reviewer: Reviewer) -> Guard {
-        Guard::Review(Box::new(reviewer), AtomicBool::new(false))
+        Guard::Review(Box::new(reviewer))
     }
 
     async fn admits(&self, token: &str) -> Result<(), (StatusCode, &'static str)> {
         const UNKNOWN: (StatusCode, &str) = (StatusCode::UNAUTHORIZED, "this token is not good here\n");
-        let (reviewer, failing) = match self {
+        let reviewer = match self {
             Guard::Token(known) => return if known.is(token) { Ok(()) } else { Err(UNKNOWN) },
-            Guard::Review(reviewer, failing) => (reviewer, failing),
+            Guard::Review(reviewer) => reviewer,
         };
-        let answer = reviewer.may_get(token, "/metrics").await;
-        let fails = matches!(answer, Err(ReviewError::Server(_)));
-        if failing.swap(fails, Ordering::Relaxed) != fails {
-            match &answer {
-                Err(error) => tracing::warn!(%error, "nobody new is let in to /metrics"),
-                Ok(_) => tracing::info!("the API server says again who may get /metrics"),
-            }
-        }
-        match answer {
+        match reviewer.may_get(token, "/metrics").await {
             Ok(true) => Ok(()),
             Ok(false) => {
                 Err((StatusCode::FORBIDDEN, "a ClusterRole with nonResourceURLs [/metrics], verbs [get] is needed\n"))
@@ -98,15 +89,53 @@ fn same(given: &[u8], token: &[u8]) -> bool {
     given.len() == token.len() && given.iter().zip(token).fold(0, |seen, (a, b)| seen | (a ^ b)) == 0
 }
 
+/// Answers a request without a token.
+pub const TOKEN_NEEDED: &str = "one token is needed: Authorization: Bearer TOKEN\n";
+
+/// The token of a request: of its only `Authorization` header, whose scheme may be written in any case (RFC 9110). Of two
+/// headers a proxy may have checked the other one.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (value, None) = (values.next()?, values.next()) else { return None };
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    let token = token.trim();
+    let is_token = !token.is_empty() && token.len() as u64 <= MAX_TOKEN && !token.contains([' ', '\t']);
+    (scheme.eq_ignore_ascii_case("Bearer") && is_token).then_some(token)
+}
+
 pub(super) async fn authorize(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
-    let refused = match given.filter(|token| !token.is_empty() && token.len() as u64 <= MAX_TOKEN) {
+    let admitted = match bearer(request.headers()) {
         Some(token) => guard.admits(token).await,
-        None => Err((StatusCode::UNAUTHORIZED, "a token is needed: Authorization: Bearer TOKEN\n")),
+        None => Err((StatusCode::UNAUTHORIZED, TOKEN_NEEDED)),
     };
-    match refused {
+    match admitted {
         Ok(()) => next.run(request).await,
         Err((status, why)) => (status, [(header::WWW_AUTHENTICATE, "Bearer")], why).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_header_has_the_token() {
+        let token = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::AUTHORIZATION, value.parse().expect("a header"));
+            }
+            bearer(&headers).map(str::to_owned)
+        };
+        for value in ["Bearer a.b-c_d", "bearer a.b-c_d", "BEARER  a.b-c_d "] {
+            assert_eq!(token(&[value]).as_deref(), Some("a.b-c_d"), "{value}");
+        }
+        let long = format!("Bearer {}", "a".repeat(16 * 1024 + 1));
+        for value in ["", "Bearer", "Bearer ", "Basic a", "a", "Bearer a b", "Bearer a\tb", "Bearera", &long] {
+            assert_eq!(token(&[value]), None, "{value}");
+        }
+        assert_eq!(token(&["Bearer a", "Bearer a"]), None);
+        assert_eq!(token(&["Bearer a", "Basic b"]), None);
+        assert_eq!(token(&[]), None);
     }
 }

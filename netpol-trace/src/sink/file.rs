@@ -13,7 +13,7 @@ use super::{Delivery, Sink};
 use crate::record::Record;
 use crate::record::format;
 use crate::record::format::Format;
-use crate::storage::{Folder, Readers};
+use crate::storage::{self, Folder, Readers};
 
 /// When a file makes room for a new one. The default: never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +78,15 @@ impl Lines {
             lines.since = SystemTime::now();
         }
         Ok(lines)
+    }
+
+    /// Opens `path` anew where it no longer names the open file: log rotation has renamed it, or somebody has removed it or its folder.
+    fn follow_path(&mut self) -> io::Result<()> {
+        if !storage::still_names(&self.path, &self.file)? {
+            *self = Lines::open(&self.path, self.format, self.rotation, self.readers)?;
+            tracing::info!(path = %self.path.display(), "the output's file was removed or renamed: a new one has the records from now on");
+        }
+        Ok(())
     }
 
     /// All of the buffer or, as far as the file system allows, none: a half-written line is cut off again.
@@ -158,6 +167,7 @@ impl Sink for Lines {
         let mut out = 0;
         let mut line = Vec::new();
         let mut write = || -> io::Result<()> {
+            self.follow_path()?;
             for (at, record) in records.iter().enumerate() {
                 line.clear();
                 format::line(self.format, record, &mut line)?;

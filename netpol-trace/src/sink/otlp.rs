@@ -2,13 +2,14 @@
 
 mod trust;
 
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fmt, fs};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
+use hyper::header::HeaderValue;
 use hyper::{Request, StatusCode, Uri, header};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -61,10 +62,18 @@ impl Endpoint {
         if authority.as_str().contains('@') {
             return Err(format!("otlp:…@{}: put credentials in a file: token-file=PATH", authority.host()));
         }
+        let port = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+        if authority.host().is_empty() {
+            return Err(format!("otlp:{text}: the host is missing, {example}"));
+        }
+        if !port.is_empty() && authority.port_u16().is_none_or(|port| port == 0) {
+            return Err(format!("otlp:{text}: the port is a number from 1 to 65535, {example}"));
+        }
         if uri.path() != "/" {
             return Ok(Endpoint { uri, token: None, ca: None });
         }
-        let uri = format!("{}://{authority}/v1/logs", uri.scheme_str().unwrap_or_default());
+        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let uri = format!("{}://{authority}/v1/logs{query}", uri.scheme_str().unwrap_or_default());
         Ok(Endpoint { uri: uri.parse().map_err(|error| format!("otlp:{text}: {error}"))?, token: None, ca: None })
     }
 
@@ -83,6 +92,8 @@ pub struct Otlp {
     endpoint: Endpoint,
     client: HttpClient,
     runtime: Runtime,
+    /// The log has a line about attempts that fail, and none yet about one that succeeded.
+    failing: bool,
 }
 
 /// What came of one attempt.
@@ -101,11 +112,11 @@ impl Otlp {
     /// The token can't be read or, for `https:`, there are no certificate authorities to trust.
     pub fn new(endpoint: Endpoint) -> anyhow::Result<Otlp> {
         if let Some(path) = &endpoint.token {
-            fs::read_to_string(path).map_err(|error| anyhow::anyhow!("token-file={}: {error}", path.display()))?;
+            authorization(path).map_err(anyhow::Error::msg)?;
         }
         let client = client(&endpoint)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Otlp { endpoint, client, runtime })
+        Ok(Otlp { endpoint, client, runtime, failing: false })
     }
 
     /// Reads `ca-file=` again after a failed attempt: certificate managers replace authorities while the agent runs. A file that can't be
@@ -130,9 +141,9 @@ impl Otlp {
             .header(header::CONTENT_TYPE, "application/x-protobuf")
             .header(header::USER_AGENT, concat!("netpol-trace/", env!("CARGO_PKG_VERSION")));
         if let Some(path) = &self.endpoint.token {
-            match fs::read_to_string(path) {
-                Ok(token) => request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.trim())),
-                Err(error) => return Outcome::Again(format!("token-file={}: {error}", path.display()), None),
+            match authorization(path) {
+                Ok(value) => request = request.header(header::AUTHORIZATION, value),
+                Err(message) => return Outcome::Again(message, None),
             }
         }
         let request = match request.body(Full::new(body)) {
@@ -183,16 +194,31 @@ impl Sink for Otlp {
             let error = SinkError::Refused { name: name.clone(), reason, message };
             Delivery { error: Some(error), ..Delivery::default() }
         };
-        let (start, mut backoff) = (Instant::now(), Backoff::default());
+        let (start, mut backoff, mut attempts) = (Instant::now(), Backoff::default(), 0);
         loop {
             match self.attempt(&body, patience.left(ATTEMPT)) {
-                Outcome::Taken(rejected) => return Delivery { rejected, ..Delivery::all(records) },
+                Outcome::Taken(rejected) => {
+                    if std::mem::take(&mut self.failing) {
+                        tracing::info!(sink = name, "the receiver takes records again");
+                    }
+                    return Delivery { rejected, ..Delivery::all(records) };
+                }
                 Outcome::Never(message) => return refused("refused", message),
                 Outcome::Again(message, after) => {
-                    tracing::debug!(message, "OTLP: to be tried again");
+                    attempts += 1;
+                    patience.failing(format!("{name}: {message}"));
+                    // A busy receiver refuses one request now and then; two in a row are worth a line.
+                    if attempts >= 2 && !std::mem::replace(&mut self.failing, true) {
+                        tracing::warn!(
+                            sink = name,
+                            message,
+                            "the receiver takes no records: they wait, and are tried again"
+                        );
+                    }
                     self.reload_authorities();
                     let wait = after.unwrap_or_default().max(backoff.pause());
-                    if start.elapsed() + wait > GIVE_UP || !patience.pause(wait) {
+                    // The receiver may ask for any time.
+                    if start.elapsed().saturating_add(wait) > GIVE_UP || !patience.pause(wait) {
                         return refused("unreachable", message);
                     }
                 }
@@ -211,6 +237,19 @@ fn client(endpoint: &Endpoint) -> Result<HttpClient, trust::TrustError> {
         .with_no_client_auth();
     let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
     Ok(Client::builder(TokioExecutor::new()).build(connector))
+}
+
+/// The header's value with the token in a file.
+fn authorization(path: &Path) -> Result<HeaderValue, String> {
+    let named = |error: &dyn fmt::Display| format!("token-file={}: {error}", path.display());
+    let token = fs::read_to_string(path).map_err(|error| named(&error))?;
+    let token = token.trim();
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(named(&"no token: the file has one, of printable ASCII without blanks, and nothing else"));
+    }
+    let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|error| named(&error))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Seconds, or a date.
@@ -283,6 +322,63 @@ fn any(value: Value) -> AnyValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sink::queue::Queue;
+    use crate::sink::tests::{numbers, record};
+
+    #[test]
+    fn what_is_wrong_with_a_url_is_named() {
+        for (url, named) in [
+            ("http://c:99999", "the port is a number from 1 to 65535"),
+            ("http://c:0", "the port is a number from 1 to 65535"),
+            ("http://c:/v1/logs", "the port is a number from 1 to 65535"),
+            ("http://[::1]:70000", "the port is a number from 1 to 65535"),
+            ("http://:4318", "the host is missing"),
+            ("c:4318", "http:// or https:// and a host are needed"),
+        ] {
+            let error = Endpoint::parse(url).unwrap_err();
+            assert!(error.contains(named), "{url}: {error}");
+        }
+        for (url, uri) in [
+            ("http://[::1]:4318", "http://[::1]:4318/v1/logs"),
+            ("https://[fd00::1]", "https://[fd00::1]/v1/logs"),
+            ("https://c/?tenant=a", "https://c/v1/logs?tenant=a"),
+            ("https://c:65535?tenant=a", "https://c:65535/v1/logs?tenant=a"),
+        ] {
+            assert_eq!(Endpoint::parse(url).unwrap().uri, uri, "{url}");
+        }
+    }
+
+    /// Minutes before its records are given up.
+    #[test]
+    fn a_receiver_that_is_not_there_is_an_error_while_it_is_tried_again() {
+        let endpoint = Endpoint::parse("http://127.0.0.1:1").unwrap();
+        let mut sink = Otlp::new(endpoint).unwrap();
+        let queue = Queue::default();
+        let record = Arc::new(record(&numbers()));
+        std::thread::scope(|scope| {
+            let delivery = scope.spawn(|| sink.deliver(&[record], Patience(&queue)));
+            while queue.error().is_none() && !delivery.is_finished() {
+                std::thread::yield_now();
+            }
+            assert!(!delivery.is_finished());
+            assert!(queue.error().is_some_and(|error| error.contains("otlp:http://127.0.0.1:1/v1/logs: ")));
+            queue.stop_by(Instant::now());
+            assert_eq!(delivery.join().unwrap().error.map(|error| error.reason()), Some("unreachable"));
+        });
+    }
+
+    #[test]
+    fn a_token_file_has_a_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, " abc.def-_=\n").unwrap();
+        let value = authorization(&path).unwrap();
+        assert_eq!((value.to_str().unwrap(), value.is_sensitive()), ("Bearer abc.def-_=", true));
+        for wrong in ["", " \n", "a\nb", "a b", "\u{feff}a", "a\0"] {
+            std::fs::write(&path, wrong).unwrap();
+            assert!(authorization(&path).unwrap_err().contains("token: no token: "), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn a_receiver_says_when_to_come_back_in_seconds_or_by_a_date() {

@@ -310,7 +310,7 @@ impl Queue {
         self.lock().causes.clone()
     }
 
-    /// Says why nothing can be written, before anything was taken.
+    /// Says why nothing can be written, until an entry is settled.
     pub fn failing(&self, error: String) {
         self.lock().error = Some(error);
     }
@@ -370,6 +370,11 @@ impl Patience<'_> {
             }
             state = self.0.filled.wait_timeout(state, by - now).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Says why nothing gets out, while the sink goes on trying.
+    pub fn failing(self, error: String) {
+        self.0.failing(error);
     }
 
     /// What is left for one attempt that may take `most`.

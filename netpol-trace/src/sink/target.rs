@@ -1,7 +1,7 @@
 //! `--output`: which sink, where, in which format.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -53,11 +53,24 @@ impl Place {
     /// Whether both write to the same place.
     pub fn is_same(&self, other: &Place) -> bool {
         match (self, other) {
-            (Place::File { path, .. }, Place::File { path: other, .. }) => path == other,
+            (Place::File { path, .. }, Place::File { path: other, .. }) => resolved(path) == resolved(other),
             (Place::Otlp(endpoint), Place::Otlp(other)) => endpoint.uri == other.uri,
             _ => self == other,
         }
     }
+}
+
+/// The path from the root, without `.` and `..`. The agent follows no symbolic link, so two paths name one file when these are equal.
+fn resolved(path: &Path) -> PathBuf {
+    let mut resolved = PathBuf::new();
+    for component in std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).components() {
+        match component {
+            Component::ParentDir => drop(resolved.pop()),
+            Component::CurDir => {}
+            _ => resolved.push(component),
+        }
+    }
+    resolved
 }
 
 impl fmt::Display for Place {
@@ -309,6 +322,12 @@ mod tests {
         };
         assert_eq!(twice(&["stdout", "/a", "/b", "otlp:http://c", "events"]), None);
         assert_eq!(twice(&["/a", "stdout", "/a,format=ecs"]).as_deref(), Some("/a"));
+        for (one, two) in [("/a/b", "/a//c/.././b"), ("a", "./a"), ("a", "file:b/../a"), ("/a", "/../a")] {
+            assert!(twice(&[one, two]).is_some(), "{one} {two}");
+        }
+        let here = std::env::current_dir().unwrap().join("a");
+        assert!(twice(&["a", &here.display().to_string()]).is_some());
+        assert_eq!(twice(&["a", "b/a", "../a", "a.1"]), None);
         assert_eq!(
             twice(&["otlp:http://c", "otlp:http://c/v1/logs,token-file=/t"]).as_deref(),
             Some("otlp:http://c/v1/logs")

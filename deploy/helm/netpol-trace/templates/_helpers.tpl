@@ -14,8 +14,8 @@
 
 {{/* What selects the pods: never changes between versions. */}}
 {{- define "netpol-trace.selector" -}}
-app.kubernetes.io/name: {{ include "netpol-trace.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "netpol-trace.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "netpol-trace.labels" -}}
@@ -52,14 +52,19 @@ $(POD_IP)
 {{- end -}}
 {{- end -}}
 
-{{/* With hostNetwork the port is the node's own: probed on loopback. */}}
+{{/* The kubelet probes the pod's address. A loopback one has to be named; with hostNetwork it is the node's, which the kubelet reaches. */}}
 {{- define "netpol-trace.probe" -}}
 {{- $root := index . 0 -}}
+{{- $address := include "netpol-trace.listenAddress" $root | trimPrefix "[" | trimSuffix "]" -}}
+{{- $isLoopback := or (hasPrefix "127." $address) (eq "::1" $address) -}}
+{{- if and $isLoopback (not $root.Values.hostNetwork) -}}
+{{- fail (printf "listen.address %s without hostNetwork is the pod's own loopback: the kubelet's probes do not reach it. Leave it empty; who may get /metrics is up to the API server" $address) -}}
+{{- end -}}
 httpGet:
-  {{- if and $root.Values.hostNetwork (not $root.Values.listen.address) }}
-  host: 127.0.0.1
+  {{- if $isLoopback }}
+  host: {{ $address | quote }}
   {{- end }}
-  path: {{ index . 1 }}
+  path: {{ index . 1 | quote }}
   port: metrics
 {{- end -}}
 

@@ -11,7 +11,6 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::agent::tail_server::places::PLACES_OF_USER;
 use crate::agent::tail_server::*;
 use crate::cluster::access_review::tests::{Server, reviewer};
-use crate::http;
 use crate::metrics::Metrics;
 
 /// For a client that reads nothing.
@@ -113,6 +112,43 @@ async fn a_reader_that_does_not_read_is_ended_and_gives_its_place_back() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(site.disconnected(), PLACES_OF_USER as u64, "whoever reads is let be");
+}
+
+/// Clients that open connections and ask nothing keep nobody out: the kubelet's probes come over a listener like this one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_asks_nothing_keeps_nobody_out() {
+    let site = site(1).await;
+    let mut reader = site.ask("slow", "follow=true").await;
+    assert_eq!(Site::status(&mut reader).await, 200);
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        let mut stream = TcpStream::connect(site.address).await.expect("a connection");
+        // Half a request is none.
+        stream.write_all(b"GET /v1/records HTTP/1.1\r\n").await.expect("half a request");
+        silent.push(stream);
+    }
+    // Far below the 10 s after which a request's head has to be there.
+    let answer = async { Site::status(&mut site.ask("other", "").await).await };
+    let answer = tokio::time::timeout(Duration::from_secs(5), answer).await;
+    assert_eq!(answer.expect("an answer in time"), 200);
+    // Whoever has asked is not closed for others.
+    let mut lines = Vec::new();
+    while !lines.contains(&b'{') {
+        assert!(reader.read_buf(&mut lines).await.expect("the history") > 0, "closed");
+    }
+    let page = site.metrics.page();
+    assert!(page.contains("netpol_trace_errors_total{stage=\"listen\",kind=\"client_asks_nothing\"} "), "{page}");
+}
+
+#[tokio::test]
+async fn what_is_no_namespace_is_refused_unasked() {
+    let site = site(1).await;
+    for namespaces in ["Staging", "a%20b", "..", "*", "staging,*", &"a".repeat(64)] {
+        let mut stream = site.ask("other", &format!("namespace={namespaces}")).await;
+        assert_eq!(Site::status(&mut stream).await, 400, "{namespaces}");
+    }
+    let mut stream = site.ask("other", "namespace=staging").await;
+    assert_eq!(Site::status(&mut stream).await, 200);
 }
 
 /// Records that a reader may or may not see are not left out in silence: the answer breaks off, and `tail` says so.

@@ -93,7 +93,7 @@ pub(crate) fn reviewer(server: &Arc<Server>) -> Reviewer {
         .route("/apis/authentication.k8s.io/v1/tokenreviews", tokens)
         .route("/apis/authorization.k8s.io/v1/subjectaccessreviews", rights)
         .with_state(server.clone());
-    let reviewer = Reviewer::new(Access::default(), "netpol-trace".to_owned());
+    let reviewer = Reviewer::new(Access::default(), "netpol-trace".to_owned(), "nobody is let in");
     let client = OnceCell::new_with(Some(Client::new(router, "default")));
     Reviewer { client, ..reviewer }
 }
@@ -200,6 +200,28 @@ async fn a_scraper_that_was_let_in_stays_in_while_the_server_is_away() {
     server.tokens.lock().unwrap().clear();
     let error = reviewer.may_get("prometheus", "/metrics").await.expect_err("revoked");
     assert!(matches!(error, ReviewError::Token(_)), "{error}");
+}
+
+/// An answer out of the cache, or a refusal for want of budget, does not say that the API server answers: only its own does.
+#[tokio::test]
+async fn only_the_servers_own_answers_end_an_outage() {
+    let server = Arc::<Server>::default();
+    server.knows("prometheus", "prometheus", &["monitoring"]);
+    server.allows("monitoring", "/metrics");
+    let reviewer = reviewer(&server);
+    assert!(reviewer.may_get("prometheus", "/metrics").await.expect("an answer"));
+    server.away.store(true, Ordering::Relaxed);
+    let guesses: Vec<String> = (0..100).map(|number| format!("guess-{number}")).collect();
+    let answers = futures::future::join_all(guesses.iter().map(|guess| reviewer.user(guess))).await;
+    assert!(answers.iter().any(|answer| matches!(answer, Err(ReviewError::Busy))));
+    assert!(reviewer.failing.load(Ordering::Relaxed));
+    assert!(reviewer.may_get("prometheus", "/metrics").await.expect("an answer of before"));
+    reviewer.sessions.age(Duration::from_secs(301));
+    assert!(reviewer.may_get("prometheus", "/metrics").await.expect("let in before"));
+    assert!(reviewer.failing.load(Ordering::Relaxed));
+    server.away.store(false, Ordering::Relaxed);
+    assert!(reviewer.may_get("prometheus", "/metrics").await.expect("an answer"));
+    assert!(!reviewer.failing.load(Ordering::Relaxed));
 }
 
 #[tokio::test]

@@ -107,12 +107,17 @@ fn name_syntax(name: &str, path: &Path, violations: &mut Violations) {
 }
 
 fn namespace_syntax(name: &str, path: &Path, violations: &mut Violations) {
-    if name.len() > 63 || !dns_label(name) {
+    if !is_namespace_name(name) {
         violations.add(
             path,
             format!("{} is no namespace name: lower-case letters, digits and `-`, at most 63", quoted(name)),
         );
     }
+}
+
+/// Whether a namespace can have this name.
+pub fn is_namespace_name(name: &str) -> bool {
+    name.len() <= 63 && dns_label(name)
 }
 
 fn dns_label(text: &str) -> bool {

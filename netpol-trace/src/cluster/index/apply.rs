@@ -160,8 +160,16 @@ impl Index {
         self.history.undo(namespace, at, Before::Policy(name.clone(), before.clone()));
         let effects = isolation.effects(self.namespaces.get(namespace));
         let after = self.policy(namespace, &name).cloned();
-        let what = What::Policy { before, after, effects };
-        self.tell(Event { at, namespace: namespace.clone(), what });
+        let mut tell = |before, after, effects| {
+            self.tell(Event { at, namespace: namespace.clone(), what: What::Policy { before, after, effects } });
+        };
+        let uid = |policy: &Option<Arc<Policy>>| policy.as_ref().and_then(|policy| policy.uid.clone());
+        if uid(&before).zip(uid(&after)).is_some_and(|(before, after)| before != after) {
+            // Another policy of the same name, found by a LIST: two changes, as the agents have them whose watch went on.
+            tell(before, None, Vec::new());
+            return tell(None, after, effects);
+        }
+        tell(before, after, effects);
     }
 
     fn tell(&mut self, event: Event) {

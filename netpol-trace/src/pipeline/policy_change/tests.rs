@@ -138,3 +138,28 @@ fn the_record_of_a_huge_policy_fits_a_line() {
     assert_eq!(told["truncated"], true);
     assert!(told["rules_added"].as_array().is_some_and(|rules| rules.len() >= 8));
 }
+
+/// A LIST after a lost watch has another policy of the same name; agents whose watch went on have seen it go and come. The same two
+/// changes, so that their fingerprints are equal.
+#[test]
+fn a_policy_that_was_made_anew_between_two_lists_is_two_changes() {
+    let of = |uid: &str, app: &str| {
+        let policy = POLICY.replace("name: p,", &format!("name: p, uid: {uid},"));
+        policy.replace("app: web", &format!("app: {app}"))
+    };
+    // Also where nothing but the uid differs.
+    for app in ["web", "db"] {
+        let (old, new) = (of("old", "web"), of("new", app));
+        let listed = told(&[("policies", &old), ("policies", &new)]);
+        let watched = told(&[("policies", &old), ("policies", ""), ("policies", &new)]);
+        let key = |change: &serde_json::Value| {
+            ["change", "uid", "generation_before", "generation"].map(|key| change.get(key).cloned())
+        };
+        assert_eq!(listed.iter().map(key).collect::<Vec<_>>(), watched.iter().map(key).collect::<Vec<_>>());
+        let kinds: Vec<_> = listed.iter().map(|change| (&change["change"], &change["uid"])).collect();
+        assert_eq!(
+            serde_json::json!(kinds),
+            serde_json::json!([["created", "old"], ["deleted", "old"], ["created", "new"]])
+        );
+    }
+}

@@ -35,7 +35,8 @@ fn a_full_disk_takes_nothing_and_says_so() {
     let mut lines =
         Lines::open(&dir.path().join("log"), Format::Native, Rotation::default(), Readers::default()).unwrap();
     // Every write to it finds the disk full.
-    lines.file = File::options().write(true).open("/dev/full").unwrap();
+    lines.path = "/dev/full".into();
+    lines.file = File::options().write(true).open(&lines.path).unwrap();
     let delivery = deliver(&mut lines, 3);
     assert_eq!((delivery.delivered, delivery.error.map(|error| error.reason())), (0, Some("write_failed")));
     assert!(lines.buffer.is_empty());
@@ -105,4 +106,42 @@ fn a_link_in_the_place_of_the_file_is_refused() {
     let error = Lines::open(&link, Format::Native, Rotation::default(), Readers::default()).unwrap_err().to_string();
     assert!(error.contains(&format!("{} is a symbolic link", link.display())), "{error}");
     assert_eq!(fs::read_to_string(victim).unwrap(), "untouched");
+}
+
+/// Log rotation renames it, somebody removes it or its folder: the records that follow are in a file of the path's name, or not delivered.
+#[test]
+fn a_file_that_lost_its_name_is_not_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("folder");
+    let path = folder.join("log");
+    fs::create_dir(&folder).unwrap();
+    let mut lines = Lines::open(&path, Format::Native, Rotation::default(), Readers::default()).unwrap();
+    let count = |path: &Path| fs::read_to_string(path).unwrap().lines().count();
+    assert_eq!(deliver(&mut lines, 1).delivered, 1);
+    fs::rename(&path, folder.join("rotated")).unwrap();
+    assert_eq!(deliver(&mut lines, 2).delivered, 2);
+    assert_eq!((count(&folder.join("rotated")), count(&path)), (1, 2));
+    fs::remove_file(&path).unwrap();
+    assert_eq!(deliver(&mut lines, 3).delivered, 3);
+    assert_eq!(count(&path), 3);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+
+    let fails = |lines: &mut Lines, named: &str| {
+        let delivery = deliver(lines, 1);
+        let error = delivery.error.map(|error| error.to_string()).unwrap_or_default();
+        assert!(delivery.delivered == 0 && error.contains(named), "{error}");
+    };
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    fails(&mut lines, "a folder, not a regular file");
+    fs::remove_dir(&path).unwrap();
+    let elsewhere = dir.path().join("elsewhere");
+    fs::write(&elsewhere, "").unwrap();
+    symlink(&elsewhere, &path).unwrap();
+    fails(&mut lines, "symbolic link");
+    fs::remove_dir_all(&folder).unwrap();
+    fails(&mut lines, "No such file or directory");
+    fs::create_dir(&folder).unwrap();
+    assert_eq!(deliver(&mut lines, 4).delivered, 4);
+    assert_eq!((count(&path), count(&elsewhere)), (4, 0));
 }
