@@ -1,5 +1,5 @@
-//! The record budget: above so many records a second, drops are folded by workloads instead of flows. Exactly: every packet is
-//! in the count of one record.
+//! The record budget: above a number of records per second, drops are aggregated by workload instead of by flow. Every packet is in the
+//! count of exactly one record.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -12,29 +12,29 @@ use crate::model::{Cause, Direction, Hook, Mechanism, Site, Str};
 use crate::pipeline::enrich::{Flow, Named, OwnedBy};
 use crate::record::{Body, Drop, FoldedBy};
 
-/// Seconds of the rate that may go out at once, after a quiet time.
+/// Size of a burst after a quiet time, in seconds of the rate.
 const BURST: f64 = 10.0;
-/// Folds at once; what comes then is folded without the port, and when there are as many again, by its cause alone.
+/// Aggregates at once. Further drops are aggregated without the port, and after as many again by cause and direction only.
 const MAX_FOLDS: usize = 1024;
-/// Ends that are no workload are told apart by networks of so many bits.
+/// Prefix lengths by which endpoints that are no workload are aggregated.
 const SUBNET_V4: u8 = 24;
 const SUBNET_V6: u8 = 64;
 
 #[derive(Debug)]
 pub struct Budget {
-    /// Records a second.
+    /// Records per second.
     rate: f64,
     left: f64,
     refilled: Instant,
-    /// Not by std's hash, which costs more than all else that is done for a packet here. Strangers choose addresses and ports, yet
-    /// they don't see the seed or anything made of it, and there are few folds: nothing can be made slow by it.
+    /// Uses foldhash: std's hash costs more than all other work on a packet here. Senders choose addresses and ports, but they never see
+    /// the seed or anything derived from it, and there are few aggregates, so nobody can make the map slow.
     folds: HashMap<Key, Folded, RandomState>,
 }
 
-/// What packets of a fold have in common.
+/// What the packets of an aggregate have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// `None`: too many kinds of drops at once.
+    /// `None` where there are too many kinds of drops at once.
     ends: Option<Ends>,
     cause: Cause,
     direction: Option<Direction>,
@@ -45,7 +45,7 @@ struct Ends {
     source: Who,
     destination: Who,
     port: Option<u16>,
-    /// Of any port.
+    /// The aggregate has packets of any port.
     all_ports: bool,
     protocol: u8,
     netns: Option<u32>,
@@ -55,7 +55,7 @@ struct Ends {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Who {
-    /// Namespace, kind and name of what the pod belongs to; without a kind the pod itself, which nothing owns.
+    /// Namespace, kind and name of the pod's owner; without a kind, the pod itself has no owner.
     Workload(Str, Option<Str>, Str),
     Node(Str),
     Subnet(ipnet::IpNet),
@@ -63,7 +63,7 @@ enum Who {
 
 #[derive(Debug)]
 struct Folded {
-    /// The first one's record, which has the sums.
+    /// The record of the first packets; it holds the sums.
     drop: Box<Drop>,
     first: Timestamp,
 }
@@ -74,7 +74,7 @@ impl Budget {
         Budget { rate, left: rate * BURST, refilled: now, folds: HashMap::default() }
     }
 
-    /// Takes one record out of the budget; false when there is none left.
+    /// Takes one record out of the budget. Returns false when none is left.
     pub fn spend(&mut self, now: Instant) -> bool {
         let elapsed = now.saturating_duration_since(self.refilled).as_secs_f64();
         self.left = (self.left + elapsed * self.rate).min(self.rate * BURST);
@@ -86,8 +86,8 @@ impl Budget {
         true
     }
 
-    /// Adds packets to the fold of their kind, or of a coarser one when there is no room for it. `Some`: they are the first of
-    /// it, and their record is to be made.
+    /// Adds packets to the aggregate of their key, or of a coarser key when there is no room. Returns the key if these packets are the
+    /// first: the caller makes their record and calls [`Budget::begin`].
     pub fn add(&mut self, mut key: Key, packets: &Sums) -> Option<Key> {
         for most in [MAX_FOLDS, 2 * MAX_FOLDS] {
             if let Some(fold) = self.folds.get_mut(&key) {
@@ -104,7 +104,7 @@ impl Budget {
         None
     }
 
-    /// Begins a fold with its first packets' record.
+    /// Begins an aggregate with the record of its first packets.
     pub fn begin(&mut self, key: Key, mut drop: Box<Drop>, packets: &Sums) {
         let mut same = vec!["cause".into(), "direction".into()];
         match &key.ends {
@@ -131,7 +131,7 @@ impl Budget {
         self.folds.insert(key, Folded { drop, first: packets.first });
     }
 
-    /// Ends all folds.
+    /// Ends all aggregates and returns their records.
     pub fn take(&mut self) -> impl Iterator<Item = (Body, Timestamp, u64)> {
         std::mem::take(&mut self.folds).into_values().map(|Folded { mut drop, first }| {
             let count = drop.count;
@@ -153,7 +153,7 @@ impl Folded {
     }
 }
 
-/// What a record says of how many packets there were, and when.
+/// Number, size and times of the packets in a record.
 #[derive(Debug, Clone, Copy)]
 pub struct Sums {
     pub count: u64,
@@ -193,7 +193,7 @@ impl Key {
         Key { ends: Some(ends), cause, direction }
     }
 
-    /// The same of every port; of that, by its cause alone.
+    /// Returns a coarser key: without the port; from there, by cause and direction only.
     fn coarser(self) -> Key {
         let ends = self.ends.filter(|ends| !ends.all_ports);
         Key { ends: ends.map(|ends| Ends { port: None, all_ports: true, ..ends }), ..self }
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!((0..100).filter(|_| budget.spend(start + Duration::from_secs(100))).count(), 50);
     }
 
-    /// More kinds than there is room for: coarser and coarser, and every packet is in a count.
+    /// With more kinds of drops than there is room for, keys get coarser, and every packet stays in a count.
     #[test]
     fn folds_get_coarser_and_stay_exact() {
         let mut budget = Budget::new(1, Instant::now());

@@ -1,4 +1,4 @@
-//! Flow, facts and verdict put into the record's shape. Pure.
+//! Builds the record of a drop from its flow, the kernel's facts and the decision. Pure.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::pipeline::enrich::{Flow, Named, OwnedBy};
 use crate::record::community_id::community_id;
 use crate::record::{Drop, Endpoint, FoldedBy, Icmp, Kernel, Network};
 
-/// Labels per pod in a record, and octets of one label or name: strangers write them.
+/// Limits of untrusted input in a record: labels per pod, and bytes of one label or name.
 const MAX_LABELS: usize = 64;
 const MAX_TEXT: usize = 253;
 
@@ -68,7 +68,7 @@ pub(super) fn drop_body(
 }
 
 impl Drop {
-    /// How many packets there were, `packet` being the one that the rest of the record is about.
+    /// Sets the counts. `packet` is the packet that the rest of the record describes.
     pub fn counts(&mut self, packet: &Packet, repeats: &Repeats, last: Timestamp) {
         self.count = repeats.packets();
         self.bytes = repeats.bytes(packet);
@@ -143,12 +143,12 @@ fn labels(labels: &Labels) -> BTreeMap<String, String> {
     labels.iter().take(MAX_LABELS).map(|(k, v)| (clip(k), clip(v))).collect()
 }
 
-/// The same text where it is short enough.
+/// Returns the same text if it is short enough, else a shortened copy.
 fn short(text: &Str) -> Str {
     if text.len() <= MAX_TEXT { text.clone() } else { clip(text).into() }
 }
 
-/// At most [`MAX_TEXT`] octets, cut between characters.
+/// Returns at most [`MAX_TEXT`] bytes, cut between characters.
 fn clip(text: &str) -> String {
     text[..text.floor_char_boundary(MAX_TEXT)].to_owned()
 }

@@ -1,5 +1,4 @@
-//! Connections as the pods' interfaces saw them (the tc hook): what a drop's record gains from it, and connections that
-//! died in silence.
+//! Connections as seen at the pods' interfaces (the tc hook): they add to the records of drops, and some are unanswered.
 //!
 //! ```text
 //! opened, refused, DNS answers ─> Flows ─┬─> a drop's record: original, service, names, spoofed, reject
@@ -7,8 +6,8 @@
 //!                                        └─> unanswered
 //! ```
 //!
-//! The kernel removes a connection's entry when it is answered, so only its table says whether there was an answer:
-//! what is lost on the way can hide an unanswered connection, never invent one.
+//! The kernel side removes the entry of a connection when a reply comes, so only the kernel's table decides whether there was a reply. A lost
+//! event can hide an unanswered connection but never invent one.
 
 mod annotate;
 mod names;
@@ -27,17 +26,17 @@ pub use silence::{Finding, GRACE, body, flow};
 use crate::kernel::tc::{Told, View};
 use crate::model::packet::Packet;
 
-/// The kernel's side, as far as it is asked: the running one, or a test's.
+/// The kernel side as this module uses it; tests have one of their own.
 pub trait Kernel {
-    /// `None` when the connection was answered.
+    /// Returns `None` if the connection was answered.
     fn state(&self, key: &FlowKey) -> Option<FlowState>;
     fn forget(&mut self, key: &FlowKey);
     fn keys(&self) -> Vec<FlowKey>;
     /// Name of a pod's interface.
     fn interface(&self, index: u32) -> Option<String>;
-    /// How long it has been watched.
+    /// How long the interface has been watched.
     fn watched_for(&self, index: u32) -> Option<Duration>;
-    /// The addresses of the pod behind it.
+    /// The addresses of the pod behind the interface.
     fn addresses(&self, index: u32, looked_for: IpAddr) -> Vec<IpAddr>;
     /// The network namespace of the interfaces.
     fn netns(&self) -> u32;
@@ -70,7 +69,7 @@ impl Kernel for View {
 /// An address and a port.
 pub type End = (IpAddr, u16);
 
-/// A connection, from the side that opened it, as it was addressed at the place where it was seen.
+/// A connection in the direction of its opener, with the addresses that it had where it was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple {
     pub client: End,
@@ -86,7 +85,7 @@ impl Tuple {
         Tuple { client, protocol: key.protocol as u8, server }
     }
 
-    /// All that a dropped packet's connection may have been seen as: before and behind NAT, and from either side.
+    /// Returns every tuple under which the connection of a dropped packet may have been seen: before and after NAT, in both directions.
     fn all_of(packet: &Packet) -> impl Iterator<Item = Tuple> + use<> {
         let headers = &packet.headers;
         let protocol = headers.protocol;
@@ -121,7 +120,7 @@ fn address(words: &[u32; 4]) -> IpAddr {
     ip.to_ipv4_mapped().map_or(ip.into(), IpAddr::from)
 }
 
-/// What the status tells of connections.
+/// Counts of connections for the status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     pub unanswered: u64,
@@ -129,10 +128,10 @@ pub struct Tally {
     pub unanswered_untold: u64,
 }
 
-/// See the module's documentation.
+/// The connections of this node's pods; see the module's documentation.
 pub struct Flows<K> {
     kernel: K,
-    /// Drops are seen too, so "no drop on this node" can be said.
+    /// Drops are watched too, so "no drop on this node" is known.
     sees_drops: bool,
     table: table::Table,
     dropped: seen::Recent,
@@ -160,13 +159,13 @@ impl<K: Kernel> Flows<K> {
         &self.kernel
     }
 
-    /// Takes one record of the programs.
+    /// Takes one event of the tc programs.
     pub fn take(&mut self, told: Told, now: Instant) {
         match told {
             Told::Flow(flow) => match flow.event {
                 event::OPENED if !self.table.open(&flow, now) => self.kernel.forget(&flow.key),
                 event::OPENED => {}
-                // The packet that is told of goes back to the side that opened the connection.
+                // The refusing packet goes back to the opener of the connection.
                 event::RESET | event::ICMP => {
                     let tuple = Tuple::of(&flow.key, flow.direction != FROM_POD);
                     self.refused.insert(tuple, flow.time, now);
@@ -179,7 +178,7 @@ impl<K: Kernel> Flows<K> {
         }
     }
 
-    /// A packet was dropped: its connection is not a silent one.
+    /// Notes that a packet was dropped: its connection is not unanswered without a reason.
     pub fn saw_drop(&mut self, packet: &Packet, now: Instant) {
         if matches!(
             packet.headers.protocol,
@@ -191,12 +190,12 @@ impl<K: Kernel> Flows<K> {
         }
     }
 
-    /// Drops were lost, so nobody knows whose: for a while no connection is called silent.
+    /// Notes that drops were lost. For a while no connection is reported as unanswered, because the lost drop may explain it.
     pub fn lost_drops(&mut self, now: Instant) {
         self.dropped.blind(now);
     }
 
-    /// Forgets what is old, and entries of the kernel's that nobody here knows of (their announcement was lost).
+    /// Removes old entries, and kernel entries whose event was lost.
     pub fn sweep(&mut self) {
         let kernel = &self.kernel;
         self.names.retain(|interface| kernel.interface(interface).is_some());

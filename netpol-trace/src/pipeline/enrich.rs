@@ -1,7 +1,7 @@
-//! (packet, index) → flow: both ends named, as of what held when the packet was dropped. Pure.
+//! Names both endpoints of a packet's connection, as of the time of the drop. Pure.
 //!
-//! What is judged is the connection, not the packet: conntrack's original source, to the source of its reply. That is the
-//! client and the backend that policies are written about, before and after every translation on the way.
+//! Policies are evaluated for the connection, not for the packet: from conntrack's original source to the source of its reply. These are the
+//! client and the backend that policies are written about, whatever translation (NAT) there is on the way.
 
 use std::net::IpAddr;
 
@@ -14,28 +14,28 @@ use crate::model::packet::Packet;
 use crate::model::{Address, EndpointKind, Part, ServiceRef, Str, Verdict, VerdictResult};
 use crate::policy::{Connection, End, Transport, Who};
 
-/// A packet with both ends of its connection named.
+/// A packet with both endpoints of its connection named.
 #[derive(Debug, Clone)]
 pub struct Flow<'a> {
     pub source: Named<'a>,
     pub destination: Named<'a>,
     /// IP protocol number.
     pub protocol: u8,
-    /// The packet goes from `destination` to `source`.
+    /// The packet is a reply: it goes from `destination` to `source`.
     pub reply: bool,
-    /// Conntrack knew the packet.
+    /// Conntrack had an entry for the packet.
     pub tracked: bool,
     /// Conntrack translated the destination (a service).
     pub dst_nat: bool,
 }
 
-/// One end.
+/// One endpoint of a connection.
 #[derive(Debug, Clone)]
 pub struct Named<'a> {
     pub ip: IpAddr,
     pub port: Option<u16>,
     pub owner: OwnedBy<'a>,
-    /// Of a destination: the service that the client asked for.
+    /// The service that the client addressed; destinations only.
     pub service: Option<ServiceRef>,
     /// The address before translation, where it differs.
     pub original: Option<Address>,
@@ -50,13 +50,13 @@ pub enum OwnedBy<'a> {
     External,
     /// Inside the pod network without a known owner.
     Unknown,
-    /// The source can't say yet, or not in time, whether this is a pod's address, or still this pod's.
+    /// The API server has not confirmed in time whether this is a pod's address, or still this pod's.
     Unconfirmed,
-    /// So many pods claim the address.
+    /// Several pods claim the address; the number of them.
     Ambiguous(usize),
-    /// The address passed from the one to the other at about that time.
+    /// The address passed from the first pod to the second at about that time.
     Reused(&'a Pod, &'a Pod),
-    /// Nobody's any more; this pod's until shortly before.
+    /// No pod has the address any more; this pod had it until shortly before.
     Former(&'a Pod),
 }
 
@@ -105,7 +105,7 @@ impl<'a> Moments<'a> {
     }
 }
 
-/// The addresses that can be an end of the packet's connection; some of them more than once.
+/// Returns the addresses that can be an endpoint of the packet's connection, some of them twice.
 fn addresses(packet: &Packet) -> [IpAddr; 5] {
     let (source, destination) = (packet.headers.source, packet.headers.destination);
     let tracked = packet.conntrack.map(|ct| [ct.original.source, ct.original.destination, ct.reply.source]);
@@ -113,11 +113,11 @@ fn addresses(packet: &Packet) -> [IpAddr; 5] {
     [source, destination, client, asked, server]
 }
 
-/// Names both ends.
+/// Names both endpoints.
 pub fn name<'a>(packet: &Packet, moment: &'a Moment<'_>) -> Flow<'a> {
     let index = moment.index;
     let headers = &packet.headers;
-    // An ICMP error that conntrack relates to a connection is not of that connection.
+    // Conntrack relates an ICMP error to a connection, but the error is not a packet of that connection.
     let conntrack = packet.conntrack.filter(|ct| ct.original.protocol == headers.protocol);
     let ports = |source, destination| match headers.protocol {
         crate::model::packet::TCP | crate::model::packet::UDP | crate::model::packet::SCTP => {
@@ -170,7 +170,7 @@ pub(crate) fn end<'a>(moment: &'a Moment<'_>, ip: IpAddr, port: Option<u16>) -> 
     Named { ip, port, owner, service: None, original: None }
 }
 
-/// Adds the service that the client asked for at `ip` and `port`.
+/// Adds the service that the client addressed at `ip` and `port`.
 pub(crate) fn with_service<'a>(
     index: &'a Index,
     mut named: Named<'a>,
@@ -185,7 +185,7 @@ pub(crate) fn with_service<'a>(
         name: service.name.clone(),
         port: found.map(|p| p.port),
     });
-    // The packet still goes to the service's own address: no backend took it.
+    // The packet still has the service's own address: it was not translated to a backend.
     if named.ip == ip && matches!(named.owner, OwnedBy::External | OwnedBy::Unknown) {
         named.owner = OwnedBy::Service;
     }
@@ -193,23 +193,23 @@ pub(crate) fn with_service<'a>(
 }
 
 impl<'a> Flow<'a> {
-    /// Whether an end may get its name soon: new pods send before the API knows their address.
+    /// Returns true if an endpoint may get its name soon. New pods send packets before the API server knows their address.
     pub fn may_be_named_later(&self) -> bool {
         self.ends().iter().any(|end| matches!(end.owner, OwnedBy::Unknown | OwnedBy::Unconfirmed | OwnedBy::Former(_)))
     }
 
-    /// Whether an end's pod may be gone already, and its address another's, without the source having told so.
+    /// Returns true if an endpoint's pod is terminating: its address may already belong to another pod that the index does not know yet.
     pub fn may_have_left(&self) -> bool {
         self.ends().iter().any(|end| end.pod().is_some_and(|view| view.pod.terminating && !view.pod.host_network))
     }
 
-    /// Whether nobody can know which of two pods had an end's address.
+    /// Returns true if an endpoint's address belonged to either of two pods and the time does not decide which.
     pub fn is_reused(&self) -> bool {
         self.ends().iter().any(|end| matches!(end.owner, OwnedBy::Reused(..)))
     }
 
-    /// Takes back names that don't hold for all packets of a count, `later` being the flow as of the last of them: whose the
-    /// others were nobody knows.
+    /// Removes names that do not hold for all counted packets. `later` is the flow as of the last packet; the owner at the times between is
+    /// unknown.
     pub fn hold_throughout(&mut self, later: &Flow<'a>) {
         for (end, later) in [(&mut self.source, &later.source), (&mut self.destination, &later.destination)] {
             if let (Some(first), Some(last)) = (end.pod(), later.pod())
@@ -224,7 +224,7 @@ impl<'a> Flow<'a> {
         [&self.source, &self.destination]
     }
 
-    /// What the verdict judges, as of `at`.
+    /// Returns the connection that the policies are evaluated for, as of `at`.
     pub fn connection(&self, at: Timestamp) -> Connection<'a> {
         Connection {
             source: self.source.as_end(),
@@ -236,7 +236,7 @@ impl<'a> Flow<'a> {
     }
 }
 
-/// Says how far a verdict can be relied on: an address that changed hands, and `stale` sources.
+/// Adds to a verdict what limits it: an address that changed hands, and `stale` sources.
 pub fn qualify(verdict: &mut Part<Verdict>, flow: &Flow<'_>, stale: &[String]) {
     if flow.is_reused() && verdict.result == VerdictResult::Undetermined {
         verdict.to_mut().basis = "ip_reused".into();

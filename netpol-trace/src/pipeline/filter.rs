@@ -10,7 +10,7 @@ use crate::model::{Cause, ConfigState};
 use crate::pipeline::enrich::Flow;
 use crate::record::{Body, Endpoint};
 
-/// A text with `*` for any run of characters.
+/// A pattern in which `*` stands for any run of characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(String);
 
@@ -23,7 +23,7 @@ impl Pattern {
         let Some((first, rest)) = self.0.split_once('*') else { return self.0 == text };
         let Some(mut text) = text.strip_prefix(first) else { return false };
         let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
-        // The first place of each piece leaves most for the ones after it.
+        // Matching each piece as early as possible leaves the most text for the pieces after it.
         for piece in middle.split('*').filter(|piece| !piece.is_empty()) {
             let Some(at) = text.find(piece) else { return false };
             text = &text[at + piece.len()..];
@@ -32,17 +32,17 @@ impl Pattern {
     }
 }
 
-/// Lists of what is meant; `None` where a list is absent.
+/// Criteria for drops; `None` where a list is absent.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Selection {
-    /// Of either end: a pod's, or the service's that the client asked for.
+    /// Namespaces of either endpoint's pod or of the service that the client addressed.
     pub namespaces: Option<Vec<Pattern>>,
     pub causes: Option<Vec<Cause>>,
-    /// Around either end's address, or the one that the client asked for.
+    /// Ranges of either endpoint's address or of the address that the client used.
     pub cidrs: Option<Vec<IpNet>>,
 }
 
-/// The two ends of a connection, as selections see them.
+/// The parts of a connection that selections compare.
 #[derive(Debug, Default)]
 pub struct Ends<'a> {
     namespaces: [Option<&'a str>; 3],
@@ -84,12 +84,12 @@ impl<'a> Ends<'a> {
 }
 
 impl Selection {
-    /// Whether every list that is there fits. What has no cause fits any list of causes.
+    /// Returns true if every list that is present matches. A record without a cause matches any list of causes.
     pub fn fits_all(&self, cause: Option<Cause>, ends: &Ends<'_>) -> bool {
         self.namespace(ends).unwrap_or(true) && self.cause(cause).unwrap_or(true) && self.cidr(ends).unwrap_or(true)
     }
 
-    /// Whether some list that is there fits.
+    /// Returns true if any list that is present matches.
     pub fn fits_any(&self, cause: Option<Cause>, ends: &Ends<'_>) -> bool {
         self.namespace(ends).unwrap_or(false) || self.cause(cause).unwrap_or(false) || self.cidr(ends).unwrap_or(false)
     }
@@ -110,12 +110,12 @@ impl Selection {
     }
 }
 
-/// What can change while the agent runs: which drops get a record, and what of a pod and of its DNS answers goes in.
+/// Settings that can change while the agent runs: which drops get a record, and which labels and DNS names go into it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Settings {
-    /// A drop must fit every list given here; an absent list fits all.
+    /// A drop must match every list given here; an absent list matches all.
     pub include: Selection,
-    /// A drop that fits any list given here gets no record.
+    /// A drop that matches any list given here gets no record.
     pub exclude: Selection,
     /// The pod labels that go into records; `None` for all.
     pub labels: Option<Vec<Pattern>>,
@@ -123,16 +123,16 @@ pub struct Settings {
     pub dns_names: Option<Vec<Pattern>>,
 }
 
-/// Stands in for a DNS name that is not to be written.
+/// Replaces a DNS name that must not be written.
 pub const REDACTED: &str = "redacted";
 
 impl Settings {
-    /// Whether something gets a record. What gets none is counted all the same.
+    /// Returns true if a drop or connection gets a record. Without one it is still counted.
     pub fn admits(&self, cause: Option<crate::model::Cause>, ends: &Ends<'_>) -> bool {
         self.include.fits_all(cause, ends) && !self.exclude.fits_any(cause, ends)
     }
 
-    /// Takes out of a record what must not be written.
+    /// Removes from a record what must not be written.
     pub fn redact(&self, body: &mut Body) {
         let ends = match body {
             Body::Drop(drop) => [&mut drop.source, &mut drop.destination],
@@ -170,13 +170,13 @@ pub struct State {
     pub file: Option<FileState>,
 }
 
-/// How the config file stands.
+/// The state of the config file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FileState {
     pub path: String,
     pub read_at: Timestamp,
     pub error: Option<String>,
-    /// Options that changed in the file and wait for a start.
+    /// Options that changed in the file and take effect at the next start.
     pub pending: Vec<String>,
 }
 

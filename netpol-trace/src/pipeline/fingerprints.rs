@@ -1,9 +1,9 @@
-//! Which records of two agents are about the same packet, connection or policy change: they get the same fingerprint.
+//! Fingerprints: records of two agents about the same packet, connection or policy change get the same one.
 //!
-//! Two agents see the same packets when their nodes share a kernel (kind), and while one takes over from the other. Their programs run one
-//! after the other on the same packet, so all that the kernel says is the same, but for the time: some microseconds apart, and for counted
-//! packets up to a tick. So a second of the kernel's clock stands for the time, and what is equal within one agent's second is numbered:
-//! each agent that saw all of it has the same numbers.
+//! Two agents see the same packets when their nodes share a kernel (kind), and while one agent takes over from the other. Their programs run
+//! one after the other on the same packet, so all of the kernel's evidence is equal except the time, which differs by some microseconds, and
+//! for counted packets by up to a tick. The fingerprint therefore uses the second of the kernel's clock. Equal packets within one second are
+//! numbered; agents that saw all of them use the same numbers.
 
 use std::collections::HashMap;
 use std::fs;
@@ -19,30 +19,30 @@ use crate::pipeline::connections::{Finding, Origin};
 use crate::record::fingerprint::Hasher;
 use crate::record::{Fingerprint, PolicyChange};
 
-/// Identifies the running kernel: the same in every container on it, new with each boot.
+/// Identifies the running kernel: equal in all of its containers, new with each boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const SECOND_NS: u64 = 1_000_000_000;
-/// An unanswered connection is known by the second of its first packet on two nodes' wall clocks.
+/// Width of the time window that identifies an unanswered connection on two nodes' wall clocks.
 const CONNECTION_SECONDS: i64 = 10;
-/// Agents learn of a change within seconds of each other.
+/// Width of the time window that identifies a policy change: agents learn of it within seconds of each other.
 const CHANGE_SECONDS: i64 = 60;
-/// Fingerprints that are remembered, twice: the newest, and as many before them.
+/// Fingerprints kept in each of two generations.
 const REMEMBERED: usize = 1 << 14;
 
 /// Makes the fingerprints of one agent's records.
 #[derive(Debug)]
 pub struct Fingerprints {
-    /// Only records of the same kernel can be about the same packet. Nobody outside knows it, so no fingerprint gives its addresses away.
+    /// The kernel's boot id. Only records of the same kernel can be about the same packet. The id is secret, so a fingerprint reveals no
+    /// addresses.
     kernel: String,
-    /// The cluster's name in records, where there is one.
+    /// The cluster's name in records, or empty.
     cluster: String,
-    /// How often each came, so that equal packets within a second are told apart.
+    /// Number of times that each fingerprint occurred; it distinguishes equal packets within a second.
     seen: [HashMap<Fingerprint, u64, RandomState>; 2],
 }
 
 impl Fingerprints {
-    /// `cluster`: the cluster's name in records. `run`: takes the kernel's place where that does not say which it is; then no packet is
-    /// recognised.
+    /// `run` replaces the boot id where that cannot be read; then no two agents' fingerprints of a packet are equal.
     pub fn new(cluster: Option<&str>, run: &str) -> Fingerprints {
         let kernel = fs::read_to_string(BOOT_ID).inspect_err(|error| {
             tracing::debug!(%error, "{BOOT_ID}: records of other agents about the same packets get other fingerprints");
@@ -55,8 +55,8 @@ impl Fingerprints {
         }
     }
 
-    /// That of a record of one packet, or of what was counted of one flow. All of it is as the kernel says it, before anything was looked
-    /// up or decided: agents of other versions, or with other rights and options, make the same of it.
+    /// Returns the fingerprint of one packet, or of the counted packets of one flow. It uses only evidence of the kernel, so agents of other
+    /// versions, or with other rights and options, compute the same value.
     pub fn drop(&mut self, packet: &Packet, facts: &Facts, origin: Origin, repeats: &Repeats) -> Fingerprint {
         let headers = &packet.headers;
         let port = |port: Option<u16>| port.map_or(u64::MAX, u64::from);
@@ -72,7 +72,7 @@ impl Fingerprints {
             .number(headers.protocol.into())
             .number(port(headers.source_port))
             .number(port(headers.destination_port))
-            // A count has these flags only.
+            // Counted packets keep these flags only.
             .number((headers.tcp_flags.unwrap_or_default() & TCP_FLAGS).into())
             .number(u64::from(icmp_type) << 8 | u64::from(icmp_code))
             .number(headers.fragment.into())
@@ -83,7 +83,7 @@ impl Fingerprints {
         self.nth(hash.finish())
     }
 
-    /// That of an unanswered connection, which two nodes may have seen.
+    /// Returns the fingerprint of an unanswered connection, which two nodes may have seen.
     pub fn unanswered(&mut self, finding: &Finding, opened: Timestamp) -> Fingerprint {
         let (client, server) = (finding.tuple.client, finding.tuple.server);
         let hash = Hasher::new("unanswered")
@@ -98,8 +98,8 @@ impl Fingerprints {
         self.nth(hash.finish())
     }
 
-    /// That of a policy's change, of which every agent has a record: by the object's uid and generation. What has no generation that moved
-    /// (a namespace's labels, policies from files) is known by what changed, and the minute in which the agent learned of it.
+    /// Returns the fingerprint of a policy change, of which every agent has a record: uid and generation of the object. A change without a new
+    /// generation (a namespace's labels, policies from files) is identified by its content and the minute in which the agent learned of it.
     pub fn policy_change(&mut self, change: &PolicyChange, at: Timestamp) -> Fingerprint {
         let hash = Hasher::new("policy_change")
             .number(change.change as u64)
@@ -107,7 +107,7 @@ impl Fingerprints {
             .maybe(change.policy.as_deref())
             .maybe(change.uid.as_deref());
         let version = match change.change {
-            // Once in an object's life.
+            // This happens once in the life of an object.
             ChangeKind::Created | ChangeKind::Deleted => Some(0),
             ChangeKind::Edited => change.generation.filter(|new| change.generation_before != Some(*new)),
             ChangeKind::NamespaceLabels => None,
@@ -128,7 +128,7 @@ impl Fingerprints {
         self.nth(hash.finish())
     }
 
-    /// The same at the first time, and another one at each later time.
+    /// Returns `fingerprint` at its first occurrence and a numbered one at each later occurrence.
     fn nth(&mut self, fingerprint: Fingerprint) -> Fingerprint {
         let [newest, before] = &mut self.seen;
         if newest.len() >= REMEMBERED {

@@ -44,7 +44,7 @@ impl FromStr for Format {
     fn from_str(text: &str) -> Result<Format, String> {
         let names = || Format::ALL.map(Format::as_str).join(", ");
         let found = Format::ALL.into_iter().find(|format| format.as_str() == text);
-        found.ok_or_else(|| format!("{text:?} is no format: one of {} is", names()))
+        found.ok_or_else(|| format!("unknown format {text:?}: expected one of {}", names()))
     }
 }
 

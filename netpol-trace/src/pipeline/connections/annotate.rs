@@ -1,4 +1,4 @@
-//! What the pods' interfaces know of a drop.
+//! Adds to a drop's record what the pods' interfaces show.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -11,19 +11,19 @@ use crate::pipeline::connections::{End, Flows, Kernel, Tuple};
 use crate::pipeline::enrich;
 use crate::record::Drop;
 
-/// A rejecting rule sends its RST or ICMP error right before its packet is freed.
+/// Largest time between a rule's RST or ICMP error and the drop of the rejected packet: the kernel sends the answer right before it.
 const REJECTED_WITHIN: Duration = Duration::from_millis(5);
 
-/// Where a drop's packet was, for its interface.
+/// Where the dropped packet came from.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin {
-    /// The interface that the packet came in by.
+    /// The interface by which the packet came in.
     pub iif: u32,
     pub netns: Option<u32>,
 }
 
 impl<K: Kernel> Flows<K> {
-    /// Adds what is certain: the address that the client asked for and its names, a spoofed source, a reject.
+    /// Adds what is certain: the address that the client used and its names, a spoofed source, a reject.
     pub fn annotate(&mut self, drop: &mut Drop, packet: &Packet, origin: Origin, index: &Index, now: Instant) {
         if packet.conntrack.is_none() {
             self.add_original(drop, packet, index);
@@ -36,13 +36,13 @@ impl<K: Kernel> Flows<K> {
         drop.destination.names = self.names_of(drop.source.ip, asked, now);
     }
 
-    /// The names by which the pod at `pod` knows `address`.
+    /// Returns the DNS names under which the pod at `pod` knows `address`.
     pub fn names_of(&self, pod: IpAddr, address: IpAddr, now: Instant) -> Vec<String> {
         self.names.of(pod, address, now)
     }
 
-    /// Behind a translation that conntrack does not know, the client's own interface saw where it sent to. That it is this
-    /// connection is certain when the client's port has one destination only, and that is a service with this backend.
+    /// Adds the original destination after a translation that conntrack does not know: the client's own interface saw it. It is certainly this
+    /// connection if the client's port has one destination only, and that is a service with this backend.
     fn add_original(&self, drop: &mut Drop, packet: &Packet, index: &Index) {
         let Some((client, server)) = ends(packet) else { return };
         let protocol = packet.headers.protocol;
@@ -65,8 +65,8 @@ impl<K: Kernel> Flows<K> {
         })
     }
 
-    /// Whether the packet came from a pod with a source address that is not this pod's. Certain when the pod behind the
-    /// interface is known: its own kernel names an address that the cluster knows as one pod's.
+    /// Returns true if a pod sent the packet with a source address of another. That is certain if the pod behind the interface is known: its own
+    /// network namespace has an address that the cluster knows as one pod's.
     fn is_spoofed(&self, packet: &Packet, origin: Origin, index: &Index) -> bool {
         let source = packet.headers.source;
         if source.is_unspecified() || is_link_local(source) {
@@ -79,7 +79,7 @@ impl<K: Kernel> Flows<K> {
         if !of_this_family || pod.pod.ips.contains(&source) {
             return false;
         }
-        // An address that the pod has and the cluster does not know: a second network, a virtual address. Not a stranger's.
+        // The pod has the address although the cluster does not know it: a second network or a virtual address.
         !addresses.contains(&source) || matches!(index.owner_of(source), Owner::Pod(_) | Owner::Node(_))
     }
 
@@ -88,7 +88,7 @@ impl<K: Kernel> Flows<K> {
         if origin.netns == Some(self.kernel.netns()) && self.kernel.interface(origin.iif).is_some() {
             return Some(origin.iif);
         }
-        // Behind a bridge the packet's own device is the bridge: the connection's first packet was seen at the port.
+        // Behind a bridge the packet's device is the bridge; the first packet of the connection was seen at the port.
         let (client, server) = ends(packet)?;
         let tuple = Tuple { client, protocol: packet.headers.protocol, server };
         let mut sent = self.table.of(tuple).filter(|(_, open)| open.from_pod);
@@ -105,7 +105,7 @@ fn ends(packet: &Packet) -> Option<(End, End)> {
     Some(((headers.source, source), (headers.destination, destination)))
 }
 
-/// The one pod that claims one of these addresses.
+/// Returns the only pod that claims one of these addresses.
 fn pod_behind<'a>(addresses: &[IpAddr], index: &'a Index) -> Option<PodView<'a>> {
     let mut found: Option<PodView<'a>> = None;
     for address in addresses {
@@ -118,7 +118,7 @@ fn pod_behind<'a>(addresses: &[IpAddr], index: &'a Index) -> Option<PodView<'a>>
     found
 }
 
-/// Whether the service at `asked` has `backend` among its endpoints.
+/// Returns true if `backend` is an endpoint of the service at `asked`.
 fn is_backend(index: &Index, protocol: u8, asked: End, backend: End) -> bool {
     let crate::policy::Transport::Named(named) = crate::policy::Transport::from_number(protocol) else {
         return false;

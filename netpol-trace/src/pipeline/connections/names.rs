@@ -1,4 +1,4 @@
-//! What each pod was told about addresses by DNS: bounded, and forgotten when it gets old.
+//! DNS answers that each pod received: names of addresses, bounded in memory and in time.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,27 +7,27 @@ use std::time::{Duration, Instant};
 use crate::packet::dns;
 use crate::packet::dns::Answer;
 
-/// Programs use an address for a while after its time is up: a connection that was opened in time is retried.
+/// Names outlive their TTL by this: programs go on using an address, and retry connections that they opened in time.
 const SLACK: Duration = Duration::from_secs(60);
-/// A longer TTL is cut to this.
+/// Longest TTL that is honoured.
 const MAX_TTL: u32 = 24 * 3600;
 /// Addresses kept for one pod, and pods.
 const MAX_ADDRESSES: usize = 512;
 const MAX_PODS: usize = 1024;
 /// Names of one address.
 const MAX_NAMES: usize = 4;
-/// Octets of all names kept for one pod: whoever answers it chooses how long they are. Room for what is usual, 128 for each address.
+/// Bytes of all names kept for one pod: 128 for each address. The DNS server chooses how long names are.
 const MAX_OCTETS: usize = 128 * MAX_ADDRESSES;
 
-/// Names of addresses, by the interface behind which the pod is that was told.
+/// Names of addresses, by the interface of the pod that received the answer.
 #[derive(Debug, Default)]
 pub struct Names {
     pods: HashMap<u32, Pod>,
-    /// By pods' own addresses: where their answers were delivered.
+    /// By the pods' own addresses, to which the answers were delivered.
     interfaces: HashMap<IpAddr, u32>,
 }
 
-/// What one pod was told.
+/// The names that one pod received.
 #[derive(Debug, Default)]
 struct Pod {
     addresses: HashMap<IpAddr, Known>,
@@ -42,7 +42,7 @@ struct Known {
 }
 
 impl Names {
-    /// A pod with address `pod` behind `interface` was told `message`.
+    /// Takes a DNS answer that the pod with address `pod` behind `interface` received.
     pub fn told(&mut self, interface: u32, pod: IpAddr, message: &[u8], now: Instant) {
         let Some(Answer { names, addresses }) = dns::parse(message) else { return };
         if self.pods.len() >= MAX_PODS && !self.pods.contains_key(&interface) {
@@ -59,7 +59,7 @@ impl Names {
         }
     }
 
-    /// The names under which the pod at `pod` was given `address`.
+    /// Returns the names for which the pod at `pod` received `address`.
     pub fn of(&self, pod: IpAddr, address: IpAddr, now: Instant) -> Vec<String> {
         let known = self.interfaces.get(&pod).and_then(|interface| self.pods.get(interface));
         let known = known.and_then(|known| known.addresses.get(&address)).filter(|known| known.until > now);
@@ -93,7 +93,7 @@ impl Pod {
         Some(known)
     }
 
-    /// Removes what is out of time, else what would be first, until there is room for another address and its names.
+    /// Makes room for another address and its names: removes expired addresses, then those that expire first.
     fn make_room(&mut self, octets: usize, now: Instant) {
         let full = |pod: &Pod| pod.addresses.len() >= MAX_ADDRESSES || pod.octets + octets > MAX_OCTETS;
         if full(self) {
@@ -153,7 +153,7 @@ mod tests {
         assert_eq!(names.of(POD, IpAddr::from([10, 9, a, b]), now), ["db.lab"]);
     }
 
-    /// Names as long as they can be, no two the same: what a resolver of the attacker's own answers.
+    /// An attacker's DNS server answers with names of maximal length, all different.
     #[test]
     fn memory_is_bounded_in_octets_too() {
         let (mut names, now) = (Names::default(), Instant::now());

@@ -1,4 +1,4 @@
-//! Connections to which something happened lately.
+//! Connections with a recent event.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ const MAX: usize = 32 * 1024;
 /// Longer than any connection waits for its answer.
 const KEPT: Duration = Duration::from_secs(30);
 
-/// A bounded memory that knows when it is not complete.
+/// A bounded memory of recent events that knows when it is incomplete.
 #[derive(Debug, Default)]
 pub struct Recent {
-    /// The kernel's time of the latest event, and when it was told.
+    /// The kernel's time of the latest event, and when the event was read.
     events: HashMap<Tuple, (u64, Instant)>,
     blind_until: Option<Instant>,
 }
@@ -22,7 +22,7 @@ impl Recent {
         if self.events.len() >= MAX && !self.events.contains_key(&tuple) {
             self.events.retain(|_, (_, told)| now.duration_since(*told) < KEPT);
             if self.events.len() >= MAX {
-                // Starting over costs less than scanning for each of a flood.
+                // Clearing costs less than a scan for each packet of a flood.
                 self.events.clear();
                 self.blind(now);
             }
@@ -35,7 +35,7 @@ impl Recent {
         self.events.get(tuple).map(|(time, _)| *time)
     }
 
-    /// Something was missed.
+    /// Notes that events were missed.
     pub fn blind(&mut self, now: Instant) {
         self.blind_until = Some(now + KEPT);
     }

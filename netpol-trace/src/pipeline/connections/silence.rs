@@ -1,4 +1,4 @@
-//! Connections that got no answer, and no drop that would say why.
+//! Finds connections that got no reply although no drop explains it.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,50 +19,50 @@ use crate::policy;
 use crate::record::community_id::community_id;
 use crate::record::{Body, Network, Unanswered};
 
-/// How long an answer may take. TCP has sent its SYN three times by then.
+/// How long a reply may take. TCP has sent its SYN three times by then.
 pub const GRACE: Duration = Duration::from_secs(5);
-/// The same client, server and port get one record in so long; it says how many connections it stands for.
+/// Window in which one client, server and port get one record, with the number of connections.
 const WINDOW: Duration = Duration::from_secs(60);
 /// TCP's last retransmissions are 64 s apart: a connection that sends nothing for longer is over.
 const TCP_IDLE: Duration = Duration::from_secs(70);
 const UDP_IDLE: Duration = Duration::from_secs(10);
 /// Records in one window; more are counted.
 const MAX_RECORDS: usize = 1000;
-/// UDP that was on its way when an interface was attached looks as if its answers opened it.
+/// Time after attaching in which UDP is not reported: replies to earlier packets look like opening packets.
 const UDP_SETTLED: Duration = Duration::from_secs(15);
-/// Where most systems' ports for clients begin.
+/// Lowest client port on most systems.
 const CLIENT_PORTS: u16 = 32768;
 
 /// Unanswered connections of one client to one server's port.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finding {
-    /// The latest.
+    /// The latest connection.
     pub tuple: Tuple,
     pub from_pod: bool,
     /// CLOCK_MONOTONIC of the first packet, ns.
     pub opened: u64,
     pub length: u32,
-    /// Packets that the latest one sent.
+    /// Packets that the latest connection sent.
     pub packets: u32,
     /// Connections.
     pub count: u64,
     pub device: Option<String>,
-    /// Its packets left the node's side of the destination pod's interface: the pod itself did not answer.
+    /// Its packets reached the destination pod's interface: the pod itself did not reply.
     pub delivered: bool,
     pub sees_drops: bool,
 }
 
-/// Who tried to reach whom.
+/// Client, server and port: the key of a window.
 type Route = (IpAddr, u8, End);
 
-/// What has had its record.
+/// Windows in which a record was written.
 #[derive(Debug, Default)]
 pub struct Silence {
     told: HashMap<Route, (Instant, Option<Finding>)>,
 }
 
 impl<K: Kernel> Flows<K> {
-    /// Connections that have waited long enough, and those that an earlier record stands for when its window closes.
+    /// Returns the connections whose time for a reply is over, and at the end of a window those that its first record does not count.
     pub fn unanswered(&mut self, now: Instant) -> Vec<Finding> {
         let mut found = Vec::new();
         while let Some((place, open)) = self.table.next_due(now) {
@@ -107,7 +107,7 @@ impl<K: Kernel> Flows<K> {
             return None;
         }
         let others = || self.table.of_client(tuple.client, tuple.protocol).filter(|(other, _)| *other != place);
-        // One connection, seen at both pods' interfaces: the client's side tells. Behind NAT the server's address differs.
+        // One connection is seen at both pods' interfaces, and the client's side reports it. Behind NAT the server's address differs.
         if !open.from_pod && others().any(|(_, other)| other.from_pod) {
             return None;
         }
@@ -132,19 +132,19 @@ impl<K: Kernel> Flows<K> {
         })
     }
 
-    /// Whether the first packet that was seen really opened the exchange: late answers look like it.
+    /// Returns true if the first packet seen certainly opened the exchange. Late replies look like opening packets.
     fn is_certain(&self, tuple: &Tuple, interface: u32) -> bool {
         let answers = tuple.server.1 >= CLIENT_PORTS && tuple.client.1 < CLIENT_PORTS;
         !answers && self.kernel.watched_for(interface).is_some_and(|time| time > UDP_SETTLED + GRACE)
     }
 
-    /// Moves a finding that gets no record to those without one.
+    /// Counts a finding as one without a record.
     pub fn leave_out(&mut self, finding: &Finding) {
         self.tally.unanswered -= finding.count;
         self.tally.unanswered_untold += finding.count;
     }
 
-    /// The first of a kind is told at once, the rest when the window closes.
+    /// Reports the first finding of a key at once and the others at the end of the window.
     fn fold(&mut self, finding: Finding, now: Instant) -> Option<Finding> {
         let route = (finding.tuple.client.0, finding.tuple.protocol, finding.tuple.server);
         if let Some((_, more)) = self.silence.told.get_mut(&route) {
@@ -161,7 +161,7 @@ impl<K: Kernel> Flows<K> {
     }
 }
 
-/// A finding with both ends named.
+/// Names both endpoints of a finding.
 pub fn flow<'a>(finding: &Finding, moment: &'a Moment<'_>) -> enrich::Flow<'a> {
     let Tuple { client, protocol, server } = finding.tuple;
     let end = enrich::end(moment, server.0, Some(server.1));
@@ -175,7 +175,7 @@ pub fn flow<'a>(finding: &Finding, moment: &'a Moment<'_>) -> enrich::Flow<'a> {
     }
 }
 
-/// The record of a finding, with the connection judged.
+/// Builds the record of a finding, with the verdict on its connection.
 pub fn body(
     finding: &Finding,
     flow: &enrich::Flow<'_>,

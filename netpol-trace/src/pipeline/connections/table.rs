@@ -1,4 +1,4 @@
-//! The connections that wait for an answer, by who opened them.
+//! Connections that wait for a reply, by their opener.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::RangeInclusive;
@@ -12,12 +12,12 @@ use crate::pipeline::connections::{End, GRACE, Tuple};
 /// A connection at one interface.
 pub type Place = (Tuple, u32);
 
-/// Connections of one client's port that are looked at for one of them.
+/// Connections of one client port that a search looks at.
 const SIBLINGS: usize = 16;
 
 #[derive(Debug, Default)]
 pub struct Table {
-    /// Sorted, so that all of one client's end are neighbours.
+    /// Sorted, so that the connections of one client are neighbours.
     open: BTreeMap<Place, Open>,
     due: BTreeSet<(Instant, Place)>,
     known: HashSet<FlowKey>,
@@ -30,7 +30,7 @@ pub struct Open {
     /// CLOCK_MONOTONIC, ns.
     pub opened: u64,
     pub length: u32,
-    /// It was called silent, or a drop explained it.
+    /// The connection was reported as unanswered, or a drop explained it.
     pub settled: bool,
     /// Packets and replies at the last look.
     pub counted: Option<(u32, u32)>,
@@ -38,7 +38,7 @@ pub struct Open {
 }
 
 impl Table {
-    /// False when there is no room: the kernel should forget it.
+    /// Adds a connection. Returns false if there is no room: the kernel side should remove it.
     pub fn open(&mut self, flow: &FlowEvent, now: Instant) -> bool {
         let from_pod = flow.direction == FROM_POD;
         let place = (Tuple::of(&flow.key, from_pod), flow.key.ifindex);
@@ -62,7 +62,7 @@ impl Table {
         true
     }
 
-    /// Takes out the next one whose time has come.
+    /// Removes and returns the next connection that is due.
     pub fn next_due(&mut self, now: Instant) -> Option<(Place, Open)> {
         let (due, place) = *self.due.first()?;
         if due > now {
@@ -72,7 +72,7 @@ impl Table {
         Some((place, open))
     }
 
-    /// Puts it back, to be looked at again at `due`.
+    /// Puts a connection back, due again at `due`.
     pub fn keep(&mut self, place: Place, open: Open, due: Instant) {
         self.open.insert(place, Open { due, ..open });
         self.due.insert((due, place));
@@ -94,12 +94,12 @@ impl Table {
         self.open.len() > MAX_FLOWS as usize * 3 / 4
     }
 
-    /// What `client` has opened, to wherever; no more than a few, since a scan from one port opens thousands.
+    /// Returns a bounded number of the connections that `client` opened: a scan from one port opens thousands.
     pub fn of_client(&self, client: End, protocol: u8) -> impl Iterator<Item = (&Place, &Open)> {
         self.open.range(client_range(client, protocol)).take(SIBLINGS)
     }
 
-    /// This connection, at every interface that it was seen at.
+    /// Returns the entries of this connection at all interfaces that saw it.
     pub fn of(&self, tuple: Tuple) -> impl Iterator<Item = (&Place, &Open)> {
         self.open.range((tuple, 0)..=(tuple, u32::MAX))
     }
