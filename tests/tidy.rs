@@ -305,7 +305,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("audit", &["model", "text", "record"]),
     ("missing", &[]),
     ("tail", &["model", "text", "record", "missing"]),
-    ("recorded", &["model", "text", "storage", "cluster", "policy", "record", "history", "tail"]),
+    ("recorded", &["model", "text", "cluster", "policy", "record", "tail"]),
     ("doctor", &["cluster", "inventory"]),
     (
         "cli",

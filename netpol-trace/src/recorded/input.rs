@@ -8,11 +8,9 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use super::unpack::{Reader, Unreadable};
-use crate::history;
 use crate::record::lines::{Cutter, LINE_AT_MOST};
 use crate::record::magic;
 use crate::record::read;
-use crate::storage::Folder;
 use crate::tail::select;
 use crate::text::{counted, escape, thousands};
 
@@ -145,26 +143,31 @@ fn matching(pattern: &Path) -> Result<Vec<Source>, Error> {
     if files.is_empty() { Err(Error::NoMatch(name)) } else { Ok(files) }
 }
 
+/// Returns the `*.jsonl` files of a folder by name, which is the order of their age in an agent's history, and notes that there are others.
 fn folder(path: &Path) -> Result<Vec<Source>, Error> {
     let name = path.display().to_string();
-    let segments = Folder::follow(path)
-        .and_then(|folder| history::segments(&folder))
-        .map_err(|error| Error::Unreadable { name: name.clone(), reason: error.into() })?;
+    let unreadable = |error: io::Error| Error::Unreadable { name: name.clone(), reason: error.into() };
+    let (mut segments, mut others) = (Vec::new(), 0);
+    for entry in fs::read_dir(path).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        match entry.path() {
+            file if file.extension().is_some_and(|extension| extension == "jsonl") => segments.push(file),
+            file if file.is_file() => others += 1,
+            _ => {}
+        }
+    }
     if segments.is_empty() {
         return Err(Error::Folder(name));
     }
-    let others = fs::read_dir(path).into_iter().flatten().flatten().filter(|entry| {
-        entry.file_type().is_ok_and(|kind| kind.is_file()) && !segments.iter().any(|s| s.name == entry.file_name())
-    });
-    match others.count() as u64 {
-        0 => {}
-        others => eprintln!(
+    if others > 0 {
+        eprintln!(
             "note: in {name}, {} not read: an agent's --history-dir has only *.jsonl; a quoted pattern reads all: '{name}/*'",
             if others == 1 { "1 other file is".to_owned() } else { format!("{} other files are", thousands(others)) },
             name = escape(&name)
-        ),
+        );
     }
-    Ok(segments.into_iter().map(|segment| Source::Segment(path.join(segment.name))).collect())
+    segments.sort();
+    Ok(segments.into_iter().map(Source::Segment).collect())
 }
 
 /// `drops.jsonl`, `3 files`.
