@@ -70,13 +70,12 @@ fn cases(plain: &Collector, tls: &Collector) -> Vec<Case> {
         ),
         case(
             "kernel",
-            "cluster-name: c\nall-drops: true\nprogram-logs: true\nring-kib: 64\nmax-records-per-second: 10\nfold-window: 1s\n\
+            "cluster-name: c\nall-drops: true\nring-kib: 64\nmax-records-per-second: 10\nfold-window: 1s\n\
              history-mib: 1\n",
             &[
                 manifests,
                 "--hooks=kfree_skb,tc",
-                "--pin",
-                "--keep-attached",
+                "--survive-restart",
                 "--pin-dir=/pins/netpol-trace",
                 "--state-dir=/var/lib/netpol-trace",
                 "--node-name=node-a",
