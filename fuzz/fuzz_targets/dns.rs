@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
-use netpol_trace::flows::Names;
+use netpol_trace::pipeline::connections::Names;
 
 thread_local! {
     static NAMES: RefCell<Names> = RefCell::default();
@@ -15,7 +15,7 @@ thread_local! {
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((pod, message)) = bytes.split_first() else { return };
-    let Some(answer) = netpol_trace::dns::parse(message) else { return };
+    let Some(answer) = netpol_trace::packet::dns::parse(message) else { return };
     // Neither a line nor a terminal is anybody's to write to.
     for name in &answer.names {
         assert!(name.len() <= 4 * 255 && name.chars().all(|c| c.is_ascii_graphic() && c != '"'), "{name:?}");

@@ -9,6 +9,6 @@ fuzz_target!(|bytes: &[u8]| {
     for problem in &loaded.problems {
         assert!(!problem.to_string().is_empty());
     }
-    let _ = netpol_trace::lint::lint(&loaded, &[]);
+    let _ = netpol_trace::policy::lint::lint(&loaded, &[]);
     let _ = Index::from_objects(loaded.objects.into_iter().map(|located| located.object));
 });
