@@ -1,10 +1,10 @@
-//! netpol-trace says, for every packet a NetworkPolicy drops: which pod, which policies, which rule almost let it
-//! through, and what would.
+//! netpol-trace reports, for every packet that a NetworkPolicy drops: which pod, which policies, which rule came closest, and what would allow
+//! the packet.
 //!
-//! The data's path is the module list, in order; [`pipeline`] calls the stages. ARCHITECTURE.md has the map.
+//! [`pipeline`] calls the stages in order. ARCHITECTURE.md has one line for each folder.
 
-/// The standard library's panics when nobody reads standard error (`2>&1 | head`, a full disk): what was shown is no less true then,
-/// and neither is the exit code.
+/// Writes a line to standard error and ignores errors. The standard library's macro panics when standard error cannot be written
+/// (`2>&1 | head`, a full disk), which would change the exit code.
 macro_rules! eprintln {
     ($($message:tt)*) => {{
         use std::io::Write as _;

@@ -1,4 +1,4 @@
-//! Places for readers: so many in total, and so many of one user, so that no user takes all of them.
+//! Places for readers: a limit in total and a limit per user, so that no user takes all of them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
