@@ -13,6 +13,7 @@ pub mod enrich;
 pub mod filter;
 pub mod fingerprints;
 mod identity;
+pub mod opener;
 mod pending;
 mod policy_change;
 mod setup;
@@ -26,6 +27,7 @@ use build::drop_body;
 use decide::{DropContext, EvalContext, NodeContext, decide};
 use enrich::{Flow, Moments};
 use identity::confirm;
+use opener::opener;
 use pending::PendingDrop;
 pub use setup::Pipeline;
 use verdict_cache::CacheKey;
@@ -59,7 +61,8 @@ impl Pipeline {
         let index = cluster.read();
         let time = self.clock.wall(drop.packet.time);
         let moments = Moments::of(&index, &drop.packet, time, self.last_time(&drop));
-        let mut flow = moments.name(&drop.packet);
+        let opener = opener(&drop.packet, |tuple| self.flows.as_ref().is_some_and(|flows| flows.was_opened(tuple)));
+        let mut flow = moments.name(&drop.packet, opener);
         let look_up = !std::mem::replace(&mut drop.looked_up, true);
         confirm(self.lookups.as_ref(), &mut flow, &index, time, look_up);
         if may_wait && flow.may_be_named_later() {
@@ -103,6 +106,7 @@ impl Pipeline {
         let cached = cache_key.and_then(|key| self.verdicts.get(&key, index, time));
 
         let decision = decide(flow, &context, eval, cached);
+        let flow = &*decision.flow(flow);
         // An enforcer may know a new policy before the agent does.
         if decision.cause == Cause::Disagrees && may_wait {
             return Ok(false);

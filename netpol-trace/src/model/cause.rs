@@ -11,6 +11,8 @@ pub enum Cause {
     Disagrees,
     EnforcerUnavailable,
     ServiceWithoutEndpoints,
+    /// The packet belongs to a connection that was opened earlier. Nothing shows by whom, and policies deny it in one direction only.
+    ConnectionUnknown,
     Unknown,
     HostFirewall,
     PodLocal,
@@ -53,6 +55,7 @@ impl Cause {
             Cause::Disagrees => "disagrees",
             Cause::EnforcerUnavailable => "enforcer_unavailable",
             Cause::ServiceWithoutEndpoints => "service_without_endpoints",
+            Cause::ConnectionUnknown => "connection_unknown",
             Cause::Unknown => "unknown",
             Cause::HostFirewall => "host_firewall",
             Cause::PodLocal => "pod_local",
@@ -80,6 +83,7 @@ impl Cause {
                 | Cause::Disagrees
                 | Cause::EnforcerUnavailable
                 | Cause::ServiceWithoutEndpoints
+                | Cause::ConnectionUnknown
                 | Cause::Unknown
         )
     }

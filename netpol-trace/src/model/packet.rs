@@ -98,6 +98,15 @@ impl Packet {
     }
 }
 
+/// Returns true if an ICMP or ICMPv6 message of this type is an error about another packet, which it quotes.
+pub fn is_icmp_error(protocol: u8, kind: u8) -> bool {
+    match protocol {
+        ICMP => matches!(kind, 3 | 4 | 5 | 11 | 12),
+        ICMPV6 => (1..=4).contains(&kind),
+        _ => false,
+    }
+}
+
 /// The record's name of an IP protocol.
 pub fn transport_name(protocol: u8) -> Text {
     match protocol {
@@ -135,6 +144,10 @@ pub struct Headers {
     pub tcp_flags: Option<u8>,
     /// Type and code.
     pub icmp: Option<(u8, u8)>,
+    /// Type of the first SCTP chunk.
+    pub sctp_chunk: Option<u8>,
+    /// The tuple of the packet that an ICMP error quotes, where its ports are readable.
+    pub quoted: Option<Tuple>,
     /// A fragment other than the first: it has no transport header.
     pub fragment: bool,
     /// L3 length in octets as the header states it.

@@ -28,6 +28,16 @@ pub enum VerdictResult {
     Undetermined,
 }
 
+impl VerdictResult {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            VerdictResult::Allowed => "allowed",
+            VerdictResult::Denied => "denied",
+            VerdictResult::Undetermined => "undetermined",
+        }
+    }
+}
+
 /// One direction of a verdict: egress of the source, or ingress of the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Side {

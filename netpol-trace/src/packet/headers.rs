@@ -2,7 +2,7 @@
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket};
 
-use crate::model::packet::{Headers, ICMP, ICMPV6, PacketError, SCTP, TCP, UDP};
+use crate::model::packet::{Headers, ICMP, ICMPV6, PacketError, SCTP, TCP, Tuple, UDP, is_icmp_error};
 
 /// Parses from the first octet of the IP header. The slice may end anywhere behind the fixed IP header.
 pub fn parse(head: &[u8]) -> Result<Headers, PacketError> {
@@ -30,6 +30,8 @@ pub fn parse(head: &[u8]) -> Result<Headers, PacketError> {
         destination_port: None,
         tcp_flags: None,
         icmp: None,
+        sctp_chunk: None,
+        quoted: None,
         fragment: fragment_offset(head) > 0,
         length,
         payload_offset: (head.len() - transport.len()) as u32,
@@ -42,8 +44,10 @@ pub fn parse(head: &[u8]) -> Result<Headers, PacketError> {
         // Only the first octets of each are needed, so a header that is cut short later still gives its ports.
         TCP | UDP | SCTP => {
             (headers.source_port, headers.destination_port) = (word(0), word(2));
-            if protocol == TCP {
-                headers.tcp_flags = transport.get(13).copied();
+            match protocol {
+                TCP => headers.tcp_flags = transport.get(13).copied(),
+                SCTP => headers.sctp_chunk = transport.get(12).copied(),
+                _ => {}
             }
             let length = match protocol {
                 TCP => transport.get(12).map_or(20, |octet| u32::from(octet >> 4) * 4),
@@ -52,10 +56,32 @@ pub fn parse(head: &[u8]) -> Result<Headers, PacketError> {
             };
             headers.payload_offset += length;
         }
-        ICMP | ICMPV6 => headers.icmp = transport.first().copied().zip(transport.get(1).copied()),
+        ICMP | ICMPV6 => {
+            headers.icmp = transport.first().copied().zip(transport.get(1).copied());
+            if headers.icmp.is_some_and(|(kind, _)| is_icmp_error(protocol, kind)) {
+                headers.quoted = transport.get(8..).and_then(quoted);
+            }
+        }
         _ => {}
     }
     Ok(headers)
+}
+
+/// Returns the tuple of the packet that an ICMP error quotes. Errors of errors do not exist, so this reads one level only.
+fn quoted(head: &[u8]) -> Option<Tuple> {
+    let packet = LaxSlicedPacket::from_ip(head).ok()?;
+    let (source, destination) = match packet.net.as_ref()? {
+        LaxNetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        LaxNetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        LaxNetSlice::Arp(_) => return None,
+    };
+    let payload = packet.net.as_ref()?.ip_payload_ref()?;
+    let protocol = payload.ip_number.0;
+    if !matches!(protocol, TCP | UDP | SCTP) || fragment_offset(head) > 0 {
+        return None;
+    }
+    let port = |at: usize| Some(u16::from_be_bytes(payload.payload.get(at..at + 2)?.try_into().ok()?));
+    Some(Tuple { source, destination, source_port: port(0)?, destination_port: port(2)?, protocol })
 }
 
 /// Offset of a fragment in octets, 0 for whole packets and first fragments.

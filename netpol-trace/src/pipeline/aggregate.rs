@@ -260,7 +260,7 @@ mod tests {
                 event.head[22..24].copy_from_slice(&port.to_be_bytes());
                 let packet = crate::packet::decode(&event).unwrap();
                 let moment = index.now();
-                let flow = crate::pipeline::enrich::name(&packet, &moment);
+                let flow = crate::pipeline::enrich::name(&packet, crate::pipeline::opener::Opener::Source, &moment);
                 let key = Key::of(&flow, &packet, site, Some(1), Cause::Policy, None);
                 let Some(key) = budget.add(key, &packets) else { continue };
                 begun += 1;

@@ -20,11 +20,11 @@ use std::time::{Duration, Instant};
 
 pub use annotate::Origin;
 pub use names::Names;
-use netpol_trace_common::tc::{FROM_POD, FlowKey, FlowState, event};
+use netpol_trace_common::tc::{FROM_POD, FlowEvent, FlowKey, FlowState, event};
 pub use silence::{Finding, GRACE, body, flow};
 
 use crate::kernel::tc::{Told, View};
-use crate::model::packet::Packet;
+use crate::model::packet::{self, Headers, Packet};
 
 /// The kernel side as this module uses it; tests have one of their own.
 pub trait Kernel {
@@ -85,15 +85,26 @@ impl Tuple {
         Tuple { client, protocol: key.protocol as u8, server }
     }
 
+    /// Returns the tuple of a packet with ports, as if its source had opened the connection.
+    pub fn of_headers(headers: &Headers) -> Option<Tuple> {
+        let (source, destination) = headers.source_port.zip(headers.destination_port)?;
+        let (client, server) = ((headers.source, source), (headers.destination, destination));
+        Some(Tuple { client, protocol: headers.protocol, server })
+    }
+
+    /// Returns the tuple of a packet that an ICMP error quotes, as if that packet's source had opened the connection.
+    pub fn of_quoted(quoted: &packet::Tuple) -> Tuple {
+        Tuple {
+            client: (quoted.source, quoted.source_port),
+            protocol: quoted.protocol,
+            server: (quoted.destination, quoted.destination_port),
+        }
+    }
+
     /// Returns every tuple under which the connection of a dropped packet may have been seen: before and after NAT, in both directions.
     fn all_of(packet: &Packet) -> impl Iterator<Item = Tuple> + use<> {
-        let headers = &packet.headers;
-        let protocol = headers.protocol;
-        let own = headers.source_port.zip(headers.destination_port).map(|(source, destination)| Tuple {
-            client: (headers.source, source),
-            protocol,
-            server: (headers.destination, destination),
-        });
+        let protocol = packet.headers.protocol;
+        let own = Tuple::of_headers(&packet.headers);
         let tracked = packet.conntrack.filter(|ct| ct.original.protocol == protocol).map(|ct| {
             let (o, r) = (ct.original, ct.reply);
             [
@@ -105,7 +116,7 @@ impl Tuple {
         own.into_iter().flat_map(|tuple| [tuple, tuple.flipped()]).chain(tracked.into_iter().flatten())
     }
 
-    fn flipped(self) -> Tuple {
+    pub fn flipped(self) -> Tuple {
         Tuple { client: self.server, protocol: self.protocol, server: self.client }
     }
 }
@@ -136,6 +147,8 @@ pub struct Flows<K> {
     table: table::Table,
     dropped: seen::Recent,
     refused: seen::Recent,
+    /// Connections whose opener the tc hook saw.
+    opened: seen::Recent,
     names: Names,
     silence: silence::Silence,
     pub tally: Tally,
@@ -149,6 +162,7 @@ impl<K: Kernel> Flows<K> {
             table: table::Table::default(),
             dropped: seen::Recent::default(),
             refused: seen::Recent::default(),
+            opened: seen::Recent::default(),
             names: Names::default(),
             silence: silence::Silence::default(),
             tally: Tally::default(),
@@ -163,8 +177,7 @@ impl<K: Kernel> Flows<K> {
     pub fn take(&mut self, told: Told, now: Instant) {
         match told {
             Told::Flow(flow) => match flow.event {
-                event::OPENED if !self.table.open(&flow, now) => self.kernel.forget(&flow.key),
-                event::OPENED => {}
+                event::OPENED => self.open(&flow, now),
                 // The refusing packet goes back to the opener of the connection.
                 event::RESET | event::ICMP => {
                     let tuple = Tuple::of(&flow.key, flow.direction != FROM_POD);
@@ -178,11 +191,27 @@ impl<K: Kernel> Flows<K> {
         }
     }
 
+    fn open(&mut self, flow: &FlowEvent, now: Instant) {
+        let tuple = Tuple::of(&flow.key, flow.direction == FROM_POD);
+        // Only a SYN opens a TCP connection. The first datagram that is seen may be an answer.
+        if tuple.protocol == packet::TCP || self.is_certain(&tuple, flow.key.ifindex) {
+            self.opened.insert(tuple, flow.time, now);
+        }
+        if !self.table.open(flow, now) {
+            self.kernel.forget(&flow.key);
+        }
+    }
+
+    /// Returns true if the client of this tuple was seen to open the connection.
+    pub fn was_opened(&self, tuple: &Tuple) -> bool {
+        self.opened.time(tuple).is_some()
+    }
+
     /// Notes that a packet was dropped: its connection is not unanswered without a reason.
     pub fn saw_drop(&mut self, packet: &Packet, now: Instant) {
         if matches!(
             packet.headers.protocol,
-            crate::model::packet::TCP | crate::model::packet::UDP | crate::model::packet::SCTP
+            packet::TCP | packet::UDP | packet::SCTP
         ) {
             for tuple in Tuple::all_of(packet) {
                 self.dropped.insert(tuple, packet.time, now);

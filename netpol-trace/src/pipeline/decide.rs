@@ -7,6 +7,8 @@ mod action;
 mod cause;
 mod context;
 
+use std::borrow::Cow;
+
 use jiff::{SignedDuration, Timestamp};
 
 use super::enrich::{self, Flow};
@@ -32,6 +34,8 @@ pub(super) struct EvalContext<'a> {
 pub(super) struct Decision<'a> {
     pub cause: Cause,
     pub direction: Option<Direction>,
+    /// Nothing shows who opened the connection, and the decision is about one that the packet's destination opened.
+    reversed: bool,
     /// `None` where no policy can have made the drop.
     evidence: Option<Evidence<'a>>,
 }
@@ -47,6 +51,8 @@ enum Evidence<'a> {
 struct Evaluation<'a> {
     connection: Connection<'a>,
     judgement: Judgement<'a>,
+    /// What the policies say if the other side opened the connection; `None` where the opener is known.
+    other_way: Option<VerdictResult>,
     /// The policies allow the connection, but changed just now.
     changing: bool,
 }
@@ -70,7 +76,7 @@ pub(super) fn decide<'a>(
     cached: Option<RenderedVerdict>,
 ) -> Decision<'a> {
     if let Some(cause) = cause::without_verdict(flow, context) {
-        return Decision { cause, direction: None, evidence: None };
+        return Decision { cause, direction: None, reversed: false, evidence: None };
     }
     let changing = || policy_changing(flow, eval.index, eval.time);
     if let Some(rendered) = cached {
@@ -78,16 +84,64 @@ pub(super) fn decide<'a>(
         let denied = sides.map(|side| side.result == VerdictResult::Denied);
         let (cause, _) = cause::with_verdict(rendered.verdict.result, context, changing);
         let direction = cause::direction(flow, denied, context.node);
-        return Decision { cause, direction, evidence: Some(Evidence::Cached(rendered)) };
+        return Decision { cause, direction, reversed: false, evidence: Some(Evidence::Cached(rendered)) };
+    }
+    if !flow.opener_known {
+        return decide_both_ways(flow, context, eval, changing);
     }
     let connection = flow.connection(eval.time);
     let judgement = policy::evaluate(eval.index, &connection, eval.options);
     let (cause, changing) = cause::with_verdict(policy::result(judgement.finding()), context, changing);
     let direction = cause::direction(flow, judgement.denied(), context.node);
-    Decision { cause, direction, evidence: Some(Evidence::Evaluated(Evaluation { connection, judgement, changing })) }
+    let evaluation = Evaluation { connection, judgement, other_way: None, changing };
+    Decision { cause, direction, reversed: false, evidence: Some(Evidence::Evaluated(evaluation)) }
+}
+
+/// Decides about a packet of a connection whose opener is unknown: evaluates the policies for both directions.
+///
+/// A drop is the policies' if they deny both. If they deny only one, the packet may be part of an allowed connection.
+fn decide_both_ways<'a>(
+    flow: &Flow<'a>,
+    context: &DropContext<'_>,
+    eval: EvalContext<'_>,
+    changing: impl FnOnce() -> bool,
+) -> Decision<'a> {
+    let reversed = flow.reversed();
+    let connections = [flow.connection(eval.time), reversed.connection(eval.time)];
+    let [forward, backward] =
+        connections.each_ref().map(|connection| policy::evaluate(eval.index, connection, eval.options));
+    let results = [&forward, &backward].map(|judgement| policy::result(judgement.finding()));
+    let denied = results.map(|result| result == VerdictResult::Denied);
+    let result = match results {
+        [VerdictResult::Allowed, VerdictResult::Allowed] => VerdictResult::Allowed,
+        _ if denied != [false, false] => VerdictResult::Denied,
+        _ => VerdictResult::Undetermined,
+    };
+    let (mut cause, changing) = cause::with_verdict(result, context, changing);
+    if cause == Cause::Policy && denied != [true, true] {
+        cause = Cause::ConnectionUnknown;
+    }
+    let is_reply = cause == Cause::Policy && flow.ports_suggest_reply();
+    let [connection, other] = connections;
+    let (flow, connection, judgement, other_way) = if is_reply {
+        (&reversed, other, backward, results[0])
+    } else {
+        (flow, connection, forward, results[1])
+    };
+    let direction = match cause {
+        Cause::ConnectionUnknown => None,
+        _ => cause::direction(flow, judgement.denied(), context.node),
+    };
+    let evaluation = Evaluation { connection, judgement, other_way: Some(other_way), changing };
+    Decision { cause, direction, reversed: is_reply, evidence: Some(Evidence::Evaluated(evaluation)) }
 }
 
 impl Decision<'_> {
+    /// Returns the flow that the decision is about: `flow`, or the same seen from the other endpoint.
+    pub fn flow<'f, 'a>(&self, flow: &'f Flow<'a>) -> Cow<'f, Flow<'a>> {
+        if self.reversed { Cow::Owned(flow.reversed()) } else { Cow::Borrowed(flow) }
+    }
+
     /// Puts the decision into words. `stale` names the sources that are not in sync; `cache` keeps the verdict for the next packet.
     pub fn render(
         self,
@@ -97,7 +151,7 @@ impl Decision<'_> {
         stale: &[String],
         cache: Option<(&mut VerdictCache, CacheKey)>,
     ) -> RenderedDecision {
-        let Decision { cause, direction, evidence } = self;
+        let Decision { cause, direction, evidence, .. } = self;
         let rendered = evidence.map(|evidence| match evidence {
             Evidence::Cached(rendered) => rendered,
             Evidence::Evaluated(evaluation) => {
@@ -130,14 +184,17 @@ impl Evaluation<'_> {
         cause: Cause,
         EvalContext { index, options, .. }: EvalContext<'_>,
     ) -> RenderedVerdict {
-        let Evaluation { connection, judgement, changing } = self;
+        let Evaluation { connection, judgement, other_way, changing } = self;
         let mut report = policy::report(index, connection, options, judgement);
         if *changing {
             let verdict = &mut report.verdict;
             verdict.basis = "policy_changing".into();
             policy::name_changes(verdict, index, connection, GRACE);
         }
-        let hint = (cause == Cause::Policy).then(|| {
+        if let Some(other_way) = other_way {
+            name_unknown_opener(&mut report.verdict, flow, cause, *other_way);
+        }
+        let hint = (cause == Cause::Policy && flow.opener_is_likely()).then(|| {
             let asked = Asked {
                 service: flow.destination.service.as_ref(),
                 original: flow.destination.original.as_ref(),
@@ -150,8 +207,32 @@ impl Evaluation<'_> {
 
     /// Returns the times between which the same connection gets the same verdict in this version of the index; `None` if unknown.
     fn holds(&self, cause: Cause) -> Option<(Timestamp, Timestamp)> {
-        let plain = cause == Cause::Policy && matches!(self.judgement.finding(), Finding::Denied);
+        let plain = cause == Cause::Policy && self.other_way.is_none() && matches!(self.judgement.finding(), Finding::Denied);
         plain.then(|| self.judgement.holds_at(self.connection.at?)).flatten()
+    }
+}
+
+/// States in a verdict that the opener is unknown, and what the policies say if the other side opened the connection.
+fn name_unknown_opener(verdict: &mut Verdict, flow: &Flow<'_>, cause: Cause, other_way: VerdictResult) {
+    let either = format!("{} or {}", flow.source.address(), flow.destination.address());
+    if cause == Cause::Policy {
+        verdict.notes.push(format!("nothing shows whether {either} opened the connection; policies deny both ways"));
+        return;
+    }
+    let this_way = verdict.result.as_str();
+    verdict.notes.push(format!(
+        "nothing shows whether {either} opened the connection: {this_way} if the first did, {} if the second did",
+        other_way.as_str()
+    ));
+    if cause == Cause::ConnectionUnknown {
+        verdict.result = VerdictResult::Undetermined;
+        verdict.basis = "opener_unknown".into();
+        for side in [&mut verdict.egress, &mut verdict.ingress] {
+            if side.result == VerdictResult::Denied {
+                side.result = VerdictResult::Undetermined;
+                side.why = Some("it is not known who opened the connection".into());
+            }
+        }
     }
 }
 

@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use crate::cluster::Index;
 use crate::cluster::index::{Moment, Owner, PodView};
 use crate::model::cluster::Pod;
-use crate::model::packet::Packet;
+use super::opener::{Opener, looks_like_answer};
+use crate::model::packet::{self, Conntrack, Packet};
 use crate::model::{Address, EndpointKind, Part, ServiceRef, Str, Verdict, VerdictResult};
 use crate::policy::{Connection, End, Transport, Who};
 
@@ -23,6 +24,8 @@ pub struct Flow<'a> {
     pub protocol: u8,
     /// The packet is a reply: it goes from `destination` to `source`.
     pub reply: bool,
+    /// `source` opened the connection. Otherwise nothing shows who did, and `source` sent the packet.
+    pub opener_known: bool,
     /// Conntrack had an entry for the packet.
     pub tracked: bool,
     /// Conntrack translated the destination (a service).
@@ -91,10 +94,10 @@ impl<'a> Moments<'a> {
     }
 
     /// Names both endpoints. An address that changed hands between the two packets belongs to nobody.
-    pub fn name(&self, packet: &Packet) -> Flow<'_> {
-        let mut flow = name(packet, &self.first);
+    pub fn name(&self, packet: &Packet, opener: Opener) -> Flow<'_> {
+        let mut flow = name(packet, opener, &self.first);
         if let Some(last) = &self.last {
-            flow.hold_throughout(&name(packet, last));
+            flow.hold_throughout(&name(packet, opener, last));
         }
         flow
     }
@@ -106,54 +109,73 @@ impl<'a> Moments<'a> {
 }
 
 /// Returns the addresses that can be an endpoint of the packet's connection, some of them twice.
-fn addresses(packet: &Packet) -> [IpAddr; 5] {
+fn addresses(packet: &Packet) -> [IpAddr; 7] {
     let (source, destination) = (packet.headers.source, packet.headers.destination);
     let tracked = packet.conntrack.map(|ct| [ct.original.source, ct.original.destination, ct.reply.source]);
     let [client, asked, server] = tracked.unwrap_or([source, destination, destination]);
-    [source, destination, client, asked, server]
+    let quoted = packet.headers.quoted.map(|quoted| [quoted.source, quoted.destination]);
+    let [from, to] = quoted.unwrap_or([source, destination]);
+    [source, destination, client, asked, server, from, to]
 }
 
 /// Names both endpoints.
-pub fn name<'a>(packet: &Packet, moment: &'a Moment<'_>) -> Flow<'a> {
-    let index = moment.index;
-    let headers = &packet.headers;
-    // Conntrack relates an ICMP error to a connection, but the error is not a packet of that connection.
-    let conntrack = packet.conntrack.filter(|ct| ct.original.protocol == headers.protocol);
-    let ports = |source, destination| match headers.protocol {
-        crate::model::packet::TCP | crate::model::packet::UDP | crate::model::packet::SCTP => {
-            (Some(source), Some(destination))
-        }
-        _ => (None, None),
-    };
-    let Some(ct) = conntrack else {
-        return Flow {
-            source: end(moment, headers.source, headers.source_port),
-            destination: with_service(
-                index,
-                end(moment, headers.destination, headers.destination_port),
-                headers.protocol,
-                headers.destination,
-                headers.destination_port,
-            ),
-            protocol: headers.protocol,
-            reply: false,
-            tracked: packet.conntrack.is_some(),
-            dst_nat: false,
-        };
-    };
-    let (source_port, asked_port) = ports(ct.original.source_port, ct.original.destination_port);
-    let (port, _) = ports(ct.reply.source_port, 0);
-    let mut destination = end(moment, ct.reply.source, port);
-    if (ct.original.destination, asked_port) != (ct.reply.source, port) {
-        destination.original = Some(Address { ip: ct.original.destination, port: asked_port });
+pub fn name<'a>(packet: &Packet, opener: Opener, moment: &'a Moment<'_>) -> Flow<'a> {
+    match packet.conntrack {
+        Some(conntrack) if opener == Opener::Conntrack => tracked(&conntrack, moment),
+        _ => untracked(packet, opener, moment),
     }
+}
+
+fn tracked<'a>(conntrack: &Conntrack, moment: &'a Moment<'_>) -> Flow<'a> {
+    let Conntrack { original, reply, .. } = conntrack;
+    let protocol = original.protocol;
+    let has_ports = matches!(protocol, packet::TCP | packet::UDP | packet::SCTP);
+    let port = |port: u16| has_ports.then_some(port);
+    let mut destination = end(moment, reply.source, port(reply.source_port));
+    if (original.destination, original.destination_port) != (reply.source, reply.source_port) {
+        destination.original = Some(Address { ip: original.destination, port: port(original.destination_port) });
+    }
+    let asked = port(original.destination_port);
     Flow {
-        source: end(moment, ct.original.source, source_port),
-        destination: with_service(index, destination, headers.protocol, ct.original.destination, asked_port),
-        protocol: headers.protocol,
-        reply: ct.is_reply,
+        source: end(moment, original.source, port(original.source_port)),
+        destination: with_service(moment.index, destination, protocol, original.destination, asked),
+        protocol,
+        reply: conntrack.is_reply,
+        opener_known: true,
         tracked: true,
-        dst_nat: ct.dst_nat,
+        dst_nat: conntrack.dst_nat,
+    }
+}
+
+/// Names the connection of a packet without the help of conntrack.
+fn untracked<'a>(packet: &Packet, opener: Opener, moment: &'a Moment<'_>) -> Flow<'a> {
+    let headers = &packet.headers;
+    // An ICMP error goes to the source of the packet that it quotes.
+    let (from, to, protocol, error) = match headers.quoted {
+        Some(quoted) => {
+            let source = (quoted.source, Some(quoted.source_port));
+            (source, (quoted.destination, Some(quoted.destination_port)), quoted.protocol, true)
+        }
+        None => {
+            let source = (headers.source, headers.source_port);
+            (source, (headers.destination, headers.destination_port), headers.protocol, false)
+        }
+    };
+    let flip = match opener {
+        Opener::Destination => true,
+        Opener::Unknown => error,
+        Opener::Conntrack | Opener::Source => false,
+    };
+    let (source, destination) = if flip { (to, from) } else { (from, to) };
+    let backend = end(moment, destination.0, destination.1);
+    Flow {
+        source: end(moment, source.0, source.1),
+        destination: with_service(moment.index, backend, protocol, destination.0, destination.1),
+        protocol,
+        reply: flip != error,
+        opener_known: opener != Opener::Unknown,
+        tracked: packet.conntrack.is_some(),
+        dst_nat: false,
     }
 }
 
@@ -220,6 +242,29 @@ impl<'a> Flow<'a> {
         }
     }
 
+    /// Returns true if the ports suggest that the packet is a reply: it goes to a client's port.
+    pub fn ports_suggest_reply(&self) -> bool {
+        let ports = self.source.port.zip(self.destination.port);
+        ports.is_some_and(|(source, destination)| looks_like_answer(source, destination))
+    }
+
+    /// Returns true if `source` opened the connection, by evidence or by its port.
+    pub fn opener_is_likely(&self) -> bool {
+        let ports = self.source.port.zip(self.destination.port);
+        self.opener_known || ports.is_some_and(|(source, destination)| looks_like_answer(destination, source))
+    }
+
+    /// Returns the same packet as one of a connection that its destination opened.
+    pub fn reversed(&self) -> Flow<'a> {
+        let plain = |named: &Named<'a>| Named { service: None, original: None, ..named.clone() };
+        Flow {
+            source: plain(&self.destination),
+            destination: plain(&self.source),
+            reply: !self.reply,
+            ..*self
+        }
+    }
+
     fn ends(&self) -> [&Named<'a>; 2] {
         [&self.source, &self.destination]
     }
@@ -251,6 +296,14 @@ pub fn qualify(verdict: &mut Part<Verdict>, flow: &Flow<'_>, stale: &[String]) {
 }
 
 impl<'a> Named<'a> {
+    /// Returns address and port for people.
+    pub(super) fn address(&self) -> String {
+        match self.port {
+            Some(port) => std::net::SocketAddr::new(self.ip, port).to_string(),
+            None => self.ip.to_string(),
+        }
+    }
+
     fn as_end(&self) -> End<'a> {
         let who = match self.owner {
             OwnedBy::Pod(pod) => Who::Pod(pod),

@@ -59,12 +59,12 @@ pub(super) struct RenderedVerdict {
 }
 
 impl CacheKey {
-    /// Returns `None` where the index alone does not decide who the endpoints are.
+    /// Returns `None` where the index alone does not decide who the endpoints are, or nothing shows who opened the connection.
     pub fn of(flow: &Flow<'_>) -> Option<CacheKey> {
         let known = |owner: &OwnedBy<'_>| {
             matches!(owner, OwnedBy::Pod(_) | OwnedBy::Node(_) | OwnedBy::Service | OwnedBy::External)
         };
-        (known(&flow.source.owner) && known(&flow.destination.owner)).then(|| CacheKey {
+        (flow.opener_known && known(&flow.source.owner) && known(&flow.destination.owner)).then(|| CacheKey {
             source: flow.source.ip,
             destination: flow.destination.ip,
             original: flow.destination.original,

@@ -15,6 +15,7 @@ use crate::pipeline::connections::table::{Open, Place};
 use crate::pipeline::connections::{End, Flows, Kernel, Tuple};
 use crate::pipeline::enrich;
 use crate::pipeline::enrich::OwnedBy;
+use crate::pipeline::opener::looks_like_answer;
 use crate::policy;
 use crate::record::community_id::community_id;
 use crate::record::{Body, Network, Unanswered};
@@ -30,8 +31,6 @@ const UDP_IDLE: Duration = Duration::from_secs(10);
 const MAX_RECORDS: usize = 1000;
 /// Time after attaching in which UDP is not reported: replies to earlier packets look like opening packets.
 const UDP_SETTLED: Duration = Duration::from_secs(15);
-/// Lowest client port on most systems.
-const CLIENT_PORTS: u16 = 32768;
 
 /// Unanswered connections of one client to one server's port.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,9 +132,8 @@ impl<K: Kernel> Flows<K> {
     }
 
     /// Returns true if the first packet seen certainly opened the exchange. Late replies look like opening packets.
-    fn is_certain(&self, tuple: &Tuple, interface: u32) -> bool {
-        let answers = tuple.server.1 >= CLIENT_PORTS && tuple.client.1 < CLIENT_PORTS;
-        !answers && self.kernel.watched_for(interface).is_some_and(|time| time > UDP_SETTLED + GRACE)
+    pub(super) fn is_certain(&self, tuple: &Tuple, interface: u32) -> bool {
+        !looks_like_answer(tuple.client.1, tuple.server.1) && self.kernel.watched_for(interface).is_some_and(|time| time > UDP_SETTLED + GRACE)
     }
 
     /// Counts a finding as one without a record.
@@ -170,6 +168,7 @@ pub fn flow<'a>(finding: &Finding, moment: &'a Moment<'_>) -> enrich::Flow<'a> {
         destination: enrich::with_service(moment.index, end, protocol, server.0, Some(server.1)),
         protocol,
         reply: false,
+        opener_known: true,
         tracked: false,
         dst_nat: false,
     }

@@ -90,6 +90,8 @@ fn dropped(protocol: u8, from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Packet {
     Packet {
         time: 1,
         headers: Headers {
+            sctp_chunk: None,
+            quoted: None,
             source: from.0.into(),
             destination: to.0.into(),
             protocol,

@@ -313,6 +313,7 @@ fn a_count_over_a_change_of_hands_is_nobodys() {
         destination: end(moment, ip(9), None),
         protocol: 17,
         reply: false,
+        opener_known: true,
         tracked: false,
         dst_nat: false,
     };
