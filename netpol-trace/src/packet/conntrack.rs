@@ -11,6 +11,8 @@ const STATUS_DST_NAT: u64 = 0x20;
 const STATUS_SEEN_REPLY: u64 = 0x2;
 /// First of the reply values of enum ip_conntrack_info.
 const CTINFO_IS_REPLY: u8 = 3;
+/// `IP_CT_ESTABLISHED` and its reply form: conntrack has seen packets of both directions.
+const CTINFO_ESTABLISHED: [u8; 2] = [0, 3];
 /// `IP_CT_RELATED` and its reply form.
 const CTINFO_RELATED: [u8; 2] = [1, 4];
 
@@ -25,7 +27,7 @@ pub fn parse(words: &[u64; CT_WORDS], ctinfo: u8) -> Option<Conntrack> {
         original: tuple(bytes.get(..40)?)?,
         reply: tuple(bytes.get(CT_REPLY_OFFSET..CT_REPLY_OFFSET + 40)?)?,
         dst_nat: status & STATUS_DST_NAT != 0,
-        seen_reply: status & STATUS_SEEN_REPLY != 0,
+        seen_reply: status & STATUS_SEEN_REPLY != 0 || CTINFO_ESTABLISHED.contains(&ctinfo),
         is_reply: ctinfo >= CTINFO_IS_REPLY,
         related: CTINFO_RELATED.contains(&ctinfo),
     })
