@@ -77,10 +77,7 @@ fn policy_change(before: Option<&Policy>, after: Option<&Policy>, effects: &[Eff
     let isolation = |begins| {
         let effects = effects.iter().filter(move |effect| effect.begins == begins);
         let told = effects.map(|effect| IsolationChange {
-            direction: match effect.direction {
-                Direction::Ingress => crate::model::Direction::Ingress,
-                Direction::Egress => crate::model::Direction::Egress,
-            },
+            direction: effect.direction,
             pods: effect.pods,
             workloads: effect.workloads.iter().map(bounded).collect(),
         });

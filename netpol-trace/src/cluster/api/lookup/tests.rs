@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::cluster::{Labels, Phase};
+use crate::model::cluster::{Labels, PodPhase};
 
 fn pod(node: &str, uid: &str, created: &str) -> Pod {
     Pod {
@@ -10,7 +10,7 @@ fn pod(node: &str, uid: &str, created: &str) -> Pod {
         ips: ["10.1.2.3".parse().unwrap()].into(),
         node: Some(node.into()),
         host_network: false,
-        phase: Phase::Running,
+        phase: PodPhase::Running,
         terminating: false,
         ports: Box::default(),
         owner: None,

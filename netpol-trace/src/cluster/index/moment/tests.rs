@@ -116,7 +116,7 @@ fn where_nothing_says_when_a_pod_began_it_is_named_unless_another_comes_into_que
 fn a_finished_pod_and_one_that_lost_its_address_had_it_before() {
     let a = pod("a", "1", 1, Some(0));
     let mut index = listed(vec![Object::Pod(a.clone())]);
-    let over = Pod { phase: crate::model::cluster::Phase::Succeeded, ..a.clone() };
+    let over = Pod { phase: crate::model::cluster::PodPhase::Succeeded, ..a.clone() };
     index.apply(vec![Change::Upsert(Object::Pod(over))], at(10_000));
     assert_eq!((owner(&index, 9_000, 1), owner(&index, 10_000, 1)), ("a".to_owned(), "formerly a".to_owned()));
 
@@ -213,7 +213,7 @@ fn make(step: &Step, i: i64, millis: i64, all: &mut BTreeMap<(u8, Str), Object>)
             Object::Pod(Pod { labels, ..known.unwrap_or_else(new) })
         }
         Step::Finish(n) => match all.get(&(0, format!("pod{n}").into())) {
-            Some(Object::Pod(pod)) => Object::Pod(Pod { phase: crate::model::cluster::Phase::Failed, ..pod.clone() }),
+            Some(Object::Pod(pod)) => Object::Pod(Pod { phase: crate::model::cluster::PodPhase::Failed, ..pod.clone() }),
             _ => return None,
         },
         Step::Policy(n, app, egress) => {
