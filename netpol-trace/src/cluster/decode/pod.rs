@@ -9,7 +9,7 @@ use super::super::yaml::Path;
 use super::meta::{self, Meta};
 use super::{Checked, Violations};
 use crate::model::Str;
-use crate::model::cluster::{ContainerPort, Labels, Owner, PodPhase, Pod};
+use crate::model::cluster::{ContainerPort, Labels, Owner, Pod, PodPhase};
 
 /// A pod has a handful; more is no pod.
 const MAX_PORTS: usize = 10_000;

@@ -213,7 +213,9 @@ fn make(step: &Step, i: i64, millis: i64, all: &mut BTreeMap<(u8, Str), Object>)
             Object::Pod(Pod { labels, ..known.unwrap_or_else(new) })
         }
         Step::Finish(n) => match all.get(&(0, format!("pod{n}").into())) {
-            Some(Object::Pod(pod)) => Object::Pod(Pod { phase: crate::model::cluster::PodPhase::Failed, ..pod.clone() }),
+            Some(Object::Pod(pod)) => {
+                Object::Pod(Pod { phase: crate::model::cluster::PodPhase::Failed, ..pod.clone() })
+            }
             _ => return None,
         },
         Step::Policy(n, app, egress) => {
