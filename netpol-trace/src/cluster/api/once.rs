@@ -7,8 +7,8 @@ use kube::Client;
 use kube::api::ListParams;
 use kube::core::{ObjectList, Request};
 
+use super::super::location::{Location, Problem, ProblemKind, Severity};
 use super::super::manifests::{self, Loaded, Located, identity};
-use super::super::place::{Place, Problem, ProblemKind, Severity};
 use super::connect::Access;
 use super::error::{ApiError, ApiErrorKind};
 use super::items::{self, Item, Named, Raw};
@@ -126,7 +126,7 @@ impl Once {
             }
             // The server took the object: a field unknown here is a newer server's.
             for mut problem in page.problems.into_iter().filter(|p| p.kind != ProblemKind::UnknownField) {
-                problem.place = Place { field: problem.place.field, ..self.place() };
+                problem.place = Location { field: problem.place.field, ..self.place() };
                 self.loaded.problems.push(problem);
             }
             self.loaded.problems_left_out += page.problems_left_out;
@@ -158,8 +158,8 @@ impl Once {
         }
     }
 
-    fn place(&self) -> Place {
-        Place::file(&Arc::new(PathBuf::from(&self.name)))
+    fn place(&self) -> Location {
+        Location::file(&Arc::new(PathBuf::from(&self.name)))
     }
 
     fn problem(&mut self, severity: Severity, message: &str) {
@@ -175,10 +175,10 @@ impl Once {
 }
 
 /// `staging/networkpolicies/db-np`: no file and no line, but where to look.
-fn place(object: &Object, resource: &Collection) -> Place {
+fn place(object: &Object, resource: &Collection) -> Location {
     let (_, namespace, name) = identity(object);
     let path = PathBuf::from_iter([&*namespace, &*resource.plural, &*name]);
-    Place::file(&Arc::new(path))
+    Location::file(&Arc::new(path))
 }
 
 fn next_page(list: &str) -> Option<String> {

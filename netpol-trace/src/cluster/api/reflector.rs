@@ -153,15 +153,15 @@ impl Reflector {
     }
 
     /// What a watch told at once.
-    pub fn changed<R: Raw>(&mut self, events: impl IntoIterator<Item = Event<R>>) {
+    pub fn changed<R: Raw>(&mut self, events: impl IntoIterator<Item = WatchUpdate<R>>) {
         let mut changes = Vec::new();
         for event in events {
             match event {
-                Event::Upsert { item, new } => {
+                WatchUpdate::Upsert { item, new } => {
                     self.counted += u64::from(new);
                     changes.push(self.change(item));
                 }
-                Event::Delete(item) => {
+                WatchUpdate::Delete(item) => {
                     self.counted = self.counted.saturating_sub(1);
                     self.refused.remove(&(item.namespace.clone(), item.name.clone()));
                     let kind = self.scope.kind.clone();
@@ -263,7 +263,7 @@ impl Reflector {
 
 /// One event of a watch.
 #[derive(Debug)]
-pub(super) enum Event<R> {
+pub(super) enum WatchUpdate<R> {
     Upsert { item: Item<R>, new: bool },
     Delete(Item<R>),
 }

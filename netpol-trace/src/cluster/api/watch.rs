@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::connect::{Connection, Current};
 use super::error::{ApiError, ApiErrorKind, ApiRequest};
 use super::items::{Item, Raw};
-use super::reflector::{Event, Reflector};
+use super::reflector::{Reflector, WatchUpdate};
 
 /// Objects in a page of a list.
 pub(super) const PAGE: u32 = 500;
@@ -211,7 +211,7 @@ impl Watch {
                     Ok(WatchEvent::Modified(item)) => changed.push(self.upsert(item, false)),
                     Ok(WatchEvent::Deleted(item)) => {
                         self.version = Some(item.version.clone());
-                        changed.push(Event::Delete(item));
+                        changed.push(WatchUpdate::Delete(item));
                     }
                     Ok(WatchEvent::Bookmark(bookmark)) => {
                         if !listing || bookmark.metadata.annotations.contains_key("k8s.io/initial-events-end") {
@@ -247,9 +247,9 @@ impl Watch {
         }
     }
 
-    fn upsert<R>(&mut self, item: Item<R>, new: bool) -> Event<R> {
+    fn upsert<R>(&mut self, item: Item<R>, new: bool) -> WatchUpdate<R> {
         self.version = Some(item.version.clone());
-        Event::Upsert { item, new }
+        WatchUpdate::Upsert { item, new }
     }
 }
 

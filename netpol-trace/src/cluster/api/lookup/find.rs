@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::Receiver;
 
 use super::super::super::change::{Change, Key, Kind};
-use super::super::super::index::Owner;
+use super::super::super::index::AddressOwner;
 use super::super::super::source::{Cluster, SourceStatus};
 use super::super::connect::{Connection, Current};
 use super::super::error::{ApiError, ApiErrorKind};
@@ -202,8 +202,8 @@ impl Finder {
 
     fn is_watched(&self, ip: IpAddr) -> bool {
         match self.cluster.read().owner_of(ip) {
-            Owner::Pod(view) => view.pod.node == self.lookups.shared.node,
-            Owner::Node(_) => true,
+            AddressOwner::Pod(view) => view.pod.node == self.lookups.shared.node,
+            AddressOwner::Node(_) => true,
             _ => false,
         }
     }
