@@ -62,6 +62,8 @@ pub struct Inventory {
     pub ruleset: Ruleset,
     /// The NFQUEUEs that have a listener.
     pub queues: Vec<Queue>,
+    /// Conntrack has connections of this network namespace, so its hooks are at work here.
+    pub conntrack: bool,
     pub devices_known: Known,
     pub devices: Vec<Device>,
 }
@@ -105,6 +107,7 @@ impl Inventory {
             legacy,
             ruleset: builder.finish(),
             queues: queues(),
+            conntrack: has_connections(),
             devices_known,
             devices,
         }
@@ -169,6 +172,12 @@ impl Inventory {
 }
 
 /// Tables, chains, rules, and the elements of verdict maps.
+/// Reads conntrack's number of connections in this network namespace.
+fn has_connections() -> bool {
+    let count = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
+    count.is_ok_and(|count| count.trim().parse().is_ok_and(|count: u64| count > 0))
+}
+
 fn read_nft(builder: &mut Builder) -> io::Result<()> {
     let request = |message: u16| nft::SUBSYSTEM << 8 | message;
     *builder = netlink::consistent(|| {
@@ -259,6 +268,7 @@ mod tests {
             legacy: Known::Absent,
             ruleset: builder.finish(),
             queues: vec![],
+            conntrack: false,
             devices_known: Known::Yes,
             devices: vec![],
         }

@@ -99,7 +99,7 @@ impl Pipeline {
         let node = NodeContext {
             name: self.node.as_deref(),
             inventory: inventory.as_deref().filter(|inventory| inventory.is_of(facts.netns)),
-            conntrack_active: facts.netns.is_some_and(|netns| self.tracked_netns.contains(&netns)),
+            conntrack_active: self.conntrack_active(facts.netns, inventory.as_deref()),
         };
         let context = DropContext::new(flow, packet, facts, node, index);
         let eval = EvalContext { index, options: &self.options, time };

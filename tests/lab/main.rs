@@ -14,6 +14,7 @@ mod late_modules;
 mod lifecycle;
 mod memory;
 mod mounts;
+mod openers;
 mod outputs;
 mod packets;
 mod places;

@@ -2,7 +2,7 @@
 //!
 //! Each row prints a line `row: {…}`; `cargo xtask compatibility` makes docs/compatibility.md of them.
 
-mod bridges;
+pub mod bridges;
 mod iptables;
 mod netkit;
 mod nftables;

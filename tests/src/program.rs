@@ -15,6 +15,15 @@ pub enum Kind {
     CgroupEgress,
 }
 
+/// The packets that a program drops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Match {
+    /// UDP to this port, IPv4 and IPv6 without extension headers, of at least 16 bytes of data.
+    UdpPort(u16),
+    /// IPv4 without options and with this type of service, of any protocol.
+    Tos(u8),
+}
+
 /// A loaded program with its counter.
 #[derive(Debug)]
 pub struct Program {
@@ -44,9 +53,13 @@ pub enum XdpMode {
 impl Program {
     /// Drops UDP to `port`, IPv4 and IPv6 without extension headers, of at least 16 octets of data.
     pub fn load(kind: Kind, port: u16) -> Result<Program> {
+        Program::load_matching(kind, Match::UdpPort(port))
+    }
+
+    pub fn load_matching(kind: Kind, matches: Match) -> Result<Program> {
         // BPF_MAP_TYPE_ARRAY, keys of 4 octets, values of 8, one entry.
         let map = bpf(MAP_CREATE, &words(&[2, 4, 8, 1])).context("create the program's map")?;
-        let code = code(kind, port, map.as_raw_fd());
+        let code = code(kind, matches, map.as_raw_fd());
         let license = c"GPL";
         let (prog_type, attach_type) = match kind {
             Kind::Tc => (3, 0),
@@ -120,46 +133,70 @@ fn op(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> [u8; 8] {
     bytes
 }
 
-fn code(kind: Kind, port: u16, map: RawFd) -> Vec<[u8; 8]> {
-    // (data, data_end) in the context; octets before the IP header; drop; pass.
+/// The instructions of a program that drops what `matches` and passes the rest.
+fn code(kind: Kind, matches: Match, map: RawFd) -> Vec<[u8; 8]> {
+    // (data, data_end) in the context; bytes before the IP header; drop; pass.
     let (data, end, before, drop, pass) = match kind {
         Kind::Tc => (76, 80, 14, 2, -1),
         Kind::Xdp => (0, 4, 14, 1, 2),
         Kind::CgroupIngress | Kind::CgroupEgress => (76, 80, 0, 0, 1),
     };
-    let port = i32::from(port.to_be());
-    vec![
-        op(0x61, 2, 1, data, 0),   //  0: r2 = data
-        op(0x61, 3, 1, end, 0),    //  1: r3 = data_end
-        op(0x07, 2, 0, 0, before), //  2: r2 += before
-        op(0xbf, 4, 2, 0, 0),      //  3: r4 = r2
-        op(0x07, 4, 0, 0, 44),     //  4: r4 += 44
-        op(0x2d, 4, 3, 22, 0),     //  5: if r4 > r3 goto pass
-        op(0x71, 5, 2, 0, 0),      //  6: r5 = version and header length
-        op(0x77, 5, 0, 0, 4),      //  7: r5 >>= 4
-        op(0x55, 5, 0, 3, 4),      //  8: if r5 != 4 goto 12
-        op(0x71, 5, 2, 9, 0),      //  9: r5 = protocol
-        op(0x69, 7, 2, 22, 0),     // 10: r7 = destination port
-        op(0x05, 0, 0, 3, 0),      // 11: goto 15
-        op(0x55, 5, 0, 15, 6),     // 12: if r5 != 6 goto pass
-        op(0x71, 5, 2, 6, 0),      // 13: r5 = next header
-        op(0x69, 7, 2, 42, 0),     // 14: r7 = destination port
-        op(0x55, 5, 0, 12, 17),    // 15: if r5 != UDP goto pass
-        op(0x55, 7, 0, 11, port),  // 16: if r7 != port goto pass
-        op(0x62, 10, 0, -4, 0),    // 17: key = 0
-        op(0xbf, 2, 10, 0, 0),     // 18: r2 = frame
-        op(0x07, 2, 0, 0, -4),     // 19: r2 -= 4
-        op(0x18, 1, 1, 0, map),    // 20: r1 = map
-        op(0, 0, 0, 0, 0),         // 21: (its second half)
-        op(0x85, 0, 0, 0, 1),      // 22: call map_lookup_elem
-        op(0x15, 0, 0, 2, 0),      // 23: if r0 == 0 goto drop
-        op(0xb7, 1, 0, 0, 1),      // 24: r1 = 1
-        op(0xdb, 0, 1, 0, 0),      // 25: *r0 += r1, atomically
-        op(0xb7, 0, 0, 0, drop),   // 26: r0 = drop
-        op(0x95, 0, 0, 0, 0),      // 27: exit
-        op(0xb7, 0, 0, 0, pass),   // 28: r0 = pass
-        op(0x95, 0, 0, 0, 0),      // 29: exit
-    ]
+    /// A jump to the last two instructions, which pass the packet.
+    const PASS: i16 = i16::MAX;
+    let mut code = vec![
+        op(0x61, 2, 1, data, 0),   // r2 = data
+        op(0x61, 3, 1, end, 0),    // r3 = data_end
+        op(0x07, 2, 0, 0, before), // r2 += before
+        op(0xbf, 4, 2, 0, 0),      // r4 = r2
+    ];
+    match matches {
+        Match::UdpPort(port) => code.extend([
+            op(0x07, 4, 0, 0, 44),                         // r4 += 44
+            op(0x2d, 4, 3, PASS, 0),                       // if r4 > r3 goto pass
+            op(0x71, 5, 2, 0, 0),                          // r5 = version and header length
+            op(0x77, 5, 0, 0, 4),                          // r5 >>= 4
+            op(0x55, 5, 0, 3, 4),                          // if r5 != 4 goto IPv6
+            op(0x71, 5, 2, 9, 0),                          // r5 = protocol
+            op(0x69, 7, 2, 22, 0),                         // r7 = destination port
+            op(0x05, 0, 0, 3, 0),                          // goto compare
+            op(0x55, 5, 0, PASS, 6),                       // IPv6: if r5 != 6 goto pass
+            op(0x71, 5, 2, 6, 0),                          // r5 = next header
+            op(0x69, 7, 2, 42, 0),                         // r7 = destination port
+            op(0x55, 5, 0, PASS, 17),                      // compare: if r5 != UDP goto pass
+            op(0x55, 7, 0, PASS, i32::from(port.to_be())), // if r7 != port goto pass
+        ]),
+        Match::Tos(tos) => code.extend([
+            op(0x07, 4, 0, 0, 20),                // r4 += 20
+            op(0x2d, 4, 3, PASS, 0),              // if r4 > r3 goto pass
+            op(0x71, 5, 2, 0, 0),                 // r5 = version and header length
+            op(0x55, 5, 0, PASS, 0x45),           // if r5 != 0x45 goto pass
+            op(0x71, 5, 2, 1, 0),                 // r5 = type of service
+            op(0x55, 5, 0, PASS, i32::from(tos)), // if r5 != tos goto pass
+        ]),
+    }
+    code.extend([
+        op(0x62, 10, 0, -4, 0),  // key = 0
+        op(0xbf, 2, 10, 0, 0),   // r2 = frame
+        op(0x07, 2, 0, 0, -4),   // r2 -= 4
+        op(0x18, 1, 1, 0, map),  // r1 = map
+        op(0, 0, 0, 0, 0),       // (its second half)
+        op(0x85, 0, 0, 0, 1),    // call map_lookup_elem
+        op(0x15, 0, 0, 2, 0),    // if r0 == 0 goto drop
+        op(0xb7, 1, 0, 0, 1),    // r1 = 1
+        op(0xdb, 0, 1, 0, 0),    // *r0 += r1, atomically
+        op(0xb7, 0, 0, 0, drop), // r0 = drop
+        op(0x95, 0, 0, 0, 0),    // exit
+        op(0xb7, 0, 0, 0, pass), // pass: r0 = pass
+        op(0x95, 0, 0, 0, 0),    // exit
+    ]);
+    let pass = code.len() - 2;
+    for (at, instruction) in code.iter_mut().enumerate() {
+        if instruction[2..4] == PASS.to_ne_bytes() {
+            let distance = (pass - at - 1) as i16;
+            instruction[2..4].copy_from_slice(&distance.to_ne_bytes());
+        }
+    }
+    code
 }
 
 fn words(words: &[u32]) -> Vec<u8> {

@@ -53,6 +53,8 @@ pub struct Row {
     agent: Option<Agent>,
     /// What was sent: source, and destination as the client wrote it.
     sent: Vec<(SocketAddr, SocketAddr)>,
+    /// The row's packets are replies.
+    replies: bool,
 }
 
 impl Row {
@@ -73,7 +75,7 @@ impl Row {
     }
 
     fn on(name: &'static str, pair: Pair) -> Row {
-        Row { name, pair, agent: None, sent: Vec::new() }
+        Row { name, pair, agent: None, sent: Vec::new(), replies: false }
     }
 
     /// Starts the agent in the node's network namespace. The rules must be in place.
@@ -179,6 +181,12 @@ impl Row {
         Ok(())
     }
 
+    /// Notes a SYN-ACK or another packet that can only be a reply: its record has the connection's source and destination.
+    pub fn note_reply(&mut self, from: SocketAddr, to: SocketAddr) {
+        self.replies = true;
+        self.sent.push((to, from));
+    }
+
     /// Notes packets that were sent otherwise.
     pub fn note(&mut self, source: SocketAddr, destination: SocketAddr) {
         self.sent.push((source, destination));
@@ -200,6 +208,16 @@ impl Row {
         })
     }
 
+    /// Waits until `enough` holds for the drops of the lab, and returns their records. `what` names them.
+    pub fn lab_records(&self, what: &str, enough: impl Fn(&[Record]) -> bool) -> Result<Vec<Record>> {
+        let agent = self.agent.as_ref().context("the agent is not started")?;
+        let of_lab = |records: &[Record]| -> Vec<Record> {
+            records.iter().filter(|record| record.is_drop() && self.pair.lab.owns(record)).cloned().collect()
+        };
+        agent.wait_for(what, |records| enough(&of_lab(records)))?;
+        Ok(of_lab(&agent.records()))
+    }
+
     /// The row's records so far.
     pub fn records(&self) -> Result<Vec<Record>> {
         let agent = self.agent.as_ref().context("the agent is not started")?;
@@ -208,7 +226,7 @@ impl Row {
 
     fn is_mine(&self, record: &Record) -> bool {
         self.pair.lab.owns(record)
-            && record.value()["reply"] != true
+            && (record.value()["reply"] == true) == self.replies
             && self.sent.iter().any(|(source, _)| record.address("source") == Some(*source))
     }
 

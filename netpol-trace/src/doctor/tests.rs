@@ -45,6 +45,7 @@ fn inventory(tables: &[&str]) -> Inventory {
         legacy: Known::Absent,
         ruleset: builder.finish(),
         queues: vec![],
+        conntrack: false,
         devices_known: Known::Yes,
         devices: vec![device("eth0"), device("lo")],
     }

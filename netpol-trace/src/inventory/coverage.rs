@@ -225,6 +225,7 @@ mod tests {
             legacy: Known::No("Operation not permitted".into()),
             ruleset: builder.finish(),
             queues: vec![Queue { number: 100, lost: 0 }],
+            conntrack: false,
             devices_known: Known::Yes,
             devices: vec![
                 Device { name: "ovs-system".into(), kind: "openvswitch".into(), ..Device::default() },

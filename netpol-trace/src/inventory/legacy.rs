@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use super::nft::target;
+use super::nft::{needs_conntrack, target};
 use super::ruleset::{Backend, Base, Builder, Ends, Rule, TableFamily, TableKey};
 use crate::model::Hook;
 use crate::netlink::text;
@@ -155,7 +155,13 @@ fn parse(builder: &mut Builder, layout: Layout, name: &str, info: &[u8], blob: &
             chain = text(entry.target.get(ITEM_HEADER..).unwrap_or_default());
             continue;
         }
-        let mut rule = Rule { comment: comment(layout, entry), ends: target(&entry.target_name), ..Rule::default() };
+        let mut rule = Rule {
+            comment: comment(layout, entry),
+            ends: target(&entry.target_name),
+            conntrack: needs_conntrack(&entry.target_name)
+                || matches(layout, entry).any(|(name, _)| needs_conntrack(&name)),
+            ..Rule::default()
+        };
         if entry.target_name.is_empty() {
             match word(entry.target, ITEM_HEADER).map(|verdict| verdict as i32) {
                 Some(-1) => rule.ends.add(Ends::DROP),
@@ -193,16 +199,19 @@ impl<'a> Iterator for Entries<'a> {
 
 /// The text of the entry's comment match, if it has one.
 fn comment(layout: Layout, entry: &Entry<'_>) -> Option<String> {
+    matches(layout, entry).find(|(name, _)| name == "comment").map(|(_, data)| text(data))
+}
+
+/// Name and data of each match of an entry.
+fn matches<'a>(layout: Layout, entry: &Entry<'a>) -> impl Iterator<Item = (String, &'a [u8])> {
     let end = entry.bytes.len() - entry.target.len();
-    let mut matches = entry.bytes.get(layout.matches..end)?;
-    while let Some(size) = half(matches, 0).map(usize::from) {
-        let item = matches.get(..size).filter(|item| item.len() >= ITEM_HEADER)?;
-        if text(&item[2..31]) == "comment" {
-            return Some(text(&item[ITEM_HEADER..]));
-        }
-        matches = &matches[size..];
-    }
-    None
+    let mut rest = entry.bytes.get(layout.matches..end).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let size = usize::from(half(rest, 0)?);
+        let item = rest.get(..size).filter(|item| item.len() >= ITEM_HEADER)?;
+        rest = &rest[size..];
+        Some((text(&item[2..31]), &item[ITEM_HEADER..]))
+    })
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {

@@ -113,7 +113,13 @@ fn rule(attributes: &[u8]) -> Rule {
             "queue" => rule.ends.add(Ends::QUEUE),
             "lookup" if number(data, 3) == Some(REGISTER_VERDICT) => rule.maps.extend(string(data, 1)),
             // iptables-nft wraps what nftables has no expression for.
-            "target" => rule.ends.add(target(&string(data, 1).unwrap_or_default())),
+            "target" => {
+                let name = string(data, 1).unwrap_or_default();
+                rule.ends.add(target(&name));
+                rule.conntrack |= needs_conntrack(&name);
+            }
+            "ct" | "nat" | "masq" | "redir" => rule.conntrack = true,
+            "match" if string(data, 1).is_some_and(|name| needs_conntrack(&name)) => rule.conntrack = true,
             "match" if string(data, 1).as_deref() == Some("comment") && rule.comment.is_none() => {
                 rule.comment = attribute(data, 3).map(|info| text(&info[..info.len().min(COMMENT_MATCH)]));
             }
@@ -131,6 +137,11 @@ pub fn target(name: &str) -> Ends {
         "NFQUEUE" => Ends::QUEUE,
         _ => Ends::default(),
     }
+}
+
+/// Returns true if an xt match or target of this name makes the kernel register conntrack's hooks.
+pub fn needs_conntrack(name: &str) -> bool {
+    matches!(name, "conntrack" | "state" | "connmark" | "CT" | "DNAT" | "SNAT" | "MASQUERADE" | "REDIRECT" | "CONNMARK")
 }
 
 /// `NFTA_VERDICT_CODE` and `NFTA_VERDICT_CHAIN`.

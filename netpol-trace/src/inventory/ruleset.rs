@@ -110,6 +110,8 @@ pub struct Rule {
     /// Verdict maps that it looks up.
     pub maps: Vec<String>,
     pub comment: Option<String>,
+    /// The rule needs conntrack, so the kernel has conntrack's hooks at work in this network namespace.
+    pub conntrack: bool,
 }
 
 #[derive(Debug, Default)]
@@ -138,6 +140,7 @@ pub struct Builder {
     commented: u64,
     /// Something found no room: what is known is not all.
     full: bool,
+    conntrack: bool,
 }
 
 #[derive(Debug, Default)]
@@ -170,6 +173,7 @@ impl Builder {
     }
 
     pub fn rule(&mut self, table: &TableKey, chain: &str, rule: Rule) {
+        self.conntrack |= rule.conntrack;
         if let Some(comment) = rule.comment.as_deref().filter(|comment| names_policy(comment)) {
             self.commented += 1;
             if self.comments.len() < MAX_COMMENTS {
@@ -213,6 +217,7 @@ impl Builder {
             complete: !self.full,
             comments: self.comments.into_iter().collect(),
             commented: self.commented,
+            conntrack: self.conntrack,
             ..Ruleset::default()
         };
         for (key, table) in self.tables {
@@ -310,6 +315,8 @@ pub struct Ruleset {
     pub commented: u64,
     /// Nothing was left out for want of room or rights.
     pub complete: bool,
+    /// A rule needs conntrack.
+    pub conntrack: bool,
 }
 
 impl Ruleset {

@@ -209,10 +209,7 @@ impl<K: Kernel> Flows<K> {
 
     /// Notes that a packet was dropped: its connection is not unanswered without a reason.
     pub fn saw_drop(&mut self, packet: &Packet, now: Instant) {
-        if matches!(
-            packet.headers.protocol,
-            packet::TCP | packet::UDP | packet::SCTP
-        ) {
+        if matches!(packet.headers.protocol, packet::TCP | packet::UDP | packet::SCTP) {
             for tuple in Tuple::all_of(packet) {
                 self.dropped.insert(tuple, packet.time, now);
             }

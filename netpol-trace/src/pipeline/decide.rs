@@ -123,11 +123,8 @@ fn decide_both_ways<'a>(
     }
     let is_reply = cause == Cause::Policy && flow.ports_suggest_reply();
     let [connection, other] = connections;
-    let (flow, connection, judgement, other_way) = if is_reply {
-        (&reversed, other, backward, results[0])
-    } else {
-        (flow, connection, forward, results[1])
-    };
+    let (flow, connection, judgement, other_way) =
+        if is_reply { (&reversed, other, backward, results[0]) } else { (flow, connection, forward, results[1]) };
     let direction = match cause {
         Cause::ConnectionUnknown => None,
         _ => cause::direction(flow, judgement.denied(), context.node),
@@ -207,7 +204,8 @@ impl Evaluation<'_> {
 
     /// Returns the times between which the same connection gets the same verdict in this version of the index; `None` if unknown.
     fn holds(&self, cause: Cause) -> Option<(Timestamp, Timestamp)> {
-        let plain = cause == Cause::Policy && self.other_way.is_none() && matches!(self.judgement.finding(), Finding::Denied);
+        let plain =
+            cause == Cause::Policy && self.other_way.is_none() && matches!(self.judgement.finding(), Finding::Denied);
         plain.then(|| self.judgement.holds_at(self.connection.at?)).flatten()
     }
 }

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
+use super::opener::{Opener, looks_like_answer};
 use crate::cluster::Index;
 use crate::cluster::index::{AddressOwner, Moment, PodView};
 use crate::model::cluster::Pod;
-use super::opener::{Opener, looks_like_answer};
 use crate::model::packet::{self, Conntrack, Packet};
 use crate::model::{Address, EndpointKind, Part, ServiceRef, Str, Verdict, VerdictResult};
 use crate::policy::{Connection, End, Transport, Who};
@@ -257,12 +257,7 @@ impl<'a> Flow<'a> {
     /// Returns the same packet as one of a connection that its destination opened.
     pub fn reversed(&self) -> Flow<'a> {
         let plain = |named: &Named<'a>| Named { service: None, original: None, ..named.clone() };
-        Flow {
-            source: plain(&self.destination),
-            destination: plain(&self.source),
-            reply: !self.reply,
-            ..*self
-        }
+        Flow { source: plain(&self.destination), destination: plain(&self.source), reply: !self.reply, ..*self }
     }
 
     fn ends(&self) -> [&Named<'a>; 2] {

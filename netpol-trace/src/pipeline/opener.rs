@@ -76,7 +76,9 @@ fn is_evidence(conntrack: &Conntrack, headers: &Headers) -> bool {
     }
     match headers.protocol {
         TCP => headers.opens() || headers.fragment,
-        UDP => conntrack.dst_nat || !looks_like_answer(conntrack.original.source_port, conntrack.original.destination_port),
+        UDP => {
+            conntrack.dst_nat || !looks_like_answer(conntrack.original.source_port, conntrack.original.destination_port)
+        }
         _ => true,
     }
 }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 
 use super::connections::Origin;
 use super::{Pipeline, aggregate::Budget};
+use crate::inventory::Inventory;
 use crate::kernel::RawDrop;
 use crate::model::packet::{Packet, PacketError, Repeats, Sameness};
 use crate::model::{Candidate, Cause, Facts};
@@ -39,6 +40,13 @@ impl PendingDrop {
 }
 
 impl Pipeline {
+    /// Returns true if conntrack is known to be at work in this network namespace.
+    pub(super) fn conntrack_active(&self, netns: Option<u32>, inventory: Option<&Inventory>) -> bool {
+        netns.is_some_and(|netns| self.tracked_netns.contains(&netns))
+            || inventory
+                .is_some_and(|inventory| inventory.is_of(netns) && (inventory.conntrack || inventory.ruleset.conntrack))
+    }
+
     /// Reads the packet of a kernel event. Returns `None` for what gets no record; it is counted.
     pub(super) fn decode(&mut self, raw: RawDrop) -> Option<PendingDrop> {
         let RawDrop { event, facts, repeats } = raw;

@@ -10,7 +10,7 @@ use netpol_trace_tests::skip::missing;
 use netpol_trace_tests::{iptables, require, test_name};
 
 /// Puts both pods on a bridge of the node, so that their packets are bridged, not routed.
-fn bridge(row: &Row) -> Result<()> {
+pub fn bridge(row: &Row) -> Result<()> {
     let node = row.pair.lab.node();
     node.ip("link add br0 type bridge\nlink set veth0 master br0\nlink set veth1 master br0\nlink set br0 up\n")?;
     for (host, v4, v6) in [("client", SERVER, SERVER6), ("server", CLIENT, CLIENT6)] {

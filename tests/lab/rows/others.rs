@@ -36,7 +36,7 @@ fn conntrack_invalid() -> Result<()> {
     row.watch()?;
     for (from, to) in client(61001).into_iter().zip([(SERVER, 80).into(), SocketAddr::from((SERVER6, 80))]) {
         traffic::syn_ack(&row.pair.client()?.netns, from, to, Duration::from_millis(100))?;
-        row.note(from, to);
+        row.note_reply(from, to);
     }
     let counted = row.pair.counted("row")?;
     row.check(other("nftables", "forward", "conntrack_invalid"), counted).map(drop)

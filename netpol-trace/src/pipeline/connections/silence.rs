@@ -133,7 +133,8 @@ impl<K: Kernel> Flows<K> {
 
     /// Returns true if the first packet seen certainly opened the exchange. Late replies look like opening packets.
     pub(super) fn is_certain(&self, tuple: &Tuple, interface: u32) -> bool {
-        !looks_like_answer(tuple.client.1, tuple.server.1) && self.kernel.watched_for(interface).is_some_and(|time| time > UDP_SETTLED + GRACE)
+        !looks_like_answer(tuple.client.1, tuple.server.1)
+            && self.kernel.watched_for(interface).is_some_and(|time| time > UDP_SETTLED + GRACE)
     }
 
     /// Counts a finding as one without a record.

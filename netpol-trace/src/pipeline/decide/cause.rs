@@ -2,7 +2,6 @@
 
 use super::context::DropContext;
 use crate::inventory::Blame;
-use crate::model::packet::{ACK, RST, SYN};
 use crate::model::{Candidate, Cause, Direction, EndpointKind, Hook, Mechanism, Site, VerdictResult};
 use crate::pipeline::enrich::{Flow, OwnedBy};
 
@@ -48,9 +47,7 @@ fn conntrack_invalid(flow: &Flow<'_>, context: &DropContext<'_>) -> bool {
     if flow.tracked || context.untracked || context.headers.fragment || !behind_conntrack || !netfilter {
         return false;
     }
-    // A SYN-ACK or RST never opens a connection, so without a connection it is a late packet of an earlier one.
-    let lone = context.headers.tcp_flags.is_some_and(|flags| flags & (SYN | ACK) == SYN | ACK || flags & RST != 0);
-    lone || context.conntrack_active
+    context.conntrack_active
 }
 
 /// Returns true if the packet was dropped inside a pod's own network namespace: the node forwards a pod's packets, so only there do
