@@ -4,7 +4,8 @@
 //! connection that are marked by their type of service. Whoever takes the sender for the opener reads the server's answers as
 //! forbidden connections to the client's port.
 
-use std::net::IpAddr;
+use std::io::Write;
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, ensure};
@@ -248,5 +249,45 @@ fn stateless_iptables_legacy() -> Result<()> {
         iptables::load(row.pair.lab.node(), "legacy", rule)
             .map_err(|error| missing(format!("no iptables-legacy with `tos` here: {error:#}")))
     }));
+    Ok(())
+}
+
+/// A connection that conntrack knows: its replies are nobody's denied connection, and a policy that comes later denies it in the
+/// opener's direction.
+#[test]
+fn an_established_connection() -> Result<()> {
+    let mut row = require!(Row::new(test_name!()));
+    row.pair.add("policy.yaml", ALLOWED)?;
+    let lab = &row.pair.lab;
+    lab.enforce("table inet t {\nchain c {\ntype filter hook forward priority 0;\nct state invalid drop\n}\n}\n")?;
+    let listener = row.pair.server()?.netns.run(|| TcpListener::bind((SERVER, 80)))?;
+    let mut client = row.pair.client()?.netns.run(|| TcpStream::connect((SERVER, 80)))?;
+    let (mut server, _) = listener.accept()?;
+    let port = u64::from(client.local_addr()?.port());
+    row.watch()?;
+
+    let of_connection = |record: &Record, cause: &str, reply: bool| {
+        record.cause() == cause
+            && (record.value()["reply"] == true) == reply
+            && record.number("/source/port") == Some(port)
+            && record.number("/destination/port") == Some(80)
+            && record.pod("source") == "lab/client"
+    };
+    row.pair.lab.enforce("add rule inet t c ip saddr 10.244.1.3 tcp sport 80 counter drop comment \"row\"")?;
+    server.write_all(b"answer")?;
+    let records = row.lab_records("the dropped answer", |records| !records.is_empty())?;
+    ensure!(records.iter().all(|record| of_connection(record, "disagrees", true)), "{records:?}");
+    ensure!(records.iter().all(|record| record.text("/hint/code").is_empty()), "{records:?}");
+
+    row.pair.add("policy.yaml", &ALLOWED.replace("{protocol: TCP, port: 80}", "{protocol: TCP, port: 8080}"))?;
+    row.records_of_all("the policy's change", |records| records.iter().any(|record| record.kind() == "policy_change"))?;
+    row.pair.lab.enforce("add rule inet t c ip daddr 10.244.1.3 tcp dport 80 counter drop comment \"row\"")?;
+    client.write_all(b"question")?;
+    let is_denied = |record: &Record| {
+        of_connection(record, "policy", false)
+            && record.text("/direction") == "ingress"
+            && record.text("/hint/code") == "port"
+    };
+    row.lab_records("the packet that the new policy denies", |records| records.iter().any(is_denied))?;
     Ok(())
 }

@@ -218,6 +218,12 @@ impl Row {
         Ok(of_lab(&agent.records()))
     }
 
+    /// Waits until `enough` holds for all records so far.
+    pub fn records_of_all(&self, what: &str, enough: impl Fn(&[Record]) -> bool) -> Result<()> {
+        let agent = self.agent.as_ref().context("the agent is not started")?;
+        agent.wait_for(what, enough).map(drop)
+    }
+
     /// The row's records so far.
     pub fn records(&self) -> Result<Vec<Record>> {
         let agent = self.agent.as_ref().context("the agent is not started")?;
