@@ -25,14 +25,14 @@ use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::Access;
 use crate::config::Live;
 use crate::http::{self, Guard};
-use crate::inventory::{self, Watcher};
+use crate::inventory::{self, InventoryWatcher};
 use crate::kernel;
 use crate::kernel::tc::{Mode, View};
 use crate::memory;
 use crate::model::HookState;
 use crate::pipeline::Pipeline;
 use crate::pipeline::accounting::Intake;
-use crate::pipeline::aggregate::Budget;
+use crate::pipeline::aggregate::RecordBudget;
 use crate::pipeline::connections::Flows;
 use crate::record::format::Format;
 use crate::sink::fan_out::Output;
@@ -68,8 +68,8 @@ pub struct HistoryConfig {
 
 /// How an agent is to run.
 #[derive(Debug)]
-pub struct Config {
-    pub source: source::From,
+pub struct AgentConfig {
+    pub source: source::SourceConfig,
     /// The API server, for what is asked of it or written to it besides.
     pub access: Access,
     pub node: Option<String>,
@@ -108,7 +108,7 @@ fn wants(hooks: Option<&[HookName]>, hook: HookName) -> bool {
 }
 
 /// Runs until a signal, the given duration, or the end of whoever reads the output.
-pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
+pub async fn run(mut config: AgentConfig, file: Live) -> anyhow::Result<()> {
     // Before anything else: a signal during the start must end the agent as cleanly as one later.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -173,13 +173,13 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     let intake = Arc::new(Intake::default());
     let stop = Arc::new(AtomicBool::new(false));
     let (to_worker, from_reader) = sync_channel(QUEUE);
-    let inventory = Watcher::start(kernel::programs::linked);
+    let inventory = InventoryWatcher::start(kernel::programs::linked);
     let mut pipeline = Pipeline::new(cluster.clone(), config.node, config.all_drops, intake.clone(), output)
         .with_inventory(inventory)
         .with_config(file.changes());
     pipeline.lookups = source.lookups();
     if config.max_records_per_second > 0 {
-        pipeline.budget = Some(Budget::new(config.max_records_per_second, Instant::now()));
+        pipeline.budget = Some(RecordBudget::new(config.max_records_per_second, Instant::now()));
     }
     // Without folding in the kernel what is above the budget is still folded.
     let window = if config.fold_window.is_zero() { WINDOW } else { config.fold_window };
@@ -189,7 +189,7 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
             pipeline.flows = Some(Flows::new(view, drops.is_some()));
             let stop = stop.clone();
             let attacher = std::thread::Builder::new().name("interfaces".into()).spawn(move || attacher.run(&stop))?;
-            (Some(reader::Connections { ring, attacher }), Some(counters))
+            (Some(reader::TcHook { ring, attacher }), Some(counters))
         }
         None => (None, None),
     };
@@ -285,7 +285,7 @@ async fn keep(state: Option<&StateFile>) {
 }
 
 /// Opens every sink, the first one being the ledger.
-fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
+fn open_output(config: &AgentConfig, run: &str) -> anyhow::Result<Output> {
     let mut output = Output::new(Numbers::new(run.to_owned(), config.cluster.clone(), config.node.clone()));
     let targets = if config.outputs.is_empty() { &[Target::STDOUT] } else { config.outputs.as_slice() };
     for (at, target) in targets.iter().enumerate() {
@@ -318,7 +318,7 @@ fn open_drops(
     options: &kernel::Options,
     window: Duration,
     hooks: &mut Vec<HookState>,
-) -> anyhow::Result<reader::Drops> {
+) -> anyhow::Result<reader::DropHook> {
     let (mut attached, names, symbols_error) = kernel::open(options)?;
     if let Some(error) = &symbols_error {
         tracing::warn!("{error}; drops are recorded by reason only, without location and mechanism");
@@ -331,7 +331,7 @@ fn open_drops(
     let counters = attached.take_counters().ok_or_else(|| anyhow!("the counters are already taken"))?;
     hooks.push(worker::drop_state(&attached, symbols_error.as_ref()));
     hooks.push(attached.rejects().state());
-    Ok(reader::Drops { ring, folds, window, names, attached, counters: Arc::new(counters) })
+    Ok(reader::DropHook { ring, folds, window, names, attached, counters: Arc::new(counters) })
 }
 
 /// Loads and attaches the tc hook. Where it can't be had and is not all that was asked for, its state says why.

@@ -25,16 +25,16 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
-pub use watch::Watcher;
+pub use watch::InventoryWatcher;
 
 use self::devices::Device;
-use self::ruleset::{Backend, Builder, ByOwner, Ruleset};
+use self::ruleset::{RuleEngine, Ruleset, RulesetBuilder, TerminalsByOwner};
 use crate::model::{Family, Hook, Mechanism};
 use crate::netlink::{self, Complete};
 
 /// Whether a part of the inventory is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Known {
+pub enum Readable {
     Yes,
     /// This kernel, or this network namespace, has no such thing.
     Absent,
@@ -42,13 +42,13 @@ pub enum Known {
     No(String),
 }
 
-impl Known {
-    fn of(result: io::Result<()>) -> Known {
-        result.map_or_else(|error| Known::No(error.to_string()), |()| Known::Yes)
+impl Readable {
+    fn of(result: io::Result<()>) -> Readable {
+        result.map_or_else(|error| Readable::No(error.to_string()), |()| Readable::Yes)
     }
 
     pub fn is_known(&self) -> bool {
-        !matches!(self, Known::No(_))
+        !matches!(self, Readable::No(_))
     }
 }
 
@@ -57,18 +57,18 @@ impl Known {
 pub struct Inventory {
     /// Inode number of the network namespace.
     pub netns: Option<u32>,
-    pub nft: Known,
-    pub legacy: Known,
+    pub nft: Readable,
+    pub legacy: Readable,
     pub ruleset: Ruleset,
     /// The NFQUEUEs that have a listener.
-    pub queues: Vec<Queue>,
-    pub devices_known: Known,
+    pub queues: Vec<NfQueue>,
+    pub devices_known: Readable,
     pub devices: Vec<Device>,
 }
 
 /// An NFQUEUE with a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Queue {
+pub struct NfQueue {
     pub number: u16,
     /// Packets lost because the queue or its listener's socket was full.
     pub lost: u64,
@@ -76,28 +76,28 @@ pub struct Queue {
 
 /// Who can have dropped a packet at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blame {
+pub enum RuleOwnership {
     /// A chain that enforces policies can.
-    Policy,
+    Enforcer,
     /// Only chains of others can.
     Other,
     /// Nobody's name is on what can.
-    Nobody,
+    Unknown,
 }
 
 impl Inventory {
     /// Looks at the network namespace of the calling thread. `linked` names the programs of a device that netlink
     /// does not tell.
     pub fn read(linked: impl Fn(&str) -> Vec<String>) -> Inventory {
-        let mut builder = Builder::default();
-        let nft = if nft_loaded() { Known::of(read_nft(&mut builder)) } else { Known::Absent };
-        let legacy = Known::of(legacy::read(&mut builder));
+        let mut builder = RulesetBuilder::default();
+        let nft = if nft_loaded() { Readable::of(read_nft(&mut builder)) } else { Readable::Absent };
+        let legacy = Readable::of(legacy::read(&mut builder));
         if [&nft, &legacy].iter().any(|known| !known.is_known()) {
             builder.incomplete();
         }
         let (devices_known, devices) = match devices::read(linked) {
-            Ok(devices) => (Known::Yes, devices),
-            Err(error) => (Known::No(error.to_string()), Vec::new()),
+            Ok(devices) => (Readable::Yes, devices),
+            Err(error) => (Readable::No(error.to_string()), Vec::new()),
         };
         Inventory {
             netns: own_netns(),
@@ -116,32 +116,32 @@ impl Inventory {
     }
 
     /// What netfilter's engines can do where a drop happened; the engine that `mechanism` leaves open are both.
-    pub fn at(&self, mechanism: Mechanism, hook: Option<Hook>, family: Family) -> ByOwner {
-        let both = [Backend::Nft, Backend::Legacy];
-        let backends: &[Backend] = match mechanism {
+    pub fn at(&self, mechanism: Mechanism, hook: Option<Hook>, family: Family) -> TerminalsByOwner {
+        let both = [RuleEngine::Nft, RuleEngine::Legacy];
+        let backends: &[RuleEngine] = match mechanism {
             Mechanism::Nftables => &both[..1],
             Mechanism::IptablesLegacy => &both[1..],
             _ => &both,
         };
-        let mut all = ByOwner::default();
+        let mut all = TerminalsByOwner::default();
         backends.iter().for_each(|backend| all.add(&self.ruleset.at(*backend, hook, family)));
         all
     }
 
     /// Who can have dropped a packet there.
-    pub fn blame(&self, mechanism: Mechanism, hook: Option<Hook>, family: Family) -> Blame {
+    pub fn ownership(&self, mechanism: Mechanism, hook: Option<Hook>, family: Family) -> RuleOwnership {
         let found = self.at(mechanism, hook, family);
         if mechanism == Mechanism::Nfqueue {
-            return if found.has_policy_queue() { Blame::Policy } else { Blame::Nobody };
+            return if found.has_policy_queue() { RuleOwnership::Enforcer } else { RuleOwnership::Unknown };
         }
         let somebody = found.0.keys().any(Option::is_some);
         let nobody = found.0.keys().any(Option::is_none);
         match (found.has_policy(), somebody, nobody) {
-            (true, ..) => Blame::Policy,
+            (true, ..) => RuleOwnership::Enforcer,
             // With the enforcer known by name elsewhere, a chain without a name is not its.
-            (false, _, true) if self.ruleset.complete && self.enforcer_known() => Blame::Other,
-            (false, true, false) if self.ruleset.complete => Blame::Other,
-            _ => Blame::Nobody,
+            (false, _, true) if self.ruleset.complete && self.enforcer_known() => RuleOwnership::Other,
+            (false, true, false) if self.ruleset.complete => RuleOwnership::Other,
+            _ => RuleOwnership::Unknown,
         }
     }
 
@@ -150,7 +150,7 @@ impl Inventory {
         let parts = [("nftables", &self.nft), ("iptables-legacy", &self.legacy), ("devices", &self.devices_known)];
         let mut unknown = Vec::new();
         for (name, known) in parts {
-            if let Known::No(why) = known {
+            if let Readable::No(why) = known {
                 unknown.push(format!("{name} ({why})"));
             }
         }
@@ -169,10 +169,10 @@ impl Inventory {
 }
 
 /// Tables, chains, rules, and the elements of verdict maps.
-fn read_nft(builder: &mut Builder) -> io::Result<()> {
+fn read_nft(builder: &mut RulesetBuilder) -> io::Result<()> {
     let request = |message: u16| nft::SUBSYSTEM << 8 | message;
     *builder = netlink::consistent(|| {
-        let mut fresh = Builder::default();
+        let mut fresh = RulesetBuilder::default();
         let mut complete = Complete(true);
         let mut maps = Vec::new();
         for question in [nft::GET_TABLE, nft::GET_CHAIN, nft::GET_RULE, nft::GET_SET] {
@@ -223,7 +223,7 @@ fn own_netns() -> Option<u32> {
 }
 
 /// `queue peer total mode range queue_dropped user_dropped sequence 1`, a line per queue with a listener.
-fn queues() -> Vec<Queue> {
+fn queues() -> Vec<NfQueue> {
     let mut text = String::new();
     // No such file: no such module, so no queue.
     if let Ok(file) = fs::File::open("/proc/thread-self/net/netfilter/nfnetlink_queue") {
@@ -232,54 +232,54 @@ fn queues() -> Vec<Queue> {
     text.lines().filter_map(queue).collect()
 }
 
-fn queue(line: &str) -> Option<Queue> {
+fn queue(line: &str) -> Option<NfQueue> {
     let mut numbers = line.split_whitespace();
     let number = numbers.next()?.parse().ok()?;
     let mut lost = numbers.skip(4).map(|n| n.parse::<u64>().unwrap_or(0));
-    Some(Queue { number, lost: lost.next()?.saturating_add(lost.next()?) })
+    Some(NfQueue { number, lost: lost.next()?.saturating_add(lost.next()?) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::ruleset::{Base, Ends, Rule, TableFamily, TableKey};
+    use crate::inventory::ruleset::{BaseChain, RuleEffect, TableFamily, TableKey, Terminals};
 
-    fn inventory(rules: &[(&str, Hook, &str, Ends)]) -> Inventory {
-        let mut builder = Builder::default();
-        for (table, hook, chain, ends) in rules {
-            let key = TableKey { backend: Backend::Nft, family: TableFamily::Inet, name: (*table).into() };
+    fn inventory(rules: &[(&str, Hook, &str, Terminals)]) -> Inventory {
+        let mut builder = RulesetBuilder::default();
+        for (table, hook, chain, terminals) in rules {
+            let key = TableKey { backend: RuleEngine::Nft, family: TableFamily::Inet, name: (*table).into() };
             let base = format!("base-{hook:?}");
-            builder.chain(&key, &base, Some(Base { hook: *hook, priority: 0, policy_drops: false }));
-            builder.rule(&key, &base, Rule { jumps: vec![(*chain).into()], ..Rule::default() });
-            builder.rule(&key, chain, Rule { ends: *ends, ..Rule::default() });
+            builder.chain(&key, &base, Some(BaseChain { hook: *hook, priority: 0, policy_drops: false }));
+            builder.rule(&key, &base, RuleEffect { jumps: vec![(*chain).into()], ..RuleEffect::default() });
+            builder.rule(&key, chain, RuleEffect { terminals: *terminals, ..RuleEffect::default() });
         }
         Inventory {
             netns: Some(1),
-            nft: Known::Yes,
-            legacy: Known::Absent,
+            nft: Readable::Yes,
+            legacy: Readable::Absent,
             ruleset: builder.finish(),
             queues: vec![],
-            devices_known: Known::Yes,
+            devices_known: Readable::Yes,
             devices: vec![],
         }
     }
 
     #[test]
-    fn blame() {
-        let here = |rules: &[_], hook| inventory(rules).blame(Mechanism::Nftables, Some(hook), Family::Ipv4);
-        let calico = ("filter", Hook::Forward, "cali-tw-x", Ends::DROP);
-        let ufw = ("filter", Hook::Input, "ufw-user-input", Ends::DROP);
-        let plain = ("mine", Hook::Input, "input", Ends::DROP);
-        assert_eq!(here(&[calico, ufw], Hook::Forward), Blame::Policy);
-        assert_eq!(here(&[calico, ufw], Hook::Input), Blame::Other);
-        assert_eq!(here(&[calico, plain], Hook::Input), Blame::Other, "Calico's chains are elsewhere");
-        assert_eq!(here(&[plain], Hook::Input), Blame::Nobody, "the enforcer may have no name");
-        assert_eq!(here(&[ufw], Hook::Input), Blame::Other);
+    fn ownership() {
+        let here = |rules: &[_], hook| inventory(rules).ownership(Mechanism::Nftables, Some(hook), Family::Ipv4);
+        let calico = ("filter", Hook::Forward, "cali-tw-x", Terminals::DROP);
+        let ufw = ("filter", Hook::Input, "ufw-user-input", Terminals::DROP);
+        let plain = ("mine", Hook::Input, "input", Terminals::DROP);
+        assert_eq!(here(&[calico, ufw], Hook::Forward), RuleOwnership::Enforcer);
+        assert_eq!(here(&[calico, ufw], Hook::Input), RuleOwnership::Other);
+        assert_eq!(here(&[calico, plain], Hook::Input), RuleOwnership::Other, "Calico's chains are elsewhere");
+        assert_eq!(here(&[plain], Hook::Input), RuleOwnership::Unknown, "the enforcer may have no name");
+        assert_eq!(here(&[ufw], Hook::Input), RuleOwnership::Other);
     }
 
     #[test]
     fn queues_are_read() {
-        assert_eq!(queue("  100  12345     0 2 65531     3     4        9  1"), Some(Queue { number: 100, lost: 7 }));
+        assert_eq!(queue("  100  12345     0 2 65531     3     4        9  1"), Some(NfQueue { number: 100, lost: 7 }));
         assert_eq!(queue("garbage"), None);
     }
 

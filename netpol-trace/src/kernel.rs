@@ -41,8 +41,8 @@ use self::filter::Place;
 use self::layout::Layout;
 use self::symbols::{Symbols, SymbolsError};
 use crate::memory;
-use crate::model::packet::Repeats;
-use crate::model::{Answers, Candidate, Facts, Str};
+use crate::model::packet::PacketCount;
+use crate::model::{DropFacts, PolicyRelevance, RejectVisibility, Str};
 
 /// Where the kernel publishes its types.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
@@ -81,8 +81,8 @@ impl Default for Options {
 #[derive(Debug, Clone)]
 pub struct RawDrop {
     pub event: DropEvent,
-    pub facts: Facts,
-    pub repeats: Repeats,
+    pub facts: DropFacts,
+    pub packet_count: PacketCount,
 }
 
 /// Names for what the programs report as numbers.
@@ -92,7 +92,7 @@ pub struct Names {
     symbols: Option<Symbols>,
     /// See [`Place::nft_has_location`].
     nft_has_location: bool,
-    answers: Answers,
+    answers: RejectVisibility,
     /// Names handed out, so that each exists once: drops repeat few places.
     interned: HashMap<(u32, u64, u64), Arc<Interned>, RandomState>,
     /// The same of devices.
@@ -116,7 +116,13 @@ struct Interned {
 const MAX_PLACES: usize = 4096;
 
 impl Names {
-    fn new(layout: Layout, symbols: Option<Symbols>, modules: String, answers: Answers, all_drops: bool) -> Names {
+    fn new(
+        layout: Layout,
+        symbols: Option<Symbols>,
+        modules: String,
+        answers: RejectVisibility,
+        all_drops: bool,
+    ) -> Names {
         let nft_has_location = release() >= (6, 7);
         let locations = filter::location_names(&layout.reasons, all_drops);
         Names {
@@ -133,7 +139,7 @@ impl Names {
 
     /// The facts of one record. A new place may lie in a module that was loaded since; and where no enforcer drops anything, the
     /// programs need not tell of it again.
-    pub fn resolve(&mut self, event: &DropEvent, attached: &mut Attached) -> Facts {
+    pub fn resolve(&mut self, event: &DropEvent, attached: &mut Attached) -> DropFacts {
         let known = self.interned.get(&key(event)).cloned();
         let names = known.unwrap_or_else(|| self.meet(event, attached));
         self.facts(event, &names)
@@ -199,7 +205,7 @@ impl Names {
         names
     }
 
-    fn facts(&mut self, event: &DropEvent, names: &Interned) -> Facts {
+    fn facts(&mut self, event: &DropEvent, names: &Interned) -> DropFacts {
         self.nft_has_location |=
             names.location.as_deref() == Some("nft_do_chain") && names.reason.as_deref() == Some("NETFILTER_DROP");
         let mut site = filter::classify(&Place {
@@ -218,9 +224,9 @@ impl Names {
             nft_has_location: self.nft_has_location,
         });
         if names.dull {
-            site.candidate = Candidate::Noise;
+            site.relevance = PolicyRelevance::Noise;
         }
-        Facts {
+        DropFacts {
             reason: names.reason.clone(),
             location: names.location.clone(),
             site,

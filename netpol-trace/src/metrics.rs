@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use catalogue as c;
 use foldhash::fast::RandomState;
 use jiff::Timestamp;
-use text::Page;
+use text::MetricsPage;
 
 use crate::model::Direction;
 use crate::record::{Body, Drop, Status};
@@ -25,11 +25,11 @@ const STUCK: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Metrics {
     started: Timestamp,
-    state: Mutex<State>,
+    state: Mutex<Counts>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Counts {
     /// By direction and cause, then by namespace.
     denied: BTreeMap<(&'static str, &'static str), HashMap<String, u64, RandomState>>,
     /// How many there are of it.
@@ -60,7 +60,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -70,7 +70,7 @@ impl Metrics {
             Body::Drop(drop) => {
                 let mut state = self.lock();
                 let (direction, cause) = (drop.direction.map_or("unknown", Direction::as_str), drop.cause.as_str());
-                let State { denied, series, .. } = &mut *state;
+                let Counts { denied, series, .. } = &mut *state;
                 let namespaces = denied.entry((direction, cause)).or_default();
                 let namespace = denying_namespace(drop);
                 // Nearly every namespace is there already.
@@ -134,7 +134,7 @@ impl Metrics {
 
     /// The page of /metrics.
     pub fn page(&self) -> String {
-        let mut page = Page::default();
+        let mut page = MetricsPage::default();
         page.family(&c::BUILD_INFO, [([env!("CARGO_PKG_VERSION")], 1)]);
         page.one(&c::START, u64::try_from(self.started.as_second()).unwrap_or_default());
         let published = {
@@ -157,7 +157,7 @@ impl Metrics {
     }
 }
 
-fn tell(page: &mut Page, published: &Published, age: Duration) {
+fn tell(page: &mut MetricsPage, published: &Published, age: Duration) {
     let Published { status, losses, .. } = published;
     page.family(&c::PACKETS, status.causes.iter().map(|(of, n)| ([of.as_str()], *n)));
     page.family(&c::LOST, losses.iter().map(|(stage, reason, n)| ([*stage, *reason], *n)));

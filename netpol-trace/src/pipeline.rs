@@ -21,7 +21,7 @@ mod verdict_cache;
 
 use std::time::Instant;
 
-use aggregate::{Key, Sums};
+use aggregate::{AggregateKey, PacketSums};
 use build::drop_body;
 use decide::{DropContext, EvalContext, NodeContext, decide};
 use enrich::{Flow, Moments};
@@ -31,10 +31,10 @@ pub use setup::Pipeline;
 use verdict_cache::CacheKey;
 
 use crate::cluster::Index;
-use crate::inventory::Watcher;
+use crate::inventory::InventoryWatcher;
 use crate::kernel::RawDrop;
 use crate::model::Cause;
-use crate::pipeline::filter::Ends;
+use crate::pipeline::filter::EndpointPair;
 use crate::record::Body;
 use crate::sink::SinkError;
 
@@ -92,7 +92,7 @@ impl Pipeline {
         let (packet, facts) = (&drop.packet, &drop.facts);
         let packets = drop.packets();
         let (time, last) = (self.clock.wall(packet.time), self.last_time(drop));
-        let inventory = self.inventory.as_ref().and_then(Watcher::current);
+        let inventory = self.inventory.as_ref().and_then(InventoryWatcher::current);
         let node = NodeContext {
             name: self.node.as_deref(),
             inventory: inventory.as_deref().filter(|inventory| inventory.is_of(facts.netns)),
@@ -107,7 +107,7 @@ impl Pipeline {
         if decision.cause == Cause::Disagrees && may_wait {
             return Ok(false);
         }
-        let admitted = self.configured.settings.admits(Some(decision.cause), &Ends::of_flow(flow));
+        let admitted = self.configured.settings.admits(Some(decision.cause), &EndpointPair::of_flow(flow));
         if !admitted || (!self.all_drops && !decision.cause.is_default()) {
             self.accounting.filter(decision.cause, packets);
             return Ok(true);
@@ -118,8 +118,8 @@ impl Pipeline {
         if let Some(budget) = self.budget.as_mut()
             && !budget.spend(self.now)
         {
-            let key = Key::of(flow, packet, context.site, facts.netns, decision.cause, decision.direction);
-            let sums = Sums::of(packet, &drop.repeats, time, last);
+            let key = AggregateKey::of(flow, packet, context.site, facts.netns, decision.cause, decision.direction);
+            let sums = PacketSums::of(packet, &drop.packet_count, time, last);
             self.accounting.held += packets;
             match budget.add(key, &sums) {
                 None => return Ok(true),
@@ -129,7 +129,7 @@ impl Pipeline {
         let cache = cache_key.map(|key| (&mut self.verdicts, key));
         let rendered = decision.render(flow, &context, eval, &self.cluster.stale(), cache);
         let mut record = drop_body(packet, facts, context.site, flow, rendered);
-        record.counts(packet, &drop.repeats, last);
+        record.counts(packet, &drop.packet_count, last);
         if let Some(flows) = &mut self.flows {
             flows.annotate(&mut record, packet, drop.origin, index, self.now);
         }
@@ -138,7 +138,7 @@ impl Pipeline {
         match (aggregate, body, &mut self.budget) {
             (Some((key, sums)), Body::Drop(record), Some(budget)) => budget.begin(key, record, &sums),
             (_, body, _) => {
-                let fingerprint = self.fingerprints.drop(packet, facts, drop.origin, &drop.repeats);
+                let fingerprint = self.fingerprints.drop(packet, facts, drop.origin, &drop.packet_count);
                 self.output.write(body, Some(fingerprint), time, packets)?;
             }
         }

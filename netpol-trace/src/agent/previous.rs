@@ -24,7 +24,7 @@ const MAX_BYTES: u64 = 4096;
 
 /// A run and until when it was attached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastRun {
+pub struct RunFile {
     pub run: String,
     pub attached_until: Timestamp,
     /// It ended by itself: `attached_until` is exact.
@@ -33,7 +33,7 @@ pub struct LastRun {
 
 /// What this run tells of the one before.
 #[derive(Debug)]
-pub struct Previous {
+pub struct PreviousRun {
     pub run: String,
     /// The time without hooks, until it is told.
     pub gap: Option<(Timestamp, Loss)>,
@@ -45,7 +45,7 @@ pub struct StateFile {
     file: File,
     run: String,
     /// Of the run before; `None` at the first start.
-    pub previous: Option<LastRun>,
+    pub previous: Option<RunFile>,
 }
 
 impl StateFile {
@@ -77,7 +77,7 @@ impl StateFile {
     }
 
     /// The run before and, as a loss that nobody can count, the time without hooks from its end to `attached`.
-    pub fn before(&self, attached: Timestamp) -> Option<Previous> {
+    pub fn before(&self, attached: Timestamp) -> Option<PreviousRun> {
         let previous = self.previous.as_ref()?;
         // A clock that was set back makes no gap of negative length.
         let since = previous.attached_until.min(attached);
@@ -92,7 +92,7 @@ impl StateFile {
             first_id: None,
             last_id: None,
         };
-        Some(Previous { run: previous.run.clone(), gap: Some((since, loss)) })
+        Some(PreviousRun { run: previous.run.clone(), gap: Some((since, loss)) })
     }
 
     /// Keeps the file up to date; runs until dropped. A disk that fails costs the next run its knowledge, not this one its work.
@@ -122,7 +122,7 @@ impl StateFile {
 
     /// In place: a second's write needs no new inode. Too short to be torn but by a loss of power.
     fn write(&self, stopped: bool) -> io::Result<()> {
-        let last = LastRun { run: self.run.clone(), attached_until: Timestamp::now(), stopped };
+        let last = RunFile { run: self.run.clone(), attached_until: Timestamp::now(), stopped };
         let mut line = serde_json::to_vec(&last)?;
         line.push(b'\n');
         self.file.write_all_at(&line, 0)?;

@@ -37,7 +37,7 @@ const LAST_RECORDS: Duration = Duration::from_secs(1);
 const MODULES: Duration = Duration::from_millis(200);
 
 /// The hook on freed packets.
-pub struct Drops {
+pub struct DropHook {
     pub ring: Ring,
     pub folds: Folds,
     /// How long repeated packets are counted before they are told.
@@ -48,7 +48,7 @@ pub struct Drops {
 }
 
 /// The tc hook.
-pub struct Connections {
+pub struct TcHook {
     pub ring: FlowRing,
     /// The thread that attaches: it ends by itself when told to stop.
     pub attacher: JoinHandle<()>,
@@ -56,8 +56,8 @@ pub struct Connections {
 
 /// Reads until told to stop, then detaches and reads what is left.
 pub fn run(
-    mut drops: Option<Drops>,
-    connections: Option<Connections>,
+    mut drops: Option<DropHook>,
+    connections: Option<TcHook>,
     intake: &Intake,
     stop: &AtomicBool,
     to_worker: &SyncSender<Message>,
@@ -68,7 +68,7 @@ pub fn run(
     let (mut looked, mut turned, mut found) = (Instant::now(), Instant::now(), Instant::now());
     while !stop.load(Ordering::Acquire) {
         ring::wait(&rings, if found.elapsed() < IDLE { AGAIN } else { WAIT });
-        if let Some(Drops { names, attached, .. }) = &mut drops
+        if let Some(DropHook { names, attached, .. }) = &mut drops
             && looked.elapsed() > MODULES
         {
             looked = Instant::now();
@@ -95,7 +95,7 @@ pub fn run(
         if drops.attached.stays() {
             // The programs go on: what they tell from now on is for the next agent.
             send.window(drops, flows.as_mut());
-            let Drops { folds, names, attached, .. } = drops;
+            let DropHook { folds, names, attached, .. } = drops;
             for told in folds.take_waiting() {
                 send.told(told, names, attached, flows.as_mut());
             }
@@ -121,7 +121,7 @@ pub fn run(
         std::thread::yield_now();
     }
     if let Some(drops) = &mut drops {
-        let Drops { folds, names, attached, .. } = drops;
+        let DropHook { folds, names, attached, .. } = drops;
         if let Err(error) = folds.take_last(|told| send.told(told, names, attached, flows.as_mut())) {
             tracing::error!(%error, "the last counts of repeated packets can't be read");
         }
@@ -138,9 +138,9 @@ struct Send<'a> {
 
 impl Send<'_> {
     /// What the rings have. Says whether there were drops.
-    fn all(&mut self, drops: Option<&mut Drops>, mut flows: Option<&mut FlowRing>) -> bool {
+    fn all(&mut self, drops: Option<&mut DropHook>, mut flows: Option<&mut FlowRing>) -> bool {
         let mut found = 0;
-        if let Some(Drops { ring, folds, names, attached, .. }) = drops {
+        if let Some(DropHook { ring, folds, names, attached, .. }) = drops {
             while found < MOST_AT_ONCE
                 && let Some(event) = ring.pop()
             {
@@ -156,11 +156,11 @@ impl Send<'_> {
     }
 
     /// Tells what was counted since the last time.
-    fn window(&mut self, drops: &mut Drops, mut flows: Option<&mut FlowRing>) {
+    fn window(&mut self, drops: &mut DropHook, mut flows: Option<&mut FlowRing>) {
         let turned = drops.folds.turn();
         // Each count finds its first packet: what was sent before the maps were turned is in the ring.
         self.all(Some(drops), flows.as_deref_mut());
-        let Drops { folds, names, attached, .. } = drops;
+        let DropHook { folds, names, attached, .. } = drops;
         let taken = turned.and_then(|()| folds.take(|told| self.told(told, names, attached, flows.as_deref_mut())));
         if let Err(error) = taken {
             tracing::error!(%error, "the counts of repeated packets can't be read; they stay until the next try");
@@ -170,9 +170,9 @@ impl Send<'_> {
 
     /// Names the place of a drop, and hands it over with others.
     fn told(&mut self, told: Told, names: &mut Names, attached: &mut Attached, flows: Option<&mut FlowRing>) {
-        let Told { event, repeats } = told;
+        let Told { event, packet_count } = told;
         let facts = names.resolve(&event, attached);
-        self.batch.push(RawDrop { event, facts, repeats });
+        self.batch.push(RawDrop { event, facts, packet_count });
         if self.batch.len() == BATCH {
             self.flush(flows);
             // More will follow, most likely.
@@ -187,7 +187,7 @@ impl Send<'_> {
         if batch.is_empty() {
             return;
         }
-        let packets = batch.iter().map(|drop| drop.repeats.packets()).sum();
+        let packets = batch.iter().map(|drop| drop.packet_count.packets()).sum();
         self.intake.read.fetch_add(packets, Ordering::AcqRel);
         self.intake.queued.fetch_add(packets, Ordering::AcqRel);
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =

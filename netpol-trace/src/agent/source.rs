@@ -12,22 +12,22 @@ use crate::cluster::api::{self, Lookups, lookup};
 const SETTLING: Duration = Duration::from_secs(10);
 
 /// What keeps the cluster's state current.
-pub enum Source {
+pub enum ClusterSource {
     Manifests,
     Api { options: api::Options, lookups: Lookups, asked: lookup::Asked },
 }
 
 /// Where the state is to come from.
 #[derive(Debug, Clone)]
-pub enum From {
+pub enum SourceConfig {
     Manifests(Vec<PathBuf>),
     Api(api::Options),
 }
 
 /// Opens the source. Wrong paths and options end the agent; a server that is away does not.
-pub async fn open(from: &From) -> anyhow::Result<(Cluster, Source)> {
+pub async fn open(from: &SourceConfig) -> anyhow::Result<(Cluster, ClusterSource)> {
     match from {
-        From::Manifests(paths) => {
+        SourceConfig::Manifests(paths) => {
             for path in paths.iter().filter(|path| path.as_os_str() != "-") {
                 if let Err(error) = std::fs::metadata(path) {
                     bail!("--manifests {}: {error}", path.display());
@@ -37,30 +37,30 @@ pub async fn open(from: &From) -> anyhow::Result<(Cluster, Source)> {
             for problem in &loaded.problems {
                 tracing::warn!("{problem}");
             }
-            Ok((cluster, Source::Manifests))
+            Ok((cluster, ClusterSource::Manifests))
         }
-        From::Api(options) => {
+        SourceConfig::Api(options) => {
             options.access.config().await?;
             let (lookups, asked) = Lookups::new(options.node.as_deref().map(Into::into));
-            Ok((Cluster::live(), Source::Api { options: options.clone(), lookups, asked }))
+            Ok((Cluster::live(), ClusterSource::Api { options: options.clone(), lookups, asked }))
         }
     }
 }
 
-impl Source {
+impl ClusterSource {
     /// Where pods of other nodes may have to be looked up.
     pub fn lookups(&self) -> Option<Lookups> {
         match self {
-            Source::Manifests => None,
-            Source::Api { lookups, .. } => Some(lookups.clone()),
+            ClusterSource::Manifests => None,
+            ClusterSource::Api { lookups, .. } => Some(lookups.clone()),
         }
     }
 
     /// Keeps `cluster` current until dropped.
     pub async fn follow(self, cluster: Cluster) {
         match self {
-            Source::Manifests => cluster.watch().await,
-            Source::Api { options, lookups, asked } => api::follow(cluster, options, lookups, asked).await,
+            ClusterSource::Manifests => cluster.watch().await,
+            ClusterSource::Api { options, lookups, asked } => api::follow(cluster, options, lookups, asked).await,
         }
     }
 }

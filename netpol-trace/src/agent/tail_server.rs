@@ -3,8 +3,8 @@
 //! `GET /v1/records?namespace=NS&since=TIME&follow=true` with a token that the API server knows. Nothing is answered
 //! without one: on a hostNetwork node every process reaches the loopback address.
 
-mod places;
 mod reader;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -25,8 +25,8 @@ use crate::cluster::decode::meta::is_namespace_name;
 use crate::history;
 use crate::http::{self, Stalled};
 use crate::storage::{Folder, Readers};
-use places::{Full, Places};
-use reader::Reading;
+use reader::RecordStream;
+use slots::{NoSlot, ReaderSlots};
 
 /// Namespaces of one request.
 const NAMESPACES: usize = 100;
@@ -37,17 +37,17 @@ const BATCHES: usize = 8;
 struct Serving {
     history: PathBuf,
     reviewer: Arc<Reviewer>,
-    places: Arc<Places>,
+    slots: Arc<ReaderSlots>,
 }
 
 pub fn router(history: PathBuf, reviewer: Reviewer) -> Router {
-    let serving = Serving { history, reviewer: Arc::new(reviewer), places: Arc::default() };
+    let serving = Serving { history, reviewer: Arc::new(reviewer), slots: Arc::default() };
     Router::new().route("/v1/records", get(records)).with_state(serving)
 }
 
 /// What a reader asks for.
 #[derive(Debug, serde::Deserialize)]
-struct Asked {
+struct RecordsQuery {
     /// Separated by commas; none: all of them.
     #[serde(default)]
     namespace: String,
@@ -60,7 +60,7 @@ struct Asked {
 async fn records(
     State(serving): State<Serving>,
     Extension(stalled): Extension<Stalled>,
-    Query(asked): Query<Asked>,
+    Query(asked): Query<RecordsQuery>,
     headers: HeaderMap,
 ) -> Response {
     let Some(token) = http::bearer(&headers) else {
@@ -78,12 +78,12 @@ async fn records(
         Ok(user) => user,
         Err(refusal) => return refusal.into_response(),
     };
-    let place = match serving.places.take(user.name()) {
-        Ok(place) => place,
+    let slot = match serving.slots.take(user.name()) {
+        Ok(slot) => slot,
         Err(full) => {
             let whose = match full {
-                Full::All => "the listener has",
-                Full::Users => "this user has",
+                NoSlot::All => "the listener has",
+                NoSlot::Users => "this user has",
             };
             let why = format!("{whose} too many readers: try again when one has gone");
             return refuse(StatusCode::SERVICE_UNAVAILABLE, &why);
@@ -99,7 +99,7 @@ async fn records(
     };
     let reaches = history::reaches_back_to(&folder).ok().flatten().map(|time| time.to_string());
     let (to_reader, lines) = mpsc::channel(BATCHES);
-    let reading = Reading { user, namespaces, since: asked.since, follow: asked.follow, to_reader, place, stalled };
+    let reading = RecordStream { user, namespaces, since: asked.since, follow: asked.follow, to_reader, slot, stalled };
     reading.start(serving, token.to_owned(), folder);
     let body = futures::stream::unfold(lines, async |mut lines| Some((lines.recv().await?, lines)));
     let headers = [

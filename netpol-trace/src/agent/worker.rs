@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use netpol_trace_common::tc::FlowCounters;
 
-use super::previous::Previous;
+use super::previous::PreviousRun;
 use crate::inventory::{Inventory, coverage};
 use crate::kernel::RawDrop;
 use crate::kernel::attach::{Attached, Inherited};
@@ -19,7 +19,7 @@ use crate::kernel::hook::Hook;
 use crate::kernel::symbols::SymbolsError;
 use crate::kernel::tc;
 use crate::metrics::Published;
-use crate::model::{ConnectionTotals, HistoryState, HookState, Loss, LossStage, Phase, SourceState, Text, Totals};
+use crate::model::{ConnectionTotals, HistoryState, HookState, Loss, LossStage, RunPhase, SourceState, Text, Totals};
 use crate::pipeline::Pipeline;
 use crate::record::{Body, Status};
 use crate::sink::SinkError;
@@ -47,7 +47,7 @@ pub struct Setup<'a> {
     /// With the tc hook.
     pub flow_counters: Option<tc::Counters>,
     pub hooks: Vec<HookState>,
-    pub previous: Option<Previous>,
+    pub previous: Option<PreviousRun>,
     /// Octets of the kernel's ring.
     pub ring_size: u64,
     /// How long drops above the budget are folded.
@@ -123,7 +123,7 @@ impl FlowLosses {
 
 impl Worker<'_> {
     fn work(&mut self, messages: &Receiver<Message>) -> Result<(), SinkError> {
-        self.status(Phase::Started)?;
+        self.status(RunPhase::Started)?;
         if let Some((since, loss)) = self.setup.previous.as_mut().and_then(|previous| previous.gap.take()) {
             self.pipeline.write_record(Body::Loss(loss), since)?;
         }
@@ -144,7 +144,7 @@ impl Worker<'_> {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             if self.pipeline.reconfigured() {
-                self.status(Phase::Running)?;
+                self.status(RunPhase::Running)?;
             }
             self.pipeline.policy_changes()?;
             self.pipeline.revisit(false)?;
@@ -171,7 +171,7 @@ impl Worker<'_> {
                     flows.sweep();
                     flows.kernel().interfaces.look_for_others();
                 }
-                self.status(Phase::Running)?;
+                self.status(RunPhase::Running)?;
             }
         }
     }
@@ -215,13 +215,13 @@ impl Worker<'_> {
             // All that was read is told or declared: nothing of it is for the next agent.
             carry.settle();
         }
-        self.status(Phase::Stopped).and(left)
+        self.status(RunPhase::Stopped).and(left)
     }
 
     fn take(&mut self, message: Message) -> Result<(), SinkError> {
         match message {
             Message::Drops(drops) => {
-                let count = drops.iter().map(|drop| drop.repeats.packets()).sum();
+                let count = drops.iter().map(|drop| drop.packet_count.packets()).sum();
                 self.pipeline.handle(drops)?;
                 self.pipeline.intake.queued.fetch_sub(count, Ordering::AcqRel);
                 self.note();
@@ -239,7 +239,7 @@ impl Worker<'_> {
 
     /// A status when a source stands otherwise than told. Once a tick: when a server goes, all of its watches end.
     fn sources(&mut self) -> Result<(), SinkError> {
-        if stand(&self.pipeline) == self.sources { Ok(()) } else { self.status(Phase::Running) }
+        if stand(&self.pipeline) == self.sources { Ok(()) } else { self.status(RunPhase::Running) }
     }
 
     /// `None` when the counters can't be read; nothing is counted without the hook.
@@ -322,7 +322,7 @@ impl Worker<'_> {
         }
     }
 
-    fn status(&mut self, phase: Phase) -> Result<(), SinkError> {
+    fn status(&mut self, phase: RunPhase) -> Result<(), SinkError> {
         let now = Timestamp::now();
         self.sources = stand(&self.pipeline);
         let status = self.state(phase, now);
@@ -333,7 +333,7 @@ impl Worker<'_> {
 
     /// How things stand, for /metrics and the probes.
     fn publish(&mut self) {
-        let status = self.state(Phase::Running, Timestamp::now());
+        let status = self.state(RunPhase::Running, Timestamp::now());
         let Pipeline { intake, output, .. } = &self.pipeline;
         let told = &self.told;
         let losses = [
@@ -357,7 +357,7 @@ impl Worker<'_> {
         });
     }
 
-    fn state(&self, phase: Phase, now: Timestamp) -> Status {
+    fn state(&self, phase: RunPhase, now: Timestamp) -> Status {
         let reading = self.reading();
         let connections = self.flow_reading().map(|counters| connections(&counters, &self.pipeline));
         let pipeline = &self.pipeline;

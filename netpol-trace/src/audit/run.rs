@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 
 use super::{declared, is_gap, packets};
-use crate::model::{Phase, Totals};
+use crate::model::{RunPhase, Totals};
 use crate::record::{Body, Record};
 
 /// Ranges of missing numbers that are kept; more are only counted.
@@ -56,7 +56,7 @@ pub(super) struct Checkpoint {
     pub(super) totals: Totals,
     /// Of the records before it.
     pub(super) tally: Tally,
-    pub(super) phase: Phase,
+    pub(super) phase: RunPhase,
 }
 
 impl Run {
@@ -115,7 +115,7 @@ impl Run {
             if self.stopped {
                 self.wrong(format!("record {}: a status after `stopped`", record.seq));
             }
-            self.stopped |= status.phase == Phase::Stopped;
+            self.stopped |= status.phase == RunPhase::Stopped;
             self.status(record.seq, status.totals, status.phase);
         } else if self.stopped && !late {
             self.wrong(format!("record {}: after `stopped`", record.seq));
@@ -163,11 +163,11 @@ impl Run {
     }
 
     /// A status closes what came before: nothing may be missing in its own sums, nor between it and the records.
-    fn status(&mut self, seq: u64, totals: Totals, phase: Phase) {
+    fn status(&mut self, seq: u64, totals: Totals, phase: RunPhase) {
         let agent = totals.agent;
         let Some(kernel) = totals.kernel else {
             // A later status tells; after the last one there is none.
-            if phase == Phase::Stopped {
+            if phase == RunPhase::Stopped {
                 self.wrong(format!(
                     "record {seq} (status stopped): without the kernel's counters, which couldn't be read"
                 ));
@@ -181,7 +181,7 @@ impl Run {
                 self.wrong(format!("{at}: {what}: {left} against {right}"));
             }
         };
-        let end = phase == Phase::Stopped;
+        let end = phase == RunPhase::Stopped;
         let told = sum(&[agent.written, agent.held, agent.lost]);
         check("agent: read against written + held + lost", agent.read, told, !end);
         check("kernel: seen against matched", kernel.seen.max(kernel.matched), kernel.seen, false);
@@ -215,8 +215,11 @@ impl Run {
         let recorded = tally.recorded - before.recorded;
         let declared = tally.declared - before.declared;
         // Losses are told within a second: a status in between may know of some that have no record yet.
-        let untold =
-            if phase == Phase::Stopped { 0 } else { sum(&[totals.agent.lost, totals.kernel.unwrap_or_default().lost]) };
+        let untold = if phase == RunPhase::Stopped {
+            0
+        } else {
+            sum(&[totals.agent.lost, totals.kernel.unwrap_or_default().lost])
+        };
         if sum(&[recorded, declared]) > due || sum(&[recorded, declared, untold]) < due {
             self.wrong(format!(
                 "record {seq} (status {}): {due} packets to tell of, but the records before it hold {recorded} and declare {declared} lost",
@@ -255,10 +258,10 @@ enum Number {
     Double,
 }
 
-pub(super) fn word(phase: Phase) -> &'static str {
+pub(super) fn word(phase: RunPhase) -> &'static str {
     match phase {
-        Phase::Started => "started",
-        Phase::Running => "running",
-        Phase::Stopped => "stopped",
+        RunPhase::Started => "started",
+        RunPhase::Running => "running",
+        RunPhase::Stopped => "stopped",
     }
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches};
 
 use super::cluster::ClusterArgs;
-use crate::agent::source::From;
-use crate::agent::{self, Config};
+use crate::agent::source::SourceConfig;
+use crate::agent::{self, AgentConfig};
 use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::{Options, Peers};
 use crate::config::{Live, flags};
@@ -201,10 +201,10 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
              lets only those in who may"
         );
     }
-    let config = Config {
+    let config = AgentConfig {
         source: match args.manifests.is_empty() {
-            true => From::Api(Options { access, peers: args.peers, node }),
-            false => From::Manifests(args.manifests),
+            true => SourceConfig::Api(Options { access, peers: args.peers, node }),
+            false => SourceConfig::Manifests(args.manifests),
         },
         access: args.api.access(),
         node: args.node_name,

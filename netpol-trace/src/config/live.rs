@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::read::{MAX_BYTES, read};
 use super::{File, Problem, Problems, flags};
 use crate::model::Cause;
-use crate::pipeline::filter::{FileState, Settings, State};
+use crate::pipeline::filter::{ConfigFile, Settings, SettingsState};
 
 /// How often the file is looked at. Polling sees what inotify misses: the link swap of a mounted ConfigMap.
 const POLL: Duration = Duration::from_secs(1);
@@ -22,7 +22,7 @@ const POLL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Live {
     file: Option<Followed>,
-    sender: watch::Sender<State>,
+    sender: watch::Sender<SettingsState>,
 }
 
 #[derive(Debug)]
@@ -41,7 +41,7 @@ struct Followed {
 
 impl Default for Live {
     fn default() -> Live {
-        Live { file: None, sender: watch::Sender::new(State::default()) }
+        Live { file: None, sender: watch::Sender::new(SettingsState::default()) }
     }
 }
 
@@ -56,9 +56,13 @@ impl Live {
             Ok(text) => checked(text, &path, &command)?,
             Err(error) => return Err(Problems::of(&path, vec![Problem::new(1, error.clone())])),
         };
-        let file =
-            FileState { path: path.display().to_string(), read_at: Timestamp::now(), error: None, pending: Vec::new() };
-        let state = State { settings: Arc::new(first.settings.clone()), file: Some(file) };
+        let file = ConfigFile {
+            path: path.display().to_string(),
+            read_at: Timestamp::now(),
+            error: None,
+            pending: Vec::new(),
+        };
+        let state = SettingsState { settings: Arc::new(first.settings.clone()), file: Some(file) };
         let file = Followed { path, command, first, seen, before: None, all_drops: false };
         Ok(Live { file: Some(file), sender: watch::Sender::new(state) })
     }
@@ -78,7 +82,7 @@ impl Live {
     }
 
     /// Changes whenever the file's state does.
-    pub fn changes(&self) -> watch::Receiver<State> {
+    pub fn changes(&self) -> watch::Receiver<SettingsState> {
         self.sender.subscribe()
     }
 
@@ -117,7 +121,7 @@ impl Followed {
         Some(outcome)
     }
 
-    fn change(&self, state: &mut State, outcome: Result<File, String>) {
+    fn change(&self, state: &mut SettingsState, outcome: Result<File, String>) {
         let Some(in_force) = &mut state.file else { return };
         match outcome {
             Ok(file) => {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::{File, flags, read};
 use crate::cli::agent::command;
 use crate::model::Cause;
-use crate::pipeline::filter::{Ends, Pattern};
+use crate::pipeline::filter::{EndpointPair, Pattern};
 use crate::sink::target;
 
 fn problems(text: &str) -> String {
@@ -183,7 +183,7 @@ fn selections() {
     };
     let admits = |cause, source: (&str, &str), destination: (&str, &str)| {
         let (source, destination) = (end(source.0.into(), source.1), end(destination.0.into(), destination.1));
-        settings.admits(cause, &Ends::of_record(&source, &destination))
+        settings.admits(cause, &EndpointPair::of_record(&source, &destination))
     };
     assert!(admits(cause, ("team-a", "10.1.0.1"), ("other", "10.1.0.2")), "either end");
     assert!(admits(cause, ("other", "10.1.0.1"), ("team-a", "10.1.0.2")), "either end");

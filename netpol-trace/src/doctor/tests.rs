@@ -5,8 +5,8 @@ use expect_test::{Expect, expect};
 use super::facts::{Btf, Facts, Hook, Lockdown, Symbols};
 use super::{Finding, can_record, text};
 use crate::inventory::devices::Device;
-use crate::inventory::ruleset::{Backend, Builder, TableFamily, TableKey};
-use crate::inventory::{Inventory, Known, Queue};
+use crate::inventory::ruleset::{RuleEngine, RulesetBuilder, TableFamily, TableKey};
+use crate::inventory::{Inventory, NfQueue, Readable};
 
 /// A node with Linux 6.8, a root process and an nftables CNI.
 fn good() -> Facts {
@@ -32,18 +32,18 @@ fn good() -> Facts {
 
 /// With these nftables tables.
 fn inventory(tables: &[&str]) -> Inventory {
-    let mut builder = Builder::default();
+    let mut builder = RulesetBuilder::default();
     for name in tables {
-        builder.table(&TableKey { backend: Backend::Nft, family: TableFamily::Inet, name: (*name).into() });
+        builder.table(&TableKey { backend: RuleEngine::Nft, family: TableFamily::Inet, name: (*name).into() });
     }
     let device = |name: &str| Device { name: name.into(), ..Device::default() };
     Inventory {
         netns: Some(1),
-        nft: Known::Yes,
-        legacy: Known::Absent,
+        nft: Readable::Yes,
+        legacy: Readable::Absent,
         ruleset: builder.finish(),
         queues: vec![],
-        devices_known: Known::Yes,
+        devices_known: Readable::Yes,
         devices: vec![device("eth0"), device("lo")],
     }
 }
@@ -105,9 +105,9 @@ fn an_ordinary_user() {
             facts.hooks[0].result = Err("Operation not permitted (os error 1)".into());
             facts.symbols = Symbols::Hidden;
             facts.lockdown = Lockdown::Unknown;
-            let refused = Known::No("Operation not permitted (os error 1)".into());
+            let refused = Readable::No("Operation not permitted (os error 1)".into());
             (inventory.nft, inventory.legacy) = (refused.clone(), refused);
-            inventory.ruleset = Builder::default().finish();
+            inventory.ruleset = RulesetBuilder::default().finish();
         },
         expect![[r#"
             No: drops can't be recorded here: CAP_BPF and CAP_PERFMON missing.
@@ -321,7 +321,7 @@ fn cilium_and_a_full_queue() {
         |_, inventory| {
             let names = ["cilium_host", "lxc12ab"].map(|name| Device { name: name.into(), ..Device::default() });
             inventory.devices.extend(names);
-            inventory.queues = vec![Queue { number: 100, lost: 7 }];
+            inventory.queues = vec![NfQueue { number: 100, lost: 7 }];
         },
         expect![[r#"
             Yes: drops can be recorded here, with 2 limits.
@@ -340,7 +340,7 @@ fn cilium_and_a_full_queue() {
 fn nothing_enforces() {
     check_node(
         |facts, inventory| {
-            inventory.ruleset = Builder::default().finish();
+            inventory.ruleset = RulesetBuilder::default().finish();
             facts.cni_configurations = vec!["10-flannel.conflist".into()];
         },
         expect![[r#"
@@ -358,7 +358,7 @@ fn a_pods_own_network() {
     check_node(
         |facts, inventory| {
             facts.host_network = Some(false);
-            inventory.ruleset = Builder::default().finish();
+            inventory.ruleset = RulesetBuilder::default().finish();
         },
         expect![[r#"
             Yes: drops can be recorded here, with one limit.
@@ -408,9 +408,9 @@ fn nothing_is_known() {
     check_node(
         |facts, inventory| {
             *facts = Facts::default();
-            let why = || Known::No("Operation not permitted (os error 1)".into());
+            let why = || Readable::No("Operation not permitted (os error 1)".into());
             (inventory.nft, inventory.legacy, inventory.devices_known) = (why(), why(), why());
-            inventory.ruleset = Builder::default().finish();
+            inventory.ruleset = RulesetBuilder::default().finish();
         },
         expect![[r#"
             No: drops can't be recorded here: no /sys/kernel/btf/vmlinux.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::ruleset::Backend;
-use super::{Inventory, Known};
+use super::ruleset::RuleEngine;
+use super::{Inventory, Readable};
 
 /// How much of it is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,9 +81,9 @@ fn queues(inventory: &Inventory, all: &mut Vec<Coverage>) {
 fn rulesets(inventory: &Inventory, all: &mut Vec<Coverage>) {
     let ruleset = &inventory.ruleset;
     for (backend, known, name) in
-        [(Backend::Nft, &inventory.nft, "nftables"), (Backend::Legacy, &inventory.legacy, "iptables-legacy")]
+        [(RuleEngine::Nft, &inventory.nft, "nftables"), (RuleEngine::Legacy, &inventory.legacy, "iptables-legacy")]
     {
-        if let Known::No(why) = known {
+        if let Readable::No(why) = known {
             all.push(
                 Coverage::new(
                     format!("{name}: can't be read ({why})"),
@@ -128,7 +128,7 @@ fn rulesets(inventory: &Inventory, all: &mut Vec<Coverage>) {
 }
 
 fn devices(inventory: &Inventory, release: (u32, u32), all: &mut Vec<Coverage>) {
-    if let Known::No(why) = &inventory.devices_known {
+    if let Readable::No(why) = &inventory.devices_known {
         all.push(
             Coverage::new(
                 format!("tc, XDP, netkit, Open vSwitch: can't be told ({why})"),
@@ -210,22 +210,22 @@ fn plain(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::Queue;
+    use crate::inventory::NfQueue;
     use crate::inventory::devices::{Device, Xdp};
-    use crate::inventory::ruleset::{Builder, Ends, Rule, TableFamily, TableKey};
+    use crate::inventory::ruleset::{RuleEffect, RulesetBuilder, TableFamily, TableKey, Terminals};
 
     fn inventory() -> Inventory {
-        let table = TableKey { backend: Backend::Nft, family: TableFamily::Ip, name: "filter\u{1b}[2J".into() };
-        let mut builder = Builder::default();
+        let table = TableKey { backend: RuleEngine::Nft, family: TableFamily::Ip, name: "filter\u{1b}[2J".into() };
+        let mut builder = RulesetBuilder::default();
         let comment = Some("policy a/b".to_owned());
-        builder.rule(&table, "cali-x", Rule { ends: Ends::DROP, comment, ..Rule::default() });
+        builder.rule(&table, "cali-x", RuleEffect { terminals: Terminals::DROP, comment, ..RuleEffect::default() });
         Inventory {
             netns: Some(1),
-            nft: Known::Yes,
-            legacy: Known::No("Operation not permitted".into()),
+            nft: Readable::Yes,
+            legacy: Readable::No("Operation not permitted".into()),
             ruleset: builder.finish(),
-            queues: vec![Queue { number: 100, lost: 0 }],
-            devices_known: Known::Yes,
+            queues: vec![NfQueue { number: 100, lost: 0 }],
+            devices_known: Readable::Yes,
             devices: vec![
                 Device { name: "ovs-system".into(), kind: "openvswitch".into(), ..Device::default() },
                 Device { name: "nk0".into(), kind: "netkit".into(), ..Device::default() },

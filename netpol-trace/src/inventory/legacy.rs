@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::nft::target;
-use super::ruleset::{Backend, Base, Builder, Ends, Rule, TableFamily, TableKey};
+use super::ruleset::{BaseChain, RuleEffect, RuleEngine, RulesetBuilder, TableFamily, TableKey, Terminals};
 use crate::model::Hook;
 use crate::netlink::text;
 
@@ -29,7 +29,7 @@ const TRIES: usize = 4;
 
 /// How entries of one family look.
 #[derive(Debug, Clone, Copy)]
-struct Layout {
+struct EntryLayout {
     family: TableFamily,
     target_offset: usize,
     next_offset: usize,
@@ -37,14 +37,14 @@ struct Layout {
     matches: usize,
 }
 
-const IPV4: Layout = Layout { family: TableFamily::Ip, target_offset: 88, next_offset: 90, matches: 112 };
-const IPV6: Layout = Layout { family: TableFamily::Ip6, target_offset: 140, next_offset: 142, matches: 168 };
+const IPV4: EntryLayout = EntryLayout { family: TableFamily::Ip, target_offset: 88, next_offset: 90, matches: 112 };
+const IPV6: EntryLayout = EntryLayout { family: TableFamily::Ip6, target_offset: 140, next_offset: 142, matches: 168 };
 
 /// Reads every legacy table of this network namespace.
 ///
 /// # Errors
 /// The socket needs CAP_NET_RAW and the question CAP_NET_ADMIN.
-pub fn read(builder: &mut Builder) -> io::Result<()> {
+pub fn read(builder: &mut RulesetBuilder) -> io::Result<()> {
     for (layout, names, domain, level) in [
         (IPV4, "/proc/thread-self/net/ip_tables_names", libc::AF_INET, libc::IPPROTO_IP),
         (IPV6, "/proc/thread-self/net/ip6_tables_names", libc::AF_INET6, libc::IPPROTO_IPV6),
@@ -113,7 +113,7 @@ fn get(socket: &OwnedFd, level: i32, option: i32, buffer: &mut [u8]) -> io::Resu
 }
 
 /// One entry on its way into the builder.
-struct Entry<'a> {
+struct TableEntry<'a> {
     /// Octets from the start of the table.
     at: usize,
     bytes: &'a [u8],
@@ -123,7 +123,7 @@ struct Entry<'a> {
 
 /// Reads the entries of one table; pure, total. Chains are runs of entries: the built-in ones begin at their hook's
 /// entry point, the others behind an `ERROR` target that holds their name.
-fn parse(builder: &mut Builder, layout: Layout, name: &str, info: &[u8], blob: &[u8]) {
+fn parse(builder: &mut RulesetBuilder, layout: EntryLayout, name: &str, info: &[u8], blob: &[u8]) {
     const HOOKS: [(&str, Hook); 5] = [
         ("PREROUTING", Hook::Prerouting),
         ("INPUT", Hook::Input),
@@ -131,13 +131,13 @@ fn parse(builder: &mut Builder, layout: Layout, name: &str, info: &[u8], blob: &
         ("OUTPUT", Hook::Output),
         ("POSTROUTING", Hook::Postrouting),
     ];
-    let table = TableKey { backend: Backend::Legacy, family: layout.family, name: name.to_owned() };
+    let table = TableKey { backend: RuleEngine::Legacy, family: layout.family, name: name.to_owned() };
     builder.table(&table);
     let valid = word(info, 32).unwrap_or(0);
     let hook_at = |base: usize, at: usize| {
         (0..5).find(|hook| valid >> hook & 1 == 1 && word(info, base + 4 * hook) == u32::try_from(at).ok())
     };
-    let entries: Vec<Entry<'_>> = Entries { layout, blob, at: 0 }.collect();
+    let entries: Vec<TableEntry<'_>> = TableEntries { layout, blob, at: 0 }.collect();
     // A jump names the first entry of its chain: the one behind the header.
     let starts: std::collections::HashMap<usize, String> = entries
         .iter()
@@ -149,17 +149,21 @@ fn parse(builder: &mut Builder, layout: Layout, name: &str, info: &[u8], blob: &
         if let Some(hook) = hook_at(36, entry.at) {
             let (name, hook) = HOOKS[hook];
             chain = name.to_owned();
-            builder.chain(&table, &chain, Some(Base { hook, priority: 0, policy_drops: false }));
+            builder.chain(&table, &chain, Some(BaseChain { hook, priority: 0, policy_drops: false }));
         }
         if entry.target_name == "ERROR" {
             chain = text(entry.target.get(ITEM_HEADER..).unwrap_or_default());
             continue;
         }
-        let mut rule = Rule { comment: comment(layout, entry), ends: target(&entry.target_name), ..Rule::default() };
+        let mut rule = RuleEffect {
+            comment: comment(layout, entry),
+            terminals: target(&entry.target_name),
+            ..RuleEffect::default()
+        };
         if entry.target_name.is_empty() {
             match word(entry.target, ITEM_HEADER).map(|verdict| verdict as i32) {
-                Some(-1) => rule.ends.add(Ends::DROP),
-                Some(-4) => rule.ends.add(Ends::QUEUE),
+                Some(-1) => rule.terminals.add(Terminals::DROP),
+                Some(-4) => rule.terminals.add(Terminals::QUEUE),
                 Some(to) if to >= 0 => rule.jumps.extend(starts.get(&(to as usize)).cloned()),
                 _ => {}
             }
@@ -169,30 +173,30 @@ fn parse(builder: &mut Builder, layout: Layout, name: &str, info: &[u8], blob: &
     }
 }
 
-struct Entries<'a> {
-    layout: Layout,
+struct TableEntries<'a> {
+    layout: EntryLayout,
     blob: &'a [u8],
     at: usize,
 }
 
-impl<'a> Iterator for Entries<'a> {
-    type Item = Entry<'a>;
+impl<'a> Iterator for TableEntries<'a> {
+    type Item = TableEntry<'a>;
 
-    fn next(&mut self) -> Option<Entry<'a>> {
+    fn next(&mut self) -> Option<TableEntry<'a>> {
         let rest = self.blob.get(self.at..)?;
         let next = usize::from(half(rest, self.layout.next_offset)?);
         let target_offset = usize::from(half(rest, self.layout.target_offset)?);
         // Anything shorter than its own header would make no progress.
         let bytes = rest.get(..next).filter(|bytes| bytes.len() > self.layout.matches)?;
         let target = bytes.get(target_offset..).filter(|target| target.len() >= ITEM_HEADER)?;
-        let entry = Entry { at: self.at, bytes, target, target_name: text(&target[2..31]) };
+        let entry = TableEntry { at: self.at, bytes, target, target_name: text(&target[2..31]) };
         self.at += next;
         Some(entry)
     }
 }
 
 /// The text of the entry's comment match, if it has one.
-fn comment(layout: Layout, entry: &Entry<'_>) -> Option<String> {
+fn comment(layout: EntryLayout, entry: &TableEntry<'_>) -> Option<String> {
     let end = entry.bytes.len() - entry.target.len();
     let mut matches = entry.bytes.get(layout.matches..end)?;
     while let Some(size) = half(matches, 0).map(usize::from) {
@@ -230,7 +234,7 @@ mod tests {
         item
     }
 
-    fn entry(layout: Layout, matches: &[Vec<u8>], target: Vec<u8>) -> Vec<u8> {
+    fn entry(layout: EntryLayout, matches: &[Vec<u8>], target: Vec<u8>) -> Vec<u8> {
         let mut entry = vec![0; layout.matches];
         entry.extend(matches.concat());
         let target_offset = entry.len() as u16;
@@ -246,7 +250,7 @@ mod tests {
     }
 
     /// FORWARD: a jump to KUBE-POD-FW-X, policy ACCEPT; the chain rejects with a comment.
-    fn table(layout: Layout) -> (Vec<u8>, Vec<u8>) {
+    fn table(layout: EntryLayout) -> (Vec<u8>, Vec<u8>) {
         let policy = entry(layout, &[], standard(-2));
         let header = entry(layout, &[], item("ERROR", b"KUBE-POD-FW-X\0"));
         let jump_size = entry(layout, &[], standard(0)).len();
@@ -264,12 +268,12 @@ mod tests {
     fn chains_jumps_and_comments() {
         for layout in [IPV4, IPV6] {
             let (info, blob) = table(layout);
-            let mut builder = Builder::default();
+            let mut builder = RulesetBuilder::default();
             parse(&mut builder, layout, "filter", &info, &blob);
             let ruleset = builder.finish();
             let family = if layout.family == TableFamily::Ip { Family::Ipv4 } else { Family::Ipv6 };
-            let found = ruleset.at(Backend::Legacy, Some(Hook::Forward), family);
-            assert_eq!(found.ends(|_| false), Ends::REJECT, "{layout:?}");
+            let found = ruleset.at(RuleEngine::Legacy, Some(Hook::Forward), family);
+            assert_eq!(found.terminals(|_| false), Terminals::REJECT, "{layout:?}");
             assert!(found.has_policy());
             assert_eq!(ruleset.comments, ["rule to REJECT traffic by policy"]);
         }
@@ -285,12 +289,12 @@ mod tests {
                 if let Some(old) = info.get_mut(place) { *old = byte; }
             }
             blob.truncate(blob.len().saturating_sub(cut));
-            parse(&mut Builder::default(), layout, "filter", &info, &blob);
+            parse(&mut RulesetBuilder::default(), layout, "filter", &info, &blob);
         }
 
         #[test]
         fn arbitrary_tables_never_panic(info in proptest::collection::vec(any::<u8>(), 0..100), blob in proptest::collection::vec(any::<u8>(), 0..600)) {
-            parse(&mut Builder::default(), IPV4, "filter", &info, &blob);
+            parse(&mut RulesetBuilder::default(), IPV4, "filter", &info, &blob);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Attribute numbers are of linux/netfilter/nf_tables.h and nf_tables_compat.h.
 
-use super::ruleset::{Backend, Base, Builder, Ends, Rule, TableFamily, TableKey};
+use super::ruleset::{BaseChain, RuleEffect, RuleEngine, RulesetBuilder, TableFamily, TableKey, Terminals};
 use crate::model::Hook;
 use crate::netlink::{self, attribute, put, string, text};
 
@@ -35,7 +35,7 @@ pub struct VerdictMap {
 
 /// Takes one message into `builder`. `message` is the number within the subsystem, `body` starts with `struct nfgenmsg`.
 /// Returns a verdict map that the message announces.
-pub fn take(builder: &mut Builder, message: u16, body: &[u8]) -> Option<VerdictMap> {
+pub fn take(builder: &mut RulesetBuilder, message: u16, body: &[u8]) -> Option<VerdictMap> {
     let (&family_number, _) = body.split_first()?;
     let attributes = body.get(4..)?;
     let family = match family_number {
@@ -46,7 +46,7 @@ pub fn take(builder: &mut Builder, message: u16, body: &[u8]) -> Option<VerdictM
         10 => TableFamily::Ip6,
         _ => TableFamily::Other,
     };
-    let table = |name: String| TableKey { backend: Backend::Nft, family, name };
+    let table = |name: String| TableKey { backend: RuleEngine::Nft, family, name };
     match message {
         NEW_TABLE => builder.table(&table(string(attributes, 1)?)),
         NEW_CHAIN => {
@@ -64,10 +64,11 @@ pub fn take(builder: &mut Builder, message: u16, body: &[u8]) -> Option<VerdictM
         NEW_SET_ELEMENTS => {
             let (table, map) = (table(string(attributes, 1)?), string(attributes, 2)?);
             for (_, element) in netlink::attributes(attribute(attributes, 3)?) {
-                let Some((ends, jump)) = attribute(element, 2).and_then(|data| attribute(data, 2)).map(verdict) else {
+                let Some((terminals, jump)) = attribute(element, 2).and_then(|data| attribute(data, 2)).map(verdict)
+                else {
                     continue;
                 };
-                builder.element(&table, &map, ends, jump);
+                builder.element(&table, &map, terminals, jump);
             }
         }
         _ => {}
@@ -84,7 +85,7 @@ pub fn elements_request(map: &VerdictMap) -> Vec<u8> {
     body
 }
 
-fn base(family: TableFamily, hook: &[u8], chain: &[u8]) -> Option<Base> {
+fn base(family: TableFamily, hook: &[u8], chain: &[u8]) -> Option<BaseChain> {
     let ip = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting, Hook::Ingress];
     let place = number(hook, 1)? as usize;
     let hook_name = match family {
@@ -95,25 +96,25 @@ fn base(family: TableFamily, hook: &[u8], chain: &[u8]) -> Option<Base> {
     };
     // NF_DROP is 0; a base chain without the attribute accepts.
     let policy_drops = number(chain, 5) == Some(0);
-    Some(Base { hook: hook_name, priority: number(hook, 2)? as i32, policy_drops })
+    Some(BaseChain { hook: hook_name, priority: number(hook, 2)? as i32, policy_drops })
 }
 
-fn rule(attributes: &[u8]) -> Rule {
-    let mut rule = Rule { comment: attribute(attributes, 7).and_then(user_comment), ..Rule::default() };
+fn rule(attributes: &[u8]) -> RuleEffect {
+    let mut rule = RuleEffect { comment: attribute(attributes, 7).and_then(user_comment), ..RuleEffect::default() };
     for (_, expression) in attribute(attributes, 4).map(netlink::attributes).into_iter().flatten() {
         let (Some(name), Some(data)) = (string(expression, 1), attribute(expression, 2)) else { continue };
         match name.as_str() {
             "immediate" if number(data, 1) == Some(REGISTER_VERDICT) => {
-                if let Some((ends, jump)) = attribute(data, 2).and_then(|value| attribute(value, 2)).map(verdict) {
-                    rule.ends.add(ends);
+                if let Some((terminals, jump)) = attribute(data, 2).and_then(|value| attribute(value, 2)).map(verdict) {
+                    rule.terminals.add(terminals);
                     rule.jumps.extend(jump);
                 }
             }
-            "reject" => rule.ends.add(Ends::REJECT),
-            "queue" => rule.ends.add(Ends::QUEUE),
+            "reject" => rule.terminals.add(Terminals::REJECT),
+            "queue" => rule.terminals.add(Terminals::QUEUE),
             "lookup" if number(data, 3) == Some(REGISTER_VERDICT) => rule.maps.extend(string(data, 1)),
             // iptables-nft wraps what nftables has no expression for.
-            "target" => rule.ends.add(target(&string(data, 1).unwrap_or_default())),
+            "target" => rule.terminals.add(target(&string(data, 1).unwrap_or_default())),
             "match" if string(data, 1).as_deref() == Some("comment") && rule.comment.is_none() => {
                 rule.comment = attribute(data, 3).map(|info| text(&info[..info.len().min(COMMENT_MATCH)]));
             }
@@ -124,27 +125,27 @@ fn rule(attributes: &[u8]) -> Rule {
 }
 
 /// What an xt target does, by its name.
-pub fn target(name: &str) -> Ends {
+pub fn target(name: &str) -> Terminals {
     match name {
-        "DROP" => Ends::DROP,
-        "REJECT" => Ends::REJECT,
-        "NFQUEUE" => Ends::QUEUE,
-        _ => Ends::default(),
+        "DROP" => Terminals::DROP,
+        "REJECT" => Terminals::REJECT,
+        "NFQUEUE" => Terminals::QUEUE,
+        _ => Terminals::default(),
     }
 }
 
 /// `NFTA_VERDICT_CODE` and `NFTA_VERDICT_CHAIN`.
-fn verdict(attributes: &[u8]) -> (Ends, Option<String>) {
+fn verdict(attributes: &[u8]) -> (Terminals, Option<String>) {
     const JUMP: i32 = -3;
     const GOTO: i32 = -4;
     match number(attributes, 1).map(|code| code as i32) {
-        Some(JUMP | GOTO) => (Ends::default(), string(attributes, 2)),
+        Some(JUMP | GOTO) => (Terminals::default(), string(attributes, 2)),
         Some(code) if code >= 0 => match code & 0xff {
-            0 => (Ends::DROP, None),
-            3 => (Ends::QUEUE, None),
-            _ => (Ends::default(), None),
+            0 => (Terminals::DROP, None),
+            3 => (Terminals::QUEUE, None),
+            _ => (Terminals::default(), None),
         },
-        _ => (Ends::default(), None),
+        _ => (Terminals::default(), None),
     }
 }
 
@@ -190,7 +191,7 @@ mod tests {
         nla(1, &[nla(1, format!("{name}\0").as_bytes()), nla(2 | 1 << 15, &data.concat())].concat())
     }
 
-    fn a_rule(expressions: &[Vec<u8>], rest: &[Vec<u8>]) -> Rule {
+    fn a_rule(expressions: &[Vec<u8>], rest: &[Vec<u8>]) -> RuleEffect {
         rule(&[nla(4 | 1 << 15, &expressions.concat()), rest.concat()].concat())
     }
 
@@ -201,12 +202,12 @@ mod tests {
 
     #[test]
     fn rules_end_or_jump() {
-        assert_eq!(a_rule(&[immediate(0, None)], &[]).ends, Ends::DROP);
-        assert_eq!(a_rule(&[immediate(1, None)], &[]), Rule::default());
+        assert_eq!(a_rule(&[immediate(0, None)], &[]).terminals, Terminals::DROP);
+        assert_eq!(a_rule(&[immediate(1, None)], &[]), RuleEffect::default());
         assert_eq!(a_rule(&[immediate(-3, Some("cali-x"))], &[]).jumps, ["cali-x"]);
-        assert_eq!(a_rule(&[expression("reject", &[])], &[]).ends, Ends::REJECT);
-        assert_eq!(a_rule(&[expression("queue", &[])], &[]).ends, Ends::QUEUE);
-        assert_eq!(a_rule(&[expression("target", &[nla(1, b"REJECT\0")])], &[]).ends, Ends::REJECT);
+        assert_eq!(a_rule(&[expression("reject", &[])], &[]).terminals, Terminals::REJECT);
+        assert_eq!(a_rule(&[expression("queue", &[])], &[]).terminals, Terminals::QUEUE);
+        assert_eq!(a_rule(&[expression("target", &[nla(1, b"REJECT\0")])], &[]).terminals, Terminals::REJECT);
         assert_eq!(a_rule(&[expression("lookup", &[nla(1, b"m\0"), be(3, 0)])], &[]).maps, ["m"]);
         assert_eq!(a_rule(&[expression("lookup", &[nla(1, b"m\0"), be(3, 1)])], &[]).maps, Vec::<String>::new());
     }
@@ -224,21 +225,21 @@ mod tests {
 
     #[test]
     fn a_table_is_put_together() {
-        let mut builder = Builder::default();
+        let mut builder = RulesetBuilder::default();
         let name = nla(1, b"fw\0");
         let hook = nla(4 | 1 << 15, &[be(1, 2), be(2, -5)].concat());
         take(&mut builder, NEW_CHAIN, &message(&[name.clone(), nla(3, b"fwd\0"), hook, be(5, 0)]));
         let map =
             take(&mut builder, NEW_SET, &message(&[name.clone(), nla(2, b"m\0"), be(6, DATA_VERDICT as i32)])).unwrap();
         assert_eq!((map.table.as_str(), map.name.as_str()), ("fw", "m"));
-        let found = builder.finish().at(Backend::Nft, Some(Hook::Forward), Family::Ipv4);
-        assert_eq!(found.ends(|_| false), Ends::DROP, "by the chain's policy");
+        let found = builder.finish().at(RuleEngine::Nft, Some(Hook::Forward), Family::Ipv4);
+        assert_eq!(found.terminals(|_| false), Terminals::DROP, "by the chain's policy");
     }
 
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(kind in 0u16..16, body in proptest::collection::vec(any::<u8>(), 0..400)) {
-            take(&mut Builder::default(), kind, &body);
+            take(&mut RulesetBuilder::default(), kind, &body);
         }
 
         #[test]
@@ -246,7 +247,7 @@ mod tests {
             let mut body = message(&[nla(1, b"t\0"), nla(2, b"c\0"), nla(4, &immediate(-3, Some("cali-x"))), nla(7, &[0, 3, 1, 2, 3])]);
             if let Some(place) = body.get_mut(at) { *place = byte; }
             body.truncate(body.len().saturating_sub(cut));
-            take(&mut Builder::default(), NEW_RULE, &body);
+            take(&mut RulesetBuilder::default(), NEW_RULE, &body);
         }
     }
 }

@@ -20,7 +20,7 @@ const MAX_COMMENT: usize = 128;
 
 /// Which of netfilter's two rule engines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Backend {
+pub enum RuleEngine {
     /// nftables; iptables-nft is nftables too.
     Nft,
     Legacy,
@@ -28,18 +28,18 @@ pub enum Backend {
 
 /// The ways in which rules end a packet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ends {
+pub struct Terminals {
     pub drop: bool,
     pub reject: bool,
     pub queue: bool,
 }
 
-impl Ends {
-    pub const DROP: Ends = Ends { drop: true, reject: false, queue: false };
-    pub const REJECT: Ends = Ends { drop: false, reject: true, queue: false };
-    pub const QUEUE: Ends = Ends { drop: false, reject: false, queue: true };
+impl Terminals {
+    pub const DROP: Terminals = Terminals { drop: true, reject: false, queue: false };
+    pub const REJECT: Terminals = Terminals { drop: false, reject: true, queue: false };
+    pub const QUEUE: Terminals = Terminals { drop: false, reject: false, queue: true };
 
-    pub fn add(&mut self, other: Ends) {
+    pub fn add(&mut self, other: Terminals) {
         self.drop |= other.drop;
         self.reject |= other.reject;
         self.queue |= other.queue;
@@ -52,7 +52,7 @@ impl Ends {
 
 /// Where a base chain is hooked in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Base {
+pub struct BaseChain {
     pub hook: Hook,
     pub priority: i32,
     /// What becomes of a packet that no rule ended.
@@ -96,15 +96,15 @@ impl TableFamily {
 /// A table by its engine, family and name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TableKey {
-    pub backend: Backend,
+    pub backend: RuleEngine,
     pub family: TableFamily,
     pub name: String,
 }
 
 /// What one rule does, as far as it matters here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Rule {
-    pub ends: Ends,
+pub struct RuleEffect {
+    pub terminals: Terminals,
     /// Chains that it can send a packet to.
     pub jumps: Vec<String>,
     /// Verdict maps that it looks up.
@@ -114,8 +114,8 @@ pub struct Rule {
 
 #[derive(Debug, Default)]
 struct Chain {
-    base: Option<Base>,
-    ends: Ends,
+    base: Option<BaseChain>,
+    terminals: Terminals,
     rules: u64,
     jumps: BTreeSet<String>,
     maps: BTreeSet<String>,
@@ -124,14 +124,14 @@ struct Chain {
 /// A verdict map: what its elements can do.
 #[derive(Debug, Default)]
 struct Map {
-    ends: Ends,
+    terminals: Terminals,
     jumps: BTreeSet<String>,
 }
 
-/// Collects tables, chains, rules and maps in any order; [`Builder::finish`] walks them.
+/// Collects tables, chains, rules and maps in any order; [`RulesetBuilder::finish`] walks them.
 #[derive(Debug, Default)]
-pub struct Builder {
-    tables: HashMap<TableKey, Table>,
+pub struct RulesetBuilder {
+    tables: HashMap<TableKey, TableContent>,
     chains: usize,
     jumps: usize,
     comments: BTreeSet<String>,
@@ -141,12 +141,12 @@ pub struct Builder {
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct TableContent {
     chains: HashMap<String, Chain>,
     maps: HashMap<String, Map>,
 }
 
-impl Builder {
+impl RulesetBuilder {
     pub fn table(&mut self, table: &TableKey) {
         self.tables.entry(table.clone()).or_default();
     }
@@ -163,13 +163,13 @@ impl Builder {
         Some(chains.entry(name.to_owned()).or_default())
     }
 
-    pub fn chain(&mut self, table: &TableKey, name: &str, base: Option<Base>) {
+    pub fn chain(&mut self, table: &TableKey, name: &str, base: Option<BaseChain>) {
         if let Some(chain) = self.chain_mut(table, name) {
             chain.base = base;
         }
     }
 
-    pub fn rule(&mut self, table: &TableKey, chain: &str, rule: Rule) {
+    pub fn rule(&mut self, table: &TableKey, chain: &str, rule: RuleEffect) {
         if let Some(comment) = rule.comment.as_deref().filter(|comment| names_policy(comment)) {
             self.commented += 1;
             if self.comments.len() < MAX_COMMENTS {
@@ -179,7 +179,7 @@ impl Builder {
         let room = MAX_JUMPS.saturating_sub(self.jumps);
         let Some(chain) = self.chain_mut(table, chain) else { return };
         chain.rules += 1;
-        chain.ends.add(rule.ends);
+        chain.terminals.add(rule.terminals);
         let before = chain.jumps.len() + chain.maps.len();
         let (jumps, maps) = (rule.jumps.len(), rule.maps.len());
         chain.jumps.extend(rule.jumps.into_iter().take(room));
@@ -190,10 +190,10 @@ impl Builder {
     }
 
     /// One element of a verdict map.
-    pub fn element(&mut self, table: &TableKey, map: &str, ends: Ends, jump: Option<String>) {
+    pub fn element(&mut self, table: &TableKey, map: &str, terminals: Terminals, jump: Option<String>) {
         let full = self.jumps >= MAX_JUMPS;
         let map = self.tables.entry(table.clone()).or_default().maps.entry(map.to_owned()).or_default();
-        map.ends.add(ends);
+        map.terminals.add(terminals);
         if let Some(jump) = jump {
             if full {
                 self.full = true;
@@ -218,7 +218,7 @@ impl Builder {
         for (key, table) in self.tables {
             let rules = table.chains.values().map(|chain| chain.rules).sum();
             for (name, chain) in &table.chains {
-                if let Some(owner) = owner::of_chain(&key.name, name, key.backend == Backend::Nft) {
+                if let Some(owner) = owner::of_chain(&key.name, name, key.backend == RuleEngine::Nft) {
                     *ruleset.owners.entry((owner, key.backend)).or_default() += 1;
                 }
                 if let Some(base) = chain.base {
@@ -232,79 +232,85 @@ impl Builder {
 }
 
 /// Adds what a packet can meet from the base chain `name` on.
-fn walk(key: &TableKey, table: &Table, name: &str, base: Base, hooks: &mut HashMap<Place, ByOwner>) {
-    let mut found = ByOwner::default();
+fn walk(
+    key: &TableKey,
+    table: &TableContent,
+    name: &str,
+    base: BaseChain,
+    hooks: &mut HashMap<HookPoint, TerminalsByOwner>,
+) {
+    let mut found = TerminalsByOwner::default();
     let mut seen: BTreeSet<&str> = BTreeSet::from([name]);
     let mut next = vec![name];
     while let Some(name) = next.pop() {
         let Some(chain) = table.chains.get(name) else { continue };
         let maps = chain.maps.iter().filter_map(|map| table.maps.get(map));
-        let mut ends = chain.ends;
-        maps.clone().for_each(|map| ends.add(map.ends));
-        if ends.any() {
-            let owner = owner::of_chain(&key.name, name, key.backend == Backend::Nft);
-            found.0.entry(owner).or_default().add(ends);
+        let mut terminals = chain.terminals;
+        maps.clone().for_each(|map| terminals.add(map.terminals));
+        if terminals.any() {
+            let owner = owner::of_chain(&key.name, name, key.backend == RuleEngine::Nft);
+            found.0.entry(owner).or_default().add(terminals);
         }
         let jumps = chain.jumps.iter().chain(maps.flat_map(|map| &map.jumps));
         next.extend(jumps.map(String::as_str).filter(|jump| seen.insert(jump)));
     }
     if base.policy_drops {
-        let owner = owner::of_chain(&key.name, name, key.backend == Backend::Nft);
-        found.0.entry(owner).or_default().add(Ends::DROP);
+        let owner = owner::of_chain(&key.name, name, key.backend == RuleEngine::Nft);
+        found.0.entry(owner).or_default().add(Terminals::DROP);
     }
     for family in [Family::Ipv4, Family::Ipv6].into_iter().filter(|family| key.family.sees(*family)) {
-        hooks.entry(Place { backend: key.backend, hook: base.hook, family }).or_default().add(&found);
+        hooks.entry(HookPoint { backend: key.backend, hook: base.hook, family }).or_default().add(&found);
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Place {
-    backend: Backend,
+struct HookPoint {
+    backend: RuleEngine,
     hook: Hook,
     family: Family,
 }
 
 /// The ways to end a packet, by who made the chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ByOwner(pub BTreeMap<Option<Owner>, Ends>);
+pub struct TerminalsByOwner(pub BTreeMap<Option<Owner>, Terminals>);
 
-impl ByOwner {
-    pub fn add(&mut self, other: &ByOwner) {
-        for (owner, ends) in &other.0 {
-            self.0.entry(*owner).or_default().add(*ends);
+impl TerminalsByOwner {
+    pub fn add(&mut self, other: &TerminalsByOwner) {
+        for (owner, terminals) in &other.0 {
+            self.0.entry(*owner).or_default().add(*terminals);
         }
     }
 
     /// All of them, less those of the owners that `without` names.
-    pub fn ends(&self, without: impl Fn(Option<Owner>) -> bool) -> Ends {
-        let mut all = Ends::default();
-        self.0.iter().filter(|(owner, _)| !without(**owner)).for_each(|(_, ends)| all.add(*ends));
+    pub fn terminals(&self, without: impl Fn(Option<Owner>) -> bool) -> Terminals {
+        let mut all = Terminals::default();
+        self.0.iter().filter(|(owner, _)| !without(**owner)).for_each(|(_, terminals)| all.add(*terminals));
         all
     }
 
     /// Whether a chain that enforces policies drops or rejects here.
     pub fn has_policy(&self) -> bool {
-        self.policy().any(|ends| ends.drop || ends.reject)
+        self.policy().any(|terminals| terminals.drop || terminals.reject)
     }
 
     /// Whether a chain that enforces policies asks a queue here.
     pub fn has_policy_queue(&self) -> bool {
-        self.policy().any(|ends| ends.queue)
+        self.policy().any(|terminals| terminals.queue)
     }
 
-    fn policy(&self) -> impl Iterator<Item = &Ends> {
-        self.0.iter().filter(|(owner, _)| owner.is_some_and(Owner::is_policy)).map(|(_, ends)| ends)
+    fn policy(&self) -> impl Iterator<Item = &Terminals> {
+        self.0.iter().filter(|(owner, _)| owner.is_some_and(Owner::is_policy)).map(|(_, terminals)| terminals)
     }
 }
 
 /// The rulesets of one network namespace.
 #[derive(Debug, Clone, Default)]
 pub struct Ruleset {
-    hooks: HashMap<Place, ByOwner>,
+    hooks: HashMap<HookPoint, TerminalsByOwner>,
     /// Tables with their number of rules.
     pub tables: BTreeMap<TableKey, u64>,
     /// Chains by owner.
-    pub owners: BTreeMap<(Owner, Backend), u64>,
+    pub owners: BTreeMap<(Owner, RuleEngine), u64>,
     /// Comments of rules that speak of a policy: some of them, and how many there are.
     pub comments: Vec<String>,
     pub commented: u64,
@@ -314,9 +320,9 @@ pub struct Ruleset {
 
 impl Ruleset {
     /// What `backend` can do at `hook`; at any hook when that is unknown.
-    pub fn at(&self, backend: Backend, hook: Option<Hook>, family: Family) -> ByOwner {
-        let mut all = ByOwner::default();
-        for (place, ends) in &self.hooks {
+    pub fn at(&self, backend: RuleEngine, hook: Option<Hook>, family: Family) -> TerminalsByOwner {
+        let mut all = TerminalsByOwner::default();
+        for (place, terminals) in &self.hooks {
             let here = match hook {
                 None => true,
                 // br_netfilter shows bridged packets to the IP hooks too.
@@ -326,7 +332,7 @@ impl Ruleset {
                 Some(hook) => place.hook == hook,
             };
             if here && place.backend == backend && place.family == family {
-                all.add(ends);
+                all.add(terminals);
             }
         }
         all
@@ -343,68 +349,75 @@ fn names_policy(comment: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn table(backend: Backend, family: TableFamily, name: &str) -> TableKey {
+    fn table(backend: RuleEngine, family: TableFamily, name: &str) -> TableKey {
         TableKey { backend, family, name: name.into() }
     }
 
-    fn base(hook: Hook) -> Option<Base> {
-        Some(Base { hook, priority: 0, policy_drops: false })
+    fn base(hook: Hook) -> Option<BaseChain> {
+        Some(BaseChain { hook, priority: 0, policy_drops: false })
     }
 
-    fn rule(ends: Ends, jumps: &[&str]) -> Rule {
-        Rule { ends, jumps: jumps.iter().map(|jump| (*jump).to_owned()).collect(), ..Rule::default() }
+    fn rule(terminals: Terminals, jumps: &[&str]) -> RuleEffect {
+        RuleEffect { terminals, jumps: jumps.iter().map(|jump| (*jump).to_owned()).collect(), ..RuleEffect::default() }
     }
 
     #[test]
     fn a_terminal_counts_where_its_chain_is_reached_from() {
-        let filter = table(Backend::Nft, TableFamily::Ip, "filter");
-        let mut builder = Builder::default();
+        let filter = table(RuleEngine::Nft, TableFamily::Ip, "filter");
+        let mut builder = RulesetBuilder::default();
         builder.chain(&filter, "FORWARD", base(Hook::Forward));
         builder.chain(&filter, "INPUT", base(Hook::Input));
         builder.chain(&filter, "cali-fw", None);
-        builder.rule(&filter, "FORWARD", rule(Ends::default(), &["cali-fw"]));
+        builder.rule(&filter, "FORWARD", rule(Terminals::default(), &["cali-fw"]));
         // A loop must not hang.
-        builder.rule(&filter, "cali-fw", rule(Ends::DROP, &["FORWARD", "cali-fw"]));
-        builder.rule(&filter, "INPUT", rule(Ends::REJECT, &[]));
+        builder.rule(&filter, "cali-fw", rule(Terminals::DROP, &["FORWARD", "cali-fw"]));
+        builder.rule(&filter, "INPUT", rule(Terminals::REJECT, &[]));
         let ruleset = builder.finish();
-        let at = |hook, family| ruleset.at(Backend::Nft, Some(hook), family);
-        assert_eq!(at(Hook::Forward, Family::Ipv4).ends(|_| false), Ends::DROP);
+        let at = |hook, family| ruleset.at(RuleEngine::Nft, Some(hook), family);
+        assert_eq!(at(Hook::Forward, Family::Ipv4).terminals(|_| false), Terminals::DROP);
         assert!(at(Hook::Forward, Family::Ipv4).has_policy());
-        assert_eq!(at(Hook::Input, Family::Ipv4).ends(|_| false), Ends::REJECT);
-        assert_eq!(at(Hook::Forward, Family::Ipv6).ends(|_| false), Ends::default(), "an ip table sees no IPv6");
-        assert_eq!(ruleset.at(Backend::Legacy, None, Family::Ipv4).ends(|_| false), Ends::default());
+        assert_eq!(at(Hook::Input, Family::Ipv4).terminals(|_| false), Terminals::REJECT);
+        assert_eq!(
+            at(Hook::Forward, Family::Ipv6).terminals(|_| false),
+            Terminals::default(),
+            "an ip table sees no IPv6"
+        );
+        assert_eq!(ruleset.at(RuleEngine::Legacy, None, Family::Ipv4).terminals(|_| false), Terminals::default());
     }
 
     #[test]
     fn a_verdict_map_jumps_too() {
-        let kindnet = table(Backend::Nft, TableFamily::Inet, "kindnet");
-        let mut builder = Builder::default();
-        builder.element(&kindnet, "map", Ends::default(), Some("deep".into()));
-        builder.rule(&kindnet, "deep", rule(Ends::QUEUE, &[]));
-        builder.rule(&kindnet, "start", Rule { maps: vec!["map".into()], ..Rule::default() });
+        let kindnet = table(RuleEngine::Nft, TableFamily::Inet, "kindnet");
+        let mut builder = RulesetBuilder::default();
+        builder.element(&kindnet, "map", Terminals::default(), Some("deep".into()));
+        builder.rule(&kindnet, "deep", rule(Terminals::QUEUE, &[]));
+        builder.rule(&kindnet, "start", RuleEffect { maps: vec!["map".into()], ..RuleEffect::default() });
         builder.chain(&kindnet, "start", base(Hook::Postrouting));
-        let found = builder.finish().at(Backend::Nft, Some(Hook::Postrouting), Family::Ipv6);
-        assert_eq!(found.0, BTreeMap::from([(Some(Owner::Policy("kindnet")), Ends::QUEUE)]));
+        let found = builder.finish().at(RuleEngine::Nft, Some(Hook::Postrouting), Family::Ipv6);
+        assert_eq!(found.0, BTreeMap::from([(Some(Owner::Policy("kindnet")), Terminals::QUEUE)]));
     }
 
     #[test]
     fn a_chains_policy_is_a_terminal() {
-        let filter = table(Backend::Legacy, TableFamily::Ip, "filter");
-        let mut builder = Builder::default();
-        builder.chain(&filter, "INPUT", Some(Base { hook: Hook::Input, priority: 0, policy_drops: true }));
+        let filter = table(RuleEngine::Legacy, TableFamily::Ip, "filter");
+        let mut builder = RulesetBuilder::default();
+        builder.chain(&filter, "INPUT", Some(BaseChain { hook: Hook::Input, priority: 0, policy_drops: true }));
         let ruleset = builder.finish();
-        assert_eq!(ruleset.at(Backend::Legacy, Some(Hook::Input), Family::Ipv4).ends(|_| false), Ends::DROP);
+        assert_eq!(
+            ruleset.at(RuleEngine::Legacy, Some(Hook::Input), Family::Ipv4).terminals(|_| false),
+            Terminals::DROP
+        );
     }
 
     #[test]
     fn kube_proxys_terminals_can_be_left_out() {
-        let filter = table(Backend::Legacy, TableFamily::Ip, "filter");
-        let mut builder = Builder::default();
+        let filter = table(RuleEngine::Legacy, TableFamily::Ip, "filter");
+        let mut builder = RulesetBuilder::default();
         builder.chain(&filter, "FORWARD", base(Hook::Forward));
-        builder.rule(&filter, "FORWARD", rule(Ends::default(), &["KUBE-SERVICES", "KUBE-POD-FW-X"]));
-        builder.rule(&filter, "KUBE-SERVICES", rule(Ends::DROP, &[]));
-        builder.rule(&filter, "KUBE-POD-FW-X", rule(Ends::REJECT, &[]));
-        let found = builder.finish().at(Backend::Legacy, Some(Hook::Forward), Family::Ipv4);
-        assert_eq!(found.ends(|owner| owner == Some(Owner::KubeProxy)), Ends::REJECT);
+        builder.rule(&filter, "FORWARD", rule(Terminals::default(), &["KUBE-SERVICES", "KUBE-POD-FW-X"]));
+        builder.rule(&filter, "KUBE-SERVICES", rule(Terminals::DROP, &[]));
+        builder.rule(&filter, "KUBE-POD-FW-X", rule(Terminals::REJECT, &[]));
+        let found = builder.finish().at(RuleEngine::Legacy, Some(Hook::Forward), Family::Ipv4);
+        assert_eq!(found.terminals(|owner| owner == Some(Owner::KubeProxy)), Terminals::REJECT);
     }
 }

@@ -28,34 +28,34 @@ const WAIT: Duration = Duration::from_millis(200);
 
 /// The inventory as of now, from a thread of its own.
 #[derive(Debug)]
-pub struct Watcher {
-    shared: Arc<Inner>,
+pub struct InventoryWatcher {
+    shared: Arc<WatcherState>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct WatcherState {
     current: RwLock<Arc<Inventory>>,
     /// nftables has changed since `current` was read.
     outdated: AtomicBool,
     stop: AtomicBool,
 }
 
-impl Watcher {
+impl InventoryWatcher {
     /// Reads once, then follows. `linked` names the programs of a device that netlink does not tell.
-    pub fn start(linked: impl Fn(&str) -> Vec<String> + Send + 'static) -> Watcher {
+    pub fn start(linked: impl Fn(&str) -> Vec<String> + Send + 'static) -> InventoryWatcher {
         // Listen first: what changes while the rulesets are read must not go unnoticed.
         let listeners = Listeners::open();
         let started = Instant::now();
         let current = RwLock::new(Arc::new(Inventory::read(&linked)));
         let took = started.elapsed();
-        let shared = Arc::new(Inner { current, outdated: AtomicBool::new(false), stop: AtomicBool::new(false) });
+        let shared = Arc::new(WatcherState { current, outdated: AtomicBool::new(false), stop: AtomicBool::new(false) });
         let thread = std::thread::Builder::new().name("inventory".into()).spawn({
             let shared = shared.clone();
             move || follow(&shared, listeners, took, linked)
         });
         let thread = thread.inspect_err(|error| tracing::warn!(%error, "the rulesets are read only once")).ok();
-        Watcher { shared, thread }
+        InventoryWatcher { shared, thread }
     }
 
     /// What is there now; `None` while a change that was announced is not yet read.
@@ -72,7 +72,7 @@ impl Watcher {
     }
 }
 
-impl Drop for Watcher {
+impl Drop for InventoryWatcher {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         let _ = self.thread.take().map(JoinHandle::join);
@@ -109,7 +109,7 @@ impl Listeners {
     }
 }
 
-fn follow(shared: &Inner, mut listeners: Listeners, mut took: Duration, linked: impl Fn(&str) -> Vec<String>) {
+fn follow(shared: &WatcherState, mut listeners: Listeners, mut took: Duration, linked: impl Fn(&str) -> Vec<String>) {
     let mut read_at = Instant::now();
     // The first change that is not read yet.
     let mut changed: Option<Instant> = None;

@@ -6,7 +6,7 @@ use netpol_trace_common::{Filter, LOCATIONS, Locations, REASON_OTHER, REASONS};
 
 use super::layout::Reasons;
 use super::symbols::Symbols;
-use crate::model::{Candidate, Hook, Mechanism, Site};
+use crate::model::{DropSite, Hook, Mechanism, PolicyRelevance};
 
 /// Reasons of drops that a policy may have made, wherever they happen. A cgroup's ingress program and a socket's own
 /// filter share SOCKET_FILTER.
@@ -129,36 +129,42 @@ pub struct Place<'a> {
 }
 
 /// Joins reason, location and route into mechanism, hook and whether a policy may be behind it.
-pub fn classify(place: &Place<'_>) -> Site {
+pub fn classify(place: &Place<'_>) -> DropSite {
     let location = place.location.unwrap_or_default();
     let reason = place.reason.unwrap_or_default();
-    let (mechanism, candidate) = match (reason, location) {
-        (_, "nf_queue") => (Mechanism::Nfqueue, Candidate::Outage),
+    let (mechanism, relevance) = match (reason, location) {
+        (_, "nf_queue") => (Mechanism::Nfqueue, PolicyRelevance::EnforcerDown),
         // A listener gives its verdict itself; what is still queued when it dies is dropped by a kernel thread.
-        (_, "nfqnl_reinject" | "nf_reinject") if place.kernel_thread => (Mechanism::Nfqueue, Candidate::Outage),
-        (_, "nfqnl_reinject" | "nf_reinject") => (Mechanism::Nfqueue, Candidate::Policy),
-        ("NETFILTER_DROP", "nft_do_chain") => (Mechanism::Nftables, Candidate::Policy),
+        (_, "nfqnl_reinject" | "nf_reinject") if place.kernel_thread => {
+            (Mechanism::Nfqueue, PolicyRelevance::EnforcerDown)
+        }
+        (_, "nfqnl_reinject" | "nf_reinject") => (Mechanism::Nfqueue, PolicyRelevance::Likely),
+        ("NETFILTER_DROP", "nft_do_chain") => (Mechanism::Nftables, PolicyRelevance::Likely),
         ("NETFILTER_DROP" | "", "nf_hook_slow" | "nf_hook_slow_list") if place.nft_has_location => {
-            (Mechanism::IptablesLegacy, Candidate::Policy)
+            (Mechanism::IptablesLegacy, PolicyRelevance::Likely)
         }
-        ("NETFILTER_DROP", _) | ("", "nf_hook_slow" | "nf_hook_slow_list") => (Mechanism::Netfilter, Candidate::Policy),
+        ("NETFILTER_DROP", _) | ("", "nf_hook_slow" | "nf_hook_slow_list") => {
+            (Mechanism::Netfilter, PolicyRelevance::Likely)
+        }
         ("TC_INGRESS" | "TC_EGRESS", _) | ("", "__netif_receive_skb_core" | "__dev_queue_xmit") => {
-            (Mechanism::Tc, Candidate::Maybe)
+            (Mechanism::Tc, PolicyRelevance::Possible)
         }
-        ("BPF_CGROUP_EGRESS" | "SOCKET_FILTER", _) => (Mechanism::Cgroup, Candidate::Maybe),
+        ("BPF_CGROUP_EGRESS" | "SOCKET_FILTER", _) => (Mechanism::Cgroup, PolicyRelevance::Possible),
         (_, "veth_xdp_rcv_skb" | "do_xdp_generic")
-        | ("", "netif_receive_generic_xdp" | "veth_xdp_rcv" | "veth_poll") => (Mechanism::Xdp, Candidate::Maybe),
+        | ("", "netif_receive_generic_xdp" | "veth_xdp_rcv" | "veth_poll") => {
+            (Mechanism::Xdp, PolicyRelevance::Possible)
+        }
         // The cgroup's egress program is the last that can end a packet there.
-        ("", "ip_finish_output" | "ip6_finish_output") => (Mechanism::Cgroup, Candidate::Maybe),
-        (_, NETKIT) => (Mechanism::Tc, Candidate::Maybe),
-        (reason, _) if OVS_POLICY_REASONS.contains(&reason) => (Mechanism::Ovs, Candidate::Policy),
-        (reason, _) if reason.starts_with("OVS_DROP") => (Mechanism::Ovs, Candidate::No),
-        (_, location) if NOISE_LOCATIONS.contains(&location) => (Mechanism::Unknown, Candidate::Noise),
+        ("", "ip_finish_output" | "ip6_finish_output") => (Mechanism::Cgroup, PolicyRelevance::Possible),
+        (_, NETKIT) => (Mechanism::Tc, PolicyRelevance::Possible),
+        (reason, _) if OVS_POLICY_REASONS.contains(&reason) => (Mechanism::Ovs, PolicyRelevance::Likely),
+        (reason, _) if reason.starts_with("OVS_DROP") => (Mechanism::Ovs, PolicyRelevance::Irrelevant),
+        (_, location) if NOISE_LOCATIONS.contains(&location) => (Mechanism::Unknown, PolicyRelevance::Noise),
         // The same answered ping, freed by its caller (6.1).
-        ("NO_SOCKET", "icmp_rcv" | "icmpv6_rcv") => (Mechanism::Unknown, Candidate::Noise),
-        _ => (Mechanism::Unknown, Candidate::No),
+        ("NO_SOCKET", "icmp_rcv" | "icmpv6_rcv") => (Mechanism::Unknown, PolicyRelevance::Noise),
+        _ => (Mechanism::Unknown, PolicyRelevance::Irrelevant),
     };
-    Site { mechanism, candidate, hook: hook(place, mechanism, reason, location) }
+    DropSite { mechanism, relevance, hook: hook(place, mechanism, reason, location) }
 }
 
 /// The hook, from the route that the packet has got by then. `None` where two hooks look the same.
@@ -232,25 +238,25 @@ mod tests {
 
     #[test]
     fn mechanisms() {
-        let check = |reason, location, mechanism, candidate| {
+        let check = |reason, location, mechanism, relevance| {
             let site = classify(&place(reason, location, "ip_forward"));
-            assert_eq!((site.mechanism, site.candidate), (mechanism, candidate), "{reason} {location}");
+            assert_eq!((site.mechanism, site.relevance), (mechanism, relevance), "{reason} {location}");
         };
-        check("NETFILTER_DROP", "nft_do_chain", Mechanism::Nftables, Candidate::Policy);
-        check("NETFILTER_DROP", "nf_hook_slow", Mechanism::IptablesLegacy, Candidate::Policy);
-        check("NOT_SPECIFIED", "nfqnl_reinject", Mechanism::Nfqueue, Candidate::Policy);
-        check("NOT_SPECIFIED", "nf_queue", Mechanism::Nfqueue, Candidate::Outage);
+        check("NETFILTER_DROP", "nft_do_chain", Mechanism::Nftables, PolicyRelevance::Likely);
+        check("NETFILTER_DROP", "nf_hook_slow", Mechanism::IptablesLegacy, PolicyRelevance::Likely);
+        check("NOT_SPECIFIED", "nfqnl_reinject", Mechanism::Nfqueue, PolicyRelevance::Likely);
+        check("NOT_SPECIFIED", "nf_queue", Mechanism::Nfqueue, PolicyRelevance::EnforcerDown);
         let dying = Place { kernel_thread: true, ..place("NOT_SPECIFIED", "nfqnl_reinject", "ip_forward") };
-        assert_eq!(classify(&dying).candidate, Candidate::Outage, "the listener is gone");
-        check("TC_INGRESS", "__netif_receive_skb_core", Mechanism::Tc, Candidate::Maybe);
-        check("NOT_SPECIFIED", "netkit_xmit", Mechanism::Tc, Candidate::Maybe);
-        check("OVS_DROP_LAST_ACTION", "do_execute_actions", Mechanism::Ovs, Candidate::Policy);
-        check("OVS_DROP_METER", "do_execute_actions", Mechanism::Ovs, Candidate::No);
-        check("NO_SOCKET", "tcp_v4_rcv", Mechanism::Unknown, Candidate::No);
-        check("NO_SOCKET", "icmp_rcv", Mechanism::Unknown, Candidate::Noise);
-        check("", "ip_finish_output", Mechanism::Cgroup, Candidate::Maybe);
-        check("NOT_SPECIFIED", "ip_finish_output", Mechanism::Unknown, Candidate::No);
-        check("", "nf_hook_slow", Mechanism::IptablesLegacy, Candidate::Policy);
+        assert_eq!(classify(&dying).relevance, PolicyRelevance::EnforcerDown, "the listener is gone");
+        check("TC_INGRESS", "__netif_receive_skb_core", Mechanism::Tc, PolicyRelevance::Possible);
+        check("NOT_SPECIFIED", "netkit_xmit", Mechanism::Tc, PolicyRelevance::Possible);
+        check("OVS_DROP_LAST_ACTION", "do_execute_actions", Mechanism::Ovs, PolicyRelevance::Likely);
+        check("OVS_DROP_METER", "do_execute_actions", Mechanism::Ovs, PolicyRelevance::Irrelevant);
+        check("NO_SOCKET", "tcp_v4_rcv", Mechanism::Unknown, PolicyRelevance::Irrelevant);
+        check("NO_SOCKET", "icmp_rcv", Mechanism::Unknown, PolicyRelevance::Noise);
+        check("", "ip_finish_output", Mechanism::Cgroup, PolicyRelevance::Possible);
+        check("NOT_SPECIFIED", "ip_finish_output", Mechanism::Unknown, PolicyRelevance::Irrelevant);
+        check("", "nf_hook_slow", Mechanism::IptablesLegacy, PolicyRelevance::Likely);
         let old = Place { nft_has_location: false, ..place("NETFILTER_DROP", "nf_hook_slow", "ip_forward") };
         assert_eq!(classify(&old).mechanism, Mechanism::Netfilter, "before 6.7 nft drops are located there too");
     }

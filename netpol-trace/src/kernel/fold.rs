@@ -22,7 +22,7 @@ use netpol_trace_common::{CT_REPLY_OFFSET, CT_STATUS_OFFSET, CT_WORDS, DropEvent
 use super::bpf::{self, Grace};
 use super::carry::Carry;
 use super::mapping::Mapping;
-use crate::model::packet::{ICMP, ICMPV6, Repeats, Sameness};
+use crate::model::packet::{Granularity, ICMP, ICMPV6, PacketCount};
 use crate::packet;
 
 /// A set of maps, from fine to coarse.
@@ -114,7 +114,7 @@ struct First {
 #[derive(Debug, Clone, Copy)]
 pub struct Told {
     pub event: DropEvent,
-    pub repeats: Repeats,
+    pub packet_count: PacketCount,
 }
 
 impl Folds {
@@ -135,7 +135,7 @@ impl Folds {
     /// Takes an event of the ring, and gives it back unless it is told with a count.
     pub fn first(&mut self, event: DropEvent) -> Option<Told> {
         self.carry.emitted().fetch_add(1, Ordering::AcqRel);
-        let one = |event| Some(Told { event, repeats: Repeats::ONE });
+        let one = |event| Some(Told { event, packet_count: PacketCount::ONE });
         if event.key.kind() == NOT_FOLDED {
             return one(event);
         }
@@ -255,7 +255,7 @@ impl Folds {
 fn alone(event: DropEvent, waits: bool, key: &FoldKey, more: &Fold) -> Option<Told> {
     match (waits, more.count) {
         (false, 0) => None,
-        (true, 0) => Some(Told { event, repeats: Repeats::ONE }),
+        (true, 0) => Some(Told { event, packet_count: PacketCount::ONE }),
         _ => Some(told(event, waits, key, more)),
     }
 }
@@ -276,19 +276,19 @@ fn told(mut event: DropEvent, with_first: bool, key: &FoldKey, fold: &Fold) -> T
     let last = if with_first { fold.last.max(event.time) } else { fold.last };
     // In use when the maps were turned: the first packet may be of the set that took over.
     event.time = if with_first { event.time.min(fold.first) } else { fold.first };
-    let repeats = Repeats {
+    let packet_count = PacketCount {
         first: with_first,
         count: fold.count,
         bytes: fold.bytes,
         segments: fold.count + fold.more_segments,
         last,
-        same: match key.kind() {
-            kind if kind & WIDE != 0 => Sameness::AnyPorts,
-            kind if kind & COARSE != 0 => Sameness::AnySourcePort,
-            _ => Sameness::Flow,
+        granularity: match key.kind() {
+            kind if kind & WIDE != 0 => Granularity::AnyPorts,
+            kind if kind & COARSE != 0 => Granularity::AnySourcePort,
+            _ => Granularity::Flow,
         },
     };
-    Told { event, repeats }
+    Told { event, packet_count }
 }
 
 /// An event that says what the key says, for counts whose first packet somebody else read.

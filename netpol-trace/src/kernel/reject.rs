@@ -7,14 +7,14 @@ use aya::{Btf, Ebpf};
 
 use super::errors::{chain, short};
 use super::object::program;
-use crate::model::Answers;
 use crate::model::HookState;
+use crate::model::RejectVisibility;
 
 /// The hooks on what REJECT sends. Dropping it detaches.
 #[derive(Debug, Default)]
 pub struct Rejects {
     links: Vec<Link>,
-    answers: Answers,
+    answers: RejectVisibility,
     /// IPv4's ICMP errors are seen by the tracepoint, for want of better: those that are sent.
     tracepoint: bool,
     /// What the kernel said to the first that it refused.
@@ -31,7 +31,7 @@ enum Link {
 impl Rejects {
     pub(super) fn attach(ebpf: &mut Ebpf, btf: &Btf) -> Rejects {
         let mut rejects = Rejects::default();
-        rejects.answers = Answers {
+        rejects.answers = RejectVisibility {
             icmp: rejects.entry(ebpf, btf, "reject_icmp", "__icmp_send"),
             icmp6: rejects.entry(ebpf, btf, "reject_icmp6", "icmp6_send"),
             reset: rejects.entry(ebpf, btf, "reject_reset", "nf_ct_attach"),
@@ -67,13 +67,13 @@ impl Rejects {
         true
     }
 
-    pub fn answers(&self) -> Answers {
+    pub fn answers(&self) -> RejectVisibility {
         self.answers
     }
 
     /// What can be told, for a status and for `doctor`. `Err`: nothing.
     pub fn describe(&self) -> Result<&'static str, String> {
-        let Answers { icmp, icmp6, reset } = self.answers;
+        let RejectVisibility { icmp, icmp6, reset } = self.answers;
         match (icmp, icmp6, reset) {
             (true, true, true) => Ok("each REJECT is told from DROP"),
             (false, false, false) if self.tracepoint => Ok(
@@ -85,7 +85,7 @@ impl Rejects {
     }
 
     pub fn is_complete(&self) -> bool {
-        let Answers { icmp, icmp6, reset } = self.answers;
+        let RejectVisibility { icmp, icmp6, reset } = self.answers;
         icmp && icmp6 && reset
     }
 

@@ -1,11 +1,11 @@
 //! Every metric: name, type, help, labels. docs/metrics.md says more of each, and a test holds the two together.
 
-use super::text::{Kind, Metric};
+use super::text::{Metric, MetricKind};
 
 macro_rules! catalogue {
     ($($id:ident: $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
         $(pub const $id: Metric = Metric {
-            name: concat!("netpol_trace_", $name), kind: Kind::$kind, help: $help, labels: &[$($label),*],
+            name: concat!("netpol_trace_", $name), kind: MetricKind::$kind, help: $help, labels: &[$($label),*],
         };)*
         /// In the order of the page.
         pub const ALL: &[Metric] = &[$($id),*];

@@ -35,27 +35,27 @@ pub enum Mechanism {
 
 /// What the kernel said of the drop besides the packet.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Facts {
+pub struct DropFacts {
     pub reason: Option<Str>,
     pub location: Option<Str>,
-    pub site: Site,
+    pub site: DropSite,
     pub device: Option<Str>,
     pub netns: Option<u32>,
     /// An ICMP error or a reset about the packet was sent right before it was freed.
     pub rejected: bool,
-    pub answers: Answers,
+    pub answers: RejectVisibility,
 }
 
 /// Which answers of REJECT are seen on this kernel, each of them: a packet without one was not rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Answers {
+pub struct RejectVisibility {
     pub icmp: bool,
     pub icmp6: bool,
     /// TCP resets, of both families.
     pub reset: bool,
 }
 
-impl Answers {
+impl RejectVisibility {
     /// Whether REJECT would have answered such a packet, and the answer been seen.
     pub fn all_to(self, family: Family, headers: &Headers) -> bool {
         let error = match family {
@@ -70,21 +70,21 @@ impl Answers {
 
 /// What reason and location mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Site {
+pub struct DropSite {
     pub mechanism: Mechanism,
-    pub candidate: Candidate,
+    pub relevance: PolicyRelevance,
     pub hook: Option<Hook>,
 }
 
 /// Whether a policy may be behind a drop at such a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Candidate {
-    Policy,
+pub enum PolicyRelevance {
+    Likely,
     /// A program that anybody may have attached: tc, XDP, cgroup.
-    Maybe,
+    Possible,
     /// The enforcer's queue has no listener.
-    Outage,
-    No,
+    EnforcerDown,
+    Irrelevant,
     /// What healthy traffic does.
     Noise,
 }

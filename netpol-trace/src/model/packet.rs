@@ -28,7 +28,7 @@ pub struct Packet {
 
 /// What one word of the kernel stands for: a packet, or what was counted of packets like it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Repeats {
+pub struct PacketCount {
     /// The packet that was read is one of those meant; else it is only their example.
     pub first: bool,
     /// Packets that were counted, their L3 octets, and what they would be on the wire.
@@ -38,12 +38,12 @@ pub struct Repeats {
     /// CLOCK_MONOTONIC of the last one, ns.
     pub last: u64,
     /// What they have in common.
-    pub same: Sameness,
+    pub granularity: Granularity,
 }
 
 /// What packets that were counted together have in common, besides addresses, protocol and all that the kernel says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sameness {
+pub enum Granularity {
     /// Both ports.
     Flow,
     /// The destination's port.
@@ -51,9 +51,10 @@ pub enum Sameness {
     AnyPorts,
 }
 
-impl Repeats {
+impl PacketCount {
     /// One packet.
-    pub const ONE: Repeats = Repeats { first: true, count: 0, bytes: 0, segments: 0, last: 0, same: Sameness::Flow };
+    pub const ONE: PacketCount =
+        PacketCount { first: true, count: 0, bytes: 0, segments: 0, last: 0, granularity: Granularity::Flow };
 
     /// How many packets there were.
     pub fn packets(&self) -> u64 {
@@ -166,9 +167,9 @@ impl Headers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conntrack {
     /// As the client sent it: to the service's address.
-    pub original: Tuple,
+    pub original: ConntrackTuple,
     /// As the answer comes back: from the backend.
-    pub reply: Tuple,
+    pub reply: ConntrackTuple,
     /// The destination was translated (a service).
     pub dst_nat: bool,
     pub seen_reply: bool,
@@ -179,7 +180,7 @@ pub struct Conntrack {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tuple {
+pub struct ConntrackTuple {
     pub source: IpAddr,
     pub destination: IpAddr,
     /// 0 for protocols without ports; for ICMP the identifier.

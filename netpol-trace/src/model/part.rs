@@ -8,17 +8,17 @@ use serde_json::value::RawValue;
 
 /// A shared `T`. Where others share it too, its JSON is made once.
 #[derive(Debug, Clone)]
-pub struct Part<T>(Arc<Inner<T>>);
+pub struct Part<T>(Arc<SharedPart<T>>);
 
 #[derive(Debug)]
-struct Inner<T> {
+struct SharedPart<T> {
     value: T,
     json: OnceLock<Option<Box<RawValue>>>,
 }
 
 impl<T> Part<T> {
     pub fn new(value: T) -> Part<T> {
-        Part(Arc::new(Inner { value, json: OnceLock::new() }))
+        Part(Arc::new(SharedPart { value, json: OnceLock::new() }))
     }
 
     /// To change it, for this record only.
@@ -40,9 +40,9 @@ impl<T> Part<T> {
 }
 
 /// Without the JSON: the copy is made to be changed.
-impl<T: Clone> Clone for Inner<T> {
-    fn clone(&self) -> Inner<T> {
-        Inner { value: self.value.clone(), json: OnceLock::new() }
+impl<T: Clone> Clone for SharedPart<T> {
+    fn clone(&self) -> SharedPart<T> {
+        SharedPart { value: self.value.clone(), json: OnceLock::new() }
     }
 }
 

@@ -23,7 +23,7 @@ pub struct ConfigState {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Phase {
+pub enum RunPhase {
     Started,
     Running,
     Stopped,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netpol_trace_common::{CT_REPLY_OFFSET, CT_STATUS_OFFSET, CT_WORDS};
 
-use crate::model::packet::{Conntrack, Tuple};
+use crate::model::packet::{Conntrack, ConntrackTuple};
 
 /// `IPS_DST_NAT` of enum ip_conntrack_status.
 const STATUS_DST_NAT: u64 = 0x20;
@@ -32,7 +32,7 @@ pub fn parse(words: &[u64; CT_WORDS], ctinfo: u8) -> Option<Conntrack> {
 }
 
 /// `src { u3[16], u[2], l3num[2] } dst { u3[16], u[2], protonum, dir }`, addresses and ports in network order.
-fn tuple(bytes: &[u8]) -> Option<Tuple> {
+fn tuple(bytes: &[u8]) -> Option<ConntrackTuple> {
     const AF_INET: u16 = 2;
     const AF_INET6: u16 = 10;
     let l3num = u16::from_ne_bytes(bytes.get(18..20)?.try_into().ok()?);
@@ -44,7 +44,7 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
         }
     };
     let port = |at: usize| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-    Some(Tuple {
+    Some(ConntrackTuple {
         source: address(0)?,
         destination: address(20)?,
         source_port: port(16)?,

@@ -12,22 +12,22 @@
 mod annotate;
 mod names;
 mod seen;
-mod silence;
 mod table;
+mod unanswered;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 pub use annotate::Origin;
-pub use names::Names;
+pub use names::DnsNames;
 use netpol_trace_common::tc::{FROM_POD, FlowKey, FlowState, event};
-pub use silence::{Finding, GRACE, body, flow};
+pub use unanswered::{GRACE, UnansweredConnection, body, flow};
 
 use crate::kernel::tc::{Told, View};
 use crate::model::packet::Packet;
 
 /// The kernel side as this module uses it; tests have one of their own.
-pub trait Kernel {
+pub trait KernelFlows {
     /// Returns `None` if the connection was answered.
     fn state(&self, key: &FlowKey) -> Option<FlowState>;
     fn forget(&mut self, key: &FlowKey);
@@ -42,7 +42,7 @@ pub trait Kernel {
     fn netns(&self) -> u32;
 }
 
-impl Kernel for View {
+impl KernelFlows for View {
     fn state(&self, key: &FlowKey) -> Option<FlowState> {
         self.flows.get(key)
     }
@@ -67,29 +67,29 @@ impl Kernel for View {
 }
 
 /// An address and a port.
-pub type End = (IpAddr, u16);
+pub type AddressPort = (IpAddr, u16);
 
 /// A connection in the direction of its opener, with the addresses that it had where it was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tuple {
-    pub client: End,
+pub struct ConnectionTuple {
+    pub client: AddressPort,
     pub protocol: u8,
-    pub server: End,
+    pub server: AddressPort,
 }
 
-impl Tuple {
-    fn of(key: &FlowKey, from_pod: bool) -> Tuple {
+impl ConnectionTuple {
+    fn of(key: &FlowKey, from_pod: bool) -> ConnectionTuple {
         let pod = (address(&key.pod), u16::from_be(key.pod_port));
         let remote = (address(&key.remote), u16::from_be(key.remote_port));
         let (client, server) = if from_pod { (pod, remote) } else { (remote, pod) };
-        Tuple { client, protocol: key.protocol as u8, server }
+        ConnectionTuple { client, protocol: key.protocol as u8, server }
     }
 
     /// Returns every tuple under which the connection of a dropped packet may have been seen: before and after NAT, in both directions.
-    fn all_of(packet: &Packet) -> impl Iterator<Item = Tuple> + use<> {
+    fn all_of(packet: &Packet) -> impl Iterator<Item = ConnectionTuple> + use<> {
         let headers = &packet.headers;
         let protocol = headers.protocol;
-        let own = headers.source_port.zip(headers.destination_port).map(|(source, destination)| Tuple {
+        let own = headers.source_port.zip(headers.destination_port).map(|(source, destination)| ConnectionTuple {
             client: (headers.source, source),
             protocol,
             server: (headers.destination, destination),
@@ -97,32 +97,40 @@ impl Tuple {
         let tracked = packet.conntrack.filter(|ct| ct.original.protocol == protocol).map(|ct| {
             let (o, r) = (ct.original, ct.reply);
             [
-                Tuple { client: (o.source, o.source_port), protocol, server: (o.destination, o.destination_port) },
-                Tuple { client: (r.destination, r.destination_port), protocol, server: (r.source, r.source_port) },
-                Tuple { client: (o.source, o.source_port), protocol, server: (r.source, r.source_port) },
+                ConnectionTuple {
+                    client: (o.source, o.source_port),
+                    protocol,
+                    server: (o.destination, o.destination_port),
+                },
+                ConnectionTuple {
+                    client: (r.destination, r.destination_port),
+                    protocol,
+                    server: (r.source, r.source_port),
+                },
+                ConnectionTuple { client: (o.source, o.source_port), protocol, server: (r.source, r.source_port) },
             ]
         });
         own.into_iter().flat_map(|tuple| [tuple, tuple.flipped()]).chain(tracked.into_iter().flatten())
     }
 
-    fn flipped(self) -> Tuple {
-        Tuple { client: self.server, protocol: self.protocol, server: self.client }
+    fn flipped(self) -> ConnectionTuple {
+        ConnectionTuple { client: self.server, protocol: self.protocol, server: self.client }
     }
 }
 
 /// Undoes the programs' IPv4-mapped form.
 fn address(words: &[u32; 4]) -> IpAddr {
-    let mut octets = [0; 16];
-    for (target, word) in octets.chunks_exact_mut(4).zip(words) {
+    let mut bytes = [0; 16];
+    for (target, word) in bytes.chunks_exact_mut(4).zip(words) {
         target.copy_from_slice(&word.to_ne_bytes());
     }
-    let ip = Ipv6Addr::from(octets);
+    let ip = Ipv6Addr::from(bytes);
     ip.to_ipv4_mapped().map_or(ip.into(), IpAddr::from)
 }
 
 /// Counts of connections for the status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct UnansweredTally {
     pub unanswered: u64,
     /// Unanswered connections without a record: too many at once, or drops may have been missed.
     pub unanswered_untold: u64,
@@ -133,25 +141,25 @@ pub struct Flows<K> {
     kernel: K,
     /// Drops are watched too, so "no drop on this node" is known.
     sees_drops: bool,
-    table: table::Table,
-    dropped: seen::Recent,
-    refused: seen::Recent,
-    names: Names,
-    silence: silence::Silence,
-    pub tally: Tally,
+    table: table::ConnectionTable,
+    dropped: seen::RecentEvents,
+    refused: seen::RecentEvents,
+    names: DnsNames,
+    unanswered: unanswered::ReportWindows,
+    pub tally: UnansweredTally,
 }
 
-impl<K: Kernel> Flows<K> {
+impl<K: KernelFlows> Flows<K> {
     pub fn new(kernel: K, sees_drops: bool) -> Flows<K> {
         Flows {
             kernel,
             sees_drops,
-            table: table::Table::default(),
-            dropped: seen::Recent::default(),
-            refused: seen::Recent::default(),
-            names: Names::default(),
-            silence: silence::Silence::default(),
-            tally: Tally::default(),
+            table: table::ConnectionTable::default(),
+            dropped: seen::RecentEvents::default(),
+            refused: seen::RecentEvents::default(),
+            names: DnsNames::default(),
+            unanswered: unanswered::ReportWindows::default(),
+            tally: UnansweredTally::default(),
         }
     }
 
@@ -167,7 +175,7 @@ impl<K: Kernel> Flows<K> {
                 event::OPENED => {}
                 // The refusing packet goes back to the opener of the connection.
                 event::RESET | event::ICMP => {
-                    let tuple = Tuple::of(&flow.key, flow.direction != FROM_POD);
+                    let tuple = ConnectionTuple::of(&flow.key, flow.direction != FROM_POD);
                     self.refused.insert(tuple, flow.time, now);
                 }
                 _ => {}
@@ -184,7 +192,7 @@ impl<K: Kernel> Flows<K> {
             packet.headers.protocol,
             crate::model::packet::TCP | crate::model::packet::UDP | crate::model::packet::SCTP
         ) {
-            for tuple in Tuple::all_of(packet) {
+            for tuple in ConnectionTuple::all_of(packet) {
                 self.dropped.insert(tuple, packet.time, now);
             }
         }

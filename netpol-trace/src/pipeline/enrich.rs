@@ -17,8 +17,8 @@ use crate::policy::{Connection, End, Transport, Who};
 /// A packet with both endpoints of its connection named.
 #[derive(Debug, Clone)]
 pub struct Flow<'a> {
-    pub source: Named<'a>,
-    pub destination: Named<'a>,
+    pub source: FlowEndpoint<'a>,
+    pub destination: FlowEndpoint<'a>,
     /// IP protocol number.
     pub protocol: u8,
     /// The packet is a reply: it goes from `destination` to `source`.
@@ -31,10 +31,10 @@ pub struct Flow<'a> {
 
 /// One endpoint of a connection.
 #[derive(Debug, Clone)]
-pub struct Named<'a> {
+pub struct FlowEndpoint<'a> {
     pub ip: IpAddr,
     pub port: Option<u16>,
-    pub owner: OwnedBy<'a>,
+    pub identity: Identity<'a>,
     /// The service that the client addressed; destinations only.
     pub service: Option<ServiceRef>,
     /// The address before translation, where it differs.
@@ -42,7 +42,7 @@ pub struct Named<'a> {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub enum OwnedBy<'a> {
+pub enum Identity<'a> {
     Pod(PodView<'a>),
     Node(&'a Str),
     /// An address of a service, not of a backend.
@@ -60,18 +60,18 @@ pub enum OwnedBy<'a> {
     Former(&'a Pod),
 }
 
-impl OwnedBy<'_> {
+impl Identity<'_> {
     pub fn kind(&self) -> EndpointKind {
         match self {
-            OwnedBy::Pod(_) => EndpointKind::Pod,
-            OwnedBy::Node(_) => EndpointKind::Node,
-            OwnedBy::Service => EndpointKind::Service,
-            OwnedBy::External => EndpointKind::External,
-            OwnedBy::Unknown
-            | OwnedBy::Unconfirmed
-            | OwnedBy::Ambiguous(_)
-            | OwnedBy::Reused(..)
-            | OwnedBy::Former(_) => EndpointKind::Unknown,
+            Identity::Pod(_) => EndpointKind::Pod,
+            Identity::Node(_) => EndpointKind::Node,
+            Identity::Service => EndpointKind::Service,
+            Identity::External => EndpointKind::External,
+            Identity::Unknown
+            | Identity::Unconfirmed
+            | Identity::Ambiguous(_)
+            | Identity::Reused(..)
+            | Identity::Former(_) => EndpointKind::Unknown,
         }
     }
 }
@@ -127,10 +127,10 @@ pub fn name<'a>(packet: &Packet, moment: &'a Moment<'_>) -> Flow<'a> {
     };
     let Some(ct) = conntrack else {
         return Flow {
-            source: end(moment, headers.source, headers.source_port),
+            source: identify(moment, headers.source, headers.source_port),
             destination: with_service(
                 index,
-                end(moment, headers.destination, headers.destination_port),
+                identify(moment, headers.destination, headers.destination_port),
                 headers.protocol,
                 headers.destination,
                 headers.destination_port,
@@ -143,12 +143,12 @@ pub fn name<'a>(packet: &Packet, moment: &'a Moment<'_>) -> Flow<'a> {
     };
     let (source_port, asked_port) = ports(ct.original.source_port, ct.original.destination_port);
     let (port, _) = ports(ct.reply.source_port, 0);
-    let mut destination = end(moment, ct.reply.source, port);
+    let mut destination = identify(moment, ct.reply.source, port);
     if (ct.original.destination, asked_port) != (ct.reply.source, port) {
         destination.original = Some(Address { ip: ct.original.destination, port: asked_port });
     }
     Flow {
-        source: end(moment, ct.original.source, source_port),
+        source: identify(moment, ct.original.source, source_port),
         destination: with_service(index, destination, headers.protocol, ct.original.destination, asked_port),
         protocol: headers.protocol,
         reply: ct.is_reply,
@@ -157,55 +157,57 @@ pub fn name<'a>(packet: &Packet, moment: &'a Moment<'_>) -> Flow<'a> {
     }
 }
 
-pub(crate) fn end<'a>(moment: &'a Moment<'_>, ip: IpAddr, port: Option<u16>) -> Named<'a> {
-    let owner = match moment.owner_of(ip) {
-        Owner::Pod(pod) => OwnedBy::Pod(pod),
-        Owner::Node(node) => OwnedBy::Node(&node.name),
-        Owner::Ambiguous(count) => OwnedBy::Ambiguous(count),
-        Owner::Either(one, other) => OwnedBy::Reused(one, other),
-        Owner::Former(pod) => OwnedBy::Former(pod),
-        Owner::None if moment.index.in_pod_network(ip) => OwnedBy::Unknown,
-        Owner::None => OwnedBy::External,
+pub(crate) fn identify<'a>(moment: &'a Moment<'_>, ip: IpAddr, port: Option<u16>) -> FlowEndpoint<'a> {
+    let identity = match moment.owner_of(ip) {
+        Owner::Pod(pod) => Identity::Pod(pod),
+        Owner::Node(node) => Identity::Node(&node.name),
+        Owner::Ambiguous(count) => Identity::Ambiguous(count),
+        Owner::Either(one, other) => Identity::Reused(one, other),
+        Owner::Former(pod) => Identity::Former(pod),
+        Owner::None if moment.index.in_pod_network(ip) => Identity::Unknown,
+        Owner::None => Identity::External,
     };
-    Named { ip, port, owner, service: None, original: None }
+    FlowEndpoint { ip, port, identity, service: None, original: None }
 }
 
 /// Adds the service that the client addressed at `ip` and `port`.
 pub(crate) fn with_service<'a>(
     index: &'a Index,
-    mut named: Named<'a>,
+    mut endpoint: FlowEndpoint<'a>,
     protocol: u8,
     ip: IpAddr,
     port: Option<u16>,
-) -> Named<'a> {
-    let Transport::Named(protocol) = Transport::from_number(protocol) else { return named };
-    let Some((service, found)) = index.service_at(ip, protocol, port.unwrap_or(0)) else { return named };
-    named.service = Some(ServiceRef {
+) -> FlowEndpoint<'a> {
+    let Transport::Named(protocol) = Transport::from_number(protocol) else { return endpoint };
+    let Some((service, found)) = index.service_at(ip, protocol, port.unwrap_or(0)) else { return endpoint };
+    endpoint.service = Some(ServiceRef {
         namespace: service.namespace.clone(),
         name: service.name.clone(),
         port: found.map(|p| p.port),
     });
     // The packet still has the service's own address: it was not translated to a backend.
-    if named.ip == ip && matches!(named.owner, OwnedBy::External | OwnedBy::Unknown) {
-        named.owner = OwnedBy::Service;
+    if endpoint.ip == ip && matches!(endpoint.identity, Identity::External | Identity::Unknown) {
+        endpoint.identity = Identity::Service;
     }
-    named
+    endpoint
 }
 
 impl<'a> Flow<'a> {
     /// Returns true if an endpoint may get its name soon. New pods send packets before the API server knows their address.
     pub fn may_be_named_later(&self) -> bool {
-        self.ends().iter().any(|end| matches!(end.owner, OwnedBy::Unknown | OwnedBy::Unconfirmed | OwnedBy::Former(_)))
+        self.endpoints()
+            .iter()
+            .any(|end| matches!(end.identity, Identity::Unknown | Identity::Unconfirmed | Identity::Former(_)))
     }
 
     /// Returns true if an endpoint's pod is terminating: its address may already belong to another pod that the index does not know yet.
     pub fn may_have_left(&self) -> bool {
-        self.ends().iter().any(|end| end.pod().is_some_and(|view| view.pod.terminating && !view.pod.host_network))
+        self.endpoints().iter().any(|end| end.pod().is_some_and(|view| view.pod.terminating && !view.pod.host_network))
     }
 
     /// Returns true if an endpoint's address belonged to either of two pods and the time does not decide which.
     pub fn is_reused(&self) -> bool {
-        self.ends().iter().any(|end| matches!(end.owner, OwnedBy::Reused(..)))
+        self.endpoints().iter().any(|end| matches!(end.identity, Identity::Reused(..)))
     }
 
     /// Removes names that do not hold for all counted packets. `later` is the flow as of the last packet; the owner at the times between is
@@ -215,12 +217,12 @@ impl<'a> Flow<'a> {
             if let (Some(first), Some(last)) = (end.pod(), later.pod())
                 && !first.pod.is_same(last.pod)
             {
-                end.owner = OwnedBy::Reused(first.pod, last.pod);
+                end.identity = Identity::Reused(first.pod, last.pod);
             }
         }
     }
 
-    fn ends(&self) -> [&Named<'a>; 2] {
+    fn endpoints(&self) -> [&FlowEndpoint<'a>; 2] {
         [&self.source, &self.destination]
     }
 
@@ -250,24 +252,24 @@ pub fn qualify(verdict: &mut Part<Verdict>, flow: &Flow<'_>, stale: &[String]) {
     }
 }
 
-impl<'a> Named<'a> {
+impl<'a> FlowEndpoint<'a> {
     fn as_end(&self) -> End<'a> {
-        let who = match self.owner {
-            OwnedBy::Pod(pod) => Who::Pod(pod),
-            OwnedBy::Node(node) => Who::Node(node),
-            OwnedBy::External | OwnedBy::Service => Who::External,
-            OwnedBy::Unknown
-            | OwnedBy::Unconfirmed
-            | OwnedBy::Ambiguous(_)
-            | OwnedBy::Reused(..)
-            | OwnedBy::Former(_) => Who::Unknown,
+        let who = match self.identity {
+            Identity::Pod(pod) => Who::Pod(pod),
+            Identity::Node(node) => Who::Node(node),
+            Identity::External | Identity::Service => Who::External,
+            Identity::Unknown
+            | Identity::Unconfirmed
+            | Identity::Ambiguous(_)
+            | Identity::Reused(..)
+            | Identity::Former(_) => Who::Unknown,
         };
         End { ip: Some(self.ip), who }
     }
 
     pub fn pod(&self) -> Option<PodView<'a>> {
-        match self.owner {
-            OwnedBy::Pod(pod) => Some(pod),
+        match self.identity {
+            Identity::Pod(pod) => Some(pod),
             _ => None,
         }
     }

@@ -13,9 +13,9 @@ use jiff::Timestamp;
 use netpol_trace_common::fold::TCP_FLAGS;
 
 use crate::model::ChangeKind;
-use crate::model::Facts;
-use crate::model::packet::{Packet, Repeats};
-use crate::pipeline::connections::{Finding, Origin};
+use crate::model::DropFacts;
+use crate::model::packet::{Packet, PacketCount};
+use crate::pipeline::connections::{Origin, UnansweredConnection};
 use crate::record::fingerprint::Hasher;
 use crate::record::{Fingerprint, PolicyChange};
 
@@ -57,7 +57,13 @@ impl Fingerprints {
 
     /// Returns the fingerprint of one packet, or of the counted packets of one flow. It uses only evidence of the kernel, so agents of other
     /// versions, or with other rights and options, compute the same value.
-    pub fn drop(&mut self, packet: &Packet, facts: &Facts, origin: Origin, repeats: &Repeats) -> Fingerprint {
+    pub fn drop(
+        &mut self,
+        packet: &Packet,
+        facts: &DropFacts,
+        origin: Origin,
+        packet_count: &PacketCount,
+    ) -> Fingerprint {
         let headers = &packet.headers;
         let port = |port: Option<u16>| port.map_or(u64::MAX, u64::from);
         let (icmp_type, icmp_code) = headers.icmp.unwrap_or_default();
@@ -76,15 +82,15 @@ impl Fingerprints {
             .number((headers.tcp_flags.unwrap_or_default() & TCP_FLAGS).into())
             .number(u64::from(icmp_type) << 8 | u64::from(icmp_code))
             .number(headers.fragment.into())
-            .number(repeats.packets())
-            .number(repeats.bytes(packet))
+            .number(packet_count.packets())
+            .number(packet_count.bytes(packet))
             .number(packet.time / SECOND_NS)
-            .number(repeats.last.max(packet.time) / SECOND_NS);
+            .number(packet_count.last.max(packet.time) / SECOND_NS);
         self.nth(hash.finish())
     }
 
     /// Returns the fingerprint of an unanswered connection, which two nodes may have seen.
-    pub fn unanswered(&mut self, finding: &Finding, opened: Timestamp) -> Fingerprint {
+    pub fn unanswered(&mut self, finding: &UnansweredConnection, opened: Timestamp) -> Fingerprint {
         let (client, server) = (finding.tuple.client, finding.tuple.server);
         let hash = Hasher::new("unanswered")
             .text(&self.cluster)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::accounting::{Accounting, Intake};
-use super::aggregate::Budget;
+use super::aggregate::RecordBudget;
 use super::connections::Flows;
 use super::fingerprints::Fingerprints;
 use super::pending::PendingDrop;
@@ -13,7 +13,7 @@ use super::unanswered::PendingConnection;
 use super::verdict_cache::VerdictCache;
 use crate::cluster::Cluster;
 use crate::cluster::api::Lookups;
-use crate::inventory::{Inventory, Watcher};
+use crate::inventory::{Inventory, InventoryWatcher};
 use crate::kernel::clock::Clock;
 use crate::kernel::tc::View;
 use crate::policy;
@@ -39,14 +39,14 @@ pub struct Pipeline {
     pub(super) tracked_netns: HashSet<u32>,
     /// The tc hook's connections; `None` without that hook.
     pub flows: Option<Flows<View>>,
-    pub(super) inventory: Option<Watcher>,
+    pub(super) inventory: Option<InventoryWatcher>,
     /// Look-ups of single pods, with the API server as source.
     pub lookups: Option<Lookups>,
     /// The record budget; `None` means no limit.
-    pub budget: Option<Budget>,
-    pub(super) config: Option<tokio::sync::watch::Receiver<crate::pipeline::filter::State>>,
+    pub budget: Option<RecordBudget>,
+    pub(super) config: Option<tokio::sync::watch::Receiver<crate::pipeline::filter::SettingsState>>,
     /// The re-readable part of the config file, as of the last look.
-    pub configured: crate::pipeline::filter::State,
+    pub configured: crate::pipeline::filter::SettingsState,
     pub(super) fingerprints: Fingerprints,
     pub output: Output,
 }
@@ -77,25 +77,28 @@ impl Pipeline {
             lookups: None,
             budget: None,
             config: None,
-            configured: crate::pipeline::filter::State::default(),
+            configured: crate::pipeline::filter::SettingsState::default(),
             fingerprints: Fingerprints::new(output.cluster(), output.run()),
             output,
         }
     }
 
     /// Adds the inventory of the agent's own network namespace.
-    pub fn with_inventory(mut self, inventory: Watcher) -> Pipeline {
+    pub fn with_inventory(mut self, inventory: InventoryWatcher) -> Pipeline {
         self.inventory = Some(inventory);
         self
     }
 
     /// Returns the inventory as it was last read.
     pub fn inventory(&self) -> Option<Arc<Inventory>> {
-        self.inventory.as_ref().map(Watcher::latest)
+        self.inventory.as_ref().map(InventoryWatcher::latest)
     }
 
     /// Follows the config file.
-    pub fn with_config(mut self, config: tokio::sync::watch::Receiver<crate::pipeline::filter::State>) -> Pipeline {
+    pub fn with_config(
+        mut self,
+        config: tokio::sync::watch::Receiver<crate::pipeline::filter::SettingsState>,
+    ) -> Pipeline {
         self.configured = config.borrow().clone();
         self.config = Some(config);
         self

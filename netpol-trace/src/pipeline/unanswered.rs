@@ -7,13 +7,13 @@ use super::connections::{self, Flows};
 use super::identity::confirm;
 use super::pending::NAMING_TIME;
 use crate::kernel::tc::View;
-use crate::pipeline::filter::Ends;
+use crate::pipeline::filter::EndpointPair;
 use crate::record::Body;
 use crate::sink::SinkError;
 
 /// An unanswered connection that waits for the name of an endpoint.
 pub(super) struct PendingConnection {
-    finding: connections::Finding,
+    finding: connections::UnansweredConnection,
     deadline: Instant,
     /// The API server was asked for the endpoints without a name.
     looked_up: bool,
@@ -50,7 +50,10 @@ impl Pipeline {
             let stale = self.cluster.stale();
             let mut body = connections::body(finding, &flow, &index, &self.options, names, time, &stale);
             if let Body::Unanswered(unanswered) = &body
-                && !self.configured.settings.admits(None, &Ends::of_record(&unanswered.source, &unanswered.destination))
+                && !self
+                    .configured
+                    .settings
+                    .admits(None, &EndpointPair::of_record(&unanswered.source, &unanswered.destination))
             {
                 if let Some(flows) = &mut self.flows {
                     flows.leave_out(finding);

@@ -6,13 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Cause, ConfigState, ConnectionTotals, HistoryState, HookState, Phase, SinkState, SourceState, Text, Totals,
+    Cause, ConfigState, ConnectionTotals, HistoryState, HookState, RunPhase, SinkState, SourceState, Text, Totals,
 };
 
 /// The agent's own state and its books.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
-    pub phase: Phase,
+    pub phase: RunPhase,
     pub version: Text,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_run: Option<String>,

@@ -184,7 +184,7 @@ impl Sink for Events {
         for record in records {
             match &record.body {
                 Body::Drop(drop) if drop.cause == Cause::Policy => self.add(record, drop, now),
-                Body::Status(status) => stops |= status.phase == crate::model::Phase::Stopped,
+                Body::Status(status) => stops |= status.phase == crate::model::RunPhase::Stopped,
                 _ => {}
             }
         }

@@ -8,7 +8,7 @@ use netpol_trace::cluster::change::Change;
 use netpol_trace::cluster::{Cluster, Index};
 use netpol_trace::pipeline::Pipeline;
 use netpol_trace::pipeline::accounting::Intake;
-use netpol_trace::pipeline::aggregate::Budget;
+use netpol_trace::pipeline::aggregate::RecordBudget;
 use netpol_trace::policy;
 use netpol_trace::policy::{Finding, Options};
 use netpol_trace::sink::Numbers;
@@ -40,7 +40,7 @@ fn a_drop_over_the_budget_does_not_allocate() {
     let flood = drops::denied(&cluster, PODS, 500);
     let output = Output::new(Numbers::new("5f3a9c1e".into(), None, None));
     let mut pipeline = Pipeline::new(cluster, Some("node-1".into()), false, Arc::new(Intake::default()), output);
-    pipeline.budget = Some(Budget::new(1, Instant::now()));
+    pipeline.budget = Some(RecordBudget::new(1, Instant::now()));
     // Those within the budget, and then the first of every fold.
     pipeline.handle(flood.clone()).unwrap();
     pipeline.handle(flood.clone()).unwrap();

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use netpol_trace::cluster::Cluster;
 use netpol_trace::kernel::RawDrop;
-use netpol_trace::model::packet::{Repeats, TCP};
-use netpol_trace::model::{Answers, Candidate, Facts, Hook, Mechanism, Site, VerdictResult};
+use netpol_trace::model::packet::{PacketCount, TCP};
+use netpol_trace::model::{DropFacts, DropSite, Hook, Mechanism, PolicyRelevance, RejectVisibility, VerdictResult};
 use netpol_trace::policy;
 use netpol_trace::policy::{Connection, Options};
 use netpol_trace_common::fold::FoldKey;
@@ -63,16 +63,20 @@ fn drop_of((connection, source_port): (&Connection<'_>, u16)) -> RawDrop {
         device: [0; 2],
         head,
     };
-    let facts = Facts {
+    let facts = DropFacts {
         reason: Some("NETFILTER_DROP".into()),
         location: Some("nft_do_chain".into()),
-        site: Site { mechanism: Mechanism::Nftables, candidate: Candidate::Policy, hook: Some(Hook::Forward) },
+        site: DropSite {
+            mechanism: Mechanism::Nftables,
+            relevance: PolicyRelevance::Likely,
+            hook: Some(Hook::Forward),
+        },
         device: Some("veth12345678".into()),
         netns: Some(4_026_531_840),
         rejected: false,
-        answers: Answers { icmp: true, icmp6: true, reset: true },
+        answers: RejectVisibility { icmp: true, icmp6: true, reset: true },
     };
-    RawDrop { event, facts, repeats: Repeats::ONE }
+    RawDrop { event, facts, packet_count: PacketCount::ONE }
 }
 
 /// CLOCK_MONOTONIC, nearly: ns.

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::agent::tail_server::Serving;
-use crate::agent::tail_server::places::Place;
+use crate::agent::tail_server::slots::ReaderSlot;
 use crate::cluster::access_review::{ReviewError, Reviewer, User};
 use crate::history::Follower;
 use crate::http::Stalled;
@@ -26,27 +26,27 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const REVIEW_AGAIN: Duration = Duration::from_secs(60);
 
 /// Lines, or why no more of them come: the reader then sees a broken answer, not the end of one.
-type Batch = io::Result<Vec<u8>>;
+type LineBatch = io::Result<Vec<u8>>;
 
 /// What a reader asked for, and their way to it.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct RecordStream {
     pub user: User,
     /// None: they see everything.
     pub namespaces: Vec<String>,
     pub since: Option<Timestamp>,
     pub follow: bool,
-    pub to_reader: mpsc::Sender<Batch>,
-    pub place: Place,
+    pub to_reader: mpsc::Sender<LineBatch>,
+    pub slot: ReaderSlot,
     pub stalled: Stalled,
 }
 
-impl Reading {
+impl RecordStream {
     /// Sends what the reader may see, until the end or until they go, in a thread that may wait for the disk.
     pub fn start(self, serving: Serving, token: String, folder: Folder) {
         let ended = Arc::new(OnceLock::new());
         let (alive, gone) = oneshot::channel();
-        let mut view = View {
+        let mut view = VisibleLines {
             user: self.user.clone(),
             namespaces: self.namespaces.clone(),
             since: self.since,
@@ -65,11 +65,11 @@ impl Reading {
             if self.stalled.is_so() {
                 tracing::warn!(user = self.user.name(), "a reader of --tail-listen did not read and is disconnected");
             }
-            drop((self.place, alive));
+            drop((self.slot, alive));
         });
     }
 
-    fn read(&self, mut follower: Follower, view: &mut View, ended: &OnceLock<&'static str>) -> io::Result<()> {
+    fn read(&self, mut follower: Follower, view: &mut VisibleLines, ended: &OnceLock<&'static str>) -> io::Result<()> {
         loop {
             if let Some(why) = ended.get() {
                 return Err(io::Error::other(*why));
@@ -122,7 +122,7 @@ async fn review_again(
 }
 
 /// One reader's view of the lines.
-struct View {
+struct VisibleLines {
     user: User,
     /// None: they see everything.
     namespaces: Vec<String>,
@@ -133,7 +133,7 @@ struct View {
     may: HashMap<String, bool>,
 }
 
-impl View {
+impl VisibleLines {
     /// Appends what the reader may see of a line. An error: what they may see is not known.
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>) -> Result<(), ReviewError> {
         let Some(seen) = read::read(line.trim_ascii_end()) else { return Ok(()) };

@@ -7,7 +7,7 @@ use crate::cluster::Index;
 use crate::cluster::index::{Owner, PodView};
 use crate::model::packet::Packet;
 use crate::model::{Action, Address};
-use crate::pipeline::connections::{End, Flows, Kernel, Tuple};
+use crate::pipeline::connections::{AddressPort, ConnectionTuple, Flows, KernelFlows};
 use crate::pipeline::enrich;
 use crate::record::Drop;
 
@@ -22,7 +22,7 @@ pub struct Origin {
     pub netns: Option<u32>,
 }
 
-impl<K: Kernel> Flows<K> {
+impl<K: KernelFlows> Flows<K> {
     /// Adds what is certain: the address that the client used and its names, a spoofed source, a reject.
     pub fn annotate(&mut self, drop: &mut Drop, packet: &Packet, origin: Origin, index: &Index, now: Instant) {
         if packet.conntrack.is_none() {
@@ -53,13 +53,13 @@ impl<K: Kernel> Flows<K> {
         }
         let (ip, port) = tuple.server;
         let now = index.now();
-        let asked = enrich::with_service(index, enrich::end(&now, ip, Some(port)), protocol, ip, Some(port));
+        let asked = enrich::with_service(index, enrich::identify(&now, ip, Some(port)), protocol, ip, Some(port));
         drop.destination.original = Some(Address { ip, port: Some(port) });
         drop.destination.service = asked.service;
     }
 
     fn was_rejected(&self, packet: &Packet) -> bool {
-        Tuple::all_of(packet).any(|tuple| {
+        ConnectionTuple::all_of(packet).any(|tuple| {
             let refused = self.refused.time(&tuple);
             refused.is_some_and(|time| packet.time.abs_diff(time) < REJECTED_WITHIN.as_nanos() as u64)
         })
@@ -90,7 +90,7 @@ impl<K: Kernel> Flows<K> {
         }
         // Behind a bridge the packet's device is the bridge; the first packet of the connection was seen at the port.
         let (client, server) = ends(packet)?;
-        let tuple = Tuple { client, protocol: packet.headers.protocol, server };
+        let tuple = ConnectionTuple { client, protocol: packet.headers.protocol, server };
         let mut sent = self.table.of(tuple).filter(|(_, open)| open.from_pod);
         match (sent.next(), sent.next()) {
             (Some(((_, interface), _)), None) => Some(*interface),
@@ -99,7 +99,7 @@ impl<K: Kernel> Flows<K> {
     }
 }
 
-fn ends(packet: &Packet) -> Option<(End, End)> {
+fn ends(packet: &Packet) -> Option<(AddressPort, AddressPort)> {
     let headers = &packet.headers;
     let (source, destination) = headers.source_port.zip(headers.destination_port)?;
     Some(((headers.source, source), (headers.destination, destination)))
@@ -119,7 +119,7 @@ fn pod_behind<'a>(addresses: &[IpAddr], index: &'a Index) -> Option<PodView<'a>>
 }
 
 /// Returns true if `backend` is an endpoint of the service at `asked`.
-fn is_backend(index: &Index, protocol: u8, asked: End, backend: End) -> bool {
+fn is_backend(index: &Index, protocol: u8, asked: AddressPort, backend: AddressPort) -> bool {
     let crate::policy::Transport::Named(named) = crate::policy::Transport::from_number(protocol) else {
         return false;
     };

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::pipeline::connections::Tuple;
+use crate::pipeline::connections::ConnectionTuple;
 
 const MAX: usize = 32 * 1024;
 /// Longer than any connection waits for its answer.
@@ -11,14 +11,14 @@ const KEPT: Duration = Duration::from_secs(30);
 
 /// A bounded memory of recent events that knows when it is incomplete.
 #[derive(Debug, Default)]
-pub struct Recent {
+pub struct RecentEvents {
     /// The kernel's time of the latest event, and when the event was read.
-    events: HashMap<Tuple, (u64, Instant)>,
+    events: HashMap<ConnectionTuple, (u64, Instant)>,
     blind_until: Option<Instant>,
 }
 
-impl Recent {
-    pub fn insert(&mut self, tuple: Tuple, time: u64, now: Instant) {
+impl RecentEvents {
+    pub fn insert(&mut self, tuple: ConnectionTuple, time: u64, now: Instant) {
         if self.events.len() >= MAX && !self.events.contains_key(&tuple) {
             self.events.retain(|_, (_, told)| now.duration_since(*told) < KEPT);
             if self.events.len() >= MAX {
@@ -31,7 +31,7 @@ impl Recent {
     }
 
     /// The kernel's time of the latest event, ns.
-    pub fn time(&self, tuple: &Tuple) -> Option<u64> {
+    pub fn time(&self, tuple: &ConnectionTuple) -> Option<u64> {
         self.events.get(tuple).map(|(time, _)| *time)
     }
 

@@ -12,7 +12,7 @@ struct Fake {
     interfaces: Vec<u32>,
 }
 
-impl Kernel for Fake {
+impl KernelFlows for Fake {
     fn state(&self, key: &FlowKey) -> Option<FlowState> {
         self.entries.get(key).copied()
     }
@@ -138,7 +138,7 @@ fn lost_drops_forbid_the_claim() {
     let now = node.start;
     node.flows.lost_drops(now);
     assert_eq!(node.silent_at(6), []);
-    assert_eq!(node.flows.tally, Tally { unanswered: 0, unanswered_untold: 1 });
+    assert_eq!(node.flows.tally, UnansweredTally { unanswered: 0, unanswered_untold: 1 });
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::context::DropContext;
 use crate::inventory::owner::Owner;
-use crate::model::{Action, Candidate, Cause, Hook, Mechanism};
+use crate::model::{Action, Cause, Hook, Mechanism, PolicyRelevance};
 
 /// Decides what was done with the packet.
 ///
@@ -14,7 +14,7 @@ pub(super) fn action(cause: Cause, context: &DropContext<'_>) -> Action {
         // The queue's listener can only drop. A packet that it accepts and that a later legacy rule ends is freed there too.
         Mechanism::Nfqueue if context.inventory.is_none() && !context.rejected => return Action::Drop,
         // What a flow rejects goes to the switch's daemon, which answers: only what it drops is freed.
-        Mechanism::Ovs if context.site.candidate == Candidate::Policy => return Action::Drop,
+        Mechanism::Ovs if context.site.relevance == PolicyRelevance::Likely => return Action::Drop,
         Mechanism::Ovs | Mechanism::Unknown => return Action::Unknown,
         Mechanism::Nfqueue | Mechanism::Nftables | Mechanism::IptablesLegacy | Mechanism::Netfilter => {}
     }
@@ -38,13 +38,13 @@ pub(super) fn action(cause: Cause, context: &DropContext<'_>) -> Action {
     };
     let found = inventory.at(mechanism, context.site.hook, context.family);
     let policy_made = found.has_policy();
-    let ends = found.ends(|owner| match cause {
+    let terminals = found.terminals(|owner| match cause {
         Cause::Policy | Cause::Disagrees if policy_made => owner.is_none_or(|owner| !owner.is_policy()),
         // kube-proxy drops what asks for a service that can't be had; such drops have causes of their own.
         Cause::Policy | Cause::Disagrees => owner == Some(Owner::KubeProxy),
         _ => false,
     });
-    match (ends.drop || context.site.mechanism == Mechanism::Nfqueue, ends.reject) {
+    match (terminals.drop || context.site.mechanism == Mechanism::Nfqueue, terminals.reject) {
         (true, false) => Action::Drop,
         (false, true) => Action::Reject,
         _ => Action::Unknown,

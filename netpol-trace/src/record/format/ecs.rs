@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::model::{Action, Cause, ChangeKind, Phase};
+use crate::model::{Action, Cause, ChangeKind, RunPhase};
 use crate::record::format::message::message;
 use crate::record::format::view::{View, view};
 use crate::record::json::{compact, embedded};
@@ -70,9 +70,9 @@ fn what(body: &Body) -> What {
         Body::Loss(_) => ("netpol_trace.loss", "event", &["host"], &["error"], "records-lost", None),
         Body::Status(status) => {
             let action = match status.phase {
-                Phase::Started => "started",
-                Phase::Running => "running",
-                Phase::Stopped => "stopped",
+                RunPhase::Started => "started",
+                RunPhase::Running => "running",
+                RunPhase::Stopped => "stopped",
             };
             ("netpol_trace.status", "state", &["host"], &["info"], action, None)
         }

@@ -1,6 +1,6 @@
 //! A record in one line of words, for formats that have a message.
 
-use crate::model::{Action, Cause, ChangeKind, LossStage, Phase, Side, VerdictResult};
+use crate::model::{Action, Cause, ChangeKind, LossStage, RunPhase, Side, VerdictResult};
 use crate::record::{Body, Drop, Endpoint, PolicyChange, Record, Unanswered};
 
 /// Octets of a message.
@@ -18,9 +18,9 @@ pub fn message(record: &Record) -> String {
         }
         Body::Status(status) => {
             let phase = match status.phase {
-                Phase::Started => "started",
-                Phase::Running => "running",
-                Phase::Stopped => "stopped",
+                RunPhase::Started => "started",
+                RunPhase::Running => "running",
+                RunPhase::Stopped => "stopped",
             };
             let agent = &status.totals.agent;
             format!("{phase}: {} packets read, {} written, {} lost", agent.read, agent.written, agent.lost)

@@ -304,13 +304,13 @@ proptest! {
 /// A count of packets over some time has a name only if that held all the time.
 #[test]
 fn a_count_over_a_change_of_hands_is_nobodys() {
-    use crate::pipeline::enrich::{Flow, OwnedBy, end};
+    use crate::pipeline::enrich::{Flow, Identity, identify};
     let mut index = listed(vec![Object::Pod(pod("a", "1", 7, Some(-5000)))]);
     index.apply(vec![delete(Kind::Pod, "a")], at(2000));
     index.apply(vec![Change::Upsert(Object::Pod(pod("b", "2", 7, Some(3000))))], at(4000));
     let flow = |moment: &'static Moment<'static>| Flow {
-        source: end(moment, ip(7), None),
-        destination: end(moment, ip(9), None),
+        source: identify(moment, ip(7), None),
+        destination: identify(moment, ip(9), None),
         protocol: 17,
         reply: false,
         tracked: false,
@@ -322,8 +322,8 @@ fn a_count_over_a_change_of_hands_is_nobodys() {
     let (early, still, late) = (flow(moment(500)), flow(moment(1500)), flow(moment(5000)));
     let mut held = early.clone();
     held.hold_throughout(&still);
-    assert!(matches!(held.source.owner, OwnedBy::Pod(view) if &*view.pod.name == "a"), "{held:?}");
+    assert!(matches!(held.source.identity, Identity::Pod(view) if &*view.pod.name == "a"), "{held:?}");
     held.hold_throughout(&late);
-    assert!(matches!(held.source.owner, OwnedBy::Reused(a, b) if (&*a.name, &*b.name) == ("a", "b")), "{held:?}");
-    assert!(matches!(held.destination.owner, OwnedBy::External | OwnedBy::Unknown), "{held:?}");
+    assert!(matches!(held.source.identity, Identity::Reused(a, b) if (&*a.name, &*b.name) == ("a", "b")), "{held:?}");
+    assert!(matches!(held.destination.identity, Identity::External | Identity::Unknown), "{held:?}");
 }

@@ -11,10 +11,10 @@ use crate::cluster::index::Moment;
 use crate::model::packet::transport_name;
 use crate::model::{Direction, Enrichment, Family, Part};
 use crate::pipeline::build::endpoint;
-use crate::pipeline::connections::table::{Open, Place};
-use crate::pipeline::connections::{End, Flows, Kernel, Tuple};
+use crate::pipeline::connections::table::{OpenConnection, Sighting};
+use crate::pipeline::connections::{AddressPort, ConnectionTuple, Flows, KernelFlows};
 use crate::pipeline::enrich;
-use crate::pipeline::enrich::OwnedBy;
+use crate::pipeline::enrich::Identity;
 use crate::policy;
 use crate::record::community_id::community_id;
 use crate::record::{Body, Network, Unanswered};
@@ -35,9 +35,9 @@ const CLIENT_PORTS: u16 = 32768;
 
 /// Unanswered connections of one client to one server's port.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Finding {
+pub struct UnansweredConnection {
     /// The latest connection.
-    pub tuple: Tuple,
+    pub tuple: ConnectionTuple,
     pub from_pod: bool,
     /// CLOCK_MONOTONIC of the first packet, ns.
     pub opened: u64,
@@ -53,23 +53,23 @@ pub struct Finding {
 }
 
 /// Client, server and port: the key of a window.
-type Route = (IpAddr, u8, End);
+type Route = (IpAddr, u8, AddressPort);
 
 /// Windows in which a record was written.
 #[derive(Debug, Default)]
-pub struct Silence {
-    told: HashMap<Route, (Instant, Option<Finding>)>,
+pub struct ReportWindows {
+    told: HashMap<Route, (Instant, Option<UnansweredConnection>)>,
 }
 
-impl<K: Kernel> Flows<K> {
+impl<K: KernelFlows> Flows<K> {
     /// Returns the connections whose time for a reply is over, and at the end of a window those that its first record does not count.
-    pub fn unanswered(&mut self, now: Instant) -> Vec<Finding> {
+    pub fn unanswered(&mut self, now: Instant) -> Vec<UnansweredConnection> {
         let mut found = Vec::new();
-        while let Some((place, open)) = self.table.next_due(now) {
-            let finding = self.decide(place, open, now);
+        while let Some((sighting, open)) = self.table.next_due(now) {
+            let finding = self.decide(sighting, open, now);
             found.extend(finding.and_then(|finding| self.fold(finding, now)));
         }
-        self.silence.told.retain(|_, (until, more)| {
+        self.unanswered.told.retain(|_, (until, more)| {
             if *until > now {
                 return true;
             }
@@ -82,13 +82,13 @@ impl<K: Kernel> Flows<K> {
         found
     }
 
-    fn decide(&mut self, place: Place, mut open: Open, now: Instant) -> Option<Finding> {
+    fn decide(&mut self, sighting: Sighting, mut open: OpenConnection, now: Instant) -> Option<UnansweredConnection> {
         let state = self.kernel.state(&open.key)?;
-        let (tuple, interface) = place;
+        let (tuple, interface) = sighting;
         let udp = tuple.protocol == crate::model::packet::UDP;
         let counted = (state.packets, state.replies);
         let finding =
-            if open.settled || state.replies > 0 { None } else { self.judge(&place, &open, state.packets, now) };
+            if open.settled || state.replies > 0 { None } else { self.judge(&sighting, &open, state.packets, now) };
         let quiet = open.counted == Some(counted) || udp && open.counted.is_none() && counted.0 + counted.1 <= 2;
         let gone = self.kernel.interface(interface).is_none();
         if quiet || gone || self.table.is_crowded() {
@@ -96,17 +96,23 @@ impl<K: Kernel> Flows<K> {
         } else {
             open.settled = true;
             open.counted = Some(counted);
-            self.table.keep(place, open, now + if udp { UDP_IDLE } else { TCP_IDLE });
+            self.table.keep(sighting, open, now + if udp { UDP_IDLE } else { TCP_IDLE });
         }
         finding
     }
 
-    fn judge(&mut self, place: &Place, open: &Open, packets: u32, now: Instant) -> Option<Finding> {
-        let (tuple, interface) = *place;
+    fn judge(
+        &mut self,
+        sighting: &Sighting,
+        open: &OpenConnection,
+        packets: u32,
+        now: Instant,
+    ) -> Option<UnansweredConnection> {
+        let (tuple, interface) = *sighting;
         if tuple.protocol == crate::model::packet::UDP && !self.is_certain(&tuple, interface) {
             return None;
         }
-        let others = || self.table.of_client(tuple.client, tuple.protocol).filter(|(other, _)| *other != place);
+        let others = || self.table.of_client(tuple.client, tuple.protocol).filter(|(other, _)| *other != sighting);
         // One connection is seen at both pods' interfaces, and the client's side reports it. Behind NAT the server's address differs.
         if !open.from_pod && others().any(|(_, other)| other.from_pod) {
             return None;
@@ -119,7 +125,7 @@ impl<K: Kernel> Flows<K> {
             self.tally.unanswered_untold += 1;
             return None;
         }
-        Some(Finding {
+        Some(UnansweredConnection {
             tuple,
             from_pod: open.from_pod,
             opened: open.opened,
@@ -133,40 +139,40 @@ impl<K: Kernel> Flows<K> {
     }
 
     /// Returns true if the first packet seen certainly opened the exchange. Late replies look like opening packets.
-    fn is_certain(&self, tuple: &Tuple, interface: u32) -> bool {
+    fn is_certain(&self, tuple: &ConnectionTuple, interface: u32) -> bool {
         let answers = tuple.server.1 >= CLIENT_PORTS && tuple.client.1 < CLIENT_PORTS;
         !answers && self.kernel.watched_for(interface).is_some_and(|time| time > UDP_SETTLED + GRACE)
     }
 
     /// Counts a finding as one without a record.
-    pub fn leave_out(&mut self, finding: &Finding) {
+    pub fn leave_out(&mut self, finding: &UnansweredConnection) {
         self.tally.unanswered -= finding.count;
         self.tally.unanswered_untold += finding.count;
     }
 
     /// Reports the first finding of a key at once and the others at the end of the window.
-    fn fold(&mut self, finding: Finding, now: Instant) -> Option<Finding> {
+    fn fold(&mut self, finding: UnansweredConnection, now: Instant) -> Option<UnansweredConnection> {
         let route = (finding.tuple.client.0, finding.tuple.protocol, finding.tuple.server);
-        if let Some((_, more)) = self.silence.told.get_mut(&route) {
+        if let Some((_, more)) = self.unanswered.told.get_mut(&route) {
             let count = more.take().map_or(0, |more| more.count) + 1;
-            *more = Some(Finding { count, ..finding });
+            *more = Some(UnansweredConnection { count, ..finding });
             return None;
         }
-        if self.silence.told.len() >= MAX_RECORDS {
+        if self.unanswered.told.len() >= MAX_RECORDS {
             self.tally.unanswered_untold += 1;
             return None;
         }
-        self.silence.told.insert(route, (now + WINDOW, None));
+        self.unanswered.told.insert(route, (now + WINDOW, None));
         Some(finding)
     }
 }
 
 /// Names both endpoints of a finding.
-pub fn flow<'a>(finding: &Finding, moment: &'a Moment<'_>) -> enrich::Flow<'a> {
-    let Tuple { client, protocol, server } = finding.tuple;
-    let end = enrich::end(moment, server.0, Some(server.1));
+pub fn flow<'a>(finding: &UnansweredConnection, moment: &'a Moment<'_>) -> enrich::Flow<'a> {
+    let ConnectionTuple { client, protocol, server } = finding.tuple;
+    let end = enrich::identify(moment, server.0, Some(server.1));
     enrich::Flow {
-        source: enrich::end(moment, client.0, Some(client.1)),
+        source: enrich::identify(moment, client.0, Some(client.1)),
         destination: enrich::with_service(moment.index, end, protocol, server.0, Some(server.1)),
         protocol,
         reply: false,
@@ -177,7 +183,7 @@ pub fn flow<'a>(finding: &Finding, moment: &'a Moment<'_>) -> enrich::Flow<'a> {
 
 /// Builds the record of a finding, with the verdict on its connection.
 pub fn body(
-    finding: &Finding,
+    finding: &UnansweredConnection,
     flow: &enrich::Flow<'_>,
     index: &Index,
     options: &policy::Options,
@@ -185,9 +191,9 @@ pub fn body(
     time: Timestamp,
     stale: &[String],
 ) -> Body {
-    let Tuple { client, protocol, server } = finding.tuple;
+    let ConnectionTuple { client, protocol, server } = finding.tuple;
     // Policies are about pods, and which backend a service chose is not known here.
-    let mut verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
+    let mut verdict = (!matches!(flow.destination.identity, Identity::Service))
         .then(|| Part::new(policy::judge(index, &flow.connection(time), options)));
     if let Some(verdict) = &mut verdict {
         enrich::qualify(verdict, flow, stale);

@@ -1,0 +1,75 @@
+//! Places for readers: a limit in total and a limit per user, so that no user takes all of them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Each reader has a thread while it is there.
+const MAX_READERS: usize = 32;
+/// Developers of a namespace share one account.
+pub(super) const MAX_READERS_OF_USER: usize = 8;
+
+/// The readers that are there, by user name.
+#[derive(Debug, Default)]
+pub(super) struct ReaderSlots(Mutex<HashMap<String, usize>>);
+
+/// Why there is no place.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NoSlot {
+    All,
+    Users,
+}
+
+/// A reader's place, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct ReaderSlot {
+    slots: Arc<ReaderSlots>,
+    user: String,
+}
+
+impl ReaderSlots {
+    pub fn take(self: &Arc<Self>, user: &str) -> Result<ReaderSlot, NoSlot> {
+        let mut taken = self.lock();
+        if taken.get(user).is_some_and(|count| *count >= MAX_READERS_OF_USER) {
+            return Err(NoSlot::Users);
+        }
+        if taken.values().sum::<usize>() >= MAX_READERS {
+            return Err(NoSlot::All);
+        }
+        *taken.entry(user.to_owned()).or_default() += 1;
+        Ok(ReaderSlot { slots: self.clone(), user: user.to_owned() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for ReaderSlot {
+    fn drop(&mut self) {
+        let mut taken = self.slots.lock();
+        if let Some(count) = taken.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.user);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_has_a_share_and_gives_it_back() {
+        let slots = Arc::<ReaderSlots>::default();
+        let first: Vec<_> = (0..MAX_READERS_OF_USER).map(|_| slots.take("a").expect("a slot")).collect();
+        assert_eq!(slots.take("a").err(), Some(NoSlot::Users));
+        let others = ["b", "c", "d"].iter().flat_map(|user| (0..MAX_READERS_OF_USER).map(|_| slots.take(user)));
+        let others: Vec<_> = others.map(|slot| slot.expect("a slot")).collect();
+        assert_eq!(slots.take("e").err(), Some(NoSlot::All));
+        drop((first, others));
+        assert!(slots.lock().is_empty());
+        assert!(slots.take("e").is_ok());
+    }
+}
