@@ -29,7 +29,7 @@ use crate::inventory::{self, InventoryWatcher};
 use crate::kernel;
 use crate::kernel::tc::{Mode, View};
 use crate::memory;
-use crate::model::HookState;
+use crate::model::{HookMode, HookState};
 use crate::pipeline::Pipeline;
 use crate::pipeline::accounting::Intake;
 use crate::pipeline::aggregate::RecordBudget;
@@ -343,14 +343,14 @@ fn open_tc(chosen: Option<&[HookName]>, hooks: &mut Vec<HookState>) -> anyhow::R
     if chosen.is_none() && mode == Mode::Clsact {
         let why = "off by default before Linux 6.6, where tc filters outlive a killed agent: --hooks kfree_skb,tc";
         tracing::info!("tc hook {why}");
-        hooks.push(worker::tc_unused(HookState::OFF, why.to_owned()));
+        hooks.push(HookState::new("tc", HookMode::Off, Some(why.to_owned())));
         return Ok(None);
     }
     match kernel::tc::open(mode) {
         Ok(opened) => Ok(Some(opened)),
         Err(error) if wants(chosen, HookName::KfreeSkb) => {
             tracing::warn!("no tc hook: {error}; records lack DNS names, and connections without an answer go unseen");
-            hooks.push(worker::tc_unused(HookState::REFUSED, error.to_string()));
+            hooks.push(HookState::new("tc", HookMode::Refused, Some(error.to_string())));
             Ok(None)
         }
         Err(error) => Err(error.into()),

@@ -41,6 +41,7 @@ use self::filter::Place;
 use self::layout::Layout;
 use self::symbols::{Symbols, SymbolsError};
 use crate::memory;
+use crate::model::drop_taxonomy::is_unspecific;
 use crate::model::packet::PacketCount;
 use crate::model::{DropFacts, PolicyRelevance, RejectVisibility, Str};
 
@@ -195,7 +196,7 @@ impl Names {
         };
         let location = symbol(event.location);
         let names = Arc::new(Interned {
-            dull: filter::is_unspecific(reason.as_deref())
+            dull: is_unspecific(reason.as_deref())
                 && !location.as_deref().is_some_and(|location| self.locations.contains(&location)),
             reason,
             location,
@@ -233,7 +234,7 @@ impl Names {
             device: self.device(event),
             netns: (event.netns != 0).then_some(event.netns),
             rejected: event.flags & flags::REJECTED != 0,
-            answers: self.answers,
+            visible_rejects: self.answers,
         }
     }
 

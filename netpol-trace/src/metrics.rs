@@ -230,7 +230,7 @@ fn denying_namespace(drop: &Drop) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ConfigState, HookState};
+    use crate::model::{ConfigState, HookMode, HookState};
     use crate::record::Record;
 
     fn status() -> Status {
@@ -269,11 +269,11 @@ mod tests {
 
     #[test]
     fn a_hook_that_was_refused_is_told_from_one_that_was_not_asked_for() {
-        let hook = |name: &'static str, state| HookState { name: name.into(), state, detail: None };
+        let hook = |name, mode| HookState::new(name, mode, None);
         let hooks = vec![
-            hook("kfree_skb", "btf_tracepoint".into()),
-            hook("tc", HookState::REFUSED),
-            hook("reject", HookState::OFF),
+            hook("kfree_skb", HookMode::BtfTracepoint),
+            hook("tc", HookMode::Refused),
+            hook("reject", HookMode::Off),
         ];
         let page = page(Status { hooks, ..status() });
         for line in [

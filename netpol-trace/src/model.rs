@@ -3,8 +3,10 @@
 //! Types only: no I/O, no clock, and no import from the rest of the project.
 
 pub mod cause;
+mod closed_set;
 pub mod cluster;
 pub mod drop_site;
+pub mod drop_taxonomy;
 pub mod endpoint;
 pub mod loss;
 pub mod packet;

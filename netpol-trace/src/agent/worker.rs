@@ -19,7 +19,9 @@ use crate::kernel::hook::Hook;
 use crate::kernel::symbols::SymbolsError;
 use crate::kernel::tc;
 use crate::metrics::Published;
-use crate::model::{ConnectionTotals, HistoryState, HookState, Loss, LossStage, RunPhase, SourceState, Text, Totals};
+use crate::model::{
+    ConnectionTotals, HistoryState, HookMode, HookState, Loss, LossStage, RunPhase, SourceState, Totals,
+};
 use crate::pipeline::Pipeline;
 use crate::record::{Body, Status};
 use crate::sink::SinkError;
@@ -415,35 +417,30 @@ fn connections(counters: &FlowCounters, pipeline: &Pipeline) -> ConnectionTotals
 
 /// The tc hook as a status tells it.
 fn tc_state(interfaces: &tc::Interfaces) -> HookState {
-    HookState { name: "tc".into(), state: interfaces.mode().as_str().into(), detail: Some(interfaces.describe()) }
-}
-
-/// The tc hook when it is not in use: [`HookState::OFF`] or [`HookState::REFUSED`].
-pub fn tc_unused(state: Text, why: String) -> HookState {
-    HookState { name: "tc".into(), state, detail: Some(why) }
+    HookState::new("tc", interfaces.mode().hook_mode(), Some(interfaces.describe()))
 }
 
 /// The kfree_skb hook as a status tells it.
 pub fn drop_state(attached: &Attached, symbols: Option<&SymbolsError>) -> HookState {
     let (state, mut detail) = match attached.hook() {
-        Hook::BtfTracepoint => ("btf_tracepoint", None),
-        Hook::RawTracepoint(why) => ("raw_tracepoint", Some(format!("BTF tracepoint refused: {why}"))),
+        Hook::BtfTracepoint => (HookMode::BtfTracepoint, None),
+        Hook::RawTracepoint(why) => (HookMode::RawTracepoint, Some(format!("BTF tracepoint refused: {why}"))),
     };
     if let Some(error) = symbols {
         detail = Some(format!("{}reasons only: {error}", detail.map(|d| d + "; ").unwrap_or_default()));
     }
-    HookState { name: "kfree_skb".into(), state: state.into(), detail }
+    HookState::new("kfree_skb", state, detail)
 }
 
 /// What of the rulesets can be read, and what drops unseen, as a status tells it.
 fn inventory_state(inventory: &Inventory) -> HookState {
     let unknown = inventory.unknown();
-    let state = if unknown.is_empty() { "read" } else { "partly_read" };
+    let state = if unknown.is_empty() { HookMode::Read } else { HookMode::PartlyRead };
     let mut limits = coverage::uncovered(inventory, crate::kernel::release());
     if !unknown.is_empty() {
         let unknown = unknown.join(", ");
         limits.push(format!("{unknown}: whose rule it was, and whether it drops or rejects, stays unknown there"));
     }
     let detail = (!limits.is_empty()).then(|| limits.join("; "));
-    HookState { name: "rulesets".into(), state: state.into(), detail }
+    HookState::new("rulesets", state, detail)
 }

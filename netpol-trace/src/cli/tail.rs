@@ -14,6 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::cluster::ClusterArgs;
 use crate::cluster::access_review::READER;
 use crate::cluster::agents::{self, AgentsError};
+use crate::model::Cause;
 use crate::recorded;
 use crate::recorded::input::is_stdin;
 use crate::tail::paint::Paint;
@@ -189,9 +190,11 @@ fn wanted(args: &Args, namespace: Option<&str>) -> Result<Wanted, Error> {
     let namespace = own.or(namespace);
     let pods =
         args.pod.iter().map(|pod| select::pod(pod, namespace)).collect::<Result<_, _>>().map_err(Error::Usage)?;
+    // `unanswered` is a kind of record, which `--cause` takes as well.
+    let causes: Vec<&str> = Cause::ALL.iter().map(|cause| cause.as_str()).chain(["unanswered"]).collect();
     for cause in &args.cause {
-        if !CAUSES.contains(&cause.as_str()) {
-            return Err(Error::Usage(format!("--cause {}: want one of {}", escape(cause), CAUSES.join(", "))));
+        if !causes.contains(&cause.as_str()) {
+            return Err(Error::Usage(format!("--cause {}: want one of {}", escape(cause), causes.join(", "))));
         }
     }
     let since = args.since.map(|since| Timestamp::now().checked_sub(since)).transpose();
@@ -204,20 +207,6 @@ fn wanted(args: &Args, namespace: Option<&str>) -> Result<Wanted, Error> {
         chatty: args.output != Output::Text,
     })
 }
-
-/// As records write them.
-const CAUSES: [&str; 10] = [
-    "policy",
-    "disagrees",
-    "enforcer_unavailable",
-    "service_without_endpoints",
-    "unknown",
-    "host_firewall",
-    "pod_local",
-    "conntrack_invalid",
-    "not_policy",
-    "unanswered",
-];
 
 fn form(args: &Args) -> Form {
     let terminal = io::stdout().is_terminal();

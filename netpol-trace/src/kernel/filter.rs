@@ -1,54 +1,12 @@
-//! Which drops are interesting, and what a drop's reason and location say: drop-taxonomy in code.
-//!
-//! Names, not numbers: values of reasons and addresses of functions differ between kernels and are resolved at start.
+//! Resolves the drop taxonomy ([`crate::model::drop_taxonomy`]) for the running kernel: bitmaps of reasons and code ranges for the
+//! programs' filter, and the drop site of each event.
 
 use netpol_trace_common::{Filter, LOCATIONS, Locations, REASON_OTHER, REASONS};
 
 use super::layout::Reasons;
 use super::symbols::Symbols;
-use crate::model::{DropSite, Hook, Mechanism, PolicyRelevance};
-
-/// Reasons of drops that a policy may have made, wherever they happen. A cgroup's ingress program and a socket's own
-/// filter share SOCKET_FILTER.
-const POLICY_REASONS: [&str; 5] = ["NETFILTER_DROP", "TC_INGRESS", "TC_EGRESS", "BPF_CGROUP_EGRESS", "SOCKET_FILTER"];
-/// Functions whose unspecific drops a policy may have made, on every kernel.
-const POLICY_LOCATIONS: [&str; 6] =
-    ["nfqnl_reinject", "nf_reinject", "nf_queue", "veth_xdp_rcv_skb", "do_xdp_generic", NETKIT];
-/// Where a netkit device (from 6.7) runs its programs, between its two ends, and frees what they drop. No reason says so.
-const NETKIT: &str = "netkit_xmit";
-/// Open vSwitch's reasons of packets that its flows drop. Its others are errors and limits.
-const OVS_POLICY_REASONS: [&str; 2] = ["OVS_DROP_LAST_ACTION", "OVS_DROP_EXPLICIT"];
-/// The same on kernels that give netfilter's drops no reason (to 5.17), where the compiler also put XDP's into their callers.
-const POLICY_LOCATIONS_BEFORE_REASONS: [&str; 9] = [
-    "nf_hook_slow",
-    "nf_hook_slow_list",
-    "__netif_receive_skb_core",
-    "__dev_queue_xmit",
-    "netif_receive_generic_xdp",
-    "veth_xdp_rcv",
-    "veth_poll",
-    "ip_finish_output",
-    "ip6_finish_output",
-];
-/// Unspecific drops that have another cause than policy: recorded with `--all-drops`.
-const OTHER_LOCATIONS: [&str; 4] = ["ip_error", "ip6_pkt_drop", "dst_discard_out", "ip_forward"];
-/// What healthy traffic does all the time: never recorded.
-const NOISE_REASONS: [&str; 12] = [
-    "NOT_DROPPED_YET",
-    "CONSUMED",
-    "QUEUE_PURGE",
-    "TCP_OLD_DATA",
-    "TCP_OLD_ACK",
-    "TCP_OFOMERGE",
-    "TCP_OVERWINDOW",
-    "TCP_ACK_UNSENT_DATA",
-    "TCP_OFO_DROP",
-    "TCP_OFO_QUEUE_PRUNE",
-    "PACKET_SOCK_ERROR",
-    "DUP_FRAG",
-];
-/// Functions where an otherwise telling reason is noise: each answered ping ends so.
-const NOISE_LOCATIONS: [&str; 1] = ["ping_rcv"];
+use crate::model::drop_taxonomy::{self, HookSource, Observed, is_unspecific};
+use crate::model::{DropSite, Hook, PolicyRelevance};
 
 /// The bitmaps that the programs test.
 pub fn bitmaps(reasons: &Reasons, all_drops: bool) -> Filter {
@@ -59,9 +17,12 @@ pub fn bitmaps(reasons: &Reasons, all_drops: bool) -> Filter {
         }
     };
     for (value, name) in reasons.iter().filter(|(value, _)| *value < REASONS as u32) {
+        let relevance = drop_taxonomy::relevance_of_reason(name);
         if is_unspecific(Some(name)) {
             set(|f| &mut f.by_location, value);
-        } else if POLICY_REASONS.contains(&name) || all_drops && !NOISE_REASONS.contains(&name) {
+        } else if relevance.is_some_and(PolicyRelevance::needs_verdict)
+            || all_drops && relevance != Some(PolicyRelevance::Noise)
+        {
             set(|f| &mut f.anywhere, value);
         }
     }
@@ -78,14 +39,7 @@ pub fn bitmaps(reasons: &Reasons, all_drops: bool) -> Filter {
 
 /// The functions whose unspecific drops are interesting.
 pub fn location_names(reasons: &Reasons, all_drops: bool) -> Vec<&'static str> {
-    let mut names = POLICY_LOCATIONS.to_vec();
-    if !reasons.has("NETFILTER_DROP") {
-        names.extend(POLICY_LOCATIONS_BEFORE_REASONS);
-    }
-    if all_drops {
-        names.extend(OTHER_LOCATIONS);
-    }
-    names
+    drop_taxonomy::call_sites(reasons.has("NETFILTER_DROP"), all_drops)
 }
 
 /// The same as code. The count says how many ranges found no room.
@@ -96,11 +50,6 @@ pub fn locations(symbols: &Symbols, names: &[&str]) -> (Locations, usize) {
         *slot = *range;
     }
     (locations, ranges.len().saturating_sub(LOCATIONS))
-}
-
-/// Whether a drop's reason says nothing, so that its place must.
-pub fn is_unspecific(reason: Option<&str>) -> bool {
-    reason.is_none_or(|reason| reason == "NOT_SPECIFIED")
 }
 
 /// What is known of the place of one drop before its packet is read.
@@ -128,58 +77,24 @@ pub struct Place<'a> {
     pub nft_has_location: bool,
 }
 
-/// Joins reason, location and route into mechanism, hook and whether a policy may be behind it.
+/// Returns the drop site: the row of the taxonomy, and the hook that it leaves to the route.
 pub fn classify(place: &Place<'_>) -> DropSite {
-    let location = place.location.unwrap_or_default();
-    let reason = place.reason.unwrap_or_default();
-    let (mechanism, relevance) = match (reason, location) {
-        (_, "nf_queue") => (Mechanism::Nfqueue, PolicyRelevance::EnforcerDown),
-        // A listener gives its verdict itself; what is still queued when it dies is dropped by a kernel thread.
-        (_, "nfqnl_reinject" | "nf_reinject") if place.kernel_thread => {
-            (Mechanism::Nfqueue, PolicyRelevance::EnforcerDown)
-        }
-        (_, "nfqnl_reinject" | "nf_reinject") => (Mechanism::Nfqueue, PolicyRelevance::Likely),
-        ("NETFILTER_DROP", "nft_do_chain") => (Mechanism::Nftables, PolicyRelevance::Likely),
-        ("NETFILTER_DROP" | "", "nf_hook_slow" | "nf_hook_slow_list") if place.nft_has_location => {
-            (Mechanism::IptablesLegacy, PolicyRelevance::Likely)
-        }
-        ("NETFILTER_DROP", _) | ("", "nf_hook_slow" | "nf_hook_slow_list") => {
-            (Mechanism::Netfilter, PolicyRelevance::Likely)
-        }
-        ("TC_INGRESS" | "TC_EGRESS", _) | ("", "__netif_receive_skb_core" | "__dev_queue_xmit") => {
-            (Mechanism::Tc, PolicyRelevance::Possible)
-        }
-        ("BPF_CGROUP_EGRESS" | "SOCKET_FILTER", _) => (Mechanism::Cgroup, PolicyRelevance::Possible),
-        (_, "veth_xdp_rcv_skb" | "do_xdp_generic")
-        | ("", "netif_receive_generic_xdp" | "veth_xdp_rcv" | "veth_poll") => {
-            (Mechanism::Xdp, PolicyRelevance::Possible)
-        }
-        // The cgroup's egress program is the last that can end a packet there.
-        ("", "ip_finish_output" | "ip6_finish_output") => (Mechanism::Cgroup, PolicyRelevance::Possible),
-        (_, NETKIT) => (Mechanism::Tc, PolicyRelevance::Possible),
-        (reason, _) if OVS_POLICY_REASONS.contains(&reason) => (Mechanism::Ovs, PolicyRelevance::Likely),
-        (reason, _) if reason.starts_with("OVS_DROP") => (Mechanism::Ovs, PolicyRelevance::Irrelevant),
-        (_, location) if NOISE_LOCATIONS.contains(&location) => (Mechanism::Unknown, PolicyRelevance::Noise),
-        // The same answered ping, freed by its caller (6.1).
-        ("NO_SOCKET", "icmp_rcv" | "icmpv6_rcv") => (Mechanism::Unknown, PolicyRelevance::Noise),
-        _ => (Mechanism::Unknown, PolicyRelevance::Irrelevant),
+    let class = drop_taxonomy::classify(&Observed {
+        reason: place.reason,
+        call_site: place.location,
+        kernel_thread: place.kernel_thread,
+        nft_has_location: place.nft_has_location,
+    });
+    let hook = match class.hook {
+        HookSource::Is(hook) => Some(hook),
+        HookSource::Route => hook_by_route(place),
+        HookSource::Unknown => None,
     };
-    DropSite { mechanism, relevance, hook: hook(place, mechanism, reason, location) }
+    DropSite { mechanism: class.mechanism, relevance: class.relevance, hook }
 }
 
-/// The hook, from the route that the packet has got by then. `None` where two hooks look the same.
-fn hook(place: &Place<'_>, mechanism: Mechanism, reason: &str, location: &str) -> Option<Hook> {
-    match (mechanism, reason, location) {
-        // A netkit device has already given the packet to the receiving end when its programs run.
-        (_, "TC_INGRESS", _) | (Mechanism::Xdp, ..) | (Mechanism::Tc, _, "__netif_receive_skb_core" | NETKIT) => {
-            return Some(Hook::Ingress);
-        }
-        (_, "TC_EGRESS", _) | (Mechanism::Tc, ..) => return Some(Hook::Egress),
-        (Mechanism::Cgroup, "SOCKET_FILTER", _) => return Some(Hook::Input),
-        (Mechanism::Cgroup, ..) => return Some(Hook::Output),
-        (Mechanism::Unknown | Mechanism::Ovs, ..) => return None,
-        _ => {}
-    }
+/// Returns the netfilter hook, from the route that the packet has got by then. `None` where two hooks look the same.
+fn hook_by_route(place: &Place<'_>) -> Option<Hook> {
     if !place.has_device {
         // Nothing but the local stack sends packets that have no device yet.
         return place.has_dst.then_some(Hook::Output);
@@ -234,31 +149,6 @@ mod tests {
             out_ifindex: 3,
             nft_has_location: true,
         }
-    }
-
-    #[test]
-    fn mechanisms() {
-        let check = |reason, location, mechanism, relevance| {
-            let site = classify(&place(reason, location, "ip_forward"));
-            assert_eq!((site.mechanism, site.relevance), (mechanism, relevance), "{reason} {location}");
-        };
-        check("NETFILTER_DROP", "nft_do_chain", Mechanism::Nftables, PolicyRelevance::Likely);
-        check("NETFILTER_DROP", "nf_hook_slow", Mechanism::IptablesLegacy, PolicyRelevance::Likely);
-        check("NOT_SPECIFIED", "nfqnl_reinject", Mechanism::Nfqueue, PolicyRelevance::Likely);
-        check("NOT_SPECIFIED", "nf_queue", Mechanism::Nfqueue, PolicyRelevance::EnforcerDown);
-        let dying = Place { kernel_thread: true, ..place("NOT_SPECIFIED", "nfqnl_reinject", "ip_forward") };
-        assert_eq!(classify(&dying).relevance, PolicyRelevance::EnforcerDown, "the listener is gone");
-        check("TC_INGRESS", "__netif_receive_skb_core", Mechanism::Tc, PolicyRelevance::Possible);
-        check("NOT_SPECIFIED", "netkit_xmit", Mechanism::Tc, PolicyRelevance::Possible);
-        check("OVS_DROP_LAST_ACTION", "do_execute_actions", Mechanism::Ovs, PolicyRelevance::Likely);
-        check("OVS_DROP_METER", "do_execute_actions", Mechanism::Ovs, PolicyRelevance::Irrelevant);
-        check("NO_SOCKET", "tcp_v4_rcv", Mechanism::Unknown, PolicyRelevance::Irrelevant);
-        check("NO_SOCKET", "icmp_rcv", Mechanism::Unknown, PolicyRelevance::Noise);
-        check("", "ip_finish_output", Mechanism::Cgroup, PolicyRelevance::Possible);
-        check("NOT_SPECIFIED", "ip_finish_output", Mechanism::Unknown, PolicyRelevance::Irrelevant);
-        check("", "nf_hook_slow", Mechanism::IptablesLegacy, PolicyRelevance::Likely);
-        let old = Place { nft_has_location: false, ..place("NETFILTER_DROP", "nf_hook_slow", "ip_forward") };
-        assert_eq!(classify(&old).mechanism, Mechanism::Netfilter, "before 6.7 nft drops are located there too");
     }
 
     #[test]

@@ -7,8 +7,7 @@ use aya::{Btf, Ebpf};
 
 use super::errors::{chain, short};
 use super::object::program;
-use crate::model::HookState;
-use crate::model::RejectVisibility;
+use crate::model::{HookMode, HookState, RejectVisibility};
 
 /// The hooks on what REJECT sends. Dropping it detaches.
 #[derive(Debug, Default)]
@@ -92,16 +91,16 @@ impl Rejects {
     /// As a status tells it.
     pub fn state(&self) -> HookState {
         let state = match (self.links.is_empty(), self.tracepoint) {
-            (true, _) => HookState::OFF,
-            (_, true) => "tracepoint".into(),
-            _ => "fentry".into(),
+            (true, _) => HookMode::Off,
+            (_, true) => HookMode::Tracepoint,
+            _ => HookMode::Fentry,
         };
         let detail = match self.describe() {
             _ if self.is_complete() => None,
             Ok(what) => Some(format!("{what} ({})", self.refused.as_deref().unwrap_or_default())),
             Err(why) => Some(format!("REJECT is told from DROP by the rules alone: {why}")),
         };
-        HookState { name: "reject".into(), state, detail }
+        HookState::new("reject", state, detail)
     }
 }
 

@@ -17,6 +17,7 @@ use netpol_trace_common::tc::{FlowCounters as RawCounters, FlowKey, FlowState, R
 
 use super::errors::{chain, permission, short};
 use super::object::{OBJECT, pod, take};
+use crate::model::HookMode;
 pub use attacher::{Attacher, cleanup};
 pub use interfaces::Interfaces;
 pub use ring::{FlowRing, Told};
@@ -50,10 +51,11 @@ pub enum Mode {
 }
 
 impl Mode {
-    pub fn as_str(self) -> &'static str {
+    /// Returns the mode as status records name it.
+    pub fn hook_mode(self) -> HookMode {
         match self {
-            Mode::Tcx => "tcx",
-            Mode::Clsact => "clsact",
+            Mode::Tcx => HookMode::Tcx,
+            Mode::Clsact => HookMode::Clsact,
         }
     }
 

@@ -250,7 +250,7 @@ mod tests {
             device: None,
             netns: Some(1),
             rejected: false,
-            answers: RejectVisibility::default(),
+            visible_rejects: RejectVisibility::default(),
         };
         let index = Index::default();
         let mut begun = 0;

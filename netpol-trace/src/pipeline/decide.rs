@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::enrich::{self, Flow};
 use super::verdict_cache::{CacheKey, RenderedVerdict, VerdictCache};
 use crate::cluster::Index;
-use crate::model::{Action, Cause, Direction, Enrichment, Hint, Part, Verdict, VerdictResult};
+use crate::model::{Action, Basis, Cause, Direction, Enrichment, Hint, Part, Verdict, VerdictResult};
 use crate::policy::{self, Asked, Connection, Finding, Judgement};
 
 pub(super) use context::{DropContext, NodeContext};
@@ -134,7 +134,7 @@ impl Evaluation<'_> {
         let mut report = policy::report(index, connection, options, judgement);
         if *changing {
             let verdict = &mut report.verdict;
-            verdict.basis = "policy_changing".into();
+            verdict.basis = Basis::PolicyChanging.into();
             policy::name_changes(verdict, index, connection, GRACE);
         }
         let hint = (cause == Cause::Policy).then(|| {

@@ -11,7 +11,7 @@ use crate::cluster::Index;
 use crate::cluster::index::{Moment, Owner, PodView};
 use crate::model::cluster::Pod;
 use crate::model::packet::Packet;
-use crate::model::{Address, EndpointKind, Part, ServiceRef, Str, Verdict, VerdictResult};
+use crate::model::{Address, Basis, EndpointKind, Part, ServiceRef, Str, Verdict, VerdictResult};
 use crate::policy::{Connection, End, Transport, Who};
 
 /// A packet with both endpoints of its connection named.
@@ -241,12 +241,12 @@ impl<'a> Flow<'a> {
 /// Adds to a verdict what limits it: an address that changed hands, and `stale` sources.
 pub fn qualify(verdict: &mut Part<Verdict>, flow: &Flow<'_>, stale: &[String]) {
     if flow.is_reused() && verdict.result == VerdictResult::Undetermined {
-        verdict.to_mut().basis = "ip_reused".into();
+        verdict.to_mut().basis = Basis::IpReused.into();
     }
     if !stale.is_empty() {
         let verdict = verdict.to_mut();
-        if verdict.basis == "networkpolicy_v1" {
-            verdict.basis = "stale".into();
+        if verdict.basis == Basis::NetworkPolicyV1.as_str() {
+            verdict.basis = Basis::Stale.into();
         }
         verdict.notes.push(format!("not in sync, so what changed lately is not known: {}", stale.join(", ")));
     }

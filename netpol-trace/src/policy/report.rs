@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::cluster::Index;
+use crate::model::Basis;
 use crate::model::cluster::{Direction, OtherPolicy, Policy};
 use crate::policy::evaluate::{Because, Finding, Judgement, Side, evaluate};
 use crate::policy::matching::{Assumed, Doubt, Matcher};
@@ -39,7 +40,7 @@ pub fn report<'a>(
     let finding = judgement.finding();
     let basis = match finding {
         Finding::Undetermined(doubt) => doubt.basis(),
-        _ => "networkpolicy_v1",
+        _ => Basis::NetworkPolicyV1,
     };
     let matcher = |direction| Matcher::new(index, connection, options, direction);
     let of = |direction| side(&matcher(direction), judgement.side(direction));
@@ -201,16 +202,16 @@ fn other_policies_note<'a>(
 
 impl Doubt {
     /// The record's `basis`.
-    pub fn basis(self) -> &'static str {
+    pub fn basis(self) -> Basis {
         match self {
-            Doubt::UnknownEnd | Doubt::UnknownPort => "addresses_only",
-            Doubt::NamespaceLabels => "undefined_namespace_labels",
-            Doubt::HostNetwork => "undefined_host_network",
-            Doubt::IpBlock => "undefined_ipblock",
-            Doubt::OwnNode => "undefined_own_node",
-            Doubt::Icmp => "undefined_icmp",
-            Doubt::Protocol => "undefined_protocol",
-            Doubt::ServiceAddress => "undefined_service_address",
+            Doubt::UnknownEnd | Doubt::UnknownPort => Basis::AddressesOnly,
+            Doubt::NamespaceLabels => Basis::UndefinedNamespaceLabels,
+            Doubt::HostNetwork => Basis::UndefinedHostNetwork,
+            Doubt::IpBlock => Basis::UndefinedIpBlock,
+            Doubt::OwnNode => Basis::UndefinedOwnNode,
+            Doubt::Icmp => Basis::UndefinedIcmp,
+            Doubt::Protocol => Basis::UndefinedProtocol,
+            Doubt::ServiceAddress => Basis::UndefinedServiceAddress,
         }
     }
 

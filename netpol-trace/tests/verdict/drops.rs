@@ -74,7 +74,7 @@ fn drop_of((connection, source_port): (&Connection<'_>, u16)) -> RawDrop {
         device: Some("veth12345678".into()),
         netns: Some(4_026_531_840),
         rejected: false,
-        answers: RejectVisibility { icmp: true, icmp6: true, reset: true },
+        visible_rejects: RejectVisibility { icmp: true, icmp6: true, reset: true },
     };
     RawDrop { event, facts, packet_count: PacketCount::ONE }
 }

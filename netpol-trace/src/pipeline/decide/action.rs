@@ -26,7 +26,7 @@ pub(super) fn action(cause: Cause, context: &DropContext<'_>) -> Action {
         context.site.hook,
         Some(Hook::Prerouting | Hook::Input | Hook::Forward | Hook::Output | Hook::Postrouting)
     );
-    if by_ip && context.answers.all_to(context.family, context.headers) {
+    if by_ip && context.visible_rejects.covers(context.family, context.headers) {
         return Action::Drop;
     }
     let Some(inventory) = context.inventory.filter(|inventory| inventory.ruleset.complete) else {

@@ -29,7 +29,7 @@ pub(in crate::pipeline) struct DropContext<'a> {
     pub device: Option<&'a str>,
     /// See [`crate::model::DropFacts`].
     pub rejected: bool,
-    pub answers: RejectVisibility,
+    pub visible_rejects: RejectVisibility,
 }
 
 /// What the agent knows of its node at the time of a drop.
@@ -60,7 +60,7 @@ impl<'a> DropContext<'a> {
             family: packet.family(),
             device: facts.device.as_deref(),
             rejected: facts.rejected,
-            answers: facts.answers,
+            visible_rejects: facts.visible_rejects,
         }
     }
 }

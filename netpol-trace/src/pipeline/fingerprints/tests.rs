@@ -28,7 +28,7 @@ fn facts() -> DropFacts {
         device: Some(Arc::from("veth0")),
         netns: Some(4_026_531_840),
         rejected: false,
-        answers: RejectVisibility::default(),
+        visible_rejects: RejectVisibility::default(),
     }
 }
 
