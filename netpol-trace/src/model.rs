@@ -5,6 +5,7 @@
 pub mod cause;
 mod closed_set;
 pub mod cluster;
+pub mod direction;
 pub mod drop_site;
 pub mod drop_taxonomy;
 pub mod endpoint;
@@ -17,6 +18,7 @@ pub mod totals;
 pub mod verdict;
 
 pub use cause::*;
+pub use direction::*;
 pub use drop_site::*;
 pub use endpoint::*;
 pub use loss::*;

@@ -27,16 +27,6 @@ closed_set! {
 }
 
 closed_set! {
-    /// The side whose policy decides.
-    pub enum Direction {
-        /// The destination's side.
-        Ingress = "ingress",
-        /// The source's side.
-        Egress = "egress",
-    }
-}
-
-closed_set! {
     /// What the enforcer did with the packet.
     pub enum Action {
         /// Nothing was sent back.

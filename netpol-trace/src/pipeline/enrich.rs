@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 
 use crate::cluster::Index;
-use crate::cluster::index::{Moment, Owner, PodView};
+use crate::cluster::index::{AddressOwner, Moment, PodView};
 use crate::model::cluster::Pod;
 use crate::model::packet::Packet;
 use crate::model::{Address, Basis, EndpointKind, Part, ServiceRef, Str, Verdict, VerdictResult};
@@ -159,13 +159,13 @@ pub fn name<'a>(packet: &Packet, moment: &'a Moment<'_>) -> Flow<'a> {
 
 pub(crate) fn identify<'a>(moment: &'a Moment<'_>, ip: IpAddr, port: Option<u16>) -> FlowEndpoint<'a> {
     let identity = match moment.owner_of(ip) {
-        Owner::Pod(pod) => Identity::Pod(pod),
-        Owner::Node(node) => Identity::Node(&node.name),
-        Owner::Ambiguous(count) => Identity::Ambiguous(count),
-        Owner::Either(one, other) => Identity::Reused(one, other),
-        Owner::Former(pod) => Identity::Former(pod),
-        Owner::None if moment.index.in_pod_network(ip) => Identity::Unknown,
-        Owner::None => Identity::External,
+        AddressOwner::Pod(pod) => Identity::Pod(pod),
+        AddressOwner::Node(node) => Identity::Node(&node.name),
+        AddressOwner::Ambiguous(count) => Identity::Ambiguous(count),
+        AddressOwner::Either(one, other) => Identity::Reused(one, other),
+        AddressOwner::Former(pod) => Identity::Former(pod),
+        AddressOwner::None if moment.index.in_pod_network(ip) => Identity::Unknown,
+        AddressOwner::None => Identity::External,
     };
     FlowEndpoint { ip, port, identity, service: None, original: None }
 }

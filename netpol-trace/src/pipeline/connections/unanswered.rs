@@ -122,7 +122,7 @@ impl<K: KernelFlows> Flows<K> {
             return None;
         }
         if self.sees_drops && self.dropped.is_blind(now) {
-            self.tally.unanswered_untold += 1;
+            self.tally.unanswered_unreported += 1;
             return None;
         }
         Some(UnansweredConnection {
@@ -147,7 +147,7 @@ impl<K: KernelFlows> Flows<K> {
     /// Counts a finding as one without a record.
     pub fn leave_out(&mut self, finding: &UnansweredConnection) {
         self.tally.unanswered -= finding.count;
-        self.tally.unanswered_untold += finding.count;
+        self.tally.unanswered_unreported += finding.count;
     }
 
     /// Reports the first finding of a key at once and the others at the end of the window.
@@ -159,7 +159,7 @@ impl<K: KernelFlows> Flows<K> {
             return None;
         }
         if self.unanswered.told.len() >= MAX_RECORDS {
-            self.tally.unanswered_untold += 1;
+            self.tally.unanswered_unreported += 1;
             return None;
         }
         self.unanswered.told.insert(route, (now + WINDOW, None));
