@@ -121,7 +121,7 @@ impl KernelCounters {
                 seen: by_reason.iter().sum::<u64>().max(sum.matched),
                 matched: sum.matched,
                 emitted: sum.emitted,
-                folded: sum.aggregated,
+                aggregated: sum.aggregated,
                 lost: sum.lost_ring,
                 recursion_misses: self.recursion_misses().saturating_sub(*recursion_misses),
             },
