@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use netpol_trace::cluster::change::Change;
 use netpol_trace::cluster::{Cluster, SourceStatus};
-use netpol_trace::kernel::RawDrop;
+use netpol_trace::kernel::KernelDrop;
 use netpol_trace::pipeline::Pipeline;
 use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::record::format::Format;
@@ -45,7 +45,7 @@ fn main() {
     }
 }
 
-fn case(cluster: &Cluster, drops: &[RawDrop], records: usize) {
+fn case(cluster: &Cluster, drops: &[KernelDrop], records: usize) {
     let folder = tempfile::tempdir().unwrap();
     let sample = folder.path().join("sample");
     run(cluster, drops, 1_000, &sample);
@@ -62,7 +62,7 @@ fn case(cluster: &Cluster, drops: &[RawDrop], records: usize) {
 }
 
 /// Time on the clock, processor time, and allocations of the pipeline's thread.
-fn run(cluster: &Cluster, drops: &[RawDrop], records: usize, path: &Path) -> (Duration, Duration, u64) {
+fn run(cluster: &Cluster, drops: &[KernelDrop], records: usize, path: &Path) -> (Duration, Duration, u64) {
     let mut output = Output::new(Numbers::new("5f3a9c1e".into(), Some("bench".into()), Some("node-1".into())));
     output.add(Box::new(Lines::open(path, Format::Native, Rotation::default(), Readers::default()).unwrap())).unwrap();
     let intake = Arc::new(Intake::default());

@@ -27,7 +27,7 @@ use crate::config::Live;
 use crate::http::{self, Guard};
 use crate::inventory::{self, InventoryWatcher};
 use crate::kernel;
-use crate::kernel::tc::{Mode, View};
+use crate::kernel::tc::{TcMode, TcView};
 use crate::memory;
 use crate::model::{HookMode, HookState};
 use crate::pipeline::Pipeline;
@@ -131,13 +131,13 @@ pub async fn run(mut config: AgentConfig, file: Live) -> anyhow::Result<()> {
         _ => None,
     };
     let state = config.state_dir.as_deref().map(|dir| StateFile::open(dir, &run)).transpose()?;
-    let options = kernel::Options {
+    let options = kernel::KernelOptions {
         all_drops: config.all_drops,
         ring_bytes: config.ring_bytes,
-        fold: !config.aggregation_window.is_zero(),
+        aggregate: !config.aggregation_window.is_zero(),
         survive_restart: config.survive_restart,
         pin_folder: config.pin_folder.clone(),
-        ..kernel::Options::default()
+        ..kernel::KernelOptions::default()
     };
     let (mut hooks, mut tc_hooks) = (Vec::new(), Vec::new());
     let (drops, tc) = std::thread::scope(|scope| {
@@ -162,10 +162,10 @@ pub async fn run(mut config: AgentConfig, file: Live) -> anyhow::Result<()> {
         // The hook went on without an agent: no time to declare.
         previous.gap = None;
     }
-    let carry = drops.as_ref().map(|drops| drops.attached.carry().clone());
-    if let Some(carry) = carry.clone() {
+    let handover = drops.as_ref().map(|drops| drops.attached.handover().clone());
+    if let Some(handover) = handover.clone() {
         let written = move |packets| {
-            carry.written().fetch_add(packets, Ordering::AcqRel);
+            handover.written().fetch_add(packets, Ordering::AcqRel);
         };
         output.on_written(Written(Box::new(written)));
     }
@@ -185,12 +185,12 @@ pub async fn run(mut config: AgentConfig, file: Live) -> anyhow::Result<()> {
     // Without folding in the kernel what is above the budget is still folded.
     let window = if config.aggregation_window.is_zero() { WINDOW } else { config.aggregation_window };
     let (connections, flow_counters) = match tc {
-        Some(kernel::tc::Opened { attacher, ring, flows, counters }) => {
-            let view = View { flows, interfaces: attacher.interfaces() };
+        Some(kernel::tc::TcHook { attacher, ring, flows, counters }) => {
+            let view = TcView { flows, interfaces: attacher.interfaces() };
             pipeline.flows = Some(Flows::new(view, drops.is_some()));
             let stop = stop.clone();
             let attacher = std::thread::Builder::new().name("interfaces".into()).spawn(move || attacher.run(&stop))?;
-            (Some(reader::TcHook { ring, attacher }), Some(counters))
+            (Some(reader::TcInput { ring, attacher }), Some(counters))
         }
         None => (None, None),
     };
@@ -209,7 +209,7 @@ pub async fn run(mut config: AgentConfig, file: Live) -> anyhow::Result<()> {
                 previous,
                 ring_size: u64::from(config.ring_bytes),
                 window,
-                carry,
+                handover,
                 inherited,
             };
             let result = worker::run(pipeline, &from_reader, setup);
@@ -316,10 +316,10 @@ fn open_output(config: &AgentConfig, run: &str) -> anyhow::Result<Output> {
 
 /// Loads and attaches the hook on freed packets.
 fn open_drops(
-    options: &kernel::Options,
+    options: &kernel::KernelOptions,
     window: Duration,
     hooks: &mut Vec<HookState>,
-) -> anyhow::Result<reader::DropHook> {
+) -> anyhow::Result<reader::DropInput> {
     let (mut attached, names, symbols_error) = kernel::open(options)?;
     if let Some(error) = &symbols_error {
         tracing::warn!("{error}; drops are recorded by reason only, without location and mechanism");
@@ -328,20 +328,20 @@ fn open_drops(
         tracing::warn!(ranges = attached.locations_left_out, "code ranges without room in the programs' table");
     }
     let ring = attached.take_ring().ok_or_else(|| anyhow!("the ring buffer is already taken"))?;
-    let folds = attached.take_folds().ok_or_else(|| anyhow!("the counts are already taken"))?;
+    let aggregator = attached.take_aggregator().ok_or_else(|| anyhow!("the counts are already taken"))?;
     let counters = attached.take_counters().ok_or_else(|| anyhow!("the counters are already taken"))?;
     hooks.push(worker::drop_state(&attached, symbols_error.as_ref()));
     hooks.push(attached.rejects().state());
-    Ok(reader::DropHook { ring, folds, window, names, attached, counters: Arc::new(counters) })
+    Ok(reader::DropInput { ring, aggregator, window, names, attached, counters: Arc::new(counters) })
 }
 
 /// Loads and attaches the tc hook. Where it can't be had and is not all that was asked for, its state says why.
-fn open_tc(chosen: Option<&[HookName]>, hooks: &mut Vec<HookState>) -> anyhow::Result<Option<kernel::tc::Opened>> {
+fn open_tc(chosen: Option<&[HookName]>, hooks: &mut Vec<HookState>) -> anyhow::Result<Option<kernel::tc::TcHook>> {
     if !wants(chosen, HookName::Tc) {
         return Ok(None);
     }
-    let mode = Mode::of_this_kernel();
-    if chosen.is_none() && mode == Mode::Clsact {
+    let mode = TcMode::of_this_kernel();
+    if chosen.is_none() && mode == TcMode::Clsact {
         let why = "off by default before Linux 6.6, where tc filters outlive a killed agent: --hooks kfree_skb,tc";
         tracing::info!("tc hook {why}");
         hooks.push(HookState::new("tc", HookMode::Off, Some(why.to_owned())));

@@ -1,17 +1,17 @@
 //! Resolves the drop taxonomy ([`crate::model::drop_taxonomy`]) for the running kernel: bitmaps of reasons and code ranges for the
 //! programs' filter, and the drop site of each event.
 
-use netpol_trace_common::{Filter, LOCATIONS, Locations, REASON_OTHER, REASONS};
+use netpol_trace_common::{LOCATIONS, Locations, REASON_OTHER, REASONS, ReasonFilter};
 
 use super::layout::Reasons;
 use super::symbols::Symbols;
 use crate::model::drop_taxonomy::{self, HookSource, Observed, is_unspecific};
 use crate::model::{DropSite, Hook, PolicyRelevance};
 
-/// The bitmaps that the programs test.
-pub fn bitmaps(reasons: &Reasons, all_drops: bool) -> Filter {
-    let mut filter = Filter::default();
-    let mut set = |bits: fn(&mut Filter) -> &mut [u64; REASONS / 64], value: u32| {
+/// The bitmaps of reasons for the programs.
+pub fn bitmaps(reasons: &Reasons, all_drops: bool) -> ReasonFilter {
+    let mut filter = ReasonFilter::default();
+    let mut set = |bits: fn(&mut ReasonFilter) -> &mut [u64; REASONS / 64], value: u32| {
         if let Some(word) = bits(&mut filter).get_mut(value as usize / 64) {
             *word |= 1 << (value % 64);
         }
@@ -32,17 +32,17 @@ pub fn bitmaps(reasons: &Reasons, all_drops: bool) -> Filter {
     if reasons.ovs_subsystem != 0 {
         set(|f| &mut f.either, REASON_OTHER);
     }
-    let Filter { anywhere, by_location, either } = &mut filter;
+    let ReasonFilter { anywhere, by_location, either } = &mut filter;
     either.iter_mut().zip(anywhere).zip(by_location).for_each(|((either, one), other)| *either |= *one | *other);
     filter
 }
 
-/// The functions whose unspecific drops are interesting.
+/// The functions whose unspecific drops are recorded.
 pub fn location_names(reasons: &Reasons, all_drops: bool) -> Vec<&'static str> {
     drop_taxonomy::call_sites(reasons.has("NETFILTER_DROP"), all_drops)
 }
 
-/// The same as code. The count says how many ranges found no room.
+/// The code ranges of these functions, and how many ranges found no room.
 pub fn locations(symbols: &Symbols, names: &[&str]) -> (Locations, usize) {
     let ranges = symbols.ranges(names);
     let mut locations = Locations { image: symbols.image(), ..Locations::default() };
@@ -52,77 +52,77 @@ pub fn locations(symbols: &Symbols, names: &[&str]) -> (Locations, usize) {
     (locations, ranges.len().saturating_sub(LOCATIONS))
 }
 
-/// What is known of the place of one drop before its packet is read.
+/// The facts about a drop from which its mechanism and hook follow.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct SiteEvidence<'a> {
     pub reason: Option<&'a str>,
     pub location: Option<&'a str>,
     /// The function that `dst->input` points to.
     pub input: Option<&'a str>,
     pub has_dst: bool,
     pub has_device: bool,
-    /// `skb->sk` is set: a local sender's, which may be in another network namespace.
+    /// `skb->sk` is set: the sender is local, maybe in another network namespace.
     pub has_socket: bool,
     /// Conntrack has seen the packet.
     pub has_conntrack: bool,
-    /// `skb->data` is at the link layer's header, not at IP's.
+    /// `skb->data` points to the link layer's header and not to IP's.
     pub at_link_layer: bool,
-    /// A kernel thread was running, not a process.
+    /// The current task was a kernel thread and not a process.
     pub kernel_thread: bool,
     pub ifindex: u32,
     pub iif: u32,
     pub out_ifindex: u32,
-    /// This kernel locates nft's own drops in nft_do_chain, so nf_hook_slow is somebody else's. True from 6.7 on; some
-    /// distributions have it earlier, so there it is known once such a drop was seen.
+    /// On this kernel the call site of nftables' drops is nft_do_chain, so that drops in nf_hook_slow are not nftables'. True from 6.7 on.
+    /// Some distributions have it earlier: there it becomes true with the first such drop.
     pub nft_has_location: bool,
 }
 
-/// Returns the drop site: the row of the taxonomy, and the hook that it leaves to the route.
-pub fn classify(place: &Place<'_>) -> DropSite {
+/// Decides the drop site: the row of the taxonomy, and the hook where the row leaves it to the route.
+pub fn classify(evidence: &SiteEvidence<'_>) -> DropSite {
     let class = drop_taxonomy::classify(&Observed {
-        reason: place.reason,
-        call_site: place.location,
-        kernel_thread: place.kernel_thread,
-        nft_has_location: place.nft_has_location,
+        reason: evidence.reason,
+        call_site: evidence.location,
+        kernel_thread: evidence.kernel_thread,
+        nft_has_location: evidence.nft_has_location,
     });
     let hook = match class.hook {
         HookSource::Is(hook) => Some(hook),
-        HookSource::Route => hook_by_route(place),
+        HookSource::Route => hook_by_route(evidence),
         HookSource::Unknown => None,
     };
     DropSite { mechanism: class.mechanism, relevance: class.relevance, hook }
 }
 
-/// Returns the netfilter hook, from the route that the packet has got by then. `None` where two hooks look the same.
-fn hook_by_route(place: &Place<'_>) -> Option<Hook> {
-    if !place.has_device {
-        // Nothing but the local stack sends packets that have no device yet.
-        return place.has_dst.then_some(Hook::Output);
+/// The netfilter hook, which follows from the route that the packet has at that point. `None` if two hooks look alike.
+fn hook_by_route(evidence: &SiteEvidence<'_>) -> Option<Hook> {
+    if !evidence.has_device {
+        // Only packets of the local stack have no device yet.
+        return evidence.has_dst.then_some(Hook::Output);
     }
-    if !place.has_dst {
-        return match place {
+    if !evidence.has_dst {
+        return match evidence {
             // Only a bridge gives a packet another device before it has a route.
-            _ if place.ifindex != place.iif => Some(Hook::Bridge),
-            _ if place.has_conntrack => Some(Hook::Prerouting),
-            // ip_rcv takes the sender's socket off the packet; the device's ingress comes before it.
-            _ if place.has_socket => Some(Hook::Ingress),
+            _ if evidence.ifindex != evidence.iif => Some(Hook::Bridge),
+            _ if evidence.has_conntrack => Some(Hook::Prerouting),
+            // ip_rcv detaches the sender's socket from the packet; the device's ingress hook comes before it.
+            _ if evidence.has_socket => Some(Hook::Ingress),
             _ => None,
         };
     }
-    if place.at_link_layer {
+    if evidence.at_link_layer {
         return Some(Hook::Egress);
     }
-    if place.iif == 0 {
-        // It never came in: POSTROUTING, or OUTPUT where IPv6's REJECT lends it the loopback device.
-        return Some(if place.ifindex == place.out_ifindex { Hook::Postrouting } else { Hook::Output });
+    if evidence.iif == 0 {
+        // The packet is local: POSTROUTING, or OUTPUT, where IPv6's REJECT sets the loopback device.
+        return Some(if evidence.ifindex == evidence.out_ifindex { Hook::Postrouting } else { Hook::Output });
     }
-    let leaving = place.ifindex == place.out_ifindex && place.iif != place.ifindex;
-    match place.input {
+    let leaving = evidence.ifindex == evidence.out_ifindex && evidence.iif != evidence.ifindex;
+    match evidence.input {
         Some("ip_forward" | "ip6_forward" | "ip_mr_input" | "ip6_mr_input") if leaving => Some(Hook::Postrouting),
         Some("ip_forward" | "ip6_forward" | "ip_mr_input" | "ip6_mr_input") => Some(Hook::Forward),
         Some("ip_local_deliver" | "ip6_input" | "ip6_mc_input") => Some(Hook::Input),
         Some("dst_discard") => Some(Hook::Postrouting),
-        // br_netfilter lends bridged packets a dst without functions.
+        // br_netfilter gives bridged packets a dst without functions.
         None => Some(Hook::Bridge),
         _ => None,
     }
@@ -132,9 +132,9 @@ fn hook_by_route(place: &Place<'_>) -> Option<Hook> {
 mod tests {
     use super::*;
 
-    fn place<'a>(reason: &'a str, location: &'a str, input: &'a str) -> Place<'a> {
+    fn evidence<'a>(reason: &'a str, location: &'a str, input: &'a str) -> SiteEvidence<'a> {
         let some = |s: &'a str| (!s.is_empty()).then_some(s);
-        Place {
+        SiteEvidence {
             reason: some(reason),
             location: some(location),
             input: some(input),
@@ -153,23 +153,30 @@ mod tests {
 
     #[test]
     fn hooks() {
-        let hook = |place: Place<'_>| classify(&place).hook;
-        let nft = |input| place("NETFILTER_DROP", "nft_do_chain", input);
+        let hook = |evidence: SiteEvidence<'_>| classify(&evidence).hook;
+        let nft = |input| evidence("NETFILTER_DROP", "nft_do_chain", input);
         assert_eq!(hook(nft("ip_forward")), Some(Hook::Forward));
         assert_eq!(hook(nft("ip6_input")), Some(Hook::Input));
         assert_eq!(hook(nft("")), Some(Hook::Prerouting));
-        assert_eq!(hook(Place { ifindex: 3, ..nft("ip_forward") }), Some(Hook::Postrouting));
-        assert_eq!(hook(Place { has_device: false, ifindex: 0, iif: 0, ..nft("dst_discard") }), Some(Hook::Output));
-        assert_eq!(hook(Place { iif: 0, ifindex: 3, ..nft("dst_discard") }), Some(Hook::Postrouting));
-        assert_eq!(hook(Place { iif: 0, ifindex: 1, ..nft("dst_discard") }), Some(Hook::Output), "IPv6 REJECT");
-        assert_eq!(hook(Place { ifindex: 3, at_link_layer: true, ..nft("ip_forward") }), Some(Hook::Egress));
-        assert_eq!(hook(Place { has_device: false, ..nft("ip_local_deliver") }), Some(Hook::Output), "to itself");
-        let early = Place { has_conntrack: false, ..nft("") };
+        assert_eq!(hook(SiteEvidence { ifindex: 3, ..nft("ip_forward") }), Some(Hook::Postrouting));
+        assert_eq!(
+            hook(SiteEvidence { has_device: false, ifindex: 0, iif: 0, ..nft("dst_discard") }),
+            Some(Hook::Output)
+        );
+        assert_eq!(hook(SiteEvidence { iif: 0, ifindex: 3, ..nft("dst_discard") }), Some(Hook::Postrouting));
+        assert_eq!(hook(SiteEvidence { iif: 0, ifindex: 1, ..nft("dst_discard") }), Some(Hook::Output), "IPv6 REJECT");
+        assert_eq!(hook(SiteEvidence { ifindex: 3, at_link_layer: true, ..nft("ip_forward") }), Some(Hook::Egress));
+        assert_eq!(
+            hook(SiteEvidence { has_device: false, ..nft("ip_local_deliver") }),
+            Some(Hook::Output),
+            "to itself"
+        );
+        let early = SiteEvidence { has_conntrack: false, ..nft("") };
         assert_eq!(hook(early), None, "netdev ingress or early PREROUTING");
-        assert_eq!(hook(Place { has_socket: true, ..early }), Some(Hook::Ingress));
-        assert_eq!(hook(Place { has_socket: true, iif: 4, ..early }), Some(Hook::Bridge));
-        assert_eq!(hook(place("TC_EGRESS", "__dev_queue_xmit", "ip_forward")), Some(Hook::Egress));
-        assert_eq!(hook(place("NOT_SPECIFIED", "netkit_xmit", "")), Some(Hook::Ingress));
+        assert_eq!(hook(SiteEvidence { has_socket: true, ..early }), Some(Hook::Ingress));
+        assert_eq!(hook(SiteEvidence { has_socket: true, iif: 4, ..early }), Some(Hook::Bridge));
+        assert_eq!(hook(evidence("TC_EGRESS", "__dev_queue_xmit", "ip_forward")), Some(Hook::Egress));
+        assert_eq!(hook(evidence("NOT_SPECIFIED", "netkit_xmit", "")), Some(Hook::Ingress));
     }
 
     #[test]
@@ -183,9 +190,9 @@ mod tests {
         let value = |name: &str| reasons.iter().find(|(_, n)| *n == name).map(|(v, _)| v);
         let (default, all) = (bitmaps(&reasons, false), bitmaps(&reasons, true));
         if let (Some(drop), Some(socket)) = (value("NETFILTER_DROP"), value("NO_SOCKET")) {
-            assert!(Filter::has(&default.anywhere, drop) && Filter::has(&all.anywhere, drop));
-            assert!(!Filter::has(&default.anywhere, socket) && Filter::has(&all.anywhere, socket));
+            assert!(ReasonFilter::has(&default.anywhere, drop) && ReasonFilter::has(&all.anywhere, drop));
+            assert!(!ReasonFilter::has(&default.anywhere, socket) && ReasonFilter::has(&all.anywhere, socket));
         }
-        assert!(value("QUEUE_PURGE").is_none_or(|purge| !Filter::has(&all.anywhere, purge)));
+        assert!(value("QUEUE_PURGE").is_none_or(|purge| !ReasonFilter::has(&all.anywhere, purge)));
     }
 }

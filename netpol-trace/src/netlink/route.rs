@@ -70,7 +70,7 @@ impl Link {
 
 /// A change of an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum LinkChange {
     /// It is there, new or changed.
     Is(Link),
     Gone(u32),
@@ -78,7 +78,7 @@ pub enum Change {
 
 /// A tc filter of an interface's clsact qdisc.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filter {
+pub struct TcFilter {
     pub priority: u16,
     pub handle: u32,
     /// `bpf`, `flower`, …
@@ -125,7 +125,7 @@ pub fn clsact() -> io::Result<Vec<u32>> {
 }
 
 /// The filters at `parent` ([`INGRESS`] or [`EGRESS`]) of an interface; none without a clsact qdisc.
-pub fn filters(index: u32, parent: u32) -> io::Result<Vec<Filter>> {
+pub fn filters(index: u32, parent: u32) -> io::Result<Vec<TcFilter>> {
     Ok(dump(RTM_GETTFILTER, &tcmsg(index, 0, parent), RTM_NEWTFILTER, filter)?.0)
 }
 
@@ -134,22 +134,22 @@ pub fn remove_clsact(index: u32) -> io::Result<()> {
 }
 
 /// Tells of every change of an interface from now on.
-pub struct Follow {
+pub struct LinkMonitor {
     socket: Socket,
     datagram: Vec<u8>,
 }
 
-impl Follow {
-    pub fn new() -> io::Result<Follow> {
+impl LinkMonitor {
+    pub fn new() -> io::Result<LinkMonitor> {
         let socket = super::listen(NETLINK_ROUTE, &[RTNLGRP_LINK])?;
-        Ok(Follow { socket, datagram: Vec::with_capacity(super::DATAGRAM) })
+        Ok(LinkMonitor { socket, datagram: Vec::with_capacity(super::DATAGRAM) })
     }
 
     /// The changes since the last call.
     ///
     /// # Errors
     /// ENOBUFS when some were lost: take stock anew with [`links`].
-    pub fn changes(&mut self) -> io::Result<Vec<Change>> {
+    pub fn changes(&mut self) -> io::Result<Vec<LinkChange>> {
         let mut changes = Vec::new();
         loop {
             match super::receive(&self.socket, &mut self.datagram) {
@@ -164,17 +164,17 @@ impl Follow {
     }
 }
 
-impl AsRawFd for Follow {
+impl AsRawFd for LinkMonitor {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
 }
 
-fn change(kind: u16, body: &[u8]) -> Option<Change> {
+fn change(kind: u16, body: &[u8]) -> Option<LinkChange> {
     match kind {
         // A port that leaves its bridge is a DELLINK of family AF_BRIDGE; the interface stays.
-        RTM_NEWLINK if body.first() == Some(&0) => link(body).map(Change::Is),
-        RTM_DELLINK if body.first() == Some(&0) => word(body, 4).map(Change::Gone),
+        RTM_NEWLINK if body.first() == Some(&0) => link(body).map(LinkChange::Is),
+        RTM_DELLINK if body.first() == Some(&0) => word(body, 4).map(LinkChange::Gone),
         _ => None,
     }
 }
@@ -223,7 +223,7 @@ fn clsact_on(body: &[u8]) -> Option<u32> {
     (string(body.get(TCMSG..)?, TCA_KIND)? == "clsact").then_some(word(body, 4)?)
 }
 
-fn filter(body: &[u8]) -> Option<Filter> {
+fn filter(body: &[u8]) -> Option<TcFilter> {
     const TCA_OPTIONS: u16 = 2;
     const TCA_BPF_NAME: u16 = 7;
     let attributes = body.get(TCMSG..)?;
@@ -232,7 +232,7 @@ fn filter(body: &[u8]) -> Option<Filter> {
     let handle = word(body, 8).filter(|handle| *handle != 0)?;
     let name = attribute(attributes, TCA_OPTIONS).filter(|_| kind == "bpf").and_then(|o| attribute(o, TCA_BPF_NAME));
     let name = name.map(text).unwrap_or_default();
-    Some(Filter { priority: (word(body, 16)? >> 16) as u16, handle, kind, name })
+    Some(TcFilter { priority: (word(body, 16)? >> 16) as u16, handle, kind, name })
 }
 
 /// `struct tcmsg`, of any family.
@@ -268,7 +268,7 @@ mod tests {
         assert!(found.is_pods());
         assert_eq!((found.index, found.peer, found.peer_netns), (7, Some(2), Some(0)));
         assert_eq!(found.xdp, Some(Xdp::Native));
-        assert_eq!(change(RTM_NEWLINK, &body), Some(Change::Is(found)));
+        assert_eq!(change(RTM_NEWLINK, &body), Some(LinkChange::Is(found)));
         body[0] = 7;
         assert_eq!(change(RTM_DELLINK, &body), None, "a port left its bridge");
     }

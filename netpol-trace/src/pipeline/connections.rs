@@ -23,7 +23,7 @@ pub use names::DnsNames;
 use netpol_trace_common::tc::{FROM_POD, FlowKey, FlowState, event};
 pub use unanswered::{GRACE, UnansweredConnection, body, flow};
 
-use crate::kernel::tc::{Told, View};
+use crate::kernel::tc::{TcEvent, TcView};
 use crate::model::packet::Packet;
 
 /// The kernel side as this module uses it; tests have one of their own.
@@ -42,7 +42,7 @@ pub trait KernelFlows {
     fn netns(&self) -> u32;
 }
 
-impl KernelFlows for View {
+impl KernelFlows for TcView {
     fn state(&self, key: &FlowKey) -> Option<FlowState> {
         self.flows.get(key)
     }
@@ -168,9 +168,9 @@ impl<K: KernelFlows> Flows<K> {
     }
 
     /// Takes one event of the tc programs.
-    pub fn take(&mut self, told: Told, now: Instant) {
-        match told {
-            Told::Flow(flow) => match flow.event {
+    pub fn take(&mut self, event: TcEvent, now: Instant) {
+        match event {
+            TcEvent::Flow(flow) => match flow.event {
                 event::OPENED if !self.table.open(&flow, now) => self.kernel.forget(&flow.key),
                 event::OPENED => {}
                 // The refusing packet goes back to the opener of the connection.
@@ -180,7 +180,7 @@ impl<K: KernelFlows> Flows<K> {
                 }
                 _ => {}
             },
-            Told::Dns(flow, message) => {
+            TcEvent::Dns(flow, message) => {
                 self.names.told(flow.key.ifindex, address(&flow.key.pod), &message, now);
             }
         }

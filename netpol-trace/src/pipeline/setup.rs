@@ -15,7 +15,7 @@ use crate::cluster::Cluster;
 use crate::cluster::api::Lookups;
 use crate::inventory::{Inventory, InventoryWatcher};
 use crate::kernel::clock::Clock;
-use crate::kernel::tc::View;
+use crate::kernel::tc::TcView;
 use crate::policy;
 use crate::sink::fan_out::Output;
 
@@ -38,7 +38,7 @@ pub struct Pipeline {
     /// Network namespaces in which conntrack is active.
     pub(super) tracked_netns: HashSet<u32>,
     /// The tc hook's connections; `None` without that hook.
-    pub flows: Option<Flows<View>>,
+    pub flows: Option<Flows<TcView>>,
     pub(super) inventory: Option<InventoryWatcher>,
     /// Look-ups of single pods, with the API server as source.
     pub lookups: Option<Lookups>,
