@@ -12,7 +12,7 @@ use foldhash::fast::RandomState;
 use jiff::Timestamp;
 use text::MetricsPage;
 
-use crate::model::Direction;
+use crate::model::{Direction, LossReason, LossStage};
 use crate::record::{Body, Drop, Status};
 
 /// Different label sets of one metric; names of namespaces beyond count under [`OTHER`].
@@ -46,7 +46,7 @@ pub struct Published {
     /// As a `running` status would tell it.
     pub status: Status,
     /// Losses so far, by stage and reason.
-    pub losses: Vec<(&'static str, &'static str, u64)>,
+    pub losses: Vec<((LossStage, LossReason), u64)>,
     pub queued: u64,
     pub queue_size: u64,
     pub ring_peak: u64,
@@ -160,7 +160,7 @@ impl Metrics {
 fn tell(page: &mut MetricsPage, published: &Published, age: Duration) {
     let Published { status, losses, .. } = published;
     page.family(&c::PACKETS, status.causes.iter().map(|(of, n)| ([of.as_str()], *n)));
-    page.family(&c::LOST, losses.iter().map(|(stage, reason, n)| ([*stage, *reason], *n)));
+    page.family(&c::LOST, losses.iter().map(|((stage, reason), n)| ([stage.as_str(), reason.as_str()], *n)));
     let (kernel, agent) = (status.totals.kernel, status.totals.agent);
     // Absent when they can't be read: a counter that falls to zero would look like a restart.
     if let Some(kernel) = kernel {

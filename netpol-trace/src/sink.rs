@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::model::Str;
+use crate::model::{LossReason, Str};
 use crate::record::{Body, Fingerprint, Record, SCHEMA};
 use lost::{Lost, Undeclared};
 use queue::{Done, Entry, Patience, Queue};
@@ -70,16 +70,16 @@ pub enum SinkError {
     Write { name: String, error: io::Error },
     /// The receiver said no, could not be reached for too long, or the sink is not open.
     #[error("{name}: {message}")]
-    Refused { name: String, reason: &'static str, message: String },
+    Refused { name: String, reason: LossReason, message: String },
 }
 
 impl SinkError {
     /// The `reason` of the loss that comes of it.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> LossReason {
         match self {
-            SinkError::Closed => "closed",
-            SinkError::Write { .. } => "write_failed",
-            SinkError::Refused { reason, .. } => reason,
+            SinkError::Closed => LossReason::Closed,
+            SinkError::Write { .. } => LossReason::WriteFailed,
+            SinkError::Refused { reason, .. } => *reason,
         }
     }
 }
@@ -196,7 +196,7 @@ impl Feed {
         self.seq += delivered as u64;
         let mut done = Done { records: delivered as u64, ..Done::default() };
         let (mut lost_packets, mut lost_records) = (0, 0);
-        let reason = delivery.error.as_ref().map_or("write_failed", SinkError::reason);
+        let reason = delivery.error.as_ref().map_or(LossReason::WriteFailed, SinkError::reason);
         for (at, (record, meaning)) in records.iter().zip(meanings).enumerate() {
             match meaning {
                 Meaning::Packets(packets) if at < delivered => done.written += packets,
@@ -218,9 +218,9 @@ impl Feed {
             let (count, packets) = (delivery.rejected.min(done.records), delivery.rejected.min(done.written));
             done.records -= count;
             done.written -= packets;
-            done.lost.push(("rejected", packets, count));
-            let mut rejected = Lost::new("rejected", first, packets).estimated();
-            rejected.add(Lost::new("rejected", last, 0));
+            done.lost.push((LossReason::Rejected, packets, count));
+            let mut rejected = Lost::new(LossReason::Rejected, first, packets).estimated();
+            rejected.add(Lost::new(LossReason::Rejected, last, 0));
             self.undeclared.add(rejected);
         }
         let closed = matches!(delivery.error, Some(SinkError::Closed));

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Loss, LossStage};
+use crate::model::{Loss, LossKind};
 use crate::storage::{Folder, Readers};
 
 /// The file in `--state-dir`.
@@ -81,17 +81,8 @@ impl StateFile {
         let previous = self.previous.as_ref()?;
         // A clock that was set back makes no gap of negative length.
         let since = previous.attached_until.min(attached);
-        let loss = Loss {
-            stage: LossStage::NotAttached,
-            reason: if previous.stopped { "stopped" } else { "killed" }.into(),
-            of: None,
-            count: None,
-            estimate: false,
-            last_time: Some(attached),
-            sink: None,
-            first_id: None,
-            last_id: None,
-        };
+        let kind = if previous.stopped { LossKind::STOPPED_WITHOUT_HOOKS } else { LossKind::KILLED_WITHOUT_HOOKS };
+        let loss = kind.declare(None, attached);
         Some(PreviousRun { run: previous.run.clone(), gap: Some((since, loss)) })
     }
 
@@ -133,6 +124,7 @@ impl StateFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::LossStage;
 
     #[test]
     fn the_gap_reaches_from_the_end_of_one_run_to_the_next() {

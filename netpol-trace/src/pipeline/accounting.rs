@@ -16,11 +16,11 @@ pub struct Intake {
     /// Packets for which the queue had no room.
     pub lost: AtomicU64,
     /// Connection events for which the queue had no room. These are not packets, so packet accounting leaves them out.
-    pub lost_flows: AtomicU64,
+    pub lost_connections: AtomicU64,
     /// Peak fill of the ring buffer in bytes since this was last taken.
     pub ring_peak: AtomicU64,
-    /// Requests the kernel's counts before their window ends, because a policy changed.
-    pub turn: AtomicBool,
+    /// Set when a policy changed: the reader then swaps the kernel's maps before their window ends.
+    pub swap_requested: AtomicBool,
 }
 
 /// Counters of the worker thread.

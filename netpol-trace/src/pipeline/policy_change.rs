@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::Pipeline;
 use crate::cluster::index::{IsolationEffect, PolicyEvent, PolicyEventKind};
 use crate::model::cluster::{Direction, Labels, Peer, Policy, Rule};
-use crate::model::{ChangeKind, Loss, LossStage};
+use crate::model::{ChangeKind, LossKind};
 use crate::policy::bounded;
 use crate::record::{Body, FieldChange, IsolationChange, PolicyChange, RuleText};
 use crate::sink::SinkError;
@@ -28,21 +28,11 @@ impl Pipeline {
         }
         if !events.is_empty() {
             // Packets counted before the change get a record of their own.
-            self.intake.turn.store(true, Ordering::Release);
+            self.intake.swap_requested.store(true, Ordering::Release);
         }
         if lost > 0 {
             let now = Timestamp::now();
-            let loss = Loss {
-                stage: LossStage::AgentQueue,
-                reason: "policy_changes_full".into(),
-                of: Some("policy_changes".into()),
-                count: Some(lost),
-                estimate: false,
-                last_time: Some(now),
-                sink: None,
-                first_id: None,
-                last_id: None,
-            };
+            let loss = LossKind::POLICY_CHANGES_FULL.declare(Some(lost), now);
             self.write_record(Body::Loss(loss), now)?;
         }
         Ok(())

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::metrics::Metrics;
-use crate::model::{Cause, SinkState};
+use crate::model::{Cause, LossReason, SinkState};
 use crate::record::{Body, Fingerprint};
 use crate::sink::backoff::Backoff;
 use crate::sink::queue::{Counts, Queue, Waiting, Written};
@@ -148,7 +148,7 @@ impl Output {
     }
 
     /// Records lost by all sinks together, by reason.
-    pub fn losses(&self) -> BTreeMap<&'static str, u64> {
+    pub fn losses(&self) -> BTreeMap<LossReason, u64> {
         let mut sum = BTreeMap::new();
         for (reason, count) in self.outlets.iter().flat_map(|outlet| outlet.queue.reasons()) {
             *sum.entry(reason).or_default() += count;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::cluster::events::{EventError, ObjectRef, Occurrence, Writer};
-use crate::model::{Cause, PodRef};
+use crate::model::{Cause, LossReason, PodRef};
 use crate::record::describe;
 use crate::record::describe::Brevity;
 use crate::record::format::Format;
@@ -194,7 +194,7 @@ impl Sink for Events {
         // They wait in the table: none is lost by it yet.
         let error = self.away.as_ref().map(|(_, _, why)| SinkError::Refused {
             name: self.name(),
-            reason: "unreachable",
+            reason: LossReason::Unreachable,
             message: why.clone(),
         });
         Delivery { rejected, error, ..Delivery::all(records) }

@@ -2,13 +2,13 @@
 
 use jiff::Timestamp;
 
-use crate::model::{Loss, LossStage};
+use crate::model::{Loss, LossReason, LossStage};
 use crate::record::{Body, Record};
 
 /// Records that did not make it, one after the other, for one reason.
 #[derive(Debug, Clone)]
 pub struct Lost {
-    reason: &'static str,
+    reason: LossReason,
     packets: u64,
     first: String,
     last: String,
@@ -20,7 +20,7 @@ pub struct Lost {
 
 impl Lost {
     /// `packets`: those that the record stands for. Where it declares some as lost itself, they are to be declared all the same.
-    pub fn new(reason: &'static str, record: &Record, packets: u64) -> Lost {
+    pub fn new(reason: LossReason, record: &Record, packets: u64) -> Lost {
         let (id, time) = (&record.id, record.time);
         let packets = match &record.body {
             Body::Loss(Loss { of: None, estimate: false, count: Some(count), .. }) => packets + count,
@@ -94,10 +94,10 @@ mod tests {
             let body = Loss { of: of.map(|of| of.to_owned().into()), count: Some(7), estimate, ..loss() };
             numbers().record(Body::Loss(body), None, Timestamp::UNIX_EPOCH)
         };
-        let mut lost = Lost::new("queue_full", &loss(None, false), 0);
+        let mut lost = Lost::new(LossReason::QueueFull, &loss(None, false), 0);
         // Neither connections nor estimates are in the books.
-        lost.add(Lost::new("queue_full", &loss(Some("connections"), false), 0));
-        lost.add(Lost::new("queue_full", &loss(None, true), 0));
+        lost.add(Lost::new(LossReason::QueueFull, &loss(Some("connections"), false), 0));
+        lost.add(Lost::new(LossReason::QueueFull, &loss(None, true), 0));
         assert_eq!(lost.declaration("stdout").count, Some(7));
     }
 }

@@ -28,6 +28,7 @@ use tokio::runtime::Runtime;
 use super::backoff::Backoff;
 use super::queue::Patience;
 use super::{Delivery, Sink, SinkError};
+use crate::model::LossReason;
 use crate::record::Record;
 use crate::record::format::otel;
 
@@ -203,7 +204,7 @@ impl Sink for Otlp {
                     }
                     return Delivery { rejected, ..Delivery::all(records) };
                 }
-                Outcome::Never(message) => return refused("refused", message),
+                Outcome::Never(message) => return refused(LossReason::Refused, message),
                 Outcome::Again(message, after) => {
                     attempts += 1;
                     patience.failing(format!("{name}: {message}"));
@@ -219,7 +220,7 @@ impl Sink for Otlp {
                     let wait = after.unwrap_or_default().max(backoff.pause());
                     // The receiver may ask for any time.
                     if start.elapsed().saturating_add(wait) > GIVE_UP || !patience.pause(wait) {
-                        return refused("unreachable", message);
+                        return refused(LossReason::Unreachable, message);
                     }
                 }
             }
@@ -363,7 +364,7 @@ mod tests {
             assert!(!delivery.is_finished());
             assert!(queue.error().is_some_and(|error| error.contains("otlp:http://127.0.0.1:1/v1/logs: ")));
             queue.stop_by(Instant::now());
-            assert_eq!(delivery.join().unwrap().error.map(|error| error.reason()), Some("unreachable"));
+            assert_eq!(delivery.join().unwrap().error.map(|error| error.reason()), Some(LossReason::Unreachable));
         });
     }
 

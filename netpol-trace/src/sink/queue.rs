@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::lost::Lost;
-use crate::model::{Cause, SINK_QUEUE_RECORDS};
+use crate::model::{Cause, LossReason, SINK_QUEUE_RECORDS};
 use crate::record::{Body, Record};
 
 /// What they may weigh together, in octets. Sinks share a record, so several queues don't weigh more than the longest.
@@ -59,7 +59,7 @@ pub struct Done<'a> {
     pub written: u64,
     pub records: u64,
     /// Reason, packets and records lost.
-    pub lost: Vec<(&'static str, u64, u64)>,
+    pub lost: Vec<(LossReason, u64, u64)>,
     /// The records that were lost, with their packets; those that a receiver did not want are not known.
     pub of: Vec<(&'a Record, u64)>,
 }
@@ -74,7 +74,7 @@ struct State {
     spent: Vec<Arc<Record>>,
     counts: Counts,
     /// Records lost, by reason, and packets lost, by cause.
-    reasons: BTreeMap<&'static str, u64>,
+    reasons: BTreeMap<LossReason, u64>,
     causes: BTreeMap<Cause, u64>,
     /// The sink waits for something to do, and nobody has told it yet that there is.
     idle: bool,
@@ -159,7 +159,7 @@ impl Queue {
             state = self.wait_emptied(state, left);
         }
         if state.gone || state.is_full() {
-            let reason = if state.gone { "closed" } else { "queue_full" };
+            let reason = if state.gone { LossReason::Closed } else { LossReason::QueueFull };
             state.counts.lost += waiting.packets;
             state.counts.records_lost += 1;
             *state.reasons.entry(reason).or_default() += 1;
@@ -283,7 +283,7 @@ impl Queue {
         }
         state.counts.records_lost += left as u64;
         if left > 0 {
-            *state.reasons.entry("closed").or_default() += left as u64;
+            *state.reasons.entry(LossReason::Closed).or_default() += left as u64;
         }
         state.counts.lost += std::mem::take(&mut state.counts.held);
         state.weight = 0;
@@ -301,7 +301,7 @@ impl Queue {
     }
 
     /// Records lost so far, by reason.
-    pub fn reasons(&self) -> BTreeMap<&'static str, u64> {
+    pub fn reasons(&self) -> BTreeMap<LossReason, u64> {
         self.lock().reasons.clone()
     }
 

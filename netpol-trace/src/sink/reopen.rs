@@ -8,6 +8,7 @@ use super::backoff::Backoff;
 use super::queue::Patience;
 use super::{Delivery, Sink, SinkError};
 use crate::metrics::Metrics;
+use crate::model::LossReason;
 use crate::record::Record;
 
 /// Opens the sink, or says why it can't.
@@ -44,9 +45,11 @@ impl Reopening {
     pub fn error(&self) -> Option<SinkError> {
         match &self.state {
             State::Open(_) => None,
-            State::Closed { error, .. } => {
-                Some(SinkError::Refused { name: self.name.clone(), reason: "not_open", message: error.clone() })
-            }
+            State::Closed { error, .. } => Some(SinkError::Refused {
+                name: self.name.clone(),
+                reason: LossReason::NotOpen,
+                message: error.clone(),
+            }),
         }
     }
 
@@ -140,7 +143,7 @@ mod tests {
         let counts = queue.counts();
         assert_eq!((counts.written, counts.held, counts.lost, counts.records_lost), (0, 0, 7, 2));
         assert!(queue.error().unwrap().contains("later"), "{:?}", queue.error());
-        assert_eq!(queue.reasons().get("not_open"), Some(&2));
+        assert_eq!(queue.reasons().get(&LossReason::NotOpen), Some(&2));
         std::fs::create_dir(path.parent().unwrap()).unwrap();
         queue.push(Waiting::new(Arc::new(record(&numbers)), 5), Duration::ZERO);
         assert!(queue.drained(Duration::from_secs(60)));
@@ -172,7 +175,10 @@ mod tests {
         let mut sink = Reopening::new("log".into(), "native", open, Backoff::new(hour, hour), Arc::default());
         for _ in 0..100 {
             let delivery = sink.deliver(&[Arc::new(record(&numbers()))], Patience(&Queue::default()));
-            assert_eq!((delivery.delivered, delivery.error.map(|error| error.reason())), (0, Some("not_open")));
+            assert_eq!(
+                (delivery.delivered, delivery.error.map(|error| error.reason())),
+                (0, Some(LossReason::NotOpen))
+            );
         }
         assert_eq!(attempts.load(std::sync::atomic::Ordering::Relaxed), 1);
     }

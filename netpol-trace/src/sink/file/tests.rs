@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::super::queue::Queue;
 use super::*;
+use crate::model::LossReason;
 use crate::sink::tests::{numbers, record};
 
 fn records(count: usize) -> Vec<Arc<Record>> {
@@ -38,7 +39,7 @@ fn a_full_disk_takes_nothing_and_says_so() {
     lines.path = "/dev/full".into();
     lines.file = File::options().write(true).open(&lines.path).unwrap();
     let delivery = deliver(&mut lines, 3);
-    assert_eq!((delivery.delivered, delivery.error.map(|error| error.reason())), (0, Some("write_failed")));
+    assert_eq!((delivery.delivered, delivery.error.map(|error| error.reason())), (0, Some(LossReason::WriteFailed)));
     assert!(lines.buffer.is_empty());
 }
 
