@@ -15,7 +15,7 @@ pub mod coverage;
 pub mod devices;
 mod legacy;
 mod nft;
-pub mod owner;
+pub mod products;
 pub mod ruleset;
 mod watch;
 
@@ -28,7 +28,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 pub use watch::InventoryWatcher;
 
 use self::devices::Device;
-use self::ruleset::{RuleEngine, Ruleset, RulesetBuilder, TerminalsByOwner};
+use self::ruleset::{RuleEngine, Ruleset, RulesetBuilder, TerminalsByProduct};
 use crate::model::{Family, Hook, Mechanism};
 use crate::netlink::{self, Complete};
 
@@ -116,14 +116,14 @@ impl Inventory {
     }
 
     /// What netfilter's engines can do where a drop happened; the engine that `mechanism` leaves open are both.
-    pub fn at(&self, mechanism: Mechanism, hook: Option<Hook>, family: Family) -> TerminalsByOwner {
+    pub fn at(&self, mechanism: Mechanism, hook: Option<Hook>, family: Family) -> TerminalsByProduct {
         let both = [RuleEngine::Nft, RuleEngine::Legacy];
         let backends: &[RuleEngine] = match mechanism {
             Mechanism::Nftables => &both[..1],
             Mechanism::IptablesLegacy => &both[1..],
             _ => &both,
         };
-        let mut all = TerminalsByOwner::default();
+        let mut all = TerminalsByProduct::default();
         backends.iter().for_each(|backend| all.add(&self.ruleset.at(*backend, hook, family)));
         all
     }
@@ -159,7 +159,7 @@ impl Inventory {
 
     /// Whether a chain with the name of an enforcer exists in a ruleset.
     pub fn enforcer_known(&self) -> bool {
-        self.ruleset.owners.keys().any(|(owner, _)| owner.is_policy())
+        self.ruleset.products.keys().any(|(product, _)| product.is_enforcer())
     }
 
     /// The CNI whose tc program sits on a device.

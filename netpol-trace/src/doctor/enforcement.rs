@@ -4,33 +4,8 @@ use super::facts::Facts;
 use super::{Finding, Status};
 use crate::inventory::Inventory;
 use crate::inventory::coverage::{Covered, coverage};
+use crate::inventory::products;
 
-/// An interface name's beginning and the CNI that makes it.
-const INTERFACES: [(&str, &str); 11] = [
-    ("cilium_", "Cilium"),
-    ("lxc", "Cilium"),
-    ("cali", "Calico"),
-    ("vxlan.calico", "Calico"),
-    ("weave", "Weave Net"),
-    ("antrea-gw", "Antrea"),
-    ("ovn-k8s-mp", "OVN-Kubernetes"),
-    ("flannel", "Flannel"),
-    ("kube-bridge", "kube-router"),
-    ("azv", "Azure CNI"),
-    ("eni", "AWS VPC CNI"),
-];
-/// Part of a file name in /etc/cni/net.d.
-const CONFIGURATIONS: [(&str, &str); 9] = [
-    ("cilium", "Cilium"),
-    ("calico", "Calico"),
-    ("canal", "Calico"),
-    ("weave", "Weave Net"),
-    ("antrea", "Antrea"),
-    ("ovn-kubernetes", "OVN-Kubernetes"),
-    ("flannel", "Flannel"),
-    ("kuberouter", "kube-router"),
-    ("aws", "AWS VPC CNI"),
-];
 /// One finding for each mechanism that is there or may be, and one when none is.
 pub(super) fn judge(facts: &Facts, inventory: &Inventory, version: Option<(u32, u32)>) -> Vec<Finding> {
     let check = "coverage";
@@ -64,14 +39,7 @@ pub(super) fn judge(facts: &Facts, inventory: &Inventory, version: Option<(u32, 
 fn cni(facts: &Facts, inventory: &Inventory) -> Option<Finding> {
     let check = "cni";
     let devices = inventory.devices.iter().map(|device| device.name.as_str());
-    let interfaces = devices
-        .flat_map(|name| INTERFACES.iter().filter(move |(prefix, _)| name.starts_with(prefix)).map(|(_, cni)| *cni));
-    let files = facts.cni_configurations.iter().flat_map(|file| {
-        CONFIGURATIONS.iter().filter(move |(part, _)| file.to_ascii_lowercase().contains(part)).map(|(_, cni)| *cni)
-    });
-    let mut names: Vec<&str> = interfaces.chain(files).collect();
-    names.sort_unstable();
-    names.dedup();
+    let names = products::cnis(devices, facts.cni_configurations.iter().map(String::as_str));
     if names.is_empty() {
         return None;
     }

@@ -100,14 +100,14 @@ fn rulesets(inventory: &Inventory, all: &mut Vec<Coverage>) {
         if names.is_empty() {
             continue;
         }
-        let mut owners: BTreeMap<&str, u64> = BTreeMap::new();
-        for ((owner, of), chains) in &ruleset.owners {
+        let mut products: BTreeMap<&str, u64> = BTreeMap::new();
+        for ((product, of), chains) in &ruleset.products {
             if *of == backend {
-                *owners.entry(owner.name()).or_default() += chains;
+                *products.entry(product.name()).or_default() += chains;
             }
         }
-        let chains = some(owners.iter().map(|(owner, chains)| format!("{owner} ({chains})")));
-        let whose = if owners.is_empty() { String::new() } else { format!("; chains of {chains}") };
+        let chains = some(products.iter().map(|(product, chains)| format!("{product} ({chains})")));
+        let whose = if products.is_empty() { String::new() } else { format!("; chains of {chains}") };
         let (covered, rest) = match ruleset.complete {
             true => (Covered::Yes, ""),
             false => (Covered::Partly, "; not all rules could be kept, so `action` may stay unknown"),

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::owner;
+use super::products;
 pub use crate::netlink::route::Xdp;
 use crate::netlink::route::{self, EGRESS, INGRESS, Link};
 
@@ -22,7 +22,7 @@ pub struct Device {
 impl Device {
     /// The CNI whose program sits here.
     pub fn cni(&self) -> Option<&'static str> {
-        self.programs.iter().find_map(|name| owner::of_program(name))
+        self.programs.iter().find_map(|name| products::of_program(name))
     }
 
     /// Drops that happen here and that nobody can see.

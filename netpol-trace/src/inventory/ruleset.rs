@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::owner::{self, Owner};
+use super::products::ProductId;
 use crate::model::{Family, Hook};
 
 /// Chains kept. A node with kube-proxy and Calico and 10,000 services has some 60,000.
@@ -218,8 +218,8 @@ impl RulesetBuilder {
         for (key, table) in self.tables {
             let rules = table.chains.values().map(|chain| chain.rules).sum();
             for (name, chain) in &table.chains {
-                if let Some(owner) = owner::of_chain(&key.name, name, key.backend == RuleEngine::Nft) {
-                    *ruleset.owners.entry((owner, key.backend)).or_default() += 1;
+                if let Some(product) = ProductId::of_chain(&key.name, name, key.backend == RuleEngine::Nft) {
+                    *ruleset.products.entry((product, key.backend)).or_default() += 1;
                 }
                 if let Some(base) = chain.base {
                     walk(&key, &table, name, base, &mut ruleset.hooks);
@@ -237,9 +237,9 @@ fn walk(
     table: &TableContent,
     name: &str,
     base: BaseChain,
-    hooks: &mut HashMap<HookPoint, TerminalsByOwner>,
+    hooks: &mut HashMap<HookPoint, TerminalsByProduct>,
 ) {
-    let mut found = TerminalsByOwner::default();
+    let mut found = TerminalsByProduct::default();
     let mut seen: BTreeSet<&str> = BTreeSet::from([name]);
     let mut next = vec![name];
     while let Some(name) = next.pop() {
@@ -248,15 +248,15 @@ fn walk(
         let mut terminals = chain.terminals;
         maps.clone().for_each(|map| terminals.add(map.terminals));
         if terminals.any() {
-            let owner = owner::of_chain(&key.name, name, key.backend == RuleEngine::Nft);
-            found.0.entry(owner).or_default().add(terminals);
+            let product = ProductId::of_chain(&key.name, name, key.backend == RuleEngine::Nft);
+            found.0.entry(product).or_default().add(terminals);
         }
         let jumps = chain.jumps.iter().chain(maps.flat_map(|map| &map.jumps));
         next.extend(jumps.map(String::as_str).filter(|jump| seen.insert(jump)));
     }
     if base.policy_drops {
-        let owner = owner::of_chain(&key.name, name, key.backend == RuleEngine::Nft);
-        found.0.entry(owner).or_default().add(Terminals::DROP);
+        let product = ProductId::of_chain(&key.name, name, key.backend == RuleEngine::Nft);
+        found.0.entry(product).or_default().add(Terminals::DROP);
     }
     for family in [Family::Ipv4, Family::Ipv6].into_iter().filter(|family| key.family.sees(*family)) {
         hooks.entry(HookPoint { backend: key.backend, hook: base.hook, family }).or_default().add(&found);
@@ -272,17 +272,17 @@ struct HookPoint {
 
 /// The ways to end a packet, by who made the chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TerminalsByOwner(pub BTreeMap<Option<Owner>, Terminals>);
+pub struct TerminalsByProduct(pub BTreeMap<Option<ProductId>, Terminals>);
 
-impl TerminalsByOwner {
-    pub fn add(&mut self, other: &TerminalsByOwner) {
+impl TerminalsByProduct {
+    pub fn add(&mut self, other: &TerminalsByProduct) {
         for (owner, terminals) in &other.0 {
             self.0.entry(*owner).or_default().add(*terminals);
         }
     }
 
     /// All of them, less those of the owners that `without` names.
-    pub fn terminals(&self, without: impl Fn(Option<Owner>) -> bool) -> Terminals {
+    pub fn terminals(&self, without: impl Fn(Option<ProductId>) -> bool) -> Terminals {
         let mut all = Terminals::default();
         self.0.iter().filter(|(owner, _)| !without(**owner)).for_each(|(_, terminals)| all.add(*terminals));
         all
@@ -299,18 +299,18 @@ impl TerminalsByOwner {
     }
 
     fn policy(&self) -> impl Iterator<Item = &Terminals> {
-        self.0.iter().filter(|(owner, _)| owner.is_some_and(Owner::is_policy)).map(|(_, terminals)| terminals)
+        self.0.iter().filter(|(product, _)| product.is_some_and(ProductId::is_enforcer)).map(|(_, terminals)| terminals)
     }
 }
 
 /// The rulesets of one network namespace.
 #[derive(Debug, Clone, Default)]
 pub struct Ruleset {
-    hooks: HashMap<HookPoint, TerminalsByOwner>,
+    hooks: HashMap<HookPoint, TerminalsByProduct>,
     /// Tables with their number of rules.
     pub tables: BTreeMap<TableKey, u64>,
     /// Chains by owner.
-    pub owners: BTreeMap<(Owner, RuleEngine), u64>,
+    pub products: BTreeMap<(ProductId, RuleEngine), u64>,
     /// Comments of rules that speak of a policy: some of them, and how many there are.
     pub comments: Vec<String>,
     pub commented: u64,
@@ -320,8 +320,8 @@ pub struct Ruleset {
 
 impl Ruleset {
     /// What `backend` can do at `hook`; at any hook when that is unknown.
-    pub fn at(&self, backend: RuleEngine, hook: Option<Hook>, family: Family) -> TerminalsByOwner {
-        let mut all = TerminalsByOwner::default();
+    pub fn at(&self, backend: RuleEngine, hook: Option<Hook>, family: Family) -> TerminalsByProduct {
+        let mut all = TerminalsByProduct::default();
         for (place, terminals) in &self.hooks {
             let here = match hook {
                 None => true,
@@ -394,7 +394,10 @@ mod tests {
         builder.rule(&kindnet, "start", RuleEffect { maps: vec!["map".into()], ..RuleEffect::default() });
         builder.chain(&kindnet, "start", base(Hook::Postrouting));
         let found = builder.finish().at(RuleEngine::Nft, Some(Hook::Postrouting), Family::Ipv6);
-        assert_eq!(found.0, BTreeMap::from([(Some(Owner::Policy("kindnet")), Terminals::QUEUE)]));
+        assert_eq!(
+            found.0.iter().map(|(product, terminals)| (product.map(ProductId::name), *terminals)).collect::<Vec<_>>(),
+            [(Some("kindnet"), Terminals::QUEUE)]
+        );
     }
 
     #[test]
@@ -418,6 +421,6 @@ mod tests {
         builder.rule(&filter, "KUBE-SERVICES", rule(Terminals::DROP, &[]));
         builder.rule(&filter, "KUBE-POD-FW-X", rule(Terminals::REJECT, &[]));
         let found = builder.finish().at(RuleEngine::Legacy, Some(Hook::Forward), Family::Ipv4);
-        assert_eq!(found.terminals(|owner| owner == Some(Owner::KubeProxy)), Terminals::REJECT);
+        assert_eq!(found.terminals(|product| product.map(ProductId::name) == Some("kube-proxy")), Terminals::REJECT);
     }
 }

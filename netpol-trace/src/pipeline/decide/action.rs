@@ -1,7 +1,7 @@
 //! Drop or reject.
 
 use super::context::DropContext;
-use crate::inventory::owner::Owner;
+use crate::inventory::products::{ProductId, Role};
 use crate::model::{Action, Cause, Hook, Mechanism, PolicyRelevance};
 
 /// Decides what was done with the packet.
@@ -38,10 +38,10 @@ pub(super) fn action(cause: Cause, context: &DropContext<'_>) -> Action {
     };
     let found = inventory.at(mechanism, context.site.hook, context.family);
     let policy_made = found.has_policy();
-    let terminals = found.terminals(|owner| match cause {
-        Cause::Policy | Cause::Disagrees if policy_made => owner.is_none_or(|owner| !owner.is_policy()),
+    let terminals = found.terminals(|product| match cause {
+        Cause::Policy | Cause::Disagrees if policy_made => product.is_none_or(|product| !product.is_enforcer()),
         // kube-proxy drops what asks for a service that can't be had; such drops have causes of their own.
-        Cause::Policy | Cause::Disagrees => owner == Some(Owner::KubeProxy),
+        Cause::Policy | Cause::Disagrees => is_service_proxy(product),
         _ => false,
     });
     match (terminals.drop || context.site.mechanism == Mechanism::Nfqueue, terminals.reject) {
@@ -49,4 +49,8 @@ pub(super) fn action(cause: Cause, context: &DropContext<'_>) -> Action {
         (false, true) => Action::Reject,
         _ => Action::Unknown,
     }
+}
+
+fn is_service_proxy(product: Option<ProductId>) -> bool {
+    product.is_some_and(|product| product.product().role == Role::ServiceProxy)
 }
