@@ -52,55 +52,54 @@ pub const WINDOW: Duration = Duration::from_secs(10);
 /// A hook that `--hooks` can choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum HookName {
-    /// Every freed packet: drops.
+    /// Freed packets: drops
     #[value(name = "kfree_skb")]
     KfreeSkb,
-    /// Connections at the pods' interfaces: DNS names, spoofed sources, connections that nobody answers.
+    /// Connections at the pods' interfaces: DNS names, spoofed sources, unanswered connections
     Tc,
 }
 
-/// The records that are kept on disk.
+/// The history: records that are kept on disk.
 #[derive(Debug, Clone)]
 pub struct HistoryConfig {
     pub folder: PathBuf,
     pub readers: Readers,
-    /// At most so many bytes of them.
+    /// Largest size in bytes.
     pub bytes: u64,
 }
 
-/// How an agent is to run.
+/// The configuration of an agent.
 #[derive(Debug)]
 pub struct AgentConfig {
     pub source: source::SourceConfig,
-    /// The API server, for what is asked of it or written to it besides.
+    /// Access to the API server for access reviews and Events.
     pub access: Access,
     pub node: Option<String>,
     pub cluster: Option<String>,
     pub all_drops: bool,
-    /// Where records go; nowhere means stdout.
+    /// Outputs; an empty list means stdout.
     pub outputs: Vec<Target>,
-    /// The format of the sinks that name none.
+    /// Format of the outputs that name none.
     pub format: Format,
-    /// Where /metrics and the probes are served; nowhere by default.
+    /// Address of the listener for /metrics and the probes.
     pub listen: Option<SocketAddr>,
-    /// Whom /metrics answers; nothing means anybody.
+    /// Who may read /metrics; `None` means everybody.
     pub metrics_guard: Option<Guard>,
-    /// Where records are kept for `tail`.
     pub history: Option<HistoryConfig>,
-    /// Where `tail` is answered, and how the API server is asked who may see what.
+    /// Address of the `tail` listener, and the access reviews for its callers.
     pub tail: Option<(SocketAddr, Reviewer)>,
     pub duration: Option<Duration>,
     pub ring_bytes: u32,
-    /// How long repeated packets are counted before they are told; zero: each has a record.
+    /// How long the kernel counts repeated packets before the agent reports them; zero: each packet has a record.
     pub aggregation_window: Duration,
-    /// Records of drops a second; 0: no limit.
+    /// Limit of drop records per second; 0 means no limit.
     pub max_records_per_second: u32,
-    /// Counts, unread records and the hook stay in the kernel when the agent ends.
+    /// Counts, unread events and the hook stay in the kernel when the agent ends.
     pub survive_restart: bool,
     pub pin_folder: PathBuf,
-    /// `None`: what this kernel has without leaving traces.
+    /// `None`: the hooks that this kernel supports without anything left behind by a killed agent.
     pub hooks: Option<Vec<HookName>>,
-    /// Where to remember this run for the next one.
+    /// Folder of the state file, from which the next run learns the end of this one.
     pub state_dir: Option<PathBuf>,
 }
 
@@ -126,7 +125,7 @@ pub async fn run(mut config: AgentConfig, file: Live) -> anyhow::Result<()> {
         }
     };
     let settling = memory::keep_small(async {
-        source::settled(&cluster).await;
+        source::wait_for_sync(&cluster).await;
         drop(threads.start_worker.take());
     });
     tokio::select! {
@@ -149,7 +148,7 @@ pub async fn run(mut config: AgentConfig, file: Live) -> anyhow::Result<()> {
     // A second signal must end even an agent whose output is blocked.
     tokio::spawn(async move {
         tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
-        #[expect(clippy::disallowed_methods, reason = "a second signal asks for no more than an end")]
+        #[expect(clippy::disallowed_methods, reason = "a second signal ends the process at once")]
         std::process::exit(130);
     });
     let Threads { reader, worker, .. } = threads;

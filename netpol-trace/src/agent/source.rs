@@ -1,4 +1,4 @@
-//! Where the agent's knowledge of the cluster comes from: manifest files, or the API server.
+//! The source of cluster objects: manifest files or the API server.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,23 +8,23 @@ use anyhow::bail;
 use crate::cluster::Cluster;
 use crate::cluster::api::{self, Lookups, lookup};
 
-/// How long the start waits for the sources; later they catch up while drops are recorded.
-const SETTLING: Duration = Duration::from_secs(10);
+/// Longest wait for the sources at the start. After that, drops are recorded while the sources catch up.
+const SYNC_TIME: Duration = Duration::from_secs(10);
 
-/// What keeps the cluster's state current.
+/// An opened source.
 pub enum ClusterSource {
     Manifests,
     Api { options: api::Options, lookups: Lookups, queues: lookup::LookupQueues },
 }
 
-/// Where the state is to come from.
+/// The configured source.
 #[derive(Debug, Clone)]
 pub enum SourceConfig {
     Manifests(Vec<PathBuf>),
     Api(api::Options),
 }
 
-/// Opens the source. Wrong paths and options end the agent; a server that is away does not.
+/// Opens the source. Wrong paths and options end the agent; an API server that is not reachable does not.
 pub async fn open(from: &SourceConfig) -> anyhow::Result<(Cluster, ClusterSource)> {
     match from {
         SourceConfig::Manifests(paths) => {
@@ -48,7 +48,7 @@ pub async fn open(from: &SourceConfig) -> anyhow::Result<(Cluster, ClusterSource
 }
 
 impl ClusterSource {
-    /// Where pods of other nodes may have to be looked up.
+    /// Returns the look-ups of pods on other nodes, with the API server as source.
     pub fn lookups(&self) -> Option<Lookups> {
         match self {
             ClusterSource::Manifests => None,
@@ -56,7 +56,7 @@ impl ClusterSource {
         }
     }
 
-    /// Keeps `cluster` current until dropped.
+    /// Keeps `cluster` up to date until dropped.
     pub async fn follow(self, cluster: Cluster) {
         match self {
             ClusterSource::Manifests => cluster.watch().await,
@@ -65,8 +65,8 @@ impl ClusterSource {
     }
 }
 
-/// Waits until each source is in sync or has said why not, or has had its time.
-pub async fn settled(cluster: &Cluster) {
+/// Waits until each source is in sync or has an error, at most [`SYNC_TIME`].
+pub async fn wait_for_sync(cluster: &Cluster) {
     let mut changes = cluster.changes();
     let all = async {
         loop {
@@ -79,5 +79,5 @@ pub async fn settled(cluster: &Cluster) {
             }
         }
     };
-    let _ = tokio::time::timeout(SETTLING, all).await;
+    let _ = tokio::time::timeout(SYNC_TIME, all).await;
 }

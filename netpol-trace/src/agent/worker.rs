@@ -216,7 +216,7 @@ impl Worker<'_> {
         let now = Timestamp::now();
         let new = self.losses.look(&counts, now);
         if let (true, Some(flows)) = (new.may_hide_drops(), &mut self.pipeline.flows) {
-            flows.lost_drops(Instant::now());
+            flows.note_lost_drops(Instant::now());
         }
         for (kind, count) in new.losses {
             self.pipeline.write_record(Body::Loss(kind.declare(Some(count), now)), new.since)?;

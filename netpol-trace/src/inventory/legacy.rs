@@ -1,7 +1,7 @@
-//! The tables of iptables-legacy and ip6tables-legacy, as `getsockopt` copies them out. Only tables that exist already
-//! are asked for: asking for another one would make it.
+//! The tables of iptables-legacy and ip6tables-legacy, as `getsockopt` returns them. Only tables that exist are requested: the request
+//! for another one would create it.
 //!
-//! Layouts are of linux/netfilter/x_tables.h, ip_tables.h and ip6_tables.h, for 64-bit kernels.
+//! The layouts are those of linux/netfilter/x_tables.h, ip_tables.h and ip6_tables.h, for 64-bit kernels.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,20 +20,20 @@ const NAME: usize = 32;
 /// `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`, the same for IPv6.
 const GET_INFO: i32 = 64;
 const GET_ENTRIES: i32 = 65;
-/// A larger table is not read: 64 MiB are about 300,000 rules.
+/// Largest table that is read: 64 MiB are about 300,000 rules.
 const MAX_TABLE: usize = 64 << 20;
 /// `struct xt_entry_match` and `xt_entry_target` up to their data: size, name, revision.
 const ITEM_HEADER: usize = 32;
-/// A table that is being replaced changes its size between the two questions.
+/// Attempts to read a table: its size changes if it is replaced between the two requests.
 const TRIES: usize = 4;
 
-/// How entries of one family look.
+/// The layout of the entries of one family.
 #[derive(Debug, Clone, Copy)]
 struct EntryLayout {
     family: TableFamily,
     target_offset: usize,
     next_offset: usize,
-    /// Where the matches begin.
+    /// Offset of the matches.
     matches: usize,
 }
 
@@ -43,7 +43,7 @@ const IPV6: EntryLayout = EntryLayout { family: TableFamily::Ip6, target_offset:
 /// Reads every legacy table of this network namespace.
 ///
 /// # Errors
-/// The socket needs CAP_NET_RAW and the question CAP_NET_ADMIN.
+/// The socket needs CAP_NET_RAW and the request CAP_NET_ADMIN.
 pub fn read(builder: &mut RulesetBuilder) -> io::Result<()> {
     for (layout, names, domain, level) in [
         (IPV4, "/proc/thread-self/net/ip_tables_names", libc::AF_INET, libc::IPPROTO_IP),
@@ -74,7 +74,7 @@ fn socket(domain: i32) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: just opened, and nobody else's.
+    // SAFETY: the descriptor was just opened, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -85,7 +85,7 @@ fn table(socket: &OwnedFd, level: i32, name: &str) -> io::Result<(Vec<u8>, Vec<u
         get(socket, level, GET_INFO, &mut info)?;
         let size = word(&info, 80).unwrap_or(0) as usize;
         if size > MAX_TABLE {
-            return Err(io::Error::other(format!("table {name} has {size} octets")));
+            return Err(io::Error::other(format!("table {name} has {size} bytes")));
         }
         let mut entries = request(name, ENTRIES_HEADER + size)?;
         entries[NAME..NAME + 4].copy_from_slice(&(size as u32).to_ne_bytes());
@@ -100,29 +100,29 @@ fn table(socket: &OwnedFd, level: i32, name: &str) -> io::Result<(Vec<u8>, Vec<u
 
 fn request(name: &str, size: usize) -> io::Result<Vec<u8>> {
     let mut request = vec![0; size];
-    let place = request.get_mut(..name.len()).filter(|place| place.len() < NAME);
-    place.ok_or(io::ErrorKind::InvalidData)?.copy_from_slice(name.as_bytes());
+    let field = request.get_mut(..name.len()).filter(|field| field.len() < NAME);
+    field.ok_or(io::ErrorKind::InvalidData)?.copy_from_slice(name.as_bytes());
     Ok(request)
 }
 
 fn get(socket: &OwnedFd, level: i32, option: i32, buffer: &mut [u8]) -> io::Result<()> {
     let mut length = libc::socklen_t::try_from(buffer.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: the kernel writes at most `length` octets, which is what `buffer` has.
+    // SAFETY: the kernel writes at most `length` bytes, and `buffer` has as many.
     let done = unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, buffer.as_mut_ptr().cast(), &mut length) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// One entry on its way into the builder.
+/// One entry of a table.
 struct TableEntry<'a> {
-    /// Octets from the start of the table.
+    /// Offset from the start of the table.
     at: usize,
     bytes: &'a [u8],
     target: &'a [u8],
     target_name: String,
 }
 
-/// Reads the entries of one table; pure, total. Chains are runs of entries: the built-in ones begin at their hook's
-/// entry point, the others behind an `ERROR` target that holds their name.
+/// Parses the entries of one table; pure, total. A chain is a run of entries: a built-in chain begins at its hook's entry point, another
+/// one after an `ERROR` target that has its name.
 fn parse(builder: &mut RulesetBuilder, layout: EntryLayout, name: &str, info: &[u8], blob: &[u8]) {
     const HOOKS: [(&str, Hook); 5] = [
         ("PREROUTING", Hook::Prerouting),
@@ -138,7 +138,7 @@ fn parse(builder: &mut RulesetBuilder, layout: EntryLayout, name: &str, info: &[
         (0..5).find(|hook| valid >> hook & 1 == 1 && word(info, base + 4 * hook) == u32::try_from(at).ok())
     };
     let entries: Vec<TableEntry<'_>> = TableEntries { layout, blob, at: 0 }.collect();
-    // A jump names the first entry of its chain: the one behind the header.
+    // A jump has the offset of its chain's first entry: the one after the `ERROR` target.
     let starts: std::collections::HashMap<usize, String> = entries
         .iter()
         .filter(|entry| entry.target_name == "ERROR")
@@ -195,7 +195,7 @@ impl<'a> Iterator for TableEntries<'a> {
     }
 }
 
-/// The text of the entry's comment match, if it has one.
+/// Returns the text of the entry's comment match.
 fn comment(layout: EntryLayout, entry: &TableEntry<'_>) -> Option<String> {
     let end = entry.bytes.len() - entry.target.len();
     let mut matches = entry.bytes.get(layout.matches..end)?;
@@ -281,12 +281,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damaged_tables_never_panic(v6: bool, places in proptest::collection::vec((0usize..2000, any::<u8>()), 0..8), cut in 0usize..900) {
+        fn damaged_tables_never_panic(v6: bool, changes in proptest::collection::vec((0usize..2000, any::<u8>()), 0..8), cut in 0usize..900) {
             let layout = if v6 { IPV6 } else { IPV4 };
             let (mut info, mut blob) = table(layout);
-            for (place, byte) in places {
-                if let Some(old) = blob.get_mut(place) { *old = byte; }
-                if let Some(old) = info.get_mut(place) { *old = byte; }
+            for (at, byte) in changes {
+                if let Some(old) = blob.get_mut(at) { *old = byte; }
+                if let Some(old) = info.get_mut(at) { *old = byte; }
             }
             blob.truncate(blob.len().saturating_sub(cut));
             parse(&mut RulesetBuilder::default(), layout, "filter", &info, &blob);

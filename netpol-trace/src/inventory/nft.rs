@@ -1,6 +1,6 @@
-//! nftables' messages: tables, chains, rules, verdict maps. Pure, total: whatever the bytes, no panic.
+//! Parses nftables' messages: tables, chains, rules, verdict maps. Pure and total: no input makes it panic.
 //!
-//! Attribute numbers are of linux/netfilter/nf_tables.h and nf_tables_compat.h.
+//! The attribute numbers are those of linux/netfilter/nf_tables.h and nf_tables_compat.h.
 
 use super::ruleset::{BaseChain, RuleEffect, RuleEngine, RulesetBuilder, TableFamily, TableKey, Terminals};
 use crate::model::Hook;
@@ -22,10 +22,10 @@ const NEW_SET_ELEMENTS: u16 = 12;
 /// `NFT_DATA_VERDICT` as a set's data type: a verdict map.
 const DATA_VERDICT: u32 = 0xffff_ff00;
 const REGISTER_VERDICT: u32 = 0;
-/// xt's comment match keeps up to 256 octets.
+/// Largest size of xt's comment match, in bytes.
 const COMMENT_MATCH: usize = 256;
 
-/// A verdict map whose elements are to be asked for.
+/// A verdict map whose elements have to be requested.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerdictMap {
     pub family: u8,
@@ -33,7 +33,7 @@ pub struct VerdictMap {
     pub name: String,
 }
 
-/// Takes one message into `builder`. `message` is the number within the subsystem, `body` starts with `struct nfgenmsg`.
+/// Adds one message to `builder`. `message` is the number within the subsystem, `body` starts with `struct nfgenmsg`.
 /// Returns a verdict map that the message announces.
 pub fn take(builder: &mut RulesetBuilder, message: u16, body: &[u8]) -> Option<VerdictMap> {
     let (&family_number, _) = body.split_first()?;
@@ -76,7 +76,7 @@ pub fn take(builder: &mut RulesetBuilder, message: u16, body: &[u8]) -> Option<V
     None
 }
 
-/// The request body that asks for a map's elements.
+/// Returns the body of the request for a map's elements.
 pub fn elements_request(map: &VerdictMap) -> Vec<u8> {
     let mut body = vec![map.family, 0, 0, 0];
     for (kind, text) in [(1, &map.table), (2, &map.name)] {
@@ -87,14 +87,14 @@ pub fn elements_request(map: &VerdictMap) -> Vec<u8> {
 
 fn base(family: TableFamily, hook: &[u8], chain: &[u8]) -> Option<BaseChain> {
     let ip = [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Output, Hook::Postrouting, Hook::Ingress];
-    let place = number(hook, 1)? as usize;
+    let number_in_family = number(hook, 1)? as usize;
     let hook_name = match family {
-        TableFamily::Ip | TableFamily::Ip6 | TableFamily::Inet => *ip.get(place)?,
+        TableFamily::Ip | TableFamily::Ip6 | TableFamily::Inet => *ip.get(number_in_family)?,
         TableFamily::Bridge => Hook::Bridge,
-        TableFamily::Netdev => *[Hook::Ingress, Hook::Egress].get(place)?,
+        TableFamily::Netdev => *[Hook::Ingress, Hook::Egress].get(number_in_family)?,
         TableFamily::Other => return None,
     };
-    // NF_DROP is 0; a base chain without the attribute accepts.
+    // NF_DROP is 0. A base chain without the attribute accepts.
     let policy_drops = number(chain, 5) == Some(0);
     Some(BaseChain { hook: hook_name, priority: number(hook, 2)? as i32, policy_drops })
 }
@@ -113,7 +113,7 @@ fn rule(attributes: &[u8]) -> RuleEffect {
             "reject" => rule.terminals.add(Terminals::REJECT),
             "queue" => rule.terminals.add(Terminals::QUEUE),
             "lookup" if number(data, 3) == Some(REGISTER_VERDICT) => rule.maps.extend(string(data, 1)),
-            // iptables-nft wraps what nftables has no expression for.
+            // iptables-nft uses xt targets where nftables has no expression.
             "target" => rule.terminals.add(target(&string(data, 1).unwrap_or_default())),
             "match" if string(data, 1).as_deref() == Some("comment") && rule.comment.is_none() => {
                 rule.comment = attribute(data, 3).map(|info| text(&info[..info.len().min(COMMENT_MATCH)]));
@@ -124,7 +124,7 @@ fn rule(attributes: &[u8]) -> RuleEffect {
     rule
 }
 
-/// What an xt target does, by its name.
+/// Returns what the xt target of this name does.
 pub fn target(name: &str) -> Terminals {
     match name {
         "DROP" => Terminals::DROP,
@@ -149,7 +149,7 @@ fn verdict(attributes: &[u8]) -> (Terminals, Option<String>) {
     }
 }
 
-/// libnftnl's user data: type, length, value; type 0 is the comment.
+/// Returns the comment in libnftnl's user data: a list of type, length, value; type 0 is the comment.
 fn user_comment(mut data: &[u8]) -> Option<String> {
     while let [kind, length, rest @ ..] = data {
         let value = rest.get(..usize::from(*length))?;
@@ -161,7 +161,7 @@ fn user_comment(mut data: &[u8]) -> Option<String> {
     None
 }
 
-/// A number in network order.
+/// Returns an attribute that is a number in network byte order.
 fn number(attributes: &[u8], wanted: u16) -> Option<u32> {
     attribute(attributes, wanted)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_put_together() {
+    fn a_table_is_assembled() {
         let mut builder = RulesetBuilder::default();
         let name = nla(1, b"fw\0");
         let hook = nla(4 | 1 << 15, &[be(1, 2), be(2, -5)].concat());
@@ -245,7 +245,7 @@ mod tests {
         #[test]
         fn a_damaged_rule_never_panics(at in 0usize..160, byte: u8, cut in 0usize..160) {
             let mut body = message(&[nla(1, b"t\0"), nla(2, b"c\0"), nla(4, &immediate(-3, Some("cali-x"))), nla(7, &[0, 3, 1, 2, 3])]);
-            if let Some(place) = body.get_mut(at) { *place = byte; }
+            if let Some(old) = body.get_mut(at) { *old = byte; }
             body.truncate(body.len().saturating_sub(cut));
             take(&mut RulesetBuilder::default(), NEW_RULE, &body);
         }

@@ -1,7 +1,7 @@
-//! What rulesets can do to a packet, hook by hook: the graph of chains, walked from each hook. Pure.
+//! What rulesets can do with a packet at each hook: the graph of chains, walked from each base chain. Pure.
 //!
 //! ```text
-//! base chain (hook, family) ── jump, goto, verdict map ──> chain ──> … each with the ways its rules can end a packet
+//! base chain (hook, family) ── jump, goto, verdict map ──> chain ──> … each with the ways in which its rules end a packet
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -9,16 +9,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::products::ProductId;
 use crate::model::{Family, Hook};
 
-/// Chains kept. A node with kube-proxy and Calico and 10,000 services has some 60,000.
+/// Limit of chains. A node with kube-proxy and Calico and 10,000 services has some 60,000.
 pub const MAX_CHAINS: usize = 200_000;
-/// Jumps kept, over all chains.
+/// Limit of jumps in all chains together.
 const MAX_JUMPS: usize = 1_000_000;
-/// Policies whose names rule comments say, kept as examples.
+/// Limit of comments that are kept as examples.
 const MAX_COMMENTS: usize = 32;
-/// Octets of a comment that are kept: strangers write them.
+/// Bytes of a comment that are kept: it is untrusted input.
 const MAX_COMMENT: usize = 128;
 
-/// Which of netfilter's two rule engines.
+/// Netfilter's two rule engines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RuleEngine {
     /// nftables; iptables-nft is nftables too.
@@ -50,12 +50,12 @@ impl Terminals {
     }
 }
 
-/// Where a base chain is hooked in.
+/// The hook of a base chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BaseChain {
     pub hook: Hook,
     pub priority: i32,
-    /// What becomes of a packet that no rule ended.
+    /// The chain drops packets that no rule ended.
     pub policy_drops: bool,
 }
 
@@ -67,7 +67,7 @@ pub enum TableFamily {
     Inet,
     Bridge,
     Netdev,
-    /// ARP and what is yet to come: no IP packets.
+    /// ARP, and families that this program does not know: no IP packets.
     Other,
 }
 
@@ -101,13 +101,13 @@ pub struct TableKey {
     pub name: String,
 }
 
-/// What one rule does, as far as it matters here.
+/// What one rule can do with a packet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RuleEffect {
     pub terminals: Terminals,
-    /// Chains that it can send a packet to.
+    /// Chains that the rule jumps to.
     pub jumps: Vec<String>,
-    /// Verdict maps that it looks up.
+    /// Verdict maps that the rule uses.
     pub maps: Vec<String>,
     pub comment: Option<String>,
 }
@@ -121,7 +121,7 @@ struct Chain {
     maps: BTreeSet<String>,
 }
 
-/// A verdict map: what its elements can do.
+/// What the elements of a verdict map can do.
 #[derive(Debug, Default)]
 struct Map {
     terminals: Terminals,
@@ -136,7 +136,7 @@ pub struct RulesetBuilder {
     jumps: usize,
     comments: BTreeSet<String>,
     commented: u64,
-    /// Something found no room: what is known is not all.
+    /// Something had no room, so the ruleset is not complete.
     full: bool,
 }
 
@@ -189,7 +189,7 @@ impl RulesetBuilder {
         self.full |= jumps + maps > room;
     }
 
-    /// One element of a verdict map.
+    /// Adds one element of a verdict map.
     pub fn element(&mut self, table: &TableKey, map: &str, terminals: Terminals, jump: Option<String>) {
         let full = self.jumps >= MAX_JUMPS;
         let map = self.tables.entry(table.clone()).or_default().maps.entry(map.to_owned()).or_default();
@@ -203,7 +203,7 @@ impl RulesetBuilder {
         }
     }
 
-    /// Says that something could not be read, so what is known is not all.
+    /// Notes that something could not be read, so the ruleset is not complete.
     pub fn incomplete(&mut self) {
         self.full = true;
     }
@@ -231,7 +231,7 @@ impl RulesetBuilder {
     }
 }
 
-/// Adds what a packet can meet from the base chain `name` on.
+/// Adds what the base chain `name`, and every chain that can be reached from it, can do.
 fn walk(
     key: &TableKey,
     table: &TableContent,
@@ -270,30 +270,30 @@ struct HookPoint {
     family: Family,
 }
 
-/// The ways to end a packet, by who made the chain.
+/// The ways in which rules end a packet, by the product that made the chain; `None` for chains of no known product.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TerminalsByProduct(pub BTreeMap<Option<ProductId>, Terminals>);
 
 impl TerminalsByProduct {
     pub fn add(&mut self, other: &TerminalsByProduct) {
-        for (owner, terminals) in &other.0 {
-            self.0.entry(*owner).or_default().add(*terminals);
+        for (product, terminals) in &other.0 {
+            self.0.entry(*product).or_default().add(*terminals);
         }
     }
 
-    /// All of them, less those of the owners that `without` names.
+    /// Returns the ways in which rules end a packet, except those of products for which `without` is true.
     pub fn terminals(&self, without: impl Fn(Option<ProductId>) -> bool) -> Terminals {
         let mut all = Terminals::default();
-        self.0.iter().filter(|(owner, _)| !without(**owner)).for_each(|(_, terminals)| all.add(*terminals));
+        self.0.iter().filter(|(product, _)| !without(**product)).for_each(|(_, terminals)| all.add(*terminals));
         all
     }
 
-    /// Whether a chain that enforces policies drops or rejects here.
+    /// Returns true if a chain of a policy enforcer drops or rejects here.
     pub fn has_policy(&self) -> bool {
         self.policy().any(|terminals| terminals.drop || terminals.reject)
     }
 
-    /// Whether a chain that enforces policies asks a queue here.
+    /// Returns true if a chain of a policy enforcer sends packets to a queue here.
     pub fn has_policy_queue(&self) -> bool {
         self.policy().any(|terminals| terminals.queue)
     }
@@ -309,29 +309,30 @@ pub struct Ruleset {
     hooks: HashMap<HookPoint, TerminalsByProduct>,
     /// Tables with their number of rules.
     pub tables: BTreeMap<TableKey, u64>,
-    /// Chains by owner.
+    /// Number of chains by product.
     pub products: BTreeMap<(ProductId, RuleEngine), u64>,
-    /// Comments of rules that speak of a policy: some of them, and how many there are.
+    /// Examples of rule comments that name a policy.
     pub comments: Vec<String>,
+    /// Number of rules with such a comment.
     pub commented: u64,
-    /// Nothing was left out for want of room or rights.
+    /// Nothing was left out for lack of room or permissions.
     pub complete: bool,
 }
 
 impl Ruleset {
-    /// What `backend` can do at `hook`; at any hook when that is unknown.
+    /// Returns what the rules of `backend` can do at `hook`; at every hook if it is `None`.
     pub fn at(&self, backend: RuleEngine, hook: Option<Hook>, family: Family) -> TerminalsByProduct {
         let mut all = TerminalsByProduct::default();
-        for (place, terminals) in &self.hooks {
+        for (point, terminals) in &self.hooks {
             let here = match hook {
                 None => true,
-                // br_netfilter shows bridged packets to the IP hooks too.
+                // With br_netfilter bridged packets pass the IP hooks too.
                 Some(Hook::Bridge) => {
-                    matches!(place.hook, Hook::Bridge | Hook::Forward | Hook::Prerouting | Hook::Postrouting)
+                    matches!(point.hook, Hook::Bridge | Hook::Forward | Hook::Prerouting | Hook::Postrouting)
                 }
-                Some(hook) => place.hook == hook,
+                Some(hook) => point.hook == hook,
             };
-            if here && place.backend == backend && place.family == family {
+            if here && point.backend == backend && point.family == family {
                 all.add(terminals);
             }
         }
@@ -339,7 +340,7 @@ impl Ruleset {
     }
 }
 
-/// Rule comments that say which policy they are of: kube-router's, Calico's, Weave's.
+/// Returns true if a rule's comment names its policy, as those of kube-router, Calico and Weave Net do.
 fn names_policy(comment: &str) -> bool {
     let comment = comment.to_ascii_lowercase();
     ["policy", "netpol", "knp.default", "network-policies"].iter().any(|word| comment.contains(word))

@@ -3,7 +3,7 @@
 use super::closed_set::closed_set;
 
 closed_set! {
-    /// Why the packet was dropped: decided once, from what the kernel shows, what the policies say and what the node's rulesets prove.
+    /// Why the packet was dropped: decided once, from the kernel's evidence, the verdict of the policies and the node's rulesets.
     pub enum Cause {
         /// The policies deny the connection, or they changed within 10 seconds of the drop.
         Policy = "policy",
@@ -33,7 +33,7 @@ closed_set! {
         Drop = "drop",
         /// The sender got an ICMP error or a TCP reset.
         Reject = "reject",
-        /// Neither the kernel's answer nor the rules tell which it was.
+        /// Neither the kernel's reply to the sender nor the rules show which it was.
         Unknown = "unknown",
     }
 }

@@ -16,7 +16,7 @@ pub enum Reasons {
     BeginsWith(&'static str),
     /// This kernel gives such a drop no reason: before Linux 5.17, or 5.18 for tc and XDP.
     Absent,
-    /// `NOT_SPECIFIED`, or no reason at all: the call site must tell.
+    /// `NOT_SPECIFIED`, or no reason at all: the call site has to decide.
     Unspecific,
 }
 
@@ -33,7 +33,7 @@ pub enum Condition {
 /// How the hook of a drop is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HookSource {
-    /// The row tells.
+    /// Always this hook.
     Is(Hook),
     /// From the route that the packet has got by then.
     Route,
@@ -152,7 +152,7 @@ const fn noise(reason: &'static str) -> DropClass {
     row(Reasons::Is(reason), &[], Condition::Always, Mechanism::Unknown, PolicyRelevance::Noise, HookSource::Unknown)
 }
 
-/// Returns true if a drop's reason tells nothing, so that its call site must.
+/// Returns true if a drop's reason is unspecific, so that the call site has to decide.
 pub fn is_unspecific(reason: Option<&str>) -> bool {
     reason.is_none_or(|reason| reason == "NOT_SPECIFIED")
 }

@@ -1,4 +1,4 @@
-//! What the policies say of a connection, and the evidence for it.
+//! The verdict of the policies on a connection, and the evidence for it.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::closed_set::closed_set;
 use super::{Str, Text};
 
-/// What NetworkPolicy v1 says of the connection.
+/// The verdict of NetworkPolicy v1 on the connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Verdict {
     pub result: VerdictResult,

@@ -26,9 +26,9 @@ pub use unanswered::{GRACE, UnansweredConnection, body, flow};
 use crate::kernel::tc::{TcEvent, TcView};
 use crate::model::packet::Packet;
 
-/// The kernel side as this module uses it; tests have one of their own.
+/// The kernel side of the tc hook; tests have an implementation of their own.
 pub trait KernelFlows {
-    /// Returns `None` if the connection was answered.
+    /// Returns `None` if the connection got a reply.
     fn state(&self, key: &FlowKey) -> Option<FlowState>;
     fn forget(&mut self, key: &FlowKey);
     fn keys(&self) -> Vec<FlowKey>;
@@ -181,13 +181,13 @@ impl<K: KernelFlows> Flows<K> {
                 _ => {}
             },
             TcEvent::Dns(flow, message) => {
-                self.names.told(flow.key.ifindex, address(&flow.key.pod), &message, now);
+                self.names.add_answer(flow.key.ifindex, address(&flow.key.pod), &message, now);
             }
         }
     }
 
     /// Notes that a packet was dropped: its connection is not unanswered without a reason.
-    pub fn saw_drop(&mut self, packet: &Packet, now: Instant) {
+    pub fn note_drop(&mut self, packet: &Packet, now: Instant) {
         if matches!(
             packet.headers.protocol,
             crate::model::packet::TCP | crate::model::packet::UDP | crate::model::packet::SCTP
@@ -199,8 +199,8 @@ impl<K: KernelFlows> Flows<K> {
     }
 
     /// Notes that drops were lost. For a while no connection is reported as unanswered, because the lost drop may explain it.
-    pub fn lost_drops(&mut self, now: Instant) {
-        self.dropped.blind(now);
+    pub fn note_lost_drops(&mut self, now: Instant) {
+        self.dropped.mark_incomplete(now);
     }
 
     /// Removes old entries, and kernel entries whose event was lost.

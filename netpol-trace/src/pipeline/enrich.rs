@@ -109,8 +109,8 @@ impl<'a> Moments<'a> {
 fn addresses(packet: &Packet) -> [IpAddr; 5] {
     let (source, destination) = (packet.headers.source, packet.headers.destination);
     let tracked = packet.conntrack.map(|ct| [ct.original.source, ct.original.destination, ct.reply.source]);
-    let [client, asked, server] = tracked.unwrap_or([source, destination, destination]);
-    [source, destination, client, asked, server]
+    let [client, addressed, server] = tracked.unwrap_or([source, destination, destination]);
+    [source, destination, client, addressed, server]
 }
 
 /// Names both endpoints.
@@ -141,15 +141,15 @@ pub fn name<'a>(packet: &Packet, moment: &'a Moment<'_>) -> Flow<'a> {
             dst_nat: false,
         };
     };
-    let (source_port, asked_port) = ports(ct.original.source_port, ct.original.destination_port);
+    let (source_port, addressed_port) = ports(ct.original.source_port, ct.original.destination_port);
     let (port, _) = ports(ct.reply.source_port, 0);
     let mut destination = identify(moment, ct.reply.source, port);
-    if (ct.original.destination, asked_port) != (ct.reply.source, port) {
-        destination.original = Some(Address { ip: ct.original.destination, port: asked_port });
+    if (ct.original.destination, addressed_port) != (ct.reply.source, port) {
+        destination.original = Some(Address { ip: ct.original.destination, port: addressed_port });
     }
     Flow {
         source: identify(moment, ct.original.source, source_port),
-        destination: with_service(index, destination, headers.protocol, ct.original.destination, asked_port),
+        destination: with_service(index, destination, headers.protocol, ct.original.destination, addressed_port),
         protocol: headers.protocol,
         reply: ct.is_reply,
         tracked: true,

@@ -136,7 +136,7 @@ impl Settings {
     pub fn redact(&self, body: &mut Body) {
         let ends = match body {
             Body::Drop(drop) => [&mut drop.source, &mut drop.destination],
-            Body::Unanswered(silent) => [&mut silent.source, &mut silent.destination],
+            Body::Unanswered(unanswered) => [&mut unanswered.source, &mut unanswered.destination],
             Body::PolicyChange(_) | Body::Loss(_) | Body::Status(_) => return,
         };
         for end in ends {

@@ -27,7 +27,7 @@ pub(super) struct PendingDrop {
     deadline: Instant,
     /// The drop waits not for a name but for a change that would alter the decision. It is looked at once, at the deadline.
     pub waits_for_news: bool,
-    /// The API server was asked for the endpoints without a name.
+    /// A look-up of the endpoints without a name was requested.
     pub looked_up: bool,
 }
 
@@ -62,7 +62,7 @@ impl Pipeline {
             }
         };
         if let Some(flows) = &mut self.flows {
-            flows.saw_drop(&packet, self.now);
+            flows.note_drop(&packet, self.now);
         }
         if packet_count.granularity != Granularity::Flow {
             packet.headers.source_port = None;

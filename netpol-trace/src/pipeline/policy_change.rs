@@ -68,12 +68,12 @@ fn policy_change(before: Option<&Policy>, after: Option<&Policy>, effects: &[Iso
     let kind = ChangeKind::of(before.is_some(), after.is_some());
     let isolation = |begins| {
         let effects = effects.iter().filter(move |effect| effect.begins == begins);
-        let told = effects.map(|effect| IsolationChange {
+        let changes = effects.map(|effect| IsolationChange {
             direction: effect.direction,
             pods: effect.pods,
             workloads: effect.workloads.iter().map(bounded).collect(),
         });
-        told.collect()
+        changes.collect()
     };
     let policy = after.or(before);
     PolicyChange {
@@ -90,7 +90,7 @@ fn policy_change(before: Option<&Policy>, after: Option<&Policy>, effects: &[Iso
     }
 }
 
-/// The rules of `one` that `other` doesn't have, wherever they are there.
+/// Returns the rules of `one` that `other` does not have, in any order.
 fn rules_missing(one: Option<&Policy>, other: Option<&Policy>) -> Vec<RuleText> {
     let Some(one) = one else { return Vec::new() };
     let mut missing = Vec::new();
@@ -109,10 +109,10 @@ fn rules_missing(one: Option<&Policy>, other: Option<&Policy>) -> Vec<RuleText> 
     missing
 }
 
-/// A rule in words: `from pods app=api, 10.0.0.0/8: 5432/TCP`.
+/// Returns a rule in words: `from pods app=api, 10.0.0.0/8: 5432/TCP`.
 fn allows(direction: Direction, rule: &Rule) -> String {
     let mut text = format!("{} ", direction.peers_field());
-    // Writing to a String can't fail. More than this is cut anyway.
+    // Writes to a String cannot fail. Longer lists are cut anyway.
     match rule.peers.as_deref() {
         None | Some([]) => text.push_str("anywhere"),
         Some(peers) => {

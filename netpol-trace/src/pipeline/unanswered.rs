@@ -15,7 +15,7 @@ use crate::sink::SinkError;
 pub(super) struct PendingConnection {
     finding: connections::UnansweredConnection,
     deadline: Instant,
-    /// The API server was asked for the endpoints without a name.
+    /// A look-up of the endpoints without a name was requested.
     looked_up: bool,
 }
 

@@ -1,4 +1,4 @@
-//! One reader of the listener: their thread, which reads the history for them, and what they see of each line.
+//! One reader of the listener: the thread that reads the history for it, and the part of each line that the reader may see.
 
 use std::collections::HashMap;
 use std::io;
@@ -20,19 +20,19 @@ use crate::record::read;
 use crate::record::{Record, restrict};
 use crate::storage::Folder;
 
-/// The history's files are written by another thread, and read again this often.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// A reader who stays is reviewed again this often.
+/// Period of looks for new lines, which another thread writes.
+const POLL: Duration = Duration::from_millis(100);
+/// Period of access reviews while a reader is connected.
 const REVIEW_AGAIN: Duration = Duration::from_secs(60);
 
-/// Lines, or why no more of them come: the reader then sees a broken answer, not the end of one.
+/// Lines, or the reason why there are no more. After an error the response breaks off, so that the reader does not take it for complete.
 type LineBatch = io::Result<Vec<u8>>;
 
-/// What a reader asked for, and their way to it.
+/// The request of a reader, and the channel to it.
 #[derive(Debug)]
 pub(super) struct RecordStream {
     pub user: User,
-    /// None: they see everything.
+    /// Empty: the reader sees all namespaces.
     pub namespaces: Vec<String>,
     pub since: Option<Timestamp>,
     pub follow: bool,
@@ -42,7 +42,7 @@ pub(super) struct RecordStream {
 }
 
 impl RecordStream {
-    /// Sends what the reader may see, until the end or until they go, in a thread that may wait for the disk.
+    /// Sends what the reader may see until the end of the history, or until the reader goes. Runs in a thread that may wait for the disk.
     pub fn start(self, serving: Serving, token: String, folder: Folder) {
         let ended = Arc::new(OnceLock::new());
         let (alive, gone) = oneshot::channel();
@@ -90,15 +90,14 @@ impl RecordStream {
             }
             match more? {
                 true => {}
-                false if self.follow && !self.to_reader.is_closed() => std::thread::sleep(LOOK_AGAIN),
+                false if self.follow && !self.to_reader.is_closed() => std::thread::sleep(POLL),
                 false => return Ok(()),
             }
         }
     }
 }
 
-/// Ends a reader whose token has expired, who has lost the right, or who is in other groups now. Keeps the token until the
-/// reader has gone.
+/// Ends a reader whose token has expired, whose permission is gone, or whose groups have changed. Keeps the token until the reader goes.
 async fn review_again(
     serving: Serving,
     token: String,
@@ -114,27 +113,30 @@ async fn review_again(
         let why = match serving.admit(&token, &namespaces).await {
             Ok(now) if now.is_same(&user) => continue,
             Ok(_) => "the API server describes the token's owner differently",
-            Err(_) => "the token is not good any more, or the API server does not confirm it",
+            Err(_) => "the token is not valid any more, or the API server does not confirm it",
         };
         let _ = ended.set(why);
         return;
     }
 }
 
-/// One reader's view of the lines.
+/// The lines that one reader may see.
 struct VisibleLines {
     user: User,
-    /// None: they see everything.
+    /// Empty: the reader sees all namespaces.
     namespaces: Vec<String>,
     since: Option<Timestamp>,
     reviewer: Arc<Reviewer>,
     handle: Handle,
-    /// The API server's answers for this line.
+    /// Whether the reader may read a namespace, for the namespaces of the current line.
     may: HashMap<String, bool>,
 }
 
 impl VisibleLines {
-    /// Appends what the reader may see of a line. An error: what they may see is not known.
+    /// Appends what the reader may see of a line.
+    ///
+    /// # Errors
+    /// The API server does not say what the reader may see.
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>) -> Result<(), ReviewError> {
         let Some(seen) = read::read(line.trim_ascii_end()) else { return Ok(()) };
         if self.since.is_some_and(|since| seen.last_time.unwrap_or(seen.time) < since) {
@@ -158,7 +160,7 @@ impl VisibleLines {
         let Ok(record) = serde_json::from_slice::<Record>(line) else { return Ok(()) };
         self.may.clear();
         for namespace in theirs {
-            // Only what was asked for is answered; of the other end, what they may see by themselves.
+            // The other endpoint's namespace may be one that the request does not name.
             let may = self.handle.block_on(self.reviewer.may_read(&self.user, &namespace))?;
             self.may.insert(namespace, may);
         }

@@ -1,25 +1,25 @@
-//! Places for readers: a limit in total and a limit per user, so that no user takes all of them.
+//! Slots for readers: a limit in total and a limit per user, so that no user takes all slots.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Each reader has a thread while it is there.
+/// Readers at once; each has a thread.
 const MAX_READERS: usize = 32;
-/// Developers of a namespace share one account.
+/// Readers of one user at once: developers of a namespace share one account.
 pub(super) const MAX_READERS_OF_USER: usize = 8;
 
-/// The readers that are there, by user name.
+/// Numbers of readers by user name.
 #[derive(Debug, Default)]
 pub(super) struct ReaderSlots(Mutex<HashMap<String, usize>>);
 
-/// Why there is no place.
+/// Why there is no slot.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum NoSlot {
     All,
     Users,
 }
 
-/// A reader's place, given back when it is dropped.
+/// A reader's slot, which is free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct ReaderSlot {
     slots: Arc<ReaderSlots>,

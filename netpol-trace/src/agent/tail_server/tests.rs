@@ -1,4 +1,4 @@
-//! The listener on a real socket, with readers that read and readers that don't.
+//! The listener on a real socket, with readers that read and readers that do not.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -53,7 +53,7 @@ async fn site(history_lines: usize) -> TestListener {
 }
 
 impl TestListener {
-    /// Asks for all records; the answer is not read yet.
+    /// Requests all records, without reading the response.
     async fn ask(&self, token: &str, query: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.expect("a connection");
         let request = format!("GET /v1/records?{query} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {token}\r\n\r\n");
@@ -76,7 +76,7 @@ impl TestListener {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_does_not_read_is_ended_and_gives_its_place_back() {
+async fn a_reader_that_does_not_read_is_ended_and_frees_its_slot() {
     let site = site(LINES).await;
     let mut stalled = Vec::new();
     for _ in 0..MAX_READERS_OF_USER {
@@ -84,7 +84,7 @@ async fn a_reader_that_does_not_read_is_ended_and_gives_its_place_back() {
         assert_eq!(TestListener::status(&mut stream).await, 200);
         stalled.push(stream);
     }
-    // They have their share; others are served meanwhile.
+    // This user has all of its slots. Others are served meanwhile.
     let mut refused = site.ask("slow", "").await;
     assert_eq!(TestListener::status(&mut refused).await, 503);
     let mut other = site.ask("other", "").await;
@@ -101,7 +101,7 @@ async fn a_reader_that_does_not_read_is_ended_and_gives_its_place_back() {
         assert!(began.elapsed() < Duration::from_secs(30), "{} of them", site.disconnected());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // A place is given back a moment after its connection has ended.
+    // A slot is free again shortly after its connection has ended.
     loop {
         let mut again = site.ask("slow", "").await;
         match TestListener::status(&mut again).await {
@@ -111,27 +111,27 @@ async fn a_reader_that_does_not_read_is_ended_and_gives_its_place_back() {
         assert!(began.elapsed() < Duration::from_secs(30), "no slot is given back");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(site.disconnected(), MAX_READERS_OF_USER as u64, "whoever reads is let be");
+    assert_eq!(site.disconnected(), MAX_READERS_OF_USER as u64, "a client that reads is not disconnected");
 }
 
-/// Clients that open connections and ask nothing keep nobody out: the kubelet's probes come over a listener like this one.
+/// Idle connections must not use up all slots: the kubelet's probes come over a listener like this one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_asks_nothing_keeps_nobody_out() {
+async fn idle_connections_do_not_block_others() {
     let site = site(1).await;
     let mut reader = site.ask("slow", "follow=true").await;
     assert_eq!(TestListener::status(&mut reader).await, 200);
-    let mut silent = Vec::new();
+    let mut idle = Vec::new();
     for _ in 0..200 {
         let mut stream = TcpStream::connect(site.address).await.expect("a connection");
         // Half a request is none.
         stream.write_all(b"GET /v1/records HTTP/1.1\r\n").await.expect("half a request");
-        silent.push(stream);
+        idle.push(stream);
     }
     // Far below the 10 s after which a request's head has to be there.
     let answer = async { TestListener::status(&mut site.ask("other", "").await).await };
     let answer = tokio::time::timeout(Duration::from_secs(5), answer).await;
     assert_eq!(answer.expect("an answer in time"), 200);
-    // Whoever has asked is not closed for others.
+    // A connection with a request is not closed in favour of others.
     let mut lines = Vec::new();
     while !lines.contains(&b'{') {
         assert!(reader.read_buf(&mut lines).await.expect("the history") > 0, "closed");
@@ -141,7 +141,7 @@ async fn whoever_asks_nothing_keeps_nobody_out() {
 }
 
 #[tokio::test]
-async fn what_is_no_namespace_is_refused_unasked() {
+async fn an_invalid_namespace_is_refused_without_a_review() {
     let site = site(1).await;
     for namespaces in ["Staging", "a%20b", "..", "*", "staging,*", &"a".repeat(64)] {
         let mut stream = site.ask("other", &format!("namespace={namespaces}")).await;
@@ -151,7 +151,7 @@ async fn what_is_no_namespace_is_refused_unasked() {
     assert_eq!(TestListener::status(&mut stream).await, 200);
 }
 
-/// Records that a reader may or may not see are not left out in silence: the answer breaks off, and `tail` says so.
+/// If it is not known whether a reader may see a record, the response breaks off, and `tail` reports that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_cannot_be_completed_breaks_off() {
     let site = site(1).await;

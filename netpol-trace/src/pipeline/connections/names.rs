@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use crate::packet::dns;
 use crate::packet::dns::Answer;
 
-/// Names outlive their TTL by this: programs go on using an address, and retry connections that they opened in time.
+/// Names are kept for this long after their TTL: programs go on using an address, and retry connections that they opened in time.
 const SLACK: Duration = Duration::from_secs(60);
-/// Longest TTL that is honoured.
+/// Limit of TTLs.
 const MAX_TTL: u32 = 24 * 3600;
 /// Addresses kept for one pod, and pods.
 const MAX_ADDRESSES: usize = 512;
@@ -31,7 +31,7 @@ pub struct DnsNames {
 #[derive(Debug, Default)]
 struct PodNames {
     addresses: HashMap<IpAddr, AddressNames>,
-    /// Of all names in it.
+    /// Size of all names.
     bytes: usize,
 }
 
@@ -43,7 +43,7 @@ struct AddressNames {
 
 impl DnsNames {
     /// Takes a DNS answer that the pod with address `pod` behind `interface` received.
-    pub fn told(&mut self, interface: u32, pod: IpAddr, message: &[u8], now: Instant) {
+    pub fn add_answer(&mut self, interface: u32, pod: IpAddr, message: &[u8], now: Instant) {
         let Some(Answer { names, addresses }) = dns::parse(message) else { return };
         if self.pods.len() >= MAX_PODS && !self.pods.contains_key(&interface) {
             return;
@@ -131,11 +131,11 @@ mod tests {
     #[test]
     fn names_live_as_long_as_their_ttl_and_a_little() {
         let (mut names, now) = (DnsNames::default(), Instant::now());
-        names.told(7, POD, &answer([10, 9, 0, 1], 30), now);
+        names.add_answer(7, POD, &answer([10, 9, 0, 1], 30), now);
         let ip = IpAddr::from([10, 9, 0, 1]);
         assert_eq!(names.of(POD, ip, now + Duration::from_secs(89)), ["db.lab"]);
         assert!(names.of(POD, ip, now + Duration::from_secs(91)).is_empty());
-        assert!(names.of(IpAddr::from([10, 0, 0, 2]), ip, now).is_empty(), "another pod was told nothing");
+        assert!(names.of(IpAddr::from([10, 0, 0, 2]), ip, now).is_empty(), "another pod received no answer");
         names.retain(|interface| interface != 7);
         assert!(names.of(POD, ip, now).is_empty());
     }
@@ -145,7 +145,7 @@ mod tests {
         let (mut names, now) = (DnsNames::default(), Instant::now());
         for i in 0..10_000u16 {
             let [a, b] = i.to_be_bytes();
-            names.told(7, POD, &answer([10, 9, a, b], 30), now + Duration::from_millis(u64::from(i)));
+            names.add_answer(7, POD, &answer([10, 9, a, b], 30), now + Duration::from_millis(u64::from(i)));
         }
         assert_eq!(names.pods[&7].addresses.len(), MAX_ADDRESSES);
         // The newest are kept.
@@ -166,7 +166,7 @@ mod tests {
             }
             message.extend(b"\0\0\x01\0\x01\xc0\x0c\0\x01\0\x01\0\0\0\x1e\0\x04\x0a\x09");
             message.extend([a, b]);
-            names.told(7, POD, &message, now + Duration::from_millis(u64::from(i)));
+            names.add_answer(7, POD, &message, now + Duration::from_millis(u64::from(i)));
             let pod = &names.pods[&7];
             assert!(pod.bytes <= MAX_BYTES);
             assert_eq!(pod.bytes, pod.addresses.values().map(AddressNames::bytes).sum::<usize>());

@@ -31,7 +31,7 @@ pub struct OpenConnection {
     pub opened: u64,
     pub length: u32,
     /// The connection was reported as unanswered, or a drop explained it.
-    pub settled: bool,
+    pub decided: bool,
     /// Packets and replies at the last look.
     pub counted: Option<(u32, u32)>,
     due: Instant,
@@ -52,7 +52,7 @@ impl ConnectionTable {
             from_pod,
             opened: flow.time,
             length: flow.length,
-            settled: false,
+            decided: false,
             counted: None,
             due,
         };

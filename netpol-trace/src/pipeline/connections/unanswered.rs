@@ -29,7 +29,7 @@ const UDP_IDLE: Duration = Duration::from_secs(10);
 /// Records in one window; more are counted.
 const MAX_RECORDS: usize = 1000;
 /// Time after attaching in which UDP is not reported: replies to earlier packets look like opening packets.
-const UDP_SETTLED: Duration = Duration::from_secs(15);
+const UDP_SETTLING: Duration = Duration::from_secs(15);
 /// Lowest client port on most systems.
 const CLIENT_PORTS: u16 = 32768;
 
@@ -58,7 +58,7 @@ type Route = (IpAddr, u8, AddressPort);
 /// Windows in which a record was written.
 #[derive(Debug, Default)]
 pub struct ReportWindows {
-    told: HashMap<Route, (Instant, Option<UnansweredConnection>)>,
+    open: HashMap<Route, (Instant, Option<UnansweredConnection>)>,
 }
 
 impl<K: KernelFlows> Flows<K> {
@@ -67,9 +67,9 @@ impl<K: KernelFlows> Flows<K> {
         let mut found = Vec::new();
         while let Some((sighting, open)) = self.table.next_due(now) {
             let finding = self.decide(sighting, open, now);
-            found.extend(finding.and_then(|finding| self.fold(finding, now)));
+            found.extend(finding.and_then(|finding| self.aggregate(finding, now)));
         }
-        self.unanswered.told.retain(|_, (until, more)| {
+        self.unanswered.open.retain(|_, (until, more)| {
             if *until > now {
                 return true;
             }
@@ -88,20 +88,20 @@ impl<K: KernelFlows> Flows<K> {
         let udp = tuple.protocol == crate::model::packet::UDP;
         let counted = (state.packets, state.replies);
         let finding =
-            if open.settled || state.replies > 0 { None } else { self.judge(&sighting, &open, state.packets, now) };
+            if open.decided || state.replies > 0 { None } else { self.evaluate(&sighting, &open, state.packets, now) };
         let quiet = open.counted == Some(counted) || udp && open.counted.is_none() && counted.0 + counted.1 <= 2;
         let gone = self.kernel.interface(interface).is_none();
         if quiet || gone || self.table.is_crowded() {
             self.kernel.forget(&open.key);
         } else {
-            open.settled = true;
+            open.decided = true;
             open.counted = Some(counted);
             self.table.keep(sighting, open, now + if udp { UDP_IDLE } else { TCP_IDLE });
         }
         finding
     }
 
-    fn judge(
+    fn evaluate(
         &mut self,
         sighting: &Sighting,
         open: &OpenConnection,
@@ -121,7 +121,7 @@ impl<K: KernelFlows> Flows<K> {
         if self.dropped.time(&tuple).is_some() || others().any(|((other, _), _)| self.dropped.time(other).is_some()) {
             return None;
         }
-        if self.sees_drops && self.dropped.is_blind(now) {
+        if self.sees_drops && self.dropped.is_incomplete(now) {
             self.tally.unanswered_unreported += 1;
             return None;
         }
@@ -140,8 +140,8 @@ impl<K: KernelFlows> Flows<K> {
 
     /// Returns true if the first packet seen certainly opened the exchange. Late replies look like opening packets.
     fn is_certain(&self, tuple: &ConnectionTuple, interface: u32) -> bool {
-        let answers = tuple.server.1 >= CLIENT_PORTS && tuple.client.1 < CLIENT_PORTS;
-        !answers && self.kernel.watched_for(interface).is_some_and(|time| time > UDP_SETTLED + GRACE)
+        let is_reply = tuple.server.1 >= CLIENT_PORTS && tuple.client.1 < CLIENT_PORTS;
+        !is_reply && self.kernel.watched_for(interface).is_some_and(|time| time > UDP_SETTLING + GRACE)
     }
 
     /// Counts a finding as one without a record.
@@ -151,18 +151,18 @@ impl<K: KernelFlows> Flows<K> {
     }
 
     /// Reports the first finding of a key at once and the others at the end of the window.
-    fn fold(&mut self, finding: UnansweredConnection, now: Instant) -> Option<UnansweredConnection> {
+    fn aggregate(&mut self, finding: UnansweredConnection, now: Instant) -> Option<UnansweredConnection> {
         let route = (finding.tuple.client.0, finding.tuple.protocol, finding.tuple.server);
-        if let Some((_, more)) = self.unanswered.told.get_mut(&route) {
+        if let Some((_, more)) = self.unanswered.open.get_mut(&route) {
             let count = more.take().map_or(0, |more| more.count) + 1;
             *more = Some(UnansweredConnection { count, ..finding });
             return None;
         }
-        if self.unanswered.told.len() >= MAX_RECORDS {
+        if self.unanswered.open.len() >= MAX_RECORDS {
             self.tally.unanswered_unreported += 1;
             return None;
         }
-        self.unanswered.told.insert(route, (now + WINDOW, None));
+        self.unanswered.open.insert(route, (now + WINDOW, None));
         Some(finding)
     }
 }

@@ -12,7 +12,7 @@ use crate::pipeline::enrich::{Flow, FlowEndpoint, Identity};
 pub(in crate::pipeline) struct DropContext<'a> {
     pub site: DropSite,
     pub headers: &'a Headers,
-    /// Conntrack was told to leave the packet alone.
+    /// A rule exempted the packet from conntrack.
     pub untracked: bool,
     /// Conntrack is active in the packet's network namespace.
     pub conntrack_active: bool,

@@ -32,7 +32,7 @@ fn facts() -> DropFacts {
     }
 }
 
-fn told(agent: &mut Fingerprints, event: DropEvent, packet_count: PacketCount) -> String {
+fn fingerprint(agent: &mut Fingerprints, event: DropEvent, packet_count: PacketCount) -> String {
     let facts = facts();
     let origin = Origin { iif: event.iif, netns: facts.netns };
     agent.drop(&packet::decode(&event).unwrap(), &facts, origin, &packet_count).to_string()
@@ -40,7 +40,7 @@ fn told(agent: &mut Fingerprints, event: DropEvent, packet_count: PacketCount) -
 
 /// A SYN that the agent's program saw at `time`.
 fn one(agent: &mut Fingerprints, time: u64) -> String {
-    told(agent, DropEvent { time, ..syn() }, PacketCount::ONE)
+    fingerprint(agent, DropEvent { time, ..syn() }, PacketCount::ONE)
 }
 
 const T: u64 = 5_000 * SECOND_NS + 300 * MILLISECOND;
@@ -56,8 +56,8 @@ fn a_packet_that_two_agents_saw_is_one() {
         head[22..24].copy_from_slice(&81_u16.to_be_bytes());
         DropEvent { head, ..event }
     };
-    assert_ne!(first, told(&mut new, other_port(DropEvent { time: T, ..syn() }), PacketCount::ONE));
-    assert_ne!(first, told(&mut new, DropEvent { time: T, iif: 9, ..syn() }, PacketCount::ONE));
+    assert_ne!(first, fingerprint(&mut new, other_port(DropEvent { time: T, ..syn() }), PacketCount::ONE));
+    assert_ne!(first, fingerprint(&mut new, DropEvent { time: T, iif: 9, ..syn() }, PacketCount::ONE));
 }
 
 /// Also one that only the other agent recorded: it starts anew with every agent.
@@ -70,7 +70,7 @@ fn a_retransmission_is_another_packet() {
 }
 
 #[test]
-fn equal_packets_of_one_agent_are_told_apart_and_are_the_others() {
+fn equal_packets_of_one_agent_are_numbered_as_the_others() {
     let (mut old, mut new) = (agent("k"), agent("k"));
     let of = |agent: &mut Fingerprints, late: u64| -> Vec<String> {
         (0..4).map(|n| one(agent, T + n * MILLISECOND + late)).collect()
@@ -85,7 +85,7 @@ fn counts_are_equal_when_they_count_the_same() {
     let count = |agent: &mut Fingerprints, count: u64, first: u64, last: u64| {
         let granularity = Granularity::Flow;
         let packet_count = PacketCount { first: false, count, bytes: 40 * count, segments: count, last, granularity };
-        told(agent, DropEvent { time: first, ..syn() }, packet_count)
+        fingerprint(agent, DropEvent { time: first, ..syn() }, packet_count)
     };
     let (mut old, mut new) = (agent("k"), agent("k"));
     let (first, last) = (T, T + 4 * SECOND_NS);
