@@ -198,7 +198,7 @@ fn open_vswitch_before_its_reasons() {
             Yes: drops can be recorded here, with one limit.
 
             warn coverage     Open vSwitch
-                              no coverage before Linux 6.6: the kernel does not tell its drops from delivered packets
+                              no coverage before Linux 6.6: the kernel reports its drops like delivered packets
                               To do: use Linux 6.6 or later where Open vSwitch enforces policies
         "#]],
     );
@@ -216,7 +216,7 @@ fn cilium_and_a_full_queue() {
             Yes: drops can be recorded here, with 2 limits.
 
             warn coverage     NFQUEUE with a listener: 100; 7 packets lost to full queues
-                              such drops are an overloaded enforcer's, not a policy's; those that it decides are recorded
+                              an overloaded enforcer lost these packets, no policy denied them; the drops that it decides are recorded
                               To do: look at the policy engine's CPU, or raise its queue length
             warn cni          Cilium (by interfaces and /etc/cni/net.d)
                               Cilium drops in its own eBPF programs; verdicts speak of NetworkPolicy v1 only, not of Cilium's policies
@@ -323,14 +323,14 @@ fn nothing_is_known() {
             warn symbols      /proc/kallsyms can't be read
                               drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure
                               To do: grant CAP_SYSLOG, or run as root
-            warn coverage     nftables: can't be read (Operation not permitted (os error 1))
-                              its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown
+            warn coverage     nftables: cannot be read (Operation not permitted (os error 1))
+                              its drops are recorded; whether a rule drops or rejects, and which product made the rule, stays unknown
                               To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
-            warn coverage     iptables-legacy: can't be read (Operation not permitted (os error 1))
-                              its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown
+            warn coverage     iptables-legacy: cannot be read (Operation not permitted (os error 1))
+                              its drops are recorded; whether a rule drops or rejects, and which product made the rule, stays unknown
                               To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
-            warn coverage     tc, XDP, netkit, Open vSwitch: can't be told (Operation not permitted (os error 1))
-                              whether they enforce something here is not known
+            warn coverage     tc, XDP, netkit, Open vSwitch: the interfaces cannot be read (Operation not permitted (os error 1))
+                              whether any of them drops packets here is not known
                               To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
         "#]],
     );

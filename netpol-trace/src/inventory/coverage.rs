@@ -253,7 +253,7 @@ mod tests {
         let expected = |ovs| {
             [
                 ("nftables: ip filter\\u{1b}[2J (1 rules); chains of Calico (1)", Covered::Yes),
-                ("iptables-legacy: can't be read", Covered::Unknown),
+                ("iptables-legacy: cannot be read", Covered::Unknown),
                 ("1 rules name their policy in a comment", Covered::Yes),
                 ("NFQUEUE with a listener: 100", Covered::Yes),
                 ("XDP in the driver of eth0", Covered::No),

@@ -45,11 +45,11 @@ fn an_ordinary_user() {
             warn symbols      /proc/kallsyms shows every address as 0
                               drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure
                               To do: grant CAP_SYSLOG, or run as root
-            warn coverage     nftables: can't be read (Operation not permitted (os error 1))
-                              its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown
+            warn coverage     nftables: cannot be read (Operation not permitted (os error 1))
+                              its drops are recorded; whether a rule drops or rejects, and which product made the rule, stays unknown
                               To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
-            warn coverage     iptables-legacy: can't be read (Operation not permitted (os error 1))
-                              its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown
+            warn coverage     iptables-legacy: cannot be read (Operation not permitted (os error 1))
+                              its drops are recorded; whether a rule drops or rejects, and which product made the rule, stays unknown
                               To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
         "#]],
     );

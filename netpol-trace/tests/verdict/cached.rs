@@ -1,4 +1,4 @@
-//! What was said of a connection is said again of its next packets, and only while it would be said anew.
+//! The verdict cache returns the rendered verdict of a connection for its next packets, and only while an evaluation would return the same.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ const PODS: usize = 100;
 
 fn cluster() -> Cluster {
     let cluster = Cluster::live();
-    // Half a second off, so that what is said of the policies' age changes within a second of the drops.
+    // Half a second off, so that the policies' age in seconds changes within a second of the drops.
     let at = Timestamp::now() - SignedDuration::from_millis(3_600_500);
     let mut objects = large::objects(PODS);
     for object in &mut objects {
@@ -64,7 +64,7 @@ fn records(pipeline: &mut Pipeline, path: &Path, drops: &[KernelDrop]) -> Vec<Va
     lines.collect()
 }
 
-/// What the pipeline says of `drops`, which has said it before, must be what one says that never saw them.
+/// A pipeline that has seen `drops` before must write the same records as a new one.
 fn same(folder: &Path, old: &mut Pipeline, cluster: &Cluster, drops: &[KernelDrop], after: &str) {
     let again = records(old, &folder.join("old"), drops);
     let path = folder.join("new");
@@ -77,7 +77,7 @@ fn same(folder: &Path, old: &mut Pipeline, cluster: &Cluster, drops: &[KernelDro
 }
 
 #[test]
-fn it_is_said_again_while_it_holds() {
+fn a_cached_verdict_is_returned_while_it_holds() {
     let folder = tempfile::tempdir().unwrap();
     let cluster = cluster();
     let mut drops = drops::denied(&cluster, PODS, 300);
