@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 use jiff::Timestamp;
 
 use crate::model::packet::{Packet, PacketCount};
-use crate::model::{Cause, Direction, DropSite, Hook, Mechanism, Str};
+use crate::model::{AggregationReason, Cause, Direction, DropSite, Hook, Mechanism, Str};
 use crate::pipeline::enrich::{Flow, FlowEndpoint, Identity};
 use crate::record::{AggregatedBy, Body, Drop};
 
@@ -122,7 +122,7 @@ impl RecordBudget {
             }
             None => drop.destination.port = None,
         }
-        drop.aggregated_by = Some(AggregatedBy { because: "record_budget".into(), same });
+        drop.aggregated_by = Some(AggregatedBy { because: AggregationReason::RecordBudget.into(), same });
         drop.source.port = None;
         drop.network.community_id = None;
         (drop.count, drop.bytes) = (packets.count, packets.bytes);

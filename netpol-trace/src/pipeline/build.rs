@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::decide::RenderedDecision;
 use crate::model::cluster::{Labels, Pod};
 use crate::model::packet::{Granularity, Packet, PacketCount, transport_name};
-use crate::model::{DropFacts, DropSite, OwnerRef, PodRef, Str};
+use crate::model::{AggregationReason, DropFacts, DropSite, OwnerRef, PodRef, Str};
 use crate::pipeline::enrich::{Flow, FlowEndpoint, Identity};
 use crate::record::community_id::community_id;
 use crate::record::{AggregatedBy, Drop, Endpoint, Icmp, Kernel, Network};
@@ -89,7 +89,7 @@ impl Drop {
             }
         };
         let same = same.iter().copied().map(Into::into).collect();
-        self.aggregated_by = Some(AggregatedBy { because: "flow_map_full".into(), same });
+        self.aggregated_by = Some(AggregatedBy { because: AggregationReason::FlowMapFull.into(), same });
         self.network.community_id = None;
         self.source.port = None;
     }

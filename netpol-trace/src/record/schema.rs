@@ -11,8 +11,8 @@ use super::fingerprint::Fingerprint;
 use super::state::Status;
 use crate::model::part::Part;
 use crate::model::{
-    Action, Address, Cause, Direction, EndpointKind, Enrichment, Family, Hint, Hook, Loss, Mechanism, PodRef,
-    ServiceRef, Str, Text, Verdict,
+    Action, Address, AggregationReason, Cause, Direction, EndpointKind, Enrichment, Family, Hint, Hook, Loss,
+    Mechanism, PodRef, ServiceRef, Str, Text, UnansweredBasis, Verdict,
 };
 
 /// The value of every record's `schema` field.
@@ -107,9 +107,7 @@ pub struct Drop {
 /// Why packets of several flows are one record, and what they have in common. All else in the record is the first one's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AggregatedBy {
-    /// `record_budget`: more records a second than `--max-records-per-second`. `flow_map_full`: more flows at once than the
-    /// kernel side has room for; then they are counted without the source's port, and where there is no room for that
-    /// either, without ports.
+    #[schemars(with = "AggregationReason")]
     pub because: Text,
     /// Fields, or `source.workload`, `source.subnet` (/24 or /64) and the same of the destination.
     pub same: Vec<Text>,
@@ -127,7 +125,7 @@ pub struct Unanswered {
     pub waited_seconds: u64,
     /// `egress`: a pod of this node opened it; `ingress`: it was opened towards a pod of this node.
     pub direction: Direction,
-    /// `no_answer_and_no_drop_seen`, or `no_answer_seen` where drops are not watched.
+    #[schemars(with = "UnansweredBasis")]
     pub basis: Text,
     /// Its packets reached the destination pod's interface on this node: the pod itself did not answer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -2,6 +2,7 @@
 //! evaluator to compare with.
 
 mod allocations;
+mod cached;
 mod compare;
 mod conformance;
 mod cost;
@@ -14,6 +15,5 @@ mod mk;
 mod nearest;
 mod oracle;
 mod random;
-mod cached;
 mod semantics;
 mod suggest;

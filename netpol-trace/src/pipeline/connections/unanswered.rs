@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::cluster::Index;
 use crate::cluster::index::Moment;
 use crate::model::packet::transport_name;
-use crate::model::{Direction, Enrichment, Family, Part};
+use crate::model::{Direction, Enrichment, Family, Part, UnansweredBasis};
 use crate::pipeline::build::endpoint;
 use crate::pipeline::connections::table::{OpenConnection, Sighting};
 use crate::pipeline::connections::{AddressPort, ConnectionTuple, Flows, KernelFlows};
@@ -205,7 +205,8 @@ pub fn body(
         packets: u64::from(finding.packets),
         waited_seconds: GRACE.as_secs(),
         direction: if finding.from_pod { Direction::Egress } else { Direction::Ingress },
-        basis: if finding.sees_drops { "no_answer_and_no_drop_seen" } else { "no_answer_seen" }.into(),
+        basis: if finding.sees_drops { UnansweredBasis::NoAnswerAndNoDropSeen } else { UnansweredBasis::NoAnswerSeen }
+            .into(),
         delivered: finding.delivered,
         source: endpoint(&flow.source),
         destination,
