@@ -13,15 +13,18 @@ pub mod agents;
 pub mod api;
 mod budget;
 pub mod change;
-pub mod decode;
+pub(crate) mod decode;
 pub mod events;
 pub mod index;
+mod kinds;
+pub mod location;
 pub mod manifests;
 
-pub mod location;
+mod resource;
 pub mod source;
 pub mod yaml;
 
-pub use change::{Change, Key, Kind, Scope};
+pub use change::{Change, Key, Scope};
 pub use index::Index;
+pub use kinds::{Kind, Object};
 pub use source::{Cluster, SourceStatus};

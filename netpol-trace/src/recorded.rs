@@ -11,7 +11,8 @@ use std::net::IpAddr;
 use crate::record::magic;
 
 use crate::cluster::Index;
-use crate::model::cluster::{Labels, Namespace, Object, Owner, Pod, PodPhase};
+use crate::cluster::Object;
+use crate::model::cluster::{Labels, Namespace, Owner, Pod, PodPhase};
 use crate::model::{Cause, EndpointKind};
 use crate::policy::{Connection, End, Transport, Who};
 use crate::record::lines;

@@ -7,10 +7,10 @@ use std::process::ExitCode;
 
 use super::cluster::ClusterArgs;
 use super::ends;
+use crate::cluster::Object;
 use crate::cluster::location::Severity;
 use crate::cluster::manifests::{self, Loaded};
 use crate::cluster::{Index, api};
-use crate::model::cluster::Object;
 use crate::policy::Options;
 pub(super) use crate::recorded::input::is_stdin;
 use crate::recorded::unpack::Unreadable;

@@ -20,75 +20,76 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-pub(super) use events::MAX_EVENTS;
+pub(in crate::cluster) use events::{Isolation, MAX_EVENTS};
 pub use events::{IsolationEffect, PolicyEvent, PolicyEventKind};
 use foldhash::fast::RandomState;
 use history::History;
+pub(in crate::cluster) use history::{Before, Claim};
 use ipnet::IpNet;
 use jiff::Timestamp;
 pub use moment::{Moment, PolicyChanged};
 pub use services::Backend;
 use strings::Strings;
 
-use super::change::Kind;
+use super::kinds::Kind;
 use crate::model::cluster::{
     Direction, EndpointSlice, Labels, Namespace, Node, OtherPolicy, Pod, Policy, Protocol, Service, ServicePort,
 };
 use crate::model::{Part, PodRef, Str};
 
 /// Looked into for each packet, an address outside the pod network some thirty times.
-type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
+pub(in crate::cluster) type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
 
 /// Everything known of the cluster at one time.
 #[derive(Debug, Clone, Default)]
 pub struct Index {
-    namespaces: HashMap<Str, NamespaceEntry>,
-    nodes: BTreeMap<Str, Arc<Node>>,
-    pods_by_ip: HashMap<IpAddr, Vec<PodKey>>,
-    nodes_by_ip: HashMap<IpAddr, Str>,
-    services_by_ip: HashMap<IpAddr, Vec<(Str, Str)>>,
+    pub(in crate::cluster) namespaces: HashMap<Str, NamespaceEntry>,
+    pub(in crate::cluster) nodes: BTreeMap<Str, Arc<Node>>,
+    pub(in crate::cluster) pods_by_ip: HashMap<IpAddr, Vec<PodKey>>,
+    pub(in crate::cluster) nodes_by_ip: HashMap<IpAddr, Str>,
+    pub(in crate::cluster) services_by_ip: HashMap<IpAddr, Vec<(Str, Str)>>,
     /// The nodes' pod CIDRs, with how many nodes have each.
-    pod_networks: HashMap<IpNet, u32>,
+    pub(in crate::cluster) pod_networks: HashMap<IpNet, u32>,
     /// By group and kind; then by namespace and name.
-    other_policies: BTreeMap<Kind, BTreeMap<(Option<Str>, Str), OtherPolicy>>,
+    pub(in crate::cluster) other_policies: BTreeMap<Kind, BTreeMap<(Option<Str>, Str), OtherPolicy>>,
     /// The kinds that were listed once: what is new since then really is new.
-    listed: HashSet<Kind>,
-    history: History,
-    events: Vec<PolicyEvent>,
+    pub(in crate::cluster) listed: HashSet<Kind>,
+    pub(in crate::cluster) history: History,
+    pub(in crate::cluster) events: Vec<PolicyEvent>,
     /// Events without room.
-    events_lost: u64,
-    strings: Strings,
+    pub(in crate::cluster) events_lost: u64,
+    pub(in crate::cluster) strings: Strings,
     /// See [`Index::version`].
-    version: u64,
+    pub(in crate::cluster) version: u64,
 }
 
 /// One namespace with all that lives in it. It exists as soon as something is in it, even when the source never showed
 /// the Namespace object: `object` is then `None` and its labels are not known.
 #[derive(Debug, Clone, Default)]
 pub struct NamespaceEntry {
-    object: Option<Arc<Namespace>>,
+    pub(in crate::cluster) object: Option<Arc<Namespace>>,
     /// By name; templates by `kind/name`, which no pod can be called.
-    pods: BTreeMap<Str, PodEntry>,
-    policies: BTreeMap<Str, Arc<Policy>>,
-    services: BTreeMap<Str, Arc<Service>>,
-    slices: BTreeMap<Str, Arc<EndpointSlice>>,
+    pub(in crate::cluster) pods: BTreeMap<Str, PodEntry>,
+    pub(in crate::cluster) policies: BTreeMap<Str, Arc<Policy>>,
+    pub(in crate::cluster) services: BTreeMap<Str, Arc<Service>>,
+    pub(in crate::cluster) slices: BTreeMap<Str, Arc<EndpointSlice>>,
 }
 
 /// A pod and the policies that isolate it.
 #[derive(Debug, Clone)]
 pub struct PodEntry {
-    pod: Arc<Pod>,
-    isolated_by: [Vec<Arc<Policy>>; 2],
+    pub(in crate::cluster) pod: Arc<Pod>,
+    pub(in crate::cluster) isolated_by: [Vec<Arc<Policy>>; 2],
     /// As records show it, made for the first one.
-    described: OnceLock<Part<PodRef>>,
+    pub(in crate::cluster) described: OnceLock<Part<PodRef>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct PodKey {
-    namespace: Str,
-    name: Str,
+pub(in crate::cluster) struct PodKey {
+    pub(in crate::cluster) namespace: Str,
+    pub(in crate::cluster) name: Str,
     /// Since when the pod is known to have the address, on this machine's clock; at the first list: for ever.
-    from: Timestamp,
+    pub(in crate::cluster) from: Timestamp,
 }
 
 /// A pod as the verdict needs it: with its namespace and its isolating policies at hand.

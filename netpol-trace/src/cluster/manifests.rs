@@ -6,11 +6,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::decode::{self, document};
+use super::decode::document;
+use super::kinds::Object;
 use super::location::{FieldLines, Location, Problem, ProblemKind, Severity};
 use super::yaml;
 use crate::model::Str;
-use crate::model::cluster::Object;
 
 /// An object with its place.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,8 +68,8 @@ impl Loaded {
 impl Loaded {
     /// With `over` on top: of objects with one name its own counts.
     pub fn under(mut self, over: Loaded) -> Loaded {
-        let names: HashSet<_> = over.objects.iter().map(|located| identity(&located.object)).collect();
-        self.objects.retain(|located| !names.contains(&identity(&located.object)));
+        let names: HashSet<_> = over.objects.iter().map(|located| located.object.identity()).collect();
+        self.objects.retain(|located| !names.contains(&located.object.identity()));
         self.objects.extend(over.objects);
         self.problems.extend(over.problems);
         self.problems_left_out += over.problems_left_out;
@@ -85,7 +85,7 @@ impl Loaded {
     pub(super) fn count(&mut self) {
         self.counts.clear();
         for located in &self.objects {
-            *self.counts.entry(identity(&located.object).0.to_owned()).or_default() += 1;
+            *self.counts.entry(located.object.identity().0.to_owned()).or_default() += 1;
         }
     }
 }
@@ -245,8 +245,8 @@ impl Loader {
     }
 
     fn document(&mut self, root: &yaml::Node, whole: &Location, given: bool) {
-        let mut output = decode::Output::default();
-        decode::document(root, &mut output);
+        let mut output = document::DecodedDocument::default();
+        document::document(root, &mut output);
         for (kind, count) in output.skipped {
             *self.loaded.skipped.entry(kind).or_default() += count;
         }
@@ -257,8 +257,7 @@ impl Loader {
                 *self.loaded.skipped.entry("(not a Kubernetes object)".to_owned()).or_default() += 1;
                 continue;
             }
-            let policy = fault.object.starts_with("NetworkPolicy");
-            let named = fault.named.filter(|_| fault.fatal && policy);
+            let named = fault.named.filter(|_| fault.fatal && fault.is_policy);
             if let Some((namespace, name)) = named {
                 self.refused_twin(
                     &namespace,
@@ -271,7 +270,7 @@ impl Loader {
                     document::FaultKind::UnknownField => ProblemKind::UnknownField,
                     _ => ProblemKind::Shape,
                 },
-                severity: match (fault.fatal, policy) {
+                severity: match (fault.fatal, fault.is_policy) {
                     (true, _) => Severity::Error,
                     (false, true) => Severity::Warning,
                     (false, false) => Severity::Info,
@@ -283,7 +282,7 @@ impl Loader {
             });
         }
         for decoded in output.objects {
-            let keep_lines = matches!(decoded.object, Object::Policy(_) | Object::Service(_));
+            let keep_lines = decoded.object.kind().info().is_some_and(|info| info.keeps_lines);
             self.object(Located {
                 place: Location { line: Some(decoded.node.line), ..whole.clone() },
                 namespace_defaulted: decoded.namespace_defaulted,
@@ -295,7 +294,7 @@ impl Loader {
     }
 
     fn object(&mut self, located: Located) {
-        let (kind, namespace, name) = identity(&located.object);
+        let (kind, namespace, name) = located.object.identity();
         let at = self.loaded.objects.len();
         if let Some(before) = self.names.insert((kind, namespace.clone(), name.clone()), at)
             && let Some(earlier) = self.loaded.objects.get(before)
@@ -366,34 +365,6 @@ impl Loader {
 fn externally_local(node: &yaml::Node) -> bool {
     let policy = node.get("spec").and_then(|spec| spec.get("externalTrafficPolicy"));
     policy.and_then(yaml::Node::as_str) == Some("Local")
-}
-
-/// Kind, namespace (empty for cluster-scoped kinds) and name. A workload's template has the workload's kind.
-pub fn identity(object: &Object) -> (&'static str, Str, Str) {
-    let none = || Str::from("");
-    match object {
-        Object::Namespace(o) => ("Namespace", none(), o.name.clone()),
-        Object::Node(o) => ("Node", none(), o.name.clone()),
-        Object::Pod(o) if !o.template => ("Pod", o.namespace.clone(), o.name.clone()),
-        Object::Pod(o) => {
-            let kind = match o.owner.as_ref().map(|owner| &*owner.kind) {
-                Some("Deployment") => "Deployment",
-                Some("StatefulSet") => "StatefulSet",
-                Some("DaemonSet") => "DaemonSet",
-                Some("ReplicaSet") => "ReplicaSet",
-                Some("CronJob") => "CronJob",
-                _ => "Job",
-            };
-            (kind, o.namespace.clone(), o.name.clone())
-        }
-        Object::Policy(o) => ("NetworkPolicy", o.namespace.clone(), o.name.clone()),
-        Object::Service(o) => ("Service", o.namespace.clone(), o.name.clone()),
-        Object::EndpointSlice(o) => ("EndpointSlice", o.namespace.clone(), o.name.clone()),
-        Object::OtherPolicy(o) => {
-            let name = format!("{}/{}", o.kind, o.name);
-            ("OtherPolicy", o.namespace.clone().unwrap_or_default(), format!("{}/{name}", o.group).into())
-        }
-    }
 }
 
 #[cfg(test)]

@@ -12,18 +12,6 @@ use jiff::Timestamp;
 pub use super::Direction;
 use super::Str;
 
-/// One object of any kind that the index keeps.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Object {
-    Namespace(Namespace),
-    Node(Node),
-    Pod(Pod),
-    Policy(Policy),
-    Service(Service),
-    EndpointSlice(EndpointSlice),
-    OtherPolicy(OtherPolicy),
-}
-
 /// Labels, sorted by key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Labels(Box<[(Str, Str)]>);

@@ -17,9 +17,10 @@ pub use labels::stable;
 pub use manifest::{json, yaml};
 
 use crate::cluster::Index;
+use crate::cluster::Object;
 use crate::cluster::index::PodView;
 use crate::model::Str;
-use crate::model::cluster::{Direction, Object, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
+use crate::model::cluster::{Direction, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
 use crate::policy;
 use crate::policy::{Connection, End, Finding, Options, Transport, Who};
 

@@ -1,6 +1,7 @@
 //! The hint that fits, and none where none does.
 
 use expect_test::{Expect, expect};
+use netpol_trace::cluster::Object;
 use netpol_trace::model::cluster::*;
 use netpol_trace::model::{Address, ServiceRef};
 use netpol_trace::policy;

@@ -1,5 +1,6 @@
 //! What an engine must get right, one test a point.
 
+use netpol_trace::cluster::Object;
 use netpol_trace::model::cluster::*;
 use netpol_trace::model::{Str, VerdictResult};
 

@@ -116,13 +116,13 @@ fn service_account(kubeconfig: KubeconfigError) -> Result<Config, AccessError> {
 
 /// The client that all watches share. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Connection {
+pub(in crate::cluster) struct Connection {
     access: Access,
     state: Arc<Mutex<Option<Current>>>,
 }
 
 #[derive(Clone)]
-pub(super) struct Current {
+pub(in crate::cluster) struct Current {
     pub client: Client,
     generation: u64,
     /// The server knows streaming lists, or refuses them by name.

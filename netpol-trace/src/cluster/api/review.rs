@@ -5,19 +5,12 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessR
 use kube::api::PostParams;
 use kube::{Api, Client};
 
+use super::super::kinds::KINDS;
+use super::super::resource::Watched;
 use super::connect::{Access, AccessError};
+use super::discovery::discover;
 use super::error::{ApiError, ApiRequest};
-use super::others;
-
-/// What the agent reads: group, resource, verbs.
-const RIGHTS: [(&str, &str, &[&str]); 6] = [
-    ("networking.k8s.io", "networkpolicies", &["list", "watch"]),
-    ("", "pods", &["get", "list", "watch"]),
-    ("", "namespaces", &["list", "watch"]),
-    ("", "nodes", &["list", "watch"]),
-    ("", "services", &["list", "watch"]),
-    ("discovery.k8s.io", "endpointslices", &["list", "watch"]),
-];
+use super::watch::Collection;
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,12 +62,10 @@ async fn ask(server: String, access: &Access) -> Result<Review, ApiError> {
         .ok()
         .and_then(|review| review.status?.user_info?.username);
     let mut missing = Vec::new();
-    let rights = RIGHTS.map(|(group, resource, verbs)| (group.to_owned(), resource.to_owned(), verbs));
-    let others = others::find(&client).await?.into_iter().map(|found| {
-        let resource = found.resource();
-        (resource.group, resource.plural, resource.verbs)
-    });
-    for (group, resource, verbs) in rights.into_iter().chain(others) {
+    let always = KINDS.iter().filter(|entry| entry.info.watched != Watched::WhereServed);
+    let always = always.map(|entry| Collection::of(entry.info));
+    let discovered = discover(&client).await?.into_iter().map(|discovered| discovered.collection);
+    for Collection { group, plural: resource, verbs, .. } in always.chain(discovered) {
         let mut lacking = Vec::new();
         for verb in verbs {
             if !may(&client, &group, &resource, verb).await? {

@@ -10,9 +10,10 @@ use kube::api::{ListParams, WatchParams};
 use kube::core::{ObjectList, Request, WatchEvent};
 use tokio::time::timeout;
 
+use super::super::decode::wire::WireObject;
+use super::super::resource::{KindInfo, Resource};
 use super::connect::{Connection, Current};
 use super::error::{ApiError, ApiErrorKind, ApiRequest};
-use super::items::{Item, Raw};
 use super::reflector::{Reflector, WatchUpdate};
 
 /// Objects in a page of a list.
@@ -26,8 +27,8 @@ const RENEW_AFTER: Duration = Duration::from_secs(60);
 const PAUSES: std::ops::Range<Duration> = Duration::from_millis(500)..Duration::from_secs(30);
 
 /// What is watched.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Collection {
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::cluster) struct Collection {
     pub group: String,
     pub version: String,
     /// The name in URLs and RBAC rules.
@@ -41,7 +42,12 @@ pub(super) struct Collection {
 }
 
 impl Collection {
-    pub fn of(group: &str, version: &str, plural: &str) -> Collection {
+    pub fn of(info: &KindInfo) -> Collection {
+        let (group, version) = info.group_version();
+        Collection { verbs: info.verbs, ..Collection::new(group, version, info.plural) }
+    }
+
+    pub fn new(group: &str, version: &str, plural: &str) -> Collection {
         Collection {
             group: group.to_owned(),
             version: version.to_owned(),
@@ -80,7 +86,12 @@ impl Collection {
 }
 
 /// Feeds `resource` into `reflector` for ever; ends when the server no longer has the resource, if it is one that can go.
-pub(super) async fn run<R: Raw>(connection: Connection, resource: Collection, mut reflector: Reflector, can_go: bool) {
+pub(in crate::cluster) async fn run<R: Resource>(
+    connection: Connection,
+    resource: Collection,
+    mut reflector: Reflector,
+    can_go: bool,
+) {
     let mut watch = Watch { resource, version: None, streaming: true };
     let mut pause = Pause::default();
     let mut last_good = Instant::now();
@@ -123,7 +134,7 @@ pub(super) async fn run<R: Raw>(connection: Connection, resource: Collection, mu
 }
 
 /// Reads the whole list, page by page; its version.
-pub(super) async fn list<R: Raw>(
+pub(super) async fn list<R: Resource>(
     current: &Current,
     resource: &Collection,
     reflector: &mut Reflector,
@@ -132,7 +143,7 @@ pub(super) async fn list<R: Raw>(
     let fields = resource.fields.clone();
     let mut params = ListParams { field_selector: fields, limit: Some(PAGE), ..ListParams::default() };
     loop {
-        let page: ObjectList<Item<R>> = resource.page(&current.client, &params).await?;
+        let page: ObjectList<WireObject<R>> = resource.page(&current.client, &params).await?;
         reflector.listed(page.items);
         let next = page.metadata.continue_.filter(|token| !token.is_empty());
         if next.is_none() {
@@ -153,7 +164,7 @@ struct Watch {
 
 impl Watch {
     /// One connection's life. Fine when it ended as watches do.
-    async fn session<R: Raw>(&mut self, current: &Current, reflector: &mut Reflector) -> Result<(), ApiError> {
+    async fn session<R: Resource>(&mut self, current: &Current, reflector: &mut Reflector) -> Result<(), ApiError> {
         if self.version.is_none() && self.streaming && current.streaming {
             match self.follow::<R>(current, reflector).await {
                 Err(error) if self.version.is_none() && error.kind == ApiErrorKind::Refused => {
@@ -170,7 +181,7 @@ impl Watch {
     }
 
     /// Watches from the version at hand; without one, from a streamed list.
-    async fn follow<R: Raw>(&mut self, current: &Current, reflector: &mut Reflector) -> Result<(), ApiError> {
+    async fn follow<R: Resource>(&mut self, current: &Current, reflector: &mut Reflector) -> Result<(), ApiError> {
         let resource = self.resource.clone();
         let mut listing = self.version.is_none();
         let params = WatchParams {
@@ -188,7 +199,8 @@ impl Watch {
         };
         let api_error = |error: &kube::Error| ApiError::of(error, resource.request("watch"));
         let request = request.map_err(kube::Error::BuildRequest).map_err(|error| api_error(&error))?;
-        let events = current.client.request_events::<Item<R>>(request).await.map_err(|error| api_error(&error))?;
+        let events =
+            current.client.request_events::<WireObject<R>>(request).await.map_err(|error| api_error(&error))?;
         let mut events = Box::pin(events.ready_chunks(BURST));
         match listing {
             true => reflector.begin(),
@@ -247,9 +259,9 @@ impl Watch {
         }
     }
 
-    fn upsert<R>(&mut self, item: Item<R>, new: bool) -> WatchUpdate<R> {
-        self.version = Some(item.version.clone());
-        WatchUpdate::Upsert { item, new }
+    fn upsert<R: Resource>(&mut self, object: WireObject<R>, new: bool) -> WatchUpdate<R> {
+        self.version = Some(object.version.clone());
+        WatchUpdate::Upsert { object, new }
     }
 }
 

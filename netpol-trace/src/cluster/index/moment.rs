@@ -93,7 +93,7 @@ impl Index {
             for policy in namespace.policies.values() {
                 entry.isolate(policy);
             }
-            namespace.pods.insert(pod.key(), entry);
+            namespace.pods.insert(pod.unique_name(), entry);
         }
         Some(Box::new(past))
     }
@@ -210,20 +210,14 @@ impl Moment<'_> {
         match holder {
             Holder::Pod(pod) => {
                 let namespace = past.namespaces.iter().find(|(name, _)| *name == pod.namespace);
-                namespace.and_then(|(_, entry)| entry.pod(&pod.key())).map_or(AddressOwner::None, AddressOwner::Pod)
+                namespace
+                    .and_then(|(_, entry)| entry.pod(&pod.unique_name()))
+                    .map_or(AddressOwner::None, AddressOwner::Pod)
             }
             Holder::Several(count) => AddressOwner::Ambiguous(*count),
             Holder::Either(one, other) => AddressOwner::Either(one, other),
             Holder::Nobody => self.index.owner_without_pod(ip),
         }
-    }
-}
-
-impl Pod {
-    /// The same pod, not another of its name.
-    pub fn is_same(&self, other: &Pod) -> bool {
-        (&self.uid, &self.name, &self.namespace) == (&other.uid, &other.name, &other.namespace)
-            && self.template == other.template
     }
 }
 

@@ -6,17 +6,17 @@ use crate::model::Str;
 use crate::model::cluster::{Operator, Peer, Policy, Selector};
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct Strings {
+pub(in crate::cluster) struct Strings {
     known: HashSet<Str>,
     /// Sweep when there are this many.
     sweep_at: usize,
 }
 
 impl Strings {
-    pub(super) const FIRST_SWEEP: usize = 4096;
+    pub(in crate::cluster) const FIRST_SWEEP: usize = 4096;
 
     /// The shared copy of `text`.
-    pub(super) fn share(&mut self, text: &Str) -> Str {
+    pub(in crate::cluster) fn share(&mut self, text: &Str) -> Str {
         if let Some(known) = self.known.get(text) {
             return known.clone();
         }
@@ -31,7 +31,7 @@ impl Strings {
 
     /// Keys and values of all its selectors: a verdict compares them with pods' labels, and memory that all policies
     /// share stays in the processor's cache.
-    pub(super) fn share_selectors(&mut self, policy: &mut Policy) {
+    pub(in crate::cluster) fn share_selectors(&mut self, policy: &mut Policy) {
         policy.namespace = self.share(&policy.namespace);
         self.share_selector(&mut policy.subject);
         let rules = policy.ingress.iter_mut().chain(&mut policy.egress);
@@ -52,7 +52,7 @@ impl Strings {
     }
 
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::cluster) fn len(&self) -> usize {
         self.known.len()
     }
 }

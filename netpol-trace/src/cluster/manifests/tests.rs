@@ -13,7 +13,7 @@ fn check_bytes(bytes: &[u8], expected: Expect) {
     let loaded = load_bytes("x.yaml", bytes);
     let mut out = String::new();
     for located in &loaded.objects {
-        let (kind, namespace, name) = identity(&located.object);
+        let (kind, namespace, name) = located.object.identity();
         let default = if located.namespace_defaulted && !namespace.is_empty() { " (namespace defaulted)" } else { "" };
         writeln!(out, "{kind} {namespace}/{name} at {}{default}", located.place).unwrap();
     }
@@ -290,7 +290,7 @@ fn folders_are_read_by_name_and_each_file_once() {
     std::os::unix::fs::symlink(".", folder.path().join("loop1")).unwrap();
     std::os::unix::fs::symlink(".", folder.path().join("loop2")).unwrap();
     let loaded = load(&[folder.path().to_owned(), folder.path().join("a.yaml")]);
-    let names: Vec<String> = loaded.objects.iter().map(|l| identity(&l.object).2.to_string()).collect();
+    let names: Vec<String> = loaded.objects.iter().map(|l| l.object.identity().2.to_string()).collect();
     assert_eq!(names, ["a", "b", "c"]);
     assert_eq!(loaded.problems, []);
     assert_eq!(loaded.skipped.into_iter().collect::<Vec<_>>(), [("(not a Kubernetes object)".to_owned(), 1)]);

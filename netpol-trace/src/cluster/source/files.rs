@@ -6,10 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 
+use super::super::kinds::KINDS;
 use super::super::manifests::{self, Loaded};
-use super::super::{Change, Kind};
+use super::super::{Change, Kind, Object};
 use super::{Cluster, SourceStatus};
-use crate::model::cluster::{Object, Policy};
+use crate::model::cluster::Policy;
 
 /// How often files are looked at. Polling sees what inotify misses: the link swap of a mounted ConfigMap, a network file
 /// system, a folder that comes later.
@@ -87,9 +88,7 @@ impl Cluster {
 
     /// Puts what the files hold in force.
     pub(super) fn take_files(&self, loaded: &Loaded, objects: impl Iterator<Item = Object>, at: Timestamp) {
-        let mut kinds = [Kind::Namespace, Kind::Policy, Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::Pod]
-            .map(|kind| (kind, Vec::new()))
-            .to_vec();
+        let mut kinds: Vec<(Kind, Vec<Object>)> = KINDS.iter().map(|entry| (entry.kind.clone(), Vec::new())).collect();
         for object in objects {
             let kind = object.kind();
             match kinds.iter_mut().find(|(known, _)| *known == kind) {

@@ -2,9 +2,10 @@
 
 use ipnet::IpNet;
 
+use crate::cluster::Object;
 use crate::cluster::index::AddressOwner;
 use crate::cluster::manifests::Located;
-use crate::model::cluster::{Direction, Object, Peer, Service};
+use crate::model::cluster::{Direction, Peer, Service};
 use crate::policy::lint::context::{Context, PolicyContext, list, names};
 use crate::policy::lint::{Finding, Severity};
 

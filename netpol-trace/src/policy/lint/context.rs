@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::cluster::Index;
+use crate::cluster::Object;
 use crate::cluster::index::{NamespaceEntry, PodView};
-use crate::cluster::manifests::{Loaded, Located, identity};
+use crate::cluster::manifests::{Loaded, Located};
 use crate::cluster::yaml::scalar_text;
 use crate::model::Str;
-use crate::model::cluster::{Direction, Labels, Object, Operator, Peer, Pod, Policy, Requirement, Selector};
+use crate::model::cluster::{Direction, Labels, Operator, Peer, Pod, Policy, Requirement, Selector};
 use crate::policy::lint::{Finding, Severity, catalogue};
 
 /// The label that every namespace has.
@@ -80,7 +81,7 @@ impl<'a> Context<'a> {
 
     /// A rendered chart: workloads, and no object names a namespace (`helm install -n` does).
     pub fn is_chart(&self) -> bool {
-        let mut objects = self.loaded.objects.iter().filter(|located| !identity(&located.object).1.is_empty());
+        let mut objects = self.loaded.objects.iter().filter(|located| !located.object.identity().1.is_empty());
         let template = |object: &Object| matches!(object, Object::Pod(pod) if pod.template);
         self.loaded.objects.iter().any(|located| template(&located.object)) && objects.all(|l| l.namespace_defaulted)
     }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::cluster::manifests::identity;
-use crate::model::cluster::{Direction, Object, Policy};
+use crate::cluster::Object;
+use crate::model::cluster::{Direction, Policy};
 use crate::policy::lint::context::{Context, PolicyContext, covers, list, names, nearest};
 use crate::policy::lint::{Finding, Severity};
 
@@ -178,7 +178,7 @@ pub fn check_cluster(context: &Context<'_>, findings: &mut Vec<Finding>) {
     for (namespace, located) in open {
         let Some(first) = located.first() else { continue };
         let shown: Vec<String> =
-            located.iter().map(|l| identity(&l.object)).map(|(kind, _, name)| format!("{kind} {name}")).collect();
+            located.iter().map(|l| l.object.identity()).map(|(kind, _, name)| format!("{kind} {name}")).collect();
         findings.push(Finding {
             id: "open-pods",
             severity: Severity::Info,
@@ -197,7 +197,7 @@ fn not_enforced(context: &Context<'_>, findings: &mut Vec<Finding>) {
         ["calico", "cilium", "canal", "kube-router", "antrea", "weave", "ovn", "aws-node", "network-polic"];
     let daemons = |name: &str| {
         context.loaded.objects.iter().any(|located| {
-            let (kind, _, daemon) = identity(&located.object);
+            let (kind, _, daemon) = located.object.identity();
             matches!(kind, "DaemonSet" | "Pod") && daemon.contains(name)
         })
     };

@@ -1,8 +1,9 @@
 //! What an added rule lets through besides the connection that it is for.
 
 use crate::cluster::Index;
+use crate::cluster::Object;
 use crate::cluster::index::PodView;
-use crate::model::cluster::{Direction, Object, Peer, Policy, Rule};
+use crate::model::cluster::{Direction, Peer, Policy, Rule};
 use crate::policy;
 use crate::policy::{Connection, End, Finding, Options, Who};
 

@@ -13,17 +13,19 @@ use kube::core::{ObjectList, Request};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Receiver;
 
-use super::super::super::change::{Change, Key, Kind};
+use super::super::super::change::{Change, Key};
+use super::super::super::decode::wire::WireObject;
 use super::super::super::index::AddressOwner;
+use super::super::super::kinds::pod::wire::LookedUpPodWire;
+use super::super::super::kinds::{Kind, Object, pod};
 use super::super::super::source::{Cluster, SourceStatus};
 use super::super::connect::{Connection, Current};
 use super::super::error::{ApiError, ApiErrorKind};
-use super::super::items::{self, Item};
 use super::super::watch::Collection;
 use super::{LookupQueues, LookupResult, Lookups, MAX_CONFIRMS, MOMENT, SWEEP};
 use crate::cluster::budget::Budget;
 use crate::model::Str;
-use crate::model::cluster::{Object, Pod};
+use crate::model::cluster::Pod;
 
 /// Lists by a node or an address: for the latter the server looks at every pod.
 const LISTS: (Duration, u32) = (Duration::from_secs(1), 10);
@@ -47,7 +49,7 @@ pub async fn run(connection: Connection, cluster: Cluster, lookups: Lookups, ask
         gets: Budget::new(GETS.0, GETS.1),
         nodes_again: Budget::new(NODES_AGAIN, 1),
         nodes,
-        pods: Collection { verbs: &["get", "list", "watch"], ..Collection::of("", "v1", "pods") },
+        pods: Collection::of(&pod::INFO),
         ranges_hold: AtomicBool::new(true),
         found_by: LookupCounts::default(),
         forbidden: Mutex::default(),
@@ -236,9 +238,9 @@ impl Finder {
         let at = Timestamp::now();
         match current.client.request_text(request).await {
             Ok(text) => {
-                let item: Item<items::Peer> =
+                let object: WireObject<Pod, LookedUpPodWire> =
                     serde_json::from_str(&text).map_err(|error| api_error(&kube::Error::SerdeError(error)))?;
-                Ok(pod_of(item).filter(|pod| has(pod, ip)).map(|pod| (pod, at)))
+                Ok(object.decoded.ok().filter(|pod| has(pod, ip)).map(|pod| (pod, at)))
             }
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
             Err(error) => {
@@ -254,11 +256,12 @@ impl Finder {
         let params =
             ListParams { field_selector: Some(fields), resource_version: Some("0".into()), ..Default::default() };
         let current = self.current().await?;
-        let list: Result<ObjectList<Item<items::Peer>>, ApiError> = self.pods.page(&current.client, &params).await;
+        let list: Result<ObjectList<WireObject<Pod, LookedUpPodWire>>, ApiError> =
+            self.pods.page(&current.client, &params).await;
         if let Err(error) = &list {
             self.renew(&current, error).await;
         }
-        Ok(list?.items.into_iter().filter_map(pod_of).collect())
+        Ok(list?.items.into_iter().filter_map(|listed| listed.decoded.ok()).collect())
     }
 
     async fn renew(&self, current: &Current, error: &ApiError) {
@@ -371,13 +374,6 @@ enum LookupOutcome {
     Nobody,
     /// No turn within the time that a drop waits, or a watch's affair.
     Later,
-}
-
-fn pod_of(item: Item<items::Peer>) -> Option<Pod> {
-    match item.object {
-        Ok(Object::Pod(pod)) => Some(pod),
-        _ => None,
-    }
 }
 
 /// Whether `pod` is the owner of `ip`.

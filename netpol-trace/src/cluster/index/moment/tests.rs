@@ -2,12 +2,13 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::super::super::change::{Change, Key, Kind};
+use super::super::super::change::{Change, Key};
+use super::super::super::kinds::{Kind, Object};
 use super::super::super::manifests;
 use super::super::history::MAX_KEPT;
 use super::*;
 use crate::model::Str;
-use crate::model::cluster::{Direction, Labels, Namespace, Object, Pod, Policy};
+use crate::model::cluster::{Direction, Labels, Namespace, Pod, Policy};
 
 /// So many milliseconds into the story.
 fn at(millis: i64) -> Timestamp {

@@ -1,4 +1,4 @@
-//! The cluster as it is now, read once: for the verbs that judge.
+//! Reads the cluster once, for subcommands that evaluate policies without an agent.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,14 +7,16 @@ use kube::Client;
 use kube::api::ListParams;
 use kube::core::{ObjectList, Request};
 
+use super::super::decode::wire::WireObject;
+use super::super::kinds::workload::WORKLOADS;
+use super::super::kinds::{KINDS, Kind, Object};
 use super::super::location::{Location, Problem, ProblemKind, Severity};
-use super::super::manifests::{self, Loaded, Located, identity};
+use super::super::manifests::{self, Loaded, Located};
+use super::super::resource::{KindInfo, Resource, Watched};
 use super::connect::Access;
+use super::discovery::{self, DiscoveredKind};
 use super::error::{ApiError, ApiErrorKind};
-use super::items::{self, Item, Named, Raw};
-use super::others;
 use super::watch::{Collection, PAGE};
-use crate::model::cluster::Object;
 
 /// All that the API server has for a verdict. What may not be read but is not needed for one is a warning among the
 /// problems.
@@ -27,70 +29,71 @@ pub fn load(access: &Access) -> Result<Loaded, ApiError> {
 async fn read(access: &Access) -> Result<Loaded, ApiError> {
     let client = access.connect().await.map_err(ApiError::from)?;
     let name = access.name().await;
-    let mut once = Once { client, name, loaded: Loaded::default() };
-    let core = |plural| Collection { verbs: &["list"], ..Collection::of("", "v1", plural) };
-    let group = |group, plural| Collection { verbs: &["list"], ..Collection::of(group, "v1", plural) };
-    once.objects::<items::Namespace>(&core("namespaces"), Need::Verdict).await?;
-    once.documents(&group("networking.k8s.io", "networkpolicies"), Need::Verdict).await?;
-    once.objects::<items::Pod>(&core("pods"), Need::Verdict).await?;
-    once.objects::<items::Node>(&core("nodes"), Need::More).await?;
-    once.documents(&core("services"), Need::More).await?;
-    once.objects::<items::EndpointSlice>(&group("discovery.k8s.io", "endpointslices"), Need::More).await?;
-    for plural in ["deployments", "statefulsets", "daemonsets"] {
-        once.documents(&group("apps", plural), Need::More).await?;
+    let mut snapshot = Snapshot { client, name, loaded: Loaded::default() };
+    for entry in KINDS.iter().filter(|entry| entry.info.watched != Watched::WhereServed) {
+        snapshot.kind(&entry.kind, &once(entry.info), entry.info.need).await?;
     }
-    for plural in ["jobs", "cronjobs"] {
-        once.documents(&group("batch", plural), Need::More).await?;
+    for workload in WORKLOADS.iter().filter(|workload| workload.listed) {
+        snapshot.documents(&once(&workload.info), workload.info.need).await?;
     }
-    match others::find(&once.client).await {
-        Ok(found) => {
-            for found in found {
-                let kind = found.kind();
-                let resource = Collection { verbs: &["list"], ..found.resource() };
-                let from = once.loaded.objects.len();
-                once.objects::<Named>(&resource, Need::More).await?;
-                for located in &mut once.loaded.objects[from..] {
-                    if let (Object::OtherPolicy(o), super::super::change::Kind::OtherPolicy { group, kind }) =
-                        (&mut located.object, &kind)
-                    {
-                        (o.group, o.kind) = (group.clone(), kind.clone());
-                    }
-                }
+    match discovery::discover(&snapshot.client).await {
+        Ok(discovered) => {
+            for DiscoveredKind { kind, collection } in discovered {
+                let collection = Collection { verbs: &["list"], ..collection };
+                snapshot.kind(&kind, &collection, Need::ForMore).await?;
             }
         }
-        Err(error) => once.problem(Severity::Warning, &error.to_string()),
+        Err(error) => snapshot.problem(Severity::Warning, &error.to_string()),
     }
-    once.loaded.count();
-    Ok(once.loaded)
+    snapshot.loaded.count();
+    Ok(snapshot.loaded)
 }
 
-/// What an answer without the resource is worth.
+fn once(info: &KindInfo) -> Collection {
+    Collection { verbs: &["list"], ..Collection::of(info) }
+}
+
+/// What happens when a kind may not be read, or the API server does not have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Need {
-    /// Nothing.
-    Verdict,
-    /// Less.
-    More,
+pub(in crate::cluster) enum Need {
+    /// The subcommand fails: no verdict would be right.
+    ForVerdicts,
+    /// The subcommand warns: verdicts are right without the kind, but some know less.
+    ForMore,
 }
 
-struct Once {
+/// Reads a cluster once, kind by kind.
+pub(in crate::cluster) struct Snapshot {
     client: Client,
     name: String,
     loaded: Loaded,
 }
 
-impl Once {
-    /// Objects of which only the model is needed.
-    async fn objects<R: Raw>(&mut self, resource: &Collection, need: Need) -> Result<(), ApiError> {
+impl Snapshot {
+    async fn kind(&mut self, kind: &Kind, collection: &Collection, need: Need) -> Result<(), ApiError> {
+        match kind.info() {
+            Some(info) if info.keeps_lines => self.documents(collection, need).await,
+            _ => kind.resource().list(self, kind, collection, need).await,
+        }
+    }
+
+    /// Lists objects of which only the model is needed.
+    pub async fn objects<R: Resource>(
+        &mut self,
+        kind: &Kind,
+        collection: &Collection,
+        need: Need,
+    ) -> Result<(), ApiError> {
         let mut params = ListParams::default().limit(PAGE);
         loop {
-            let page: Result<ObjectList<Item<R>>, ApiError> = resource.page(&self.client, &params).await;
+            let page: Result<ObjectList<WireObject<R>>, ApiError> = collection.page(&self.client, &params).await;
             let Some(page) = self.allowed(page, need)? else { return Ok(()) };
-            for item in page.items {
-                match item.object {
+            for listed in page.items {
+                match listed.decoded {
                     Ok(object) => {
+                        let object: Object = object.with_kind(kind).into();
                         let located = Located {
-                            place: place(&object, resource),
+                            place: place(&object, collection),
                             object,
                             namespace_defaulted: false,
                             lines: None,
@@ -100,8 +103,8 @@ impl Once {
                     }
                     Err(violations) => {
                         let why = violations.first().map(ToString::to_string).unwrap_or_default();
-                        let namespace = item.namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
-                        let what = format!("{} {namespace}{}: {why}", resource.plural, item.name);
+                        let namespace = listed.namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
+                        let what = format!("{} {namespace}{}: {why}", collection.plural, listed.name);
                         self.problem(Severity::Warning, &what);
                     }
                 }
@@ -113,15 +116,15 @@ impl Once {
         }
     }
 
-    /// Objects of which it counts what is written, as in a file.
-    async fn documents(&mut self, resource: &Collection, need: Need) -> Result<(), ApiError> {
+    /// Lists objects as a file would hold them, with the lines of their fields.
+    async fn documents(&mut self, collection: &Collection, need: Need) -> Result<(), ApiError> {
         let mut params = ListParams::default().limit(PAGE);
         loop {
-            let page = self.text(resource, &params).await;
+            let page = self.text(collection, &params).await;
             let Some(text) = self.allowed(page, need)? else { return Ok(()) };
             let page = manifests::load_bytes(&self.name, text.as_bytes());
             for mut located in page.objects {
-                located.place = place(&located.object, resource);
+                located.place = place(&located.object, collection);
                 self.loaded.objects.push(located);
             }
             // The server took the object: a field unknown here is a newer server's.
@@ -137,9 +140,9 @@ impl Once {
         }
     }
 
-    async fn text(&self, resource: &Collection, params: &ListParams) -> Result<String, ApiError> {
-        let api_error = |error: kube::Error| ApiError::of(&error, resource.request("list"));
-        let request = Request::new(resource.url(None)).list(params);
+    async fn text(&self, collection: &Collection, params: &ListParams) -> Result<String, ApiError> {
+        let api_error = |error: kube::Error| ApiError::of(&error, collection.request("list"));
+        let request = Request::new(collection.url(None)).list(params);
         let request = request.map_err(kube::Error::BuildRequest).map_err(api_error)?;
         self.client.request_text(request).await.map_err(api_error)
     }
@@ -149,7 +152,7 @@ impl Once {
         match answer {
             Ok(answer) => Ok(Some(answer)),
             Err(error)
-                if need == Need::More && matches!(error.kind, ApiErrorKind::Forbidden | ApiErrorKind::NotFound) =>
+                if need == Need::ForMore && matches!(error.kind, ApiErrorKind::Forbidden | ApiErrorKind::NotFound) =>
             {
                 self.problem(Severity::Warning, &error.to_string());
                 Ok(None)
@@ -175,9 +178,9 @@ impl Once {
 }
 
 /// `staging/networkpolicies/db-np`: no file and no line, but where to look.
-fn place(object: &Object, resource: &Collection) -> Location {
-    let (_, namespace, name) = identity(object);
-    let path = PathBuf::from_iter([&*namespace, &*resource.plural, &*name]);
+fn place(object: &Object, collection: &Collection) -> Location {
+    let (_, namespace, name) = object.identity();
+    let path = PathBuf::from_iter([&*namespace, &*collection.plural, &*name]);
     Location::file(&Arc::new(path))
 }
 

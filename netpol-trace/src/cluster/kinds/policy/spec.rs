@@ -1,68 +1,22 @@
-//! networking.k8s.io/v1 NetworkPolicy, with the checks of the API server's validation (pkg/apis/networking/validation).
+//! The rules and selectors of a NetworkPolicy, with the checks of the API server's validation
+//! (pkg/apis/networking/validation).
 
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1 as networking;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-use super::super::yaml::Path;
-use super::meta::{self, Meta, Port};
-use super::{Checked, Violations, quoted};
-use crate::model::cluster::{
-    Direction, Labels, Operator, Peer, Policy, PortMatch, PortSpec, Requirement, Rule, Selector,
-};
+use super::super::super::decode::meta::{self, Port};
+use super::super::super::decode::{Violations, quoted};
+use super::super::super::yaml::Path;
+use crate::model::Direction;
+use crate::model::cluster::{Operator, Peer, PortMatch, PortSpec, Requirement, Rule, Selector};
 
-/// A selector with more requirements or values is refused: every one is looked at for every pod and packet.
+/// A selector with more requirements or values is refused: each is compared for every pod and packet.
 const MAX_REQUIREMENTS: usize = 1_000;
 const MAX_VALUES: usize = 10_000;
 const MAX_ITEMS: usize = 10_000;
 
-pub fn policy(policy: &networking::NetworkPolicy) -> Checked<Policy> {
-    let mut v = Violations::default();
-    let meta = Meta::read(&policy.metadata, &mut v);
-    let path = Path::default().field("spec");
-    let Some(spec) = &policy.spec else {
-        v.add(&path, "a NetworkPolicy without spec; `spec: {podSelector: {}}` selects every pod of the namespace");
-        return Err(v.0);
-    };
-    let subject =
-        spec.pod_selector.as_ref().map(|s| selector(s, &path.field("podSelector"), &mut v)).unwrap_or_default();
-    let ingress = spec.ingress.iter().flatten().map(|rule| (rule.from.as_deref(), rule.ports.as_deref()));
-    let egress = spec.egress.iter().flatten().map(|rule| (rule.to.as_deref(), rule.ports.as_deref()));
-    let (ingress, egress): (Vec<_>, Vec<_>) = (ingress.collect(), egress.collect());
-    let policy = Policy {
-        namespace: meta.namespace,
-        name: meta.name,
-        uid: meta.uid,
-        labels: meta.labels,
-        annotations: annotations(&policy.metadata),
-        generation: policy.metadata.generation,
-        changed: changed(&policy.metadata),
-        subject,
-        declared_types: types(spec.policy_types.as_deref(), &path.field("policyTypes"), &mut v),
-        ingress: rules(&ingress, Direction::Ingress, &path, &mut v),
-        egress: rules(&egress, Direction::Egress, &path, &mut v),
-    };
-    v.check(policy)
-}
-
-/// Octets of annotations that are kept; they are only handed on.
-const MAX_ANNOTATIONS: usize = 16 * 1024;
-
-fn annotations(meta: &ObjectMeta) -> Labels {
-    const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-    let kept = || meta.annotations.iter().flatten().filter(|(key, _)| *key != LAST_APPLIED);
-    let size: usize = kept().map(|(key, value)| key.len() + value.len()).sum();
-    if size > MAX_ANNOTATIONS { Labels::default() } else { kept().map(|(k, v)| (k.as_str(), v.as_str())).collect() }
-}
-
-/// The newest time that the object's own history names.
-fn changed(meta: &ObjectMeta) -> Option<jiff::Timestamp> {
-    let fields =
-        meta.managed_fields.iter().flatten().filter(|entry| entry.subresource.as_deref().unwrap_or("").is_empty());
-    fields.filter_map(|entry| entry.time.as_ref()).chain(&meta.creation_timestamp).map(|time| time.0).max()
-}
-
-fn types(types: Option<&[String]>, path: &Path, v: &mut Violations) -> Option<Box<[Direction]>> {
+pub(super) fn types(types: Option<&[String]>, path: &Path, v: &mut Violations) -> Option<Box<[Direction]>> {
     let types = types.filter(|types| !types.is_empty())?;
     if types.len() > 2 {
         v.add(path, "more than two types: Ingress and Egress are all there are");
@@ -79,9 +33,10 @@ fn types(types: Option<&[String]>, path: &Path, v: &mut Violations) -> Option<Bo
     Some(declared.into())
 }
 
-type RuleParts<'a> = (Option<&'a [networking::NetworkPolicyPeer]>, Option<&'a [networking::NetworkPolicyPort]>);
+pub(super) type RuleParts<'a> =
+    (Option<&'a [networking::NetworkPolicyPeer]>, Option<&'a [networking::NetworkPolicyPort]>);
 
-fn rules(rules: &[RuleParts<'_>], direction: Direction, spec: &Path, v: &mut Violations) -> Box<[Rule]> {
+pub(super) fn rules(rules: &[RuleParts<'_>], direction: Direction, spec: &Path, v: &mut Violations) -> Box<[Rule]> {
     let path = spec.field(direction.as_str());
     if too_many(rules.len(), &path, v) {
         return Box::default();
