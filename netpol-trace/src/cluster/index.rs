@@ -31,7 +31,8 @@ pub use moment::{Moment, PolicyChanged};
 pub use services::Backend;
 use strings::Strings;
 
-use super::kinds::Kind;
+use super::kinds::{Kind, Object};
+use super::resource::{ObjectVariant, Resource};
 use crate::model::cluster::{
     Direction, EndpointSlice, Labels, Namespace, Node, OtherPolicy, Pod, Policy, Protocol, Service, ServicePort,
 };
@@ -50,8 +51,8 @@ pub struct Index {
     pub(in crate::cluster) services_by_ip: HashMap<IpAddr, Vec<(Str, Str)>>,
     /// The nodes' pod CIDRs, with how many nodes have each.
     pub(in crate::cluster) pod_networks: HashMap<IpNet, u32>,
-    /// By group and kind; then by namespace and name.
-    pub(in crate::cluster) other_policies: BTreeMap<Kind, BTreeMap<(Option<Str>, Str), OtherPolicy>>,
+    /// Objects of kinds that need no structure of their own: by kind, then by namespace and name.
+    pub(in crate::cluster) objects: BTreeMap<Kind, BTreeMap<(Option<Str>, Str), Object>>,
     /// The kinds that were listed once: what is new since then really is new.
     pub(in crate::cluster) listed: HashSet<Kind>,
     pub(in crate::cluster) history: History,
@@ -263,11 +264,16 @@ impl Index {
 
     /// Policies of APIs that are not evaluated here.
     pub fn other_policies(&self) -> impl Iterator<Item = &OtherPolicy> {
-        self.other_policies.values().flat_map(BTreeMap::values)
+        self.objects.values().flat_map(BTreeMap::values).filter_map(OtherPolicy::of)
     }
 
     pub fn other_policy_kinds(&self) -> Vec<Kind> {
-        self.other_policies.keys().cloned().collect()
+        self.objects.keys().filter(|kind| matches!(kind, Kind::OtherPolicy { .. })).cloned().collect()
+    }
+
+    /// The objects of a kind that has no structure of its own in the index.
+    pub(in crate::cluster) fn objects_of<R: Resource>(&self, kind: &Kind) -> impl Iterator<Item = &R> {
+        self.objects.get(kind).into_iter().flat_map(BTreeMap::values).filter_map(R::of)
     }
 }
 

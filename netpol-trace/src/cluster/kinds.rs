@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 use super::change::Key;
 use super::index::Index;
-use super::resource::{AnyResource, KindInfo, Resource, Typed};
+use super::resource::{AnyResource, KindInfo, ObjectVariant, Resource, Typed};
 use crate::model::Str;
 use crate::model::cluster::{EndpointSlice, Namespace, Node, OtherPolicy, Pod, Policy, Service};
 
@@ -83,15 +83,24 @@ macro_rules! kinds {
             }
         }
 
-        $(impl From<$kind> for Object {
+        $(object_variant!($kind);)+
+    };
+}
+
+macro_rules! object_variant {
+    ($kind:ident) => {
+        impl From<$kind> for Object {
             fn from(object: $kind) -> Object {
                 Object::$kind(object)
             }
-        })+
+        }
 
-        impl From<OtherPolicy> for Object {
-            fn from(object: OtherPolicy) -> Object {
-                Object::OtherPolicy(object)
+        impl ObjectVariant for $kind {
+            fn of(object: &Object) -> Option<&$kind> {
+                match object {
+                    Object::$kind(object) => Some(object),
+                    _ => None,
+                }
             }
         }
     };
@@ -105,6 +114,8 @@ kinds! {
     Service: service,
     EndpointSlice: endpoint_slice,
 }
+
+object_variant!(OtherPolicy);
 
 /// Policies of other APIs, which are not evaluated: group, kind, and the name in URLs. A kind that becomes evaluated moves
 /// from here to [`KINDS`].

@@ -14,9 +14,10 @@ use super::index::Index;
 use super::kinds::{Kind, Object};
 
 /// One Kubernetes kind: how its objects are decoded, and how the index holds them. Implemented by the kind's model type.
-pub(in crate::cluster) trait Resource:
-    Into<Object> + Clone + PartialEq + Send + Sized + 'static
-{
+///
+/// The index holds objects by kind and key, unless the kind has a structure of its own and overrides `get`, `keys`, `insert`
+/// and `remove`.
+pub(in crate::cluster) trait Resource: ObjectVariant + Clone + PartialEq + Send + 'static {
     /// The kind's type in the Kubernetes API. Files are read as this type, so that unknown fields are noticed.
     type Api: DeserializeOwned;
     /// The fields of `Api` that are used. Lists and watches read nothing else: no list of whole pods is ever in memory.
@@ -30,16 +31,30 @@ pub(in crate::cluster) trait Resource:
     fn key(&self) -> Key;
 
     /// The object that the index holds under `key`.
-    fn get<'a>(index: &'a Index, key: &Key) -> Option<&'a Self>;
+    fn get<'a>(index: &'a Index, key: &Key) -> Option<&'a Self> {
+        index.objects.get(&key.kind)?.get(&(key.namespace.clone(), key.name.clone())).and_then(Self::of)
+    }
 
     /// The keys of the objects that the index holds of `scope`.
-    fn keys<'a>(index: &'a Index, scope: &'a Scope) -> Box<dyn Iterator<Item = Key> + 'a>;
+    fn keys<'a>(index: &'a Index, scope: &'a Scope) -> Box<dyn Iterator<Item = Key> + 'a> {
+        Box::new(index.objects_of::<Self>(&scope.kind).map(Resource::key))
+    }
 
     /// Adds the object, or replaces the one with its key, without history.
-    fn insert(self, index: &mut Index);
+    fn insert(self, index: &mut Index) {
+        let Key { kind, namespace, name } = self.key();
+        index.objects.entry(kind).or_default().insert((namespace, name), self.into());
+    }
 
     /// Removes the object, if the index holds it, without history.
-    fn remove(index: &mut Index, key: &Key);
+    fn remove(index: &mut Index, key: &Key) {
+        if let Some(objects) = index.objects.get_mut(&key.kind) {
+            objects.remove(&(key.namespace.clone(), key.name.clone()));
+            if objects.is_empty() {
+                index.objects.remove(&key.kind);
+            }
+        }
+    }
 
     /// Adds or replaces the object as of `at`. A kind whose past matters to verdicts also records what it replaces.
     /// `listed` is false during the first list: a new object is then not a change of the cluster.
@@ -54,10 +69,15 @@ pub(in crate::cluster) trait Resource:
         index.remove(key);
     }
 
-    /// Sets the kind of an object that was read without it.
+    /// Sets the kind of an object that was read without its kind.
     fn with_kind(self, _kind: &Kind) -> Self {
         self
     }
+}
+
+/// A type that [`Object`] has a variant for.
+pub(in crate::cluster) trait ObjectVariant: Into<Object> + Sized {
+    fn of(object: &Object) -> Option<&Self>;
 }
 
 /// A kind's place in the Kubernetes API, and what the program does with its objects.

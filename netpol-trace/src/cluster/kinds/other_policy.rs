@@ -1,13 +1,10 @@
 //! Policies of APIs that are not evaluated: only their names are read.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-use super::super::change::{Key, Scope};
+use super::super::change::Key;
 use super::super::decode::{Checked, wire};
-use super::super::index::Index;
 use super::super::resource::Resource;
 use super::Kind;
 use crate::model::cluster::OtherPolicy;
@@ -41,29 +38,6 @@ impl Resource for OtherPolicy {
     fn key(&self) -> Key {
         let kind = Kind::OtherPolicy { group: self.group.clone(), kind: self.kind.clone() };
         Key { kind, namespace: self.namespace.clone(), name: self.name.clone() }
-    }
-
-    fn get<'a>(index: &'a Index, key: &Key) -> Option<&'a OtherPolicy> {
-        index.other_policies.get(&key.kind)?.get(&(key.namespace.clone(), key.name.clone()))
-    }
-
-    fn keys<'a>(index: &'a Index, scope: &'a Scope) -> Box<dyn Iterator<Item = Key> + 'a> {
-        let policies = index.other_policies.get(&scope.kind).into_iter().flat_map(BTreeMap::values);
-        Box::new(policies.map(Resource::key))
-    }
-
-    fn insert(self, index: &mut Index) {
-        let Key { kind, namespace, name } = self.key();
-        index.other_policies.entry(kind).or_default().insert((namespace, name), self);
-    }
-
-    fn remove(index: &mut Index, key: &Key) {
-        if let Some(policies) = index.other_policies.get_mut(&key.kind) {
-            policies.remove(&(key.namespace.clone(), key.name.clone()));
-            if policies.is_empty() {
-                index.other_policies.remove(&key.kind);
-            }
-        }
     }
 
     fn with_kind(self, kind: &Kind) -> OtherPolicy {
