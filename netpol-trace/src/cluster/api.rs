@@ -1,9 +1,9 @@
-//! The API server as source: what is watched, and what is queues.
+//! The API server as source: watches, and look-ups of single addresses.
 //!
 //! ```text
-//! connect ─> watch (list, then changes; one for each resource) ─> reflector ─> Cluster
-//!         ─> others (CRDs of other policy APIs) ─> watch
-//!         ─> lookup (whose address, with --peers=lookup) ─────────────> Cluster
+//! connect ─> watch (list, then changes; one for each kind) ─> reflector ─> Cluster
+//!         ─> discovery (CRDs of policy APIs) ─> watch
+//!         ─> lookup (the pod of an address, with --peers=lookup) ─────────> Cluster
 //! ```
 
 mod connect;
@@ -42,26 +42,26 @@ use super::source::{Cluster, SourceStatus};
 use crate::model::Str;
 use crate::model::cluster::{Node, OtherPolicy, Pod};
 
-/// The client repeats at each layer what its caller gets as an error, and tells in words of its own.
+/// Target of the client's log events, which `telemetry` filters out: each repeats an error that its caller gets.
 pub const LOG_OF_CLIENT: &str = "kube_client";
-/// Up to so many pods `--peers=auto` watches them all: below, watching costs the API server less than asking.
+/// `--peers=auto` watches all pods of clusters up to this size: a watch then costs the API server less than look-ups.
 pub const WATCHED_PODS: u64 = 5_000;
-/// Other nodes are listed this often when only this node is watched.
+/// Interval of the list of all nodes when only this node is watched.
 const NODES: Duration = Duration::from_secs(3600);
 
-/// Whether pods of other nodes are watched.
+/// How the agent learns of pods on other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Peers {
-    /// By the number of pods in the cluster.
+    /// By a watch or look-ups, depending on the number of pods in the cluster.
     #[default]
     Auto,
-    /// All of them.
+    /// By a watch of all pods.
     Watch,
-    /// Only this node's; others are looked up when they first appear in a drop.
+    /// By a look-up when they first appear in a drop.
     Lookup,
 }
 
-/// How the API server is to be followed.
+/// Options of the API server as source.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     pub access: Access,
@@ -85,7 +85,7 @@ pub async fn follow(cluster: Cluster, options: Options, lookups: Lookups, queues
     watches.spawn(discovery::run(connection.clone(), cluster.clone()));
     watches.spawn(peers(connection, cluster.clone(), options, pods, nodes, lookups, queues));
     while let Some(ended) = watches.join_next().await {
-        // None ends by itself: a bug, which must not pass for a cluster where nothing changes.
+        // A watch that ends has a bug. Without an error the cluster would seem to be without changes.
         if let Err(error) = ended {
             tracing::error!(%error, "a watch of the API server ended");
             let broken = SourceStatus::expected("API server");
@@ -108,7 +108,7 @@ async fn peers(
     let node_resource = Collection::of(&node::INFO);
     for reflector in [&mut pods, &mut nodes] {
         let lookups = lookups.clone();
-        reflector.on_first(move || lookups.heard());
+        reflector.on_first(move || lookups.list_completed());
     }
     let (mode, why) = choose(&connection, &options, &pod_resource, [&mut pods, &mut nodes]).await;
     let Mode::Lookup(node) = mode else {
@@ -123,7 +123,7 @@ async fn peers(
     pods.describe(format!("pods of node {node} are watched, others looked up: {why}"));
     pods.only_on(node.clone());
     let own_node = Reflector::new(cluster.clone(), "own node", Kind::Node.into(), ListMode::Additions);
-    nodes.describe("listed each hour, and when an address can't be found".to_owned());
+    nodes.describe("listed each hour, and when a look-up finds no pod".to_owned());
     let local = Collection { fields: Some(format!("spec.nodeName={node}")), ..pod_resource };
     let own = Collection { fields: Some(format!("metadata.name={node}")), ..node_resource.clone() };
     let again = Arc::new(Notify::new());
@@ -139,7 +139,8 @@ enum Mode {
     Lookup(Str),
 }
 
-/// Which, and why. Asks until there is an answer: a server that is away may be a large cluster's.
+/// The mode, and the reason for it. Retries until the API server answers: a server that does not may be that of a large
+/// cluster.
 async fn choose(
     connection: &Connection,
     options: &Options,
@@ -160,9 +161,9 @@ async fn choose(
                 match count {
                     Ok(count) if count <= WATCHED_PODS => return (Mode::Watch, format!("{count} in the cluster")),
                     Ok(count) => return (Mode::Lookup(node.into()), format!("{count} in the cluster")),
-                    // Whoever grants the right later may do so in a large cluster.
+                    // An administrator may grant the right later, in a large cluster.
                     Err(error) if error.kind == ApiErrorKind::Forbidden => {
-                        return (Mode::Lookup(node.into()), "they can't be counted".to_owned());
+                        return (Mode::Lookup(node.into()), "the account may not count them".to_owned());
                     }
                     Err(error) => reflectors.iter_mut().for_each(|reflector| reflector.failed(&error)),
                 }
@@ -172,7 +173,7 @@ async fn choose(
     }
 }
 
-/// How many there are, without reading them.
+/// Counts the objects without reading them.
 async fn count(current: &Current, resource: &Collection) -> Result<u64, ApiError> {
     let names = Collection { metadata_only: true, ..resource.clone() };
     let params = ListParams { limit: Some(1), ..ListParams::default() };
@@ -181,7 +182,7 @@ async fn count(current: &Current, resource: &Collection) -> Result<u64, ApiError
     Ok(page.items.len() as u64 + more.unwrap_or(0))
 }
 
-/// Lists all nodes now, each hour, and when told to.
+/// Lists all nodes now, each hour, and when `again` is notified.
 async fn list_nodes(connection: Connection, resource: Collection, mut reflector: Reflector, again: Arc<Notify>) {
     let mut pause = Pause::default();
     loop {

@@ -1,4 +1,4 @@
-//! One resource's way into the [`Cluster`]: its objects, and how its source stands.
+//! Applies the lists and watch events of one collection to the [`Cluster`], and keeps the status of the source.
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -14,17 +14,17 @@ use super::error::ApiError;
 use crate::model::Str;
 use crate::text::escape;
 
-/// Objects that can't be used, remembered by name; more are only counted with the next list.
+/// Objects that could not be decoded and are kept by name. The status counts no more of them.
 const MAX_REFUSED: usize = 1_000;
 
-/// How a list gets into the index.
+/// How a list is applied to the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::cluster) enum ListMode {
     /// As one change.
     Whole,
-    /// In parts, for what can be as many as pods are: never all of them twice in memory.
+    /// Page by page, for kinds with very many objects: a list is then never in memory beside the index.
     Parts,
-    /// Other sources have objects of this kind too: nothing is taken away.
+    /// Page by page, and nothing is removed: another source has objects of this kind too.
     Additions,
 }
 
@@ -33,18 +33,20 @@ pub(in crate::cluster) struct Reflector {
     scope: Scope,
     lists: ListMode,
     status: SourceStatus,
-    /// Of the list that is being read.
+    /// The list that is being read.
     whole: Vec<Object>,
     seen: HashSet<u64>,
     hasher: RandomState,
     counted: u64,
     /// Called when the first list is complete.
     first: Option<Box<dyn FnOnce() + Send>>,
-    /// The connection as such works.
+    /// The last request succeeded.
     connected: bool,
     error: Option<ApiError>,
+    /// Objects that could not be decoded, with the reason.
+    /// Objects that could not be decoded, with the reason.
     refused: BTreeMap<(Option<Str>, Str), String>,
-    /// Events that could not be read at all since the last list.
+    /// Watch events since the last list that could not be read.
     unreadable: u64,
 }
 
@@ -69,13 +71,13 @@ impl Reflector {
         }
     }
 
-    /// Says more of this source in its status.
+    /// Sets the detail of the source's status.
     pub fn describe(&mut self, detail: String) {
         self.status.detail = Some(detail);
-        self.tell();
+        self.publish_status();
     }
 
-    /// Covers the pods of one node only.
+    /// Restricts the reflector to the pods of one node.
     pub fn only_on(&mut self, node: Str) {
         self.scope = Scope::pods_on(node);
     }
@@ -93,7 +95,7 @@ impl Reflector {
         self.status.synced
     }
 
-    /// A list begins.
+    /// Begins a list.
     pub fn begin(&mut self) {
         self.whole.clear();
         self.seen.clear();
@@ -101,7 +103,7 @@ impl Reflector {
         (self.counted, self.unreadable) = (0, 0);
     }
 
-    /// A part of the list.
+    /// Takes a page of the list.
     pub fn listed<R: Resource>(&mut self, objects: impl IntoIterator<Item = WireObject<R>>) {
         let mut changes = Vec::new();
         for object in objects {
@@ -120,7 +122,7 @@ impl Reflector {
         }
     }
 
-    /// The list is complete.
+    /// Ends the list.
     pub fn complete(&mut self) {
         let changes = match self.lists {
             ListMode::Whole => vec![Change::Replace(self.scope.clone(), std::mem::take(&mut self.whole))],
@@ -166,14 +168,14 @@ impl Reflector {
         self.connected();
     }
 
-    /// An event that is not what the API says it is: one object is no longer as the server has it.
+    /// Counts a watch event that could not be read: the index may now differ from the server in one object.
     pub fn unreadable(&mut self, error: &dyn std::fmt::Display) {
-        tracing::warn!("{}: an event that can't be read: {}", self.status.name, escape(&error.to_string()));
+        tracing::warn!("{}: unreadable watch event: {}", self.status.name, escape(&error.to_string()));
         self.unreadable += 1;
-        self.tell();
+        self.publish_status();
     }
 
-    /// The server was heard: what is in force is what it says.
+    /// Records that the server responded: the index is what the server has.
     pub fn connected(&mut self) {
         if !self.connected && self.error.is_some() {
             tracing::info!("{}: in sync again", self.status.name);
@@ -181,24 +183,24 @@ impl Reflector {
         self.connected = true;
         self.error = None;
         self.status.loaded_at = Timestamp::now();
-        self.tell();
+        self.publish_status();
     }
 
-    /// What is in force may no longer be what the server says.
+    /// Records a failed request: the index may no longer be what the server has.
     pub fn failed(&mut self, error: &ApiError) {
         let message = error.to_string();
         let line = format!("{}: {}", self.status.name, escape(&message));
-        // The same again and again in other words: told once.
+        // Repeated failures of one kind are logged once; their texts may differ.
         match self.error.as_ref().is_some_and(|before| before.kind == error.kind) {
             true => tracing::debug!("{line}"),
             false => tracing::warn!("{line}"),
         }
         self.connected = false;
         self.error = Some(error.clone());
-        self.tell();
+        self.publish_status();
     }
 
-    /// The server no longer has the resource: nothing of it is in force, and nobody waits for it.
+    /// Removes the source and its objects: the server no longer has the kind.
     pub fn end(mut self) {
         self.begin();
         if self.lists == ListMode::Whole {
@@ -220,7 +222,7 @@ impl Reflector {
                 let why = violations.first().map(ToString::to_string).unwrap_or_default();
                 let namespace = key.0.as_ref().map(|namespace| format!("{namespace}/")).unwrap_or_default();
                 let message = format!("{namespace}{}: {why}", key.1);
-                tracing::warn!("{}: an object that can't be used: {}", self.status.name, escape(&message));
+                tracing::warn!("{}: unusable object: {}", self.status.name, escape(&message));
                 if self.refused.len() < MAX_REFUSED {
                     self.refused.insert(key.clone(), message);
                 }
@@ -235,15 +237,15 @@ impl Reflector {
         }
     }
 
-    fn tell(&mut self) {
-        // Without a policy that exists, verdicts are wrong; without one of a thousand pods they are unknown at worst.
+    fn publish_status(&mut self) {
+        // Verdicts without an existing policy are wrong. Without one pod of many they are unknown at worst.
         let whole = self.unreadable == 0 && (self.refused.is_empty() || !self.scope.kind.is_policy());
         self.status.synced = self.connected && whole;
         let refused = || {
             let (count, first) = (self.refused.len(), self.refused.values().next()?);
-            Some(format!("{count} objects can't be used; the first: {first}"))
+            Some(format!("{count} unusable objects; the first: {first}"))
         };
-        let unreadable = || (self.unreadable > 0).then(|| format!("{} events can't be read", self.unreadable));
+        let unreadable = || (self.unreadable > 0).then(|| format!("{} unreadable watch events", self.unreadable));
         self.status.error = self.error.as_ref().map(ToString::to_string).or_else(refused).or_else(unreadable);
         let kind = self.scope.kind.name().to_owned();
         self.status.objects = BTreeMap::from_iter((!kind.is_empty()).then_some((kind, self.counted)));

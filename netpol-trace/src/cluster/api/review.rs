@@ -1,4 +1,4 @@
-//! Whether the API server can be reached, as whom, and what that account may not read: for `doctor`.
+//! Checks for `doctor` that the API server can be reached, and which rights the account lacks.
 
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
@@ -12,18 +12,18 @@ use super::discovery::discover;
 use super::error::{ApiError, ApiRequest};
 use super::watch::Collection;
 
-/// What was found.
+/// The result of the check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Review {
-    /// Where the server is.
+    /// The server's URL.
     pub server: String,
     pub version: String,
-    /// As whom, if the server says it.
+    /// The account, if the server supports SelfSubjectReview.
     pub user: Option<String>,
     pub missing: Vec<Missing>,
 }
 
-/// Verbs on one resource that the account lacks.
+/// RBAC verbs that the account lacks on one resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     pub group: String,
@@ -32,14 +32,14 @@ pub struct Missing {
 }
 
 impl Missing {
-    /// The line that RBAC needs.
+    /// The rule to add to a ClusterRole.
     pub fn rule(&self) -> String {
         let Missing { group, resource, verbs } = self;
         format!("{{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{}]}}", verbs.join(", "))
     }
 }
 
-/// Asks the server. `None` where no server is configured.
+/// Checks the server. `None` if no server is configured.
 pub fn review(access: &Access) -> Option<Result<Review, ApiError>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     runtime.block_on(async {
@@ -53,9 +53,9 @@ pub fn review(access: &Access) -> Option<Result<Review, ApiError>> {
 
 async fn ask(server: String, access: &Access) -> Result<Review, ApiError> {
     let client = access.connect().await?;
-    let asked = |verb, resource| ApiRequest { verb, group: "", resource, verbs: &["create"] };
+    let request = |verb, resource| ApiRequest { verb, group: "", resource, verbs: &["create"] };
     let version =
-        client.apiserver_version().await.map_err(|e| ApiError::of(&e, asked("get", "the server's version")))?;
+        client.apiserver_version().await.map_err(|e| ApiError::of(&e, request("get", "the server's version")))?;
     let user = Api::<SelfSubjectReview>::all(client.clone())
         .create(&PostParams::default(), &SelfSubjectReview::default())
         .await
@@ -88,12 +88,12 @@ async fn may(client: &Client, group: &str, resource: &str, verb: &str) -> Result
     };
     let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
     let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-    let asked = ApiRequest {
+    let request = ApiRequest {
         verb: "create",
         group: "authorization.k8s.io",
         resource: "selfsubjectaccessreviews",
         verbs: &["create"],
     };
     let answer = Api::<SelfSubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await;
-    Ok(answer.map_err(|error| ApiError::of(&error, asked))?.status.is_some_and(|status| status.allowed))
+    Ok(answer.map_err(|error| ApiError::of(&error, request))?.status.is_some_and(|status| status.allowed))
 }

@@ -18,8 +18,7 @@ use super::discovery::{self, DiscoveredKind};
 use super::error::{ApiError, ApiErrorKind};
 use super::watch::{Collection, PAGE};
 
-/// All that the API server has for a verdict. What may not be read but is not needed for one is a warning among the
-/// problems.
+/// Reads everything that verdicts use. A kind that may not be read and is not necessary is a warning among the problems.
 pub fn load(access: &Access) -> Result<Loaded, ApiError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| ApiError::new(ApiErrorKind::Unreachable, error.to_string()))?;
@@ -127,7 +126,7 @@ impl Snapshot {
                 located.place = place(&located.object, collection);
                 self.loaded.objects.push(located);
             }
-            // The server took the object: a field unknown here is a newer server's.
+            // The server accepted the object, so a newer API has the unknown field.
             for mut problem in page.problems.into_iter().filter(|p| p.kind != ProblemKind::UnknownField) {
                 problem.place = Location { field: problem.place.field, ..self.place() };
                 self.loaded.problems.push(problem);
@@ -147,7 +146,7 @@ impl Snapshot {
         self.client.request_text(request).await.map_err(api_error)
     }
 
-    /// Without a right, or without the resource, a verdict may still be worth something.
+    /// `None`, with a warning, if the account may not read the kind or the server lacks it, and verdicts do not need it.
     fn allowed<T>(&mut self, answer: Result<T, ApiError>, need: Need) -> Result<Option<T>, ApiError> {
         match answer {
             Ok(answer) => Ok(Some(answer)),
@@ -177,7 +176,7 @@ impl Snapshot {
     }
 }
 
-/// `staging/networkpolicies/db-np`: no file and no line, but where to look.
+/// An object of the API server has no file: `staging/networkpolicies/db-np` stands for it.
 fn place(object: &Object, collection: &Collection) -> Location {
     let (_, namespace, name) = object.identity();
     let path = PathBuf::from_iter([&*namespace, &*collection.plural, &*name]);

@@ -22,7 +22,7 @@ fn owner(cluster: &Cluster, time: Timestamp) -> String {
     }
 }
 
-/// After the first list a new pod is new: what was dropped before belongs to whoever had the address then.
+/// A pod that comes after the first list owns its address from then on: an earlier drop belongs to the earlier owner.
 #[test]
 fn an_address_of_a_list_in_parts_that_changes_hands() {
     let cluster = Cluster::live();
@@ -36,7 +36,7 @@ fn an_address_of_a_list_in_parts_that_changes_hands() {
     let second = || pod("second", before + SignedDuration::from_secs(5));
     reflector.changed([WatchUpdate::Delete(pod("first", start)), WatchUpdate::Upsert { object: second(), new: true }]);
     assert_eq!((owner(&cluster, before), owner(&cluster, Timestamp::now())), ("first".into(), "second".into()));
-    // And so does a list after a break.
+    // A list after a broken watch has the same effect.
     reflector.begin();
     reflector.listed([second()]);
     reflector.complete();
