@@ -17,7 +17,7 @@ use super::yaml::Path;
 #[error("{field}: {message}")]
 pub(in crate::cluster) struct Violation {
     pub field: Path,
-    /// What is wrong and what would be right.
+    /// What is wrong, and what would be right.
     pub message: String,
 }
 

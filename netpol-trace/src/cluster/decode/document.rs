@@ -21,41 +21,41 @@ pub struct DocumentObject<'a> {
     pub object: Object,
     /// Has the lines of the object's fields.
     pub node: &'a Node,
-    /// Whether `metadata.namespace` was absent, and "default" assumed.
+    /// The file has no `metadata.namespace`, so `default` is assumed.
     pub namespace_defaulted: bool,
 }
 
 /// What can be wrong with an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
-    /// No apiVersion, no kind, or ones that the API doesn't have.
+    /// apiVersion or kind is missing, or the API does not have them.
     Kind,
     /// A value of another type than the field's.
     Type,
-    /// A field that the API doesn't have: the API server drops it, or refuses the object.
+    /// A field that the API does not have: the API server drops it, or refuses the object.
     UnknownField,
     /// A value that the API server's validation refuses.
     Invalid,
 }
 
-/// One thing wrong with one object.
+/// A fault of one object.
 #[derive(Debug)]
 pub struct Fault {
     pub kind: FaultKind,
     pub line: u32,
     pub field: Path,
-    /// `kind namespace/name` as far as known.
+    /// `kind namespace/name`, as far as the object has them.
     pub object: String,
     /// The kind is a policy's, see [`KindInfo::is_policy`].
     pub is_policy: bool,
     /// Namespace and name, where the object has a name.
     pub named: Option<(String, String)>,
-    /// Where the name is.
+    /// The line of the name.
     pub name_line: u32,
     pub message: String,
     /// What an unknown field holds, as YAML in one line, shortened.
     pub value: Option<String>,
-    /// The object could not be used.
+    /// The object cannot be used.
     pub fatal: bool,
 }
 
@@ -200,7 +200,7 @@ impl<'a> ObjectReader<'_, 'a> {
         let node = self.node;
         let (decoded, unknown) = yaml::decode::<T>(node, MAX_FAULTS);
         for path in unknown {
-            // A newer server's status is no mistake of the file's author; and a list's item may bring its own kind.
+            // A newer server's status is no mistake of the file's author, and an item of a list may have its own kind.
             let first = path.0.first();
             let skip =
                 ["status", "apiVersion", "kind"].iter().any(|name| first == Some(&Step::Field((*name).to_owned())));

@@ -10,7 +10,7 @@ use super::{Violations, quoted};
 use crate::model::Str;
 use crate::model::cluster::{Labels, Protocol};
 
-/// The namespace of an object whose file names none: what `kubectl apply` takes without `-n`.
+/// The namespace that `kubectl apply` uses without `-n`, for objects whose file has none.
 pub(in crate::cluster) const DEFAULT_NAMESPACE: &str = "default";
 /// The API server refuses objects above 1.5 MiB; this many labels would be near that.
 const MAX_LABELS: usize = 10_000;
@@ -52,7 +52,7 @@ pub(in crate::cluster) fn uid(meta: &ObjectMeta) -> Option<Str> {
 
 /// A DNS subdomain, as most object names must be.
 fn name_syntax(name: &str, path: &Path, violations: &mut Violations) {
-    // RBAC-like kinds allow more; the kinds read here don't.
+    // RBAC's kinds allow more; the kinds read here do not.
     if name.len() > 253 || !name.split('.').all(dns_label) {
         violations.add(
             path,

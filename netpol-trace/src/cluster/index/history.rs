@@ -1,6 +1,6 @@
-//! What was in force before, kept for a while: owners of addresses, versions of policies, labels of pods and namespaces.
+//! Recent history of the index: owners of addresses, versions of policies, labels of pods and namespaces.
 //!
-//! Only what changed is kept, as what to undo: an index without changes has no history, and costs nothing.
+//! Keeps only changes, in the form that undoes them. An index without changes has no history, which costs nothing.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -12,31 +12,31 @@ use super::HashMap;
 use crate::model::Str;
 use crate::model::cluster::{Namespace, Pod, Policy};
 
-/// What ended longer ago is forgotten. A record is made within seconds of its packet.
+/// Age at which history is removed. A record is made within seconds of its packet.
 const KEPT_FOR: SignedDuration = SignedDuration::from_mins(10);
-/// More than this is not kept: some 10 MB when all of it is pods.
+/// Changes that are kept at most: some 10 MB if all of them are pods.
 pub(in crate::cluster) const MAX_KEPT: usize = 10_000;
-/// A clock that was set back by more makes all earlier times worthless.
+/// If the clock was set back by more than this, all earlier times are useless.
 const CLOCK_SET_BACK: SignedDuration = SignedDuration::from_secs(5);
 
 #[derive(Debug, Clone, Default)]
 pub(in crate::cluster) struct History {
-    /// When the latest change was learned: a later moment needs no history.
+    /// The time of the latest change. A later moment needs no history.
     last: Option<Timestamp>,
     /// Oldest first.
     claims: HashMap<IpAddr, VecDeque<Claim>>,
     /// Policies and labels of namespaces: oldest first, by namespace.
     undo: HashMap<Str, VecDeque<Undo<Before>>>,
-    /// The same pod with other labels or ports: oldest first. By pod, since pods change far more often than all else, and
-    /// a drop must not cost more because its pods' neighbours change.
+    /// The same pod with other labels or ports: oldest first. By pod, because pods change far more often than other objects, and
+    /// changes of other pods must not make a drop more expensive.
     pods: HashMap<PodName, VecDeque<Undo<Arc<Pod>>>>,
-    /// Where the oldest of everything is.
+    /// The maps' keys in the order of time, for removal.
     order: VecDeque<(Timestamp, HistoryEntry)>,
-    /// Forgotten before its time, because there was too much.
+    /// Changes that were removed early, because there were too many.
     crowded_out: u64,
 }
 
-/// A pod had an address, as far as was known on this machine's clock.
+/// A pod had an address, on this machine's clock.
 #[derive(Debug, Clone)]
 pub(in crate::cluster) struct Claim {
     pub(in crate::cluster) pod: Arc<Pod>,
@@ -44,7 +44,7 @@ pub(in crate::cluster) struct Claim {
     pub(in crate::cluster) until: Timestamp,
 }
 
-/// What held until then.
+/// The state before a change, valid until the time of the change.
 #[derive(Debug, Clone)]
 pub(in crate::cluster) struct Undo<B> {
     pub(in crate::cluster) until: Timestamp,
@@ -75,7 +75,7 @@ impl History {
         self.last.is_some_and(|last| last > time)
     }
 
-    /// Something changed; also without anything to undo (a new pod).
+    /// Records the time of a change, also of one without a state before it (a new pod).
     pub(in crate::cluster) fn touch(&mut self, at: Timestamp) {
         if self.last.is_some_and(|last| last.duration_since(at) > CLOCK_SET_BACK) {
             let crowded_out = self.crowded_out;
@@ -96,7 +96,7 @@ impl History {
         self.undo.entry(namespace.clone()).or_default().push_back(Undo { until, before });
     }
 
-    /// `before` had these labels and ports until then.
+    /// Records that the pod was `before` until `until`.
     pub(in crate::cluster) fn undo_pod(&mut self, until: Timestamp, before: Arc<Pod>) {
         self.touch(until);
         let entry = (before.namespace.clone(), before.unique_name());
@@ -104,7 +104,7 @@ impl History {
         self.pods.entry(entry).or_default().push_back(Undo { until, before });
     }
 
-    /// Forgets what is too old or too much.
+    /// Removes what is too old or too much.
     pub(in crate::cluster) fn forget(&mut self, now: Timestamp) {
         while let Some((until, _)) = self.order.front() {
             let old = now.duration_since(*until) > KEPT_FOR;
@@ -134,7 +134,7 @@ impl History {
 
     /// What to undo for this very pod as of `time`, latest first.
     pub(in crate::cluster) fn of_pod_since(&self, pod: &Pod, time: Timestamp) -> impl Iterator<Item = &Undo<Arc<Pod>>> {
-        // Most pods have no history, and an index without any is asked for each drop too.
+        // Called for each drop. Most pods have no history, so the key is made only if any pod has some.
         let entry = (!self.pods.is_empty()).then(|| (pod.namespace.clone(), pod.unique_name()));
         let kept = entry.and_then(|entry| self.pods.get(&entry)).into_iter().flat_map(|undo| undo.iter().rev());
         kept.take_while(move |undo| undo.until > time).filter(|undo| undo.before.is_same(pod))

@@ -43,8 +43,8 @@ items:
 - {apiVersion: v1, kind: Pod, metadata: {name: failed, namespace: x}, status: {phase: Failed, podIP: 10.1.0.9}}
 - {apiVersion: v1, kind: Pod, metadata: {name: host, namespace: x}, spec: {hostNetwork: true, nodeName: n1}, status: {podIP: 192.168.0.1}}
 - {apiVersion: v1, kind: Pod, metadata: {name: new, namespace: x}, status: {phase: Pending}}
-- {apiVersion: v1, kind: Pod, metadata: {name: twin1, namespace: x}, status: {podIP: 10.1.0.2}}
-- {apiVersion: v1, kind: Pod, metadata: {name: twin2, namespace: z}, status: {podIP: 10.1.0.2}}
+- {apiVersion: v1, kind: Pod, metadata: {name: same1, namespace: x}, status: {podIP: 10.1.0.2}}
+- {apiVersion: v1, kind: Pod, metadata: {name: same2, namespace: z}, status: {podIP: 10.1.0.2}}
 "#;
 
 #[test]
@@ -58,8 +58,8 @@ fn an_address_has_its_right_owner_or_none() {
     assert_eq!(owner(&index, "10.1.0.77"), "nobody");
     assert!(index.pod("x", "new").is_some(), "a pod without address is still known by name");
 
-    remove(&mut index, Kind::Pod, Some("z"), "twin2");
-    assert_eq!(owner(&index, "10.1.0.2"), "pod x/twin1");
+    remove(&mut index, Kind::Pod, Some("z"), "same2");
+    assert_eq!(owner(&index, "10.1.0.2"), "pod x/same1");
     assert!(index.namespace("z").is_none(), "nothing is left of it");
     remove(&mut index, Kind::Node, None, "n1");
     assert_eq!(owner(&index, "192.168.0.1"), "nobody");
@@ -104,7 +104,7 @@ fn isolated(index: &Index, namespace: &str, pod: &str) -> String {
 }
 
 #[test]
-fn pods_carry_the_policies_that_isolate_them() {
+fn pods_have_the_policies_that_isolate_them() {
     let mut index = index(POLICIES);
     assert_eq!(isolated(&index, "x", "web"), "in:a-web,z-all out:a-web");
     assert_eq!(isolated(&index, "x", "db"), "in:z-all out:");
