@@ -39,7 +39,8 @@ async fn read(access: &Access) -> Result<Loaded, ApiError> {
         Ok(discovered) => {
             for DiscoveredKind { kind, collection } in discovered {
                 let collection = Collection { verbs: &["list"], ..collection };
-                snapshot.kind(&kind, &collection, Need::ForMore).await?;
+                let need = kind.info().map_or(Need::ForMore, |info| info.need);
+                snapshot.kind(&kind, &collection, need).await?;
             }
         }
         Err(error) => snapshot.problem(Severity::Warning, &error.to_string()),
@@ -92,7 +93,7 @@ impl Snapshot {
                     Ok(object) => {
                         let object: Object = object.with_kind(kind).into();
                         let located = Located {
-                            place: place(&object, collection),
+                            place: location(&object, collection),
                             object,
                             namespace_defaulted: false,
                             lines: None,
@@ -123,12 +124,12 @@ impl Snapshot {
             let Some(text) = self.allowed(page, need)? else { return Ok(()) };
             let page = manifests::load_bytes(&self.name, text.as_bytes());
             for mut located in page.objects {
-                located.place = place(&located.object, collection);
+                located.place = location(&located.object, collection);
                 self.loaded.objects.push(located);
             }
             // The server accepted the object, so a newer API has the unknown field.
             for mut problem in page.problems.into_iter().filter(|p| p.kind != ProblemKind::UnknownField) {
-                problem.place = Location { field: problem.place.field, ..self.place() };
+                problem.place = Location { field: problem.place.field, ..self.location() };
                 self.loaded.problems.push(problem);
             }
             self.loaded.problems_left_out += page.problems_left_out;
@@ -160,7 +161,7 @@ impl Snapshot {
         }
     }
 
-    fn place(&self) -> Location {
+    fn location(&self) -> Location {
         Location::file(&Arc::new(PathBuf::from(&self.name)))
     }
 
@@ -168,7 +169,7 @@ impl Snapshot {
         self.loaded.problems.push(Problem {
             kind: ProblemKind::Shape,
             severity,
-            place: self.place(),
+            place: self.location(),
             object: String::new(),
             message: message.to_owned(),
             value: None,
@@ -177,7 +178,7 @@ impl Snapshot {
 }
 
 /// An object of the API server has no file: `staging/networkpolicies/db-np` stands for it.
-fn place(object: &Object, collection: &Collection) -> Location {
+fn location(object: &Object, collection: &Collection) -> Location {
     let (_, namespace, name) = object.identity();
     let path = PathBuf::from_iter([&*namespace, &*collection.plural, &*name]);
     Location::file(&Arc::new(path))

@@ -56,7 +56,10 @@ fn name_syntax(name: &str, path: &Path, violations: &mut Violations) {
     if name.len() > 253 || !name.split('.').all(dns_label) {
         violations.add(
             path,
-            format!("{} is no object name: lower-case letters, digits, `-` and `.`, at most 253", quoted(name)),
+            format!(
+                "invalid object name {}: expected lower-case letters, digits, `-` and `.`, at most 253",
+                quoted(name)
+            ),
         );
     }
 }
@@ -65,7 +68,7 @@ pub(in crate::cluster) fn namespace_syntax(name: &str, path: &Path, violations: 
     if !is_namespace_name(name) {
         violations.add(
             path,
-            format!("{} is no namespace name: lower-case letters, digits and `-`, at most 63", quoted(name)),
+            format!("invalid namespace name {}: expected lower-case letters, digits and `-`, at most 63", quoted(name)),
         );
     }
 }
@@ -90,7 +93,7 @@ pub(in crate::cluster) fn labels(
 ) -> Labels {
     let Some(map) = map else { return Labels::default() };
     if map.len() > MAX_LABELS {
-        violations.add(path, format!("{} labels are more than the {MAX_LABELS} taken", map.len()));
+        violations.add(path, format!("{} labels: at most {MAX_LABELS} are supported", map.len()));
         return Labels::default();
     }
     for (key, value) in map {
@@ -109,7 +112,10 @@ pub(in crate::cluster) fn label_key(key: &str, path: &Path, violations: &mut Vio
     if !prefix_ok || name.is_empty() || !qualified(name) {
         violations.add(
             path,
-            format!("{} is no label key: [prefix/]name, the name at most 63 of A-Z a-z 0-9 - _ .", quoted(key)),
+            format!(
+                "invalid label key {}: expected [prefix/]name, the name at most 63 of A-Z a-z 0-9 - _ .",
+                quoted(key)
+            ),
         );
     }
 }
@@ -117,7 +123,7 @@ pub(in crate::cluster) fn label_key(key: &str, path: &Path, violations: &mut Vio
 pub(in crate::cluster) fn label_value(value: &str, path: &Path, violations: &mut Violations) {
     if !qualified(value) {
         let rule = "at most 63 of A-Z a-z 0-9 - _ ., starting and ending with a letter or digit";
-        violations.add(path, format!("{} is no label value: {rule}", quoted(value)));
+        violations.add(path, format!("invalid label value {}: expected {rule}", quoted(value)));
     }
 }
 
@@ -140,10 +146,10 @@ pub(in crate::cluster) fn protocol(name: Option<&str>, path: &Path, violations: 
         Some(other) => {
             let fix = match other.to_ascii_uppercase().as_str() {
                 upper @ ("TCP" | "UDP" | "SCTP") => format!("write {upper}"),
-                "ICMP" | "ICMPV6" => "NetworkPolicy can't express ICMP: TCP, UDP and SCTP only".to_owned(),
-                _ => "TCP, UDP or SCTP".to_owned(),
+                "ICMP" | "ICMPV6" => "NetworkPolicy can't express ICMP, only TCP, UDP and SCTP".to_owned(),
+                _ => "expected TCP, UDP or SCTP".to_owned(),
             };
-            violations.add(&path.field("protocol"), format!("{} is no protocol here; {fix}", quoted(other)));
+            violations.add(&path.field("protocol"), format!("unknown protocol {}: {fix}", quoted(other)));
             Protocol::Tcp
         }
     }
@@ -154,7 +160,7 @@ pub(in crate::cluster) fn port_number(number: i32, path: &Path, violations: &mut
     match u16::try_from(number) {
         Ok(port) if port > 0 => port,
         _ => {
-            violations.add(path, format!("{number} is no port: 1 to 65535"));
+            violations.add(path, format!("invalid port {number}: expected 1 to 65535"));
             0
         }
     }
@@ -167,7 +173,10 @@ pub(in crate::cluster) fn port_name(name: &str, path: &Path, violations: &mut Vi
     if !ok {
         let number = name.parse::<u16>().map(|port| format!("; for the port number write {port} without quotes"));
         let fix = number.unwrap_or_default();
-        violations.add(path, format!("{} is no port name: at most 15 of a-z 0-9 -, with a letter{fix}", quoted(name)));
+        violations.add(
+            path,
+            format!("invalid port name {}: expected at most 15 of a-z 0-9 -, with a letter{fix}", quoted(name)),
+        );
     }
     name.into()
 }

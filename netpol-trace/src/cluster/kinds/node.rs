@@ -78,7 +78,7 @@ impl Resource for Node {
                 match cidr.parse() {
                     Ok(cidr) => pod_cidrs.push(cidr),
                     Err(_) => {
-                        violations.add(&Path::parse("spec.podCIDRs").index(i), format!("{} is no CIDR", quoted(cidr)))
+                        violations.add(&Path::parse("spec.podCIDRs").index(i), format!("invalid CIDR {}", quoted(cidr)))
                     }
                 }
             }
@@ -87,7 +87,7 @@ impl Resource for Node {
             {
                 match cidr.parse() {
                     Ok(cidr) => pod_cidrs.push(cidr),
-                    Err(_) => violations.add(&Path::parse("spec.podCIDR"), format!("{} is no CIDR", quoted(cidr))),
+                    Err(_) => violations.add(&Path::parse("spec.podCIDR"), format!("invalid CIDR {}", quoted(cidr))),
                 }
             }
         }

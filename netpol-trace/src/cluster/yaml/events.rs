@@ -76,7 +76,7 @@ impl Builder {
             },
             Event::Alias(anchor) => {
                 let Some(target) = self.anchors.get(&anchor).cloned() else {
-                    return Err("an alias inside of the value that it names".to_owned());
+                    return Err("an alias inside the value that it names".to_owned());
                 };
                 self.copy(&target)?;
                 self.finish(Node { line, value: target.value.clone() }, 0, false)
@@ -124,7 +124,7 @@ impl Builder {
                 None => {
                     let key = Key { name: scalar::key(node.value)?, line: node.line };
                     if !frame.keys.insert(key.name.clone()) {
-                        return Err(format!("the key {:?} is there twice", key.name));
+                        return Err(format!("duplicate key {:?}", key.name));
                     }
                     frame.key = Some(key);
                 }
@@ -205,7 +205,7 @@ fn tagged(text: &str, tag: Option<&Tag>) -> Result<Value, String> {
     match core {
         Some("null") => Ok(Value::Null),
         Some("bool" | "int" | "float") => match scalar::resolve(text)? {
-            Value::String(text) => Err(format!("{text:?} is not what its tag says")),
+            Value::String(text) => Err(format!("{text:?} does not have the type of its tag")),
             value => Ok(value),
         },
         // Go reads these as bytes; no field of these kinds has any.

@@ -129,7 +129,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
             let key = Key { name: name.into(), line: self.lines.line.get() };
             let value = entries.next_value_seed(self)?;
             if !seen.insert(key.name.clone()) {
-                return Err(A::Error::custom(format!("the key {:?} is there twice", key.name)));
+                return Err(A::Error::custom(format!("duplicate key {:?}", key.name)));
             }
             nodes.push((key, value));
         }

@@ -19,7 +19,7 @@ const MAX_ITEMS: usize = 10_000;
 pub(super) fn types(types: Option<&[String]>, path: &Path, v: &mut Violations) -> Option<Box<[Direction]>> {
     let types = types.filter(|types| !types.is_empty())?;
     if types.len() > 2 {
-        v.add(path, "more than two types: Ingress and Egress are all there are");
+        v.add(path, "more than two policy types: expected Ingress, Egress or both");
         return None;
     }
     let mut declared = Vec::new();
@@ -27,7 +27,9 @@ pub(super) fn types(types: Option<&[String]>, path: &Path, v: &mut Violations) -
         match name.as_str() {
             "Ingress" => declared.push(Direction::Ingress),
             "Egress" => declared.push(Direction::Egress),
-            other => v.add(&path.index(i), format!("{} is no policy type: Ingress or Egress", quoted(other))),
+            other => {
+                v.add(&path.index(i), format!("unknown policy type {}: expected Ingress or Egress", quoted(other)))
+            }
         }
     }
     Some(declared.into())
@@ -58,7 +60,7 @@ pub(super) fn rules(rules: &[RuleParts<'_>], direction: Direction, spec: &Path, 
 fn too_many(count: usize, path: &Path, v: &mut Violations) -> bool {
     let many = count > MAX_ITEMS;
     if many {
-        v.add(path, format!("{count} items are more than the {MAX_ITEMS} taken"));
+        v.add(path, format!("{count} items: at most {MAX_ITEMS} are supported"));
     }
     many
 }
@@ -66,7 +68,7 @@ fn too_many(count: usize, path: &Path, v: &mut Violations) -> bool {
 fn peer(peer: &networking::NetworkPolicyPeer, path: &Path, v: &mut Violations) -> Option<Peer> {
     match (&peer.ip_block, &peer.namespace_selector, &peer.pod_selector) {
         (None, None, None) => {
-            v.add(path, "a peer with nothing in it; for every pod of every namespace write `namespaceSelector: {}`, for everything leave the list out");
+            v.add(path, "an empty peer; for every pod of every namespace write `namespaceSelector: {}`, for every peer leave the list out");
             None
         }
         (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
@@ -92,7 +94,7 @@ fn ip_block(block: &networking::IPBlock, path: &Path, v: &mut Violations) -> Opt
         let path = path.field("except").index(i);
         let Some(hole) = self::cidr(text, &path, v) else { continue };
         if !cidr.contains(&hole) || cidr.prefix_len() >= hole.prefix_len() {
-            v.add(&path, format!("{hole} is not inside of cidr {cidr}: each except must be a smaller part of it"));
+            v.add(&path, format!("{hole} is not inside cidr {cidr}: each except must be a smaller range in it"));
         }
         except.push(hole);
     }
@@ -108,7 +110,7 @@ fn cidr(text: &str, path: &Path, v: &mut Violations) -> Option<IpNet> {
                 Ok(ip) => format!("; for this one address write {ip}/{}", if ip.is_ipv4() { 32 } else { 128 }),
                 Err(_) => "; for example 10.0.0.0/8 or fd00::/8".to_owned(),
             };
-            v.add(path, format!("{} is no CIDR{fix}", quoted(text)));
+            v.add(path, format!("invalid CIDR {}{fix}", quoted(text)));
             None
         }
     }
@@ -157,7 +159,7 @@ pub(super) fn selector(selector: &LabelSelector, path: &Path, v: &mut Violations
     let path = path.field("matchExpressions");
     if requirements.len() + expressions.len() > MAX_REQUIREMENTS {
         let count = requirements.len() + expressions.len();
-        v.add(&path, format!("{count} requirements are more than the {MAX_REQUIREMENTS} taken in one selector"));
+        v.add(&path, format!("{count} requirements in one selector: at most {MAX_REQUIREMENTS} are supported"));
         return Selector::default();
     }
     for (i, expression) in expressions.iter().enumerate() {
@@ -166,7 +168,7 @@ pub(super) fn selector(selector: &LabelSelector, path: &Path, v: &mut Violations
         let values = expression.values.as_deref().unwrap_or_default();
         let values_path = path.field("values");
         if values.len() > MAX_VALUES {
-            v.add(&values_path, format!("{} values are more than the {MAX_VALUES} taken", values.len()));
+            v.add(&values_path, format!("{} values: at most {MAX_VALUES} are supported", values.len()));
             continue;
         }
         for (i, value) in values.iter().enumerate() {
@@ -200,7 +202,7 @@ pub(super) fn selector(selector: &LabelSelector, path: &Path, v: &mut Violations
             other => {
                 v.add(
                     &path.field("operator"),
-                    format!("{} is no operator: In, NotIn, Exists or DoesNotExist", quoted(other)),
+                    format!("unknown operator {}: expected In, NotIn, Exists or DoesNotExist", quoted(other)),
                 );
                 continue;
             }

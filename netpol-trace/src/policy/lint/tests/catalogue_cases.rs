@@ -325,7 +325,7 @@ fn shapes() {
     case(
         "{podSelector: {}, policyTypes: [egress]}",
         expect![[r#"
-            error[shape] spec.policyTypes[0]: spec.policyTypes[0]: "egress" is no policy type: Ingress or Egress
+            error[shape] spec.policyTypes[0]: spec.policyTypes[0]: unknown policy type "egress": expected Ingress or Egress
               correct it; the API server refuses the object as it is
         "#]],
     );
@@ -341,7 +341,7 @@ fn shapes() {
     case(
         "{podSelector: {}, ingress: [{ports: [{protocol: ICMP}]}]}",
         expect![[r#"
-        error[icmp] spec.ingress[0].ports[0].protocol: "ICMP" is no protocol here; NetworkPolicy can't express ICMP: TCP, UDP and SCTP only
+        error[icmp] spec.ingress[0].ports[0].protocol: unknown protocol "ICMP": NetworkPolicy can't express ICMP, only TCP, UDP and SCTP
           Remove the rule; test with a TCP connection instead of ping.
     "#]],
     );
