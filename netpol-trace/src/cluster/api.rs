@@ -104,18 +104,18 @@ async fn peers(
     lookups: Lookups,
     queues: lookup::LookupQueues,
 ) {
-    let pod_resource = Collection::of(&pod::INFO);
-    let node_resource = Collection::of(&node::INFO);
+    let pod_collection = Collection::of(&pod::INFO);
+    let node_collection = Collection::of(&node::INFO);
     for reflector in [&mut pods, &mut nodes] {
         let lookups = lookups.clone();
         reflector.on_first(move || lookups.list_completed());
     }
-    let (mode, why) = choose(&connection, &options, &pod_resource, [&mut pods, &mut nodes]).await;
+    let (mode, why) = choose(&connection, &options, &pod_collection, [&mut pods, &mut nodes]).await;
     let Mode::Lookup(node) = mode else {
         tracing::info!("all pods are watched: {why}");
         pods.describe(format!("all pods are watched: {why}"));
-        let pods = watch::run::<Pod>(connection.clone(), pod_resource, pods, false);
-        let nodes = watch::run::<Node>(connection, node_resource, nodes, false);
+        let pods = watch::run::<Pod>(connection.clone(), pod_collection, pods, false);
+        let nodes = watch::run::<Node>(connection, node_collection, nodes, false);
         futures::join!(pods, nodes);
         return;
     };
@@ -124,12 +124,12 @@ async fn peers(
     pods.only_on(node.clone());
     let own_node = Reflector::new(cluster.clone(), "own node", Kind::Node.into(), ListMode::Additions);
     nodes.describe("listed each hour, and when a look-up finds no pod".to_owned());
-    let local = Collection { fields: Some(format!("spec.nodeName={node}")), ..pod_resource };
-    let own = Collection { fields: Some(format!("metadata.name={node}")), ..node_resource.clone() };
+    let local = Collection { fields: Some(format!("spec.nodeName={node}")), ..pod_collection };
+    let own = Collection { fields: Some(format!("metadata.name={node}")), ..node_collection.clone() };
     let again = Arc::new(Notify::new());
     let pods = watch::run::<Pod>(connection.clone(), local, pods, false);
     let own_node = watch::run::<Node>(connection.clone(), own, own_node, false);
-    let nodes = list_nodes(connection.clone(), node_resource, nodes, again.clone());
+    let nodes = list_nodes(connection.clone(), node_collection, nodes, again.clone());
     let lookups = lookup::run(connection, cluster, lookups, queues, again);
     futures::join!(pods, own_node, nodes, lookups);
 }

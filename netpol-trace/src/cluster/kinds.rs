@@ -172,3 +172,71 @@ impl Object {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::change::{Change, Scope};
+    use super::super::manifests;
+    use super::*;
+
+    /// One object of each kind, and a template.
+    const OBJECTS: &str = r#"
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Namespace, metadata: {name: x}}
+- {apiVersion: v1, kind: Node, metadata: {name: n}, spec: {podCIDR: 10.1.0.0/24}}
+- {apiVersion: v1, kind: Pod, metadata: {name: p, namespace: x}, status: {podIP: 10.1.0.1}}
+- {apiVersion: v1, kind: Service, metadata: {name: s, namespace: x}, spec: {clusterIP: 10.2.0.1, ports: [{port: 80}]}}
+- {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: np, namespace: x}, spec: {podSelector: {}}}
+- {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {name: s-1, namespace: x}, endpoints: []}
+- {apiVersion: apps/v1, kind: Deployment, metadata: {name: d, namespace: x}, spec: {selector: {}, template: {}}}
+- {apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: c, namespace: x}}
+"#;
+
+    fn objects() -> Vec<Object> {
+        let loaded = manifests::load_bytes("x", OBJECTS.as_bytes());
+        assert_eq!(loaded.error().map(ToString::to_string), None);
+        loaded.objects.into_iter().map(|located| located.object).collect()
+    }
+
+    fn keys(index: &Index, kind: &Kind) -> Vec<Key> {
+        let scope = Scope::from(kind.clone());
+        kind.resource().keys(index, &scope).collect()
+    }
+
+    #[test]
+    fn the_index_holds_an_object_of_each_kind_until_it_is_removed() {
+        let objects = objects();
+        for entry in KINDS {
+            assert!(objects.iter().any(|object| object.kind() == entry.kind), "no {} in the test", entry.info.name);
+        }
+        for object in objects {
+            let (kind, key) = (object.kind(), object.key());
+            let mut index = Index::default();
+            index.apply(vec![Change::Upsert(object.clone())], Timestamp::UNIX_EPOCH);
+            assert_eq!(keys(&index, &kind), [key.clone()]);
+            let version = index.version();
+            index.apply(vec![Change::Upsert(object)], Timestamp::UNIX_EPOCH);
+            assert_eq!(index.version(), version, "{key:?}: the same object again is no change");
+            for other in KINDS.iter().filter(|entry| entry.kind != kind) {
+                assert_eq!(keys(&index, &other.kind), [], "{key:?} is also held as {:?}", other.kind);
+            }
+            index.apply(vec![Change::Replace(kind.clone().into(), Vec::new())], Timestamp::UNIX_EPOCH);
+            assert_eq!(keys(&index, &kind), []);
+            assert_eq!(index.namespaces().count(), 0, "{key:?}: a list without the object removes its namespace too");
+        }
+    }
+
+    #[test]
+    fn a_kind_has_one_line_in_the_lists() {
+        let infos =
+            KINDS.iter().map(|entry| entry.info).chain(workload::WORKLOADS.iter().map(|workload| &workload.info));
+        let mut names: Vec<(&str, &str)> = infos.map(|info| (info.group_version().0, info.name)).collect();
+        names.extend(OTHER_POLICIES.iter().map(|(group, kind, _)| (*group, *kind)));
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count, "{names:?}");
+    }
+}

@@ -87,6 +87,8 @@ pub struct Problem {
     pub place: Location,
     /// `NetworkPolicy staging/db-np`, as far as known; else empty.
     pub object: String,
+    /// The object is a policy.
+    pub is_policy: bool,
     pub message: String,
     /// What an unknown field holds, as YAML in one line, shortened.
     pub value: Option<String>,

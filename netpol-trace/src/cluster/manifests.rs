@@ -166,6 +166,7 @@ fn unreadable(path: &Path, message: String) -> Problem {
         severity: Severity::Error,
         place: Location::file(&Arc::new(path.to_owned())),
         object: String::new(),
+        is_policy: false,
         message,
         value: None,
     }
@@ -234,7 +235,7 @@ impl Loader {
                     let place = Location { line: Some(error.line), document, ..Location::file(file) };
                     let message = error.message;
                     let (kind, severity, object) = (ProblemKind::Syntax, Severity::Error, String::new());
-                    self.problem(Problem { kind, severity, place, object, message, value: None });
+                    self.problem(Problem { kind, severity, place, object, is_policy: false, message, value: None });
                 }
                 Ok(document) => {
                     let number = several.then_some(document.number);
@@ -257,9 +258,9 @@ impl Loader {
                 *self.loaded.skipped.entry("(not a Kubernetes object)".to_owned()).or_default() += 1;
                 continue;
             }
-            let named = fault.named.filter(|_| fault.fatal && fault.is_policy);
-            if let Some((namespace, name)) = named {
+            if let Some((kind, (namespace, name))) = fault.policy_kind.zip(fault.named).filter(|_| fault.fatal) {
                 self.report_refused_duplicate(
+                    kind,
                     &namespace,
                     &name,
                     &Location { line: Some(fault.name_line), field: "metadata.name".to_owned(), ..whole.clone() },
@@ -270,13 +271,14 @@ impl Loader {
                     document::FaultKind::UnknownField => ProblemKind::UnknownField,
                     _ => ProblemKind::Shape,
                 },
-                severity: match (fault.fatal, fault.is_policy) {
+                severity: match (fault.fatal, fault.policy_kind.is_some()) {
                     (true, _) => Severity::Error,
                     (false, true) => Severity::Warning,
                     (false, false) => Severity::Info,
                 },
                 place: Location { line: Some(fault.line), field: fault.field.to_string(), ..whole.clone() },
                 object: fault.object,
+                is_policy: fault.policy_kind.is_some(),
                 message: fault.message,
                 value: fault.value,
             });
@@ -315,6 +317,7 @@ impl Loader {
                 kind: ProblemKind::Duplicate,
                 severity: if same { Severity::Info } else { Severity::Warning },
                 place: located.at("metadata.name"),
+                is_policy: located.object.kind().is_policy(),
                 object: if namespace.is_empty() {
                     format!("{kind} {name}")
                 } else {
@@ -328,8 +331,8 @@ impl Loader {
     }
 
     /// Warns if a policy that cannot be used has the name of one that can: once corrected, it would replace that one.
-    fn report_refused_duplicate(&mut self, namespace: &str, name: &str, place: &Location) {
-        let Some(earlier) = self.names.get(&("NetworkPolicy", Str::from(namespace), Str::from(name))) else { return };
+    fn report_refused_duplicate(&mut self, kind: &'static str, namespace: &str, name: &str, place: &Location) {
+        let Some(earlier) = self.names.get(&(kind, Str::from(namespace), Str::from(name))) else { return };
         let Some(earlier) = self.loaded.objects.get(*earlier).map(|located| located.place.clone()) else { return };
         let is_reported = |problem: &Problem| problem.kind == ProblemKind::Duplicate && problem.place == *place;
         if self.loaded.problems.iter().rev().take(MAX_PROBLEMS).any(is_reported) {
@@ -339,7 +342,8 @@ impl Loader {
             kind: ProblemKind::Duplicate,
             severity: Severity::Warning,
             place: place.clone(),
-            object: format!("NetworkPolicy {namespace}/{name}"),
+            object: format!("{kind} {namespace}/{name}"),
+            is_policy: true,
             message: format!("has the name of the object at {earlier}: once corrected and applied it replaces that one, of which nothing stays"),
             value: None,
         });

@@ -12,7 +12,7 @@ pub(super) fn confirm(lookups: Option<&Lookups>, flow: &mut Flow<'_>, index: &In
     for end in [&mut flow.source, &mut flow.destination] {
         let unconfirmed = match end.owner {
             OwnedBy::Pod(view) => !lookups.confirms(view.pod, end.ip, time),
-            OwnedBy::External => lookups.may_be_a_pods(end.ip, index),
+            OwnedBy::External => lookups.may_be_pod_address(end.ip, index),
             OwnedBy::Unknown | OwnedBy::Unconfirmed | OwnedBy::Former(_) => true,
             OwnedBy::Node(_) | OwnedBy::Service | OwnedBy::Ambiguous(_) | OwnedBy::Reused(..) => false,
         };

@@ -80,7 +80,7 @@ enum LookupResult {
         at: Timestamp,
         used: Timestamp,
     },
-    Nobody {
+    NoOwner {
         at: Timestamp,
     },
 }
@@ -127,22 +127,22 @@ impl Lookups {
 
     /// Whether an address without a known owner may be a pod's: the pods or nodes are not listed yet, or pods on other nodes
     /// are not watched and no node has a pod CIDR.
-    pub fn may_be_a_pods(&self, ip: IpAddr, index: &Index) -> bool {
+    pub fn may_be_pod_address(&self, ip: IpAddr, index: &Index) -> bool {
         if ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() {
             return false;
         }
         self.shared.unlisted.load(Ordering::Acquire) > 0
-            || (self.active() && !index.knows_pod_networks() && !self.is_nobodys(ip))
+            || (self.active() && !index.knows_pod_networks() && !self.has_no_owner(ip))
     }
 
     /// Whether a recent look-up found no pod with `ip`.
-    pub fn is_nobodys(&self, ip: IpAddr) -> bool {
-        matches!(self.lock().results.get(&ip), Some(LookupResult::Nobody { at }) if at.duration_until(Timestamp::now()) <= NO_OWNER_KEPT)
+    pub fn has_no_owner(&self, ip: IpAddr) -> bool {
+        matches!(self.lock().results.get(&ip), Some(LookupResult::NoOwner { at }) if at.duration_until(Timestamp::now()) <= NO_OWNER_KEPT)
     }
 
     /// Queues a look-up of `ip`, or the confirmation of its known owner, unless one is pending. A full queue is counted.
     pub fn request(&self, ip: IpAddr) {
-        if !self.active() || self.is_nobodys(ip) {
+        if !self.active() || self.has_no_owner(ip) {
             return;
         }
         let mut state = self.lock();
@@ -221,8 +221,8 @@ impl Lookups {
 fn sweep(results: &mut HashMap<IpAddr, LookupResult>, now: Timestamp) -> Vec<LookupResult> {
     let used = |result: &LookupResult| match result {
         LookupResult::Pod { used, .. } => *used,
-        // Removed as soon as `is_nobodys` ignores it.
-        LookupResult::Nobody { at } => *at - UNUSED + NO_OWNER_KEPT,
+        // Removed as soon as `has_no_owner` ignores it.
+        LookupResult::NoOwner { at } => *at - UNUSED + NO_OWNER_KEPT,
     };
     let mut least = now - UNUSED;
     if results.len() > MAX_RESULTS {

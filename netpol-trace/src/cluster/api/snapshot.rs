@@ -171,6 +171,7 @@ impl Snapshot {
             severity,
             place: self.location(),
             object: String::new(),
+            is_policy: false,
             message: message.to_owned(),
             value: None,
         });

@@ -46,8 +46,8 @@ pub struct Fault {
     pub field: Path,
     /// `kind namespace/name`, as far as the object has them.
     pub object: String,
-    /// The kind is a policy's, see [`KindInfo::is_policy`].
-    pub is_policy: bool,
+    /// The name of the object's kind, if that is a policy's.
+    pub policy_kind: Option<&'static str>,
     /// Namespace and name, where the object has a name.
     pub named: Option<(String, String)>,
     /// The line of the name.
@@ -96,7 +96,7 @@ fn object<'a>(node: &'a Node, inherited: Option<(&str, &str)>, output: &mut Deco
                 line: node.line,
                 field: Path::default(),
                 object: kind.unwrap_or_default().chars().take(80).collect(),
-                is_policy: false,
+                policy_kind: None,
                 named: None,
                 name_line: node.line,
                 message: missing.to_owned(),
@@ -114,7 +114,7 @@ fn object<'a>(node: &'a Node, inherited: Option<(&str, &str)>, output: &mut Deco
         }
         return;
     }
-    ObjectReader { node, version, kind, is_policy: false, output }.read();
+    ObjectReader { node, version, kind, policy_kind: None, output }.read();
 }
 
 /// Reads one object of a document.
@@ -122,7 +122,7 @@ pub(in crate::cluster) struct ObjectReader<'o, 'a> {
     node: &'a Node,
     version: &'o str,
     kind: &'o str,
-    is_policy: bool,
+    policy_kind: Option<&'static str>,
     output: &'o mut DecodedDocument<'a>,
 }
 
@@ -131,7 +131,7 @@ impl<'a> ObjectReader<'_, 'a> {
         let (version, name) = (self.version, self.kind);
         let is = |info: &KindInfo| info.api_version == version && info.name == name;
         if let Some(entry) = KINDS.iter().find(|entry| is(entry.info)) {
-            self.is_policy = entry.info.is_policy;
+            self.policy_kind = entry.info.is_policy.then_some(entry.info.name);
             entry.resource.read(&mut self);
         } else if let Some(workload) = WORKLOADS.iter().find(|workload| is(&workload.info)) {
             (workload.read)(&mut self);
@@ -183,7 +183,7 @@ impl<'a> ObjectReader<'_, 'a> {
                 quoted(self.version),
                 quoted(self.kind)
             );
-            self.is_policy = *is_policy && *name == self.kind;
+            self.policy_kind = (*is_policy && *name == self.kind).then_some(name);
             let field = if *name == self.kind { "apiVersion" } else { "kind" };
             self.fault(FaultKind::Kind, Path::default().field(field), message, true);
             return;
@@ -254,13 +254,13 @@ impl<'a> ObjectReader<'_, 'a> {
         let line = self.node.line_of(&field);
         let unknown = (kind == FaultKind::UnknownField).then(|| self.node.at(&field)).flatten();
         let value = unknown.map(|node| node.flow(200));
-        let is_policy = self.is_policy;
+        let policy_kind = self.policy_kind;
         self.output.faults.push(Fault {
             kind,
             line,
             field,
             object,
-            is_policy,
+            policy_kind,
             named,
             name_line,
             message,

@@ -11,11 +11,10 @@ pub fn check(loaded: &Loaded, findings: &mut Vec<Finding>) {
 
 fn finding(problem: &Problem) -> Option<Finding> {
     let path = Path::parse(&problem.place.field);
-    let policy = problem.object.starts_with("NetworkPolicy");
     let (id, severity, message, fix) = match problem.kind {
         // The verb reports it and exits with 2: nothing was linted there.
         ProblemKind::Unreadable => return None,
-        ProblemKind::Duplicate if policy => {
+        ProblemKind::Duplicate if problem.is_policy => {
             let fix = "rename one of the two: rules of policies with different names add up, one name holds one policy";
             ("duplicate-name", problem.severity, problem.message.clone(), fix.to_owned())
         }
@@ -32,7 +31,7 @@ fn finding(problem: &Problem) -> Option<Finding> {
                 ("missing-to", Severity::Error, message, fix)
             }
             // kubectl refuses it (strict validation); other clients lose the field.
-            None if policy => ("shape", Severity::Error, problem.message.clone(), unknown_fix(&path)),
+            None if problem.is_policy => ("shape", Severity::Error, problem.message.clone(), unknown_fix(&path)),
             None => ("shape", problem.severity, problem.message.clone(), unknown_fix(&path)),
         },
         ProblemKind::Syntax => (

@@ -132,11 +132,11 @@ impl Finder {
             match self.look_up(ip).await {
                 Ok(LookupOutcome::Pod(pod, at)) => return self.found(ip, *pod, at),
                 Ok(LookupOutcome::NotNow) => return self.lookups.give_up(ip),
-                Ok(LookupOutcome::Nobody) => {}
+                Ok(LookupOutcome::NoOwner) => {}
                 Err(error) => return self.failed(ip, &error),
             }
         }
-        self.forget(self.lookups.keep(ip, Some(LookupResult::Nobody { at: Timestamp::now() })));
+        self.forget(self.lookups.keep(ip, Some(LookupResult::NoOwner { at: Timestamp::now() })));
     }
 
     /// Looks in the endpoint slices, then in the lists, the cheapest first.
@@ -162,18 +162,18 @@ impl Finder {
             let Some(one) = claims.next() else { continue };
             // Two pods have the address: naming either could be wrong.
             if claims.next().is_some() {
-                return Ok(LookupOutcome::Nobody);
+                return Ok(LookupOutcome::NoOwner);
             }
             // The list is from the server's cache, which may be old.
             if !self.gets.take(PATIENCE).await {
                 return Ok(LookupOutcome::NotNow);
             }
             let now = self.get(&one.namespace, &one.name, ip).await?.filter(|(pod, _)| pod.uid == one.uid);
-            let Some((pod, at)) = now else { return Ok(LookupOutcome::Nobody) };
+            let Some((pod, at)) = now else { return Ok(LookupOutcome::NoOwner) };
             self.learn(&list, ip, &pod);
             return Ok(LookupOutcome::Pod(Box::new(pod), at));
         }
-        Ok(LookupOutcome::Nobody)
+        Ok(LookupOutcome::NoOwner)
     }
 
     /// The lists to read, in order: by node first, if a pod CIDR names the node, because the server indexes pods by node but
@@ -373,7 +373,7 @@ struct LookupCounts {
 
 enum LookupOutcome {
     Pod(Box<Pod>, Timestamp),
-    Nobody,
+    NoOwner,
     /// The budget is used up, or a watch has the address.
     NotNow,
 }

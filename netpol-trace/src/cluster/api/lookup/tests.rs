@@ -59,7 +59,7 @@ fn requests_are_coalesced_and_bounded() {
         lookups.request(ip(1));
     }
     assert_eq!((queues.finds.try_recv().ok(), queues.finds.try_recv().ok()), (Some(ip(1)), None));
-    lookups.keep(ip(1), Some(LookupResult::Nobody { at: Timestamp::now() }));
+    lookups.keep(ip(1), Some(LookupResult::NoOwner { at: Timestamp::now() }));
     lookups.request(ip(1));
     assert!(queues.finds.try_recv().is_err(), "nobody has it, for a while");
 
