@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use netpol_trace::cluster::index::Owner;
+use netpol_trace::cluster::index::AddressOwner;
 use netpol_trace::cluster::{Change, Index, Kind};
 use netpol_trace::model::cluster::{Object, Protocol};
 use netpol_trace::policy;
@@ -91,7 +91,7 @@ fn while_pods_change() {
         rates.push(per_second(&addresses, |ends| {
             let moment = index.at(then, ends);
             let end = |ip| match moment.owner_of(ip) {
-                Owner::Pod(view) => End { ip: Some(ip), who: Who::Pod(view) },
+                AddressOwner::Pod(view) => End { ip: Some(ip), who: Who::Pod(view) },
                 _ => End { ip: Some(ip), who: Who::External },
             };
             let [source, destination] = ends.map(end);
@@ -123,7 +123,7 @@ fn speeds(index: &Index, pods: usize) -> [f64; 5] {
 
 fn by_address<'a>(index: &'a Index, connection: &Connection<'a>) -> Connection<'a> {
     let look_up = |end: &End<'a>| match end.ip.map(|ip| index.owner_of(ip)) {
-        Some(Owner::Pod(view)) => End { ip: end.ip, who: Who::Pod(view) },
+        Some(AddressOwner::Pod(view)) => End { ip: end.ip, who: Who::Pod(view) },
         _ => End { ip: end.ip, who: Who::External },
     };
     Connection { source: look_up(&connection.source), destination: look_up(&connection.destination), ..*connection }
