@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::setup::{self, Need};
-use crate::{machine, test, vm};
+use crate::{image, machine, test, vm};
 
 /// Run a test per mechanism on this kernel and in virtual machines, and write what was seen to docs/compatibility.md.
 ///
@@ -124,9 +124,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn run_rows(kernels: &[String]) -> Result<Vec<String>> {
     setup::ensure(&[Need::Build, Need::Lab])?;
     let programs = test::build()?;
-    if kernels.iter().any(|kernel| kernel != HERE) {
-        test::release_build()?;
-    }
+    let release = if kernels.iter().any(|kernel| kernel != HERE) { Some(image::release()?) } else { None };
     let lab =
         programs.iter().find(|program| program.target == "lab").context("cargo built no test program of the lab")?;
     let mut logs = Vec::new();
@@ -136,7 +134,8 @@ fn run_rows(kernels: &[String]) -> Result<Vec<String>> {
             command.arg("rows::");
             command
         } else {
-            match vm::command(kernel, &programs, &["rows::"])? {
+            let agent = release.as_deref().context("the release for virtual machines")?;
+            match vm::command(kernel, agent, &programs, &["rows::"])? {
                 Ok(command) => command,
                 Err(why) => bail!("no virtual machine with kernel {kernel}: {why}"),
             }

@@ -84,16 +84,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         programs = build()?;
         Ok(Tally::passed())
     });
-    let mut image = None;
+    let (mut release, mut image) = (None, None);
     if whole {
-        let mut release = None;
         steps.step("release build", || {
             release = Some(image::release()?);
             Ok(Tally::passed())
         });
-        if let Some(release) = release {
+        if let Some(release) = &release {
             steps.step("image", || {
-                image = image::of_the_release(&release)?;
+                image = image::of_the_release(release)?;
                 Ok(if image.is_some() { Tally::passed() } else { Tally::skipped("image", "no buildah here") })
             });
         }
@@ -106,9 +105,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             count("doc", machine::cargo().args(["test", "--workspace", "--locked", "--doc", "--quiet"]))
         });
     }
-    if whole && !args.no_vm {
+    if let Some(release) = release.filter(|_| !args.no_vm) {
         for (kernel, tests) in VM_TESTS {
-            vm::step(&mut steps, kernel, &programs, tests);
+            vm::step(&mut steps, kernel, &release, &programs, tests);
         }
     }
     Ok(steps.finish())
@@ -178,11 +177,6 @@ fn deny() -> Result<Tally> {
         });
     }
     Ok(tally)
-}
-
-/// What a user builds.
-pub fn release_build() -> Result<()> {
-    machine::run(machine::cargo().args(["build", "--release", "--locked"]))
 }
 
 /// A test program that cargo built.
