@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::cluster::Index;
-use crate::cluster::index::{Backend, Owner, PodView};
+use crate::cluster::index::{AddressOwner, Backend, PodView};
 use crate::missing::{self, few};
 use crate::model::cluster::{Pod, Protocol, Service, ServicePort};
 use crate::model::{Address, ServiceRef};
@@ -271,7 +271,7 @@ fn not_found(index: &Index, namespace: &str, what: &str, name: &str, known: &[St
 fn address_or_service(index: &Index, ip: IpAddr) -> Target<'_> {
     let services = || index.namespaces().flat_map(|(_, n)| n.services()).filter(|s| s.ips.contains(&ip));
     match (index.owner_of(ip), services().next()) {
-        (Owner::None, Some(service)) => Target::Service(service, Some(ip)),
+        (AddressOwner::None, Some(service)) => Target::Service(service, Some(ip)),
         _ => Target::Party(at_address(index, ip)),
     }
 }
@@ -279,11 +279,11 @@ fn address_or_service(index: &Index, ip: IpAddr) -> Target<'_> {
 /// Whose address it is: a pod, a node, or nobody's that is known.
 pub(super) fn owner(index: &Index, ip: IpAddr) -> End<'_> {
     let who = match index.owner_of(ip) {
-        Owner::Pod(view) => Who::Pod(view),
-        Owner::Node(node) => Who::Node(&node.name),
-        Owner::Ambiguous(_) | Owner::Either(..) | Owner::Former(_) => Who::Unknown,
-        Owner::None if index.in_pod_network(ip) => Who::Unknown,
-        Owner::None => Who::External,
+        AddressOwner::Pod(view) => Who::Pod(view),
+        AddressOwner::Node(node) => Who::Node(&node.name),
+        AddressOwner::Ambiguous(_) | AddressOwner::Either(..) | AddressOwner::Former(_) => Who::Unknown,
+        AddressOwner::None if index.in_pod_network(ip) => Who::Unknown,
+        AddressOwner::None => Who::External,
     };
     End { ip: Some(ip), who }
 }
@@ -293,7 +293,7 @@ fn at_address(index: &Index, ip: IpAddr) -> Party<'_> {
     let (name, how) = match (&end.who, index.owner_of(ip)) {
         (Who::Pod(view), _) => (pod_name(view.pod), Some(format!("{ip} is {}", pod_name(view.pod)))),
         (Who::Node(name), _) => (ip.to_string(), Some(format!("{ip} is node {name}"))),
-        (Who::Unknown, Owner::Ambiguous(count)) => (ip.to_string(), Some(format!("{count} pods claim {ip}"))),
+        (Who::Unknown, AddressOwner::Ambiguous(count)) => (ip.to_string(), Some(format!("{count} pods claim {ip}"))),
         (Who::Unknown, _) => (ip.to_string(), Some(format!("{ip} is in the pod network, of no pod in the input"))),
         (Who::External, _) => (ip.to_string(), None),
     };
