@@ -74,10 +74,10 @@ fn tcp(pair: &Pair) -> Result<()> {
     let mut sender = pair.client()?.netns.run(|| TcpStream::connect(address))?;
     sender.set_nodelay(true)?;
     let (mut receiver, _) = listener.accept()?;
-    let mut octet = [0];
+    let mut byte = [0];
     for _ in 0..PACKETS / 10 {
         sender.write_all(b".")?;
-        receiver.read_exact(&mut octet)?;
+        receiver.read_exact(&mut byte)?;
     }
     Ok(())
 }

@@ -7,8 +7,8 @@ mod lookup;
 mod reuse;
 mod rights;
 mod shapes;
+mod subcommands;
 mod sync;
-mod verbs;
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -61,9 +61,9 @@ impl Node {
         let log = Path::new(env!("CARGO_MANIFEST_DIR")).join("../netpol-trace/tests/tail/log.jsonl");
         std::fs::copy(&log, history.join("0000000000001-05db8ac4-000001.jsonl"))?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let (agent, said) = start_agent(plane, agents, dir.path(), &history, listener)?;
+        let (agent, stderr) = start_agent(plane, agents, dir.path(), &history, listener)?;
         // What the kubelet serves is what the agent has written so far, and an earlier run's log.
-        std::fs::write(dir.path().join(POD), std::fs::read_to_string(&log)? + &said)?;
+        std::fs::write(dir.path().join(POD), std::fs::read_to_string(&log)? + &stderr)?;
         let (kubelet, port) = start_kubelet(dir.path())?;
         objects(plane, port, agents, node, POD)?;
         Ok(Node { plane, agents, dir, listener, _kubelet: kubelet, _agent: agent })
@@ -191,7 +191,7 @@ fn records(output: &Output) -> Result<Vec<Record>> {
     String::from_utf8_lossy(&output.stdout).lines().map(Record::parse).collect()
 }
 
-fn said(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -203,7 +203,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     // By the logs: everything.
     let admin = node.plane.kubeconfig();
     let all = node.tail(&admin, &["-A"])?;
-    ensure!(said(&all).contains("listening to 1 of 1 nodes: tail-node"), "{}", said(&all));
+    ensure!(stderr(&all).contains("listening to 1 of 1 nodes: tail-node"), "{}", stderr(&all));
     let all = records(&all)?;
     ensure!(all.iter().filter(|record| record.is_drop()).count() == 22, "{all:?}");
 
@@ -214,7 +214,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     let theirs = |record: &Record| ["source", "destination"].iter().any(|end| record.pod(end).starts_with("staging/"));
     let expected: Vec<&str> = all.iter().filter(|r| r.is_drop() && theirs(r)).map(|r| r.text("/id")).collect();
     let drops: Vec<&str> = seen.iter().filter(|record| record.is_drop()).map(|record| record.text("/id")).collect();
-    ensure!(!expected.is_empty() && drops == expected, "{drops:?} {expected:?}\n{}", said(&output));
+    ensure!(!expected.is_empty() && drops == expected, "{drops:?} {expected:?}\n{}", stderr(&output));
     let text = String::from_utf8_lossy(&output.stdout);
     let foreign = ["frontend-7d9c8bf9d-x2lkp", "qa-test", "coredns", "worker-1\",\"kind\""];
     for foreign in foreign {
@@ -223,17 +223,21 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
 
     // Nobody else's, not the logs, and nothing without a token.
     let refused = node.tail(&dev, &["-n", "qa-test", "--service-account"])?;
-    ensure!(refused.stdout.is_empty() && said(&refused).contains("forbidden"), "{}", said(&refused));
-    ensure!(said(&refused).contains("The ClusterRole netpol-trace-developer, bound to you in"), "{}", said(&refused));
+    ensure!(refused.stdout.is_empty() && stderr(&refused).contains("forbidden"), "{}", stderr(&refused));
+    ensure!(
+        stderr(&refused).contains("The ClusterRole netpol-trace-developer, bound to you in"),
+        "{}",
+        stderr(&refused)
+    );
     let logs = node.tail(&dev, &["-n", "staging"])?;
-    ensure!(logs.stdout.is_empty() && said(&logs).contains("node tail-node does not answer"), "{}", said(&logs));
-    ensure!(said(&logs).contains("; 0 of 1 agent answered; no answer from tail-node ("), "{}", said(&logs));
+    ensure!(logs.stdout.is_empty() && stderr(&logs).contains("node tail-node does not answer"), "{}", stderr(&logs));
+    ensure!(stderr(&logs).contains("; 0 of 1 agent answered; no answer from tail-node ("), "{}", stderr(&logs));
     ensure!(logs.status.code() == Some(1), "{}", logs.status);
     what_is_not_there(&node, &admin)?;
     // Whoever may not read the logs hears of the other way.
-    ensure!(said(&logs).matches("with -n NAMESPACE --service-account").count() == 1, "{}", said(&logs));
+    ensure!(stderr(&logs).matches("with -n NAMESPACE --service-account").count() == 1, "{}", stderr(&logs));
     let both = node.tail(&dev, &["--pod", "staging/a", "--pod", "qa-test/b", "--service-account"])?;
-    ensure!(said(&both).contains("one namespace at a time"), "{}", said(&both));
+    ensure!(stderr(&both).contains("one namespace at a time"), "{}", stderr(&both));
     let token = |audience: &str| accounts::token(node.plane, "staging", READER, Some(audience));
     let own = token("netpol-trace")?;
     for (path, token, expected) in [
@@ -267,14 +271,14 @@ fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
         (&["-n", "tail-stagin"], "note: no namespace tail-stagin; the namespaces are "),
     ] {
         let output = node.tail(admin, arguments)?;
-        let said = said(&output);
+        let stderr = stderr(&output);
         // A policy of its namespace may be the pod's.
         let kinds: Vec<_> = records(&output)?.iter().map(|record| record.text("/kind").to_owned()).collect();
         ensure!(kinds.iter().all(|kind| kind == "policy_change"), "{arguments:?}: {kinds:?}");
-        ensure!(output.status.success() && said.contains(expected), "{arguments:?}: {said}");
+        ensure!(output.status.success() && stderr.contains(expected), "{arguments:?}: {stderr}");
         ensure!(
-            said.contains("netpol-trace tail: no drops to or from ") && said.contains("; 1 of 1 agent answered\n"),
-            "{said}"
+            stderr.contains("netpol-trace tail: no drops to or from ") && stderr.contains("; 1 of 1 agent answered\n"),
+            "{stderr}"
         );
     }
     // What its node's agent has lost may be the pod's.
@@ -282,9 +286,9 @@ fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
     let kinds: Vec<_> = records(&there)?.iter().map(|record| record.text("/kind").to_owned()).collect();
     ensure!(kinds.iter().any(|kind| kind == "drop") && kinds.iter().any(|kind| kind == "loss"), "{kinds:?}");
     let drops = kinds.iter().filter(|kind| *kind == "drop").count();
-    let said = said(&there);
-    ensure!(said.contains(&format!("netpol-trace tail: {drops} drops (")) && !said.contains("no pod"), "{said}");
-    ensure!(said.contains(" to or from staging/db-0 in the last 87600 h; 1 of 1 agent answered\n"), "{said}");
+    let stderr = stderr(&there);
+    ensure!(stderr.contains(&format!("netpol-trace tail: {drops} drops (")) && !stderr.contains("no pod"), "{stderr}");
+    ensure!(stderr.contains(" to or from staging/db-0 in the last 87600 h; 1 of 1 agent answered\n"), "{stderr}");
     Ok(())
 }
 
@@ -322,8 +326,8 @@ impl Following {
             }
             let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
             let line = line.with_context(|| {
-                let said = std::fs::read_to_string(&self.stderr).unwrap_or_default();
-                format!("no sign of {what} among {:?}\n{said}", self.ids())
+                let stderr = std::fs::read_to_string(&self.stderr).unwrap_or_default();
+                format!("no sign of {what} among {:?}\n{stderr}", self.ids())
             })?;
             self.seen.push(Record::parse(&line?)?);
         }
@@ -346,7 +350,7 @@ impl Following {
         Ok(())
     }
 
-    fn said(&self) -> Result<String> {
+    fn log(&self) -> Result<String> {
         Ok(std::fs::read_to_string(&self.stderr)?)
     }
 }

@@ -91,7 +91,7 @@ impl Site {
         Ok(json!({
             "image": { "image": self.image },
             "args": arguments,
-            // Octets: JSON of protocol buffers has them in base64.
+            // Bytes: JSON of protocol buffers has them in base64.
             "envs": [{ "key": "NODE_NAME", "value": BASE64_STANDARD.encode(NODE_NAME) }],
             "mounts": mounts,
             "linux": {
@@ -136,7 +136,7 @@ impl Site {
     }
 
     /// Stops the agent as a kubelet does: its books balance, and every packet that the policy dropped is in a record that says so.
-    fn settle(&self, agent: &Container) -> Result<Run> {
+    fn stop_and_compare(&self, agent: &Container) -> Result<Run> {
         self.containerd.stop_container(agent, 15)?;
         let code = i32::try_from(self.containerd.exit_code(agent)?.context("an end")?)?;
         let stderr = agent.lines("stderr")?.join("\n");
@@ -202,7 +202,7 @@ fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
     let site = Site::start(&objects, &archive)?;
     let first = site.agent("first")?;
     site.send(&first)?;
-    let run = site.settle(&first)?;
+    let run = site.stop_and_compare(&first)?;
     let started = run.records.iter().find(|record| record.text("/phase") == "started").context("a start")?;
     assert_eq!(started.text("/node"), NODE_NAME, "{started}");
     // Both hooks and the rulesets, as the overlay has it.
@@ -242,7 +242,7 @@ fn the_image_records_drops_from_a_pods_network() -> Result<()> {
     let agent = site.agent("agent")?;
     site.send(&agent)?;
     comes_out(&agent)?;
-    site.settle(&agent)?;
+    site.stop_and_compare(&agent)?;
     site.containerd.remove(&site.sandbox)
 }
 

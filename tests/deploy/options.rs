@@ -290,8 +290,8 @@ fn https_needs_no_files_of_a_system() -> Result<()> {
     let other = self::case("other", "", &["--manifests=/manifests", &output]);
     let container = node.start(&site, &other)?;
     assert_eq!(eventually("its end", || site.containerd.exit_code(&container))?, 1);
-    let said = stderr(&container);
-    assert!(said.contains("can't be given to group 4712") && said.contains("supplementalGroups"), "{said}");
+    let message = stderr(&container);
+    assert!(message.contains("can't be given to group 4712") && message.contains("supplementalGroups"), "{message}");
     site.containerd.remove(&site.sandbox)
 }
 

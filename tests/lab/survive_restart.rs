@@ -10,14 +10,14 @@ use std::time::Duration;
 use std::{fs, io, thread};
 
 use anyhow::{Context, Result};
+use netpol_trace_tests::accounting::imbalances;
 use netpol_trace_tests::agent::{self, Agent, Run};
-use netpol_trace_tests::books::imbalances;
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::{Record, drops, packets};
 use netpol_trace_tests::{can_run_lab, eventually, require, traffic};
 use nix::sys::signal::Signal;
 
-use super::folds::{flood, own};
+use super::aggregation::{flood, own};
 use super::privileges::{BPF, PERFMON, SYSLOG, can_confine, confined};
 
 /// A bpf file system of the test's own.
@@ -67,15 +67,15 @@ fn start(pins: &Pins, pair: &Pair, options: &[&str]) -> Result<Agent> {
 }
 
 /// Packets in the records of both runs, and those that the second declares for the first.
-fn told(pair: &Pair, runs: [&Run; 2]) -> (u64, u64) {
-    let told = runs.iter().map(|run| packets(own(pair, run))).sum();
+fn reported(pair: &Pair, runs: [&Run; 2]) -> (u64, u64) {
+    let reported = runs.iter().map(|run| packets(own(pair, run))).sum();
     let orphans = runs[1].records.iter().filter(|record| record.text("/of") == "packets_of_the_run_before");
-    (told, orphans.filter_map(|record| record.number("/count")).sum())
+    (reported, orphans.filter_map(|record| record.number("/count")).sum())
 }
 
-/// What a killed agent had not told, the next one tells: counts and unread records are in pinned maps.
+/// What a killed agent had not reported, the next one tells: counts and unread records are in pinned maps.
 #[test]
-fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
+fn the_next_agent_reports_a_killed_agents_counts() -> Result<()> {
     require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
@@ -93,8 +93,8 @@ fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
     flood(&pair, 50)?;
     let second = second.stop()?;
     second.balance()?;
-    let (told, _) = told(&pair, [&first, &second]);
-    assert_eq!(told, 650, "{:?}", second.records);
+    let (reported, _) = reported(&pair, [&first, &second]);
+    assert_eq!(reported, 650, "{:?}", second.records);
     assert_eq!(pair.counted("denied")?, 650);
     let ports: BTreeSet<_> = own(&pair, &second).filter_map(|record| record.number("/destination/port")).collect();
     assert!(ports.is_superset(&(6000..6100).collect()), "{ports:?}");
@@ -134,14 +134,14 @@ fn a_kept_hook_leaves_no_gap() -> Result<()> {
     })?;
     let [first, second] = &runs;
     second.balance()?;
-    let (told, orphans) = told(&pair, [first, second]);
+    let (reported, orphans) = reported(&pair, [first, second]);
     let counted = pair.counted("denied")?;
     // What ended with the first agent may be another lab's.
     assert!(
-        told <= counted && counted <= told + orphans,
-        "{counted}: told {told}, ended with the first agent {orphans}"
+        reported <= counted && counted <= reported + orphans,
+        "{counted}: reported {reported}, ended with the first agent {orphans}"
     );
-    assert!(counted - told <= 1, "told {told} of {counted}: one flow has one record at a time");
+    assert!(counted - reported <= 1, "reported {reported} of {counted}: one flow has one record at a time");
     Ok(())
 }
 
@@ -181,7 +181,7 @@ fn a_rolling_update_loses_nothing() -> Result<()> {
     })?;
     first.balance()?;
     second.balance()?;
-    assert_eq!(told(&pair, [&first, &second]), (pair.counted("denied")?, 0));
+    assert_eq!(reported(&pair, [&first, &second]), (pair.counted("denied")?, 0));
     assert_eq!(loss(&second, "not_attached"), None, "the hook was attached all the time");
     assert_eq!(loss(&second, "kernel_map"), None, "and nothing was removed");
     Ok(())

@@ -56,15 +56,15 @@ fn rsyslog_parses_every_line() -> Result<()> {
             })
         })
         .collect();
-    let said = eventually("rsyslog has written every drop", || {
+    let written = eventually("rsyslog has written every drop", || {
         let text = fs::read_to_string(at("drops.log")).unwrap_or_default();
         Ok((text.lines().count() >= want.len()).then_some(text))
     });
-    let said = said.map_err(|error| error.context(fs::read_to_string(at("rsyslogd.log")).unwrap_or_default()))?;
-    let said: Vec<Value> = said.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-    assert_eq!(said.len(), want.len());
-    for (said, want) in said.iter().zip(&want) {
-        assert_eq!(said, want);
+    let written = written.map_err(|error| error.context(fs::read_to_string(at("rsyslogd.log")).unwrap_or_default()))?;
+    let written: Vec<Value> = written.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    assert_eq!(written.len(), want.len());
+    for (written, want) in written.iter().zip(&want) {
+        assert_eq!(written, want);
     }
     assert_eq!(fs::read_to_string(at("broken.log")).unwrap_or_default(), "", "lines that rsyslog could not parse");
     Ok(())

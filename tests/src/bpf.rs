@@ -41,7 +41,7 @@ const TC_ACT_SHOT: i32 = 2;
 const TCX_NEXT: i32 = -1;
 
 impl Program {
-    /// Drops every packet of `length` octets (from L2 on) and lets the others pass, for good: nothing behind it sees them.
+    /// Drops every packet of `length` bytes (from L2 on) and lets the others pass, for good: nothing behind it sees them.
     pub fn dropping(name: &str, length: u32) -> Result<Program> {
         Program::load(
             name,
@@ -136,7 +136,7 @@ fn attributes(name: &str, kind: u32, code: &[[u8; 8]]) -> Result<[u64; 16]> {
     attr[0] = u64::from(kind) | (code.len() as u64) << 32;
     attr[1] = code.as_ptr() as u64;
     attr[2] = license.as_ptr() as u64;
-    // The name is at offset 48, 16 octets with its zero.
+    // The name is at offset 48, 16 bytes with its zero.
     let mut text = [0; 16];
     let length = name.len().min(15);
     text[..length].copy_from_slice(&name.as_bytes()[..length]);

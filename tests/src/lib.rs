@@ -8,9 +8,9 @@
 //! process, however it ends. Drops of the whole host reach the agent: a test picks its own by the namespaces' inode
 //! numbers ([`Lab::owns`](topology::Lab::owns)).
 
+pub mod accounting;
 pub mod agent;
 pub mod bench;
-pub mod books;
 pub mod bpf;
 pub mod capture;
 pub mod cluster;

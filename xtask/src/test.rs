@@ -38,7 +38,7 @@ const VM_TESTS: [(&str, &[&str]); 2] = [
         &[
             "demo::",
             "packets::",
-            "places::",
+            "hooks::",
             "lifecycle::nothing_stays_attached",
             "beside_reject",
             "a_killed_agent_leaves_nothing_that_acts",

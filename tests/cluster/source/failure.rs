@@ -36,7 +36,7 @@ fn the_server_dies_and_comes_back_during_drops() -> Result<()> {
         Ok((record.isolated_by("ingress").len() == 2).then_some(record))
     })?;
     assert_eq!(after.text("/enrichment"), "complete", "{after}");
-    site.pair.settle(agent, "denied").map(drop)
+    site.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
 /// Without a server from the start: addresses only, none of them called external; names as soon as it is there.
@@ -56,7 +56,7 @@ fn the_server_is_away_at_the_start() -> Result<()> {
     let record = site.send(&agent)?;
     assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");
     assert_eq!(record.text("/enrichment"), "complete", "{record}");
-    site.pair.settle(agent, "denied").map(drop)
+    site.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
 /// Credentials that the server doesn't take are read again from where they came from.
@@ -75,7 +75,7 @@ fn credentials_are_read_again() -> Result<()> {
     agent.wait_for("all in sync with the new ones", in_sync)?;
     let record = site.send(&agent)?;
     assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");
-    site.pair.settle(agent, "denied").map(drop)
+    site.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
 /// Group, resource, and the verbs that the agent wants.

@@ -33,7 +33,7 @@ fn issue(site: &Site, folder: &Path, account: &str) -> Result<()> {
 }
 
 #[test]
-fn the_service_account_is_used_and_its_token_read_again() -> Result<()> {
+fn the_service_account_is_used_and_its_token_reread() -> Result<()> {
     require!(cluster::can_run(&[]));
     require!(has_program("unshare", "util-linux"));
     require!(if is_run() { Ok(()) } else { Err(missing("/var/run is not a link to /run")) });
@@ -75,7 +75,7 @@ fn the_service_account_is_used_and_its_token_read_again() -> Result<()> {
         Ok((record.isolated_by("ingress").len() == 2).then_some(()))
     })?;
     agent.wait_for("all in sync by the new token", in_sync)?;
-    site.pair.settle(agent, "denied").map(drop)
+    site.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
 /// Pods' files are below /var/run, which is /run on today's systems.

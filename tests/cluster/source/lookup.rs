@@ -51,7 +51,7 @@ fn a_remote_peer_is_looked_up_and_a_reused_address_never_has_the_old_name() -> R
     site.delete(&pod("second", "node-b", &[]))?;
     let record = site.send(&agent)?;
     assert_eq!(record.text("/destination/kind"), "unknown", "nobody's: {record}");
-    site.pair.settle(agent, "denied").map(drop)
+    site.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
 /// A node whose pods have addresses of these ranges.
@@ -148,13 +148,13 @@ fn an_unanswered_connection_waits_for_its_peers_name() -> Result<()> {
     traffic::tcp(client, CLIENT.into(), (SERVER, 80).into(), ONE_SYN, TcpOptions::default())?;
     agent.wait_for("an unanswered connection", |records| records.iter().any(|r| r.kind() == "unanswered"))?;
     let run = agent.stop()?;
-    let silent = run.records.iter().find(|record| record.kind() == "unanswered").context("it was there")?;
+    let unanswered = run.records.iter().find(|record| record.kind() == "unanswered").context("it was there")?;
     assert_eq!(
-        (silent.pod("source"), silent.pod("destination")),
+        (unanswered.pod("source"), unanswered.pod("destination")),
         ("lab/client".into(), "lab/first".into()),
-        "{silent}"
+        "{unanswered}"
     );
-    assert_eq!(silent.text("/enrichment"), "complete", "{silent}");
+    assert_eq!(unanswered.text("/enrichment"), "complete", "{unanswered}");
     assert_eq!(run.stopped()?.number("/connections/unanswered"), Some(1), "{}", run.stopped()?);
     Ok(())
 }

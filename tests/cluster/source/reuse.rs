@@ -38,5 +38,5 @@ fn a_local_pod_takes_over_an_address_at_once() -> Result<()> {
         })?;
         holder = next;
     }
-    site.pair.settle(agent, "denied").map(drop)
+    site.pair.stop_and_compare(agent, "denied").map(drop)
 }

@@ -60,5 +60,5 @@ fn surprising_objects_are_taken() -> Result<()> {
     })?;
     assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");
     assert!(record.to_string().len() < 16 * 1024, "{}", record.to_string().len());
-    site.pair.settle(agent, "denied").map(drop)
+    site.pair.stop_and_compare(agent, "denied").map(drop)
 }

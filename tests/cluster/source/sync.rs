@@ -37,7 +37,7 @@ fn objects_and_their_changes_are_known() -> Result<()> {
     })?;
     site.delete(&policy("deny-more", "another"))?;
     eventually("no policy", || Ok(site.send(&agent)?.isolated_by("ingress").is_empty().then_some(())))?;
-    site.pair.settle(agent, "denied").map(drop)
+    site.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
 /// A watch that was away for longer than the server remembers lists again: what is gone is gone, what came is there.
@@ -109,5 +109,5 @@ fn policies_of_other_apis_make_a_verdict_less_than_final() -> Result<()> {
         Ok(record.isolated_by("ingress").is_empty().then_some(record))
     })?;
     assert_ne!(record.text("/verdict/basis"), "networkpolicy_v1", "{record}");
-    site.pair.settle(agent, "denied").map(drop)
+    site.pair.stop_and_compare(agent, "denied").map(drop)
 }

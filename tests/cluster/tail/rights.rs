@@ -7,7 +7,7 @@ use netpol_trace_tests::cluster::api::Api;
 use netpol_trace_tests::{eventually, require};
 use serde_json::{Value, json};
 
-use super::{Node, READER, account, accounts, bind, can_run_kubelet, reader, said};
+use super::{Node, READER, account, accounts, bind, can_run_kubelet, reader, stderr};
 
 const AGENTS: &str = "rights-agents";
 /// Verb, group, resource and subresource, in any namespace and in the whole cluster.
@@ -112,7 +112,7 @@ fn a_developer_sees_their_drops_and_has_no_other_right() -> Result<()> {
     // Their own drops, by the role alone.
     let output = node.tail(&kubeconfig, &["-n", "staging", "--service-account"])?;
     let drops = super::records(&output)?.iter().filter(|record| record.is_drop()).count();
-    ensure!(drops > 0, "{}", said(&output));
+    ensure!(drops > 0, "{}", stderr(&output));
 
     // All that they may, and what the list of escalations has.
     let developer = Api::connect(&kubeconfig)?;
@@ -156,7 +156,7 @@ fn without_account(node: &Node) -> Result<()> {
     eventually("the binding", || {
         let output = node.tail(&kubeconfig, &["-n", EMPTY, "--service-account"])?;
         let remedy = format!("kubectl apply -n {EMPTY} -k deploy/kustomize/developer-namespace");
-        Ok((said(&output).contains(&words) && said(&output).contains(&remedy)).then_some(()))
+        Ok((stderr(&output).contains(&words) && stderr(&output).contains(&remedy)).then_some(()))
     })
 }
 

@@ -58,7 +58,7 @@ fn netkit_beside_the_tc_hook() -> Result<()> {
     let mut row = require!(Row::with_netkit(test_name!()));
     let (program, _link) = attach(&row, true)?;
     row.watch_with(&["--all-drops", "--hooks", "kfree_skb,tc"])?;
-    ensure!(row.told_of("tc")?.starts_with("2 pod interfaces"), "{}", row.told_of("tc")?);
+    ensure!(row.hook_detail("tc")?.starts_with("2 pod interfaces"), "{}", row.hook_detail("tc")?);
     traffic::udp(&row.pair.client()?.netns, CLIENT.into(), [(SERVER, 10).into()], 32)?;
     row.to_server()?;
     let counted = program.counted()?;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::flows::{Expect, FLOWS, Flow, HOSTS};
-use crate::books::WRITTEN;
+use crate::accounting::WRITTEN;
 use crate::record::{Record, drops, packets};
 use crate::topology::Lab;
 use crate::traffic::{Attempt, Outcome};
