@@ -8,13 +8,14 @@ mod rights;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::shared;
+use netpol_trace_tests::process::KilledOnDrop;
 use netpol_trace_tests::record::Record;
 use netpol_trace_tests::{PATIENCE, agent, cluster, eventually, has_program, require};
 use serde_json::json;
@@ -23,30 +24,20 @@ use super::accounts::{self, READER, account, ask, bind, reader, roles};
 
 const POD: &str = "netpol-trace-x7k2p";
 
-/// A process that ends with its owner.
-struct Ends(Child);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A node whose agent has run before: its history is the log of `tail`'s own tests.
-struct Node {
+struct TailNode {
     plane: &'static ControlPlane,
     /// The agents' namespace.
     agents: &'static str,
     dir: tempfile::TempDir,
     listener: u16,
-    _kubelet: Ends,
-    _agent: Ends,
+    _kubelet: KilledOnDrop,
+    _agent: KilledOnDrop,
 }
 
-impl Node {
+impl TailNode {
     /// Agents run in a namespace of the test's own.
-    fn start(agents: &'static str, node: &str) -> Result<Node> {
+    fn start(agents: &'static str, node: &str) -> Result<TailNode> {
         let plane = shared()?;
         let dir = tempfile::tempdir()?;
         for namespace in [agents, "staging", "qa-test"] {
@@ -66,7 +57,7 @@ impl Node {
         std::fs::write(dir.path().join(POD), std::fs::read_to_string(&log)? + &stderr)?;
         let (kubelet, port) = start_kubelet(dir.path())?;
         objects(plane, port, agents, node, POD)?;
-        Ok(Node { plane, agents, dir, listener, _kubelet: kubelet, _agent: agent })
+        Ok(TailNode { plane, agents, dir, listener, _kubelet: kubelet, _agent: agent })
     }
 
     fn tail(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<Output> {
@@ -112,7 +103,13 @@ fn objects(plane: &ControlPlane, port: u16, namespace: &str, node: &str, pod: &s
     Ok(())
 }
 
-fn start_agent(plane: &ControlPlane, agents: &str, dir: &Path, history: &Path, port: u16) -> Result<(Ends, String)> {
+fn start_agent(
+    plane: &ControlPlane,
+    agents: &str,
+    dir: &Path,
+    history: &Path,
+    port: u16,
+) -> Result<(KilledOnDrop, String)> {
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/manifests");
     let log = dir.join("agent.log");
     let mut agent = Command::new(agent::binary()?)
@@ -136,7 +133,7 @@ fn start_agent(plane: &ControlPlane, agents: &str, dir: &Path, history: &Path, p
         .stdout(Stdio::piped())
         .stderr(std::fs::File::create(&log)?)
         .spawn()
-        .map(Ends)?;
+        .map(KilledOnDrop)?;
     let (mut first, mut stdout) = (String::new(), BufReader::new(agent.0.stdout.take().context("a pipe")?));
     stdout.read_line(&mut first)?;
     // An agent whose reader has gone ends with the next record, and any lab's drop makes one.
@@ -152,7 +149,7 @@ fn can_run_kubelet() -> Result<()> {
     cluster::can_run(&[])
 }
 
-fn start_kubelet(dir: &Path) -> Result<(Ends, u16)> {
+fn start_kubelet(dir: &Path) -> Result<(KilledOnDrop, u16)> {
     let (certificate, key) = (dir.join("kubelet.pem"), dir.join("kubelet.key"));
     let made = Command::new("openssl")
         .args([
@@ -181,7 +178,7 @@ fn start_kubelet(dir: &Path) -> Result<(Ends, u16)> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .map(Ends)?;
+        .map(KilledOnDrop)?;
     let mut port = String::new();
     BufReader::new(kubelet.0.stdout.take().context("a pipe")?).read_line(&mut port)?;
     Ok((kubelet, port.trim().parse()?))
@@ -198,7 +195,7 @@ fn stderr(output: &Output) -> String {
 #[test]
 fn who_sees_what_through_the_api_server() -> Result<()> {
     require!(can_run_kubelet());
-    let node = Node::start("tail-agents", "tail-node")?;
+    let node = TailNode::start("tail-agents", "tail-node")?;
 
     // By the logs: everything.
     let admin = node.plane.kubeconfig();
@@ -257,7 +254,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
 }
 
 /// Of what is not there: nothing that would look like an answer, what there is instead, and who was asked.
-fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
+fn what_is_not_there(node: &TailNode, admin: &Path) -> Result<()> {
     account(node.plane, "staging", "default")?;
     node.plane.api().apply(&json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -294,7 +291,7 @@ fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
 
 /// `tail -f`, whose records are read as they come.
 struct Following {
-    _tail: Ends,
+    _tail: KilledOnDrop,
     lines: Receiver<std::io::Result<String>>,
     stderr: PathBuf,
     seen: Vec<Record>,
@@ -310,7 +307,7 @@ impl Following {
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&stderr)?)
             .spawn()
-            .map(Ends)?;
+            .map(KilledOnDrop)?;
         let stdout = BufReader::new(tail.0.stdout.take().context("a pipe")?);
         let (sender, lines) = channel();
         std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line)));
@@ -356,7 +353,7 @@ impl Following {
 }
 
 /// What is written to the log later is shown, and again after the container was started anew: without a gap or a double.
-fn follows(node: &Node, admin: &Path) -> Result<()> {
+fn follows(node: &TailNode, admin: &Path) -> Result<()> {
     let log = node.dir.path().join(POD);
     let mut tail = Following::start(node.dir.path(), node.agents, admin, &["-A"])?;
     let record = |run: &str, number: u32| {

@@ -12,6 +12,7 @@ use std::{fs, io, thread};
 use anyhow::{Context, Result};
 use netpol_trace_tests::accounting::imbalances;
 use netpol_trace_tests::agent::{self, Agent, Run};
+use netpol_trace_tests::bpf_fs::BpfFs;
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::{Record, drops, packets};
 use netpol_trace_tests::{can_run_lab, eventually, require, traffic};
@@ -20,15 +21,12 @@ use nix::sys::signal::Signal;
 use super::aggregation::{flood, own};
 use super::privileges::{BPF, PERFMON, SYSLOG, can_confine, confined};
 
-/// A bpf file system of the test's own.
-struct Pins(tempfile::TempDir);
+/// Where the agents of a test pin their maps and hooks.
+struct Pins(BpfFs);
 
 impl Pins {
     fn mount() -> Result<Pins> {
-        let folder = tempfile::tempdir()?;
-        let mount = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(folder.path()).output().context("mount")?;
-        anyhow::ensure!(mount.status.success(), "mount: {}", String::from_utf8_lossy(&mount.stderr));
-        Ok(Pins(folder))
+        BpfFs::mount().map(Pins)
     }
 
     fn folder(&self) -> PathBuf {
@@ -45,12 +43,6 @@ impl Pins {
             Ok((folder, has_hook))
         };
         entries.map(of_agent).collect()
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
     }
 }
 

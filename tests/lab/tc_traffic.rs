@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::Agent;
-use netpol_trace_tests::bpf::{Order, Program, Side, has_tcx};
+use netpol_trace_tests::bpf::{LoadedProgram, Order, Side, has_tcx};
 use netpol_trace_tests::capture::Capture;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, Pair, SERVER, SERVER6};
 use netpol_trace_tests::record::drops;
@@ -117,7 +117,7 @@ fn stream(pair: &Pair) -> Result<Vec<u8>> {
 fn a_cnis_tcx_program_keeps_its_verdicts() -> Result<()> {
     require!(can_run_lab());
     require!(has_tcx());
-    let program = Program::dropping("cni_policy", DROPPED_FRAME)?;
+    let program = LoadedProgram::dropping("cni_policy", DROPPED_FRAME)?;
     for (when, order, in_front) in
         [("before", Order::Last, false), ("after", Order::Last, false), ("after", Order::First, true)]
     {

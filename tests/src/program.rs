@@ -17,7 +17,7 @@ pub enum Kind {
 
 /// A loaded program with its counter.
 #[derive(Debug)]
-pub struct Program {
+pub struct CountingProgram {
     pub fd: OwnedFd,
     map: OwnedFd,
 }
@@ -41,9 +41,9 @@ pub enum XdpMode {
     Native = 4,
 }
 
-impl Program {
+impl CountingProgram {
     /// Drops UDP to `port`, IPv4 and IPv6 without extension headers, of at least 16 bytes of data.
-    pub fn load(kind: Kind, port: u16) -> Result<Program> {
+    pub fn load(kind: Kind, port: u16) -> Result<CountingProgram> {
         // BPF_MAP_TYPE_ARRAY, keys of 4 bytes, values of 8, one entry.
         let map = bpf(MAP_CREATE, &words(&[2, 4, 8, 1])).context("create the program's map")?;
         let code = code(kind, port, map.as_raw_fd());
@@ -62,7 +62,7 @@ impl Program {
         // The name, as enforcers give one.
         attr.extend(b"lab_drop\0\0\0\0\0\0\0\0");
         attr.extend(words(&[0, attach_type]));
-        Ok(Program { fd: bpf(PROG_LOAD, &attr).context("load the program")?, map })
+        Ok(CountingProgram { fd: bpf(PROG_LOAD, &attr).context("load the program")?, map })
     }
 
     /// Packets that it dropped.

@@ -181,7 +181,7 @@ fn deny() -> Result<Tally> {
 
 /// A test program that cargo built.
 #[derive(Debug)]
-pub struct Program {
+pub struct TestProgram {
     /// Package and target.
     pub name: String,
     /// The target's name alone.
@@ -191,7 +191,7 @@ pub struct Program {
     package: PathBuf,
 }
 
-impl Program {
+impl TestProgram {
     /// With an image of the agent, for the tests that want one.
     fn run(&self, filter: Option<&str>, image: Option<&Path>) -> Result<Tally> {
         // `timeout` is part of every system's base.
@@ -209,7 +209,7 @@ impl Program {
 
 /// Builds the agent and every test program. They are then run one by one, so that each has its own line and time, and
 /// the same program can go into a virtual machine.
-pub fn build() -> Result<Vec<Program>> {
+pub fn build() -> Result<Vec<TestProgram>> {
     machine::run(machine::cargo().args(["build", "--workspace", "--locked"]))?;
     let mut command = machine::cargo();
     command.args(["test", "--workspace", "--locked", "--no-run", "--message-format", "json-render-diagnostics"]);
@@ -234,7 +234,7 @@ pub fn build() -> Result<Vec<Program>> {
         } else {
             format!("{package_name}: {kind} {target}")
         };
-        programs.push(Program { name, target: target.to_owned(), path: path.into(), package });
+        programs.push(TestProgram { name, target: target.to_owned(), path: path.into(), package });
     }
     if programs.is_empty() {
         bail!("cargo built no test programs");

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::report::{Steps, Tally, count};
 use crate::setup::{self, Need};
 use crate::skips::Machine;
-use crate::test::{self, Program};
+use crate::test::{self, TestProgram};
 use crate::{image, machine};
 
 /// Boot real Debian kernels in QEMU and run the lab's tests inside, as root.
@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// Runs the lab's tests inside `kernel` as a step, those that contain one of `filters` if there are any. Skipped, with the
 /// reason, where no virtual machine can be had. `agent` is the release: emulation makes a debug build too slow for tests that
 /// count tens of thousands of packets.
-pub fn step<S: AsRef<str>>(steps: &mut Steps, kernel: &str, agent: &Path, programs: &[Program], filters: &[S]) {
+pub fn step<S: AsRef<str>>(steps: &mut Steps, kernel: &str, agent: &Path, programs: &[TestProgram], filters: &[S]) {
     let name = format!("lab on kernel {kernel}");
     match command(kernel, agent, programs, filters) {
         Ok(Ok(mut command)) => {
@@ -70,7 +70,7 @@ pub fn step<S: AsRef<str>>(steps: &mut Steps, kernel: &str, agent: &Path, progra
 pub fn command<S: AsRef<str>>(
     kernel: &str,
     agent: &Path,
-    programs: &[Program],
+    programs: &[TestProgram],
     filters: &[S],
 ) -> Result<std::result::Result<Command, String>> {
     if let Err(why) = setup::ensure(&[Need::Vm]) {

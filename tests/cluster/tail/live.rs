@@ -15,7 +15,9 @@ use netpol_trace_tests::{eventually, require, traffic};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::{Ends, Following, account, bind, can_run_kubelet, objects, reader, roles, start_kubelet};
+use netpol_trace_tests::process::KilledOnDrop;
+
+use super::{Following, account, bind, can_run_kubelet, objects, reader, roles, start_kubelet};
 
 fn send(pair: &Pair, ports: std::ops::Range<u16>) -> Result<()> {
     traffic::udp(&pair.client()?.netns, CLIENT.into(), ports.map(|port| (SERVER, port).into()), 64).map(drop)
@@ -49,7 +51,7 @@ fn a_drop_is_shown_as_it_happens() -> Result<()> {
         let mut command = Command::new(agent::binary()?);
         command.args(["agent", "--hooks", "kfree_skb", "--node-name", node, "--manifests"]).arg(pair.manifests());
         command.stdout(std::fs::File::create(&log)?).stderr(Stdio::null()).stdin(Stdio::null());
-        agents.push(Ends(command.spawn()?));
+        agents.push(KilledOnDrop(command.spawn()?));
         eventually("the agent's start", || {
             Ok(std::fs::read_to_string(&log)?.contains("\"phase\":\"started\"").then_some(()))
         })?;

@@ -7,7 +7,7 @@ use netpol_trace_tests::cluster::api::Api;
 use netpol_trace_tests::{eventually, require};
 use serde_json::{Value, json};
 
-use super::{Node, READER, account, accounts, bind, can_run_kubelet, reader, stderr};
+use super::{READER, TailNode, account, accounts, bind, can_run_kubelet, reader, stderr};
 
 const AGENTS: &str = "rights-agents";
 /// Verb, group, resource and subresource, in any namespace and in the whole cluster.
@@ -101,7 +101,7 @@ fn no_escalation(api: &Api, whose: &str) -> Result<()> {
 #[test]
 fn a_developer_sees_their_drops_and_has_no_other_right() -> Result<()> {
     require!(can_run_kubelet());
-    let node = Node::start(AGENTS, "rights-node")?;
+    let node = TailNode::start(AGENTS, "rights-node")?;
     let plane = node.plane;
     let kubeconfig = node.developer("rights-dev")?;
     // As operators are.
@@ -146,7 +146,7 @@ fn a_developer_sees_their_drops_and_has_no_other_right() -> Result<()> {
 }
 
 /// A namespace whose account nobody has made: what to do.
-fn without_account(node: &Node) -> Result<()> {
+fn without_account(node: &TailNode) -> Result<()> {
     const EMPTY: &str = "rights-empty";
     node.plane.namespace(EMPTY, &json!({}))?;
     let developer = ("staging", "rights-dev");
@@ -161,7 +161,7 @@ fn without_account(node: &Node) -> Result<()> {
 }
 
 /// Somebody has bound more to the account: every developer has that right, and the agents say so instead of answering.
-fn with_rights(node: &Node) -> Result<()> {
+fn with_rights(node: &TailNode) -> Result<()> {
     let trusted = accounts::token(node.plane, "qa-test", READER, Some("netpol-trace"))?;
     let ask = || {
         accounts::ask(

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::pair::{CLIENT, SERVER};
-use netpol_trace_tests::program::{Kind, Program};
+use netpol_trace_tests::program::{CountingProgram, Kind};
 use netpol_trace_tests::row::{Expect, PORT, Row, policy};
 use netpol_trace_tests::{require, test_name, traffic};
 
@@ -13,8 +13,8 @@ use netpol_trace_tests::{require, test_name, traffic};
 const EXPECT: Expect = Expect { reason: "NOT_SPECIFIED", ..policy("tc", "ingress", "drop") };
 
 /// Drops UDP to [`PORT`]: what the client sends, or what the server is sent.
-fn attach(row: &Row, from_pod: bool) -> Result<(Program, OwnedFd)> {
-    let program = Program::load(Kind::Tc, PORT)?;
+fn attach(row: &Row, from_pod: bool) -> Result<(CountingProgram, OwnedFd)> {
+    let program = CountingProgram::load(Kind::Tc, PORT)?;
     let device = if from_pod { &row.pair.client()?.device } else { &row.pair.server()?.device };
     let link = row.pair.lab.node().run(|| {
         let index = nix::net::if_::if_nametoindex(device.as_str()).context("the device's index")?;
