@@ -19,7 +19,7 @@ use netpol_trace::cluster::index::Owner;
 use netpol_trace::cluster::{Change, Index, Kind};
 use netpol_trace::model::cluster::{Object, Protocol};
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, End, Finding, Options, Transport, Who};
+use netpol_trace::policy::{Connection, PolicyEndpoint, Finding, Options, Transport, PolicyIdentity};
 
 /// How long one figure is measured.
 const MEASURED: Duration = Duration::from_millis(800);
@@ -91,12 +91,12 @@ fn while_pods_change() {
         rates.push(per_second(&addresses, |ends| {
             let moment = index.at(then, ends);
             let end = |ip| match moment.owner_of(ip) {
-                Owner::Pod(view) => End { ip: Some(ip), who: Who::Pod(view) },
-                _ => End { ip: Some(ip), who: Who::External },
+                Owner::Pod(view) => PolicyEndpoint { ip: Some(ip), identity: PolicyIdentity::Pod(view) },
+                _ => PolicyEndpoint { ip: Some(ip), identity: PolicyIdentity::External },
             };
             let [source, destination] = ends.map(end);
-            for who in [source.who, destination.who] {
-                let Who::Pod(view) = who else { continue };
+            for identity in [source.identity, destination.identity] {
+                let PolicyIdentity::Pod(view) = identity else { continue };
                 black_box(index.changed_near(view.pod, then, SignedDuration::from_secs(10)));
             }
             let transport = Transport::Named(Protocol::Tcp);
@@ -122,9 +122,9 @@ fn speeds(index: &Index, pods: usize) -> [f64; 5] {
 }
 
 fn by_address<'a>(index: &'a Index, connection: &Connection<'a>) -> Connection<'a> {
-    let look_up = |end: &End<'a>| match end.ip.map(|ip| index.owner_of(ip)) {
-        Some(Owner::Pod(view)) => End { ip: end.ip, who: Who::Pod(view) },
-        _ => End { ip: end.ip, who: Who::External },
+    let look_up = |end: &PolicyEndpoint<'a>| match end.ip.map(|ip| index.owner_of(ip)) {
+        Some(Owner::Pod(view)) => PolicyEndpoint { ip: end.ip, identity: PolicyIdentity::Pod(view) },
+        _ => PolicyEndpoint { ip: end.ip, identity: PolicyIdentity::External },
     };
     Connection { source: look_up(&connection.source), destination: look_up(&connection.destination), ..*connection }
 }

@@ -40,8 +40,8 @@ use crate::model::cluster::Protocol;
 /// backend, after a service's translation).
 #[derive(Debug, Clone, Copy)]
 pub struct Connection<'a> {
-    pub source: End<'a>,
-    pub destination: End<'a>,
+    pub source: PolicyEndpoint<'a>,
+    pub destination: PolicyEndpoint<'a>,
     pub transport: Transport,
     /// The destination's port; `None` where it is not known (a later fragment) or the transport has none.
     pub port: Option<u16>,
@@ -74,25 +74,25 @@ impl Transport {
 
 /// One end, resolved to what it is before judging.
 #[derive(Debug, Clone, Copy)]
-pub struct End<'a> {
+pub struct PolicyEndpoint<'a> {
     /// The address in use; `None` when a pod was named without one: then any of its addresses counts.
     pub ip: Option<IpAddr>,
-    pub who: Who<'a>,
+    pub identity: PolicyIdentity<'a>,
 }
 
-impl<'a> End<'a> {
+impl<'a> PolicyEndpoint<'a> {
     /// A pod by name: any of its addresses counts.
-    pub fn pod(view: PodView<'a>) -> End<'a> {
-        End { ip: None, who: Who::Pod(view) }
+    pub fn pod(view: PodView<'a>) -> PolicyEndpoint<'a> {
+        PolicyEndpoint { ip: None, identity: PolicyIdentity::Pod(view) }
     }
 
-    pub fn external(ip: IpAddr) -> End<'a> {
-        End { ip: Some(ip), who: Who::External }
+    pub fn external(ip: IpAddr) -> PolicyEndpoint<'a> {
+        PolicyEndpoint { ip: Some(ip), identity: PolicyIdentity::External }
     }
 }
 
 #[derive(Debug, Clone, Copy)]
-pub enum Who<'a> {
+pub enum PolicyIdentity<'a> {
     Pod(PodView<'a>),
     /// A node, by name; also a hostNetwork pod's packet, which carries its node's address.
     Node(&'a str),

@@ -182,7 +182,7 @@ fn one_answer(index: &Index, options: &Options, case: &Case<'_>, service: Option
         hint: policy::hint(index, connection, options, asked),
         egress: checks(Direction::Egress),
         ingress: checks(Direction::Ingress),
-        pods: [&connection.source, &connection.destination].map(|end| matches!(end.who, policy::Who::Pod(_))),
+        pods: [&connection.source, &connection.destination].map(|end| matches!(end.identity, policy::PolicyIdentity::Pod(_))),
         resolved: case.resolved.clone(),
     }
 }

@@ -6,7 +6,7 @@ use crate::cluster::Index;
 use crate::cluster::index::PodView;
 use crate::model::cluster::{Direction, Policy};
 use crate::policy::matching::{Assumed, Doubt, Match, Matcher};
-use crate::policy::{Connection, End, Options, Transport, Who};
+use crate::policy::{Connection, PolicyEndpoint, Options, Transport, PolicyIdentity};
 
 /// What NetworkPolicy v1 says of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -113,13 +113,13 @@ fn one_side<'a>(matcher: &Matcher<'_, 'a>) -> Side<'a> {
         Direction::Egress => (&connection.source, &connection.destination),
         Direction::Ingress => (&connection.destination, &connection.source),
     };
-    let view = match subject.who {
-        Who::Pod(view) => view,
-        Who::Unknown => return Side::without_policies(Finding::Undetermined(Doubt::UnknownEnd)),
-        Who::External if matcher.to_service && matcher.direction == Direction::Ingress => {
+    let view = match subject.identity {
+        PolicyIdentity::Pod(view) => view,
+        PolicyIdentity::Unknown => return Side::without_policies(Finding::Undetermined(Doubt::UnknownEnd)),
+        PolicyIdentity::External if matcher.to_service && matcher.direction == Direction::Ingress => {
             return Side::without_policies(Finding::Undetermined(Doubt::ServiceAddress));
         }
-        Who::Node(_) | Who::External => return Side::without_policies(Finding::Allowed(Because::NotAPod)),
+        PolicyIdentity::Node(_) | PolicyIdentity::External => return Side::without_policies(Finding::Allowed(Because::NotAPod)),
     };
     if view.pod.host_network {
         return host_network_side(matcher, view);
@@ -132,7 +132,7 @@ fn one_side<'a>(matcher: &Matcher<'_, 'a>) -> Side<'a> {
 fn subject_side<'a>(
     matcher: &Matcher<'_, 'a>,
     view: PodView<'a>,
-    peer: &End<'a>,
+    peer: &PolicyEndpoint<'a>,
     isolated_by: Policies<'a>,
 ) -> (Finding<'a>, Assumed) {
     if isolated_by.is_empty() {
@@ -156,7 +156,7 @@ fn subject_side<'a>(
         }
     }
     // A hostNetwork peer on the pod's own node may be taken for that node, whose traffic always passes.
-    if let Who::Pod(other) = peer.who
+    if let PolicyIdentity::Pod(other) = peer.identity
         && other.pod.host_network
         && other.pod.node.is_some()
         && other.pod.node == view.pod.node
@@ -239,10 +239,10 @@ impl<'a> Side<'a> {
 }
 
 /// A pod template stands for many pods, so it is never "the same pod".
-pub(super) fn is_itself(view: PodView<'_>, peer: &End<'_>) -> bool {
-    matches!(peer.who, Who::Pod(other) if Arc::ptr_eq(other.pod, view.pod) && !view.pod.template)
+pub(super) fn is_itself(view: PodView<'_>, peer: &PolicyEndpoint<'_>) -> bool {
+    matches!(peer.identity, PolicyIdentity::Pod(other) if Arc::ptr_eq(other.pod, view.pod) && !view.pod.template)
 }
 
-fn is_own_node(view: PodView<'_>, peer: &End<'_>) -> bool {
-    matches!(peer.who, Who::Node(name) if view.pod.node.as_deref() == Some(name))
+fn is_own_node(view: PodView<'_>, peer: &PolicyEndpoint<'_>) -> bool {
+    matches!(peer.identity, PolicyIdentity::Node(name) if view.pod.node.as_deref() == Some(name))
 }

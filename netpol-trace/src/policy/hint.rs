@@ -22,7 +22,7 @@ use crate::policy::evaluate::{Finding, Judgement, Side, evaluate};
 use crate::policy::matching::{Doubt, Match, Matcher, NAME_LABEL, in_block};
 use crate::policy::nearest::{NearestRule, as_pod};
 use crate::policy::report::{Report, report};
-use crate::policy::{Connection, Options, Transport, Who};
+use crate::policy::{Connection, Options, Transport, PolicyIdentity};
 
 /// What is known of the connection beyond what policy sees.
 #[derive(Debug, Clone, Copy, Default)]
@@ -117,7 +117,7 @@ fn icmp(matcher: &Matcher<'_, '_>, side: &Side<'_>) -> crate::model::Hint {
 
 /// A selector that fits a hostNetwork pod: on most CNIs it selects nothing, for policy sees the node's address.
 fn host_network(matcher: &Matcher<'_, '_>) -> Option<crate::model::Hint> {
-    let view = as_pod(&matcher.peer().who).filter(|view| view.pod.host_network)?;
+    let view = as_pod(&matcher.peer().identity).filter(|view| view.pod.host_network)?;
     let ips: Vec<_> = view.pod.ips.iter().map(|ip| format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })).collect();
     let address = if ips.is_empty() { "its node's address".to_owned() } else { ips.join(" and ") };
     let message = said!(
@@ -249,7 +249,7 @@ impl<'a> Case<'_, 'a> {
         }
         if let PortSpec::Named(name) = &want.port {
             let number = format!("port: {port}, protocol: {protocol}");
-            let message = match as_pod(&self.matcher.connection.destination.who) {
+            let message = match as_pod(&self.matcher.connection.destination.identity) {
                 None => format!("{place} names its port {name}; names mean something on pods only: write {number}."),
                 Some(view) => {
                     let same = |p: &&crate::model::cluster::ContainerPort| p.port == port && p.protocol == protocol;
@@ -286,7 +286,7 @@ impl<'a> Case<'_, 'a> {
             let asked = service.port.filter(|p| *p != port && covers_exactly(want, *p))?;
             return Some((format!("{}/{}", service.namespace, service.name), asked));
         }
-        let view = as_pod(&self.matcher.connection.destination.who)?;
+        let view = as_pod(&self.matcher.connection.destination.identity)?;
         let behind = view.namespace.services().filter(|service| {
             service.selector.as_ref().is_some_and(|s| s.iter().all(|(k, v)| view.pod.labels.get(k) == Some(v)))
         });
@@ -299,11 +299,11 @@ impl<'a> Case<'_, 'a> {
 
     fn only_the_peer(&self) -> Option<Found> {
         let peer = self.missed_peer().filter(|_| self.nearest.port.is_none())?;
-        match (peer, &self.matcher.peer().who) {
-            (Peer::Pods { namespaces, pods }, Who::Pod(view)) if self.matcher.is_selectable(view) => {
+        match (peer, &self.matcher.peer().identity) {
+            (Peer::Pods { namespaces, pods }, PolicyIdentity::Pod(view)) if self.matcher.is_selectable(view) => {
                 self.selectors(namespaces.as_ref(), pods.as_ref(), *view)
             }
-            (Peer::Pods { .. }, Who::Pod(_)) => {
+            (Peer::Pods { .. }, PolicyIdentity::Pod(_)) => {
                 let message = said!(
                     "{} selects by label, and {} uses its node's network: this CNI sees the node's address. Allow that: \
                      {}: [{}]",
@@ -315,7 +315,7 @@ impl<'a> Case<'_, 'a> {
                 Some(("hostnet-peer", message))
             }
             (Peer::Pods { .. }, _) => Some(("ip-block", self.outside()?)),
-            (Peer::Block { cidr, except }, who) => self.block(cidr, except, who),
+            (Peer::Block { cidr, except }, identity) => self.block(cidr, except, identity),
         }
     }
 
@@ -364,7 +364,7 @@ impl<'a> Case<'_, 'a> {
 
     /// A peer that no change of a policy can single out.
     fn unlabelled(&self) -> Option<Found> {
-        let view = as_pod(&self.matcher.peer().who).filter(|view| !view.pod.host_network)?;
+        let view = as_pod(&self.matcher.peer().identity).filter(|view| !view.pod.host_network)?;
         if self.words.peer_item(self.nearest.policy).is_some() {
             return None;
         }
@@ -389,7 +389,7 @@ impl<'a> Case<'_, 'a> {
         missed.next().is_none().then_some(&*first.key)
     }
 
-    fn block(&self, cidr: &IpNet, except: &[IpNet], who: &Who<'_>) -> Option<Found> {
+    fn block(&self, cidr: &IpNet, except: &[IpNet], identity: &PolicyIdentity<'_>) -> Option<Found> {
         let place = self.place();
         let addresses = self.matcher.peer_addresses();
         let first = addresses.first()?.to_canonical();
@@ -405,7 +405,7 @@ impl<'a> Case<'_, 'a> {
             );
             return Some(("ip-block", message));
         }
-        if matches!((who, self.direction()), (Who::Node(_), Direction::Ingress)) {
+        if matches!((identity, self.direction()), (PolicyIdentity::Node(_), Direction::Ingress)) {
             let message = said!(
                 "{place} allows {cidr}; the packet came with the address of {}, as clients of a NodePort or load \
                  balancer do after SNAT: set externalTrafficPolicy: Local on the service, or allow {}",

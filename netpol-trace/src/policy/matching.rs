@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use crate::cluster::Index;
 use crate::cluster::index::NamespaceEntry;
 use crate::model::cluster::{Direction, Operator, Peer, Pod, Policy, PortMatch, PortSpec, Requirement, Rule, Selector};
-use crate::policy::{Connection, End, Options, Transport, Who};
+use crate::policy::{Connection, PolicyEndpoint, Options, Transport, PolicyIdentity};
 
 /// The label that the API server puts on every namespace (KEP-2161): known even when the object is not.
 pub(super) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -117,7 +117,7 @@ impl<'o, 'a> Matcher<'o, 'a> {
     }
 
     /// The end that `from` or `to` is about.
-    pub(super) fn peer(&self) -> &End<'a> {
+    pub(super) fn peer(&self) -> &PolicyEndpoint<'a> {
         match self.direction {
             Direction::Ingress => &self.connection.source,
             Direction::Egress => &self.connection.destination,
@@ -180,11 +180,11 @@ impl<'o, 'a> Matcher<'o, 'a> {
 
     /// Selectors select pods only.
     fn selectable(&self) -> Result<&crate::cluster::index::PodView<'a>, Match> {
-        match &self.peer().who {
-            Who::Pod(view) => Ok(view),
-            Who::Unknown => Err(Match::Maybe(Doubt::UnknownEnd)),
-            Who::External if self.to_service => Err(Match::Maybe(Doubt::ServiceAddress)),
-            Who::Node(_) | Who::External => Err(Match::NO),
+        match &self.peer().identity {
+            PolicyIdentity::Pod(view) => Ok(view),
+            PolicyIdentity::Unknown => Err(Match::Maybe(Doubt::UnknownEnd)),
+            PolicyIdentity::External if self.to_service => Err(Match::Maybe(Doubt::ServiceAddress)),
+            PolicyIdentity::Node(_) | PolicyIdentity::External => Err(Match::NO),
         }
     }
 
@@ -201,24 +201,24 @@ impl<'o, 'a> Matcher<'o, 'a> {
     pub(super) fn block_matches(&self, cidr: &IpNet, except: &[IpNet]) -> Match {
         let end = self.peer();
         let inside = |ip: &IpAddr| in_block(cidr, except, *ip);
-        let found = match (&end.ip, &end.who) {
+        let found = match (&end.ip, &end.identity) {
             (Some(ip), _) => inside(ip),
-            (None, Who::Pod(view)) => view.pod.ips.iter().any(inside),
+            (None, PolicyIdentity::Pod(view)) => view.pod.ips.iter().any(inside),
             (None, _) => return Match::Maybe(Doubt::UnknownEnd),
         };
         if !found {
             return if self.to_service { Match::Maybe(Doubt::ServiceAddress) } else { Match::NO };
         }
-        match (&end.who, self.options.ipblock_matches_pods) {
-            (Who::External, _) if self.to_service => Match::Maybe(Doubt::ServiceAddress),
-            (Who::External | Who::Node(_), _) => Match::YES,
-            (Who::Pod(view), _) if view.pod.host_network => Match::YES,
-            (Who::Pod(_), Some(true)) => Match::Yes(Assumed::IPBLOCK),
-            (Who::Pod(_), Some(false)) => Match::No(Assumed::IPBLOCK),
-            (Who::Pod(_), None) => Match::Maybe(Doubt::IpBlock),
+        match (&end.identity, self.options.ipblock_matches_pods) {
+            (PolicyIdentity::External, _) if self.to_service => Match::Maybe(Doubt::ServiceAddress),
+            (PolicyIdentity::External | PolicyIdentity::Node(_), _) => Match::YES,
+            (PolicyIdentity::Pod(view), _) if view.pod.host_network => Match::YES,
+            (PolicyIdentity::Pod(_), Some(true)) => Match::Yes(Assumed::IPBLOCK),
+            (PolicyIdentity::Pod(_), Some(false)) => Match::No(Assumed::IPBLOCK),
+            (PolicyIdentity::Pod(_), None) => Match::Maybe(Doubt::IpBlock),
             // Pod or not, the address lies in the block.
-            (Who::Unknown, Some(true)) => Match::YES,
-            (Who::Unknown, _) => Match::Maybe(Doubt::UnknownEnd),
+            (PolicyIdentity::Unknown, Some(true)) => Match::YES,
+            (PolicyIdentity::Unknown, _) => Match::Maybe(Doubt::UnknownEnd),
         }
     }
 
@@ -241,10 +241,10 @@ impl<'o, 'a> Matcher<'o, 'a> {
 
     /// A name is resolved on the destination pod, in both directions, with its protocol; elsewhere it means nothing.
     fn named_port_matches(&self, want: &PortMatch, name: &str, port: Option<u16>) -> Match {
-        let view = match &self.connection.destination.who {
-            Who::Pod(view) => view,
-            Who::Unknown => return Match::Maybe(Doubt::UnknownEnd),
-            Who::Node(_) | Who::External => return Match::NO,
+        let view = match &self.connection.destination.identity {
+            PolicyIdentity::Pod(view) => view,
+            PolicyIdentity::Unknown => return Match::Maybe(Doubt::UnknownEnd),
+            PolicyIdentity::Node(_) | PolicyIdentity::External => return Match::NO,
         };
         let declared = |p: &&crate::model::cluster::ContainerPort| {
             p.protocol == want.protocol && p.name.as_deref() == Some(name) && port.is_none_or(|port| p.port == port)
@@ -320,7 +320,7 @@ fn net_contains(net: &IpNet, ip: IpAddr) -> bool {
 
 /// Policy sees the backend, not the service's address, so such a destination must be resolved before it can be judged.
 fn is_service_address(index: &Index, connection: &Connection<'_>) -> bool {
-    let (Who::External, Some(ip)) = (&connection.destination.who, connection.destination.ip) else { return false };
+    let (PolicyIdentity::External, Some(ip)) = (&connection.destination.identity, connection.destination.ip) else { return false };
     let (Transport::Named(protocol), Some(port)) = (connection.transport, connection.port) else { return false };
     index.service_at(ip, protocol, port).is_some()
 }

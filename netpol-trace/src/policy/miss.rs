@@ -8,7 +8,7 @@ use crate::cluster::index::PodView;
 use crate::model::cluster::{Direction, Labels, Peer, Policy, PortMatch, PortSpec, Requirement, Selector};
 use crate::policy::matching::{Match, Matcher, in_block};
 use crate::policy::nearest::{NearestRule, as_pod};
-use crate::policy::{Transport, Who};
+use crate::policy::{Transport, PolicyIdentity};
 
 /// Longest text of one `want` or `have`, in characters: selectors come from strangers, and a record's line is bounded.
 const TEXT_AT_MOST: usize = 256;
@@ -70,7 +70,7 @@ impl Matcher<'_, '_> {
             (Transport::Other(number), _) => format!("protocol {number}"),
         };
         let PortSpec::Named(name) = &want.port else { return packet };
-        let Some(view) = as_pod(&self.connection.destination.who) else {
+        let Some(view) = as_pod(&self.connection.destination.identity) else {
             return format!("{packet} (a port's name means nothing outside of pods)");
         };
         let named = |same_name: bool| {
@@ -112,7 +112,7 @@ impl Matcher<'_, '_> {
         field: fmt::Arguments<'_>,
         misses: &mut Vec<crate::model::Miss>,
     ) {
-        let Some(view) = as_pod(&self.peer().who).filter(|view| self.is_selectable(view)) else {
+        let Some(view) = as_pod(&self.peer().identity).filter(|view| self.is_selectable(view)) else {
             let want = match (namespaces, pods) {
                 (None, Some(pods)) => bounded(format_args!("pods {pods} in namespace {}", policy.namespace)),
                 (Some(namespaces), None) => bounded(format_args!("pods in namespaces {namespaces}")),
@@ -157,10 +157,10 @@ impl Matcher<'_, '_> {
 
     /// Why selectors can't select the peer.
     fn not_a_pod(&self) -> &'static str {
-        match self.peer().who {
-            Who::Pod(_) => "a hostNetwork pod: it looks like its node",
-            Who::Node(_) => "a node, not a pod",
-            Who::External | Who::Unknown => "outside of the cluster",
+        match self.peer().identity {
+            PolicyIdentity::Pod(_) => "a hostNetwork pod: it looks like its node",
+            PolicyIdentity::Node(_) => "a node, not a pod",
+            PolicyIdentity::External | PolicyIdentity::Unknown => "outside of the cluster",
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::model::cluster::{
 };
 use crate::policy::evaluate::{Finding, Policies, Side};
 use crate::policy::matching::{Match, Matcher, in_block};
-use crate::policy::{Transport, Who};
+use crate::policy::{Transport, PolicyIdentity};
 
 /// No rule in this direction: the farthest from a match.
 const NO_RULE: u32 = 1000;
@@ -101,8 +101,8 @@ impl<'a> Matcher<'_, 'a> {
     fn inert(&self, isolated_by: Policies<'a>) -> impl Iterator<Item = NearestRule<'a>> {
         let subject = match (self.direction, isolated_by) {
             (_, Policies::None) => None,
-            (Direction::Egress, _) => as_pod(&self.connection.source.who),
-            (Direction::Ingress, _) => as_pod(&self.connection.destination.who),
+            (Direction::Egress, _) => as_pod(&self.connection.source.identity),
+            (Direction::Ingress, _) => as_pod(&self.connection.destination.identity),
         };
         let policies = subject.into_iter().flat_map(move |view| {
             let selects = move |p: &&Arc<Policy>| {
@@ -121,7 +121,7 @@ impl<'a> Matcher<'_, 'a> {
     fn peer_weight(&self, policy: &Policy, peer: &Peer) -> u32 {
         match peer {
             Peer::Pods { namespaces, pods } => {
-                let Some(view) = as_pod(&self.peer().who).filter(|view| self.is_selectable(view)) else {
+                let Some(view) = as_pod(&self.peer().identity).filter(|view| self.is_selectable(view)) else {
                     return OTHER_KIND;
                 };
                 self.namespace_weight(policy, namespaces.as_ref(), view)
@@ -160,7 +160,7 @@ impl<'a> Matcher<'_, 'a> {
             (PortSpec::Range(first, last), Some(port)) => (*first..=*last).contains(&port),
             (PortSpec::Range(..), None) => false,
             (PortSpec::Named(_), _) if protocol == want.protocol => return 12,
-            (PortSpec::Named(name), port) => as_pod(&self.connection.destination.who).is_some_and(|view| {
+            (PortSpec::Named(name), port) => as_pod(&self.connection.destination.identity).is_some_and(|view| {
                 view.pod.ports.iter().any(|p| p.name.as_ref() == Some(name) && Some(p.port) == port)
             }),
         };
@@ -186,17 +186,17 @@ impl<'a> Matcher<'_, 'a> {
 
     pub(super) fn peer_addresses(&self) -> &[IpAddr] {
         let end = self.peer();
-        match (&end.ip, &end.who) {
+        match (&end.ip, &end.identity) {
             (Some(ip), _) => std::slice::from_ref(ip),
-            (None, Who::Pod(view)) => &view.pod.ips,
+            (None, PolicyIdentity::Pod(view)) => &view.pod.ips,
             (None, _) => &[],
         }
     }
 }
 
-pub(super) fn as_pod<'a>(who: &Who<'a>) -> Option<PodView<'a>> {
-    match who {
-        Who::Pod(view) => Some(*view),
+pub(super) fn as_pod<'a>(identity: &PolicyIdentity<'a>) -> Option<PodView<'a>> {
+    match identity {
+        PolicyIdentity::Pod(view) => Some(*view),
         _ => None,
     }
 }

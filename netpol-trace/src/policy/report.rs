@@ -11,7 +11,7 @@ use crate::policy::evaluate::{Because, Finding, Judgement, Side, evaluate};
 use crate::policy::matching::{Assumed, Doubt, Matcher};
 use crate::policy::miss::text;
 use crate::policy::nearest::{NearestRule, nearest};
-use crate::policy::{Connection, Options, Who};
+use crate::policy::{Connection, Options, PolicyIdentity};
 
 /// How many policies of other APIs a note names.
 const OTHERS_NAMED: usize = 3;
@@ -116,7 +116,7 @@ pub fn name_changes(
         (&mut verdict.egress, &connection.source, Direction::Egress),
         (&mut verdict.ingress, &connection.destination, Direction::Ingress),
     ] {
-        let Who::Pod(view) = end.who else { continue };
+        let PolicyIdentity::Pod(view) = end.identity else { continue };
         let isolates = |policy: &&Arc<Policy>| policy.isolates(direction) && policy.subject.matches(&view.pod.labels);
         let changed = index.policies_changed_near(&view.pod.namespace, at, span).into_iter().filter_map(|changed| {
             let concerned = !view.pod.host_network && changed.before.iter().chain(&changed.after).any(isolates);
@@ -174,11 +174,11 @@ fn other_policies_note<'a>(
     others: impl Iterator<Item = &'a OtherPolicy>,
     connection: &Connection<'_>,
 ) -> Option<String> {
-    let namespace = |who: &Who<'_>| match who {
-        Who::Pod(view) => Some(view.pod.namespace.clone()),
+    let namespace = |identity: &PolicyIdentity<'_>| match identity {
+        PolicyIdentity::Pod(view) => Some(view.pod.namespace.clone()),
         _ => None,
     };
-    let ends = [namespace(&connection.source.who), namespace(&connection.destination.who)];
+    let ends = [namespace(&connection.source.identity), namespace(&connection.destination.identity)];
     let mut relevant = others.filter(|o| o.namespace.is_none() || ends.contains(&o.namespace));
     let mut names = String::new();
     for other in relevant.by_ref().take(OTHERS_NAMED) {

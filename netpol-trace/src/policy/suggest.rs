@@ -21,7 +21,7 @@ use crate::cluster::index::PodView;
 use crate::model::Str;
 use crate::model::cluster::{Direction, Object, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
 use crate::policy;
-use crate::policy::{Connection, End, Finding, Options, Transport, Who};
+use crate::policy::{Connection, PolicyEndpoint, Finding, Options, Transport, PolicyIdentity};
 
 /// One policy to apply.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,9 +101,9 @@ fn verify(index: &Index, connection: &Connection<'_>, options: &Options, changes
 
 /// The same connection, its pods looked up in another index.
 pub fn again<'a>(index: &'a Index, connection: &Connection<'a>) -> Connection<'a> {
-    let end = |end: End<'a>| match end.who {
-        Who::Pod(view) => match index.pod(&view.pod.namespace, &view.pod.name) {
-            Some(view) => End { who: Who::Pod(view), ..end },
+    let end = |end: PolicyEndpoint<'a>| match end.identity {
+        PolicyIdentity::Pod(view) => match index.pod(&view.pod.namespace, &view.pod.name) {
+            Some(view) => PolicyEndpoint { identity: PolicyIdentity::Pod(view), ..end },
             None => end,
         },
         _ => end,
@@ -123,7 +123,7 @@ fn change(
         Direction::Egress => (connection.source, connection.destination),
         Direction::Ingress => (connection.destination, connection.source),
     };
-    let Who::Pod(pod) = subject.who else {
+    let PolicyIdentity::Pod(pod) = subject.identity else {
         return Err(Nothing::NotExpressible("only pods are subject to policy".into()));
     };
     let rule = Rule { peers: Some([peer_of(index, pod, peer, options)?].into()), ports: Some([port.clone()].into()) };
@@ -177,7 +177,7 @@ fn with_rule(policy: &Policy, direction: Direction, rule: Rule) -> Policy {
 fn new_policy(
     index: &Index,
     pod: PodView<'_>,
-    peer: End<'_>,
+    peer: PolicyEndpoint<'_>,
     direction: Direction,
     subject: Selector,
     rule: Rule,
@@ -215,20 +215,20 @@ fn workload_name(view: PodView<'_>) -> Str {
     view.pod.owner.as_ref().map_or_else(|| view.pod.name.clone(), |owner| owner.name.clone())
 }
 
-fn end_name(end: End<'_>) -> String {
-    match (end.who, end.ip) {
-        (Who::Pod(view), _) => workload_name(view).to_string(),
-        (Who::Node(name), _) => name.to_owned(),
+fn end_name(end: PolicyEndpoint<'_>) -> String {
+    match (end.identity, end.ip) {
+        (PolicyIdentity::Pod(view), _) => workload_name(view).to_string(),
+        (PolicyIdentity::Node(name), _) => name.to_owned(),
         (_, Some(ip)) => ip.to_string(),
         (_, None) => "unknown".to_owned(),
     }
 }
 
 /// The narrowest peer that holds `peer`: a workload by its stable labels, all else by address.
-fn peer_of(index: &Index, subject: PodView<'_>, peer: End<'_>, options: &Options) -> Result<Peer, Nothing> {
+fn peer_of(index: &Index, subject: PodView<'_>, peer: PolicyEndpoint<'_>, options: &Options) -> Result<Peer, Nothing> {
     let unknown = || Nothing::NotExpressible("the other end's address is not known".into());
-    match peer.who {
-        Who::Pod(view) if !view.pod.host_network => {
+    match peer.identity {
+        PolicyIdentity::Pod(view) if !view.pod.host_network => {
             let pods = labels::selector(view.pod);
             // Without labels every pod of the namespace would be let in; the address alone is narrower.
             if pods.is_everything()
@@ -241,9 +241,9 @@ fn peer_of(index: &Index, subject: PodView<'_>, peer: End<'_>, options: &Options
             let namespaces = elsewhere.then(|| labels::namespace_selector(&view.pod.namespace));
             Ok(Peer::Pods { namespaces, pods: Some(pods) })
         }
-        Who::Pod(view) => view.pod.ips.first().copied().or(peer.ip).map(block).ok_or_else(unknown),
-        Who::Node(name) => peer.ip.or_else(|| index.node(name)?.ips.first().copied()).map(block).ok_or_else(unknown),
-        Who::External | Who::Unknown => peer.ip.map(block).ok_or_else(unknown),
+        PolicyIdentity::Pod(view) => view.pod.ips.first().copied().or(peer.ip).map(block).ok_or_else(unknown),
+        PolicyIdentity::Node(name) => peer.ip.or_else(|| index.node(name)?.ips.first().copied()).map(block).ok_or_else(unknown),
+        PolicyIdentity::External | PolicyIdentity::Unknown => peer.ip.map(block).ok_or_else(unknown),
     }
 }
 

@@ -57,7 +57,7 @@ fn dns_nodelocal() {
     let mut cluster = two_environments([np]);
     cluster.options.own_node_allowed = Some(false);
     let connection = policy::Connection {
-        destination: policy::End::external(ip("169.254.20.10")),
+        destination: policy::PolicyEndpoint::external(ip("169.254.20.10")),
         ..connection(&cluster.index, "staging/api", "169.254.20.10", "53/UDP")
     };
     let said = policy::hint(&cluster.index, &connection, &cluster.options, Asked::default()).unwrap();

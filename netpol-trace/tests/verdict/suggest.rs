@@ -8,7 +8,7 @@ use netpol_trace::model::VerdictResult;
 use netpol_trace::model::cluster::{Direction, Object};
 use netpol_trace::policy;
 use netpol_trace::policy::suggest::{Nothing, Opened};
-use netpol_trace::policy::{Connection, End, Finding, Options, Who, suggest};
+use netpol_trace::policy::{Connection, PolicyEndpoint, Finding, Options, PolicyIdentity, suggest};
 use proptest::prelude::*;
 
 use crate::random;
@@ -19,11 +19,11 @@ fn allows(index: &Index, connection: &Connection<'_>, direction: Direction) -> b
     matches!(judgement.side(direction).finding, Finding::Allowed(_))
 }
 
-fn name(end: End<'_>) -> String {
-    match (end.who, end.ip) {
-        (Who::Pod(view), _) => format!("{}/{}", view.pod.namespace, view.pod.name),
+fn name(end: PolicyEndpoint<'_>) -> String {
+    match (end.identity, end.ip) {
+        (PolicyIdentity::Pod(view), _) => format!("{}/{}", view.pod.namespace, view.pod.name),
         (_, Some(ip)) => ip.to_string(),
-        (Who::Node(name), None) => name.to_owned(),
+        (PolicyIdentity::Node(name), None) => name.to_owned(),
         (_, None) => "unknown".to_owned(),
     }
 }

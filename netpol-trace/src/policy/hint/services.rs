@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use crate::model::cluster::{Direction, Peer, PortSpec, Protocol};
-use crate::policy::Who;
+use crate::policy::PolicyIdentity;
 use crate::policy::hint::{Case, Found, covers, said};
 use crate::policy::matching::{Assumed, Match, in_block};
 use crate::policy::nearest::as_pod;
@@ -62,7 +62,7 @@ impl<'a> Case<'_, 'a> {
     /// The API server's endpoints are nodes or addresses outside, never pods that a selector finds.
     pub(super) fn api_server(&self) -> Option<Found> {
         let service = self.asked.service.filter(|s| &*s.namespace == "default" && &*s.name == "kubernetes")?;
-        let (Direction::Egress, Who::Node(_) | Who::External) = (self.direction(), &self.matcher.peer().who) else {
+        let (Direction::Egress, PolicyIdentity::Node(_) | PolicyIdentity::External) = (self.direction(), &self.matcher.peer().identity) else {
             return None;
         };
         let message = said!(
@@ -116,7 +116,7 @@ impl<'a> Case<'_, 'a> {
 
     /// An `ipBlock` around the pod network, on a CNI that compares blocks with outside addresses only.
     pub(super) fn pod_in_block(&self) -> Option<Found> {
-        let view = as_pod(&self.matcher.peer().who)?;
+        let view = as_pod(&self.matcher.peer().identity)?;
         let Some(Peer::Block { cidr, except }) = self.missed_peer() else { return None };
         let held = self.matcher.peer_addresses().iter().any(|ip| in_block(cidr, except, *ip));
         if !held || !self.side.assumed.contains(Assumed::IPBLOCK) || self.nearest.port.is_some() {

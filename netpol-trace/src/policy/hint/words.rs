@@ -8,7 +8,7 @@ use crate::model::Str;
 use crate::model::cluster::{Direction, Labels, Policy};
 use crate::policy::matching::{Matcher, NAME_LABEL};
 use crate::policy::nearest::as_pod;
-use crate::policy::{End, Transport, Who};
+use crate::policy::{PolicyEndpoint, Transport, PolicyIdentity};
 
 /// Labels that change from one rollout, revision or replica to the next: never to select by.
 const UNSTABLE: [&str; 10] = [
@@ -63,10 +63,10 @@ impl Words<'_, '_> {
     /// another's tomorrow.
     pub(super) fn peer_item(&self, policy: &Policy) -> Option<impl Display> {
         let peer = self.matcher.peer();
-        if matches!(peer.who, Who::Unknown) {
+        if matches!(peer.identity, PolicyIdentity::Unknown) {
             return None;
         }
-        Some(match as_pod(&peer.who).filter(|view| !view.pod.host_network) {
+        Some(match as_pod(&peer.identity).filter(|view| !view.pod.host_network) {
             Some(PodView { pod, .. }) => {
                 let elsewhere = (pod.namespace != policy.namespace).then_some(&*pod.namespace);
                 Item::Pods(elsewhere, stable(&pod.labels)?)
@@ -143,14 +143,14 @@ fn scalar(value: &str) -> impl Display {
     fmt::from_fn(move |f| if plain { f.write_str(value) } else { write!(f, "'{value}'") })
 }
 
-fn end<'a>(end: &End<'a>) -> impl Display + use<'a> {
-    let End { who, ip, .. } = *end;
-    fmt::from_fn(move |f| match (&who, ip) {
-        (Who::Pod(view), _) => write!(f, "{}/{}", view.pod.namespace, view.pod.name),
-        (Who::Node(name), _) => write!(f, "node {name}"),
-        (Who::External | Who::Unknown, Some(ip)) => ip.fmt(f),
-        (Who::External, None) => f.write_str("an address outside"),
-        (Who::Unknown, None) => f.write_str("an unknown end"),
+fn end<'a>(end: &PolicyEndpoint<'a>) -> impl Display + use<'a> {
+    let PolicyEndpoint { identity, ip, .. } = *end;
+    fmt::from_fn(move |f| match (&identity, ip) {
+        (PolicyIdentity::Pod(view), _) => write!(f, "{}/{}", view.pod.namespace, view.pod.name),
+        (PolicyIdentity::Node(name), _) => write!(f, "node {name}"),
+        (PolicyIdentity::External | PolicyIdentity::Unknown, Some(ip)) => ip.fmt(f),
+        (PolicyIdentity::External, None) => f.write_str("an address outside"),
+        (PolicyIdentity::Unknown, None) => f.write_str("an unknown end"),
     })
 }
 

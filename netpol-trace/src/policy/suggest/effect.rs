@@ -4,7 +4,7 @@ use crate::cluster::Index;
 use crate::cluster::index::PodView;
 use crate::model::cluster::{Direction, Object, Peer, Policy, Rule};
 use crate::policy;
-use crate::policy::{Connection, End, Finding, Options, Who};
+use crate::policy::{Connection, PolicyEndpoint, Finding, Options, PolicyIdentity};
 
 /// Pairs that are looked at; the rest is counted.
 const MAX_PAIRS: usize = 100_000;
@@ -47,7 +47,7 @@ pub(super) fn of(
         Effect { opened: Vec::new(), not_looked_at: (subjects.len() * peers.len()).saturating_sub(MAX_PAIRS) };
     let pairs = subjects.iter().flat_map(|subject| peers.iter().map(move |peer| (*subject, *peer)));
     for (subject, peer) in pairs.take(MAX_PAIRS) {
-        let subject = End::pod(subject);
+        let subject = PolicyEndpoint::pod(subject);
         let (source, destination) = match direction {
             Direction::Egress => (subject, peer),
             Direction::Ingress => (peer, subject),
@@ -75,7 +75,7 @@ fn peers<'a>(
     direction: Direction,
     policy: &Policy,
     rule: &Rule,
-) -> Vec<End<'a>> {
+) -> Vec<PolicyEndpoint<'a>> {
     let own = match direction {
         Direction::Egress => connection.destination,
         Direction::Ingress => connection.source,
@@ -85,9 +85,9 @@ fn peers<'a>(
         match peer {
             Peer::Block { cidr, .. } => {
                 // Whoever else is behind the address.
-                ends.push(End::external(cidr.addr()));
+                ends.push(PolicyEndpoint::external(cidr.addr()));
                 let inside = |view: &PodView<'_>| view.pod.ips.iter().any(|ip| cidr.contains(ip));
-                ends.extend(index.namespaces().flat_map(|(_, n)| n.pods()).filter(inside).map(End::pod));
+                ends.extend(index.namespaces().flat_map(|(_, n)| n.pods()).filter(inside).map(PolicyEndpoint::pod));
             }
             Peer::Pods { namespaces, pods } => {
                 let of_namespace = |name: &str, entry: &crate::cluster::index::NamespaceEntry| match namespaces {
@@ -96,18 +96,18 @@ fn peers<'a>(
                 };
                 let chosen = |view: &PodView<'_>| pods.as_ref().is_none_or(|s| s.matches(&view.pod.labels));
                 let spaces = index.namespaces().filter(|(name, entry)| of_namespace(name, entry));
-                ends.extend(spaces.flat_map(|(_, entry)| entry.pods()).filter(chosen).map(End::pod));
+                ends.extend(spaces.flat_map(|(_, entry)| entry.pods()).filter(chosen).map(PolicyEndpoint::pod));
             }
         }
     }
     ends
 }
 
-pub(super) fn name(end: End<'_>) -> String {
-    match (end.who, end.ip) {
-        (Who::Pod(view), _) => format!("{}/{}", view.pod.namespace, view.pod.name),
+pub(super) fn name(end: PolicyEndpoint<'_>) -> String {
+    match (end.identity, end.ip) {
+        (PolicyIdentity::Pod(view), _) => format!("{}/{}", view.pod.namespace, view.pod.name),
         (_, Some(ip)) => ip.to_string(),
-        (Who::Node(name), None) => name.to_owned(),
+        (PolicyIdentity::Node(name), None) => name.to_owned(),
         (_, None) => "unknown".to_owned(),
     }
 }
