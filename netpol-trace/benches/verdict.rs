@@ -19,7 +19,7 @@ use netpol_trace::cluster::index::Owner;
 use netpol_trace::cluster::{Change, Index, Kind};
 use netpol_trace::model::cluster::{Object, Protocol};
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, PolicyEndpoint, Finding, Options, Transport, PolicyIdentity};
+use netpol_trace::policy::{Connection, PolicyEndpoint, PolicyResult, Options, Transport, PolicyIdentity};
 
 /// How long one figure is measured.
 const MEASURED: Duration = Duration::from_millis(800);
@@ -110,14 +110,14 @@ fn while_pods_change() {
 fn speeds(index: &Index, pods: usize) -> [f64; 5] {
     let options = &Options::default();
     let connections = &large::connections(index, pods, 20_000);
-    let denied = |c: &&Connection<'_>| matches!(policy::evaluate(index, c, options).finding(), Finding::Denied);
+    let denied = |c: &&Connection<'_>| matches!(policy::evaluate(index, c, options).result(), PolicyResult::Denied);
     let (denied, allowed): (Vec<_>, Vec<_>) = connections.iter().partition(denied);
     [
         per_second(connections, |c| _ = black_box(policy::evaluate(index, c, options))),
         per_second(connections, |c| _ = black_box(policy::evaluate(index, &by_address(index, c), options))),
-        per_second(connections, |c| _ = black_box(policy::judge(index, c, options))),
-        per_second(&denied, |c| _ = black_box(policy::judge(index, c, options))),
-        per_second(&allowed, |c| _ = black_box(policy::judge(index, c, options))),
+        per_second(connections, |c| _ = black_box(policy::verdict_of(index, c, options))),
+        per_second(&denied, |c| _ = black_box(policy::verdict_of(index, c, options))),
+        per_second(&allowed, |c| _ = black_box(policy::verdict_of(index, c, options))),
     ]
 }
 
@@ -161,7 +161,7 @@ fn allocations_by_path() {
     let (_, bare) =
         allocations::during(|| connections.iter().for_each(|c| _ = black_box(policy::evaluate(&index, c, &options))));
     let (_, owned) =
-        allocations::during(|| connections.iter().for_each(|c| _ = black_box(policy::judge(&index, c, &options))));
+        allocations::during(|| connections.iter().for_each(|c| _ = black_box(policy::verdict_of(&index, c, &options))));
     println!();
     println!(
         "heap allocations a verdict: {:.2} bare, {:.2} as a record",

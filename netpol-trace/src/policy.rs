@@ -1,14 +1,14 @@
 //! What NetworkPolicy v1 says of one connection, with the evidence. Pure: no clock, no kube client, no I/O.
 //!
 //! ```text
-//! Connection ─> evaluate ─> Judgement (borrowed, no allocation) ─> report ─> record::Verdict
+//! Connection ─> evaluate ─> PolicyEvaluation (borrowed, no allocation) ─> report ─> record::Verdict
 //!                 │                                                   │
 //!                 └─ matching: one rule, peer or port                 └─ nearest: the rule that came closest
 //! ```
 //!
 //! [`check_rules`] tells of every rule what fits and what does not, for `explain`; [`hint`] names the usual mistake.
 //!
-//! [`evaluate`] is the fast core; [`judge`] makes the record's form of it. Where Kubernetes leaves a point to the
+//! [`evaluate`] is the fast core; [`verdict_of`] makes the record's form of it. Where Kubernetes leaves a point to the
 //! CNI, [`Options`] decides, and the verdict's notes say that it did.
 
 mod evaluate;
@@ -17,19 +17,19 @@ pub mod lint;
 mod matching;
 mod miss;
 mod nearest;
-mod report;
+mod explain;
 mod rules;
 pub mod suggest;
 mod summary;
 
 use std::net::IpAddr;
 
-pub use evaluate::{Because, Finding, Judgement, Policies, Side, evaluate};
-pub use hint::{Asked, FTP_DATA, hint, hint_of};
+pub use evaluate::{AllowedBy, PolicyResult, PolicyEvaluation, IsolatingPolicies, SideEvaluation, evaluate};
+pub use hint::{ClientRequest, FTP_DATA, hint, hint_of};
 use jiff::Timestamp;
-pub use matching::{Assumed, Doubt};
+pub use matching::{Assumptions, UndeterminedReason};
 pub(crate) use miss::bounded;
-pub use report::{Report, judge, name_changes, report, result};
+pub use explain::{ExplainedVerdict, verdict_of, name_changes, explain, verdict_result};
 pub use rules::{Fit, ItemCheck, RuleCheck, check_rules};
 pub use summary::summary;
 

@@ -14,22 +14,22 @@ pub(super) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// The CNI-dependent points that a finding rests on, as set in [`Options`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Assumed(u8);
+pub struct Assumptions(u8);
 
-impl Assumed {
-    pub const NOTHING: Assumed = Assumed(0);
+impl Assumptions {
+    pub const NOTHING: Assumptions = Assumptions(0);
     /// An `ipBlock` was compared with a pod's address.
-    pub const IPBLOCK: Assumed = Assumed(1);
+    pub const IPBLOCK: Assumptions = Assumptions(1);
     /// A hostNetwork pod was taken for a pod, or for its node.
-    pub const HOST_NETWORK: Assumed = Assumed(2);
+    pub const HOST_NETWORK: Assumptions = Assumptions(2);
     /// Pod and own node.
-    pub const OWN_NODE: Assumed = Assumed(4);
+    pub const OWN_NODE: Assumptions = Assumptions(4);
     /// ICMP or another protocol without a name in policies.
-    pub const OTHER_PROTOCOL: Assumed = Assumed(8);
+    pub const OTHER_PROTOCOL: Assumptions = Assumptions(8);
     /// A named port that only a native sidecar declares.
-    pub const SIDECAR_PORT: Assumed = Assumed(16);
+    pub const SIDECAR_PORT: Assumptions = Assumptions(16);
 
-    pub fn contains(self, other: Assumed) -> bool {
+    pub fn contains(self, other: Assumptions) -> bool {
         self.0 & other.0 == other.0
     }
 
@@ -38,16 +38,16 @@ impl Assumed {
     }
 
     #[must_use]
-    pub fn and(self, other: Assumed) -> Assumed {
-        Assumed(self.0 | other.0)
+    pub fn and(self, other: Assumptions) -> Assumptions {
+        Assumptions(self.0 | other.0)
     }
 }
 
 /// Why a match can't be known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Doubt {
+pub enum UndeterminedReason {
     /// The end's owner is not known.
-    UnknownEnd,
+    UnknownEndpoint,
     /// The destination port is not known.
     UnknownPort,
     /// The source never showed the Namespace object, so its labels are not known.
@@ -64,14 +64,14 @@ pub enum Doubt {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Match {
-    No(Assumed),
-    Maybe(Doubt),
-    Yes(Assumed),
+    No(Assumptions),
+    Maybe(UndeterminedReason),
+    Yes(Assumptions),
 }
 
 impl Match {
-    pub(super) const NO: Match = Match::No(Assumed::NOTHING);
-    pub(super) const YES: Match = Match::Yes(Assumed::NOTHING);
+    pub(super) const NO: Match = Match::No(Assumptions::NOTHING);
+    pub(super) const YES: Match = Match::Yes(Assumptions::NOTHING);
 
     fn from_bool(matches: bool) -> Match {
         if matches { Match::YES } else { Match::NO }
@@ -80,7 +80,7 @@ impl Match {
     pub(super) fn and(self, other: Match) -> Match {
         match (self, other) {
             (Match::No(a), _) | (_, Match::No(a)) => Match::No(a),
-            (Match::Maybe(doubt), _) | (_, Match::Maybe(doubt)) => Match::Maybe(doubt),
+            (Match::Maybe(reason), _) | (_, Match::Maybe(reason)) => Match::Maybe(reason),
             (Match::Yes(a), Match::Yes(b)) => Match::Yes(a.and(b)),
         }
     }
@@ -89,7 +89,7 @@ impl Match {
         match (self, other) {
             (Match::Yes(a), Match::Yes(b)) => Match::Yes(if a.is_nothing() { a } else { b }),
             (yes @ Match::Yes(_), _) | (_, yes @ Match::Yes(_)) => yes,
-            (Match::Maybe(doubt), _) | (_, Match::Maybe(doubt)) => Match::Maybe(doubt),
+            (Match::Maybe(reason), _) | (_, Match::Maybe(reason)) => Match::Maybe(reason),
             (Match::No(a), Match::No(b)) => Match::No(a.and(b)),
         }
     }
@@ -182,8 +182,8 @@ impl<'o, 'a> Matcher<'o, 'a> {
     fn selectable(&self) -> Result<&crate::cluster::index::PodView<'a>, Match> {
         match &self.peer().identity {
             PolicyIdentity::Pod(view) => Ok(view),
-            PolicyIdentity::Unknown => Err(Match::Maybe(Doubt::UnknownEnd)),
-            PolicyIdentity::External if self.to_service => Err(Match::Maybe(Doubt::ServiceAddress)),
+            PolicyIdentity::Unknown => Err(Match::Maybe(UndeterminedReason::UnknownEndpoint)),
+            PolicyIdentity::External if self.to_service => Err(Match::Maybe(UndeterminedReason::ServiceAddress)),
             PolicyIdentity::Node(_) | PolicyIdentity::External => Err(Match::NO),
         }
     }
@@ -192,9 +192,9 @@ impl<'o, 'a> Matcher<'o, 'a> {
     fn as_selected(&self, pod: &Pod) -> Match {
         match (pod.host_network, self.options.host_network_is_pod) {
             (false, _) => Match::YES,
-            (true, None) => Match::Maybe(Doubt::HostNetwork),
-            (true, Some(true)) => Match::Yes(Assumed::HOST_NETWORK),
-            (true, Some(false)) => Match::No(Assumed::HOST_NETWORK),
+            (true, None) => Match::Maybe(UndeterminedReason::HostNetwork),
+            (true, Some(true)) => Match::Yes(Assumptions::HOST_NETWORK),
+            (true, Some(false)) => Match::No(Assumptions::HOST_NETWORK),
         }
     }
 
@@ -204,21 +204,21 @@ impl<'o, 'a> Matcher<'o, 'a> {
         let found = match (&end.ip, &end.identity) {
             (Some(ip), _) => inside(ip),
             (None, PolicyIdentity::Pod(view)) => view.pod.ips.iter().any(inside),
-            (None, _) => return Match::Maybe(Doubt::UnknownEnd),
+            (None, _) => return Match::Maybe(UndeterminedReason::UnknownEndpoint),
         };
         if !found {
-            return if self.to_service { Match::Maybe(Doubt::ServiceAddress) } else { Match::NO };
+            return if self.to_service { Match::Maybe(UndeterminedReason::ServiceAddress) } else { Match::NO };
         }
         match (&end.identity, self.options.ipblock_matches_pods) {
-            (PolicyIdentity::External, _) if self.to_service => Match::Maybe(Doubt::ServiceAddress),
+            (PolicyIdentity::External, _) if self.to_service => Match::Maybe(UndeterminedReason::ServiceAddress),
             (PolicyIdentity::External | PolicyIdentity::Node(_), _) => Match::YES,
             (PolicyIdentity::Pod(view), _) if view.pod.host_network => Match::YES,
-            (PolicyIdentity::Pod(_), Some(true)) => Match::Yes(Assumed::IPBLOCK),
-            (PolicyIdentity::Pod(_), Some(false)) => Match::No(Assumed::IPBLOCK),
-            (PolicyIdentity::Pod(_), None) => Match::Maybe(Doubt::IpBlock),
+            (PolicyIdentity::Pod(_), Some(true)) => Match::Yes(Assumptions::IPBLOCK),
+            (PolicyIdentity::Pod(_), Some(false)) => Match::No(Assumptions::IPBLOCK),
+            (PolicyIdentity::Pod(_), None) => Match::Maybe(UndeterminedReason::IpBlock),
             // Pod or not, the address lies in the block.
             (PolicyIdentity::Unknown, Some(true)) => Match::YES,
-            (PolicyIdentity::Unknown, _) => Match::Maybe(Doubt::UnknownEnd),
+            (PolicyIdentity::Unknown, _) => Match::Maybe(UndeterminedReason::UnknownEndpoint),
         }
     }
 
@@ -229,13 +229,13 @@ impl<'o, 'a> Matcher<'o, 'a> {
         }
         if self.to_service && want.port != PortSpec::Any {
             // The service's port is not the one that policy sees.
-            return Match::Maybe(Doubt::ServiceAddress);
+            return Match::Maybe(UndeterminedReason::ServiceAddress);
         }
         match (&want.port, self.connection.port) {
             (PortSpec::Any, _) => Match::YES,
             (PortSpec::Range(first, last), Some(port)) => Match::from_bool((*first..=*last).contains(&port)),
             (PortSpec::Named(name), port) => self.named_port_matches(want, name, port),
-            (PortSpec::Range(..), None) => Match::Maybe(Doubt::UnknownPort),
+            (PortSpec::Range(..), None) => Match::Maybe(UndeterminedReason::UnknownPort),
         }
     }
 
@@ -243,7 +243,7 @@ impl<'o, 'a> Matcher<'o, 'a> {
     fn named_port_matches(&self, want: &PortMatch, name: &str, port: Option<u16>) -> Match {
         let view = match &self.connection.destination.identity {
             PolicyIdentity::Pod(view) => view,
-            PolicyIdentity::Unknown => return Match::Maybe(Doubt::UnknownEnd),
+            PolicyIdentity::Unknown => return Match::Maybe(UndeterminedReason::UnknownEndpoint),
             PolicyIdentity::Node(_) | PolicyIdentity::External => return Match::NO,
         };
         let declared = |p: &&crate::model::cluster::ContainerPort| {
@@ -254,9 +254,9 @@ impl<'o, 'a> Matcher<'o, 'a> {
             return Match::NO;
         }
         if port.is_none() {
-            return Match::Maybe(Doubt::UnknownPort);
+            return Match::Maybe(UndeterminedReason::UnknownPort);
         }
-        let by_name = if found.all(|p| p.sidecar) { Match::Yes(Assumed::SIDECAR_PORT) } else { Match::YES };
+        let by_name = if found.all(|p| p.sidecar) { Match::Yes(Assumptions::SIDECAR_PORT) } else { Match::YES };
         // As the subject of an ingress rule the pod is already taken for a pod.
         if self.direction == Direction::Egress { by_name.and(self.as_selected(view.pod)) } else { by_name }
     }
@@ -290,7 +290,7 @@ pub(super) fn namespace_requirement(requirement: &Requirement, name: &str, names
         return Match::from_bool(requirement.matches(labels));
     }
     if *requirement.key != *NAME_LABEL {
-        return Match::Maybe(Doubt::NamespaceLabels);
+        return Match::Maybe(UndeterminedReason::NamespaceLabels);
     }
     Match::from_bool(match &requirement.operator {
         Operator::In(values) => values.iter().any(|v| **v == *name),

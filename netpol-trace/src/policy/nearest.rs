@@ -29,7 +29,7 @@ use crate::cluster::index::PodView;
 use crate::model::cluster::{
     Direction, Labels, Operator, Peer, Policy, PortMatch, PortSpec, Requirement, Rule, Selector,
 };
-use crate::policy::evaluate::{Finding, Policies, Side};
+use crate::policy::evaluate::{PolicyResult, IsolatingPolicies, SideEvaluation};
 use crate::policy::matching::{Match, Matcher, in_block};
 use crate::policy::{Transport, PolicyIdentity};
 
@@ -54,8 +54,8 @@ pub struct NearestRule<'a> {
 }
 
 /// The rule that came closest on a side that denies; `None` on a side that does not.
-pub(super) fn nearest<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> Option<NearestRule<'a>> {
-    if !matches!(side.finding, Finding::Denied) {
+pub(super) fn nearest<'a>(matcher: &Matcher<'_, 'a>, side: &SideEvaluation<'a>) -> Option<NearestRule<'a>> {
+    if !matches!(side.result, PolicyResult::Denied) {
         return None;
     }
     let enforced = side.isolated_by.iter().flat_map(|policy| matcher.candidates(policy));
@@ -98,9 +98,9 @@ impl<'a> Matcher<'_, 'a> {
     }
 
     /// Rules that would match, of policies that select the pod but do not have the direction among their types.
-    fn inert(&self, isolated_by: Policies<'a>) -> impl Iterator<Item = NearestRule<'a>> {
+    fn inert(&self, isolated_by: IsolatingPolicies<'a>) -> impl Iterator<Item = NearestRule<'a>> {
         let subject = match (self.direction, isolated_by) {
-            (_, Policies::None) => None,
+            (_, IsolatingPolicies::None) => None,
             (Direction::Egress, _) => as_pod(&self.connection.source.identity),
             (Direction::Ingress, _) => as_pod(&self.connection.destination.identity),
         };

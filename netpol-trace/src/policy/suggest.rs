@@ -21,7 +21,7 @@ use crate::cluster::index::PodView;
 use crate::model::Str;
 use crate::model::cluster::{Direction, Object, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
 use crate::policy;
-use crate::policy::{Connection, PolicyEndpoint, Finding, Options, Transport, PolicyIdentity};
+use crate::policy::{Connection, PolicyEndpoint, PolicyResult, Options, Transport, PolicyIdentity};
 
 /// One policy to apply.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,13 +50,13 @@ pub enum Nothing {
 
 /// The changes that let `connection` through, at most one for each direction.
 pub fn suggest(index: &Index, connection: &Connection<'_>, options: &Options) -> Result<Vec<Change>, Nothing> {
-    let judgement = policy::evaluate(index, connection, options);
+    let evaluation = policy::evaluate(index, connection, options);
     let denied: Vec<Direction> = [Direction::Egress, Direction::Ingress]
         .into_iter()
-        .filter(|direction| matches!(judgement.side(*direction).finding, Finding::Denied))
+        .filter(|direction| matches!(evaluation.side(*direction).result, PolicyResult::Denied))
         .collect();
     if denied.is_empty() {
-        let verdict = policy::judge(index, connection, options);
+        let verdict = policy::verdict_of(index, connection, options);
         let why = [&verdict.egress, &verdict.ingress].into_iter().find_map(|side| side.why.clone());
         return Err(match why {
             None => Nothing::Allowed,
@@ -91,7 +91,7 @@ fn verify(index: &Index, connection: &Connection<'_>, options: &Options, changes
         changed.upsert(Object::Policy(change.policy.clone()));
     }
     let again = again(&changed, connection);
-    let verdict = policy::judge(&changed, &again, options);
+    let verdict = policy::verdict_of(&changed, &again, options);
     if verdict.result == crate::model::VerdictResult::Allowed {
         return Ok(());
     }
@@ -135,7 +135,7 @@ fn change(
         pod.namespace.pods().filter(selected).count() == workload.len() && workload.iter().all(selected)
     };
     let isolating = pod.isolated_by(direction);
-    let nearest = policy::judge(index, connection, options);
+    let nearest = policy::verdict_of(index, connection, options);
     let nearest = match direction {
         Direction::Egress => nearest.egress.nearest,
         Direction::Ingress => nearest.ingress.nearest,

@@ -203,14 +203,14 @@ impl Cluster {
         self
     }
 
-    pub fn judge(&self, from: &str, to: &str, port: &str) -> netpol_trace::model::Verdict {
-        policy::judge(&self.index, &connection(&self.index, from, to, port), &self.options)
+    pub fn verdict_of(&self, from: &str, to: &str, port: &str) -> netpol_trace::model::Verdict {
+        policy::verdict_of(&self.index, &connection(&self.index, from, to, port), &self.options)
     }
 
     /// `allowed`, `denied egress`, `denied ingress`, `denied both`, or `undetermined BASIS`.
     pub fn says(&self, from: &str, to: &str, port: &str) -> String {
         use netpol_trace::model::VerdictResult::{Allowed, Denied, Undetermined};
-        let verdict = self.judge(from, to, port);
+        let verdict = self.verdict_of(from, to, port);
         let sides = [&verdict.egress, &verdict.ingress].map(|side| side.result == Denied);
         match (verdict.result, sides) {
             (Allowed, [false, false]) => "allowed".to_owned(),

@@ -8,15 +8,15 @@ use netpol_trace::model::VerdictResult;
 use netpol_trace::model::cluster::{Direction, Object};
 use netpol_trace::policy;
 use netpol_trace::policy::suggest::{Nothing, Opened};
-use netpol_trace::policy::{Connection, PolicyEndpoint, Finding, Options, PolicyIdentity, suggest};
+use netpol_trace::policy::{Connection, PolicyEndpoint, PolicyResult, Options, PolicyIdentity, suggest};
 use proptest::prelude::*;
 
 use crate::random;
 
 /// Allowed in `direction`?
 fn allows(index: &Index, connection: &Connection<'_>, direction: Direction) -> bool {
-    let judgement = policy::evaluate(index, &suggest::again(index, connection), &Options::default());
-    matches!(judgement.side(direction).finding, Finding::Allowed(_))
+    let evaluation = policy::evaluate(index, &suggest::again(index, connection), &Options::default());
+    matches!(evaluation.side(direction).result, PolicyResult::Allowed(_))
 }
 
 fn name(end: PolicyEndpoint<'_>) -> String {
@@ -38,7 +38,7 @@ proptest! {
         let options = Options::default();
         for query in &queries {
             let connection = world.connection(&index, query);
-            let before = policy::judge(&index, &connection, &options);
+            let before = policy::verdict_of(&index, &connection, &options);
             let changes = match suggest::suggest(&index, &connection, &options) {
                 Ok(changes) => changes,
                 Err(Nothing::Allowed) => {
@@ -55,7 +55,7 @@ proptest! {
             for change in &changes {
                 after.upsert(Object::Policy(change.policy.clone()));
             }
-            let now = policy::judge(&after, &suggest::again(&after, &connection), &options);
+            let now = policy::verdict_of(&after, &suggest::again(&after, &connection), &options);
             prop_assert_eq!(now.result, VerdictResult::Allowed);
 
             for other in &queries {

@@ -100,7 +100,7 @@ fn answer(index: &Index, options: &Options, line: &[u8]) -> (Value, Said) {
         }
     };
     let said = match connection(index, &query) {
-        Ok(connection) => Said::Verdict(Box::new(policy::judge(index, &connection, options))),
+        Ok(connection) => Said::Verdict(Box::new(policy::verdict_of(index, &connection, options))),
         Err(error) => Said::Error(error),
     };
     (query.id, said)

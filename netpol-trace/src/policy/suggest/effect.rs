@@ -4,7 +4,7 @@ use crate::cluster::Index;
 use crate::cluster::index::PodView;
 use crate::model::cluster::{Direction, Object, Peer, Policy, Rule};
 use crate::policy;
-use crate::policy::{Connection, PolicyEndpoint, Finding, Options, PolicyIdentity};
+use crate::policy::{Connection, PolicyEndpoint, PolicyResult, Options, PolicyIdentity};
 
 /// Pairs that are looked at; the rest is counted.
 const MAX_PAIRS: usize = 100_000;
@@ -57,7 +57,7 @@ pub(super) fn of(
             continue;
         }
         let denied = |index: &Index, pair: &Connection<'_>| {
-            matches!(policy::evaluate(index, pair, options).side(direction).finding, Finding::Denied)
+            matches!(policy::evaluate(index, pair, options).side(direction).result, PolicyResult::Denied)
         };
         if denied(index, &pair) && !denied(&after, &crate::policy::suggest::again(&after, &pair)) {
             effect.opened.push(Opened { from: name(source), to: name(destination) });

@@ -1,4 +1,4 @@
-//! The judgement in the shape of the record: owned, and in words.
+//! The evaluation in the shape of the record: owned, and in words.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::cluster::Index;
 use crate::model::cluster::{Direction, OtherPolicy, Policy};
-use crate::policy::evaluate::{Because, Finding, Judgement, Side, evaluate};
-use crate::policy::matching::{Assumed, Doubt, Matcher};
+use crate::policy::evaluate::{AllowedBy, PolicyResult, PolicyEvaluation, SideEvaluation, evaluate};
+use crate::policy::matching::{Assumptions, UndeterminedReason, Matcher};
 use crate::policy::miss::text;
 use crate::policy::nearest::{NearestRule, nearest};
 use crate::policy::{Connection, Options, PolicyIdentity};
@@ -19,59 +19,59 @@ const OTHERS_NAMED: usize = 3;
 const CHANGES_NAMED: usize = 10;
 
 /// Judges `connection` in both directions, in the shape of the record.
-pub fn judge(index: &Index, connection: &Connection<'_>, options: &Options) -> crate::model::Verdict {
-    report(index, connection, options, &evaluate(index, connection, options)).verdict
+pub fn verdict_of(index: &Index, connection: &Connection<'_>, options: &Options) -> crate::model::Verdict {
+    explain(index, connection, options, &evaluate(index, connection, options)).verdict
 }
 
 /// A verdict in words, and the rules that it calls nearest: what a hint starts from.
-pub struct Report<'a> {
+pub struct ExplainedVerdict<'a> {
     pub verdict: crate::model::Verdict,
     pub(super) nearest: [Option<NearestRule<'a>>; 2],
 }
 
 /// What [`evaluate`] found of `connection`, in the shape of the record.
-pub fn report<'a>(
+pub fn explain<'a>(
     index: &Index,
     connection: &Connection<'a>,
     options: &Options,
-    judgement: &Judgement<'a>,
-) -> Report<'a> {
-    let finding = judgement.finding();
-    let basis = match finding {
-        Finding::Undetermined(doubt) => doubt.basis(),
+    evaluation: &PolicyEvaluation<'a>,
+) -> ExplainedVerdict<'a> {
+    let result = evaluation.result();
+    let basis = match result {
+        PolicyResult::Undetermined(reason) => reason.basis(),
         _ => "networkpolicy_v1",
     };
     let matcher = |direction| Matcher::new(index, connection, options, direction);
-    let of = |direction| side(&matcher(direction), judgement.side(direction));
+    let of = |direction| side(&matcher(direction), evaluation.side(direction));
     let ((egress, nearest_egress), (ingress, nearest_ingress)) = (of(Direction::Egress), of(Direction::Ingress));
-    let notes = notes(index, connection, judgement);
-    let verdict = crate::model::Verdict { result: result(finding), basis: basis.into(), egress, ingress, notes };
+    let notes = notes(index, connection, evaluation);
+    let verdict = crate::model::Verdict { result: verdict_result(result), basis: basis.into(), egress, ingress, notes };
     // In the order of `Direction`.
-    Report { verdict, nearest: [nearest_ingress, nearest_egress] }
+    ExplainedVerdict { verdict, nearest: [nearest_ingress, nearest_egress] }
 }
 
 /// The finding as records name it.
-pub fn result(finding: Finding<'_>) -> crate::model::VerdictResult {
-    match finding {
-        Finding::Allowed(_) => crate::model::VerdictResult::Allowed,
-        Finding::Denied => crate::model::VerdictResult::Denied,
-        Finding::Undetermined(_) => crate::model::VerdictResult::Undetermined,
+pub fn verdict_result(result: PolicyResult<'_>) -> crate::model::VerdictResult {
+    match result {
+        PolicyResult::Allowed(_) => crate::model::VerdictResult::Allowed,
+        PolicyResult::Denied => crate::model::VerdictResult::Denied,
+        PolicyResult::Undetermined(_) => crate::model::VerdictResult::Undetermined,
     }
 }
 
-fn side<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> (crate::model::Side, Option<NearestRule<'a>>) {
+fn side<'a>(matcher: &Matcher<'_, 'a>, side: &SideEvaluation<'a>) -> (crate::model::Side, Option<NearestRule<'a>>) {
     let direction = matcher.direction;
-    let (allowed_by, why) = match side.finding {
-        Finding::Allowed(Because::Rule { policy, rule }) => {
+    let (allowed_by, why) = match side.result {
+        PolicyResult::Allowed(AllowedBy::Rule { policy, rule }) => {
             let rule = crate::model::RuleRef { policy: policy_name(policy), rule: rule_name(direction, rule) };
             (Some(rule), None)
         }
-        Finding::Undetermined(doubt) => (None, Some(doubt.why(direction).to_owned())),
-        Finding::Allowed(_) | Finding::Denied => (None, None),
+        PolicyResult::Undetermined(reason) => (None, Some(reason.why(direction).to_owned())),
+        PolicyResult::Allowed(_) | PolicyResult::Denied => (None, None),
     };
     let nearest = nearest(matcher, side);
     let said = crate::model::Side {
-        result: result(side.finding),
+        result: verdict_result(side.result),
         isolated_by: side.isolated_by.iter().map(|policy| policy_ref(policy, matcher.connection.at)).collect(),
         allowed_by,
         nearest: nearest.map(|nearest| crate::model::Nearest {
@@ -85,8 +85,8 @@ fn side<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> (crate::model::Side, 
     (said, nearest)
 }
 
-impl Judgement<'_> {
-    /// From when, and until before when, what [`report`] says for `at` would be said too, of the same index: it tells how many
+impl PolicyEvaluation<'_> {
+    /// From when, and until before when, what [`explain`] says for `at` would be said too, of the same index: it tells how many
     /// seconds ago each policy changed. `None`: one changed later.
     pub fn holds_at(&self, at: Timestamp) -> Option<(Timestamp, Timestamp)> {
         let (mut from, mut until) = (Timestamp::MIN, Timestamp::MAX);
@@ -154,14 +154,14 @@ fn policy_ref(policy: &Policy, at: Option<Timestamp>) -> crate::model::PolicyRef
     }
 }
 
-fn notes(index: &Index, connection: &Connection<'_>, judgement: &Judgement<'_>) -> Vec<String> {
-    let assumed = judgement.egress.assumed.and(judgement.ingress.assumed);
+fn notes(index: &Index, connection: &Connection<'_>, evaluation: &PolicyEvaluation<'_>) -> Vec<String> {
+    let assumed = evaluation.egress.assumed.and(evaluation.ingress.assumed);
     let said = [
-        (Assumed::IPBLOCK, "assumes how this CNI compares an ipBlock with a pod's address (Kubernetes leaves it open)"),
-        (Assumed::HOST_NETWORK, "assumes how this CNI treats hostNetwork pods (Kubernetes leaves it open)"),
-        (Assumed::OWN_NODE, "assumes how this CNI treats traffic between a pod and its own node"),
-        (Assumed::OTHER_PROTOCOL, "assumes how this CNI treats protocols that NetworkPolicy can't name"),
-        (Assumed::SIDECAR_PORT, "the named port is declared by a native sidecar: older plugins don't resolve it"),
+        (Assumptions::IPBLOCK, "assumes how this CNI compares an ipBlock with a pod's address (Kubernetes leaves it open)"),
+        (Assumptions::HOST_NETWORK, "assumes how this CNI treats hostNetwork pods (Kubernetes leaves it open)"),
+        (Assumptions::OWN_NODE, "assumes how this CNI treats traffic between a pod and its own node"),
+        (Assumptions::OTHER_PROTOCOL, "assumes how this CNI treats protocols that NetworkPolicy can't name"),
+        (Assumptions::SIDECAR_PORT, "the named port is declared by a native sidecar: older plugins don't resolve it"),
     ];
     let mut notes: Vec<String> =
         said.iter().filter(|(point, _)| assumed.contains(*point)).map(|(_, text)| (*text).to_owned()).collect();
@@ -199,38 +199,38 @@ fn other_policies_note<'a>(
     Some(format!("speaks of NetworkPolicy v1 only; also present, not evaluated: {names}"))
 }
 
-impl Doubt {
+impl UndeterminedReason {
     /// The record's `basis`.
     pub fn basis(self) -> &'static str {
         match self {
-            Doubt::UnknownEnd | Doubt::UnknownPort => "addresses_only",
-            Doubt::NamespaceLabels => "undefined_namespace_labels",
-            Doubt::HostNetwork => "undefined_host_network",
-            Doubt::IpBlock => "undefined_ipblock",
-            Doubt::OwnNode => "undefined_own_node",
-            Doubt::Icmp => "undefined_icmp",
-            Doubt::Protocol => "undefined_protocol",
-            Doubt::ServiceAddress => "undefined_service_address",
+            UndeterminedReason::UnknownEndpoint | UndeterminedReason::UnknownPort => "addresses_only",
+            UndeterminedReason::NamespaceLabels => "undefined_namespace_labels",
+            UndeterminedReason::HostNetwork => "undefined_host_network",
+            UndeterminedReason::IpBlock => "undefined_ipblock",
+            UndeterminedReason::OwnNode => "undefined_own_node",
+            UndeterminedReason::Icmp => "undefined_icmp",
+            UndeterminedReason::Protocol => "undefined_protocol",
+            UndeterminedReason::ServiceAddress => "undefined_service_address",
         }
     }
 
     /// Why a side is undetermined, in words.
     pub fn why(self, direction: Direction) -> &'static str {
         match (self, direction) {
-            (Doubt::UnknownEnd, _) => "an end's owner is not known, only its address, and a rule depends on it",
-            (Doubt::UnknownPort, _) => "the destination port is not known, and a rule depends on it",
-            (Doubt::NamespaceLabels, _) => {
+            (UndeterminedReason::UnknownEndpoint, _) => "an end's owner is not known, only its address, and a rule depends on it",
+            (UndeterminedReason::UnknownPort, _) => "the destination port is not known, and a rule depends on it",
+            (UndeterminedReason::NamespaceLabels, _) => {
                 "a rule selects namespaces by labels, and the peer's Namespace was not given"
             }
-            (Doubt::HostNetwork, _) => "hostNetwork: whether policy sees the pod or its node depends on the CNI",
-            (Doubt::IpBlock, _) => "whether an ipBlock matches a pod's address depends on the CNI",
-            (Doubt::OwnNode, _) => "whether a pod and its own node may always talk depends on the CNI",
-            (Doubt::Icmp, _) => "NetworkPolicy v1 can't name ICMP; what isolation does to it depends on the CNI",
-            (Doubt::Protocol, _) => "NetworkPolicy v1 names TCP, UDP and SCTP only; for others it depends on the CNI",
-            (Doubt::ServiceAddress, Direction::Egress) => {
+            (UndeterminedReason::HostNetwork, _) => "hostNetwork: whether policy sees the pod or its node depends on the CNI",
+            (UndeterminedReason::IpBlock, _) => "whether an ipBlock matches a pod's address depends on the CNI",
+            (UndeterminedReason::OwnNode, _) => "whether a pod and its own node may always talk depends on the CNI",
+            (UndeterminedReason::Icmp, _) => "NetworkPolicy v1 can't name ICMP; what isolation does to it depends on the CNI",
+            (UndeterminedReason::Protocol, _) => "NetworkPolicy v1 names TCP, UDP and SCTP only; for others it depends on the CNI",
+            (UndeterminedReason::ServiceAddress, Direction::Egress) => {
                 "the destination is a service's address: policy sees the backend, which is not known"
             }
-            (Doubt::ServiceAddress, Direction::Ingress) => {
+            (UndeterminedReason::ServiceAddress, Direction::Ingress) => {
                 "the destination is a service's address: the backend, and what isolates it, is not known"
             }
         }
