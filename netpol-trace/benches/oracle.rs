@@ -10,7 +10,7 @@ mod random;
 use std::process::ExitCode;
 
 use netpol_trace::policy;
-use netpol_trace::policy::{PolicyResult, Options};
+use netpol_trace::policy::{Options, PolicyResult};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 

@@ -19,7 +19,7 @@ use netpol_trace::cluster::index::Owner;
 use netpol_trace::cluster::{Change, Index, Kind};
 use netpol_trace::model::cluster::{Object, Protocol};
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, PolicyEndpoint, PolicyResult, Options, Transport, PolicyIdentity};
+use netpol_trace::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, PolicyResult, Transport};
 
 /// How long one figure is measured.
 const MEASURED: Duration = Duration::from_millis(800);

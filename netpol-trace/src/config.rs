@@ -1,6 +1,6 @@
 //! The config file: every option of the agent by its long name, and what goes into records, which is re-read while the agent runs.
 //!
-//! [`read`] turns text into a [`File`] or into problems with their lines; [`flags`] joins the options with the command
+//! [`read`] turns text into a [`ConfigFile`] or into problems with their lines; [`flags`] joins the options with the command
 //! line's; [`live`] re-reads. docs/configuration.md has every key.
 
 pub mod flags;
@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::Path;
 
 pub use crate::pipeline::filter::{Pattern, Selection, Settings};
-pub use flags::Flag;
+pub use flags::FileOption;
 pub use live::Live;
 
 use crate::text::escape;
@@ -31,39 +31,39 @@ pub fn options() -> Vec<(String, Vec<String>)> {
 
 /// What a config file says.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct File {
+pub struct ConfigFile {
     /// Options of the agent; they count at its start.
-    pub flags: Vec<Flag>,
+    pub flags: Vec<FileOption>,
     pub settings: Settings,
 }
 
 /// What is wrong in a config file, where, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigProblem {
     pub line: u32,
     pub message: String,
 }
 
-impl Problem {
-    fn new(line: u32, message: impl Into<String>) -> Problem {
-        Problem { line, message: message.into() }
+impl ConfigProblem {
+    fn new(line: u32, message: impl Into<String>) -> ConfigProblem {
+        ConfigProblem { line, message: message.into() }
     }
 }
 
 /// All problems of a file, one a line.
 #[derive(Debug, thiserror::Error)]
-pub struct Problems {
+pub struct ConfigProblems {
     pub path: String,
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ConfigProblem>,
 }
 
-impl Problems {
-    fn of(path: &Path, problems: Vec<Problem>) -> Problems {
-        Problems { path: path.display().to_string(), problems }
+impl ConfigProblems {
+    fn of(path: &Path, problems: Vec<ConfigProblem>) -> ConfigProblems {
+        ConfigProblems { path: path.display().to_string(), problems }
     }
 }
 
-impl fmt::Display for Problems {
+impl fmt::Display for ConfigProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, problem) in self.problems.iter().enumerate() {
             let end = if n == 0 { "" } else { "\n" };

@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::metrics::{Metrics, text};
-pub use guard::{Guard, TOKEN_NEEDED, Token, bearer};
+pub use guard::{Guard, TOKEN_NEEDED, TokenFile, bearer};
 use waiting::Waiting;
 pub use write_timeout::Stalled;
 use write_timeout::WriteTimeout;

@@ -12,25 +12,25 @@
 //! CNI, [`Options`] decides, and the verdict's notes say that it did.
 
 mod evaluate;
+mod explain;
 mod hint;
 pub mod lint;
 mod matching;
 mod miss;
 mod nearest;
-mod explain;
 mod rules;
 pub mod suggest;
 mod summary;
 
 use std::net::IpAddr;
 
-pub use evaluate::{AllowedBy, PolicyResult, PolicyEvaluation, IsolatingPolicies, SideEvaluation, evaluate};
+pub use evaluate::{AllowedBy, IsolatingPolicies, PolicyEvaluation, PolicyResult, SideEvaluation, evaluate};
+pub use explain::{ExplainedVerdict, explain, name_changes, verdict_of, verdict_result};
 pub use hint::{ClientRequest, FTP_DATA, hint, hint_of};
 use jiff::Timestamp;
 pub use matching::{Assumptions, UndeterminedReason};
 pub(crate) use miss::bounded;
-pub use explain::{ExplainedVerdict, verdict_of, name_changes, explain, verdict_result};
-pub use rules::{Fit, ItemCheck, RuleCheck, check_rules};
+pub use rules::{ItemCheck, MatchResult, RuleCheck, check_rules};
 pub use summary::summary;
 
 use crate::cluster::index::PodView;

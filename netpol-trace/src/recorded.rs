@@ -13,7 +13,7 @@ use crate::record::magic;
 use crate::cluster::Index;
 use crate::model::cluster::{Labels, Namespace, Object, Owner, Phase, Pod};
 use crate::model::{Cause, EndpointKind};
-use crate::policy::{Connection, PolicyEndpoint, Transport, PolicyIdentity};
+use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 use crate::record::lines;
 use crate::record::lines::TOO_LONG;
 use crate::record::read::looks_like_a_record;

@@ -13,7 +13,7 @@ use crate::agent::{self, Config};
 use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::{Options, Peers};
 use crate::config::{Live, flags};
-use crate::http::{Guard, Token};
+use crate::http::{Guard, TokenFile};
 use crate::kernel::pins;
 use crate::record::format::Format;
 use crate::sink::target::{self, Target};
@@ -188,7 +188,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     }
     let reviewer = Reviewer::new(access.clone(), args.agents_namespace.clone(), "--tail-listen refuses all readers");
     let guard = match args.metrics_token_file {
-        Some(path) => Some(Guard::Token(Token::in_file(path)?)),
+        Some(path) => Some(Guard::TokenFile(TokenFile::in_file(path)?)),
         None if args.metrics_rbac => {
             let consequence = "nobody new is let in to /metrics";
             Some(Guard::review(Reviewer::new(access.clone(), args.agents_namespace, consequence)))

@@ -7,7 +7,7 @@ use crate::cluster::index::{Backend, Owner, PodView};
 use crate::missing::{self, few};
 use crate::model::cluster::{Pod, Protocol, Service, ServicePort};
 use crate::model::{Address, ServiceRef};
-use crate::policy::{Connection, PolicyEndpoint, Transport, PolicyIdentity};
+use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// What is wrong with what was typed.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +139,11 @@ fn through_service<'a>(
         let to = match (backend.pod, backend.ip) {
             (Some(view), _) => Party { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: None },
             (None, Some(ip)) => at_address(index, ip),
-            (None, None) => Party { end: PolicyEndpoint { ip: None, identity: PolicyIdentity::Unknown }, name: "unknown".to_owned(), how: None },
+            (None, None) => Party {
+                end: PolicyEndpoint { ip: None, identity: PolicyIdentity::Unknown },
+                name: "unknown".to_owned(),
+                how: None,
+            },
         };
         let transport = Transport::Named(service_port.protocol);
         case(from, &to, transport, Some(backend.target_port), original)
@@ -293,8 +297,12 @@ fn at_address(index: &Index, ip: IpAddr) -> Party<'_> {
     let (name, how) = match (&end.identity, index.owner_of(ip)) {
         (PolicyIdentity::Pod(view), _) => (pod_name(view.pod), Some(format!("{ip} is {}", pod_name(view.pod)))),
         (PolicyIdentity::Node(name), _) => (ip.to_string(), Some(format!("{ip} is node {name}"))),
-        (PolicyIdentity::Unknown, Owner::Ambiguous(count)) => (ip.to_string(), Some(format!("{count} pods claim {ip}"))),
-        (PolicyIdentity::Unknown, _) => (ip.to_string(), Some(format!("{ip} is in the pod network, of no pod in the input"))),
+        (PolicyIdentity::Unknown, Owner::Ambiguous(count)) => {
+            (ip.to_string(), Some(format!("{count} pods claim {ip}")))
+        }
+        (PolicyIdentity::Unknown, _) => {
+            (ip.to_string(), Some(format!("{ip} is in the pod network, of no pod in the input")))
+        }
         (PolicyIdentity::External, _) => (ip.to_string(), None),
     };
     Party { end, name, how }

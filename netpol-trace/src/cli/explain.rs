@@ -182,7 +182,8 @@ fn one_answer(index: &Index, options: &Options, case: &Case<'_>, service: Option
         hint: policy::hint(index, connection, options, request),
         egress: checks(Direction::Egress),
         ingress: checks(Direction::Ingress),
-        pods: [&connection.source, &connection.destination].map(|end| matches!(end.identity, policy::PolicyIdentity::Pod(_))),
+        pods: [&connection.source, &connection.destination]
+            .map(|end| matches!(end.identity, policy::PolicyIdentity::Pod(_))),
         resolved: case.resolved.clone(),
     }
 }

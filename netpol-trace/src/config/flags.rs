@@ -5,11 +5,11 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::read::{RUNTIME_KEYS, shown};
-use super::{File, Problem};
+use super::{ConfigFile, ConfigProblem};
 
 /// An option that the file sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flag {
+pub struct FileOption {
     pub name: String,
     pub line: u32,
     /// As they are written; or why there are none.
@@ -28,12 +28,12 @@ pub fn settable(agent: &Command) -> impl Iterator<Item = (&str, &Arg)> {
 }
 
 /// What is wrong with a file's options: unknown ones, and values that the command line would not take either.
-pub fn problems(file: &File, agent: &Command) -> Vec<Problem> {
+pub fn problems(file: &ConfigFile, agent: &Command) -> Vec<ConfigProblem> {
     file.flags.iter().filter_map(|flag| problem(flag, agent)).collect()
 }
 
-fn problem(flag: &Flag, agent: &Command) -> Option<Problem> {
-    let say = |message: String| Some(Problem::new(flag.line, message));
+fn problem(flag: &FileOption, agent: &Command) -> Option<ConfigProblem> {
+    let say = |message: String| Some(ConfigProblem::new(flag.line, message));
     let Some((_, arg)) = settable(agent).find(|(name, _)| *name == flag.name) else {
         return say(unknown(flag, agent));
     };
@@ -64,7 +64,7 @@ fn problem(flag: &Flag, agent: &Command) -> Option<Problem> {
     say(message)
 }
 
-fn unknown(flag: &Flag, agent: &Command) -> String {
+fn unknown(flag: &FileOption, agent: &Command) -> String {
     let name = shown(&flag.name);
     if NOT_IN_FILES.contains(&name) {
         return format!("{name} can be given on the command line only");
@@ -96,7 +96,7 @@ fn arguments(name: &str, values: &[String], arg: &Arg) -> Vec<String> {
 }
 
 /// The file's options as arguments, without those that the command line or the environment sets: these count for more.
-pub fn beneath(file: &File, agent: &Command, given: &ArgMatches) -> Vec<String> {
+pub fn beneath(file: &ConfigFile, agent: &Command, given: &ArgMatches) -> Vec<String> {
     let mut all = Vec::new();
     for flag in &file.flags {
         let Some((_, arg)) = settable(agent).find(|(name, _)| *name == flag.name) else { continue };

@@ -1,6 +1,6 @@
 //! The config file while the agent runs: looked at every second; a bad one changes nothing, and says so.
 
-use std::fs::File as FsFile;
+use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::read::{MAX_BYTES, read};
-use super::{File, Problem, Problems, flags};
+use super::{ConfigFile, ConfigProblem, ConfigProblems, flags};
 use crate::model::Cause;
 use crate::pipeline::filter::{FileState, Settings, State};
 
@@ -31,7 +31,7 @@ struct Followed {
     /// The agent's command line, which knows the options.
     command: Command,
     /// As the agent started with it.
-    first: File,
+    first: ConfigFile,
     /// The octets in force or, if they were bad, last tried.
     seen: Result<Vec<u8>, String>,
     /// Of the look before, when different: a change counts when two looks in a row see the same.
@@ -50,11 +50,11 @@ impl Live {
     ///
     /// # Errors
     /// All that is wrong in it: the agent does not start on a config file that it can't follow.
-    pub fn start(path: PathBuf, command: Command) -> Result<Live, Problems> {
+    pub fn start(path: PathBuf, command: Command) -> Result<Live, ConfigProblems> {
         let seen = bytes(&path);
         let first = match &seen {
             Ok(text) => checked(text, &path, &command)?,
-            Err(error) => return Err(Problems::of(&path, vec![Problem::new(1, error.clone())])),
+            Err(error) => return Err(ConfigProblems::of(&path, vec![ConfigProblem::new(1, error.clone())])),
         };
         let file =
             FileState { path: path.display().to_string(), read_at: Timestamp::now(), error: None, pending: Vec::new() };
@@ -64,7 +64,7 @@ impl Live {
     }
 
     /// What the file said at the start.
-    pub fn file(&self) -> Option<&File> {
+    pub fn file(&self) -> Option<&ConfigFile> {
         self.file.as_ref().map(|file| &file.first)
     }
 
@@ -98,7 +98,7 @@ impl Live {
 
 impl Followed {
     /// The file, when it has settled on something new.
-    fn look(&mut self) -> Option<Result<File, String>> {
+    fn look(&mut self) -> Option<Result<ConfigFile, String>> {
         let now = bytes(&self.path);
         if now == self.seen {
             self.before = None;
@@ -117,7 +117,7 @@ impl Followed {
         Some(outcome)
     }
 
-    fn change(&self, state: &mut State, outcome: Result<File, String>) {
+    fn change(&self, state: &mut State, outcome: Result<ConfigFile, String>) {
         let Some(in_force) = &mut state.file else { return };
         match outcome {
             Ok(file) => {
@@ -150,9 +150,10 @@ impl Followed {
     }
 
     /// Options that are not as they were at the start.
-    fn pending(&self, file: &File) -> Vec<String> {
-        let value =
-            |file: &File, name: &str| file.flags.iter().find(|flag| flag.name == name).map(|flag| flag.values.clone());
+    fn pending(&self, file: &ConfigFile) -> Vec<String> {
+        let value = |file: &ConfigFile, name: &str| {
+            file.flags.iter().find(|flag| flag.name == name).map(|flag| flag.values.clone())
+        };
         let mut names: Vec<&str> = self.first.flags.iter().chain(&file.flags).map(|flag| flag.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
@@ -164,12 +165,12 @@ impl Followed {
 fn bytes(path: &std::path::Path) -> Result<Vec<u8>, String> {
     let mut text = Vec::new();
     let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX) + 1;
-    let read = FsFile::open(path).and_then(|file| file.take(limit).read_to_end(&mut text));
+    let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut text));
     read.map(|_| text).map_err(|error| format!("can't be read: {error}"))
 }
 
-fn checked(text: &[u8], path: &std::path::Path, command: &Command) -> Result<File, Problems> {
+fn checked(text: &[u8], path: &std::path::Path, command: &Command) -> Result<ConfigFile, ConfigProblems> {
     let file = read(text, path)?;
     let problems = flags::problems(&file, command);
-    if problems.is_empty() { Ok(file) } else { Err(Problems::of(path, problems)) }
+    if problems.is_empty() { Ok(file) } else { Err(ConfigProblems::of(path, problems)) }
 }

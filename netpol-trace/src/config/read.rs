@@ -1,10 +1,10 @@
-//! The text of a config file to a [`File`], or to problems with their lines.
+//! The text of a config file to a [`ConfigFile`], or to problems with their lines.
 
 use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::{File, Flag, Problem, Problems};
+use super::{ConfigFile, ConfigProblem, ConfigProblems, FileOption};
 use crate::cluster::yaml::{self, Node, Value};
 use crate::model::Cause;
 use crate::pipeline::filter::{Pattern, Selection};
@@ -43,39 +43,43 @@ pub const RUNTIME_KEYS: [(&str, &str, &str); 8] = [
 ];
 
 /// Reads the text of a config file. An empty one is good and says nothing.
-pub fn read(text: &[u8], path: &Path) -> Result<File, Problems> {
+pub fn read(text: &[u8], path: &Path) -> Result<ConfigFile, ConfigProblems> {
     let mut problems = Vec::new();
     let file = file(text, &mut problems);
-    if problems.is_empty() { Ok(file) } else { Err(Problems::of(path, problems)) }
+    if problems.is_empty() { Ok(file) } else { Err(ConfigProblems::of(path, problems)) }
 }
 
-fn file(text: &[u8], problems: &mut Vec<Problem>) -> File {
-    let mut file = File::default();
+fn file(text: &[u8], problems: &mut Vec<ConfigProblem>) -> ConfigFile {
+    let mut file = ConfigFile::default();
     if text.len() > MAX_BYTES {
-        problems.push(Problem::new(1, format!("{} KiB; a config file has at most 1024", text.len() >> 10)));
+        problems.push(ConfigProblem::new(1, format!("{} KiB; a config file has at most 1024", text.len() >> 10)));
         return file;
     }
     let mut documents = yaml::parse(text).into_iter();
     let root = match documents.next() {
         None => return file,
         Some(Err(error)) => {
-            problems.push(Problem::new(error.line, error.message));
+            problems.push(ConfigProblem::new(error.line, error.message));
             return file;
         }
         Some(Ok(document)) => document.root,
     };
     match documents.next() {
         Some(Ok(second)) => {
-            problems.push(Problem::new(second.root.line, "a second document: a config file has one; remove the `---`"));
+            problems.push(ConfigProblem::new(
+                second.root.line,
+                "a second document: a config file has one; remove the `---`",
+            ));
         }
-        Some(Err(error)) => problems.push(Problem::new(error.line, error.message)),
+        Some(Err(error)) => problems.push(ConfigProblem::new(error.line, error.message)),
         None => {}
     }
     let entries = match &root.value {
         Value::Null => return file,
         Value::Mapping(entries) => entries,
         _ => {
-            problems.push(Problem::new(root.line, "a config file is a mapping of keys, such as `all-drops: true`"));
+            problems
+                .push(ConfigProblem::new(root.line, "a config file is a mapping of keys, such as `all-drops: true`"));
             return file;
         }
     };
@@ -91,13 +95,13 @@ fn file(text: &[u8], problems: &mut Vec<Problem>) -> File {
     file
 }
 
-fn selection(name: &str, line: u32, node: &Node, problems: &mut Vec<Problem>) -> Selection {
+fn selection(name: &str, line: u32, node: &Node, problems: &mut Vec<ConfigProblem>) -> Selection {
     let mut selection = Selection::default();
     let entries = match &node.value {
         Value::Null => return selection,
         Value::Mapping(entries) => entries,
         _ => {
-            problems.push(Problem::new(line, format!("{name} takes the lists namespaces, causes and cidrs")));
+            problems.push(ConfigProblem::new(line, format!("{name} takes the lists namespaces, causes and cidrs")));
             return selection;
         }
     };
@@ -107,7 +111,7 @@ fn selection(name: &str, line: u32, node: &Node, problems: &mut Vec<Problem>) ->
             "namespaces" => selection.namespaces = patterns(&place, key.line, node, problems),
             "causes" => selection.causes = list(&place, key.line, node, problems, cause),
             "cidrs" => selection.cidrs = list(&place, key.line, node, problems, cidr),
-            unknown => problems.push(Problem::new(
+            unknown => problems.push(ConfigProblem::new(
                 key.line,
                 format!("unknown key {:?} in {name}: it takes namespaces, causes and cidrs", shown(unknown)),
             )),
@@ -116,7 +120,7 @@ fn selection(name: &str, line: u32, node: &Node, problems: &mut Vec<Problem>) ->
     selection
 }
 
-fn patterns(name: &str, line: u32, node: &Node, problems: &mut Vec<Problem>) -> Option<Vec<Pattern>> {
+fn patterns(name: &str, line: u32, node: &Node, problems: &mut Vec<ConfigProblem>) -> Option<Vec<Pattern>> {
     list(name, line, node, problems, |text| match text {
         "" => Err("an empty text matches nothing; remove it".to_owned()),
         text => Ok(Pattern::new(text)),
@@ -149,40 +153,42 @@ fn list<T>(
     name: &str,
     line: u32,
     node: &Node,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<ConfigProblem>,
     item: impl Fn(&str) -> Result<T, String>,
 ) -> Option<Vec<T>> {
     let items = match &node.value {
         Value::Null => return None,
         Value::Sequence(items) => items,
         _ => {
-            problems.push(Problem::new(line, format!("{name} takes a list: {name}: [one, two]")));
+            problems.push(ConfigProblem::new(line, format!("{name} takes a list: {name}: [one, two]")));
             return None;
         }
     };
     if items.len() > MAX_ENTRIES {
-        problems
-            .push(Problem::new(line, format!("{name} has {} entries; at most {MAX_ENTRIES} are taken", items.len())));
+        problems.push(ConfigProblem::new(
+            line,
+            format!("{name} has {} entries; at most {MAX_ENTRIES} are taken", items.len()),
+        ));
         return None;
     }
     let mut list = Vec::with_capacity(items.len());
     for node in items {
         match scalar(node).ok_or_else(|| "takes texts only".to_owned()).and_then(|text| item(&text)) {
             Ok(value) => list.push(value),
-            Err(message) => problems.push(Problem::new(node.line, format!("{name}: {message}"))),
+            Err(message) => problems.push(ConfigProblem::new(node.line, format!("{name}: {message}"))),
         }
     }
     Some(list)
 }
 
 /// What is wrong with it is told with what is wrong with its name: that counts for more.
-fn flag(name: &str, line: u32, node: &Node) -> Flag {
+fn flag(name: &str, line: u32, node: &Node) -> FileOption {
     let values = match &node.value {
         Value::Null => Err("has no value: give one, or remove the key"),
         Value::Sequence(items) => items.iter().map(scalar).collect::<Option<_>>().ok_or("takes a list of values"),
         _ => scalar(node).map(|value| vec![value]).ok_or("takes a value or a list of values"),
     };
-    Flag { name: name.to_owned(), line, values }
+    FileOption { name: name.to_owned(), line, values }
 }
 
 /// A scalar as it was written: `node-name: no` is the text.

@@ -1,16 +1,16 @@
 //! Whether the API server can be read, as the agent reads it.
 
-use super::Finding;
+use super::DoctorFinding;
 use crate::cluster::api::Trouble;
 use crate::cluster::api::review::Review;
 
 const CHECK: &str = "api_server";
 
 /// `review`: `None` where no server is configured.
-pub fn api(review: Option<Result<Review, Trouble>>) -> Vec<Finding> {
+pub fn api(review: Option<Result<Review, Trouble>>) -> Vec<DoctorFinding> {
     let review = match review {
         None => {
-            return vec![Finding::warn(
+            return vec![DoctorFinding::warn(
                 CHECK,
                 "no kubeconfig (KUBECONFIG, ~/.kube/config), and this is no pod of a cluster",
                 "without an API server the agent knows pods and policies from manifests only",
@@ -18,7 +18,7 @@ pub fn api(review: Option<Result<Review, Trouble>>) -> Vec<Finding> {
             )];
         }
         Some(Err(trouble)) => {
-            return vec![Finding::warn(
+            return vec![DoctorFinding::warn(
                 CHECK,
                 trouble.to_string(),
                 "until it answers, drops are recorded with addresses only",
@@ -29,11 +29,11 @@ pub fn api(review: Option<Result<Review, Trouble>>) -> Vec<Finding> {
     };
     let user = review.user.as_deref().unwrap_or("an account that the server does not name");
     let found = format!("{}, version {}, as {user}", review.server, review.version);
-    let mut findings = vec![Finding::ok(CHECK, found, "the API server answers")];
+    let mut findings = vec![DoctorFinding::ok(CHECK, found, "the API server answers")];
     for missing in &review.missing {
         let found = format!("{user} may not {} {}", missing.verbs.join(", "), missing.resource);
         let remedy = format!("add to the account's ClusterRole: {}", missing.rule());
-        findings.push(Finding::warn(CHECK, found, without(&missing.resource), remedy));
+        findings.push(DoctorFinding::warn(CHECK, found, without(&missing.resource), remedy));
     }
     findings
 }
@@ -53,7 +53,7 @@ fn without(resource: &str) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Status;
+    use super::super::FindingStatus;
     use super::*;
     use crate::cluster::api::review::Missing;
 
@@ -68,7 +68,7 @@ mod tests {
             missing: vec![missing],
         };
         let findings = api(Some(Ok(review)));
-        assert_eq!(findings[0].status, Status::Ok);
+        assert_eq!(findings[0].status, FindingStatus::Ok);
         assert_eq!(findings[1].found, "system:serviceaccount:a:b may not list, watch nodes");
         let rule = r#"add to the account's ClusterRole: {apiGroups: [""], resources: [nodes], verbs: [list, watch]}"#;
         assert_eq!(findings[1].remedy.as_deref(), Some(rule));

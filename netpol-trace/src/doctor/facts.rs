@@ -5,21 +5,21 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-/// All that [`super::judge`] looks at.
+/// All that [`super::diagnose`] looks at.
 #[derive(Debug, Clone, Default)]
-pub struct Facts {
+pub struct NodeFacts {
     /// `uname -r`.
     pub release: Option<String>,
-    pub btf: Btf,
-    pub hooks: Vec<Hook>,
+    pub btf: BtfState,
+    pub hooks: Vec<HookProbe>,
     /// The effective capabilities, bit N is capability N.
     pub capabilities: Option<u64>,
     /// Capabilities in another user namespace than the initial one are none towards the kernel.
     pub initial_user_namespace: Option<bool>,
     /// Mode of the system call filter: 2 is a profile, as container runtimes set one.
     pub seccomp: Option<u32>,
-    pub lockdown: Lockdown,
-    pub symbols: Symbols,
+    pub lockdown: LockdownMode,
+    pub symbols: KallsymsState,
     pub kptr_restrict: Option<u32>,
     /// Soft limit of locked memory in octets; `u64::MAX` is unlimited.
     pub memlock: Option<u64>,
@@ -36,7 +36,7 @@ pub struct Facts {
 
 /// The kernel's type information.
 #[derive(Debug, Clone, Default)]
-pub enum Btf {
+pub enum BtfState {
     #[default]
     Absent,
     /// In octets.
@@ -46,7 +46,7 @@ pub enum Btf {
 
 /// A hook that was loaded, attached and detached again.
 #[derive(Debug, Clone)]
-pub struct Hook {
+pub struct HookProbe {
     pub name: String,
     /// How it attached, or why not.
     pub result: Result<String, String>,
@@ -55,7 +55,7 @@ pub struct Hook {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Lockdown {
+pub enum LockdownMode {
     /// The kernel has no lockdown.
     Absent,
     None,
@@ -66,7 +66,7 @@ pub enum Lockdown {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Symbols {
+pub enum KallsymsState {
     Addresses,
     /// Names are shown, every address is 0.
     Hidden,
@@ -75,9 +75,9 @@ pub enum Symbols {
 }
 
 /// Looks at the machine. `hooks` are the outcomes of trying them.
-pub fn gather(hooks: Vec<Hook>) -> Facts {
+pub fn gather(hooks: Vec<HookProbe>) -> NodeFacts {
     let mut facts = read(Path::new("/"), hooks);
-    if facts.lockdown == Lockdown::Unknown
+    if facts.lockdown == LockdownMode::Unknown
         && let Some(text) = unmounted_lockdown()
     {
         facts.lockdown = lockdown(&text);
@@ -86,25 +86,25 @@ pub fn gather(hooks: Vec<Hook>) -> Facts {
 }
 
 /// What files say, below `root`.
-fn read(root: &Path, hooks: Vec<Hook>) -> Facts {
+fn read(root: &Path, hooks: Vec<HookProbe>) -> NodeFacts {
     let status = text(root, "proc/self/status").unwrap_or_default();
     let capabilities = field(&status, "CapEff:").and_then(|hex| u64::from_str_radix(hex, 16).ok());
-    Facts {
+    NodeFacts {
         release: text(root, "proc/sys/kernel/osrelease").map(|release| release.trim().to_owned()),
         btf: match fs::metadata(root.join("sys/kernel/btf/vmlinux")) {
             Ok(meta) => match File::open(root.join("sys/kernel/btf/vmlinux")) {
-                Ok(_) => Btf::Present(meta.len()),
-                Err(error) => Btf::Unreadable(error.to_string()),
+                Ok(_) => BtfState::Present(meta.len()),
+                Err(error) => BtfState::Unreadable(error.to_string()),
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Btf::Absent,
-            Err(error) => Btf::Unreadable(error.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BtfState::Absent,
+            Err(error) => BtfState::Unreadable(error.to_string()),
         },
         hooks,
         capabilities,
         initial_user_namespace: text(root, "proc/self/uid_map")
             .map(|map| map.split_whitespace().eq(["0", "0", "4294967295"])),
         seccomp: field(&status, "Seccomp:").and_then(|mode| mode.parse().ok()),
-        lockdown: text(root, "sys/kernel/security/lockdown").map_or(Lockdown::Unknown, |text| lockdown(&text)),
+        lockdown: text(root, "sys/kernel/security/lockdown").map_or(LockdownMode::Unknown, |text| lockdown(&text)),
         symbols: symbols(root),
         kptr_restrict: number(root, "proc/sys/kernel/kptr_restrict"),
         memlock: text(root, "proc/self/limits").and_then(|limits| memlock(&limits)),
@@ -141,12 +141,12 @@ fn list(root: &Path, path: &str) -> Vec<String> {
 }
 
 /// `none [integrity] confidentiality`: the brackets mark the mode in force.
-fn lockdown(text: &str) -> Lockdown {
+fn lockdown(text: &str) -> LockdownMode {
     match text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']')) {
-        Some("none") => Lockdown::None,
-        Some("integrity") => Lockdown::Integrity,
-        Some("confidentiality") => Lockdown::Confidentiality,
-        _ => Lockdown::Unknown,
+        Some("none") => LockdownMode::None,
+        Some("integrity") => LockdownMode::Integrity,
+        Some("confidentiality") => LockdownMode::Confidentiality,
+        _ => LockdownMode::Unknown,
     }
 }
 
@@ -167,15 +167,15 @@ fn unmounted_lockdown() -> Option<String> {
 }
 
 /// Reads until the first address: they are shown, or none is.
-fn symbols(root: &Path) -> Symbols {
-    let Some(text) = text(root, "proc/kallsyms") else { return Symbols::Unreadable };
+fn symbols(root: &Path) -> KallsymsState {
+    let Some(text) = text(root, "proc/kallsyms") else { return KallsymsState::Unreadable };
     let mut addresses = text.lines().filter_map(|line| line.split(' ').next()).filter(|a| !a.is_empty()).peekable();
     if addresses.peek().is_none() {
-        Symbols::Unreadable
+        KallsymsState::Unreadable
     } else if addresses.any(|address| address.bytes().any(|digit| digit != b'0')) {
-        Symbols::Addresses
+        KallsymsState::Addresses
     } else {
-        Symbols::Hidden
+        KallsymsState::Hidden
     }
 }
 
@@ -240,18 +240,18 @@ mod tests {
         let facts = read(dir.path(), Vec::new());
         assert_eq!(facts.release, None);
         assert_eq!(facts.capabilities, None);
-        assert_eq!(facts.lockdown, Lockdown::Unknown);
-        assert_eq!(facts.symbols, Symbols::Unreadable);
+        assert_eq!(facts.lockdown, LockdownMode::Unknown);
+        assert_eq!(facts.symbols, KallsymsState::Unreadable);
         assert_eq!(facts.memory_max, None);
     }
 
     #[test]
     fn the_lockdown_mode_is_the_bracketed_one() {
         for (text, mode) in [
-            ("[none] integrity confidentiality\n", Lockdown::None),
-            ("none [integrity] confidentiality\n", Lockdown::Integrity),
-            ("none integrity [confidentiality]\n", Lockdown::Confidentiality),
-            ("", Lockdown::Unknown),
+            ("[none] integrity confidentiality\n", LockdownMode::None),
+            ("none [integrity] confidentiality\n", LockdownMode::Integrity),
+            ("none integrity [confidentiality]\n", LockdownMode::Confidentiality),
+            ("", LockdownMode::Unknown),
         ] {
             assert_eq!(lockdown(text), mode, "{text}");
         }
@@ -260,9 +260,9 @@ mod tests {
     #[test]
     fn hidden_addresses_are_told_from_shown_ones() {
         let kallsyms = |text| symbols(tree(&[("proc/kallsyms", text)]).path());
-        assert_eq!(kallsyms("0000000000000000 T _text\n0000000000000000 t x\n"), Symbols::Hidden);
-        assert_eq!(kallsyms("0000000000000000 A fixed\nffffffff81000000 T _text\n"), Symbols::Addresses);
-        assert_eq!(kallsyms(""), Symbols::Unreadable);
+        assert_eq!(kallsyms("0000000000000000 T _text\n0000000000000000 t x\n"), KallsymsState::Hidden);
+        assert_eq!(kallsyms("0000000000000000 A fixed\nffffffff81000000 T _text\n"), KallsymsState::Addresses);
+        assert_eq!(kallsyms(""), KallsymsState::Unreadable);
     }
 
     #[test]

@@ -2,23 +2,23 @@
 
 use expect_test::{Expect, expect};
 
-use super::facts::{Btf, Facts, Hook, Lockdown, Symbols};
-use super::{Finding, can_record, text};
+use super::facts::{BtfState, HookProbe, KallsymsState, LockdownMode, NodeFacts};
+use super::{DoctorFinding, can_record, text};
 use crate::inventory::devices::Device;
 use crate::inventory::ruleset::{Backend, Builder, TableFamily, TableKey};
 use crate::inventory::{Inventory, Known, Queue};
 
 /// A node with Linux 6.8, a root process and an nftables CNI.
-fn good() -> Facts {
-    Facts {
+fn good() -> NodeFacts {
+    NodeFacts {
         release: Some("6.8.0-31-generic".into()),
-        btf: Btf::Present(5 << 20),
-        hooks: vec![Hook { name: "kfree_skb".into(), result: Ok("as BTF tracepoint".into()), costs: None }],
+        btf: BtfState::Present(5 << 20),
+        hooks: vec![HookProbe { name: "kfree_skb".into(), result: Ok("as BTF tracepoint".into()), costs: None }],
         capabilities: Some(0x1ff_ffff_ffff),
         initial_user_namespace: Some(true),
         seccomp: Some(0),
-        lockdown: Lockdown::None,
-        symbols: Symbols::Addresses,
+        lockdown: LockdownMode::None,
+        symbols: KallsymsState::Addresses,
         kptr_restrict: Some(1),
         memlock: Some(8 << 20),
         memory_max: Some(256 << 20),
@@ -51,26 +51,26 @@ fn inventory(tables: &[&str]) -> Inventory {
 /// A node's ruleset that enforces.
 const TABLES: &[&str] = &["kube-network-policies"];
 
-fn judge(facts: &Facts) -> Vec<Finding> {
-    super::judge(facts, &inventory(TABLES))
+fn diagnose(facts: &NodeFacts) -> Vec<DoctorFinding> {
+    super::diagnose(facts, &inventory(TABLES))
 }
 
 /// The first line and what is not fine.
-fn check(change: impl FnOnce(&mut Facts), expected: Expect) {
+fn check(change: impl FnOnce(&mut NodeFacts), expected: Expect) {
     check_node(|facts, _| change(facts), expected);
 }
 
-fn check_node(change: impl FnOnce(&mut Facts, &mut Inventory), expected: Expect) {
+fn check_node(change: impl FnOnce(&mut NodeFacts, &mut Inventory), expected: Expect) {
     let (mut facts, mut inventory) = (good(), inventory(TABLES));
     change(&mut facts, &mut inventory);
-    let printed = text(&super::judge(&facts, &inventory));
+    let printed = text(&super::diagnose(&facts, &inventory));
     let until = printed.find("\nok ").map_or(printed.as_str(), |end| &printed[..end]);
     expected.assert_eq(until);
 }
 
 #[test]
 fn a_good_node_in_full() {
-    let findings = judge(&good());
+    let findings = diagnose(&good());
     assert!(can_record(&findings));
     expect![[r#"
         Yes: drops can be recorded here.
@@ -103,8 +103,8 @@ fn an_ordinary_user() {
         |facts, inventory| {
             facts.capabilities = Some(0);
             facts.hooks[0].result = Err("Operation not permitted (os error 1)".into());
-            facts.symbols = Symbols::Hidden;
-            facts.lockdown = Lockdown::Unknown;
+            facts.symbols = KallsymsState::Hidden;
+            facts.lockdown = LockdownMode::Unknown;
             let refused = Known::No("Operation not permitted (os error 1)".into());
             (inventory.nft, inventory.legacy) = (refused.clone(), refused);
             inventory.ruleset = Builder::default().finish();
@@ -148,7 +148,7 @@ fn an_ordinary_user() {
 fn no_btf() {
     check(
         |facts| {
-            facts.btf = Btf::Absent;
+            facts.btf = BtfState::Absent;
             facts.hooks[0].result = Err("this kernel has no BTF".into());
         },
         expect![[r#"
@@ -186,7 +186,7 @@ fn linux_5_10_without_addresses() {
     check(
         |facts| {
             facts.release = Some("5.10.0-36-cloud-amd64".into());
-            facts.symbols = Symbols::Hidden;
+            facts.symbols = KallsymsState::Hidden;
             facts.kptr_restrict = Some(2);
             facts.capabilities = Some(0x1ff_ffff_ffff & !(1 << 24));
             facts.memlock = Some(64 << 10);
@@ -213,7 +213,7 @@ fn only_the_daemonsets_capabilities() {
     check(
         |facts| {
             facts.capabilities = Some(1 << 39 | 1 << 38);
-            facts.symbols = Symbols::Hidden;
+            facts.symbols = KallsymsState::Hidden;
         },
         expect![[r#"
             Yes: drops can be recorded here, with 4 limits.
@@ -238,7 +238,7 @@ fn only_the_daemonsets_capabilities() {
 fn confidentiality() {
     check(
         |facts| {
-            facts.lockdown = Lockdown::Confidentiality;
+            facts.lockdown = LockdownMode::Confidentiality;
             facts.hooks[0].result = Err("Operation not permitted (os error 1)".into());
         },
         expect![[r#"
@@ -372,7 +372,7 @@ fn a_pods_own_network() {
 
 #[test]
 fn a_table_name_cannot_steer_the_terminal() {
-    let printed = text(&super::judge(&good(), &inventory(&["x\u{1b}[2Jy\u{202e}\nok"])));
+    let printed = text(&super::diagnose(&good(), &inventory(&["x\u{1b}[2Jy\u{202e}\nok"])));
     let line = printed.lines().find(|line| line.contains("nftables:")).unwrap_or_default();
     expect![[r#"ok   coverage     nftables: inet x\u{1b}[2Jy\u{202e}\nok (0 rules)"#]].assert_eq(line);
 }
@@ -382,7 +382,7 @@ fn a_hook_that_drops_do_not_need() {
     check(
         |facts| {
             let costs = Some("REJECT is told by the rules".into());
-            facts.hooks.push(Hook { name: "reject".into(), result: Err("EPERM".into()), costs });
+            facts.hooks.push(HookProbe { name: "reject".into(), result: Err("EPERM".into()), costs });
         },
         expect![[r#"
             Yes: drops can be recorded here, with one limit.
@@ -397,8 +397,8 @@ fn a_hook_that_drops_do_not_need() {
 #[test]
 fn json_has_the_promised_fields() {
     let mut facts = good();
-    facts.btf = Btf::Unreadable("Permission denied".into());
-    let json = serde_json::to_value(judge(&facts)).unwrap();
+    facts.btf = BtfState::Unreadable("Permission denied".into());
+    let json = serde_json::to_value(diagnose(&facts)).unwrap();
     expect![[r#"{"check":"btf","found":"/sys/kernel/btf/vmlinux can't be read: Permission denied","meaning":"the layout of the kernel's structures can't be found, so packets can't be read","remedy":"make it readable","status":"fail"}"#]]
         .assert_eq(&json[1].to_string());
 }
@@ -407,7 +407,7 @@ fn json_has_the_promised_fields() {
 fn nothing_is_known() {
     check_node(
         |facts, inventory| {
-            *facts = Facts::default();
+            *facts = NodeFacts::default();
             let why = || Known::No("Operation not permitted (os error 1)".into());
             (inventory.nft, inventory.legacy, inventory.devices_known) = (why(), why(), why());
             inventory.ruleset = Builder::default().finish();
@@ -467,13 +467,15 @@ fn a_seccomp_profile_that_refuses_bpf() {
                               To do: use containerd 1.6.9, Docker 23 or later, or set seccompProfile to a profile of type Localhost that allows bpf
         "#]],
     );
-    let judged = |seccomp, capabilities| {
+    let seccomp_fails = |seccomp, capabilities| {
         let mut facts = good();
         (facts.seccomp, facts.capabilities) = (seccomp, capabilities);
         facts.hooks[0].result = Err(refused.into());
-        judge(&facts).iter().any(|finding| finding.check == "seccomp" && finding.status == super::Status::Fail)
+        diagnose(&facts)
+            .iter()
+            .any(|finding| finding.check == "seccomp" && finding.status == super::FindingStatus::Fail)
     };
-    assert!(judged(Some(2), Some(0x1ff_ffff_ffff)));
-    assert!(!judged(Some(0), Some(0x1ff_ffff_ffff)), "no profile");
-    assert!(!judged(Some(2), Some(0)), "the capabilities are missing: that is why");
+    assert!(seccomp_fails(Some(2), Some(0x1ff_ffff_ffff)));
+    assert!(!seccomp_fails(Some(0), Some(0x1ff_ffff_ffff)), "no profile");
+    assert!(!seccomp_fails(Some(2), Some(0)), "the capabilities are missing: that is why");
 }

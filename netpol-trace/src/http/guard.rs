@@ -19,7 +19,7 @@ const MAX_TOKEN: u64 = 16 * 1024;
 /// Who is let in.
 #[derive(Debug)]
 pub enum Guard {
-    Token(Token),
+    TokenFile(TokenFile),
     /// As the API server says; `true` while it can't be asked, which is said once in the log.
     Review(Box<Reviewer>),
 }
@@ -32,7 +32,7 @@ impl Guard {
     async fn admits(&self, token: &str) -> Result<(), (StatusCode, &'static str)> {
         const UNKNOWN: (StatusCode, &str) = (StatusCode::UNAUTHORIZED, "this token is not good here\n");
         let reviewer = match self {
-            Guard::Token(known) => return if known.is(token) { Ok(()) } else { Err(UNKNOWN) },
+            Guard::TokenFile(known) => return if known.is(token) { Ok(()) } else { Err(UNKNOWN) },
             Guard::Review(reviewer) => reviewer,
         };
         match reviewer.may_get(token, "/metrics").await {
@@ -53,13 +53,13 @@ impl Guard {
 
 /// The token that /metrics asks for, in a file that may change (a mounted Secret).
 #[derive(Debug, Clone)]
-pub struct Token(PathBuf);
+pub struct TokenFile(PathBuf);
 
-impl Token {
+impl TokenFile {
     /// # Errors
     /// The file can't be read, or has no token.
-    pub fn in_file(path: PathBuf) -> anyhow::Result<Token> {
-        let token = Token(path);
+    pub fn in_file(path: PathBuf) -> anyhow::Result<TokenFile> {
+        let token = TokenFile(path);
         token.read().with_context(|| format!("--metrics-token-file {}", token.0.display()))?;
         Ok(token)
     }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What an answer says of one address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Address {
+pub struct AnswerAddress {
     pub ip: IpAddr,
     /// Seconds for which it may be kept.
     pub ttl: u32,
@@ -15,10 +15,10 @@ pub struct Address {
 
 /// A positive answer: the addresses of the name that was asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Answer {
+pub struct DnsAnswer {
     /// The name that was asked for, then what it is an alias of: lower case, ASCII, without the last dot.
     pub names: Vec<String>,
-    pub addresses: Vec<Address>,
+    pub addresses: Vec<AnswerAddress>,
 }
 
 /// Names and addresses kept of one answer.
@@ -38,7 +38,7 @@ const IN: u16 = 1;
 
 /// Reads an answer. `None` unless it is a successful response to one question for addresses. Records that are not
 /// reached from the question through aliases are left out: nobody asked for them.
-pub fn parse(message: &[u8]) -> Option<Answer> {
+pub fn parse(message: &[u8]) -> Option<DnsAnswer> {
     let flags = word(message, 2)?;
     // A response to a standard query, without error.
     if flags >> 15 != 1 || flags >> 11 & 0xf != 0 || flags & 0xf != 0 || word(message, 4)? != 1 {
@@ -50,7 +50,7 @@ pub fn parse(message: &[u8]) -> Option<Answer> {
         return None;
     }
     at += 4;
-    let mut answer = Answer { names: vec![text(&asked)], addresses: Vec::new() };
+    let mut answer = DnsAnswer { names: vec![text(&asked)], addresses: Vec::new() };
     // The names that records may be about by now; servers put an alias before what it stands for.
     let mut current = asked;
     for _ in 0..usize::from(word(message, 6)?).min(MAX_RECORDS) {
@@ -75,7 +75,7 @@ pub fn parse(message: &[u8]) -> Option<Answer> {
                     _ => None,
                 };
                 if let Some(ip) = ip.filter(|_| answer.addresses.len() < MAX_ADDRESSES) {
-                    answer.addresses.push(Address { ip, ttl: record.ttl });
+                    answer.addresses.push(AnswerAddress { ip, ttl: record.ttl });
                 }
             }
             _ => {}
@@ -84,8 +84,8 @@ pub fn parse(message: &[u8]) -> Option<Answer> {
     (!answer.addresses.is_empty()).then_some(answer)
 }
 
-struct Record {
-    owner: Labels,
+struct ResourceRecord {
+    owner: DomainName,
     kind: u16,
     class: u16,
     ttl: u32,
@@ -95,22 +95,22 @@ struct Record {
 }
 
 /// The labels of a name, lower case.
-type Labels = Vec<Vec<u8>>;
+type DomainName = Vec<Vec<u8>>;
 
 /// The record at `at` and where the next one begins; `None` where the message ends before its end.
-fn record(message: &[u8], at: usize) -> Option<(Record, usize)> {
+fn record(message: &[u8], at: usize) -> Option<(ResourceRecord, usize)> {
     let (owner, at) = name(message, at)?;
     let (kind, class) = (word(message, at)?, word(message, at + 2)?);
     let ttl = u32::from(word(message, at + 4)?) << 16 | u32::from(word(message, at + 6)?);
     let length = usize::from(word(message, at + 8)?);
     let data = at + 10;
     message.get(data..data + length)?;
-    Some((Record { owner, kind, class, ttl, data, length }, data + length))
+    Some((ResourceRecord { owner, kind, class, ttl, data, length }, data + length))
 }
 
 /// The name at `at`, and where what follows it begins.
-fn name(message: &[u8], mut at: usize) -> Option<(Labels, usize)> {
-    let mut labels = Labels::new();
+fn name(message: &[u8], mut at: usize) -> Option<(DomainName, usize)> {
+    let mut labels = DomainName::new();
     let (mut end, mut pointers, mut octets) = (None, 0, 0);
     loop {
         let length = usize::from(*message.get(at)?);
@@ -140,7 +140,7 @@ fn name(message: &[u8], mut at: usize) -> Option<(Labels, usize)> {
 
 /// As RFC 1035 (5.1) writes a name: what is not a letter, digit, hyphen or underscore becomes `\DDD`, so that no octet of a
 /// stranger's reaches a line or a terminal.
-fn text(labels: &Labels) -> String {
+fn text(labels: &DomainName) -> String {
     let mut text = String::new();
     for (i, label) in labels.iter().enumerate() {
         if i > 0 {

@@ -13,7 +13,7 @@ use super::enrich::{self, Flow};
 use super::verdict_cache::{CacheKey, RenderedVerdict, VerdictCache};
 use crate::cluster::Index;
 use crate::model::{Action, Cause, Direction, Enrichment, Hint, Part, Verdict, VerdictResult};
-use crate::policy::{self, ClientRequest, Connection, PolicyResult, PolicyEvaluation};
+use crate::policy::{self, ClientRequest, Connection, PolicyEvaluation, PolicyResult};
 
 pub(super) use context::{DropContext, NodeContext};
 

@@ -12,7 +12,7 @@ use crate::cluster::index::{Moment, Owner, PodView};
 use crate::model::cluster::Pod;
 use crate::model::packet::Packet;
 use crate::model::{Address, EndpointKind, Part, ServiceRef, Str, Verdict, VerdictResult};
-use crate::policy::{Connection, PolicyEndpoint, Transport, PolicyIdentity};
+use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// A packet with both endpoints of its connection named.
 #[derive(Debug, Clone)]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::cluster::Index;
 use crate::cluster::index::PodView;
 use crate::model::cluster::{Direction, Policy};
-use crate::policy::matching::{Assumptions, UndeterminedReason, Match, Matcher};
-use crate::policy::{Connection, PolicyEndpoint, Options, Transport, PolicyIdentity};
+use crate::policy::matching::{Assumptions, Match, Matcher, UndeterminedReason};
+use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// What NetworkPolicy v1 says of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +20,9 @@ impl<'a> PolicyEvaluation<'a> {
     pub fn result(&self) -> PolicyResult<'a> {
         match (self.egress.result, self.ingress.result) {
             (PolicyResult::Denied, _) | (_, PolicyResult::Denied) => PolicyResult::Denied,
-            (PolicyResult::Undetermined(reason), _) | (_, PolicyResult::Undetermined(reason)) => PolicyResult::Undetermined(reason),
+            (PolicyResult::Undetermined(reason), _) | (_, PolicyResult::Undetermined(reason)) => {
+                PolicyResult::Undetermined(reason)
+            }
             (allowed @ PolicyResult::Allowed(_), PolicyResult::Allowed(_)) => allowed,
         }
     }
@@ -115,11 +117,15 @@ fn one_side<'a>(matcher: &Matcher<'_, 'a>) -> SideEvaluation<'a> {
     };
     let view = match subject.identity {
         PolicyIdentity::Pod(view) => view,
-        PolicyIdentity::Unknown => return SideEvaluation::without_policies(PolicyResult::Undetermined(UndeterminedReason::UnknownEndpoint)),
+        PolicyIdentity::Unknown => {
+            return SideEvaluation::without_policies(PolicyResult::Undetermined(UndeterminedReason::UnknownEndpoint));
+        }
         PolicyIdentity::External if matcher.to_service && matcher.direction == Direction::Ingress => {
             return SideEvaluation::without_policies(PolicyResult::Undetermined(UndeterminedReason::ServiceAddress));
         }
-        PolicyIdentity::Node(_) | PolicyIdentity::External => return SideEvaluation::without_policies(PolicyResult::Allowed(AllowedBy::NotAPod)),
+        PolicyIdentity::Node(_) | PolicyIdentity::External => {
+            return SideEvaluation::without_policies(PolicyResult::Allowed(AllowedBy::NotAPod));
+        }
     };
     if view.pod.host_network {
         return host_network_side(matcher, view);
@@ -166,7 +172,10 @@ fn subject_side<'a>(
             None => return (PolicyResult::Undetermined(UndeterminedReason::HostNetwork), Assumptions::NOTHING),
             Some(true) => assumed = assumed.and(Assumptions::HOST_NETWORK),
             Some(false) if matcher.options.own_node_allowed == Some(true) => {
-                return (PolicyResult::Allowed(AllowedBy::OwnNode), Assumptions::OWN_NODE.and(Assumptions::HOST_NETWORK));
+                return (
+                    PolicyResult::Allowed(AllowedBy::OwnNode),
+                    Assumptions::OWN_NODE.and(Assumptions::HOST_NETWORK),
+                );
             }
             Some(false) => return (PolicyResult::Undetermined(UndeterminedReason::OwnNode), Assumptions::NOTHING),
         }
@@ -191,7 +200,9 @@ fn host_network_side<'a>(matcher: &Matcher<'_, 'a>, view: PodView<'a>) -> SideEv
             let (result, assumed) = subject_side(matcher, view, matcher.peer(), isolated_by);
             match (result, is_pod) {
                 (PolicyResult::Allowed(_), None) => finished(result, assumed),
-                (_, None) => finished(PolicyResult::Undetermined(UndeterminedReason::HostNetwork), Assumptions::NOTHING),
+                (_, None) => {
+                    finished(PolicyResult::Undetermined(UndeterminedReason::HostNetwork), Assumptions::NOTHING)
+                }
                 (_, Some(_)) => finished(result, assumed.and(Assumptions::HOST_NETWORK)),
             }
         }

@@ -7,8 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::cluster::Index;
 use crate::model::cluster::{Direction, OtherPolicy, Policy};
-use crate::policy::evaluate::{AllowedBy, PolicyResult, PolicyEvaluation, SideEvaluation, evaluate};
-use crate::policy::matching::{Assumptions, UndeterminedReason, Matcher};
+use crate::policy::evaluate::{AllowedBy, PolicyEvaluation, PolicyResult, SideEvaluation, evaluate};
+use crate::policy::matching::{Assumptions, Matcher, UndeterminedReason};
 use crate::policy::miss::text;
 use crate::policy::nearest::{NearestRule, nearest};
 use crate::policy::{Connection, Options, PolicyIdentity};
@@ -157,7 +157,10 @@ fn policy_ref(policy: &Policy, at: Option<Timestamp>) -> crate::model::PolicyRef
 fn notes(index: &Index, connection: &Connection<'_>, evaluation: &PolicyEvaluation<'_>) -> Vec<String> {
     let assumed = evaluation.egress.assumed.and(evaluation.ingress.assumed);
     let said = [
-        (Assumptions::IPBLOCK, "assumes how this CNI compares an ipBlock with a pod's address (Kubernetes leaves it open)"),
+        (
+            Assumptions::IPBLOCK,
+            "assumes how this CNI compares an ipBlock with a pod's address (Kubernetes leaves it open)",
+        ),
         (Assumptions::HOST_NETWORK, "assumes how this CNI treats hostNetwork pods (Kubernetes leaves it open)"),
         (Assumptions::OWN_NODE, "assumes how this CNI treats traffic between a pod and its own node"),
         (Assumptions::OTHER_PROTOCOL, "assumes how this CNI treats protocols that NetworkPolicy can't name"),
@@ -217,16 +220,24 @@ impl UndeterminedReason {
     /// Why a side is undetermined, in words.
     pub fn why(self, direction: Direction) -> &'static str {
         match (self, direction) {
-            (UndeterminedReason::UnknownEndpoint, _) => "an end's owner is not known, only its address, and a rule depends on it",
+            (UndeterminedReason::UnknownEndpoint, _) => {
+                "an end's owner is not known, only its address, and a rule depends on it"
+            }
             (UndeterminedReason::UnknownPort, _) => "the destination port is not known, and a rule depends on it",
             (UndeterminedReason::NamespaceLabels, _) => {
                 "a rule selects namespaces by labels, and the peer's Namespace was not given"
             }
-            (UndeterminedReason::HostNetwork, _) => "hostNetwork: whether policy sees the pod or its node depends on the CNI",
+            (UndeterminedReason::HostNetwork, _) => {
+                "hostNetwork: whether policy sees the pod or its node depends on the CNI"
+            }
             (UndeterminedReason::IpBlock, _) => "whether an ipBlock matches a pod's address depends on the CNI",
             (UndeterminedReason::OwnNode, _) => "whether a pod and its own node may always talk depends on the CNI",
-            (UndeterminedReason::Icmp, _) => "NetworkPolicy v1 can't name ICMP; what isolation does to it depends on the CNI",
-            (UndeterminedReason::Protocol, _) => "NetworkPolicy v1 names TCP, UDP and SCTP only; for others it depends on the CNI",
+            (UndeterminedReason::Icmp, _) => {
+                "NetworkPolicy v1 can't name ICMP; what isolation does to it depends on the CNI"
+            }
+            (UndeterminedReason::Protocol, _) => {
+                "NetworkPolicy v1 names TCP, UDP and SCTP only; for others it depends on the CNI"
+            }
             (UndeterminedReason::ServiceAddress, Direction::Egress) => {
                 "the destination is a service's address: policy sees the backend, which is not known"
             }

@@ -5,12 +5,12 @@
 //! plain misses are `peer-label`, `peer-namespace`, `ip-block`, `port` and `no-rule`.
 
 mod services;
-mod words;
+mod text;
 
 use std::fmt::{self, Display, Write};
 
 use ipnet::IpNet;
-use words::Words;
+use text::HintText;
 
 use crate::cluster::Index;
 use crate::cluster::index::PodView;
@@ -18,11 +18,11 @@ use crate::model::cluster::{
     Direction, Operator, Peer, PortMatch, PortSpec, Protocol, Requirement, Rule, Selector, TargetPort,
 };
 use crate::model::{Address, Hint, ServiceRef};
-use crate::policy::evaluate::{PolicyResult, PolicyEvaluation, SideEvaluation, evaluate};
-use crate::policy::matching::{UndeterminedReason, Match, Matcher, NAME_LABEL, in_block};
-use crate::policy::nearest::{NearestRule, as_pod};
+use crate::policy::evaluate::{PolicyEvaluation, PolicyResult, SideEvaluation, evaluate};
 use crate::policy::explain::{ExplainedVerdict, explain};
-use crate::policy::{Connection, Options, Transport, PolicyIdentity};
+use crate::policy::matching::{Match, Matcher, NAME_LABEL, UndeterminedReason, in_block};
+use crate::policy::nearest::{NearestRule, as_pod};
+use crate::policy::{Connection, Options, PolicyIdentity, Transport};
 
 /// What is known of the connection beyond what policy sees.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,12 +38,7 @@ pub struct ClientRequest<'a> {
 pub const FTP_DATA: u16 = 20;
 
 /// The hint that fits a denied connection, or one that ICMP or a hostNetwork pod leaves undetermined.
-pub fn hint(
-    index: &Index,
-    connection: &Connection<'_>,
-    options: &Options,
-    request: ClientRequest<'_>,
-) -> Option<Hint> {
+pub fn hint(index: &Index, connection: &Connection<'_>, options: &Options, request: ClientRequest<'_>) -> Option<Hint> {
     let evaluation = evaluate(index, connection, options);
     let explained = explain(index, connection, options, &evaluation);
     hint_of(index, connection, options, &evaluation, &explained, request)
@@ -71,7 +66,7 @@ pub fn hint_of<'a>(
     };
     let misses = said.nearest.as_ref().map_or(&[][..], |nearest| &nearest.misses);
     let nearest = explained.nearest[direction as usize]?;
-    let denied = DeniedSide { matcher, side, nearest, misses, request, words: Words { matcher } };
+    let denied = DeniedSide { matcher, side, nearest, misses, request, text: HintText { matcher } };
     let mut hint = denied.hint()?;
     other_side(&denied, evaluation, &mut hint.message);
     Some(hint)
@@ -111,8 +106,8 @@ fn icmp(matcher: &Matcher<'_, '_>, side: &SideEvaluation<'_>) -> Hint {
     let message = message!(
         "NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. {} of {} is isolated{by}; whether ICMP \
          passes then is this CNI's choice.",
-        words::capital(matcher.direction),
-        Words { matcher: *matcher }.subject(),
+        text::capital(matcher.direction),
+        HintText { matcher: *matcher }.subject(),
     );
     with_code("icmp", message)
 }
@@ -134,7 +129,7 @@ fn other_side(denied: &DeniedSide<'_, '_>, evaluation: &PolicyEvaluation<'_>, me
     if denied.matcher.direction == Direction::Egress && matches!(evaluation.ingress.result, PolicyResult::Denied) {
         let matcher = Matcher { direction: Direction::Ingress, ..denied.matcher };
         // Writing to a String can't fail.
-        _ = write!(message, " Ingress of {} denies it too.", Words { matcher }.subject());
+        _ = write!(message, " Ingress of {} denies it too.", HintText { matcher }.subject());
     }
 }
 
@@ -146,7 +141,7 @@ struct DeniedSide<'o, 'a> {
     /// What the nearest rule misses, as the record words it.
     misses: &'o [crate::model::Miss],
     request: ClientRequest<'o>,
-    words: Words<'o, 'a>,
+    text: HintText<'o, 'a>,
 }
 
 impl<'a> DeniedSide<'_, 'a> {
@@ -207,7 +202,7 @@ impl<'a> DeniedSide<'_, 'a> {
             "{} allows it by {direction}[{rule}], but its policyTypes does not list {}, so the rule is not in force: add \
              it to policyTypes.",
             self.policy(),
-            words::capital(direction),
+            text::capital(direction),
         );
         Some(with_code("types-missing", message))
     }
@@ -220,8 +215,8 @@ impl<'a> DeniedSide<'_, 'a> {
         let message = message!(
             "{} isolates {direction} of {} and no policy has an {direction} rule for it. Add one: {}",
             self.policy(),
-            self.words.subject(),
-            self.words.rule_item(self.nearest.policy)?,
+            self.text.subject(),
+            self.text.rule_item(self.nearest.policy)?,
         );
         Some(with_code("lockout", message))
     }
@@ -272,7 +267,7 @@ impl<'a> DeniedSide<'_, 'a> {
         }
         let message = message!(
             "{place} allows {want}; this is {port}/{protocol}: add {{{}}} to its ports.",
-            self.words.port_fields()?
+            self.text.port_fields()?
         );
         Some(with_code("port", message))
     }
@@ -310,9 +305,9 @@ impl<'a> DeniedSide<'_, 'a> {
                     "{} selects by label, and {} uses its node's network: this CNI sees the node's address. Allow that: \
                      {}: [{}]",
                     self.place(),
-                    self.words.peer(),
+                    self.text.peer(),
                     self.direction().peers_field(),
-                    self.words.peer_item(self.nearest.policy)?,
+                    self.text.peer_item(self.nearest.policy)?,
                 );
                 Some(with_code("hostnet-peer", message))
             }
@@ -322,7 +317,7 @@ impl<'a> DeniedSide<'_, 'a> {
     }
 
     fn outside(&self) -> Option<String> {
-        Some(message!("{} selects pods, and {} is none: {}", self.place(), self.words.peer(), self.add_item()?))
+        Some(message!("{} selects pods, and {} is none: {}", self.place(), self.text.peer(), self.add_item()?))
     }
 
     fn selectors(&self, namespaces: Option<&Selector>, pods: Option<&Selector>, view: PodView<'a>) -> Option<Hint> {
@@ -343,7 +338,7 @@ impl<'a> DeniedSide<'_, 'a> {
                     "{place} has a podSelector only, and that means namespace {}; this is {}, of another namespace: add \
                      to the same item namespaceSelector: {{matchLabels: {{{NAME_LABEL}: {}}}}}",
                     self.nearest.policy.namespace,
-                    self.words.peer(),
+                    self.text.peer(),
                     view.pod.namespace,
                 );
                 Some(with_code("peer-namespace", message))
@@ -360,20 +355,20 @@ impl<'a> DeniedSide<'_, 'a> {
 
     fn add_item(&self) -> Option<impl Display> {
         let (direction, rule) = (self.direction(), self.nearest.rule?);
-        let item = self.words.peer_item(self.nearest.policy)?;
+        let item = self.text.peer_item(self.nearest.policy)?;
         Some(fmt::from_fn(move |f| write!(f, "add to {direction}[{rule}].{} the item {item}", direction.peers_field())))
     }
 
     /// A peer that no change of a policy can single out.
     fn unlabelled(&self) -> Option<Hint> {
         let view = as_pod(&self.matcher.peer().identity).filter(|view| !view.pod.host_network)?;
-        if self.words.peer_item(self.nearest.policy).is_some() {
+        if self.text.peer_item(self.nearest.policy).is_some() {
             return None;
         }
         let message = message!(
             "No rule allows {}, and it has no label to select it by: give its workload one (such as app: {}), and allow \
              that.",
-            self.words.peer(),
+            self.text.peer(),
             view.pod.owner.as_ref().map_or(&view.pod.name, |owner| &owner.name),
         );
         Some(with_code("peer-label", message))
@@ -403,7 +398,7 @@ impl<'a> DeniedSide<'_, 'a> {
         if let Some(hole) = except.iter().find(|e| in_block(e, &[], first)) {
             let message = message!(
                 "{place} allows {cidr} except {hole}, and {first} lies in that exception: add a rule or item for {}",
-                self.words.peer_item(self.nearest.policy)?,
+                self.text.peer_item(self.nearest.policy)?,
             );
             return Some(with_code("ip-block", message));
         }
@@ -411,8 +406,8 @@ impl<'a> DeniedSide<'_, 'a> {
             let message = message!(
                 "{place} allows {cidr}; the packet came with the address of {}, as clients of a NodePort or load \
                  balancer do after SNAT: set externalTrafficPolicy: Local on the service, or allow {}",
-                self.words.peer(),
-                self.words.peer_item(self.nearest.policy)?,
+                self.text.peer(),
+                self.text.peer_item(self.nearest.policy)?,
             );
             return Some(with_code("snat-source", message));
         }
@@ -425,7 +420,7 @@ impl<'a> DeniedSide<'_, 'a> {
             "No rule comes near; nearest is {}: {}. To allow it, add a rule: {}",
             self.policy(),
             self.misses(),
-            self.words.rule_item(self.nearest.policy)?,
+            self.text.rule_item(self.nearest.policy)?,
         );
         Some(with_code("no-rule", message))
     }

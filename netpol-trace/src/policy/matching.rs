@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use crate::cluster::Index;
 use crate::cluster::index::NamespaceEntry;
 use crate::model::cluster::{Direction, Operator, Peer, Pod, Policy, PortMatch, PortSpec, Requirement, Rule, Selector};
-use crate::policy::{Connection, PolicyEndpoint, Options, Transport, PolicyIdentity};
+use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// The label that the API server puts on every namespace (KEP-2161): known even when the object is not.
 pub(super) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -320,7 +320,9 @@ fn net_contains(net: &IpNet, ip: IpAddr) -> bool {
 
 /// Policy sees the backend, not the service's address, so such a destination must be resolved before it can be judged.
 fn is_service_address(index: &Index, connection: &Connection<'_>) -> bool {
-    let (PolicyIdentity::External, Some(ip)) = (&connection.destination.identity, connection.destination.ip) else { return false };
+    let (PolicyIdentity::External, Some(ip)) = (&connection.destination.identity, connection.destination.ip) else {
+        return false;
+    };
     let (Transport::Named(protocol), Some(port)) = (connection.transport, connection.port) else { return false };
     index.service_at(ip, protocol, port).is_some()
 }

@@ -8,7 +8,7 @@ use crate::cluster::index::PodView;
 use crate::model::cluster::{Direction, Labels, Peer, Policy, PortMatch, PortSpec, Requirement, Selector};
 use crate::policy::matching::{Match, Matcher, in_block};
 use crate::policy::nearest::{NearestRule, as_pod};
-use crate::policy::{Transport, PolicyIdentity};
+use crate::policy::{PolicyIdentity, Transport};
 
 /// Longest text of one `want` or `have`, in characters: selectors come from strangers, and a record's line is bounded.
 const TEXT_AT_MOST: usize = 256;

@@ -29,9 +29,9 @@ use crate::cluster::index::PodView;
 use crate::model::cluster::{
     Direction, Labels, Operator, Peer, Policy, PortMatch, PortSpec, Requirement, Rule, Selector,
 };
-use crate::policy::evaluate::{PolicyResult, IsolatingPolicies, SideEvaluation};
+use crate::policy::evaluate::{IsolatingPolicies, PolicyResult, SideEvaluation};
 use crate::policy::matching::{Match, Matcher, in_block};
-use crate::policy::{Transport, PolicyIdentity};
+use crate::policy::{PolicyIdentity, Transport};
 
 /// No rule in this direction: the farthest from a match.
 const NO_RULE: u32 = 1000;

@@ -12,7 +12,7 @@ use crate::policy::{Connection, Options};
 /// Whether a rule or one of its items fits the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fit {
+pub enum MatchResult {
     Match,
     NoMatch,
     Unknown,
@@ -22,7 +22,7 @@ pub enum Fit {
 pub struct RuleCheck {
     /// `ingress[0]`
     pub rule: String,
-    pub result: Fit,
+    pub result: MatchResult,
     /// Empty: any peer.
     pub peers: Vec<ItemCheck>,
     /// Empty: any port.
@@ -36,7 +36,7 @@ pub struct ItemCheck {
     pub field: String,
     /// What the item says.
     pub wants: String,
-    pub result: Fit,
+    pub result: MatchResult,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub misses: Vec<Miss>,
 }
@@ -79,12 +79,12 @@ pub fn check_rules(
         .collect()
 }
 
-impl From<Match> for Fit {
-    fn from(found: Match) -> Fit {
+impl From<Match> for MatchResult {
+    fn from(found: Match) -> MatchResult {
         match found {
-            Match::Yes(_) => Fit::Match,
-            Match::No(_) => Fit::NoMatch,
-            Match::Maybe(_) => Fit::Unknown,
+            Match::Yes(_) => MatchResult::Match,
+            Match::No(_) => MatchResult::NoMatch,
+            Match::Maybe(_) => MatchResult::Unknown,
         }
     }
 }

@@ -1,31 +1,31 @@
 //! The smallest NetworkPolicy change that lets a denied connection through. Pure.
 //!
 //! A change is one added rule: in a policy that is meant for just these pods and has rules of its own, else in a new policy.
-//! Rules that are there are never touched, since every one of them speaks for other connections too. Nothing is isolated that
+//! Rules that are there are never touched, since every one of them may be needed by other connections too. Nothing is isolated that
 //! was not before.
 
-mod effect;
 mod labels;
 mod manifest;
+mod side_effects;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-pub use effect::{Effect, Opened};
 use ipnet::IpNet;
 pub use labels::stable;
 pub use manifest::{json, yaml};
+pub use side_effects::{OpenedPair, SideEffects};
 
 use crate::cluster::Index;
 use crate::cluster::index::PodView;
 use crate::model::Str;
 use crate::model::cluster::{Direction, Object, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
 use crate::policy;
-use crate::policy::{Connection, PolicyEndpoint, PolicyResult, Options, Transport, PolicyIdentity};
+use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, PolicyResult, Transport};
 
 /// One policy to apply.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Change {
+pub struct SuggestedChange {
     /// The whole object, as it shall be.
     pub policy: Policy,
     /// It does not exist yet.
@@ -34,12 +34,12 @@ pub struct Change {
     /// The added rule is `ingress[rule]` or `egress[rule]`.
     pub rule: usize,
     /// What else the rule lets through in this direction.
-    pub effect: Effect,
+    pub side_effects: SideEffects,
 }
 
 /// Why there is nothing to suggest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Nothing {
+pub enum NoSuggestion {
     #[error("the policies allow it already")]
     Allowed,
     #[error("{0}")]
@@ -49,7 +49,11 @@ pub enum Nothing {
 }
 
 /// The changes that let `connection` through, at most one for each direction.
-pub fn suggest(index: &Index, connection: &Connection<'_>, options: &Options) -> Result<Vec<Change>, Nothing> {
+pub fn suggest(
+    index: &Index,
+    connection: &Connection<'_>,
+    options: &Options,
+) -> Result<Vec<SuggestedChange>, NoSuggestion> {
     let evaluation = policy::evaluate(index, connection, options);
     let denied: Vec<Direction> = [Direction::Egress, Direction::Ingress]
         .into_iter()
@@ -59,12 +63,12 @@ pub fn suggest(index: &Index, connection: &Connection<'_>, options: &Options) ->
         let verdict = policy::verdict_of(index, connection, options);
         let why = [&verdict.egress, &verdict.ingress].into_iter().find_map(|side| side.why.clone());
         return Err(match why {
-            None => Nothing::Allowed,
-            Some(why) => Nothing::NotExpressible(why),
+            None => NoSuggestion::Allowed,
+            Some(why) => NoSuggestion::NotExpressible(why),
         });
     }
     let port = port_of(connection)?;
-    let changes: Vec<Change> = denied
+    let changes: Vec<SuggestedChange> = denied
         .into_iter()
         .map(|direction| change(index, connection, options, direction, &port))
         .collect::<Result<_, _>>()?;
@@ -72,35 +76,40 @@ pub fn suggest(index: &Index, connection: &Connection<'_>, options: &Options) ->
     Ok(changes)
 }
 
-fn port_of(connection: &Connection<'_>) -> Result<PortMatch, Nothing> {
+fn port_of(connection: &Connection<'_>) -> Result<PortMatch, NoSuggestion> {
     let Transport::Named(protocol) = connection.transport else {
-        return Err(Nothing::NotExpressible("NetworkPolicy v1 can name TCP, UDP and SCTP only".into()));
+        return Err(NoSuggestion::NotExpressible("NetworkPolicy v1 can name TCP, UDP and SCTP only".into()));
     };
     // Port 0 is on the wire now and then; the API doesn't take it.
     let port = connection
         .port
         .filter(|port| *port != 0)
-        .ok_or_else(|| Nothing::NotExpressible("the destination has no port that a policy could name".into()))?;
+        .ok_or_else(|| NoSuggestion::NotExpressible("the destination has no port that a policy could name".into()))?;
     Ok(PortMatch { protocol, protocol_defaulted: false, port: PortSpec::Range(port, port) })
 }
 
 /// Applied to a copy, the changes must do what they are for.
-fn verify(index: &Index, connection: &Connection<'_>, options: &Options, changes: &[Change]) -> Result<(), Nothing> {
+fn verify(
+    index: &Index,
+    connection: &Connection<'_>,
+    options: &Options,
+    changes: &[SuggestedChange],
+) -> Result<(), NoSuggestion> {
     let mut changed = index.clone();
     for change in changes {
         changed.upsert(Object::Policy(change.policy.clone()));
     }
-    let again = again(&changed, connection);
-    let verdict = policy::verdict_of(&changed, &again, options);
+    let rebound = rebind(&changed, connection);
+    let verdict = policy::verdict_of(&changed, &rebound, options);
     if verdict.result == crate::model::VerdictResult::Allowed {
         return Ok(());
     }
     let why = [verdict.egress.why, verdict.ingress.why].into_iter().flatten().next();
-    Err(Nothing::StillNot(why.unwrap_or_else(|| "its ends can't be told from others".into())))
+    Err(NoSuggestion::StillNot(why.unwrap_or_else(|| "its ends can't be told from others".into())))
 }
 
 /// The same connection, its pods looked up in another index.
-pub fn again<'a>(index: &'a Index, connection: &Connection<'a>) -> Connection<'a> {
+pub fn rebind<'a>(index: &'a Index, connection: &Connection<'a>) -> Connection<'a> {
     let end = |end: PolicyEndpoint<'a>| match end.identity {
         PolicyIdentity::Pod(view) => match index.pod(&view.pod.namespace, &view.pod.name) {
             Some(view) => PolicyEndpoint { identity: PolicyIdentity::Pod(view), ..end },
@@ -118,13 +127,13 @@ fn change(
     options: &Options,
     direction: Direction,
     port: &PortMatch,
-) -> Result<Change, Nothing> {
+) -> Result<SuggestedChange, NoSuggestion> {
     let (subject, peer) = match direction {
         Direction::Egress => (connection.source, connection.destination),
         Direction::Ingress => (connection.destination, connection.source),
     };
     let PolicyIdentity::Pod(pod) = subject.identity else {
-        return Err(Nothing::NotExpressible("only pods are subject to policy".into()));
+        return Err(NoSuggestion::NotExpressible("only pods are subject to policy".into()));
     };
     let rule = Rule { peers: Some([peer_of(index, pod, peer, options)?].into()), ports: Some([port.clone()].into()) };
     let own_labels = labels::selector(pod.pod);
@@ -155,13 +164,13 @@ fn change(
             let width = |policy: &&Arc<Policy>| {
                 pod.namespace.pods().filter(|view| policy.subject.matches(&view.pod.labels)).count()
             };
-            let narrowest = isolating.iter().min_by_key(width).ok_or(Nothing::Allowed)?;
+            let narrowest = isolating.iter().min_by_key(width).ok_or(NoSuggestion::Allowed)?;
             with_rule(narrowest, direction, rule.clone())
         }
     };
     let created = index.policy(&policy.namespace, &policy.name).is_none();
-    let effect = effect::of(index, connection, options, direction, &policy, &rule);
-    Ok(Change { rule: policy.rules(direction).len() - 1, policy, created, direction, effect })
+    let side_effects = side_effects::of(index, connection, options, direction, &policy, &rule);
+    Ok(SuggestedChange { rule: policy.rules(direction).len() - 1, policy, created, direction, side_effects })
 }
 
 fn with_rule(policy: &Policy, direction: Direction, rule: Rule) -> Policy {
@@ -225,8 +234,13 @@ fn end_name(end: PolicyEndpoint<'_>) -> String {
 }
 
 /// The narrowest peer that holds `peer`: a workload by its stable labels, all else by address.
-fn peer_of(index: &Index, subject: PodView<'_>, peer: PolicyEndpoint<'_>, options: &Options) -> Result<Peer, Nothing> {
-    let unknown = || Nothing::NotExpressible("the other end's address is not known".into());
+fn peer_of(
+    index: &Index,
+    subject: PodView<'_>,
+    peer: PolicyEndpoint<'_>,
+    options: &Options,
+) -> Result<Peer, NoSuggestion> {
+    let unknown = || NoSuggestion::NotExpressible("the other end's address is not known".into());
     match peer.identity {
         PolicyIdentity::Pod(view) if !view.pod.host_network => {
             let pods = labels::selector(view.pod);
@@ -242,7 +256,9 @@ fn peer_of(index: &Index, subject: PodView<'_>, peer: PolicyEndpoint<'_>, option
             Ok(Peer::Pods { namespaces, pods: Some(pods) })
         }
         PolicyIdentity::Pod(view) => view.pod.ips.first().copied().or(peer.ip).map(block).ok_or_else(unknown),
-        PolicyIdentity::Node(name) => peer.ip.or_else(|| index.node(name)?.ips.first().copied()).map(block).ok_or_else(unknown),
+        PolicyIdentity::Node(name) => {
+            peer.ip.or_else(|| index.node(name)?.ips.first().copied()).map(block).ok_or_else(unknown)
+        }
         PolicyIdentity::External | PolicyIdentity::Unknown => peer.ip.map(block).ok_or_else(unknown),
     }
 }

@@ -10,7 +10,7 @@ use netpol_trace::pipeline::Pipeline;
 use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::pipeline::aggregate::Budget;
 use netpol_trace::policy;
-use netpol_trace::policy::{PolicyResult, Options};
+use netpol_trace::policy::{Options, PolicyResult};
 use netpol_trace::sink::Numbers;
 use netpol_trace::sink::fan_out::Output;
 

@@ -30,8 +30,11 @@ pub(crate) fn through(namespace: &str, name: &str, port: u16, address: &str) -> 
 
 pub(crate) fn hint(cluster: &Cluster, query: [&str; 3], known: &Known) -> Option<netpol_trace::model::Hint> {
     let connection = connection(&cluster.index, query[0], query[1], query[2]);
-    let request =
-        ClientRequest { service: known.service.as_ref(), original: known.original.as_ref(), source_port: known.source_port };
+    let request = ClientRequest {
+        service: known.service.as_ref(),
+        original: known.original.as_ref(),
+        source_port: known.source_port,
+    };
     policy::hint(&cluster.index, &connection, &cluster.options, request)
 }
 

@@ -136,7 +136,8 @@ fn clusterip_in_a_block() {
     let cluster = two_environments([np]);
     let mut connection = connection(&cluster.index, "staging/api", "staging/db", "3306/TCP");
     connection.destination.ip = Some(ip("10.7.1.2"));
-    let request = ClientRequest { service: known.service.as_ref(), original: known.original.as_ref(), source_port: None };
+    let request =
+        ClientRequest { service: known.service.as_ref(), original: known.original.as_ref(), source_port: None };
     let said = policy::hint(&cluster.index, &connection, &cluster.options, request).unwrap();
     expect![[r#"
         clusterip-ipblock

@@ -7,7 +7,7 @@ use netpol_trace::cluster::Index;
 use netpol_trace::model::Str;
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, PolicyEndpoint, Options, Transport, PolicyIdentity};
+use netpol_trace::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, Transport};
 
 pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -170,7 +170,9 @@ pub fn end<'a>(index: &'a Index, text: &'a str) -> PolicyEndpoint<'a> {
         return PolicyEndpoint::pod(index.pod(namespace, name).unwrap_or_else(|| panic!("no pod {text}")));
     }
     match text.split_once(':').filter(|_| !text.contains("::")) {
-        Some(("node", name)) => PolicyEndpoint { ip: index.node(name).map(|n| n.ips[0]), identity: PolicyIdentity::Node(name) },
+        Some(("node", name)) => {
+            PolicyEndpoint { ip: index.node(name).map(|n| n.ips[0]), identity: PolicyIdentity::Node(name) }
+        }
         Some(("unknown", addr)) => PolicyEndpoint { ip: Some(ip(addr)), identity: PolicyIdentity::Unknown },
         _ if text == "unknown" => PolicyEndpoint { ip: None, identity: PolicyIdentity::Unknown },
         _ => PolicyEndpoint::external(ip(text)),

@@ -274,7 +274,8 @@ fn a_hostile_selector_gives_a_bounded_text() {
     let long =
         ingress("staging/q", "app=db", [any_port([pods(&format!("app in ({})", vec!["value"; 10_000].join(",")))])]);
     for policy in [np, long] {
-        let nearest = two_environments([policy]).verdict_of("staging/api", "staging/db", "80/TCP").ingress.nearest.unwrap();
+        let nearest =
+            two_environments([policy]).verdict_of("staging/api", "staging/db", "80/TCP").ingress.nearest.unwrap();
         let size: usize = nearest.misses.iter().map(|m| m.field.len() + m.want.len() + m.have.len()).sum();
         assert!(size < 1000, "{size}");
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use netpol_trace::cluster::Index;
 use netpol_trace::model::Str;
 use netpol_trace::model::cluster::*;
-use netpol_trace::policy::{Connection, PolicyEndpoint, Transport, PolicyIdentity};
+use netpol_trace::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 use proptest::prelude::*;
 use proptest::sample::select;
 

@@ -15,7 +15,7 @@ use crate::cluster::Index;
 use crate::model::Verdict;
 use crate::model::cluster::Protocol;
 use crate::policy;
-use crate::policy::{Connection, PolicyEndpoint, Options, Transport};
+use crate::policy::{Connection, Options, PolicyEndpoint, Transport};
 
 /// A longer line is answered with an error and skipped: no line takes unbounded memory.
 const LINE_AT_MOST: u64 = 1 << 20;
@@ -127,7 +127,10 @@ fn end<'a>(index: &'a Index, named: &Named, field: &str) -> Result<PolicyEndpoin
         Named::Pod(key) => {
             let (namespace, name) =
                 key.split_once('/').ok_or_else(|| format!("{field}: pod {key:?} is not namespace/name"))?;
-            index.pod(namespace, name).map(PolicyEndpoint::pod).ok_or_else(|| format!("{field}: no pod {key:?} in the input"))
+            index
+                .pod(namespace, name)
+                .map(PolicyEndpoint::pod)
+                .ok_or_else(|| format!("{field}: no pod {key:?} in the input"))
         }
     }
 }

@@ -125,7 +125,7 @@ proptest! {
     }
 }
 
-fn safe(answer: Option<Answer>) -> bool {
+fn safe(answer: Option<DnsAnswer>) -> bool {
     answer.is_none_or(|answer| {
         answer.addresses.len() <= MAX_ADDRESSES
             && answer.names.len() <= MAX_NAMES

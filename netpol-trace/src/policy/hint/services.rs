@@ -50,8 +50,8 @@ impl<'a> DeniedSide<'_, 'a> {
         let message = message!(
             "Egress of {} is isolated and no rule allows DNS. Add an egress rule: to: [{}], ports: [{{port: {port}, \
              protocol: UDP}}, {{port: {port}, protocol: TCP}}]",
-            self.words.subject(),
-            self.words.peer_item(self.nearest.policy)?,
+            self.text.subject(),
+            self.text.peer_item(self.nearest.policy)?,
         );
         Some(with_code("dns-egress", message))
     }
@@ -63,15 +63,17 @@ impl<'a> DeniedSide<'_, 'a> {
     /// The API server's endpoints are nodes or addresses outside, never pods that a selector finds.
     pub(super) fn api_server(&self) -> Option<Hint> {
         let service = self.request.service.filter(|s| &*s.namespace == "default" && &*s.name == "kubernetes")?;
-        let (Direction::Egress, PolicyIdentity::Node(_) | PolicyIdentity::External) = (self.direction(), &self.matcher.peer().identity) else {
+        let (Direction::Egress, PolicyIdentity::Node(_) | PolicyIdentity::External) =
+            (self.direction(), &self.matcher.peer().identity)
+        else {
             return None;
         };
         let message = message!(
             "The API server ({}/{}) is no pod that a selector could select. Add an egress rule: to: [{}], ports: [{}]",
             service.namespace,
             service.name,
-            self.words.peer_item(self.nearest.policy)?,
-            self.words.port_item()?,
+            self.text.peer_item(self.nearest.policy)?,
+            self.text.port_item()?,
         );
         Some(with_code("apiserver", message))
     }
@@ -90,8 +92,8 @@ impl<'a> DeniedSide<'_, 'a> {
         let message = message!(
             "{place} allows {cidr}, which holds the service's address {original}; policy sees the backend, {backend}: \
              allow that instead, to: [{}], ports: [{}]",
-            self.words.peer_item(self.nearest.policy)?,
-            self.words.port_item()?,
+            self.text.peer_item(self.nearest.policy)?,
+            self.text.port_item()?,
         );
         Some(with_code("clusterip-ipblock", message))
     }
@@ -129,7 +131,7 @@ impl<'a> DeniedSide<'_, 'a> {
             view.pod.namespace,
             view.pod.name,
             self.direction().peers_field(),
-            self.words.peer_item(self.nearest.policy)?,
+            self.text.peer_item(self.nearest.policy)?,
         );
         Some(with_code("pod-cidr-ipblock", message))
     }
@@ -148,7 +150,7 @@ impl<'a> DeniedSide<'_, 'a> {
                 "The source port is 20: this looks like the data connection of active FTP, which the server opens to its client \
                  on a port chosen anew each time (here {port}). Use passive mode, or allow ports 1024-65535/TCP from {} \
                  only.",
-                self.words.peer(),
+                self.text.peer(),
             );
             return Some(with_code("dynamic-ports", message));
         }

@@ -1,7 +1,7 @@
 //! What the facts mean. Pure: the same facts always give the same findings.
 
-use super::facts::{Btf, Facts, Lockdown, Symbols};
-use super::{Finding, HOOK, enforcement};
+use super::facts::{BtfState, KallsymsState, LockdownMode, NodeFacts};
+use super::{DoctorFinding, HOOK, enforcement};
 use crate::inventory::Inventory;
 
 /// The oldest kernel with all that the programs use.
@@ -24,7 +24,7 @@ const PERFMON: u32 = 38;
 const BPF: u32 = 39;
 
 /// All findings, the kernel's first. `inventory` is of the same network namespace.
-pub fn judge(facts: &Facts, inventory: &Inventory) -> Vec<Finding> {
+pub fn diagnose(facts: &NodeFacts, inventory: &Inventory) -> Vec<DoctorFinding> {
     let mut findings = vec![kernel(facts), btf(facts)];
     findings.extend(hooks(facts));
     findings.extend(capabilities(facts));
@@ -33,24 +33,24 @@ pub fn judge(facts: &Facts, inventory: &Inventory) -> Vec<Finding> {
     findings.push(symbols(facts));
     findings.extend(memory(facts));
     findings.extend(sysctls(facts));
-    findings.extend(enforcement::judge(facts, inventory, version(facts)));
+    findings.extend(enforcement::diagnose(facts, inventory, version(facts)));
     findings
 }
 
 /// `6.1.0-56-cloud-amd64` is (6, 1).
-fn version(facts: &Facts) -> Option<(u32, u32)> {
+fn version(facts: &NodeFacts) -> Option<(u32, u32)> {
     let mut numbers = facts.release.as_deref()?.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-fn older(facts: &Facts, than: (u32, u32)) -> bool {
+fn older(facts: &NodeFacts, than: (u32, u32)) -> bool {
     version(facts).is_some_and(|version| version < than)
 }
 
-fn kernel(facts: &Facts) -> Finding {
+fn kernel(facts: &NodeFacts) -> DoctorFinding {
     let check = "kernel";
     let Some(release) = facts.release.clone() else {
-        return Finding::warn(
+        return DoctorFinding::warn(
             check,
             "the release can't be read",
             "what this kernel can do is not known",
@@ -61,50 +61,65 @@ fn kernel(facts: &Facts) -> Finding {
     if older(facts, OLDEST) {
         let release = format!("{release}, older than 5.10");
         let meaning = "its programs may not read kernel memory the way netpol-trace does";
-        return Finding::fail(check, release, meaning, "use Linux 5.10 or later, built with CONFIG_DEBUG_INFO_BTF=y");
+        return DoctorFinding::fail(
+            check,
+            release,
+            meaning,
+            "use Linux 5.10 or later, built with CONFIG_DEBUG_INFO_BTF=y",
+        );
     }
     if older(facts, REASONS) {
         let meaning = "drops carry no reason before 5.18: they are told apart by the place in the kernel's code, which needs symbol addresses";
-        return Finding::warn(check, release, meaning, "nothing need be done; Linux 5.18 or later adds the reason");
+        return DoctorFinding::warn(
+            check,
+            release,
+            meaning,
+            "nothing need be done; Linux 5.18 or later adds the reason",
+        );
     }
-    Finding::ok(check, release, "drops carry their reason")
+    DoctorFinding::ok(check, release, "drops carry their reason")
 }
 
-fn btf(facts: &Facts) -> Finding {
+fn btf(facts: &NodeFacts) -> DoctorFinding {
     let check = "btf";
     let need = "the layout of the kernel's structures can't be found, so packets can't be read";
     match &facts.btf {
-        Btf::Present(octets) => Finding::ok(
+        BtfState::Present(octets) => DoctorFinding::ok(
             check,
             format!("/sys/kernel/btf/vmlinux, {}", size(*octets)),
             "the layout of the kernel's structures is known",
         ),
-        Btf::Absent => Finding::fail(
+        BtfState::Absent => DoctorFinding::fail(
             check,
             "no /sys/kernel/btf/vmlinux",
             need,
             "use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as the distributions' are; in a container, mount /sys",
         ),
-        Btf::Unreadable(why) => {
-            Finding::fail(check, format!("/sys/kernel/btf/vmlinux can't be read: {why}"), need, "make it readable")
-        }
+        BtfState::Unreadable(why) => DoctorFinding::fail(
+            check,
+            format!("/sys/kernel/btf/vmlinux can't be read: {why}"),
+            need,
+            "make it readable",
+        ),
     }
 }
 
-fn hooks(facts: &Facts) -> Vec<Finding> {
+fn hooks(facts: &NodeFacts) -> Vec<DoctorFinding> {
     let check = HOOK;
-    let finding = |hook: &super::facts::Hook| match (&hook.result, &hook.costs) {
+    let finding = |hook: &super::facts::HookProbe| match (&hook.result, &hook.costs) {
         (Ok(how), None) => {
-            Finding::ok(check, format!("{} loads and attaches, {how}", hook.name), "the kernel lets us see drops")
+            DoctorFinding::ok(check, format!("{} loads and attaches, {how}", hook.name), "the kernel lets us see drops")
         }
-        (Ok(how), Some(_)) => {
-            Finding::ok(check, format!("{}: {how}", hook.name), "loads and attaches; drops are recorded without it too")
-        }
+        (Ok(how), Some(_)) => DoctorFinding::ok(
+            check,
+            format!("{}: {how}", hook.name),
+            "loads and attaches; drops are recorded without it too",
+        ),
         (Err(why), Some(costs)) => {
             let remedy = "nothing need be done for the drops themselves; see `capabilities` and `lockdown`";
-            Finding::warn(check, format!("{}: {why}", hook.name), costs, remedy)
+            DoctorFinding::warn(check, format!("{}: {why}", hook.name), costs, remedy)
         }
-        (Err(why), None) => Finding::fail(
+        (Err(why), None) => DoctorFinding::fail(
             check,
             format!("{} does not load: {why}", hook.name),
             "the kernel does not let us see drops",
@@ -113,20 +128,20 @@ fn hooks(facts: &Facts) -> Vec<Finding> {
     };
     if facts.hooks.is_empty() {
         let meaning = "whether the kernel lets us see drops is not known";
-        return vec![Finding::warn(check, "not tried", meaning, "run doctor as the agent runs")];
+        return vec![DoctorFinding::warn(check, "not tried", meaning, "run doctor as the agent runs")];
     }
     facts.hooks.iter().map(finding).collect()
 }
 
 /// The likeliest reason first.
-fn hook_remedy(facts: &Facts) -> &'static str {
+fn hook_remedy(facts: &NodeFacts) -> &'static str {
     if missing(facts, &[BPF, PERFMON]).is_some() || facts.initial_user_namespace == Some(false) {
         "see `capabilities`"
-    } else if facts.lockdown == Lockdown::Confidentiality {
+    } else if facts.lockdown == LockdownMode::Confidentiality {
         "see `lockdown`"
     } else if bpf_is_filtered(facts) {
         "see `seccomp`"
-    } else if matches!(facts.btf, Btf::Present(_)) {
+    } else if matches!(facts.btf, BtfState::Present(_)) {
         "a security module may forbid bpf(2); otherwise report this message"
     } else {
         "see `btf`"
@@ -134,8 +149,8 @@ fn hook_remedy(facts: &Facts) -> &'static str {
 }
 
 /// Whether bpf(2) is refused by a system call filter: not permitted, though no capability is missing.
-fn bpf_is_filtered(facts: &Facts) -> bool {
-    let refused = |hook: &super::facts::Hook| {
+fn bpf_is_filtered(facts: &NodeFacts) -> bool {
+    let refused = |hook: &super::facts::HookProbe| {
         let why = hook.result.as_ref().err();
         why.is_some_and(|why| why.contains("Operation not permitted") || why.contains("os error 1)"))
     };
@@ -145,21 +160,21 @@ fn bpf_is_filtered(facts: &Facts) -> bool {
         && facts.hooks.iter().any(refused)
 }
 
-fn seccomp(facts: &Facts) -> Option<Finding> {
+fn seccomp(facts: &NodeFacts) -> Option<DoctorFinding> {
     let check = "seccomp";
     if bpf_is_filtered(facts) {
-        return Some(Finding::fail(
+        return Some(DoctorFinding::fail(
             check,
             "a seccomp profile is in force, and bpf(2) is refused although the capabilities are there",
             "the container runtime's profile lets bpf(2) through for CAP_SYS_ADMIN only, as those of before CAP_BPF do",
             "use containerd 1.6.9, Docker 23 or later, or set seccompProfile to a profile of type Localhost that allows bpf",
         ));
     }
-    (facts.seccomp == Some(2)).then(|| Finding::ok(check, "a profile is in force", "it lets bpf(2) through"))
+    (facts.seccomp == Some(2)).then(|| DoctorFinding::ok(check, "a profile is in force", "it lets bpf(2) through"))
 }
 
 /// Those of `wanted` that are missing, by name. `None` when all are there or it can't be told.
-fn missing(facts: &Facts, wanted: &[u32]) -> Option<String> {
+fn missing(facts: &NodeFacts, wanted: &[u32]) -> Option<String> {
     let set = facts.capabilities?;
     let has = |capability: u32| set & (1 << capability) != 0;
     let covered = |capability: u32| {
@@ -182,14 +197,14 @@ fn capability_name(capability: u32) -> &'static str {
     }
 }
 
-fn capabilities(facts: &Facts) -> Vec<Finding> {
+fn capabilities(facts: &NodeFacts) -> Vec<DoctorFinding> {
     let check = "capabilities";
     if facts.capabilities.is_none() {
         let meaning = "which features this process may use is not known";
-        return vec![Finding::warn(check, "the effective set can't be read", meaning, "mount /proc")];
+        return vec![DoctorFinding::warn(check, "the effective set can't be read", meaning, "mount /proc")];
     }
     if facts.initial_user_namespace == Some(false) {
-        return vec![Finding::fail(
+        return vec![DoctorFinding::fail(
             check,
             "this process runs in a user namespace of its own",
             "its capabilities count only there: the kernel does not let it see drops",
@@ -202,7 +217,7 @@ fn capabilities(facts: &Facts) -> Vec<Finding> {
     } else {
         needs.push((&[BPF, PERFMON], "load the programs", true));
     }
-    let symbols_needed = facts.symbols != Symbols::Addresses;
+    let symbols_needed = facts.symbols != KallsymsState::Addresses;
     if symbols_needed {
         needs.push((&[SYSLOG], "see symbol addresses: without it a drop shows its reason but not its place", false));
     }
@@ -212,47 +227,49 @@ fn capabilities(facts: &Facts) -> Vec<Finding> {
         false,
     ));
     needs.push((&[NET_RAW], "read iptables-legacy tables", false));
-    let mut findings: Vec<Finding> = Vec::new();
+    let mut findings: Vec<DoctorFinding> = Vec::new();
     for (wanted, purpose, required) in needs {
         let Some(names) = missing(facts, wanted) else { continue };
         let (found, meaning) = (format!("{names} missing"), format!("needed to {purpose}"));
         let remedy = format!("run as root, or add {names} to the container's securityContext.capabilities");
         findings.push(match required {
-            true => Finding::fail(check, found, meaning, remedy),
-            false => Finding::warn(check, found, meaning, remedy),
+            true => DoctorFinding::fail(check, found, meaning, remedy),
+            false => DoctorFinding::warn(check, found, meaning, remedy),
         });
     }
     if findings.is_empty() {
         let names = if older(facts, CAP_BPF_KERNEL) { "CAP_SYS_ADMIN" } else { "CAP_BPF and CAP_PERFMON" };
         let found =
             format!("{names} for the programs, CAP_SYSLOG for symbols, CAP_NET_ADMIN and CAP_NET_RAW for rulesets");
-        findings.push(Finding::ok(check, found, "all that are needed are in the effective set"));
+        findings.push(DoctorFinding::ok(check, found, "all that are needed are in the effective set"));
     }
     findings
 }
 
-fn lockdown(facts: &Facts) -> Finding {
+fn lockdown(facts: &NodeFacts) -> DoctorFinding {
     let check = "lockdown";
     let seen = !facts.hooks.is_empty() && facts.hooks.iter().all(|hook| hook.result.is_ok() || hook.costs.is_some());
     match facts.lockdown {
-        Lockdown::Absent | Lockdown::None => Finding::ok(check, "none", "no restriction"),
-        Lockdown::Integrity => Finding::ok(
+        LockdownMode::Absent | LockdownMode::None => DoctorFinding::ok(check, "none", "no restriction"),
+        LockdownMode::Integrity => DoctorFinding::ok(
             check,
             "integrity mode",
             "drops can be recorded; the kernel may refuse fentry, which only tells REJECT from DROP",
         ),
-        Lockdown::Confidentiality => {
+        LockdownMode::Confidentiality => {
             let remedy = "boot with lockdown=integrity or none, or without the setting that enforces confidentiality";
             let meaning = "the kernel refuses programs that copy its memory, as reading packet headers does";
             match seen {
-                true => Finding::warn(check, "confidentiality mode", meaning, remedy),
-                false => Finding::fail(check, "the kernel is locked down in confidentiality mode", meaning, remedy),
+                true => DoctorFinding::warn(check, "confidentiality mode", meaning, remedy),
+                false => {
+                    DoctorFinding::fail(check, "the kernel is locked down in confidentiality mode", meaning, remedy)
+                }
             }
         }
-        Lockdown::Unknown if seen => {
-            Finding::ok(check, "can't be told: securityfs is not mounted", "no matter: the hooks load")
+        LockdownMode::Unknown if seen => {
+            DoctorFinding::ok(check, "can't be told: securityfs is not mounted", "no matter: the hooks load")
         }
-        Lockdown::Unknown => Finding::warn(
+        LockdownMode::Unknown => DoctorFinding::warn(
             check,
             "can't be told: /sys/kernel/security is not mounted or not readable",
             "if a hook does not load, lockdown may be why",
@@ -261,14 +278,14 @@ fn lockdown(facts: &Facts) -> Finding {
     }
 }
 
-fn symbols(facts: &Facts) -> Finding {
+fn symbols(facts: &NodeFacts) -> DoctorFinding {
     let check = "symbols";
     let found = match facts.symbols {
-        Symbols::Addresses => {
-            return Finding::ok(check, "addresses are shown", "a drop's place in the kernel's code has a name");
+        KallsymsState::Addresses => {
+            return DoctorFinding::ok(check, "addresses are shown", "a drop's place in the kernel's code has a name");
         }
-        Symbols::Hidden => "/proc/kallsyms shows every address as 0",
-        Symbols::Unreadable => "/proc/kallsyms can't be read",
+        KallsymsState::Hidden => "/proc/kallsyms shows every address as 0",
+        KallsymsState::Unreadable => "/proc/kallsyms can't be read",
     };
     let remedy = match facts.kptr_restrict {
         Some(2..) => "sysctl kernel.kptr_restrict=1, and grant CAP_SYSLOG",
@@ -277,32 +294,32 @@ fn symbols(facts: &Facts) -> Finding {
     if older(facts, REASONS) {
         let meaning =
             "this kernel's drops have no reason, and without addresses no place: nothing tells a policy's drop";
-        return Finding::fail(check, found, meaning, remedy);
+        return DoctorFinding::fail(check, found, meaning, remedy);
     }
     let meaning = "drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure";
-    Finding::warn(check, found, meaning, remedy)
+    DoctorFinding::warn(check, found, meaning, remedy)
 }
 
-fn memory(facts: &Facts) -> Vec<Finding> {
+fn memory(facts: &NodeFacts) -> Vec<DoctorFinding> {
     let check = "memory";
     let mut findings = Vec::new();
     if older(facts, CGROUP_ACCOUNTING) {
         let capable = missing(facts, &[SYS_RESOURCE]).is_none() && facts.capabilities.is_some();
         findings.push(match facts.memlock {
-            Some(u64::MAX) => Finding::ok(check, "locked memory: unlimited", "maps can be made"),
-            limit if capable => Finding::ok(
+            Some(u64::MAX) => DoctorFinding::ok(check, "locked memory: unlimited", "maps can be made"),
+            limit if capable => DoctorFinding::ok(
                 check,
                 limit.map_or("locked memory: limit unknown".into(), |n| format!("locked memory: {}", size(n))),
                 "CAP_SYS_RESOURCE lets the agent raise it",
             ),
-            Some(limit) if limit < MEMORY_FLOOR => Finding::fail(
+            Some(limit) if limit < MEMORY_FLOOR => DoctorFinding::fail(
                 check,
                 format!("locked memory: {}", size(limit)),
                 "before Linux 5.11 maps count against this limit, and it is too small for them",
                 "grant CAP_SYS_RESOURCE, or ulimit -l unlimited",
             ),
-            Some(limit) => Finding::ok(check, format!("locked memory: {}", size(limit)), "maps can be made"),
-            None => Finding::warn(
+            Some(limit) => DoctorFinding::ok(check, format!("locked memory: {}", size(limit)), "maps can be made"),
+            None => DoctorFinding::warn(
                 check,
                 "locked memory: limit unknown",
                 "before Linux 5.11 maps count against it",
@@ -311,24 +328,24 @@ fn memory(facts: &Facts) -> Vec<Finding> {
         });
     }
     findings.push(match facts.memory_max {
-        Some(u64::MAX) => Finding::ok(check, "cgroup: no limit", "bounded by the agent's own limits"),
-        Some(limit) if limit < MEMORY_FLOOR => Finding::warn(
+        Some(u64::MAX) => DoctorFinding::ok(check, "cgroup: no limit", "bounded by the agent's own limits"),
+        Some(limit) if limit < MEMORY_FLOOR => DoctorFinding::warn(
             check,
             format!("cgroup limit {}", size(limit)),
             "maps, kernel symbols and a large cluster's objects may not fit: the agent could be killed",
             format!("raise resources.limits.memory to {} or more", size(2 * MEMORY_FLOOR)),
         ),
-        Some(limit) => Finding::ok(check, format!("cgroup limit {}", size(limit)), "enough to start with"),
-        None => Finding::ok(check, "cgroup limit unknown", "bounded by the agent's own limits"),
+        Some(limit) => DoctorFinding::ok(check, format!("cgroup limit {}", size(limit)), "enough to start with"),
+        None => DoctorFinding::ok(check, "cgroup limit unknown", "bounded by the agent's own limits"),
     });
     findings
 }
 
-fn sysctls(facts: &Facts) -> Vec<Finding> {
+fn sysctls(facts: &NodeFacts) -> Vec<DoctorFinding> {
     let check = "sysctl";
     let mut findings = Vec::new();
     if facts.bpf_stats_enabled.is_some_and(|value| value != 0) {
-        findings.push(Finding::warn(
+        findings.push(DoctorFinding::warn(
             check,
             "kernel.bpf_stats_enabled=1",
             "the kernel times every BPF program: about 60 ns more for each drop",
@@ -336,7 +353,7 @@ fn sysctls(facts: &Facts) -> Vec<Finding> {
         ));
     }
     if facts.bpf_jit_enable == Some(0) {
-        findings.push(Finding::warn(
+        findings.push(DoctorFinding::warn(
             check,
             "net.core.bpf_jit_enable=0",
             "BPF programs are interpreted: each drop costs several times as much",
@@ -345,7 +362,7 @@ fn sysctls(facts: &Facts) -> Vec<Finding> {
     }
     if let Some(value) = facts.unprivileged_bpf_disabled {
         let meaning = "no matter: it restricts processes without CAP_BPF only";
-        findings.push(Finding::ok(check, format!("kernel.unprivileged_bpf_disabled={value}"), meaning));
+        findings.push(DoctorFinding::ok(check, format!("kernel.unprivileged_bpf_disabled={value}"), meaning));
     }
     findings
 }

@@ -8,7 +8,7 @@ use crate::model::Str;
 use crate::model::cluster::{Direction, Labels, Policy};
 use crate::policy::matching::{Matcher, NAME_LABEL};
 use crate::policy::nearest::as_pod;
-use crate::policy::{PolicyEndpoint, Transport, PolicyIdentity};
+use crate::policy::{PolicyEndpoint, PolicyIdentity, Transport};
 
 /// Labels that change from one rollout, revision or replica to the next: never to select by.
 const UNSTABLE: [&str; 10] = [
@@ -27,11 +27,11 @@ const UNSTABLE: [&str; 10] = [
 const NAMING: [&str; 4] = ["app.kubernetes.io/name", "app.kubernetes.io/instance", "app", "k8s-app"];
 const LABELS_AT_MOST: usize = 4;
 
-pub(super) struct Words<'o, 'a> {
+pub(super) struct HintText<'o, 'a> {
     pub matcher: Matcher<'o, 'a>,
 }
 
-impl Words<'_, '_> {
+impl HintText<'_, '_> {
     /// The pod whose policy is spoken of.
     pub(super) fn subject(&self) -> impl Display {
         end(match self.matcher.direction {
@@ -69,9 +69,9 @@ impl Words<'_, '_> {
         Some(match as_pod(&peer.identity).filter(|view| !view.pod.host_network) {
             Some(PodView { pod, .. }) => {
                 let elsewhere = (pod.namespace != policy.namespace).then_some(&*pod.namespace);
-                Item::Pods(elsewhere, stable(&pod.labels)?)
+                PeerItem::Pods(elsewhere, stable(&pod.labels)?)
             }
-            None => Item::Block(*self.matcher.peer_addresses().first()?),
+            None => PeerItem::Block(*self.matcher.peer_addresses().first()?),
         })
     }
 
@@ -84,21 +84,21 @@ impl Words<'_, '_> {
 }
 
 /// An item of `from` or `to`.
-enum Item<'a> {
+enum PeerItem<'a> {
     Block(IpAddr),
     /// The namespace, where it is not the policy's own.
-    Pods(Option<&'a str>, Stable<'a>),
+    Pods(Option<&'a str>, StableLabels<'a>),
 }
 
-impl Display for Item<'_> {
+impl Display for PeerItem<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Item::Block(ip) => match ip.to_canonical() {
+            PeerItem::Block(ip) => match ip.to_canonical() {
                 IpAddr::V4(ip) => write!(f, "{{ipBlock: {{cidr: {ip}/32}}}}"),
                 IpAddr::V6(ip) => write!(f, "{{ipBlock: {{cidr: '{ip}/128'}}}}"),
             },
-            Item::Pods(None, labels) => write!(f, "{{podSelector: {{matchLabels: {{{labels}}}}}}}"),
-            Item::Pods(Some(namespace), labels) => write!(
+            PeerItem::Pods(None, labels) => write!(f, "{{podSelector: {{matchLabels: {{{labels}}}}}}}"),
+            PeerItem::Pods(Some(namespace), labels) => write!(
                 f,
                 "{{namespaceSelector: {{matchLabels: {{{NAME_LABEL}: {}}}}}, podSelector: {{matchLabels: {{{labels}}}}}}}",
                 scalar(namespace),
@@ -109,24 +109,27 @@ impl Display for Item<'_> {
 
 /// The labels to select a pod by: those that name its application, else all that stay.
 #[derive(Clone, Copy)]
-struct Stable<'a> {
+struct StableLabels<'a> {
     labels: &'a Labels,
     naming: bool,
 }
 
 /// `None`: it has none such.
-fn stable(labels: &Labels) -> Option<Stable<'_>> {
-    [true, false].map(|naming| Stable { labels, naming }).into_iter().find(|labels| labels.pairs().next().is_some())
+fn stable(labels: &Labels) -> Option<StableLabels<'_>> {
+    [true, false]
+        .map(|naming| StableLabels { labels, naming })
+        .into_iter()
+        .find(|labels| labels.pairs().next().is_some())
 }
 
-impl<'a> Stable<'a> {
+impl<'a> StableLabels<'a> {
     fn pairs(self) -> impl Iterator<Item = (&'a Str, &'a Str)> {
         let keep = move |key: &str| if self.naming { NAMING.contains(&key) } else { !UNSTABLE.contains(&key) };
         self.labels.iter().filter(move |(key, _)| keep(key)).take(LABELS_AT_MOST)
     }
 }
 
-impl Display for Stable<'_> {
+impl Display for StableLabels<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.pairs()
             .enumerate()

@@ -4,23 +4,23 @@ use crate::cluster::Index;
 use crate::cluster::index::PodView;
 use crate::model::cluster::{Direction, Object, Peer, Policy, Rule};
 use crate::policy;
-use crate::policy::{Connection, PolicyEndpoint, PolicyResult, Options, PolicyIdentity};
+use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, PolicyResult};
 
 /// Pairs that are looked at; the rest is counted.
 const MAX_PAIRS: usize = 100_000;
 
 /// What else passes in the rule's direction; the other direction may still deny it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Effect {
+pub struct SideEffects {
     /// Pairs that were denied in this direction and no longer are.
-    pub opened: Vec<Opened>,
+    pub opened: Vec<OpenedPair>,
     /// Pairs that were too many to look at.
     pub not_looked_at: usize,
 }
 
 /// By name: `namespace/pod`, or an address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-pub struct Opened {
+pub struct OpenedPair {
     pub from: String,
     pub to: String,
 }
@@ -33,7 +33,7 @@ pub(super) fn of(
     direction: Direction,
     policy: &Policy,
     rule: &Rule,
-) -> Effect {
+) -> SideEffects {
     let mut after = index.clone();
     after.upsert(Object::Policy(policy.clone()));
     let subjects: Vec<PodView<'_>> = index
@@ -43,8 +43,8 @@ pub(super) fn of(
         .filter(|view| policy.subject.matches(&view.pod.labels))
         .collect();
     let peers = peers(index, connection, direction, policy, rule);
-    let mut effect =
-        Effect { opened: Vec::new(), not_looked_at: (subjects.len() * peers.len()).saturating_sub(MAX_PAIRS) };
+    let mut side_effects =
+        SideEffects { opened: Vec::new(), not_looked_at: (subjects.len() * peers.len()).saturating_sub(MAX_PAIRS) };
     let pairs = subjects.iter().flat_map(|subject| peers.iter().map(move |peer| (*subject, *peer)));
     for (subject, peer) in pairs.take(MAX_PAIRS) {
         let subject = PolicyEndpoint::pod(subject);
@@ -59,13 +59,13 @@ pub(super) fn of(
         let denied = |index: &Index, pair: &Connection<'_>| {
             matches!(policy::evaluate(index, pair, options).side(direction).result, PolicyResult::Denied)
         };
-        if denied(index, &pair) && !denied(&after, &crate::policy::suggest::again(&after, &pair)) {
-            effect.opened.push(Opened { from: name(source), to: name(destination) });
+        if denied(index, &pair) && !denied(&after, &crate::policy::suggest::rebind(&after, &pair)) {
+            side_effects.opened.push(OpenedPair { from: name(source), to: name(destination) });
         }
     }
-    effect.opened.sort();
-    effect.opened.dedup();
-    effect
+    side_effects.opened.sort();
+    side_effects.opened.dedup();
+    side_effects
 }
 
 /// The ends that the rule's peers name.
