@@ -34,7 +34,7 @@ pub use rules::{ItemCheck, MatchResult, RuleCheck, check_rules};
 pub use summary::summary;
 
 use crate::cluster::index::PodView;
-use crate::model::cluster::Protocol;
+use crate::model::cluster::{Direction, Protocol};
 
 /// The connection that is judged: from the source to the address and port that the destination's policy sees (the
 /// backend, after a service's translation).
@@ -129,5 +129,13 @@ impl Default for Options {
             // Undefined; plugins block, pass, or block some ICMP types only.
             other_protocols_pass: None,
         }
+    }
+}
+
+/// A direction as `policyTypes` spells it.
+fn type_name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "Ingress",
+        Direction::Egress => "Egress",
     }
 }

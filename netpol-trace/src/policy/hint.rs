@@ -20,9 +20,9 @@ use crate::model::cluster::{
 use crate::model::{Address, Hint, ServiceRef};
 use crate::policy::evaluate::{PolicyEvaluation, PolicyResult, SideEvaluation, evaluate};
 use crate::policy::explain::{ExplainedVerdict, explain};
-use crate::policy::matching::{Match, Matcher, NAME_LABEL, UndeterminedReason, in_block};
+use crate::policy::matching::{Match, Matcher, NAME_LABEL, UndeterminedReason, covers, in_block, selects};
 use crate::policy::nearest::{NearestRule, as_pod};
-use crate::policy::{Connection, Options, PolicyIdentity, Transport};
+use crate::policy::{Connection, Options, PolicyIdentity, Transport, type_name};
 
 /// What is known of the connection beyond what policy sees.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,6 +36,8 @@ pub struct ClientRequest<'a> {
 
 /// The source port of active FTP's data connections: the only one that a hint depends on.
 pub const FTP_DATA: u16 = 20;
+/// Where NodeLocal DNSCache listens unless configured otherwise.
+pub(super) const NODE_LOCAL_DNS: [u8; 4] = [169, 254, 20, 10];
 
 /// The hint that fits a denied connection, or one that ICMP or a hostNetwork pod leaves undetermined.
 pub fn hint(index: &Index, connection: &Connection<'_>, options: &Options, request: ClientRequest<'_>) -> Option<Hint> {
@@ -106,7 +108,7 @@ fn icmp(matcher: &Matcher<'_, '_>, side: &SideEvaluation<'_>) -> Hint {
     let message = message!(
         "NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. {} of {} is isolated{by}; whether ICMP \
          passes then is this CNI's choice.",
-        text::capital(matcher.direction),
+        type_name(matcher.direction),
         HintText { matcher: *matcher }.subject(),
     );
     with_code("icmp", message)
@@ -202,7 +204,7 @@ impl<'a> DeniedSide<'_, 'a> {
             "{} allows it by {direction}[{rule}], but its policyTypes does not list {}, so the rule is not in force: add \
              it to policyTypes.",
             self.policy(),
-            text::capital(direction),
+            type_name(direction),
         );
         Some(with_code("types-missing", message))
     }
@@ -284,9 +286,7 @@ impl<'a> DeniedSide<'_, 'a> {
             return Some((format!("{}/{}", service.namespace, service.name), request));
         }
         let view = as_pod(&self.matcher.connection.destination.identity)?;
-        let behind = view.namespace.services().filter(|service| {
-            service.selector.as_ref().is_some_and(|s| s.iter().all(|(k, v)| view.pod.labels.get(k) == Some(v)))
-        });
+        let behind = view.namespace.services().filter(|service| selects(service, &view.pod.labels));
         behind.flat_map(|service| service.ports.iter().map(move |p| (service, p))).find_map(|(service, p)| {
             let target = p.protocol == protocol && target_is(view, &p.target, protocol, port);
             (target && p.port != port && covers_exactly(want, p.port))
@@ -423,15 +423,6 @@ impl<'a> DeniedSide<'_, 'a> {
             self.text.rule_item(self.nearest.policy)?,
         );
         Some(with_code("no-rule", message))
-    }
-}
-
-/// Whether the rule's port holds the number, whatever the protocol.
-fn covers(want: &PortMatch, port: u16) -> bool {
-    match &want.port {
-        PortSpec::Any => true,
-        PortSpec::Range(first, last) => (*first..=*last).contains(&port),
-        PortSpec::Named(_) => false,
     }
 }
 

@@ -6,7 +6,9 @@ use ipnet::IpNet;
 
 use crate::cluster::Index;
 use crate::cluster::index::NamespaceEntry;
-use crate::model::cluster::{Direction, Operator, Peer, Pod, Policy, PortMatch, PortSpec, Requirement, Rule, Selector};
+use crate::model::cluster::{
+    Direction, Labels, Operator, Peer, Pod, Policy, PortMatch, PortSpec, Requirement, Rule, Selector, Service,
+};
 use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// The label that the API server puts on every namespace (KEP-2161): known even when the object is not.
@@ -298,6 +300,20 @@ pub(super) fn namespace_requirement(requirement: &Requirement, name: &str, names
         Operator::Exists => true,
         Operator::DoesNotExist => false,
     })
+}
+
+/// Whether the port item holds the number, whatever the protocol. A name holds none.
+pub(super) fn covers(want: &PortMatch, port: u16) -> bool {
+    match &want.port {
+        PortSpec::Any => true,
+        PortSpec::Range(first, last) => (*first..=*last).contains(&port),
+        PortSpec::Named(_) => false,
+    }
+}
+
+/// Whether the service's selector matches the labels. A service without selector selects no pod.
+pub(super) fn selects(service: &Service, labels: &Labels) -> bool {
+    service.selector.as_ref().is_some_and(|selector| selector.iter().all(|(k, v)| labels.get(k) == Some(v)))
 }
 
 /// Whether `ip` lies in `cidr` and in none of `except`. IPv4 and IPv6 never mix; an IPv4-mapped IPv6 address or block

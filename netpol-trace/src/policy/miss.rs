@@ -5,10 +5,10 @@ use std::fmt::{self, Write};
 use ipnet::IpNet;
 
 use crate::cluster::index::PodView;
-use crate::model::cluster::{Direction, Labels, Peer, Policy, PortMatch, PortSpec, Requirement, Selector};
+use crate::model::cluster::{Labels, Peer, Policy, PortMatch, PortSpec, Requirement, Selector};
 use crate::policy::matching::{Match, Matcher, in_block};
 use crate::policy::nearest::{NearestRule, as_pod};
-use crate::policy::{PolicyIdentity, Transport};
+use crate::policy::{PolicyIdentity, Transport, type_name};
 
 /// Longest text of one `want` or `have`, in characters: selectors come from strangers, and a record's line is bounded.
 const TEXT_AT_MOST: usize = 256;
@@ -41,14 +41,6 @@ impl NearestRule<'_> {
             matcher.peer_misses(self.policy, peer, field, &mut misses);
         }
         misses
-    }
-}
-
-/// As `policyTypes` spells it.
-fn type_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "Ingress",
-        Direction::Egress => "Egress",
     }
 }
 

@@ -5,12 +5,9 @@ use ipnet::IpNet;
 use crate::model::Hint;
 use crate::model::cluster::{Direction, Peer, PortSpec, Protocol};
 use crate::policy::PolicyIdentity;
-use crate::policy::hint::{DeniedSide, covers, message, with_code};
-use crate::policy::matching::{Assumptions, Match, in_block};
+use crate::policy::hint::{DeniedSide, NODE_LOCAL_DNS, message, with_code};
+use crate::policy::matching::{Assumptions, Match, covers, in_block};
 use crate::policy::nearest::as_pod;
-
-/// Where NodeLocal DNSCache listens unless configured otherwise.
-const NODE_LOCAL_DNS: [u8; 4] = [169, 254, 20, 10];
 
 impl<'a> DeniedSide<'_, 'a> {
     pub(super) fn dns(&self) -> Option<Hint> {

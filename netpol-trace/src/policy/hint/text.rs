@@ -156,10 +156,3 @@ fn end<'a>(end: &PolicyEndpoint<'a>) -> impl Display + use<'a> {
         (PolicyIdentity::Unknown, None) => f.write_str("an unknown end"),
     })
 }
-
-pub(super) fn capital(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Egress => "Egress",
-        Direction::Ingress => "Ingress",
-    }
-}

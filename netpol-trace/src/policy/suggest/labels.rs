@@ -2,6 +2,7 @@
 
 use crate::model::Str;
 use crate::model::cluster::{Labels, Operator, Pod, Requirement, Selector};
+use crate::policy::matching::NAME_LABEL;
 
 /// Labels that a controller gives each pod or each version anew: a selector with one of them matches nothing after the next
 /// rollout.
@@ -33,7 +34,7 @@ pub fn selector(pod: &Pod) -> Selector {
 }
 
 pub fn namespace_selector(name: &Str) -> Selector {
-    Selector { requirements: [is(&"kubernetes.io/metadata.name".into(), name)].into() }
+    Selector { requirements: [is(&NAME_LABEL.into(), name)].into() }
 }
 
 fn is(key: &Str, value: &Str) -> Requirement {
