@@ -13,9 +13,12 @@ pub static LINT: Lint = Lint {
     check: |context, findings| {
         let duplicates = context.loaded.problems.iter().filter(|problem| problem.kind == ProblemKind::Duplicate);
         for problem in duplicates.filter(|problem| shape::is_policy(problem)) {
-            let fix = "rename one of the two: rules of policies with different names add up, one name holds one policy";
+            // The loader reports the same object twice as a note.
+            let fix = match problem.severity {
+                Severity::Info => "remove one of the two",
+                _ => "rename one of the two: rules of policies with different names add up, one name holds one policy",
+            };
             let finding = shape::finding(&LINT, problem, problem.message.clone(), fix.to_owned());
-            // Twice the same object is only worth a note.
             findings.push(LintFinding { severity: problem.severity, ..finding });
         }
     },
@@ -40,7 +43,7 @@ mod tests {
             expect![[r#"
             netpol.yaml:8: info[duplicate-name]: the same object is at netpol.yaml:1 (document 1) already
                 in:  NetworkPolicy a/p, metadata.name
-                fix: rename one of the two: rules of policies with different names add up, one name holds one policy
+                fix: remove one of the two
 
             1 info (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
