@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use crate::record::magic;
 
 use crate::cluster::Index;
-use crate::model::cluster::{Labels, Namespace, Object, Owner, Phase, Pod};
+use crate::model::cluster::{Labels, Namespace, Object, Owner, Pod, PodPhase};
 use crate::model::{Cause, EndpointKind};
 use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 use crate::record::lines;
@@ -187,7 +187,7 @@ fn recorded_pod(end: &Endpoint, pod: &crate::model::PodRef) -> Pod {
         ips: [end.ip].into(),
         node: pod.node.as_deref().map(Into::into),
         host_network: false,
-        phase: Phase::Running,
+        phase: PodPhase::Running,
         terminating: false,
         ports: Box::default(),
         owner: pod.owner.as_ref().map(|o| Owner { kind: o.kind.as_str().into(), name: o.name.as_str().into() }),

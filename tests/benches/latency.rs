@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::bench::flood::{Flows, Sender};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{agent, skip};
+use netpol_trace_tests::{agent, can_run_lab, require};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -24,16 +24,14 @@ const SECONDS: u64 = 10;
 const SOCKETS: usize = 2;
 
 fn main() -> Result<()> {
-    if skip("latency") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let mut started = Vec::new();
     for _ in 0..STARTS {
         let (mut child, took) = start(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/manifests"), &[])?;
         started.push(took);
         stop(&mut child)?;
     }
-    let all = ["--fold-window", "0s", "--max-records-per-second", "0"];
+    let all = ["--aggregation-window", "0s", "--max-records-per-second", "0"];
     let alone = latencies(&all, PACKETS, |pair| {
         pair.client()?.netns.run(|| -> Result<()> {
             let socket = UdpSocket::bind((CLIENT, 0))?;

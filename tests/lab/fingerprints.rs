@@ -7,7 +7,7 @@ use anyhow::Result;
 use netpol_trace_tests::agent::{Agent, Run};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{skip, traffic};
+use netpol_trace_tests::{can_run_lab, require, traffic};
 
 /// Ports of the datagrams, one each.
 const PORTS: std::ops::Range<u16> = 6000..6010;
@@ -39,15 +39,13 @@ fn prints(pair: &Pair, run: &Run) -> BTreeMap<u16, Vec<String>> {
 
 #[test]
 fn two_agents_records_of_a_packet_have_one_fingerprint() -> Result<()> {
-    if skip("two_agents_records_of_a_packet_have_one_fingerprint") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     // A full map of flows would make the keys coarser, in one agent earlier than in the other.
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy();
     // A record of each packet, so that those of the SYNs can be compared one by one.
-    let common = ["--manifests", &manifests, "--fold-window", "0s", "--hooks", "kfree_skb"];
+    let common = ["--manifests", &manifests, "--aggregation-window", "0s", "--hooks", "kfree_skb"];
     let old = Agent::start(&common)?;
     // Of another version, as it were: it counts, records more, knows nobody's labels, and is of another node's name.
     let new = Agent::start(&[&common[..], &["--all-drops", "--node-name", "other"]].concat())?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use netpol_trace_tests::agent::{Agent, Run};
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, Pair, SERVER, SERVER6};
 use netpol_trace_tests::record::{Record, drops, packets};
-use netpol_trace_tests::{skip, traffic};
+use netpol_trace_tests::{can_run_lab, require, traffic};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -47,13 +47,12 @@ fn on_each_cpu(what: impl Fn() -> Result<()> + Sync) -> Result<()> {
 /// The first packet at once; the others as one count a window.
 #[test]
 fn a_flood_is_a_few_records() -> Result<()> {
-    if skip("a_flood_is_a_few_records") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
-    let agent = Agent::start(&["--fold-window", "5m", "--max-records-per-second", "0", "--manifests", &manifests])?;
+    let agent =
+        Agent::start(&["--aggregation-window", "5m", "--max-records-per-second", "0", "--manifests", &manifests])?;
     flood(&pair, 2000)?;
     agent.wait_for("the first packet's record", |records| drops(records).any(|r| pair.lab.owns(r)))?;
     let run = agent.stop()?;
@@ -71,13 +70,12 @@ fn a_flood_is_a_few_records() -> Result<()> {
 /// Each CPU sends the first packet that it sees: the others' are in the count.
 #[test]
 fn a_flow_of_several_cpus_is_one() -> Result<()> {
-    if skip("a_flow_of_several_cpus_is_one") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
-    let agent = Agent::start(&["--fold-window", "5m", "--max-records-per-second", "0", "--manifests", &manifests])?;
+    let agent =
+        Agent::start(&["--aggregation-window", "5m", "--max-records-per-second", "0", "--manifests", &manifests])?;
     let socket = pair.client()?.netns.run(|| UdpSocket::bind((CLIENT, 0)))?;
     let sent = AtomicU64::new(0);
     for _ in 0..3 {
@@ -101,13 +99,11 @@ fn a_flow_of_several_cpus_is_one() -> Result<()> {
 /// More flows than there is room for: coarser, marked, and exact all the same.
 #[test]
 fn a_full_map_folds_coarser() -> Result<()> {
-    if skip("a_full_map_folds_coarser") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
-    let options = ["--fold-window", "5m", "--ring-kib", "16384", "--max-records-per-second", "0", "--manifests"];
+    let options = ["--aggregation-window", "5m", "--ring-kib", "16384", "--max-records-per-second", "0", "--manifests"];
     let agent = Agent::start(&[&options[..], &[&manifests]].concat())?;
     let client = &pair.client()?.netns;
     on_each_cpu(|| {
@@ -124,7 +120,7 @@ fn a_full_map_folds_coarser() -> Result<()> {
     run.balance()?;
     assert_eq!(packets(own(&pair, &run)), pair.counted("denied")?);
     let coarse: Vec<&Record> = own(&pair, &run)
-        .filter(|r| r.text("/folded_by/because") == "flow_map_full" && r.text("/network/family") == "ipv6")
+        .filter(|r| r.text("/aggregated_by/because") == "flow_map_full" && r.text("/network/family") == "ipv6")
         .collect();
     let [fold] = coarse.as_slice() else { panic!("one client, one port: {coarse:?}") };
     assert_eq!(fold.count(), 199, "all but the first one");
@@ -135,13 +131,11 @@ fn a_full_map_folds_coarser() -> Result<()> {
 /// And where even those find no room, by the two addresses.
 #[test]
 fn a_scan_folds_by_addresses() -> Result<()> {
-    if skip("a_scan_folds_by_addresses") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
-    let options = ["--fold-window", "5m", "--ring-kib", "16384", "--max-records-per-second", "0", "--manifests"];
+    let options = ["--aggregation-window", "5m", "--ring-kib", "16384", "--max-records-per-second", "0", "--manifests"];
     let agent = Agent::start(&[&options[..], &[&manifests]].concat())?;
     let scan = (10_000..10_000 + SCAN_PORTS).map(|port| SocketAddr::from((SERVER, port)));
     traffic::udp(&pair.client()?.netns, CLIENT.into(), scan, 64)?;
@@ -150,7 +144,7 @@ fn a_scan_folds_by_addresses() -> Result<()> {
     // A slow machine's agent may not keep up with 22,000 first packets at once: it says so.
     run.account_for("denied", pair.counted("denied")?, &pair.netfilter_drops(&run))?;
     let wide: Vec<&Record> = own(&pair, &run)
-        .filter(|r| r.text("/folded_by/because") == "flow_map_full" && r.number("/destination/port").is_none())
+        .filter(|r| r.text("/aggregated_by/because") == "flow_map_full" && r.number("/destination/port").is_none())
         .collect();
     let [fold] = wide.as_slice() else { panic!("one client, one server: {wide:?}") };
     assert!(fold.count() > u64::from(SCAN_PORTS) - 23_000, "{fold}");
@@ -159,12 +153,10 @@ fn a_scan_folds_by_addresses() -> Result<()> {
     Ok(())
 }
 
-/// Above the budget drops are folded by workloads, and every packet is in a count.
+/// Above the budget drops are aggregated by workloads, and every packet is in a count.
 #[test]
 fn a_spent_budget_folds_by_workloads() -> Result<()> {
-    if skip("a_spent_budget_folds_by_workloads") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     // Another test's scan would spend this agent's folds.
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
@@ -177,9 +169,10 @@ fn a_spent_budget_folds_by_workloads() -> Result<()> {
     let run = agent.stop()?;
     run.balance()?;
     assert_eq!(packets(own(&pair, &run)), 200);
-    let folded: Vec<&Record> = own(&pair, &run).filter(|r| r.text("/folded_by/because") == "record_budget").collect();
-    assert!(packets(folded.iter().copied()) >= 100, "a budget of ten records: {folded:?}");
-    for fold in &folded {
+    let aggregated: Vec<&Record> =
+        own(&pair, &run).filter(|r| r.text("/aggregated_by/because") == "record_budget").collect();
+    assert!(packets(aggregated.iter().copied()) >= 100, "a budget of ten records: {aggregated:?}");
+    for fold in &aggregated {
         assert_eq!((fold.pod("source"), fold.pod("destination")), ("lab/client".into(), "lab/server".into()), "{fold}");
         assert_eq!((fold.number("/source/port"), fold.number("/destination/port")), (None, Some(80)), "{fold}");
     }

@@ -232,7 +232,7 @@ fn line(release: &str) -> (Vec<&str>, &str) {
 }
 
 fn short(name: &str) -> String {
-    name.trim_start_matches("rows::").replace("::", ": ").replace('_', " ")
+    name.rsplit_once("rows::").map_or(name, |(_, row)| row).replace("::", ": ").replace('_', " ")
 }
 
 fn section(rows: &[Row]) -> String {
@@ -322,9 +322,9 @@ fn sections(document: &str) -> BTreeMap<String, String> {
 mod tests {
     use super::*;
 
-    const LOG: &str = r#"test rows::tc::a ... row: {"row":"rows::tc::a","mechanism":"tc","hook":"ingress","action":"drop","cause":"policy","counted":6,"recorded":6,"right":5,"wrongly_policy":0,"kernel":"6.18.1"}
-row: {"row":"rows::tc::b","mechanism":"tc","hook":"","action":"","cause":"not_policy","counted":3,"recorded":3,"right":2,"wrongly_policy":1,"kernel":"6.18.1"}
-test rows::x::c_d ... rows::x::c_d: skipped: no such thing
+    const LOG: &str = r#"test rows::tc::a ... row: {"row":"lab::rows::tc::a","mechanism":"tc","hook":"ingress","action":"drop","cause":"policy","counted":6,"recorded":6,"right":5,"wrongly_policy":0,"kernel":"6.18.1"}
+row: {"row":"lab::rows::tc::b","mechanism":"tc","hook":"","action":"","cause":"not_policy","counted":3,"recorded":3,"right":2,"wrongly_policy":1,"kernel":"6.18.1"}
+test rows::x::c_d ... lab::rows::x::c_d: skipped: no such thing
 ok
 test rows::x::e ... FAILED
 "#;

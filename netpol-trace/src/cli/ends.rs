@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::cluster::Index;
-use crate::cluster::index::{Backend, Owner, PodView};
+use crate::cluster::index::{AddressOwner, Backend, PodView};
 use crate::missing::{self, few};
 use crate::model::cluster::{Pod, Protocol, Service, ServicePort};
 use crate::model::{Address, ServiceRef};
@@ -275,7 +275,7 @@ fn not_found(index: &Index, namespace: &str, what: &str, name: &str, known: &[St
 fn address_or_service(index: &Index, ip: IpAddr) -> Target<'_> {
     let services = || index.namespaces().flat_map(|(_, n)| n.services()).filter(|s| s.ips.contains(&ip));
     match (index.owner_of(ip), services().next()) {
-        (Owner::None, Some(service)) => Target::Service(service, Some(ip)),
+        (AddressOwner::None, Some(service)) => Target::Service(service, Some(ip)),
         _ => Target::Party(at_address(index, ip)),
     }
 }
@@ -283,11 +283,11 @@ fn address_or_service(index: &Index, ip: IpAddr) -> Target<'_> {
 /// Whose address it is: a pod, a node, or nobody's that is known.
 pub(super) fn owner(index: &Index, ip: IpAddr) -> PolicyEndpoint<'_> {
     let identity = match index.owner_of(ip) {
-        Owner::Pod(view) => PolicyIdentity::Pod(view),
-        Owner::Node(node) => PolicyIdentity::Node(&node.name),
-        Owner::Ambiguous(_) | Owner::Either(..) | Owner::Former(_) => PolicyIdentity::Unknown,
-        Owner::None if index.in_pod_network(ip) => PolicyIdentity::Unknown,
-        Owner::None => PolicyIdentity::External,
+        AddressOwner::Pod(view) => PolicyIdentity::Pod(view),
+        AddressOwner::Node(node) => PolicyIdentity::Node(&node.name),
+        AddressOwner::Ambiguous(_) | AddressOwner::Either(..) | AddressOwner::Former(_) => PolicyIdentity::Unknown,
+        AddressOwner::None if index.in_pod_network(ip) => PolicyIdentity::Unknown,
+        AddressOwner::None => PolicyIdentity::External,
     };
     PolicyEndpoint { ip: Some(ip), identity }
 }
@@ -297,7 +297,7 @@ fn at_address(index: &Index, ip: IpAddr) -> Party<'_> {
     let (name, how) = match (&end.identity, index.owner_of(ip)) {
         (PolicyIdentity::Pod(view), _) => (pod_name(view.pod), Some(format!("{ip} is {}", pod_name(view.pod)))),
         (PolicyIdentity::Node(name), _) => (ip.to_string(), Some(format!("{ip} is node {name}"))),
-        (PolicyIdentity::Unknown, Owner::Ambiguous(count)) => {
+        (PolicyIdentity::Unknown, AddressOwner::Ambiguous(count)) => {
             (ip.to_string(), Some(format!("{count} pods claim {ip}")))
         }
         (PolicyIdentity::Unknown, _) => {

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use super::cluster::ClusterArgs;
 use super::ends;
+use crate::cluster::location::Severity;
 use crate::cluster::manifests::{self, Loaded};
-use crate::cluster::place::Severity;
 use crate::cluster::{Index, api};
 use crate::model::cluster::Object;
 use crate::policy::Options;
@@ -29,7 +29,7 @@ pub(super) enum Error {
     #[error("the input has errors, so an answer could be wrong; see above")]
     Manifests,
     #[error("the cluster can't be read: {0}")]
-    Cluster(#[from] api::Trouble),
+    Cluster(#[from] api::ApiError),
     #[error(transparent)]
     Question(#[from] ends::Error),
     #[error(transparent)]
@@ -101,7 +101,7 @@ impl Source {
 }
 
 /// What the manifests hold, over what the cluster has, as far as each is asked for.
-pub(super) fn load(paths: &[PathBuf], cluster: &ClusterArgs) -> Result<Loaded, api::Trouble> {
+pub(super) fn load(paths: &[PathBuf], cluster: &ClusterArgs) -> Result<Loaded, api::ApiError> {
     let live = if paths.is_empty() || cluster.given() { Some(api::load(&cluster.access())?) } else { None };
     Ok(match (live, paths) {
         (Some(live), []) => live,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::cluster::events::{EventError, Happening, Named, Writer};
+use crate::cluster::events::{EventError, ObjectRef, Occurrence, Writer};
 use crate::model::{Cause, PodRef};
 use crate::record::describe;
 use crate::record::describe::Brevity;
@@ -51,8 +51,8 @@ pub struct Events {
 /// One Event and what it stands for.
 #[derive(Debug)]
 struct Case {
-    pod: Named,
-    policy: Option<Named>,
+    pod: ObjectRef,
+    policy: Option<ObjectRef>,
     note: String,
     first: Timestamp,
     last: Timestamp,
@@ -69,9 +69,9 @@ struct Case {
 }
 
 impl Case {
-    fn happening(&self) -> Happening<'_> {
+    fn happening(&self) -> Occurrence<'_> {
         let Case { pod, policy, note, first, last, count, .. } = self;
-        Happening { pod, policy: policy.as_ref(), note, first: *first, last: *last, count: *count }
+        Occurrence { pod, policy: policy.as_ref(), note, first: *first, last: *last, count: *count }
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -202,8 +202,8 @@ impl Sink for Events {
 }
 
 impl Case {
-    fn new(pod: &PodRef, policy: Option<Named>, note: String, time: Timestamp, now: Instant) -> Case {
-        let pod = Named { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
+    fn new(pod: &PodRef, policy: Option<ObjectRef>, note: String, time: Timestamp, now: Instant) -> Case {
+        let pod = ObjectRef { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
         Case {
             pod,
             policy,
@@ -221,7 +221,7 @@ impl Case {
     }
 }
 
-impl Named {
+impl ObjectRef {
     fn is(&self, pod: &PodRef) -> bool {
         (&self.namespace, &self.name, &self.uid) == (&pod.namespace, &pod.name, &pod.uid)
     }
@@ -254,7 +254,7 @@ fn hash(what: impl Hash) -> u64 {
 }
 
 /// As somebody may see it who reads the pod's namespace and no other; and the policy, where it is one of that namespace.
-fn note(record: &Record, pod: &PodRef, is_source: bool) -> (String, Option<Named>) {
+fn note(record: &Record, pod: &PodRef, is_source: bool) -> (String, Option<ObjectRef>) {
     let shown = restrict::restricted(record.clone(), |namespace| namespace == pod.namespace);
     let mut line = Vec::new();
     let encoded = shown.as_ref().map(|shown| format::line(Format::Native, shown, &mut line));
@@ -271,7 +271,7 @@ fn note(record: &Record, pod: &PodRef, is_source: bool) -> (String, Option<Named
     }
     let policy = seen.verdict.as_ref().and_then(|verdict| {
         let policy = verdict.deciding(&seen.direction).1.isolated_by.first()?;
-        Some(Named { namespace: policy.namespace.to_string(), name: policy.name.to_string(), uid: None })
+        Some(ObjectRef { namespace: policy.namespace.to_string(), name: policy.name.to_string(), uid: None })
     });
     (cut(note), policy)
 }

@@ -1,7 +1,7 @@
-//! `netpol-trace tail` as a person runs it: what a log looks like on a terminal, and how it behaves as a program.
+//! `netpol-trace tail`: the text that it makes of a log, and its behaviour as a process.
 //!
-//! `log.jsonl` is the demo's log, followed by records of the kinds that the demo doesn't make, a line that is none, one
-//! record twice and one packet that a second agent saw.
+//! `log.jsonl` is the demo's log, followed by records of kinds that the demo doesn't make, a line that is no record, one
+//! record twice, and one packet that a second agent recorded too.
 
 mod agents;
 mod behaviour;

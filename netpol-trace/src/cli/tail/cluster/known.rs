@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::cluster::agents::{Agent, Agents, Recorded};
+use crate::cluster::agents::{Agent, Agents, RecordedPod};
 use crate::tail::names::Names;
 use crate::tail::select::Wanted;
 
@@ -45,7 +45,7 @@ pub(super) async fn look(agents: &Agents, wanted: &Wanted, selector: Option<&str
 }
 
 impl Known {
-    fn runs(&mut self, pod: &Recorded) {
+    fn runs(&mut self, pod: &RecordedPod) {
         self.nodes.extend(pod.node.clone());
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::{Shared, say_reach, say_remedy, say_silent};
 use crate::cli::tail::live::Batch;
-use crate::cluster::agents::{Agent, Agents, AgentsError, Asked};
+use crate::cluster::agents::{Agent, Agents, AgentsError, RecordsRequest};
 use crate::record::lines::Cutter;
 use crate::record::read;
 
@@ -139,7 +139,7 @@ impl Listener {
             Way::Listener { namespaces, home, account, port } => {
                 progress.cutter = Cutter::default();
                 let token = self.agents.token(home, account).await?;
-                let asked = Asked { namespaces: namespaces.clone(), since, follow: self.follow };
+                let asked = RecordsRequest { namespaces: namespaces.clone(), since, follow: self.follow };
                 let mut answer = self.agents.records(agent, *port, &token, &asked).await?;
                 self.answers.note(|answers| answers.answered(agent));
                 if self.follow {

@@ -1,6 +1,6 @@
 //! Two policies of one name in the input: the last one applied replaces the first.
 
-use crate::cluster::place::ProblemKind;
+use crate::cluster::location::ProblemKind;
 use crate::policy::lint::catalogue::{Lint, shape};
 use crate::policy::lint::{LintFinding, Severity};
 

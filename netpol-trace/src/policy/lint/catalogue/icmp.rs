@@ -1,6 +1,6 @@
 //! A rule for ICMP, which NetworkPolicy can't express.
 
-use crate::cluster::place::{Problem, ProblemKind};
+use crate::cluster::location::{Problem, ProblemKind};
 use crate::policy::lint::Severity;
 use crate::policy::lint::catalogue::{Lint, shape};
 

@@ -1,6 +1,6 @@
 //! A peer's field where a rule's belongs: `spec.egress[0].namespaceSelector`.
 
-use crate::cluster::place::{Problem, ProblemKind};
+use crate::cluster::location::{Problem, ProblemKind};
 use crate::cluster::yaml::{Path, Step};
 use crate::policy::lint::Severity;
 use crate::policy::lint::catalogue::{Lint, shape};

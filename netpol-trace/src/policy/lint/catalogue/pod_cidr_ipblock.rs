@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use crate::cluster::index::Owner;
+use crate::cluster::index::AddressOwner;
 use crate::model::cluster::{Direction, Peer};
 use crate::policy::lint::catalogue::Lint;
 use crate::policy::lint::context::{LintContext, RuleContext, is_address};
@@ -37,7 +37,7 @@ fn finding(
         return None;
     }
     let pod = match context.index.owner_of(cidr.addr()) {
-        Owner::Pod(view) if is_address(cidr) => Some(view),
+        AddressOwner::Pod(view) if is_address(cidr) => Some(view),
         _ => None,
     };
     let mut networks = context.index.nodes().flat_map(|node| node.pod_cidrs.iter());

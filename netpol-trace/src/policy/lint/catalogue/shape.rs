@@ -1,6 +1,6 @@
 //! An object that is not what the API takes: syntax, types, values, unknown fields.
 
-use crate::cluster::place::{Problem, ProblemKind};
+use crate::cluster::location::{Problem, ProblemKind};
 use crate::cluster::yaml::{Path, Step};
 use crate::policy::lint::catalogue::{Lint, icmp, missing_to};
 use crate::policy::lint::{LintFinding, Severity};
