@@ -1,15 +1,15 @@
-//! What NetworkPolicy v1 says of one connection, with the evidence. Pure: no clock, no kube client, no I/O.
+//! Evaluates NetworkPolicy v1 for one connection, with the evidence. Pure: no clock, no kube client, no I/O.
 //!
 //! ```text
-//! Connection ─> evaluate ─> PolicyEvaluation (borrowed, no allocation) ─> report ─> record::Verdict
+//! Connection ─> evaluate ─> PolicyEvaluation (borrowed, no allocation) ─> explain ─> model::Verdict
 //!                 │                                                   │
 //!                 └─ matching: one rule, peer or port                 └─ nearest: the rule that came closest
 //! ```
 //!
-//! [`check_rules`] tells of every rule what fits and what does not, for `explain`; [`hint`] names the usual mistake.
+//! [`check_rules`] compares every rule with the connection, for `explain`; [`hint`] names the usual mistake.
 //!
-//! [`evaluate`] is the fast core; [`verdict_of`] makes the record's form of it. Where Kubernetes leaves a point to the
-//! CNI, [`Options`] decides, and the verdict's notes say that it did.
+//! [`evaluate`] is the fast core; [`verdict_of`] also renders the verdict of a record. Where Kubernetes leaves a point to the
+//! CNI, [`Options`] decides, and the verdict's notes name that point.
 
 mod evaluate;
 mod explain;
@@ -36,7 +36,7 @@ pub use summary::summary;
 use crate::cluster::index::PodView;
 use crate::model::cluster::{Direction, Protocol};
 
-/// The connection that is judged: from the source to the address and port that the destination's policy sees (the
+/// The connection to evaluate: from the source to the address and port that the destination's policy sees (the
 /// backend, after a service's translation).
 #[derive(Debug, Clone, Copy)]
 pub struct Connection<'a> {
@@ -45,11 +45,11 @@ pub struct Connection<'a> {
     pub transport: Transport,
     /// The destination's port; `None` where it is not known (a later fragment) or the transport has none.
     pub port: Option<u16>,
-    /// When it happened: gives `changed_ago_seconds` of the policies.
+    /// Time of the packet; `changed_ago_seconds` of the policies counts back from here.
     pub at: Option<Timestamp>,
 }
 
-/// What runs over IP. Only the first kind can be named by a policy.
+/// The protocol over IP. A policy can name only those of the first variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Transport {
     Named(Protocol),
@@ -72,16 +72,16 @@ impl Transport {
     }
 }
 
-/// One end, resolved to what it is before judging.
+/// The source or the destination, with what it is in the cluster.
 #[derive(Debug, Clone, Copy)]
 pub struct PolicyEndpoint<'a> {
-    /// The address in use; `None` when a pod was named without one: then any of its addresses counts.
+    /// The address in use. `None` for a pod given by name: then each of its addresses counts.
     pub ip: Option<IpAddr>,
     pub identity: PolicyIdentity<'a>,
 }
 
 impl<'a> PolicyEndpoint<'a> {
-    /// A pod by name: any of its addresses counts.
+    /// A pod by name: each of its addresses counts.
     pub fn pod(view: PodView<'a>) -> PolicyEndpoint<'a> {
         PolicyEndpoint { ip: None, identity: PolicyIdentity::Pod(view) }
     }
@@ -94,16 +94,16 @@ impl<'a> PolicyEndpoint<'a> {
 #[derive(Debug, Clone, Copy)]
 pub enum PolicyIdentity<'a> {
     Pod(PodView<'a>),
-    /// A node, by name; also a hostNetwork pod's packet, which carries its node's address.
+    /// A node, by name. The packets of hostNetwork pods have their node's address.
     Node(&'a str),
     /// Outside of the cluster.
     External,
-    /// Inside the cluster's address ranges, or claimed twice: owner not known.
+    /// Inside the cluster's address ranges without a known owner, or with several.
     Unknown,
 }
 
-/// Points that Kubernetes leaves to the CNI. `None` everywhere means "not known": where the point decides, the verdict
-/// is undetermined. Where a set point decides, a note says so.
+/// Points that Kubernetes leaves to the CNI. Where a point decides, `None` makes the verdict undetermined, and a set value is
+/// named in the verdict's notes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Whether `ipBlock` matches pod IPs.
@@ -112,7 +112,7 @@ pub struct Options {
     pub host_network_is_pod: Option<bool>,
     /// Whether a pod and the node it runs on may always talk.
     pub own_node_allowed: Option<bool>,
-    /// Whether ICMP and other protocols that a policy can't name pass an isolated pod (`Some(false)`: only by a rule
+    /// Whether ICMP and other protocols that a policy can't name reach an isolated pod (`Some(false)`: only by a rule
     /// without ports).
     pub other_protocols_pass: Option<bool>,
 }

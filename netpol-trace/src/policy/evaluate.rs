@@ -1,4 +1,4 @@
-//! The fast core: both directions of a connection, with borrowed evidence and without allocation.
+//! Evaluates both directions of a connection, with borrowed evidence and without allocation.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::model::cluster::{Direction, Policy};
 use crate::policy::matching::{Assumptions, Match, Matcher, UndeterminedReason};
 use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, Transport};
 
-/// What NetworkPolicy v1 says of a connection.
+/// The result of both directions.
 #[derive(Debug, Clone, Copy)]
 pub struct PolicyEvaluation<'a> {
     pub egress: SideEvaluation<'a>,
@@ -46,7 +46,7 @@ pub struct SideEvaluation<'a> {
     pub result: PolicyResult<'a>,
     /// Every policy that isolates the pod in this direction.
     pub isolated_by: IsolatingPolicies<'a>,
-    /// The CNI-dependent points that the finding rests on.
+    /// The CNI-dependent points that the result rests on.
     pub assumed: Assumptions,
 }
 
@@ -59,7 +59,7 @@ pub enum PolicyResult<'a> {
 
 #[derive(Debug, Clone, Copy)]
 pub enum AllowedBy<'a> {
-    /// External ends and nodes are not subject to policy.
+    /// External addresses and nodes are not subject to policy.
     NotAPod,
     NotIsolated,
     /// A pod may always reach itself.
@@ -79,7 +79,7 @@ pub enum AllowedBy<'a> {
 pub enum IsolatingPolicies<'a> {
     None,
     Listed(&'a [Arc<Policy>]),
-    /// A hostNetwork pod has no list of its own: whether policy applies to it is the CNI's choice.
+    /// A hostNetwork pod has no list of its own: the CNI decides whether policy applies to it.
     HostNetwork(PodView<'a>, Direction),
 }
 
@@ -102,7 +102,7 @@ impl<'a> IsolatingPolicies<'a> {
     }
 }
 
-/// Judges `connection` in both directions.
+/// Evaluates `connection` in both directions.
 pub fn evaluate<'a>(index: &Index, connection: &Connection<'a>, options: &Options) -> PolicyEvaluation<'a> {
     let egress = Matcher::new(index, connection, options, Direction::Egress);
     let ingress = Matcher { direction: Direction::Ingress, ..egress };
@@ -161,7 +161,7 @@ fn subject_side<'a>(
             Some(_) => assumed = assumed.and(Assumptions::OWN_NODE),
         }
     }
-    // A hostNetwork peer on the pod's own node may be taken for that node, whose traffic always passes.
+    // Some CNIs treat a hostNetwork peer on the pod's own node as that node, whose traffic always passes.
     if let PolicyIdentity::Pod(other) = peer.identity
         && other.pod.host_network
         && other.pod.node.is_some()
@@ -183,7 +183,7 @@ fn subject_side<'a>(
     (result, assumed)
 }
 
-/// Whether policy applies to a hostNetwork pod is open: where both readings agree, the answer is not.
+/// Kubernetes leaves open whether policy applies to a hostNetwork pod. Where the rules allow, both readings agree.
 fn host_network_side<'a>(matcher: &Matcher<'_, 'a>, view: PodView<'a>) -> SideEvaluation<'a> {
     let isolated_by = IsolatingPolicies::HostNetwork(view, matcher.direction);
     let finished = |result, assumed| SideEvaluation { result, isolated_by, assumed };
@@ -219,7 +219,7 @@ fn by_rules<'a>(matcher: &Matcher<'_, 'a>, isolated_by: IsolatingPolicies<'a>) -
         (_, Some(true)) => return (PolicyResult::Allowed(AllowedBy::OtherProtocol), Assumptions::OTHER_PROTOCOL),
         (_, Some(false)) => always = Assumptions::OTHER_PROTOCOL,
     }
-    // What kept rules from matching: it counts only when none did.
+    // The assumptions on which rules did not match: they count only when none matches.
     let mut against = always;
     let mut on_assumption = None;
     let mut reason = None;
@@ -229,7 +229,7 @@ fn by_rules<'a>(matcher: &Matcher<'_, 'a>, isolated_by: IsolatingPolicies<'a>) -
                 Match::Yes(a) if a.is_nothing() => {
                     return (PolicyResult::Allowed(AllowedBy::Rule { policy, rule }), always);
                 }
-                // A later rule may allow it on no assumption.
+                // A later rule may match without an assumption.
                 Match::Yes(a) => _ = on_assumption.get_or_insert((policy, rule, a)),
                 Match::Maybe(d) => _ = reason.get_or_insert(d),
                 Match::No(a) => against = against.and(a),
@@ -249,7 +249,7 @@ impl<'a> SideEvaluation<'a> {
     }
 }
 
-/// A pod template stands for many pods, so it is never "the same pod".
+/// Whether the peer is the pod itself. A pod template stands for many pods, so it never is.
 pub(super) fn is_itself(view: PodView<'_>, peer: &PolicyEndpoint<'_>) -> bool {
     matches!(peer.identity, PolicyIdentity::Pod(other) if Arc::ptr_eq(other.pod, view.pod) && !view.pod.template)
 }

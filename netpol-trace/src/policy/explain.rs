@@ -1,4 +1,4 @@
-//! The evaluation in the shape of the record: owned, and in words.
+//! Renders an evaluation as the record's verdict: owned, in words, with the nearest rules.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -13,23 +13,23 @@ use crate::policy::miss::text;
 use crate::policy::nearest::{NearestRule, nearest};
 use crate::policy::{Connection, Options, PolicyIdentity};
 
-/// How many policies of other APIs a note names.
+/// Policies of other APIs that a note names.
 const OTHERS_NAMED: usize = 3;
-/// How many policies that just changed a side names.
+/// Recently changed policies that a side names.
 const CHANGES_NAMED: usize = 10;
 
-/// Judges `connection` in both directions, in the shape of the record.
+/// Evaluates `connection` and renders the record's verdict.
 pub fn verdict_of(index: &Index, connection: &Connection<'_>, options: &Options) -> crate::model::Verdict {
     explain(index, connection, options, &evaluate(index, connection, options)).verdict
 }
 
-/// A verdict in words, and the rules that it calls nearest: what a hint starts from.
+/// A verdict in words and the rules that it calls nearest: the input of a hint.
 pub struct ExplainedVerdict<'a> {
     pub verdict: crate::model::Verdict,
     pub(super) nearest: [Option<NearestRule<'a>>; 2],
 }
 
-/// What [`evaluate`] found of `connection`, in the shape of the record.
+/// Renders what [`evaluate`] returned for `connection`.
 pub fn explain<'a>(
     index: &Index,
     connection: &Connection<'a>,
@@ -50,7 +50,7 @@ pub fn explain<'a>(
     ExplainedVerdict { verdict, nearest: [nearest_ingress, nearest_egress] }
 }
 
-/// The finding as records name it.
+/// The result as a record has it.
 pub fn verdict_result(result: PolicyResult<'_>) -> crate::model::VerdictResult {
     match result {
         PolicyResult::Allowed(_) => crate::model::VerdictResult::Allowed,
@@ -70,7 +70,7 @@ fn side<'a>(matcher: &Matcher<'_, 'a>, side: &SideEvaluation<'a>) -> (crate::mod
         PolicyResult::Allowed(_) | PolicyResult::Denied => (None, None),
     };
     let nearest = nearest(matcher, side);
-    let said = crate::model::Side {
+    let rendered = crate::model::Side {
         result: verdict_result(side.result),
         isolated_by: side.isolated_by.iter().map(|policy| policy_ref(policy, matcher.connection.at)).collect(),
         allowed_by,
@@ -82,12 +82,12 @@ fn side<'a>(matcher: &Matcher<'_, 'a>, side: &SideEvaluation<'a>) -> (crate::mod
         why,
         changed: Vec::new(),
     };
-    (said, nearest)
+    (rendered, nearest)
 }
 
 impl PolicyEvaluation<'_> {
-    /// From when, and until before when, what [`explain`] says for `at` would be said too, of the same index: it tells how many
-    /// seconds ago each policy changed. `None`: one changed later.
+    /// The half-open span of time in which [`explain`] renders the same text as for `at`, while the index is the same. The text
+    /// has the seconds since each policy changed. `None`: a policy changed after `at`.
     pub fn holds_at(&self, at: Timestamp) -> Option<(Timestamp, Timestamp)> {
         let (mut from, mut until) = (Timestamp::MIN, Timestamp::MAX);
         let isolating = [&self.egress, &self.ingress].into_iter().flat_map(|side| side.isolated_by.iter());
@@ -104,7 +104,7 @@ impl PolicyEvaluation<'_> {
     }
 }
 
-/// Names the policies that isolate either end, or did, and changed within `span` of the drop.
+/// Adds the policies that isolate either endpoint, or did, and changed within `span` of the drop.
 pub fn name_changes(
     verdict: &mut crate::model::Verdict,
     index: &Index,
@@ -112,15 +112,15 @@ pub fn name_changes(
     span: SignedDuration,
 ) {
     let Some(at) = connection.at else { return };
-    for (side, end, direction) in [
+    for (side, endpoint, direction) in [
         (&mut verdict.egress, &connection.source, Direction::Egress),
         (&mut verdict.ingress, &connection.destination, Direction::Ingress),
     ] {
-        let PolicyIdentity::Pod(view) = end.identity else { continue };
+        let PolicyIdentity::Pod(view) = endpoint.identity else { continue };
         let isolates = |policy: &&Arc<Policy>| policy.isolates(direction) && policy.subject.matches(&view.pod.labels);
         let changed = index.policies_changed_near(&view.pod.namespace, at, span).into_iter().filter_map(|changed| {
-            let concerned = !view.pod.host_network && changed.before.iter().chain(&changed.after).any(isolates);
-            let policy = changed.after.or(changed.before).filter(|_| concerned)?;
+            let relevant = !view.pod.host_network && changed.before.iter().chain(&changed.after).any(isolates);
+            let policy = changed.after.or(changed.before).filter(|_| relevant)?;
             Some(crate::model::ChangedPolicy {
                 namespace: policy.namespace.to_string(),
                 name: policy.name.to_string(),
@@ -156,7 +156,7 @@ fn policy_ref(policy: &Policy, at: Option<Timestamp>) -> crate::model::PolicyRef
 
 fn notes(index: &Index, connection: &Connection<'_>, evaluation: &PolicyEvaluation<'_>) -> Vec<String> {
     let assumed = evaluation.egress.assumed.and(evaluation.ingress.assumed);
-    let said = [
+    let texts = [
         (
             Assumptions::IPBLOCK,
             "assumes how this CNI compares an ipBlock with a pod's address (Kubernetes leaves it open)",
@@ -167,12 +167,12 @@ fn notes(index: &Index, connection: &Connection<'_>, evaluation: &PolicyEvaluati
         (Assumptions::SIDECAR_PORT, "the named port is declared by a native sidecar: older plugins don't resolve it"),
     ];
     let mut notes: Vec<String> =
-        said.iter().filter(|(point, _)| assumed.contains(*point)).map(|(_, text)| (*text).to_owned()).collect();
+        texts.iter().filter(|(point, _)| assumed.contains(*point)).map(|(_, text)| (*text).to_owned()).collect();
     notes.extend(other_policies_note(index.other_policies(), connection));
     notes
 }
 
-/// Policies of other APIs that could speak of either end: those of the ends' namespaces, and the cluster-wide ones.
+/// Names policies of other APIs that may select either endpoint: those of the endpoints' namespaces, and the cluster-wide ones.
 fn other_policies_note<'a>(
     others: impl Iterator<Item = &'a OtherPolicy>,
     connection: &Connection<'_>,
@@ -181,8 +181,8 @@ fn other_policies_note<'a>(
         PolicyIdentity::Pod(view) => Some(view.pod.namespace.clone()),
         _ => None,
     };
-    let ends = [namespace(&connection.source.identity), namespace(&connection.destination.identity)];
-    let mut relevant = others.filter(|o| o.namespace.is_none() || ends.contains(&o.namespace));
+    let endpoints = [namespace(&connection.source.identity), namespace(&connection.destination.identity)];
+    let mut relevant = others.filter(|o| o.namespace.is_none() || endpoints.contains(&o.namespace));
     let mut names = String::new();
     for other in relevant.by_ref().take(OTHERS_NAMED) {
         let separator = if names.is_empty() { "" } else { ", " };
@@ -199,7 +199,7 @@ fn other_policies_note<'a>(
     if more > 0 {
         _ = write!(names, " and {more} more");
     }
-    Some(format!("speaks of NetworkPolicy v1 only; also present, not evaluated: {names}"))
+    Some(format!("covers NetworkPolicy v1 only; also present, not evaluated: {names}"))
 }
 
 impl UndeterminedReason {
@@ -221,11 +221,11 @@ impl UndeterminedReason {
     pub fn why(self, direction: Direction) -> &'static str {
         match (self, direction) {
             (UndeterminedReason::UnknownEndpoint, _) => {
-                "an end's owner is not known, only its address, and a rule depends on it"
+                "the owner of an endpoint's address is not known, and a rule depends on it"
             }
             (UndeterminedReason::UnknownPort, _) => "the destination port is not known, and a rule depends on it",
             (UndeterminedReason::NamespaceLabels, _) => {
-                "a rule selects namespaces by labels, and the peer's Namespace was not given"
+                "a rule selects namespaces by labels, and the labels of the peer's namespace are not known"
             }
             (UndeterminedReason::HostNetwork, _) => {
                 "hostNetwork: whether policy sees the pod or its node depends on the CNI"

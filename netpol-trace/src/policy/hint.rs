@@ -1,8 +1,7 @@
 //! The usual mistake behind a denied connection, and the smallest change that would allow it.
 //!
-//! A wrong hint is worse than none: each one is given only on evidence that the connection, the policies and the index
-//! hold, never on a guess of what was meant. Codes are those of the lint catalogue where the mistake is one of it; the
-//! plain misses are `peer-label`, `peer-namespace`, `ip-block`, `port` and `no-rule`.
+//! A wrong hint is worse than none: each one rests on evidence in the connection, the policies and the index, never on a
+//! guess of what was meant. Codes are ids of the lint catalogue where it has the mistake; the plain misses are `peer-label`, `peer-namespace`, `ip-block`, `port` and `no-rule`.
 
 mod services;
 mod text;
@@ -24,10 +23,10 @@ use crate::policy::matching::{Match, Matcher, NAME_LABEL, UndeterminedReason, co
 use crate::policy::nearest::{NearestRule, as_pod};
 use crate::policy::{Connection, Options, PolicyIdentity, Transport, type_name};
 
-/// What is known of the connection beyond what policy sees.
+/// The connection as the client opened it, which policy does not see.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ClientRequest<'a> {
-    /// The service that the client asked for.
+    /// The service that the client connected to.
     pub service: Option<&'a ServiceRef>,
     /// The destination before translation.
     pub original: Option<&'a Address>,
@@ -39,14 +38,14 @@ pub const FTP_DATA: u16 = 20;
 /// Where NodeLocal DNSCache listens unless configured otherwise.
 pub(super) const NODE_LOCAL_DNS: [u8; 4] = [169, 254, 20, 10];
 
-/// The hint that fits a denied connection, or one that ICMP or a hostNetwork pod leaves undetermined.
+/// The hint for a denied connection, or for one that ICMP or a hostNetwork pod leaves undetermined.
 pub fn hint(index: &Index, connection: &Connection<'_>, options: &Options, request: ClientRequest<'_>) -> Option<Hint> {
     let evaluation = evaluate(index, connection, options);
     let explained = explain(index, connection, options, &evaluation);
     hint_of(index, connection, options, &evaluation, &explained, request)
 }
 
-/// The same for what [`evaluate`] has found and [`explain`] put into words.
+/// As [`hint`], from what [`evaluate`] and [`explain`] returned.
 pub fn hint_of<'a>(
     index: &Index,
     connection: &Connection<'a>,
@@ -55,22 +54,22 @@ pub fn hint_of<'a>(
     explained: &ExplainedVerdict<'a>,
     request: ClientRequest<'_>,
 ) -> Option<Hint> {
-    // The first side that denies is explained; the other is named, for it stays in the way.
+    // The hint explains the first side that denies, and names the other, which would deny the connection still.
     let denies = |d: &Direction| matches!(evaluation.side(*d).result, PolicyResult::Denied);
     let Some(direction) = BOTH.into_iter().find(denies) else {
         return undetermined(index, connection, options, evaluation);
     };
     let matcher = Matcher::new(index, connection, options, direction);
     let side = evaluation.side(direction);
-    let said = match direction {
+    let side_in_words = match direction {
         Direction::Egress => &explained.verdict.egress,
         Direction::Ingress => &explained.verdict.ingress,
     };
-    let misses = said.nearest.as_ref().map_or(&[][..], |nearest| &nearest.misses);
+    let misses = side_in_words.nearest.as_ref().map_or(&[][..], |nearest| &nearest.misses);
     let nearest = explained.nearest[direction as usize]?;
     let denied = DeniedSide { matcher, side, nearest, misses, request, text: HintText { matcher } };
     let mut hint = denied.hint()?;
-    other_side(&denied, evaluation, &mut hint.message);
+    append_other_side(&denied, evaluation, &mut hint.message);
     Some(hint)
 }
 
@@ -97,7 +96,7 @@ fn with_code(code: &'static str, message: String) -> Hint {
     Hint { code: code.into(), message }
 }
 
-/// A message, made in one go: what it is made of are no texts of their own.
+/// Formats a message without intermediate strings.
 macro_rules! message {
     ($($text:tt)*) => { $crate::policy::miss::text(256, format_args!($($text)*)) };
 }
@@ -106,15 +105,15 @@ use message;
 fn icmp(matcher: &Matcher<'_, '_>, side: &SideEvaluation<'_>) -> Hint {
     let by = side.isolated_by.iter().next().map(|p| format!(" ({}/{})", p.namespace, p.name)).unwrap_or_default();
     let message = message!(
-        "NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. {} of {} is isolated{by}; whether ICMP \
-         passes then is this CNI's choice.",
+        "NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. {} of {} is isolated{by}, and this CNI \
+         decides whether ICMP passes: test with a TCP connection instead of ping.",
         type_name(matcher.direction),
         HintText { matcher: *matcher }.subject(),
     );
     with_code("icmp", message)
 }
 
-/// A selector that fits a hostNetwork pod: on most CNIs it selects nothing, for policy sees the node's address.
+/// For a selector that matches a hostNetwork pod: on most CNIs it selects nothing, because policy sees the node's address.
 fn host_network(matcher: &Matcher<'_, '_>) -> Option<Hint> {
     let view = as_pod(&matcher.peer().identity).filter(|view| view.pod.host_network)?;
     let ips: Vec<_> = view.pod.ips.iter().map(|ip| format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })).collect();
@@ -127,7 +126,7 @@ fn host_network(matcher: &Matcher<'_, '_>) -> Option<Hint> {
     Some(with_code("hostnet-peer", message))
 }
 
-fn other_side(denied: &DeniedSide<'_, '_>, evaluation: &PolicyEvaluation<'_>, message: &mut String) {
+fn append_other_side(denied: &DeniedSide<'_, '_>, evaluation: &PolicyEvaluation<'_>, message: &mut String) {
     if denied.matcher.direction == Direction::Egress && matches!(evaluation.ingress.result, PolicyResult::Denied) {
         let matcher = Matcher { direction: Direction::Ingress, ..denied.matcher };
         // Writing to a String can't fail.
@@ -140,7 +139,7 @@ struct DeniedSide<'o, 'a> {
     matcher: Matcher<'o, 'a>,
     side: &'o SideEvaluation<'a>,
     nearest: NearestRule<'a>,
-    /// What the nearest rule misses, as the record words it.
+    /// What the nearest rule misses, as in the record.
     misses: &'o [crate::model::Miss],
     request: ClientRequest<'o>,
     text: HintText<'o, 'a>,
@@ -148,7 +147,7 @@ struct DeniedSide<'o, 'a> {
 
 impl<'a> DeniedSide<'_, 'a> {
     fn hint(&self) -> Option<Hint> {
-        // From the most telling evidence to the plainest.
+        // From the most specific evidence to the plainest.
         self.types_missing()
             .or_else(|| self.dns())
             .or_else(|| self.api_server())
@@ -200,11 +199,10 @@ impl<'a> DeniedSide<'_, 'a> {
     fn types_missing(&self) -> Option<Hint> {
         let direction = self.direction();
         let rule = self.nearest.rule.filter(|_| self.nearest.type_missing)?;
+        let (policy, name) = (self.policy(), type_name(direction));
         let message = message!(
-            "{} allows it by {direction}[{rule}], but its policyTypes does not list {}, so the rule is not in force: add \
-             it to policyTypes.",
-            self.policy(),
-            type_name(direction),
+            "{policy} allows it by {direction}[{rule}], but its policyTypes does not list {name}, so the rule is not in \
+             force: add {name} to policyTypes."
         );
         Some(with_code("types-missing", message))
     }
@@ -249,7 +247,7 @@ impl<'a> DeniedSide<'_, 'a> {
         if let PortSpec::Named(name) = &want.port {
             let number = format!("port: {port}, protocol: {protocol}");
             let message = match as_pod(&self.matcher.connection.destination.identity) {
-                None => format!("{place} names its port {name}; names mean something on pods only: write {number}."),
+                None => format!("{place} names its port {name}, and only pods have port names: write {number}."),
                 Some(view) => {
                     let same = |p: &&crate::model::cluster::ContainerPort| p.port == port && p.protocol == protocol;
                     let fix = match view.pod.ports.iter().find(same).and_then(|p| p.name.as_ref()) {
@@ -263,18 +261,19 @@ impl<'a> DeniedSide<'_, 'a> {
             return Some(with_code("named-port", message));
         }
         if want.protocol_defaulted && want.protocol != protocol && covers(want, port) {
-            let message =
-                message!("{place} leaves protocol out, which means TCP; this is {port}/{protocol}: add {protocol}.");
+            let message = message!(
+                "{place} leaves protocol out, which means TCP; the packet is {port}/{protocol}: add protocol: {protocol}."
+            );
             return Some(with_code("proto-default", message));
         }
         let message = message!(
-            "{place} allows {want}; this is {port}/{protocol}: add {{{}}} to its ports.",
+            "{place} allows {want}; the packet is {port}/{protocol}: add {{{}}} to its ports.",
             self.text.port_fields()?
         );
         Some(with_code("port", message))
     }
 
-    /// The service whose port the rule holds in place of the pod's: the one that was asked for, else one that has the
+    /// The service whose port the rule has in place of the pod's: the one that the client connected to, else one with the
     /// pod behind it.
     fn service_port_in(&self, want: &PortMatch) -> Option<(String, u16)> {
         let (port, protocol) = (self.matcher.connection.port?, self.protocol()?);
@@ -317,7 +316,7 @@ impl<'a> DeniedSide<'_, 'a> {
     }
 
     fn outside(&self) -> Option<String> {
-        Some(message!("{} selects pods, and {} is none: {}", self.place(), self.text.peer(), self.add_item()?))
+        Some(message!("{} selects pods, and {} is not a pod: {}", self.place(), self.text.peer(), self.add_item()?))
     }
 
     fn selectors(&self, namespaces: Option<&Selector>, pods: Option<&Selector>, view: PodView<'a>) -> Option<Hint> {
@@ -335,7 +334,7 @@ impl<'a> DeniedSide<'_, 'a> {
             }
             (true, false, None) => {
                 let message = message!(
-                    "{place} has a podSelector only, and that means namespace {}; this is {}, of another namespace: add \
+                    "{place} has only a podSelector, which selects in namespace {}; {} is in another namespace: add \
                      to the same item namespaceSelector: {{matchLabels: {{{NAME_LABEL}: {}}}}}",
                     self.nearest.policy.namespace,
                     self.text.peer(),
@@ -359,7 +358,7 @@ impl<'a> DeniedSide<'_, 'a> {
         Some(fmt::from_fn(move |f| write!(f, "add to {direction}[{rule}].{} the item {item}", direction.peers_field())))
     }
 
-    /// A peer that no change of a policy can single out.
+    /// A peer without a label by which a policy could select it.
     fn unlabelled(&self) -> Option<Hint> {
         let view = as_pod(&self.matcher.peer().identity).filter(|view| !view.pod.host_network)?;
         if self.text.peer_item(self.nearest.policy).is_some() {
@@ -367,7 +366,7 @@ impl<'a> DeniedSide<'_, 'a> {
         }
         let message = message!(
             "No rule allows {}, and it has no label to select it by: give its workload one (such as app: {}), and allow \
-             that.",
+             that label.",
             self.text.peer(),
             view.pod.owner.as_ref().map_or(&view.pod.name, |owner| &owner.name),
         );
@@ -392,13 +391,15 @@ impl<'a> DeniedSide<'_, 'a> {
         let first = addresses.first()?.to_canonical();
         if cidr.prefix_len() == 0 && addresses.iter().all(|ip| ip.to_canonical().is_ipv4() != cidr.addr().is_ipv4()) {
             let (this, other) = if first.is_ipv4() { ("IPv6", "0.0.0.0/0") } else { ("IPv4", "::/0") };
-            let message = message!("{place} allows {cidr}, which is {this} only, and this is {first}: add {other}.");
+            let message = message!(
+                "{place} allows {cidr}, which is {this} only, and the peer is {first}: add an ipBlock with cidr {other}."
+            );
             return Some(with_code("family", message));
         }
         if let Some(hole) = except.iter().find(|e| in_block(e, &[], first)) {
             let message = message!(
-                "{place} allows {cidr} except {hole}, and {first} lies in that exception: add a rule or item for {}",
-                self.text.peer_item(self.nearest.policy)?,
+                "{place} allows {cidr} except {hole}, and {first} lies in that exception: {}",
+                self.add_item()?,
             );
             return Some(with_code("ip-block", message));
         }
@@ -414,7 +415,7 @@ impl<'a> DeniedSide<'_, 'a> {
         Some(with_code("ip-block", self.add_peer()?))
     }
 
-    /// Two misses or more: the change is a rule of its own.
+    /// For a rule that misses in two parts or more: the change is a rule of its own.
     fn far_off(&self) -> Option<Hint> {
         let message = message!(
             "No rule comes near; nearest is {}: {}. To allow it, add a rule: {}",

@@ -38,7 +38,7 @@ const NO_RULE: u32 = 1000;
 const OTHER_KIND: u32 = 24;
 const LABELS_AT_MOST: u32 = 19;
 
-/// The place of the nearest rule, and which of its parts missed.
+/// The rule that came closest, and which of its parts missed.
 #[derive(Debug, Clone, Copy)]
 pub struct NearestRule<'a> {
     pub policy: &'a Arc<Policy>,
@@ -53,7 +53,7 @@ pub struct NearestRule<'a> {
     weight: u32,
 }
 
-/// The rule that came closest on a side that denies; `None` on a side that does not.
+/// Finds the rule that came closest on a side that denies; `None` on a side that does not.
 pub(super) fn nearest<'a>(matcher: &Matcher<'_, 'a>, side: &SideEvaluation<'a>) -> Option<NearestRule<'a>> {
     if !matches!(side.result, PolicyResult::Denied) {
         return None;
@@ -106,8 +106,8 @@ impl<'a> Matcher<'_, 'a> {
         };
         let policies = subject.into_iter().flat_map(move |view| {
             let selects = move |p: &&Arc<Policy>| {
-                let speaks = !p.rules(self.direction).is_empty() && !p.isolates(self.direction);
-                speaks && p.subject.matches(&view.pod.labels)
+                let inert = !p.rules(self.direction).is_empty() && !p.isolates(self.direction);
+                inert && p.subject.matches(&view.pod.labels)
             };
             view.namespace.policies().filter(selects)
         });
@@ -130,7 +130,7 @@ impl<'a> Matcher<'_, 'a> {
             Peer::Block { cidr, except } => {
                 let addresses = self.peer_addresses();
                 if addresses.is_empty() || addresses.iter().any(|ip| in_block(cidr, except, *ip)) {
-                    // Inside and yet no match: blocks do not match pods here.
+                    // Inside without a match: this CNI does not match pods by ipBlock.
                     OTHER_KIND
                 } else if addresses.iter().any(|ip| in_block(cidr, &[], *ip)) {
                     12
@@ -185,8 +185,8 @@ impl<'a> Matcher<'_, 'a> {
     }
 
     pub(super) fn peer_addresses(&self) -> &[IpAddr] {
-        let end = self.peer();
-        match (&end.ip, &end.identity) {
+        let endpoint = self.peer();
+        match (&endpoint.ip, &endpoint.identity) {
             (Some(ip), _) => std::slice::from_ref(ip),
             (None, PolicyIdentity::Pod(view)) => &view.pod.ips,
             (None, _) => &[],

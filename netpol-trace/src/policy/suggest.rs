@@ -1,6 +1,6 @@
 //! The smallest NetworkPolicy change that lets a denied connection through. Pure.
 //!
-//! A change is one added rule: in a policy that is meant for just these pods and has rules of its own, else in a new policy.
+//! A change is one added rule: in a policy that selects just these pods and has rules of its own, else in a new policy.
 //! Rules that are there are never touched, since every one of them may be needed by other connections too. Nothing is isolated that
 //! was not before.
 
@@ -26,9 +26,9 @@ use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, PolicyR
 /// One policy to apply.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SuggestedChange {
-    /// The whole object, as it shall be.
+    /// The whole object after the change.
     pub policy: Policy,
-    /// It does not exist yet.
+    /// The policy does not exist yet.
     pub created: bool,
     pub direction: Direction,
     /// The added rule is `ingress[rule]` or `egress[rule]`.
@@ -80,7 +80,7 @@ fn port_of(connection: &Connection<'_>) -> Result<PortMatch, NoSuggestion> {
     let Transport::Named(protocol) = connection.transport else {
         return Err(NoSuggestion::NotExpressible("NetworkPolicy v1 can name TCP, UDP and SCTP only".into()));
     };
-    // Port 0 is on the wire now and then; the API doesn't take it.
+    // Packets may have port 0; the API does not accept it.
     let port = connection
         .port
         .filter(|port| *port != 0)
@@ -88,7 +88,7 @@ fn port_of(connection: &Connection<'_>) -> Result<PortMatch, NoSuggestion> {
     Ok(PortMatch { protocol, protocol_defaulted: false, port: PortSpec::Range(port, port) })
 }
 
-/// Applied to a copy, the changes must do what they are for.
+/// Applies the changes to a copy of the index and evaluates the connection again.
 fn verify(
     index: &Index,
     connection: &Connection<'_>,
@@ -105,22 +105,22 @@ fn verify(
         return Ok(());
     }
     let why = [verdict.egress.why, verdict.ingress.why].into_iter().flatten().next();
-    Err(NoSuggestion::StillNot(why.unwrap_or_else(|| "its ends can't be told from others".into())))
+    Err(NoSuggestion::StillNot(why.unwrap_or_else(|| "no selector or address singles out its endpoints".into())))
 }
 
-/// The same connection, its pods looked up in another index.
+/// Returns the connection with its pods looked up in another index.
 pub fn rebind<'a>(index: &'a Index, connection: &Connection<'a>) -> Connection<'a> {
-    let end = |end: PolicyEndpoint<'a>| match end.identity {
+    let endpoint = |endpoint: PolicyEndpoint<'a>| match endpoint.identity {
         PolicyIdentity::Pod(view) => match index.pod(&view.pod.namespace, &view.pod.name) {
-            Some(view) => PolicyEndpoint { identity: PolicyIdentity::Pod(view), ..end },
-            None => end,
+            Some(view) => PolicyEndpoint { identity: PolicyIdentity::Pod(view), ..endpoint },
+            None => endpoint,
         },
-        _ => end,
+        _ => endpoint,
     };
-    Connection { source: end(connection.source), destination: end(connection.destination), ..*connection }
+    Connection { source: endpoint(connection.source), destination: endpoint(connection.destination), ..*connection }
 }
 
-/// One side's change.
+/// The change of one direction.
 fn change(
     index: &Index,
     connection: &Connection<'_>,
@@ -151,12 +151,12 @@ fn change(
     };
     let is_nearest =
         |policy: &Policy| nearest.as_ref().is_some_and(|n| n.policy == format!("{}/{}", policy.namespace, policy.name));
-    // Meant for this: it speaks of exactly these pods, and says what they may do.
-    let mut meant: Vec<&Arc<Policy>> =
+    // A policy for exactly these pods, with rules of its own.
+    let mut for_workload: Vec<&Arc<Policy>> =
         isolating.iter().filter(|p| !p.rules(direction).is_empty() && selects_the_workload(p)).collect();
-    meant.sort_by_key(|policy| !is_nearest(policy));
+    for_workload.sort_by_key(|policy| !is_nearest(policy));
     let may_be_new = !own_labels.is_everything() && workload.iter().all(|view| !view.isolated_by(direction).is_empty());
-    let policy = match meant.first() {
+    let policy = match for_workload.first() {
         Some(policy) => with_rule(policy, direction, rule.clone()),
         None if may_be_new => new_policy(index, pod, peer, direction, own_labels, rule.clone()),
         // A new policy would isolate pods that are open now; the narrowest of those that isolate already does not.
@@ -191,7 +191,7 @@ fn new_policy(
     subject: Selector,
     rule: Rule,
 ) -> Policy {
-    let (own, other) = (workload_name(pod), end_name(peer));
+    let (own, other) = (workload_name(pod), endpoint_name(peer));
     let name = match direction {
         Direction::Ingress => labels::object_name(&format!("{own}-from-{other}")),
         Direction::Egress => labels::object_name(&format!("{own}-to-{other}")),
@@ -224,8 +224,8 @@ fn workload_name(view: PodView<'_>) -> Str {
     view.pod.owner.as_ref().map_or_else(|| view.pod.name.clone(), |owner| owner.name.clone())
 }
 
-fn end_name(end: PolicyEndpoint<'_>) -> String {
-    match (end.identity, end.ip) {
+fn endpoint_name(endpoint: PolicyEndpoint<'_>) -> String {
+    match (endpoint.identity, endpoint.ip) {
         (PolicyIdentity::Pod(view), _) => workload_name(view).to_string(),
         (PolicyIdentity::Node(name), _) => name.to_owned(),
         (_, Some(ip)) => ip.to_string(),
@@ -233,14 +233,14 @@ fn end_name(end: PolicyEndpoint<'_>) -> String {
     }
 }
 
-/// The narrowest peer that holds `peer`: a workload by its stable labels, all else by address.
+/// The narrowest peer that matches: a workload by its stable labels, all else by address.
 fn peer_of(
     index: &Index,
     subject: PodView<'_>,
     peer: PolicyEndpoint<'_>,
     options: &Options,
 ) -> Result<Peer, NoSuggestion> {
-    let unknown = || NoSuggestion::NotExpressible("the other end's address is not known".into());
+    let unknown = || NoSuggestion::NotExpressible("the address of the other endpoint is not known".into());
     match peer.identity {
         PolicyIdentity::Pod(view) if !view.pod.host_network => {
             let pods = labels::selector(view.pod);

@@ -1,4 +1,4 @@
-//! Mistakes that show by the service or protocol in use: DNS, the API server, a service's address, data connections.
+//! Hints for one service or protocol: DNS, the API server, a service's address, data connections.
 
 use ipnet::IpNet;
 
@@ -23,7 +23,7 @@ impl<'a> DeniedSide<'_, 'a> {
                            the DNS rule `to: [{ipBlock: {cidr: 169.254.20.10/32}}]`, ports 53/UDP and 53/TCP.";
             return Some(with_code("dns-nodelocal", message.to_owned()));
         }
-        // A rule that does allow DNS to this peer, by the wrong port or protocol.
+        // A rule allows DNS to this peer, by the wrong port or protocol.
         if let (Some(want), None) = (self.missed_port(), self.nearest.peer) {
             let place = format!("{} egress[{}]", self.policy(), self.nearest.rule?);
             if port != 53 && covers(want, 53) {
@@ -35,12 +35,13 @@ impl<'a> DeniedSide<'_, 'a> {
             }
             if covers(want, port) {
                 let protocol = self.protocol()?;
-                let message =
-                    message!("{place} allows {want} only, and this is {port}/{protocol}: DNS needs both UDP and TCP.");
+                let message = message!(
+                    "{place} allows {want} only, and the packet is {port}/{protocol}: add {{port: {port}, protocol: {protocol}}} to its ports, because DNS needs both UDP and TCP."
+                );
                 return Some(with_code("dns-egress", message));
             }
         }
-        // A rule that is about DNS, and means somebody else: why, is the better hint.
+        // A rule for DNS selects another peer: the miss is the better hint.
         if self.missed_peer().is_some() && self.nearest.port.is_none() && self.names_ports() {
             return None;
         }
@@ -57,7 +58,7 @@ impl<'a> DeniedSide<'_, 'a> {
         self.nearest_rule().is_some_and(|rule| rule.ports.as_ref().is_some_and(|ports| !ports.is_empty()))
     }
 
-    /// The API server's endpoints are nodes or addresses outside, never pods that a selector finds.
+    /// The API server's endpoints are nodes or addresses outside, never pods that a selector selects.
     pub(super) fn api_server(&self) -> Option<Hint> {
         let service = self.request.service.filter(|s| &*s.namespace == "default" && &*s.name == "kubernetes")?;
         let (Direction::Egress, PolicyIdentity::Node(_) | PolicyIdentity::External) =
@@ -66,7 +67,7 @@ impl<'a> DeniedSide<'_, 'a> {
             return None;
         };
         let message = message!(
-            "The API server ({}/{}) is no pod that a selector could select. Add an egress rule: to: [{}], ports: [{}]",
+            "The API server ({}/{}) is not a pod, so no selector selects it. Add an egress rule: to: [{}], ports: [{}]",
             service.namespace,
             service.name,
             self.text.peer_item(self.nearest.policy)?,
@@ -95,7 +96,7 @@ impl<'a> DeniedSide<'_, 'a> {
         Some(with_code("clusterip-ipblock", message))
     }
 
-    /// Every `ipBlock` of the isolating policies in this direction, with its place.
+    /// Every `ipBlock` of the isolating policies in this direction, with its path.
     fn blocks(&self) -> impl Iterator<Item = (String, &'a IpNet, &'a [IpNet])> {
         let direction = self.direction();
         let rules =

@@ -1,4 +1,4 @@
-//! The ends in words, and the change as YAML in one line.
+//! Renders the endpoints in words, and the change as YAML in one line.
 
 use std::fmt::{self, Display};
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use crate::policy::matching::{Matcher, NAME_LABEL};
 use crate::policy::nearest::as_pod;
 use crate::policy::{PolicyEndpoint, PolicyIdentity, Transport};
 
-/// Labels that change from one rollout, revision or replica to the next: never to select by.
+/// Labels that change from one rollout, revision or replica to the next: a selector must not have them.
 const UNSTABLE: [&str; 10] = [
     "pod-template-hash",
     "controller-revision-hash",
@@ -23,7 +23,7 @@ const UNSTABLE: [&str; 10] = [
     "batch.kubernetes.io/job-name",
     "batch.kubernetes.io/job-completion-index",
 ];
-/// Labels that name the application: these, where a pod has them, and no others.
+/// Labels that name the application. Where a pod has one of these, the selector has only these.
 const NAMING: [&str; 4] = ["app.kubernetes.io/name", "app.kubernetes.io/instance", "app", "k8s-app"];
 const LABELS_AT_MOST: usize = 4;
 
@@ -32,17 +32,17 @@ pub(super) struct HintText<'o, 'a> {
 }
 
 impl HintText<'_, '_> {
-    /// The pod whose policy is spoken of.
+    /// The pod whose side denies.
     pub(super) fn subject(&self) -> impl Display {
-        end(match self.matcher.direction {
+        endpoint(match self.matcher.direction {
             Direction::Egress => &self.matcher.connection.source,
             Direction::Ingress => &self.matcher.connection.destination,
         })
     }
 
-    /// The other end.
+    /// The other endpoint.
     pub(super) fn peer(&self) -> impl Display {
-        end(self.matcher.peer())
+        endpoint(self.matcher.peer())
     }
 
     /// `{port: 80, protocol: TCP}`
@@ -58,9 +58,9 @@ impl HintText<'_, '_> {
         Some(fmt::from_fn(move |f| write!(f, "port: {port}, protocol: {protocol}")))
     }
 
-    /// An item of `from` or `to` that matches the other end, and as little else as its labels allow. `None`: a pod
-    /// without a label to select it by, an end without an address, or one whose owner is not known: its address may be
-    /// another's tomorrow.
+    /// An item of `from` or `to` that matches the other endpoint, and as little else as its labels allow. `None`: a pod
+    /// without a label to select it by, an endpoint without an address, or an address whose owner is not known, because
+    /// another pod may have it tomorrow.
     pub(super) fn peer_item(&self, policy: &Policy) -> Option<impl Display> {
         let peer = self.matcher.peer();
         if matches!(peer.identity, PolicyIdentity::Unknown) {
@@ -107,14 +107,14 @@ impl Display for PeerItem<'_> {
     }
 }
 
-/// The labels to select a pod by: those that name its application, else all that stay.
+/// The labels to select a pod by: those that name its application, else all that stay the same.
 #[derive(Clone, Copy)]
 struct StableLabels<'a> {
     labels: &'a Labels,
     naming: bool,
 }
 
-/// `None`: it has none such.
+/// `None`: the pod has no such label.
 fn stable(labels: &Labels) -> Option<StableLabels<'_>> {
     [true, false]
         .map(|naming| StableLabels { labels, naming })
@@ -146,13 +146,13 @@ fn scalar(value: &str) -> impl Display {
     fmt::from_fn(move |f| if plain { f.write_str(value) } else { write!(f, "'{value}'") })
 }
 
-fn end<'a>(end: &PolicyEndpoint<'a>) -> impl Display + use<'a> {
-    let PolicyEndpoint { identity, ip, .. } = *end;
+fn endpoint<'a>(endpoint: &PolicyEndpoint<'a>) -> impl Display + use<'a> {
+    let PolicyEndpoint { identity, ip, .. } = *endpoint;
     fmt::from_fn(move |f| match (&identity, ip) {
         (PolicyIdentity::Pod(view), _) => write!(f, "{}/{}", view.pod.namespace, view.pod.name),
         (PolicyIdentity::Node(name), _) => write!(f, "node {name}"),
         (PolicyIdentity::External | PolicyIdentity::Unknown, Some(ip)) => ip.fmt(f),
         (PolicyIdentity::External, None) => f.write_str("an address outside"),
-        (PolicyIdentity::Unknown, None) => f.write_str("an unknown end"),
+        (PolicyIdentity::Unknown, None) => f.write_str("an unknown endpoint"),
     })
 }

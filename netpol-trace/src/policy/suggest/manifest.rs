@@ -149,6 +149,6 @@ fn tree(value: &Value) -> Yaml<'_> {
     }
 }
 
-/// The order in which people write a policy's fields, where it isn't the alphabet's.
+/// The order in which people write a policy's fields, where it is not alphabetical.
 const ORDER: [&str; 11] =
     ["name", "namespace", "podSelector", "policyTypes", "ingress", "egress", "from", "to", "ports", "protocol", "port"];

@@ -1,4 +1,4 @@
-//! What an added rule lets through besides the connection that it is for.
+//! Which other connections an added rule allows.
 
 use crate::cluster::Index;
 use crate::cluster::index::PodView;
@@ -6,26 +6,26 @@ use crate::model::cluster::{Direction, Object, Peer, Policy, Rule};
 use crate::policy;
 use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, PolicyResult};
 
-/// Pairs that are looked at; the rest is counted.
+/// Pairs that are compared; the rest is only counted.
 const MAX_PAIRS: usize = 100_000;
 
-/// What else passes in the rule's direction; the other direction may still deny it.
+/// Other connections that the rule allows in its direction; the other direction may still deny them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SideEffects {
     /// Pairs that were denied in this direction and no longer are.
     pub opened: Vec<OpenedPair>,
-    /// Pairs that were too many to look at.
+    /// Pairs beyond [`MAX_PAIRS`], which were not compared.
     pub not_looked_at: usize,
 }
 
-/// By name: `namespace/pod`, or an address.
+/// Source and destination, each as `namespace/pod` or an address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub struct OpenedPair {
     pub from: String,
     pub to: String,
 }
 
-/// Compares all pods that `policy` selects with all ends that `rule` names, before and after.
+/// Compares all pods that `policy` selects with all endpoints that `rule` matches, before and after the change.
 pub(super) fn of(
     index: &Index,
     connection: &Connection<'_>,
@@ -68,7 +68,7 @@ pub(super) fn of(
     side_effects
 }
 
-/// The ends that the rule's peers name.
+/// The endpoints that the rule's peers match.
 fn peers<'a>(
     index: &'a Index,
     connection: &Connection<'a>,
@@ -80,14 +80,14 @@ fn peers<'a>(
         Direction::Egress => connection.destination,
         Direction::Ingress => connection.source,
     };
-    let mut ends = vec![own];
+    let mut endpoints = vec![own];
     for peer in rule.peers.iter().flatten() {
         match peer {
             Peer::Block { cidr, .. } => {
-                // Whoever else is behind the address.
-                ends.push(PolicyEndpoint::external(cidr.addr()));
+                // The address itself, for what is no pod.
+                endpoints.push(PolicyEndpoint::external(cidr.addr()));
                 let inside = |view: &PodView<'_>| view.pod.ips.iter().any(|ip| cidr.contains(ip));
-                ends.extend(index.namespaces().flat_map(|(_, n)| n.pods()).filter(inside).map(PolicyEndpoint::pod));
+                endpoints.extend(index.namespaces().flat_map(|(_, n)| n.pods()).filter(inside).map(PolicyEndpoint::pod));
             }
             Peer::Pods { namespaces, pods } => {
                 let of_namespace = |name: &str, entry: &crate::cluster::index::NamespaceEntry| match namespaces {
@@ -96,15 +96,15 @@ fn peers<'a>(
                 };
                 let chosen = |view: &PodView<'_>| pods.as_ref().is_none_or(|s| s.matches(&view.pod.labels));
                 let spaces = index.namespaces().filter(|(name, entry)| of_namespace(name, entry));
-                ends.extend(spaces.flat_map(|(_, entry)| entry.pods()).filter(chosen).map(PolicyEndpoint::pod));
+                endpoints.extend(spaces.flat_map(|(_, entry)| entry.pods()).filter(chosen).map(PolicyEndpoint::pod));
             }
         }
     }
-    ends
+    endpoints
 }
 
-pub(super) fn name(end: PolicyEndpoint<'_>) -> String {
-    match (end.identity, end.ip) {
+pub(super) fn name(endpoint: PolicyEndpoint<'_>) -> String {
+    match (endpoint.identity, endpoint.ip) {
         (PolicyIdentity::Pod(view), _) => format!("{}/{}", view.pod.namespace, view.pod.name),
         (_, Some(ip)) => ip.to_string(),
         (PolicyIdentity::Node(name), None) => name.to_owned(),
