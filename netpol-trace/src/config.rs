@@ -1,6 +1,7 @@
-//! The config file: every option of the agent by its long name, and what goes into records, which is re-read while the agent runs.
+//! The config file: every option of the agent by its long name, and the settings of records, which the agent re-reads while it
+//! runs.
 //!
-//! [`read`] turns text into a [`ConfigFile`] or into problems with their lines; [`flags`] joins the options with the command
+//! [`read`] turns text into a [`ConfigFile`] or into problems with their lines; [`flags`] merges the options with the command
 //! line's; [`live`] re-reads. docs/configuration.md has every key.
 
 pub mod flags;
@@ -18,7 +19,7 @@ pub use live::Live;
 
 use crate::text::escape;
 
-/// Every option of the agent by its long name, each with the values that it takes where these are a closed set.
+/// Every option of the agent by its long name, each with its values where they are a closed set.
 pub fn options() -> Vec<(String, Vec<String>)> {
     let command = crate::cli::agent::command();
     let long = command.get_arguments().filter_map(|arg| Some((arg.get_long()?.to_owned(), arg)));
@@ -29,15 +30,15 @@ pub fn options() -> Vec<(String, Vec<String>)> {
     long.map(|(name, arg)| (name, values(arg))).collect()
 }
 
-/// What a config file says.
+/// The content of a config file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ConfigFile {
-    /// Options of the agent; they count at its start.
+    /// Options of the agent; they take effect at its start.
     pub flags: Vec<FileOption>,
     pub settings: Settings,
 }
 
-/// What is wrong in a config file, where, and what would be right.
+/// What is wrong in a config file, where, and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigProblem {
     pub line: u32,
@@ -50,7 +51,7 @@ impl ConfigProblem {
     }
 }
 
-/// All problems of a file, one a line.
+/// All problems of a file; displayed one per line.
 #[derive(Debug, thiserror::Error)]
 pub struct ConfigProblems {
     pub path: String,

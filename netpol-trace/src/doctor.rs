@@ -1,6 +1,6 @@
 //! `netpol-trace doctor`: what this kernel and node can and cannot show, and what to grant.
 //!
-//! [`facts::gather`] looks, and changes nothing on the node; [`diagnose`] is pure and says what it means.
+//! [`facts::gather`] reads the node's state and changes nothing; [`diagnose`] is pure and turns it into findings.
 
 mod api;
 mod diagnose;
@@ -17,30 +17,30 @@ pub use diagnose::diagnose;
 pub use facts::{NodeFacts, gather};
 pub use text::text;
 
-/// How good a finding is.
+/// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FindingStatus {
-    /// As it should be, or without effect.
+    /// As needed, or without effect.
     Ok,
-    /// Something is not shown, costs more than it should, or can't be told.
+    /// Records lack something, drops cost more than needed, or the state is not known.
     Warn,
     /// Drops can't be recorded.
     Fail,
 }
 
-/// The check that tries the programs themselves.
+/// Name of the check that loads the programs.
 const HOOK: &str = "hook";
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DoctorFinding {
     /// A stable name, such as `btf`; several findings can share one.
     pub check: &'static str,
     pub status: FindingStatus,
-    /// What is so on this machine.
+    /// The state of this machine.
     pub found: String,
-    /// What follows for netpol-trace.
+    /// What the state means for netpol-trace.
     pub meaning: String,
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,7 +80,7 @@ impl DoctorFinding {
     }
 }
 
-/// Whether drops can be recorded: nothing failed.
+/// Whether drops can be recorded: no check failed.
 pub fn can_record(findings: &[DoctorFinding]) -> bool {
     findings.iter().all(|finding| finding.status != FindingStatus::Fail)
 }

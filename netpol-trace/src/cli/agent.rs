@@ -244,7 +244,7 @@ fn with_file(path: PathBuf) -> anyhow::Result<Result<(AgentArgs, Live), String>>
     let whole = super::Cli::command();
     let given = whole.clone().get_matches();
     let below = given.subcommand_matches("agent").unwrap_or(&given);
-    let more = live.file().map(|file| flags::beneath(file, &command, below)).unwrap_or_default();
+    let more = live.file().map(|file| flags::not_overridden(file, &command, below)).unwrap_or_default();
     let joined = std::env::args_os().chain(more.into_iter().map(Into::into));
     let matches = match whole.try_get_matches_from(joined) {
         Ok(matches) => matches,

@@ -45,7 +45,7 @@ fn options_by_their_long_names() {
     );
     let given = command().try_get_matches_from(["agent", "--config=c", "--ring-kib=64"]).unwrap();
     // The command line's ring-kib counts for more.
-    let arguments = flags::beneath(&file, &command(), &given);
+    let arguments = flags::not_overridden(&file, &command(), &given);
     let expected = [
         "--manifests=one.yaml",
         "--manifests=two.yaml",

@@ -1,4 +1,4 @@
-//! Whether the API server can be read, as the agent reads it.
+//! Checks whether the agent's account can read the API server.
 
 use super::DoctorFinding;
 use crate::cluster::api::ApiError;
@@ -6,13 +6,13 @@ use crate::cluster::api::review::Review;
 
 const CHECK: &str = "api_server";
 
-/// `review`: `None` where no server is configured.
+/// Turns an access review into findings; `None` where no server is configured.
 pub fn api(review: Option<Result<Review, ApiError>>) -> Vec<DoctorFinding> {
     let review = match review {
         None => {
             return vec![DoctorFinding::warn(
                 CHECK,
-                "no kubeconfig (KUBECONFIG, ~/.kube/config), and this is no pod of a cluster",
+                "no kubeconfig (KUBECONFIG, ~/.kube/config), and this process runs in no pod of a cluster",
                 "without an API server the agent knows pods and policies from manifests only",
                 "give the agent --manifests PATH, or --kubeconfig PATH",
             )];
@@ -21,8 +21,8 @@ pub fn api(review: Option<Result<Review, ApiError>>) -> Vec<DoctorFinding> {
             return vec![DoctorFinding::warn(
                 CHECK,
                 error.to_string(),
-                "until it answers, drops are recorded with addresses only",
-                "see whether `kubectl get pods` works from here with the same kubeconfig or service account",
+                "until the API server answers, drops are recorded with addresses only",
+                "check that `kubectl get pods` works from here with the same kubeconfig or service account",
             )];
         }
         Some(Ok(review)) => review,
@@ -38,16 +38,16 @@ pub fn api(review: Option<Result<Review, ApiError>>) -> Vec<DoctorFinding> {
     findings
 }
 
-/// What is lost without a resource.
+/// What records lack without a resource.
 fn without(resource: &str) -> &'static str {
     match resource {
         "networkpolicies" => "no verdict: drops are recorded without the policies that explain them",
         "pods" => "no pod has a name: drops are recorded with addresses only",
-        "namespaces" => "rules with a namespaceSelector can't be told to match or not",
+        "namespaces" => "verdicts are undetermined where a rule has a namespaceSelector",
         "nodes" => "nodes have no name, and the pod network is not known: new pods' drops don't wait for their names",
         "services" => "connections to a service are recorded without its name",
-        "endpointslices" => "a service without endpoints is not told from one with",
-        _ => "verdicts don't say that policies of this API may be the cause",
+        "endpointslices" => "drops to a service without endpoints have no cause of their own",
+        _ => "verdicts don't name policies of this API as a possible cause",
     }
 }
 

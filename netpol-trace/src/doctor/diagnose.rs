@@ -1,18 +1,18 @@
-//! What the facts mean. Pure: the same facts always give the same findings.
+//! Turns the node's facts into findings. Pure: the same facts always give the same findings.
 
 use super::facts::{BtfState, KallsymsState, LockdownMode, NodeFacts};
 use super::{DoctorFinding, HOOK, enforcement};
 use crate::inventory::Inventory;
 
-/// The oldest kernel with all that the programs use.
+/// The oldest kernel with every feature that the programs need.
 const OLDEST: (u32, u32) = (5, 10);
-/// From here a drop carries its reason.
+/// From this release on a drop has a reason.
 const REASONS: (u32, u32) = (5, 18);
-/// From here BPF memory counts against the cgroup, not the locked-memory limit.
+/// From this release on BPF memory counts against the cgroup, not the locked-memory limit.
 const CGROUP_ACCOUNTING: (u32, u32) = (5, 11);
-/// From here CAP_BPF and CAP_PERFMON exist.
+/// From this release on CAP_BPF and CAP_PERFMON exist.
 const CAP_BPF_KERNEL: (u32, u32) = (5, 8);
-/// What the agent needs beside the cluster's objects: the ring, the maps, the symbols.
+/// What the agent needs without the cluster's objects: rings, maps, kernel symbols.
 const MEMORY_FLOOR: u64 = 64 << 20;
 
 const NET_ADMIN: u32 = 12;
@@ -52,7 +52,7 @@ fn kernel(facts: &NodeFacts) -> DoctorFinding {
     let Some(release) = facts.release.clone() else {
         return DoctorFinding::warn(
             check,
-            "the release can't be read",
+            "the kernel's release can't be read",
             "what this kernel can do is not known",
             "mount /proc",
         );
@@ -60,7 +60,7 @@ fn kernel(facts: &NodeFacts) -> DoctorFinding {
     let release = format!("Linux {release}");
     if older(facts, OLDEST) {
         let release = format!("{release}, older than 5.10");
-        let meaning = "its programs may not read kernel memory the way netpol-trace does";
+        let meaning = "its BPF programs can't read kernel memory in the way that netpol-trace needs";
         return DoctorFinding::fail(
             check,
             release,
@@ -69,24 +69,25 @@ fn kernel(facts: &NodeFacts) -> DoctorFinding {
         );
     }
     if older(facts, REASONS) {
-        let meaning = "drops carry no reason before 5.18: they are told apart by the place in the kernel's code, which needs symbol addresses";
+        let meaning =
+            "before 5.18 drops have no reason: the agent identifies them by call site, which needs symbol addresses";
         return DoctorFinding::warn(
             check,
             release,
             meaning,
-            "nothing need be done; Linux 5.18 or later adds the reason",
+            "no action is needed; Linux 5.18 or later adds the reason",
         );
     }
-    DoctorFinding::ok(check, release, "drops carry their reason")
+    DoctorFinding::ok(check, release, "drops have a reason")
 }
 
 fn btf(facts: &NodeFacts) -> DoctorFinding {
     let check = "btf";
     let need = "the layout of the kernel's structures can't be found, so packets can't be read";
     match &facts.btf {
-        BtfState::Present(octets) => DoctorFinding::ok(
+        BtfState::Present(bytes) => DoctorFinding::ok(
             check,
-            format!("/sys/kernel/btf/vmlinux, {}", size(*octets)),
+            format!("/sys/kernel/btf/vmlinux, {}", size(*bytes)),
             "the layout of the kernel's structures is known",
         ),
         BtfState::Absent => DoctorFinding::fail(
@@ -107,33 +108,40 @@ fn btf(facts: &NodeFacts) -> DoctorFinding {
 fn hooks(facts: &NodeFacts) -> Vec<DoctorFinding> {
     let check = HOOK;
     let finding = |hook: &super::facts::HookProbe| match (&hook.result, &hook.costs) {
-        (Ok(how), None) => {
-            DoctorFinding::ok(check, format!("{} loads and attaches, {how}", hook.name), "the kernel lets us see drops")
-        }
+        (Ok(how), None) => DoctorFinding::ok(
+            check,
+            format!("{} loads and attaches, {how}", hook.name),
+            "the kernel lets this process see drops",
+        ),
         (Ok(how), Some(_)) => DoctorFinding::ok(
             check,
             format!("{}: {how}", hook.name),
             "loads and attaches; drops are recorded without it too",
         ),
         (Err(why), Some(costs)) => {
-            let remedy = "nothing need be done for the drops themselves; see `capabilities` and `lockdown`";
+            let remedy = "drops are recorded without this hook; to get it, see `capabilities` and `lockdown`";
             DoctorFinding::warn(check, format!("{}: {why}", hook.name), costs, remedy)
         }
         (Err(why), None) => DoctorFinding::fail(
             check,
             format!("{} does not load: {why}", hook.name),
-            "the kernel does not let us see drops",
+            "the kernel does not let this process see drops",
             hook_remedy(facts),
         ),
     };
     if facts.hooks.is_empty() {
-        let meaning = "whether the kernel lets us see drops is not known";
-        return vec![DoctorFinding::warn(check, "not tried", meaning, "run doctor as the agent runs")];
+        let meaning = "whether the kernel lets this process see drops is not known";
+        return vec![DoctorFinding::warn(
+            check,
+            "no hook was tried",
+            meaning,
+            "run doctor with the agent's user and capabilities",
+        )];
     }
     facts.hooks.iter().map(finding).collect()
 }
 
-/// The likeliest reason first.
+/// Points to the most likely reason.
 fn hook_remedy(facts: &NodeFacts) -> &'static str {
     if missing(facts, &[BPF, PERFMON]).is_some() || facts.initial_user_namespace == Some(false) {
         "see `capabilities`"
@@ -142,13 +150,13 @@ fn hook_remedy(facts: &NodeFacts) -> &'static str {
     } else if bpf_is_filtered(facts) {
         "see `seccomp`"
     } else if matches!(facts.btf, BtfState::Present(_)) {
-        "a security module may forbid bpf(2); otherwise report this message"
+        "check whether a security module (SELinux, AppArmor) forbids bpf(2); otherwise report this message as a bug"
     } else {
         "see `btf`"
     }
 }
 
-/// Whether bpf(2) is refused by a system call filter: not permitted, though no capability is missing.
+/// Whether a system call filter refuses bpf(2): not permitted, although no capability is missing.
 fn bpf_is_filtered(facts: &NodeFacts) -> bool {
     let refused = |hook: &super::facts::HookProbe| {
         let why = hook.result.as_ref().err();
@@ -166,19 +174,19 @@ fn seccomp(facts: &NodeFacts) -> Option<DoctorFinding> {
         return Some(DoctorFinding::fail(
             check,
             "a seccomp profile is in force, and bpf(2) is refused although the capabilities are there",
-            "the container runtime's profile lets bpf(2) through for CAP_SYS_ADMIN only, as those of before CAP_BPF do",
+            "the container runtime's profile allows bpf(2) with CAP_SYS_ADMIN only, as profiles older than CAP_BPF do",
             "use containerd 1.6.9, Docker 23 or later, or set seccompProfile to a profile of type Localhost that allows bpf",
         ));
     }
-    (facts.seccomp == Some(2)).then(|| DoctorFinding::ok(check, "a profile is in force", "it lets bpf(2) through"))
+    (facts.seccomp == Some(2)).then(|| DoctorFinding::ok(check, "a seccomp profile is in force", "it allows bpf(2)"))
 }
 
-/// Those of `wanted` that are missing, by name. `None` when all are there or it can't be told.
+/// The names of those of `wanted` that are missing. `None` when none is missing, or the set is not known.
 fn missing(facts: &NodeFacts, wanted: &[u32]) -> Option<String> {
     let set = facts.capabilities?;
     let has = |capability: u32| set & (1 << capability) != 0;
     let covered = |capability: u32| {
-        // CAP_SYS_ADMIN stands in for the two that were split off from it.
+        // The kernel accepts CAP_SYS_ADMIN in place of the two that were split off from it.
         has(capability) || (has(SYS_ADMIN) && matches!(capability, BPF | PERFMON))
     };
     let missing: Vec<&str> = wanted.iter().filter(|c| !covered(**c)).map(|c| capability_name(*c)).collect();
@@ -201,13 +209,13 @@ fn capabilities(facts: &NodeFacts) -> Vec<DoctorFinding> {
     let check = "capabilities";
     if facts.capabilities.is_none() {
         let meaning = "which features this process may use is not known";
-        return vec![DoctorFinding::warn(check, "the effective set can't be read", meaning, "mount /proc")];
+        return vec![DoctorFinding::warn(check, "the effective capabilities can't be read", meaning, "mount /proc")];
     }
     if facts.initial_user_namespace == Some(false) {
         return vec![DoctorFinding::fail(
             check,
             "this process runs in a user namespace of its own",
-            "its capabilities count only there: the kernel does not let it see drops",
+            "its capabilities count only in that namespace: the kernel does not let it see drops",
             "run in the host's user namespace (a pod with hostUsers left at true)",
         )];
     }
@@ -219,11 +227,15 @@ fn capabilities(facts: &NodeFacts) -> Vec<DoctorFinding> {
     }
     let symbols_needed = facts.symbols != KallsymsState::Addresses;
     if symbols_needed {
-        needs.push((&[SYSLOG], "see symbol addresses: without it a drop shows its reason but not its place", false));
+        needs.push((
+            &[SYSLOG],
+            "read symbol addresses: without it a record has the drop's reason but not its call site",
+            false,
+        ));
     }
     needs.push((
         &[NET_ADMIN],
-        "read the node's rulesets and attach to interfaces: without it the mechanism is told by the drop alone",
+        "read the node's rulesets and attach to interfaces: without it only the drop itself shows the mechanism",
         false,
     ));
     needs.push((&[NET_RAW], "read iptables-legacy tables", false));
@@ -241,37 +253,38 @@ fn capabilities(facts: &NodeFacts) -> Vec<DoctorFinding> {
         let names = if older(facts, CAP_BPF_KERNEL) { "CAP_SYS_ADMIN" } else { "CAP_BPF and CAP_PERFMON" };
         let found =
             format!("{names} for the programs, CAP_SYSLOG for symbols, CAP_NET_ADMIN and CAP_NET_RAW for rulesets");
-        findings.push(DoctorFinding::ok(check, found, "all that are needed are in the effective set"));
+        findings.push(DoctorFinding::ok(check, found, "all capabilities that the agent needs are effective"));
     }
     findings
 }
 
 fn lockdown(facts: &NodeFacts) -> DoctorFinding {
     let check = "lockdown";
-    let seen = !facts.hooks.is_empty() && facts.hooks.iter().all(|hook| hook.result.is_ok() || hook.costs.is_some());
+    let hooks_load =
+        !facts.hooks.is_empty() && facts.hooks.iter().all(|hook| hook.result.is_ok() || hook.costs.is_some());
     match facts.lockdown {
         LockdownMode::Absent | LockdownMode::None => DoctorFinding::ok(check, "none", "no restriction"),
         LockdownMode::Integrity => DoctorFinding::ok(
             check,
             "integrity mode",
-            "drops can be recorded; the kernel may refuse fentry, which only tells REJECT from DROP",
+            "drops can be recorded; the kernel may refuse fentry, without which REJECT and DROP look alike",
         ),
         LockdownMode::Confidentiality => {
             let remedy = "boot with lockdown=integrity or none, or without the setting that enforces confidentiality";
             let meaning = "the kernel refuses programs that copy its memory, as reading packet headers does";
-            match seen {
+            match hooks_load {
                 true => DoctorFinding::warn(check, "confidentiality mode", meaning, remedy),
                 false => {
                     DoctorFinding::fail(check, "the kernel is locked down in confidentiality mode", meaning, remedy)
                 }
             }
         }
-        LockdownMode::Unknown if seen => {
-            DoctorFinding::ok(check, "can't be told: securityfs is not mounted", "no matter: the hooks load")
+        LockdownMode::Unknown if hooks_load => {
+            DoctorFinding::ok(check, "not known: securityfs is not mounted", "without effect: the hooks load")
         }
         LockdownMode::Unknown => DoctorFinding::warn(
             check,
-            "can't be told: /sys/kernel/security is not mounted or not readable",
+            "not known: /sys/kernel/security is not mounted or not readable",
             "if a hook does not load, lockdown may be why",
             "mount -t securityfs securityfs /sys/kernel/security, or run as root",
         ),
@@ -282,7 +295,11 @@ fn symbols(facts: &NodeFacts) -> DoctorFinding {
     let check = "symbols";
     let found = match facts.symbols {
         KallsymsState::Addresses => {
-            return DoctorFinding::ok(check, "addresses are shown", "a drop's place in the kernel's code has a name");
+            return DoctorFinding::ok(
+                check,
+                "/proc/kallsyms shows addresses",
+                "records name the call site of a drop (`kernel.location`)",
+            );
         }
         KallsymsState::Hidden => "/proc/kallsyms shows every address as 0",
         KallsymsState::Unreadable => "/proc/kallsyms can't be read",
@@ -292,11 +309,10 @@ fn symbols(facts: &NodeFacts) -> DoctorFinding {
         _ => "grant CAP_SYSLOG, or run as root",
     };
     if older(facts, REASONS) {
-        let meaning =
-            "this kernel's drops have no reason, and without addresses no place: nothing tells a policy's drop";
+        let meaning = "this kernel's drops have no reason, and without addresses no call site: nothing identifies a policy's drop";
         return DoctorFinding::fail(check, found, meaning, remedy);
     }
-    let meaning = "drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure";
+    let meaning = "records have the drop's reason but no `kernel.location`, and mechanism and cause are less certain";
     DoctorFinding::warn(check, found, meaning, remedy)
 }
 
@@ -306,7 +322,7 @@ fn memory(facts: &NodeFacts) -> Vec<DoctorFinding> {
     if older(facts, CGROUP_ACCOUNTING) {
         let capable = missing(facts, &[SYS_RESOURCE]).is_none() && facts.capabilities.is_some();
         findings.push(match facts.memlock {
-            Some(u64::MAX) => DoctorFinding::ok(check, "locked memory: unlimited", "maps can be made"),
+            Some(u64::MAX) => DoctorFinding::ok(check, "locked memory: unlimited", "the maps fit"),
             limit if capable => DoctorFinding::ok(
                 check,
                 limit.map_or("locked memory: limit unknown".into(), |n| format!("locked memory: {}", size(n))),
@@ -318,7 +334,7 @@ fn memory(facts: &NodeFacts) -> Vec<DoctorFinding> {
                 "before Linux 5.11 maps count against this limit, and it is too small for them",
                 "grant CAP_SYS_RESOURCE, or ulimit -l unlimited",
             ),
-            Some(limit) => DoctorFinding::ok(check, format!("locked memory: {}", size(limit)), "maps can be made"),
+            Some(limit) => DoctorFinding::ok(check, format!("locked memory: {}", size(limit)), "the maps fit"),
             None => DoctorFinding::warn(
                 check,
                 "locked memory: limit unknown",
@@ -361,17 +377,17 @@ fn sysctls(facts: &NodeFacts) -> Vec<DoctorFinding> {
         ));
     }
     if let Some(value) = facts.unprivileged_bpf_disabled {
-        let meaning = "no matter: it restricts processes without CAP_BPF only";
+        let meaning = "without effect: it restricts only processes without CAP_BPF";
         findings.push(DoctorFinding::ok(check, format!("kernel.unprivileged_bpf_disabled={value}"), meaning));
     }
     findings
 }
 
-/// Octets for people.
-pub(super) fn size(octets: u64) -> String {
-    match octets {
-        0..1024 => format!("{octets} B"),
-        1024..1_048_576 => format!("{} KiB", octets >> 10),
-        _ => format!("{} MiB", octets >> 20),
+/// A size for people.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
     }
 }

@@ -1,11 +1,11 @@
-//! What enforces policies on this node, and what of it can be seen.
+//! Findings about what enforces policies on this node, and how much of it the agent can see.
 
 use super::facts::NodeFacts;
 use super::{DoctorFinding, FindingStatus};
 use crate::inventory::Inventory;
 use crate::inventory::coverage::{Covered, coverage};
 
-/// An interface name's beginning and the CNI that makes it.
+/// Prefix of an interface name, and the CNI that creates such interfaces.
 const INTERFACES: [(&str, &str); 11] = [
     ("cilium_", "Cilium"),
     ("lxc", "Cilium"),
@@ -31,15 +31,16 @@ const CONFIGURATIONS: [(&str, &str); 9] = [
     ("kuberouter", "kube-router"),
     ("aws", "AWS VPC CNI"),
 ];
-/// One finding for each mechanism that is there or may be, and one when none is.
+
+/// One finding for each mechanism that is present or may be, and one when none is.
 pub(super) fn diagnose(facts: &NodeFacts, inventory: &Inventory, version: Option<(u32, u32)>) -> Vec<DoctorFinding> {
     let check = "coverage";
     let mut findings = Vec::new();
     if facts.host_network == Some(false) {
         findings.push(DoctorFinding::warn(
             check,
-            "this is not the host's network namespace",
-            "drops of the whole node are seen from here, but its rulesets and interfaces are not",
+            "this process is not in the host's network namespace",
+            "drops of the whole node are recorded, but its rulesets and interfaces can't be read from here",
             "set hostNetwork: true, or run doctor on the host",
         ));
     }
@@ -52,7 +53,7 @@ pub(super) fn diagnose(facts: &NodeFacts, inventory: &Inventory, version: Option
     if findings.is_empty() && cni.is_none() {
         findings.push(DoctorFinding::warn(
             check,
-            "nothing that drops packets is set up in this network namespace",
+            "this network namespace has nothing that drops packets",
             "either no CNI enforces NetworkPolicy on this node, or it does so elsewhere",
             "check that the CNI supports NetworkPolicy; in a container, set hostNetwork: true to see the host's",
         ));
@@ -80,15 +81,15 @@ fn cni(facts: &NodeFacts, inventory: &Inventory) -> Option<DoctorFinding> {
         ["Flannel"] => DoctorFinding::warn(
             check,
             found,
-            "Flannel enforces no NetworkPolicy: unless another program does, there are no such drops",
+            "Flannel enforces no NetworkPolicy: unless another program does, no policy drops packets here",
             "add an enforcer, such as kube-network-policies",
         ),
         _ if names.contains(&"Cilium") => DoctorFinding::warn(
             check,
             found,
-            "Cilium drops in its own eBPF programs; verdicts speak of NetworkPolicy v1 only, not of Cilium's policies",
+            "Cilium drops in its own eBPF programs; verdicts cover NetworkPolicy v1 only, not Cilium's policies",
             "for Cilium's own policies use hubble observe --verdict DROPPED",
         ),
-        _ => DoctorFinding::ok(check, found, "its drops are recorded where its backend is covered, see `coverage`"),
+        _ => DoctorFinding::ok(check, found, "its drops are recorded where `coverage` covers its backend"),
     })
 }

@@ -1,34 +1,34 @@
-//! What the machine says about itself: /proc, /sys, and the hooks tried for real. `None` where it can't be
-//! told, mostly for want of a permission.
+//! Facts about the machine, from /proc, /sys and the hooks that were tried. `None` where a fact is not known, mostly because
+//! a permission is missing.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-/// All that [`super::diagnose`] looks at.
+/// What [`super::diagnose`] needs to know of the node.
 #[derive(Debug, Clone, Default)]
 pub struct NodeFacts {
     /// `uname -r`.
     pub release: Option<String>,
     pub btf: BtfState,
     pub hooks: Vec<HookProbe>,
-    /// The effective capabilities, bit N is capability N.
+    /// The effective capabilities: bit N is capability N.
     pub capabilities: Option<u64>,
-    /// Capabilities in another user namespace than the initial one are none towards the kernel.
+    /// In any other user namespace the kernel does not accept capabilities for bpf(2).
     pub initial_user_namespace: Option<bool>,
-    /// Mode of the system call filter: 2 is a profile, as container runtimes set one.
+    /// Mode of the system call filter: 2 is a profile, such as container runtimes set.
     pub seccomp: Option<u32>,
     pub lockdown: LockdownMode,
     pub symbols: KallsymsState,
     pub kptr_restrict: Option<u32>,
-    /// Soft limit of locked memory in octets; `u64::MAX` is unlimited.
+    /// Soft limit of locked memory in bytes; `u64::MAX` is unlimited.
     pub memlock: Option<u64>,
-    /// The cgroup's memory limit in octets; `u64::MAX` is unlimited.
+    /// The cgroup's memory limit in bytes; `u64::MAX` is unlimited.
     pub memory_max: Option<u64>,
     pub bpf_stats_enabled: Option<u32>,
     pub bpf_jit_enable: Option<u32>,
     pub unprivileged_bpf_disabled: Option<u32>,
-    /// Whether this is the host's network namespace, where that can be told.
+    /// Whether the process is in the host's network namespace.
     pub host_network: Option<bool>,
     /// File names in /etc/cni/net.d.
     pub cni_configurations: Vec<String>,
@@ -39,7 +39,7 @@ pub struct NodeFacts {
 pub enum BtfState {
     #[default]
     Absent,
-    /// In octets.
+    /// Its size in bytes.
     Present(u64),
     Unreadable(String),
 }
@@ -50,7 +50,7 @@ pub struct HookProbe {
     pub name: String,
     /// How it attached, or why not.
     pub result: Result<String, String>,
-    /// What goes without it, where drops are recorded all the same.
+    /// What records lack without it, for a hook that drops do not need.
     pub costs: Option<String>,
 }
 
@@ -74,7 +74,7 @@ pub enum KallsymsState {
     Unreadable,
 }
 
-/// Looks at the machine. `hooks` are the outcomes of trying them.
+/// Gathers the facts; `hooks` are the results of trying each hook.
 pub fn gather(hooks: Vec<HookProbe>) -> NodeFacts {
     let mut facts = read(Path::new("/"), hooks);
     if facts.lockdown == LockdownMode::Unknown
@@ -85,7 +85,7 @@ pub fn gather(hooks: Vec<HookProbe>) -> NodeFacts {
     facts
 }
 
-/// What files say, below `root`.
+/// Reads the files below `root`.
 fn read(root: &Path, hooks: Vec<HookProbe>) -> NodeFacts {
     let status = text(root, "proc/self/status").unwrap_or_default();
     let capabilities = field(&status, "CapEff:").and_then(|hex| u64::from_str_radix(hex, 16).ok());
@@ -117,10 +117,10 @@ fn read(root: &Path, hooks: Vec<HookProbe>) -> NodeFacts {
     }
 }
 
-/// A small text file of /proc or /sys.
+/// Reads a text file of /proc or /sys.
 fn text(root: &Path, path: &str) -> Option<String> {
     let mut bytes = Vec::new();
-    // None of these is long; a bind mount could be.
+    // These files are short; a bind mount in their place may not be.
     File::open(root.join(path)).ok()?.take(1 << 20).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
@@ -150,8 +150,8 @@ fn lockdown(text: &str) -> LockdownMode {
     }
 }
 
-/// The lockdown file where securityfs is mounted nowhere: of a mount of our own that is attached nowhere. It ends with
-/// the file descriptor. `Some("[none]")` for a kernel without lockdown.
+/// The text of the lockdown file where securityfs is not mounted: read from a detached mount of our own, which ends with its
+/// file descriptor. `Some("[none]")` for a kernel without lockdown.
 fn unmounted_lockdown() -> Option<String> {
     use rustix::fs::{Mode, OFlags, openat};
     use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
@@ -166,7 +166,7 @@ fn unmounted_lockdown() -> Option<String> {
     }
 }
 
-/// Reads until the first address: they are shown, or none is.
+/// Looks for one address that is not 0: the kernel shows all addresses or none.
 fn symbols(root: &Path) -> KallsymsState {
     let Some(text) = text(root, "proc/kallsyms") else { return KallsymsState::Unreadable };
     let mut addresses = text.lines().filter_map(|line| line.split(' ').next()).filter(|a| !a.is_empty()).peekable();
@@ -183,7 +183,7 @@ fn symbols(root: &Path) -> KallsymsState {
 fn memlock(limits: &str) -> Option<u64> {
     match field(limits, "Max locked memory")?.split_whitespace().next()? {
         "unlimited" => Some(u64::MAX),
-        octets => octets.parse().ok(),
+        bytes => bytes.parse().ok(),
     }
 }
 
@@ -200,7 +200,7 @@ fn memory_max(root: &Path) -> Option<u64> {
             match text.trim() {
                 "max" => Some(u64::MAX),
                 // cgroup v1 writes "no limit" as the largest multiple of the page size.
-                octets => octets.parse().ok().map(|n: u64| if n > i64::MAX as u64 - 65536 { u64::MAX } else { n }),
+                bytes => bytes.parse().ok().map(|n: u64| if n > i64::MAX as u64 - 65536 { u64::MAX } else { n }),
             }
         });
         let first = limits.next()?;
@@ -209,8 +209,8 @@ fn memory_max(root: &Path) -> Option<u64> {
     of("sys/fs/cgroup", "").or_else(|| of("sys/fs/cgroup/memory", "memory"))
 }
 
-/// Compares with process 1's, which is the host's only when this shares its process namespace: a kernel thread tells
-/// that (process 2 is kthreadd on the host).
+/// Compares the network namespace with process 1's. That is the host's only if process 2 is kthreadd, the kernel thread: else
+/// this is another process namespace.
 fn host_network(root: &Path) -> Option<bool> {
     let kthreadd = text(root, "proc/2/comm")?;
     if kthreadd.trim() != "kthreadd" {
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn hidden_addresses_are_told_from_shown_ones() {
+    fn hidden_addresses_differ_from_shown_ones() {
         let kallsyms = |text| symbols(tree(&[("proc/kallsyms", text)]).path());
         assert_eq!(kallsyms("0000000000000000 T _text\n0000000000000000 t x\n"), KallsymsState::Hidden);
         assert_eq!(kallsyms("0000000000000000 A fixed\nffffffff81000000 T _text\n"), KallsymsState::Addresses);

@@ -415,7 +415,7 @@ fn a27_policies_of_other_apis_are_named_in_a_note() {
     ]);
     let notes = cluster.verdict_of("x/a", "x/b", "80/TCP").notes;
     let expected =
-        "speaks of NetworkPolicy v1 only; also present, not evaluated: AdminNetworkPolicy p0, CiliumNetworkPolicy x/l7";
+        "covers NetworkPolicy v1 only; also present, not evaluated: AdminNetworkPolicy p0, CiliumNetworkPolicy x/l7";
     assert_eq!(notes, [expected]);
     assert!(cluster.verdict_of("y/a", "8.8.8.8", "80/TCP").notes[0].ends_with(": AdminNetworkPolicy p0"));
     let many = cluster.with((0..1000).map(|i| other("CiliumNetworkPolicy", Some("x"), &format!("n{i}"))));

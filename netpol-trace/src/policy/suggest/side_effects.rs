@@ -87,7 +87,8 @@ fn peers<'a>(
                 // The address itself, for what is no pod.
                 endpoints.push(PolicyEndpoint::external(cidr.addr()));
                 let inside = |view: &PodView<'_>| view.pod.ips.iter().any(|ip| cidr.contains(ip));
-                endpoints.extend(index.namespaces().flat_map(|(_, n)| n.pods()).filter(inside).map(PolicyEndpoint::pod));
+                endpoints
+                    .extend(index.namespaces().flat_map(|(_, n)| n.pods()).filter(inside).map(PolicyEndpoint::pod));
             }
             Peer::Pods { namespaces, pods } => {
                 let of_namespace = |name: &str, entry: &crate::cluster::index::NamespaceEntry| match namespaces {
