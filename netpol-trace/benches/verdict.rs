@@ -25,7 +25,9 @@ use netpol_trace::policy::{Connection, End, Finding, Options, Transport, Who};
 const MEASURED: Duration = Duration::from_millis(800);
 
 fn main() {
-    println!("One core; times are means. A verdict evaluates both directions. `by addr` looks up both endpoints first,");
+    println!(
+        "One core; times are means. A verdict evaluates both directions. `by addr` looks up both endpoints first,"
+    );
     println!("`record` renders the record's verdict; `denied` those with the nearest rule and its misses.");
     println!();
     println!(
@@ -83,8 +85,12 @@ fn while_pods_change() {
     for changes in [0, PODS] {
         for n in 0..changes {
             let mut pod = large::pod(n * 7 % PODS);
-            pod.labels =
-                pod.labels.iter().map(|(k, v)| (k.clone(), v.clone())).chain([("version".into(), "2".into())]).collect();
+            pod.labels = pod
+                .labels
+                .iter()
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .chain([("version".into(), "2".into())])
+                .collect();
             index.apply(vec![Change::Upsert(Object::Pod(pod))], time(n * 6));
         }
         let then = time(changes * 6) - SignedDuration::from_millis(100);

@@ -35,11 +35,11 @@ use crate::pipeline::accounting::Intake;
 use crate::pipeline::aggregate::Budget;
 use crate::pipeline::connections::Flows;
 use crate::record::format::Format;
-use crate::sink::fan_out::Output;
-use crate::sink::history::History;
-use crate::sink::queue::Written;
-use crate::sink::target::Target;
-use crate::sink::{Numbers, Sink};
+use crate::sink::fan_out::FanOut;
+use crate::sink::history::HistorySink;
+use crate::sink::queue::OnWritten;
+use crate::sink::spec::OutputSpec;
+use crate::sink::{RecordIds, Sink};
 use crate::storage::Readers;
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
@@ -76,7 +76,7 @@ pub struct Config {
     pub cluster: Option<String>,
     pub all_drops: bool,
     /// Where records go; nowhere means stdout.
-    pub outputs: Vec<Target>,
+    pub outputs: Vec<OutputSpec>,
     /// The format of the sinks that name none.
     pub format: Format,
     /// Where /metrics and the probes are served; nowhere by default.
@@ -167,7 +167,7 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
         let written = move |packets| {
             handover.written().fetch_add(packets, Ordering::AcqRel);
         };
-        output.on_written(Written(Box::new(written)));
+        output.on_written(OnWritten(Box::new(written)));
     }
     let counters = drops.as_ref().map(|drops| drops.counters.clone());
 
@@ -286,14 +286,14 @@ async fn keep(state: Option<&StateFile>) {
 }
 
 /// Opens every sink, the first one being the ledger.
-fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
-    let mut output = Output::new(Numbers::new(run.to_owned(), config.cluster.clone(), config.node.clone()));
-    let targets = if config.outputs.is_empty() { &[Target::STDOUT] } else { config.outputs.as_slice() };
-    for (at, target) in targets.iter().enumerate() {
-        let (target, default) = (target.clone(), config.format);
+fn open_output(config: &Config, run: &str) -> anyhow::Result<FanOut> {
+    let mut output = FanOut::new(RecordIds::new(run.to_owned(), config.cluster.clone(), config.node.clone()));
+    let specs = if config.outputs.is_empty() { &[OutputSpec::STDOUT] } else { config.outputs.as_slice() };
+    for (at, spec) in specs.iter().enumerate() {
+        let (spec, default) = (spec.clone(), config.format);
         let (access, node) = (config.access.clone(), config.node.clone());
-        let (name, format) = (target.place.to_string(), target.format_name(default));
-        let open = move || target.open(default, &access, node.as_deref());
+        let (name, format) = (spec.destination.to_string(), spec.format_name(default));
+        let open = move || spec.open(default, &access, node.as_deref());
         match at {
             0 => output.add(open()?)?,
             _ => output.add_secondary(name, format, Box::new(open))?,
@@ -302,7 +302,7 @@ fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
     if let Some(HistoryConfig { folder, readers, bytes }) = config.history.clone() {
         let run = run.to_owned();
         let open = move || {
-            let opened = History::open(&folder, readers, &run, bytes).context("--history-dir")?;
+            let opened = HistorySink::open(&folder, readers, &run, bytes).context("--history-dir")?;
             Ok(Box::new(opened) as Box<dyn Sink>)
         };
         output.add_secondary(

@@ -210,7 +210,7 @@ impl Worker<'_> {
             .and_then(|()| self.losses());
         self.pipeline.output.drain();
         if let Some(handover) = &self.setup.handover
-            && self.pipeline.output.ledger().held == 0
+            && self.pipeline.output.primary().held == 0
         {
             // All that was read is told or declared: nothing of it is for the next agent.
             handover.commit();
@@ -371,7 +371,7 @@ impl Worker<'_> {
             previous_run: self.setup.previous.as_ref().map(|previous| previous.run.clone()),
             totals: Totals {
                 kernel: reading.as_ref().map(|reading| reading.totals),
-                agent: pipeline.accounting.totals(&pipeline.intake, pipeline.output.ledger()),
+                agent: pipeline.accounting.totals(&pipeline.intake, pipeline.output.primary()),
             },
             causes: pipeline.output.not_lost(pipeline.accounting.causes.clone()),
             not_recorded: reading.map(|reading| reading.not_recorded).unwrap_or_default(),

@@ -24,5 +24,8 @@ fn the_page_has_every_metric() {
     let rows: BTreeSet<String> = rows.iter().map(|row| row.trim_end().to_owned()).collect();
     let missing: Vec<_> = metrics.difference(&rows).collect();
     let unknown: Vec<_> = rows.difference(&metrics).collect();
-    assert!(missing.is_empty() && unknown.is_empty(), "missing in docs/metrics.md: {missing:#?}\nno such metric: {unknown:#?}");
+    assert!(
+        missing.is_empty() && unknown.is_empty(),
+        "missing in docs/metrics.md: {missing:#?}\nno such metric: {unknown:#?}"
+    );
 }

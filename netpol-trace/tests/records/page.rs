@@ -57,7 +57,11 @@ fn page() -> String {
         mentioned(&body["properties"], &mut types);
         let example = examples().into_iter().find(|record| serde_json::to_value(record).unwrap()["kind"] == name);
         let example = example.unwrap_or_else(|| panic!("tests/golden/records.jsonl has no example of {name}"));
-        let _ = write!(page, "\nExample, from a real run:\n\n```json\n{}\n```\n", serde_json::to_string_pretty(&example).unwrap());
+        let _ = write!(
+            page,
+            "\nExample, from a real run:\n\n```json\n{}\n```\n",
+            serde_json::to_string_pretty(&example).unwrap()
+        );
     }
     page += "\n## Objects and values\n";
     let mut done = BTreeSet::new();

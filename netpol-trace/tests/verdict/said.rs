@@ -11,9 +11,9 @@ use netpol_trace::model::cluster::{Object, Pod};
 use netpol_trace::pipeline::Pipeline;
 use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::record::format::Format;
-use netpol_trace::sink::Numbers;
-use netpol_trace::sink::fan_out::Output;
-use netpol_trace::sink::file::{Lines, Rotation};
+use netpol_trace::sink::RecordIds;
+use netpol_trace::sink::fan_out::FanOut;
+use netpol_trace::sink::file::{FileSink, Rotation};
 use netpol_trace::storage::Readers;
 use serde_json::Value;
 
@@ -41,8 +41,10 @@ fn synced(cluster: &Cluster, synced: bool) {
 }
 
 fn pipeline(cluster: &Cluster, path: &Path) -> Pipeline {
-    let mut output = Output::new(Numbers::new("5f3a9c1e".into(), None, None));
-    output.add(Box::new(Lines::open(path, Format::Native, Rotation::default(), Readers::default()).unwrap())).unwrap();
+    let mut output = FanOut::new(RecordIds::new("5f3a9c1e".into(), None, None));
+    output
+        .add(Box::new(FileSink::open(path, Format::Native, Rotation::default(), Readers::default()).unwrap()))
+        .unwrap();
     Pipeline::new(cluster.clone(), Some("node-1".into()), false, Arc::new(Intake::default()), output)
 }
 
