@@ -30,7 +30,7 @@ fn an_unfinished_line_is_ended_before_the_next() {
 }
 
 #[test]
-fn a_full_disk_takes_nothing_and_says_so() {
+fn a_full_disk_is_an_error_and_takes_no_part_of_a_line() {
     let dir = tempfile::tempdir().unwrap();
     let mut lines =
         FileSink::open(&dir.path().join("log"), Format::Native, Rotation::default(), Readers::default()).unwrap();
@@ -42,7 +42,7 @@ fn a_full_disk_takes_nothing_and_says_so() {
     assert!(lines.buffer.is_empty());
 }
 
-/// By age: every line finds the file too old. Two older ones are kept, and nothing but they and the file is left.
+/// Rotates by age before every line. The folder then has the file and two older ones.
 #[test]
 fn an_old_file_makes_room() {
     let dir = tempfile::tempdir().unwrap();
@@ -61,9 +61,9 @@ fn an_old_file_makes_room() {
     assert_eq!([id("log"), id("log.1"), id("log.2")], ["a/5", "a/4", "a/3"]);
 }
 
-/// What a rotation can't do (a folder in the way) is an error, and what was written before it counts as written.
+/// A rotation that fails (a folder has the file's name) is an error; records written before it count as written.
 #[test]
-fn a_rotation_that_fails_is_told() {
+fn a_rotation_that_fails_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     fs::create_dir_all(dir.path().join("log.1/full")).unwrap();
@@ -75,8 +75,8 @@ fn a_rotation_that_fails_is_told() {
     assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
 }
 
-/// Whoever can write to the folder can put links where the next file and the older ones go: these are replaced, not followed. Files are
-/// for the agent alone, however wide the mode of the first one was.
+/// A rotation replaces symbolic links with the names of its files and follows none. New files are readable for the agent alone, whatever the
+/// mode of the first one was.
 #[test]
 fn a_rotation_follows_no_link_and_makes_private_files() {
     let dir = tempfile::tempdir().unwrap();
@@ -109,7 +109,7 @@ fn a_link_in_the_place_of_the_file_is_refused() {
     assert_eq!(fs::read_to_string(victim).unwrap(), "untouched");
 }
 
-/// Log rotation renames it, somebody removes it or its folder: the records that follow are in a file of the path's name, or not delivered.
+/// After the file or its folder was renamed or removed, later records go to a new file at the path, or are not delivered.
 #[test]
 fn a_file_that_lost_its_name_is_not_written_to() {
     let dir = tempfile::tempdir().unwrap();
