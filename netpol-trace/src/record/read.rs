@@ -12,35 +12,35 @@ use serde::de::{Deserialize, Deserializer, Visitor};
 
 /// Text borrowed from the line where it has no escapes, also inside lists and maps.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Str<'a>(pub Cow<'a, str>);
+pub struct TextView<'a>(pub Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Str<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for TextView<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Text;
         impl<'de> Visitor<'de> for Text {
-            type Value = Str<'de>;
+            type Value = TextView<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("text")
             }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Str<'de>, E> {
-                Ok(Str(Cow::Borrowed(text)))
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<TextView<'de>, E> {
+                Ok(TextView(Cow::Borrowed(text)))
             }
-            fn visit_str<E>(self, text: &str) -> Result<Str<'de>, E> {
-                Ok(Str(Cow::Owned(text.to_owned())))
+            fn visit_str<E>(self, text: &str) -> Result<TextView<'de>, E> {
+                Ok(TextView(Cow::Owned(text.to_owned())))
             }
         }
         deserializer.deserialize_str(Text)
     }
 }
 
-impl std::ops::Deref for Str<'_> {
+impl std::ops::Deref for TextView<'_> {
     type Target = str;
     fn deref(&self) -> &str {
         &self.0
     }
 }
 
-impl fmt::Display for Str<'_> {
+impl fmt::Display for TextView<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -48,173 +48,173 @@ impl fmt::Display for Str<'_> {
 
 /// One line.
 #[derive(Debug, Clone, serde::Deserialize)]
-pub struct Seen<'a> {
+pub struct RecordView<'a> {
     #[serde(borrow)]
-    pub schema: Str<'a>,
+    pub schema: TextView<'a>,
     #[serde(borrow, default)]
-    pub id: Str<'a>,
+    pub id: TextView<'a>,
     #[serde(borrow, default)]
-    pub run: Str<'a>,
+    pub run: TextView<'a>,
     #[serde(borrow, default)]
-    pub fingerprint: Str<'a>,
+    pub fingerprint: TextView<'a>,
     pub time: Timestamp,
     #[serde(default)]
     pub last_time: Option<Timestamp>,
     #[serde(borrow, default)]
-    pub node: Str<'a>,
+    pub node: TextView<'a>,
     #[serde(borrow)]
-    pub kind: Str<'a>,
+    pub kind: TextView<'a>,
     #[serde(default)]
     pub count: Option<u64>,
 
     #[serde(borrow, default)]
-    pub cause: Str<'a>,
+    pub cause: TextView<'a>,
     #[serde(borrow, default)]
-    pub direction: Str<'a>,
+    pub direction: TextView<'a>,
     #[serde(borrow, default)]
-    pub action: Str<'a>,
+    pub action: TextView<'a>,
     #[serde(borrow, default)]
-    pub source: Option<End<'a>>,
+    pub source: Option<EndpointView<'a>>,
     #[serde(borrow, default)]
-    pub destination: Option<End<'a>>,
+    pub destination: Option<EndpointView<'a>>,
     #[serde(borrow, default)]
-    pub network: Network<'a>,
+    pub network: NetworkView<'a>,
     #[serde(default)]
     pub reply: bool,
     #[serde(default)]
     pub spoofed: bool,
     #[serde(borrow, default)]
-    pub kernel: Kernel<'a>,
+    pub kernel: KernelView<'a>,
     #[serde(borrow, default)]
-    pub verdict: Option<Verdict<'a>>,
+    pub verdict: Option<VerdictView<'a>>,
     #[serde(borrow, default)]
-    pub hint: Option<Hint<'a>>,
+    pub hint: Option<HintView<'a>>,
     #[serde(borrow, default)]
-    pub enrichment: Str<'a>,
+    pub enrichment: TextView<'a>,
     #[serde(default)]
     pub waited_seconds: u64,
     #[serde(default)]
     pub delivered: bool,
 
     #[serde(borrow, default)]
-    pub stage: Str<'a>,
+    pub stage: TextView<'a>,
     #[serde(borrow, default)]
-    pub reason: Str<'a>,
+    pub reason: TextView<'a>,
     #[serde(borrow, default)]
-    pub of: Str<'a>,
+    pub of: TextView<'a>,
     #[serde(borrow, default)]
-    pub sink: Str<'a>,
+    pub sink: TextView<'a>,
     #[serde(default)]
     pub estimate: bool,
 
     #[serde(borrow, default)]
-    pub phase: Str<'a>,
+    pub phase: TextView<'a>,
     #[serde(borrow, default)]
-    pub version: Str<'a>,
+    pub version: TextView<'a>,
     #[serde(borrow, default)]
-    pub hooks: Vec<State<'a>>,
+    pub hooks: Vec<StateView<'a>>,
     #[serde(borrow, default)]
-    pub sources: Vec<State<'a>>,
+    pub sources: Vec<StateView<'a>>,
 
     #[serde(borrow, default)]
-    pub change: Str<'a>,
+    pub change: TextView<'a>,
     #[serde(borrow, default)]
-    pub namespace: Str<'a>,
+    pub namespace: TextView<'a>,
     #[serde(borrow, default)]
-    pub policy: Str<'a>,
+    pub policy: TextView<'a>,
     #[serde(default)]
     pub generation_before: Option<i64>,
     #[serde(default)]
     pub generation: Option<i64>,
     #[serde(borrow, default)]
-    pub rules_removed: Vec<RuleText<'a>>,
+    pub rules_removed: Vec<RuleTextView<'a>>,
     #[serde(borrow, default)]
-    pub rules_added: Vec<RuleText<'a>>,
+    pub rules_added: Vec<RuleTextView<'a>>,
     #[serde(borrow, default)]
-    pub fields: Vec<Field<'a>>,
+    pub fields: Vec<FieldChangeView<'a>>,
     #[serde(borrow, default)]
-    pub newly_isolates: Vec<Isolation<'a>>,
+    pub newly_isolates: Vec<IsolationView<'a>>,
     #[serde(borrow, default)]
-    pub no_longer_isolates: Vec<Isolation<'a>>,
+    pub no_longer_isolates: Vec<IsolationView<'a>>,
 }
 
 /// A rule that came or went, in words.
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct RuleText<'a> {
+pub struct RuleTextView<'a> {
     #[serde(borrow, default)]
-    pub rule: Str<'a>,
+    pub rule: TextView<'a>,
     #[serde(borrow, default)]
-    pub allows: Str<'a>,
+    pub allows: TextView<'a>,
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Field<'a> {
+pub struct FieldChangeView<'a> {
     #[serde(borrow, default)]
-    pub field: Str<'a>,
+    pub field: TextView<'a>,
     #[serde(borrow, default)]
-    pub before: Option<Str<'a>>,
+    pub before: Option<TextView<'a>>,
     #[serde(borrow, default)]
-    pub after: Option<Str<'a>>,
+    pub after: Option<TextView<'a>>,
 }
 
 /// Pods that a change isolates, or no longer.
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Isolation<'a> {
+pub struct IsolationView<'a> {
     #[serde(borrow, default)]
-    pub direction: Str<'a>,
+    pub direction: TextView<'a>,
     #[serde(default)]
     pub pods: u64,
     #[serde(borrow, default)]
-    pub workloads: Vec<Str<'a>>,
+    pub workloads: Vec<TextView<'a>>,
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct End<'a> {
+pub struct EndpointView<'a> {
     #[serde(borrow, default)]
-    pub kind: Str<'a>,
+    pub kind: TextView<'a>,
     #[serde(borrow, default)]
-    pub ip: Str<'a>,
+    pub ip: TextView<'a>,
     #[serde(default)]
     pub port: Option<u16>,
     #[serde(borrow, default)]
-    pub pod: Option<Pod<'a>>,
+    pub pod: Option<PodRefView<'a>>,
     #[serde(borrow, default)]
-    pub node: Str<'a>,
+    pub node: TextView<'a>,
     #[serde(borrow, default)]
-    pub service: Option<Named<'a>>,
+    pub service: Option<ObjectRefView<'a>>,
     #[serde(borrow, default)]
-    pub names: Vec<Str<'a>>,
+    pub names: Vec<TextView<'a>>,
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Pod<'a> {
+pub struct PodRefView<'a> {
     #[serde(borrow, default)]
-    pub namespace: Str<'a>,
+    pub namespace: TextView<'a>,
     #[serde(borrow, default)]
-    pub name: Str<'a>,
+    pub name: TextView<'a>,
     #[serde(borrow, default)]
-    pub labels: BTreeMap<Str<'a>, Str<'a>>,
+    pub labels: BTreeMap<TextView<'a>, TextView<'a>>,
     #[serde(borrow, default)]
-    pub owner: Option<Owner<'a>>,
+    pub owner: Option<OwnerView<'a>>,
     #[serde(borrow, default)]
-    pub node: Str<'a>,
+    pub node: TextView<'a>,
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Owner<'a> {
+pub struct OwnerView<'a> {
     #[serde(borrow, default)]
-    pub kind: Str<'a>,
+    pub kind: TextView<'a>,
     #[serde(borrow, default)]
-    pub name: Str<'a>,
+    pub name: TextView<'a>,
 }
 
 /// A policy or a service.
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Named<'a> {
+pub struct ObjectRefView<'a> {
     #[serde(borrow, default)]
-    pub namespace: Str<'a>,
+    pub namespace: TextView<'a>,
     #[serde(borrow, default)]
-    pub name: Str<'a>,
+    pub name: TextView<'a>,
     #[serde(default)]
     pub port: Option<u16>,
     #[serde(default)]
@@ -222,123 +222,123 @@ pub struct Named<'a> {
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Network<'a> {
+pub struct NetworkView<'a> {
     #[serde(borrow, default)]
-    pub transport: Str<'a>,
+    pub transport: TextView<'a>,
     #[serde(borrow, default)]
-    pub tcp_flags: Vec<Str<'a>>,
+    pub tcp_flags: Vec<TextView<'a>>,
     #[serde(default)]
     pub length: u32,
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Kernel<'a> {
+pub struct KernelView<'a> {
     #[serde(borrow, default)]
-    pub reason: Str<'a>,
+    pub reason: TextView<'a>,
     #[serde(borrow, default)]
-    pub location: Str<'a>,
+    pub location: TextView<'a>,
     #[serde(borrow, default)]
-    pub hook: Str<'a>,
+    pub hook: TextView<'a>,
     #[serde(borrow, default)]
-    pub mechanism: Str<'a>,
+    pub mechanism: TextView<'a>,
     #[serde(borrow, default)]
-    pub device: Str<'a>,
+    pub device: TextView<'a>,
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Verdict<'a> {
+pub struct VerdictView<'a> {
     #[serde(borrow, default)]
-    pub result: Str<'a>,
+    pub result: TextView<'a>,
     #[serde(borrow, default)]
-    pub basis: Str<'a>,
+    pub basis: TextView<'a>,
     #[serde(borrow, default)]
-    pub egress: Side<'a>,
+    pub egress: SideView<'a>,
     #[serde(borrow, default)]
-    pub ingress: Side<'a>,
+    pub ingress: SideView<'a>,
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Side<'a> {
+pub struct SideView<'a> {
     #[serde(borrow, default)]
-    pub result: Str<'a>,
+    pub result: TextView<'a>,
     #[serde(borrow, default)]
-    pub isolated_by: Vec<Named<'a>>,
+    pub isolated_by: Vec<ObjectRefView<'a>>,
     #[serde(borrow, default)]
-    pub allowed_by: Option<Rule<'a>>,
+    pub allowed_by: Option<RuleView<'a>>,
     #[serde(borrow, default)]
-    pub nearest: Option<Rule<'a>>,
+    pub nearest: Option<RuleView<'a>>,
     #[serde(borrow, default)]
-    pub why: Str<'a>,
+    pub why: TextView<'a>,
     #[serde(borrow, default)]
-    pub changed: Vec<Changed<'a>>,
+    pub changed: Vec<PolicyChangedView<'a>>,
 }
 
 /// A policy that changed shortly before or after the drop.
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Changed<'a> {
+pub struct PolicyChangedView<'a> {
     #[serde(borrow, default)]
-    pub namespace: Str<'a>,
+    pub namespace: TextView<'a>,
     #[serde(borrow, default)]
-    pub name: Str<'a>,
+    pub name: TextView<'a>,
     #[serde(borrow, default)]
-    pub change: Str<'a>,
+    pub change: TextView<'a>,
     #[serde(default)]
     pub changed_ago_seconds: i64,
 }
 
 /// A rule that allows, or that came closest.
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Rule<'a> {
+pub struct RuleView<'a> {
     #[serde(borrow, default)]
-    pub policy: Str<'a>,
+    pub policy: TextView<'a>,
     #[serde(borrow, default)]
-    pub rule: Str<'a>,
+    pub rule: TextView<'a>,
     #[serde(borrow, default)]
-    pub misses: Vec<Miss<'a>>,
+    pub misses: Vec<MissView<'a>>,
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Miss<'a> {
+pub struct MissView<'a> {
     #[serde(borrow, default)]
-    pub field: Str<'a>,
+    pub field: TextView<'a>,
     #[serde(borrow, default)]
-    pub want: Str<'a>,
+    pub want: TextView<'a>,
     #[serde(borrow, default)]
-    pub have: Str<'a>,
+    pub have: TextView<'a>,
 }
 
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Hint<'a> {
+pub struct HintView<'a> {
     #[serde(borrow, default)]
-    pub code: Str<'a>,
+    pub code: TextView<'a>,
     #[serde(borrow, default)]
-    pub message: Str<'a>,
+    pub message: TextView<'a>,
 }
 
 /// A hook or a source.
 #[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct State<'a> {
+pub struct StateView<'a> {
     #[serde(borrow, default)]
-    pub name: Str<'a>,
+    pub name: TextView<'a>,
     #[serde(borrow, default)]
-    pub state: Str<'a>,
+    pub state: TextView<'a>,
     #[serde(default)]
     pub synced: Option<bool>,
     #[serde(default)]
     pub age_seconds: u64,
     #[serde(borrow, default)]
-    pub error: Option<Str<'a>>,
+    pub error: Option<TextView<'a>>,
 }
 
 /// The record in `line`; `None` when it is none of ours.
-pub fn read(line: &[u8]) -> Option<Seen<'_>> {
+pub fn read(line: &[u8]) -> Option<RecordView<'_>> {
     // Fields that nobody reads are not checked by serde_json; a terminal would get them with `-o json`.
     let text = std::str::from_utf8(line).ok()?;
-    let seen: Seen<'_> = serde_json::from_str(text).ok()?;
-    seen.schema.starts_with("netpol-trace/v").then_some(seen)
+    let record: RecordView<'_> = serde_json::from_str(text).ok()?;
+    record.schema.starts_with("netpol-trace/v").then_some(record)
 }
 
-impl Seen<'_> {
+impl RecordView<'_> {
     /// Packets, or connections of an `unanswered`.
     pub fn packets(&self) -> u64 {
         self.count.unwrap_or(1)
@@ -349,14 +349,14 @@ impl Seen<'_> {
         matches!(&*self.kind, "drop" | "unanswered")
     }
 
-    pub fn ends(&self) -> impl Iterator<Item = &End<'_>> {
+    pub fn ends(&self) -> impl Iterator<Item = &EndpointView<'_>> {
         self.source.iter().chain(&self.destination)
     }
 }
 
-impl<'a> Verdict<'a> {
+impl<'a> VerdictView<'a> {
     /// The side that decided, with its direction: the one that denies, the record's own direction first.
-    pub fn deciding(&self, direction: &str) -> (&'static str, &Side<'a>) {
+    pub fn deciding(&self, direction: &str) -> (&'static str, &SideView<'a>) {
         let (egress, ingress) = (("egress", &self.egress), ("ingress", &self.ingress));
         let order = if direction == "ingress" { [ingress, egress] } else { [egress, ingress] };
         let of = |result: &str| order.into_iter().find(|(_, side)| &*side.result == result);

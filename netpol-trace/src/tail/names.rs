@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::select::{Wanted, matches};
 use crate::missing;
 use crate::model::cluster::Selector;
-use crate::record::read::Seen;
+use crate::record::read::RecordView;
 
 /// Records that are looked at for names, so that a long log is still filtered at the speed of memory.
 pub const RECORDS: usize = 20_000;
@@ -33,12 +33,12 @@ impl Names {
     }
 
     /// Takes the names in a record; when full only those that are `wanted`.
-    pub fn record(&mut self, seen: &Seen<'_>, wanted: bool) {
+    pub fn record(&mut self, record: &RecordView<'_>, wanted: bool) {
         if self.is_full() && !wanted {
             return;
         }
         self.left = self.left.saturating_sub(1);
-        for end in seen.ends() {
+        for end in record.ends() {
             if let Some(service) = &end.service {
                 self.namespace(&service.namespace);
             }

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
-use crate::record::read::Seen;
+use crate::record::read::RecordView;
 
 /// Blocks of ids that are remembered: 4096 ids each, 512 octets. What is beyond is forgotten, oldest half first.
 const BLOCKS: usize = 1 << 16;
@@ -34,13 +34,13 @@ pub struct Once {
 
 impl Once {
     /// Whether this record is to be shown.
-    pub fn is_new(&mut self, seen: &Seen<'_>) -> bool {
-        let run = self.run(&seen.run);
-        if !self.is_new_id(run, &seen.id) {
+    pub fn is_new(&mut self, record: &RecordView<'_>) -> bool {
+        let run = self.run(&record.run);
+        if !self.is_new_id(run, &record.id) {
             self.repeated += 1;
             return false;
         }
-        if !seen.fingerprint.is_empty() && !self.is_new_fingerprint(&seen.fingerprint) {
+        if !record.fingerprint.is_empty() && !self.is_new_fingerprint(&record.fingerprint) {
             self.twins += 1;
             return false;
         }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use memchr::memmem::Finder;
 
 use crate::model::cluster::Selector;
-use crate::record::read::{End, Pod, START, Seen};
+use crate::record::read::{EndpointView, PodRefView, RecordView, START};
 use crate::text::{counted, escape};
 
 /// What `tail` was asked for. Empty means all.
@@ -95,30 +95,30 @@ impl Wanted {
         !self.pods.is_empty() || self.namespace.is_some() || self.labels.is_some()
     }
 
-    pub fn wants(&self, seen: &Seen<'_>) -> bool {
-        if self.since.is_some_and(|since| seen.last_time.unwrap_or(seen.time) < since) {
+    pub fn wants(&self, record: &RecordView<'_>) -> bool {
+        if self.since.is_some_and(|since| record.last_time.unwrap_or(record.time) < since) {
             return false;
         }
-        match &*seen.kind {
-            "drop" | "unanswered" => self.wants_flow(seen),
+        match &*record.kind {
+            "drop" | "unanswered" => self.wants_flow(record),
             // What was lost may be what is looked for.
             "loss" => true,
-            "status" => self.causes.is_empty() && (self.chatty || &*seen.phase != "running"),
-            "policy_change" => self.causes.is_empty() && self.wants_policy(seen),
-            // Of a later version: better seen than kept back.
+            "status" => self.causes.is_empty() && (self.chatty || &*record.phase != "running"),
+            "policy_change" => self.causes.is_empty() && self.wants_policy(record),
+            // Of a later version: better record than kept back.
             _ => self.causes.is_empty() && !self.names_ends(),
         }
     }
 
-    fn wants_flow(&self, seen: &Seen<'_>) -> bool {
-        let cause = if &*seen.kind == "unanswered" { "unanswered" } else { &*seen.cause };
+    fn wants_flow(&self, record: &RecordView<'_>) -> bool {
+        let cause = if &*record.kind == "unanswered" { "unanswered" } else { &*record.cause };
         if !self.causes.is_empty() && !self.causes.iter().any(|wanted| wanted == cause) {
             return false;
         }
-        !self.names_ends() || seen.ends().any(|end| self.wants_end(end))
+        !self.names_ends() || record.ends().any(|end| self.wants_end(end))
     }
 
-    pub fn wants_end(&self, end: &End<'_>) -> bool {
+    pub fn wants_end(&self, end: &EndpointView<'_>) -> bool {
         let Some(pod) = &end.pod else {
             // A service that nobody serves has no pod, but a namespace.
             let in_namespace = |ns: &String| end.service.as_ref().is_some_and(|s| *s.namespace == **ns);
@@ -131,10 +131,10 @@ impl Wanted {
     }
 
     /// A policy is of interest where one of the pods is.
-    fn wants_policy(&self, seen: &Seen<'_>) -> bool {
+    fn wants_policy(&self, record: &RecordView<'_>) -> bool {
         let pods = self.pods.iter().map(|(ns, _)| ns);
         let mut namespaces = pods.chain(&self.namespace).peekable();
-        namespaces.peek().is_none() || namespaces.any(|ns| **ns == *seen.namespace)
+        namespaces.peek().is_none() || namespaces.any(|ns| **ns == *record.namespace)
     }
 
     /// What is looked for, with its count if that is known: `drops`, `no drops`, `2 drops (5 packets)`.
@@ -263,7 +263,7 @@ impl Prefilter {
 }
 
 /// The pod's labels as the record has them.
-fn label<'p>(pod: &'p Pod<'_>, key: &str) -> Option<&'p str> {
+fn label<'p>(pod: &'p PodRefView<'_>, key: &str) -> Option<&'p str> {
     pod.labels.iter().find(|(k, _)| ***k == *key).map(|(_, value)| &**value)
 }
 

@@ -12,7 +12,7 @@ use super::select::{Found, Prefilter, SECOND, Wanted};
 use super::summary::Summary;
 use super::text::{Printer, Style};
 use crate::record::read;
-use crate::record::read::Seen;
+use crate::record::read::RecordView;
 use crate::record::read::looks_like_a_record;
 
 /// A record this young has only just been made: what is sorted may go out.
@@ -126,31 +126,31 @@ impl Tail {
             self.tally.records += 1;
             return Ok(());
         }
-        let Some(seen) = read::read(line) else {
+        let Some(record) = read::read(line) else {
             self.not_a_record(line);
             return Ok(());
         };
         self.tally.records += 1;
-        let wants = may_match && self.wanted.wants(&seen);
-        self.names.record(&seen, wants && seen.is_flow() && self.wanted.names_ends());
+        let wants = may_match && self.wanted.wants(&record);
+        self.names.record(&record, wants && record.is_flow() && self.wanted.names_ends());
         if !wants {
             return Ok(());
         }
-        if seen.is_flow() && self.wanted.names_ends() {
-            self.relate(&seen.node);
-            let pods = seen.ends().filter_map(|end| end.pod.as_ref());
+        if record.is_flow() && self.wanted.names_ends() {
+            self.relate(&record.node);
+            let pods = record.ends().filter_map(|end| end.pod.as_ref());
             pods.filter(|pod| !pod.node.is_empty()).for_each(|pod| self.relate(&pod.node));
         }
         match &mut self.form {
             // Sums need no order; what agents say of themselves waits until their nodes are known.
-            Form::Summary(summary, _) if seen.is_flow() => {
-                if self.once.is_new(&seen) {
-                    self.tally.count(&seen);
-                    summary.add(&seen);
+            Form::Summary(summary, _) if record.is_flow() => {
+                if self.once.is_new(&record) {
+                    self.tally.count(&record);
+                    summary.add(&record);
                 }
                 Ok(())
             }
-            _ => self.sorter.push(seen.time, line),
+            _ => self.sorter.push(record.time, line),
         }
     }
 
@@ -180,28 +180,28 @@ impl Tail {
         let some_nodes = wanted.names_ends() && !*everywhere;
         let mut text = String::new();
         sorter.drain(|line| {
-            let Some(seen) = read::read(line).filter(|seen| once.is_new(seen)) else { return Ok(()) };
+            let Some(record) = read::read(line).filter(|record| once.is_new(record)) else { return Ok(()) };
             // Agents' words about themselves, from where none of the pods is, would look like an answer about these. What an agent
             // lost that does not name its node may be theirs.
-            let elsewhere = some_nodes && !nodes.contains(&*seen.node);
-            match &*seen.kind {
+            let elsewhere = some_nodes && !nodes.contains(&*record.node);
+            match &*record.kind {
                 "status" if elsewhere => return Ok(()),
-                "loss" if elsewhere && !seen.node.is_empty() => {
-                    tally.elsewhere(&seen);
+                "loss" if elsewhere && !record.node.is_empty() => {
+                    tally.elsewhere(&record);
                     return Ok(());
                 }
                 _ => {}
             }
-            tally.count(&seen);
+            tally.count(&record);
             match form {
                 Form::Text(printer) => {
                     text.clear();
-                    printer.record(&seen, &mut text);
+                    printer.record(&record, &mut text);
                     out.write_all(text.as_bytes())
                 }
                 Form::Json => json(line, out),
                 Form::Summary(summary, _) => {
-                    summary.add(&seen);
+                    summary.add(&record);
                     Ok(())
                 }
             }
@@ -225,21 +225,21 @@ impl Tail {
 }
 
 impl Tally {
-    fn count(&mut self, seen: &Seen<'_>) {
-        match &*seen.kind {
+    fn count(&mut self, record: &RecordView<'_>) {
+        match &*record.kind {
             "drop" => {
                 self.found.drops += 1;
-                self.found.packets = self.found.packets.saturating_add(seen.packets());
+                self.found.packets = self.found.packets.saturating_add(record.packets());
             }
-            "unanswered" => self.found.unanswered = self.found.unanswered.saturating_add(seen.packets()),
+            "unanswered" => self.found.unanswered = self.found.unanswered.saturating_add(record.packets()),
             _ => {}
         }
     }
 
-    fn elsewhere(&mut self, seen: &Seen<'_>) {
-        if self.lost_elsewhere.len() < NODES || self.lost_elsewhere.contains_key(&*seen.node) {
-            let lost = self.lost_elsewhere.entry(seen.node.to_string()).or_default();
-            *lost = lost.saturating_add(seen.count.unwrap_or(0));
+    fn elsewhere(&mut self, record: &RecordView<'_>) {
+        if self.lost_elsewhere.len() < NODES || self.lost_elsewhere.contains_key(&*record.node) {
+            let lost = self.lost_elsewhere.entry(record.node.to_string()).or_default();
+            *lost = lost.saturating_add(record.count.unwrap_or(0));
         }
     }
 }

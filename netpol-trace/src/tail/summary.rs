@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::paint::{Ink, cut, width, wrap};
 use super::text::Style;
 use crate::record::describe;
-use crate::record::read::Seen;
+use crate::record::read::RecordView;
 use crate::text::counted;
 
 /// Different pairs, policies or hints that are counted.
@@ -72,47 +72,47 @@ impl<K: std::hash::Hash + Eq + Ord> Table<K> {
 }
 
 impl Summary {
-    pub fn add(&mut self, seen: &Seen<'_>) {
-        self.first = Some(self.first.map_or(seen.time, |first| first.min(seen.time)));
-        let last = seen.last_time.unwrap_or(seen.time);
+    pub fn add(&mut self, record: &RecordView<'_>) {
+        self.first = Some(self.first.map_or(record.time, |first| first.min(record.time)));
+        let last = record.last_time.unwrap_or(record.time);
         self.last = self.last.max(Some(last));
-        let packets = seen.packets();
-        match &*seen.kind {
+        let packets = record.packets();
+        match &*record.kind {
             "drop" => {
                 self.records += 1;
                 self.packets = self.packets.saturating_add(packets);
-                self.causes.add(&*seen.cause, packets);
+                self.causes.add(&*record.cause, packets);
             }
             "unanswered" => {
                 self.unanswered = self.unanswered.saturating_add(packets);
                 return;
             }
-            "loss" => return self.losses.add(&format!("{}: {}", &*seen.stage, &*seen.reason), seen.count.unwrap_or(0)),
+            "loss" => return self.losses.add(&format!("{}: {}", &*record.stage, &*record.reason), record.count.unwrap_or(0)),
             "policy_change" => {
                 self.changes += 1;
                 return;
             }
             _ => return,
         }
-        self.nodes.add(&*seen.node, packets);
-        if let (Some(source), Some(destination)) = (&seen.source, &seen.destination) {
+        self.nodes.add(&*record.node, packets);
+        if let (Some(source), Some(destination)) = (&record.source, &record.destination) {
             let pair = format!(
                 "{} -> {} {}",
                 describe::workload(source),
                 describe::workload(destination),
-                describe::port(seen)
+                describe::port(record)
             );
             self.pairs.add(&pair, packets);
         }
-        if let Some(verdict) = seen.verdict.as_ref().filter(|verdict| &*verdict.result == "denied") {
+        if let Some(verdict) = record.verdict.as_ref().filter(|verdict| &*verdict.result == "denied") {
             for (direction, side) in [("egress", &verdict.egress), ("ingress", &verdict.ingress)] {
                 for policy in side.isolated_by.iter().filter(|_| &*side.result == "denied") {
                     self.policies.add(&format!("{}/{} {direction}", &*policy.namespace, &*policy.name), packets);
                 }
             }
         }
-        if let Some(hint) = &seen.hint {
-            let case = describe::case(seen);
+        if let Some(hint) = &record.hint {
+            let case = describe::case(record);
             self.hints.add(&case, packets);
             if self.messages.len() < ROWS && self.hints.rows.contains_key(&case) {
                 self.messages

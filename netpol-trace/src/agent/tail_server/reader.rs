@@ -144,7 +144,7 @@ impl View {
             out.extend_from_slice(line);
             return Ok(());
         }
-        let of = |end: &read::End<'_>| {
+        let of = |end: &read::EndpointView<'_>| {
             let pod = end.pod.as_ref().map(|pod| pod.namespace.to_string());
             pod.or_else(|| end.service.as_ref().map(|service| service.namespace.to_string()))
         };

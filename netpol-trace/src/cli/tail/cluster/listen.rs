@@ -190,15 +190,15 @@ impl Listener {
 
     /// Keeps the times of the first and the last record, and the nodes of the pods' peers.
     fn note(&self, line: &[u8], progress: &mut Progress) {
-        let Some(seen) = read::read(line) else { return };
+        let Some(record) = read::read(line) else { return };
         if progress.first.is_none() {
-            progress.first = Some(seen.time);
+            progress.first = Some(record.time);
             // A log begins with the agent's start, or where it was cut.
-            say_reach(&progress.node, seen.time, self.since, STATUS);
+            say_reach(&progress.node, record.time, self.since, STATUS);
         }
-        progress.last = progress.last.max(Some(seen.time));
+        progress.last = progress.last.max(Some(record.time));
         let Some(peers) = &progress.peers else { return };
-        let pods = || seen.ends().filter_map(|end| end.pod.as_ref());
+        let pods = || record.ends().filter_map(|end| end.pod.as_ref());
         if pods().any(|pod| self.pods.iter().any(|name| **name == *pod.name)) {
             for node in pods().map(|pod| &pod.node).filter(|node| !node.is_empty()) {
                 if progress.known.insert(node.to_string()) {
