@@ -9,7 +9,7 @@ mod run;
 
 use std::collections::HashMap;
 
-pub use report::{Answer, Report, RunReport};
+pub use report::{Completeness, AuditReport, RunReport};
 use run::Run;
 
 use crate::model::LossStage;
@@ -63,7 +63,7 @@ impl Audit {
     }
 
     /// What the log says, all in all.
-    pub fn report(self) -> Report {
+    pub fn report(self) -> AuditReport {
         report::of(self)
     }
 }

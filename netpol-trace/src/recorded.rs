@@ -25,7 +25,7 @@ const MAX_FLOWS: usize = 100_000;
 
 /// One connection that was dropped, once or often.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Flow {
+pub struct RecordedConnection {
     pub source: Endpoint,
     pub destination: Endpoint,
     pub transport: Transport,
@@ -37,7 +37,7 @@ pub struct Flow {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Log {
     /// Each connection once (clients' ports left aside), in order of its first drop.
-    pub flows: Vec<Flow>,
+    pub flows: Vec<RecordedConnection>,
     /// Drops that are not policy's and so are not judged.
     pub other_causes: u64,
     /// Records of all kinds.
@@ -106,7 +106,7 @@ impl Lines {
     }
 
     /// Whether there are lines, and no record among them.
-    pub fn problem(&self, input: &input::Input) -> Option<input::Error> {
+    pub fn problem(&self, input: &input::LogInput) -> Option<input::LogError> {
         if self.records > 0 { None } else { input.without_record(self.lines, self.first_broken.as_deref()) }
     }
 }
@@ -154,7 +154,7 @@ impl Log {
         } else if self.flows.len() < MAX_FLOWS {
             known.insert(key, self.flows.len());
             let (source, destination) = (drop.source, drop.destination);
-            self.flows.push(Flow { source, destination, transport, port, packets: drop.count });
+            self.flows.push(RecordedConnection { source, destination, transport, port, packets: drop.count });
         } else {
             self.beyond = self.beyond.saturating_add(drop.count);
         }
@@ -204,7 +204,7 @@ fn end_key(end: &Endpoint) -> String {
     }
 }
 
-impl Flow {
+impl RecordedConnection {
     /// The connection as `index` sees it now.
     pub fn connection<'a>(&'a self, index: &'a Index) -> Connection<'a> {
         Connection {

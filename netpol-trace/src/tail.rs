@@ -5,7 +5,7 @@
 //! ```
 
 pub mod names;
-pub mod once;
+pub mod dedup;
 pub mod order;
 pub mod paint;
 pub mod select;

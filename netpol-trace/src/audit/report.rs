@@ -12,7 +12,7 @@ use crate::text::{counted, escape, thousands};
 /// All in all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Answer {
+pub enum Completeness {
     /// Every packet is in a record or in a loss record with its count.
     Complete,
     /// Besides, there is declared time in which nobody counted.
@@ -22,8 +22,8 @@ pub enum Answer {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Report {
-    pub answer: Answer,
+pub struct AuditReport {
+    pub answer: Completeness,
     pub records: u64,
     /// Lines that are not records.
     pub broken_lines: u64,
@@ -66,7 +66,7 @@ pub struct RunReport {
     pub wrong: Vec<String>,
 }
 
-pub(super) fn of(audit: Audit) -> Report {
+pub(super) fn of(audit: Audit) -> AuditReport {
     let Audit { mut runs, broken, first_broken, unread, records, beyond, .. } = audit;
     runs.sort_by(|a, b| (&a.cluster, &a.node, a.first_time).cmp(&(&b.cluster, &b.node, b.first_time)));
     for run in &mut runs {
@@ -108,13 +108,13 @@ pub(super) fn of(audit: Audit) -> Report {
         || runs.is_empty()
         || runs.iter().any(|run| !run.wrong.is_empty())
     {
-        Answer::Incomplete
+        Completeness::Incomplete
     } else if runs.iter().any(|run| !run.gaps.is_empty()) {
-        Answer::CompleteButForGaps
+        Completeness::CompleteButForGaps
     } else {
-        Answer::Complete
+        Completeness::Complete
     };
-    Report { answer, records, broken_lines: broken, first_broken_line: first_broken, unread, runs }
+    AuditReport { answer, records, broken_lines: broken, first_broken_line: first_broken, unread, runs }
 }
 
 fn run_report(mut run: Run) -> RunReport {
@@ -140,17 +140,17 @@ fn run_report(mut run: Run) -> RunReport {
     }
 }
 
-impl Report {
+impl AuditReport {
     /// The answer first, then a paragraph a run.
     pub fn text(&self) -> String {
         let sum = |of: fn(&RunReport) -> u64| self.runs.iter().map(of).fold(0, u64::saturating_add);
         let mut text = match self.answer {
-            Answer::Complete => "Complete: every packet is in a record or in a declared loss.\n".to_owned(),
-            Answer::CompleteButForGaps => {
+            Completeness::Complete => "Complete: every packet is in a record or in a declared loss.\n".to_owned(),
+            Completeness::CompleteButForGaps => {
                 "Complete but for declared gaps: there was time in which nobody counted.\n".to_owned()
             }
-            Answer::Incomplete if self.records == 0 => "NOT complete: there is no record.\n".to_owned(),
-            Answer::Incomplete => "NOT complete: something is missing that the log does not declare.\n".to_owned(),
+            Completeness::Incomplete if self.records == 0 => "NOT complete: there is no record.\n".to_owned(),
+            Completeness::Incomplete => "NOT complete: something is missing that the log does not declare.\n".to_owned(),
         };
         let _ = writeln!(
             text,

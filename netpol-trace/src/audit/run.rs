@@ -29,11 +29,11 @@ pub(super) struct Run {
     /// Numbers missing beyond the ranges kept.
     missing_beyond: u64,
     pub(super) doubles: u64,
-    pub(super) tally: Tally,
+    pub(super) tally: PacketSums,
     /// The latest status, and what the records before it hold.
     pub(super) checkpoint: Option<Checkpoint>,
     /// Where a log that begins inside a run can be checked from.
-    baseline: Option<(Totals, Tally)>,
+    baseline: Option<(Totals, PacketSums)>,
     pub(super) stopped: bool,
     pub(super) previous_run: Option<String>,
     /// Declared time without a count.
@@ -44,7 +44,7 @@ pub(super) struct Run {
 
 /// Packets in records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Tally {
+pub(super) struct PacketSums {
     pub(super) recorded: u64,
     pub(super) declared: u64,
     pub(super) estimated: u64,
@@ -55,7 +55,7 @@ pub(super) struct Checkpoint {
     pub(super) seq: u64,
     pub(super) totals: Totals,
     /// Of the records before it.
-    pub(super) tally: Tally,
+    pub(super) tally: PacketSums,
     pub(super) phase: Phase,
 }
 
@@ -73,7 +73,7 @@ impl Run {
             missing: BTreeMap::new(),
             missing_beyond: 0,
             doubles: 0,
-            tally: Tally::default(),
+            tally: PacketSums::default(),
             checkpoint: None,
             baseline: None,
             stopped: false,
@@ -86,9 +86,9 @@ impl Run {
 
     pub(super) fn take(&mut self, record: &Record) {
         let late = match self.number(record.seq) {
-            Number::Next => false,
-            Number::Late => true,
-            Number::Double => {
+            SeqPosition::Next => false,
+            SeqPosition::Late => true,
+            SeqPosition::Double => {
                 self.doubles += 1;
                 return;
             }
@@ -96,7 +96,7 @@ impl Run {
         self.records += 1;
         self.last_time = self.last_time.max(record.time);
         let (exact, estimated) = declared(record);
-        let add = |tally: &mut Tally| {
+        let add = |tally: &mut PacketSums| {
             tally.recorded = tally.recorded.saturating_add(packets(record));
             tally.declared = tally.declared.saturating_add(exact);
             tally.estimated = tally.estimated.saturating_add(estimated);
@@ -122,19 +122,19 @@ impl Run {
         }
     }
 
-    fn number(&mut self, seq: u64) -> Number {
+    fn number(&mut self, seq: u64) -> SeqPosition {
         if seq > self.last {
             if seq > self.last + 1 {
                 self.miss(self.last + 1, seq - 1);
             }
             self.last = seq;
-            return Number::Next;
+            return SeqPosition::Next;
         }
         let Some((from, to)) = self.missing.range(..=seq).next_back().map(|(from, to)| (*from, *to)) else {
-            return Number::Double;
+            return SeqPosition::Double;
         };
         if seq > to {
-            return Number::Double;
+            return SeqPosition::Double;
         }
         self.missing.remove(&from);
         if from < seq {
@@ -143,7 +143,7 @@ impl Run {
         if seq < to {
             self.missing.insert(seq + 1, to);
         }
-        Number::Late
+        SeqPosition::Late
     }
 
     fn miss(&mut self, from: u64, to: u64) {
@@ -203,7 +203,7 @@ impl Run {
         let (base, before) = match self.baseline {
             Some((base, before)) => (base, before),
             None if self.first > 1 => return,
-            None => (Totals::default(), Tally::default()),
+            None => (Totals::default(), PacketSums::default()),
         };
         // In the records or declared lost: that is every packet that the agent was to tell of. It holds for each sink by
         // itself, since a sink that loses records declares them.
@@ -249,7 +249,7 @@ pub(super) fn sum(counts: &[u64]) -> u64 {
     counts.iter().copied().fold(0, u64::saturating_add)
 }
 
-enum Number {
+enum SeqPosition {
     Next,
     Late,
     Double,

@@ -33,7 +33,7 @@ pub(super) enum Error {
     #[error(transparent)]
     Question(#[from] ends::Error),
     #[error(transparent)]
-    Records(#[from] recorded::input::Error),
+    Records(#[from] recorded::input::LogError),
     #[error("{0} is empty: it holds no record")]
     Empty(String),
     #[error("no record was read; see above")]

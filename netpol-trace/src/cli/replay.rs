@@ -10,7 +10,7 @@ use crate::cluster::Index;
 use crate::model::{Verdict, VerdictResult};
 use crate::policy;
 use crate::policy::Options;
-use crate::recorded::Flow;
+use crate::recorded::RecordedConnection;
 use crate::text::{counted, escape};
 
 /// Judge recorded drops by edited policies: which would now pass, which still drop, and why.
@@ -93,7 +93,7 @@ const NOT_JUDGED: &str =
     "Connections that passed are not in the records, so whether the edited policies break one of them was not judged.";
 
 impl Replay {
-    fn of(index: &Index, options: &Options, flows: &[Flow]) -> Replay {
+    fn of(index: &Index, options: &Options, flows: &[RecordedConnection]) -> Replay {
         let mut connections: Vec<Judged> = flows.iter().map(|flow| judged(index, options, flow)).collect();
         // What still fails is what the reader came for.
         connections.sort_by_key(|c| match c.verdict.result {
@@ -136,7 +136,7 @@ impl Replay {
     }
 }
 
-fn judged(index: &Index, options: &Options, flow: &Flow) -> Judged {
+fn judged(index: &Index, options: &Options, flow: &RecordedConnection) -> Judged {
     let verdict = policy::judge(index, &flow.connection(index), options);
     let why = policy::summary(&verdict);
     Judged { connection: flow.title(), packets: flow.packets, verdict, why }

@@ -17,8 +17,8 @@ use crate::cluster::agents::{self, AgentsError};
 use crate::recorded;
 use crate::recorded::input::is_stdin;
 use crate::tail::paint::Paint;
-use crate::tail::select::{self, Wanted};
-use crate::tail::stream::{Form, Tail};
+use crate::tail::select::{self, Selection};
+use crate::tail::stream::{Rendering, Tail};
 use crate::tail::text::{Printer, Style};
 use crate::text::{counted, escape};
 
@@ -120,7 +120,7 @@ enum Error {
     #[error(transparent)]
     Agents(#[from] AgentsError),
     #[error(transparent)]
-    Input(#[from] recorded::input::Error),
+    Input(#[from] recorded::input::LogError),
     #[error(transparent)]
     Sort(io::Error),
     #[error(transparent)]
@@ -184,7 +184,7 @@ struct Read {
 }
 
 /// `namespace`: of the kubeconfig's context, where a cluster is asked.
-fn wanted(args: &Args, namespace: Option<&str>) -> Result<Wanted, Error> {
+fn wanted(args: &Args, namespace: Option<&str>) -> Result<Selection, Error> {
     let own = args.namespace.as_deref().map(select::namespace).transpose().map_err(Error::Usage)?;
     let namespace = own.or(namespace);
     let pods =
@@ -195,7 +195,7 @@ fn wanted(args: &Args, namespace: Option<&str>) -> Result<Wanted, Error> {
         }
     }
     let since = args.since.map(|since| Timestamp::now().checked_sub(since)).transpose();
-    Ok(Wanted {
+    Ok(Selection {
         pods,
         namespace: namespace.filter(|_| !args.all_namespaces).map(str::to_owned),
         labels: args.selector.as_deref().map(select::selector).transpose().map_err(Error::Usage)?,
@@ -219,7 +219,7 @@ const CAUSES: [&str; 10] = [
     "unanswered",
 ];
 
-fn form(args: &Args) -> Form {
+fn form(args: &Args) -> Rendering {
     let terminal = io::stdout().is_terminal();
     let paint = Paint(match args.color {
         When::Always => true,
@@ -229,8 +229,8 @@ fn form(args: &Args) -> Form {
     let columns = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
     let style = Style { width: columns.filter(|_| terminal), wide: args.output == Output::Wide, paint };
     match (args.summary, args.output) {
-        (true, _) => Form::Summary(Box::default(), style),
-        (_, Output::Json) => Form::Json,
-        _ => Form::Text(Printer::new(style)),
+        (true, _) => Rendering::Summary(Box::default(), style),
+        (_, Output::Json) => Rendering::Json,
+        _ => Rendering::Text(Printer::new(style)),
     }
 }

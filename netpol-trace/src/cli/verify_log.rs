@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::input::USAGE_OR_INPUT;
-use crate::audit::{Answer, Audit};
-use crate::recorded::input::{self, Error};
+use crate::audit::{Completeness, Audit};
+use crate::recorded::input::{self, LogError};
 use crate::recorded::unpack::Unreadable;
 use crate::recorded::{self, Lines};
 use crate::text::escape;
@@ -62,18 +62,18 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     out.flush()?;
     Ok(ExitCode::from(match report.answer {
         _ if broken => USAGE_OR_INPUT,
-        Answer::Complete => 0,
-        Answer::Incomplete => 1,
-        Answer::CompleteButForGaps => 3,
+        Completeness::Complete => 0,
+        Completeness::Incomplete => 1,
+        Completeness::CompleteButForGaps => 3,
     }))
 }
 
-fn report(error: &Error) {
+fn report(error: &LogError) {
     eprintln!("netpol-trace verify-log: {}", escape(&error.to_string()));
 }
 
 /// Whether an input could not be read to its end, or is something else.
-fn read_all(files: &[PathBuf], audit: &mut Audit) -> Result<bool, Error> {
+fn read_all(files: &[PathBuf], audit: &mut Audit) -> Result<bool, LogError> {
     let mut broken = false;
     for mut input in input::in_order_of_time(files)? {
         let problem = match input.open() {

@@ -7,7 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::time::SystemTime;
 
 use super::segments;
-use crate::record::lines::Cutter;
+use crate::record::lines::LineSplitter;
 use crate::storage::{Folder, StorageError};
 
 /// Octets that are read at once.
@@ -19,15 +19,15 @@ pub struct Follower {
     folder: Folder,
     /// Files that hold nothing newer are not opened.
     since: Option<SystemTime>,
-    open: BTreeMap<OsString, Open>,
+    open: BTreeMap<OsString, OpenFile>,
     octets: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenFile {
     file: File,
     at: u64,
-    cutter: Cutter,
+    splitter: LineSplitter,
 }
 
 impl Follower {
@@ -45,7 +45,7 @@ impl Follower {
             }
             match self.folder.read(&segment.name) {
                 Ok(file) => {
-                    drop(self.open.insert(segment.name.clone(), Open { file, at: 0, cutter: Cutter::default() }))
+                    drop(self.open.insert(segment.name.clone(), OpenFile { file, at: 0, splitter: LineSplitter::default() }))
                 }
                 Err(StorageError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error.into()),
@@ -61,7 +61,7 @@ impl Follower {
             }
             any = true;
             open.at += read as u64;
-            open.cutter.cut(self.octets.get(..read).unwrap_or_default(), |line| {
+            open.splitter.cut(self.octets.get(..read).unwrap_or_default(), |line| {
                 lines.extend_from_slice(line);
                 lines.push(b'\n');
             });

@@ -11,14 +11,14 @@ pub const TOO_LONG: &[u8] = b"(a line longer than 1 MiB)";
 
 /// Cuts a stream of octets into lines. What comes after the last newline waits for its end.
 #[derive(Debug, Default)]
-pub struct Cutter {
+pub struct LineSplitter {
     /// The beginning of a line whose end has not come yet.
     rest: Vec<u8>,
     /// In the middle of a line that is too long.
     skipping: bool,
 }
 
-impl Cutter {
+impl LineSplitter {
     /// Hands every complete line of `octets` to `each`, without its newline; [`TOO_LONG`] instead of one that is.
     pub fn cut(&mut self, mut octets: &[u8], mut each: impl FnMut(&[u8])) {
         while let Some(at) = memchr::memchr(b'\n', octets) {
@@ -58,7 +58,7 @@ impl Cutter {
 
 /// All lines of `input`, in large reads.
 pub fn for_each(mut input: impl Read, mut each: impl FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<()> {
-    let mut cutter = Cutter::default();
+    let mut splitter = LineSplitter::default();
     let mut chunk = vec![0; CHUNK];
     let mut go_on = ControlFlow::Continue(());
     let mut each = |line: &[u8]| {
@@ -75,12 +75,12 @@ pub fn for_each(mut input: impl Read, mut each: impl FnMut(&[u8]) -> ControlFlow
             Err(error) => return Err(error),
         };
         let mut stop = false;
-        cutter.cut(chunk.get(..read).unwrap_or_default(), |line| stop |= each(line).is_break());
+        splitter.cut(chunk.get(..read).unwrap_or_default(), |line| stop |= each(line).is_break());
         if stop {
             return Ok(());
         }
     }
-    cutter.finish(|line| {
+    splitter.finish(|line| {
         let _ = each(line);
     });
     Ok(())
@@ -91,11 +91,11 @@ mod tests {
     use super::*;
 
     fn cut(pieces: &[&[u8]]) -> Vec<String> {
-        let (mut cutter, mut lines) = (Cutter::default(), Vec::new());
+        let (mut splitter, mut lines) = (LineSplitter::default(), Vec::new());
         for piece in pieces {
-            cutter.cut(piece, |line| lines.push(String::from_utf8_lossy(line).into_owned()));
+            splitter.cut(piece, |line| lines.push(String::from_utf8_lossy(line).into_owned()));
         }
-        cutter.finish(|line| lines.push(String::from_utf8_lossy(line).into_owned()));
+        splitter.finish(|line| lines.push(String::from_utf8_lossy(line).into_owned()));
         lines
     }
 

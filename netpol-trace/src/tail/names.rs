@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::select::{Wanted, matches};
+use super::select::{Selection, matches};
 use crate::missing;
 use crate::model::cluster::Selector;
 use crate::record::read::RecordView;
@@ -14,17 +14,17 @@ const PODS: usize = 10_000;
 
 /// Pods with their labels, from records or from an API server.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct KnownNames {
     /// Records that are still looked at.
     left: usize,
     namespaces: BTreeSet<String>,
     pods: BTreeMap<(String, String), BTreeMap<String, String>>,
 }
 
-impl Names {
+impl KnownNames {
     /// For the first records of a log; `wanted`: whether anybody will ask.
-    pub fn of_records(wanted: bool) -> Names {
-        Names { left: if wanted { RECORDS } else { 0 }, ..Names::default() }
+    pub fn of_records(wanted: bool) -> KnownNames {
+        KnownNames { left: if wanted { RECORDS } else { 0 }, ..KnownNames::default() }
     }
 
     /// Whether more records are not looked at.
@@ -64,7 +64,7 @@ impl Names {
     }
 
     /// What of `wanted` there is not, and what there is instead; a line each.
-    pub fn missing(&self, wanted: &Wanted) -> Vec<String> {
+    pub fn missing(&self, wanted: &Selection) -> Vec<String> {
         if !wanted.pods.is_empty() {
             let missing = wanted.pods.iter().filter(|pod| !self.pods.contains_key(pod));
             return missing.map(|(namespace, name)| self.no_pod(namespace, name)).collect();
@@ -120,13 +120,13 @@ mod tests {
     use super::super::select::selector;
     use super::*;
 
-    fn missing(change: impl FnOnce(&mut Wanted)) -> Vec<String> {
-        let mut names = Names::default();
+    fn missing(change: impl FnOnce(&mut Selection)) -> Vec<String> {
+        let mut names = KnownNames::default();
         for (namespace, name, app) in [("staging", "db-0", "db"), ("staging", "api-0", "api"), ("qa", "web-0", "web")] {
             names.pod(namespace, name, [("app".to_owned(), app.to_owned())].into_iter());
         }
         names.namespace("empty");
-        let mut wanted = Wanted::default();
+        let mut wanted = Selection::default();
         change(&mut wanted);
         names.missing(&wanted)
     }

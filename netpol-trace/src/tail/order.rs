@@ -15,7 +15,7 @@ const IN_MEMORY: usize = 64 << 20;
 #[derive(Debug)]
 pub struct Sorter {
     arena: Vec<u8>,
-    lines: Vec<Line>,
+    lines: Vec<SortedLine>,
     /// Sorted parts on disk.
     parts: Vec<File>,
     at_most: usize,
@@ -23,7 +23,7 @@ pub struct Sorter {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Line {
+struct SortedLine {
     time: i128,
     from: usize,
     length: usize,
@@ -49,7 +49,7 @@ impl Sorter {
             self.spill()?;
         }
         self.newest = self.newest.max(Some(time));
-        self.lines.push(Line { time: time.as_nanosecond(), from: self.arena.len(), length: line.len() });
+        self.lines.push(SortedLine { time: time.as_nanosecond(), from: self.arena.len(), length: line.len() });
         self.arena.extend_from_slice(line);
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::text::{counted, escape};
 
 /// What `tail` was asked for. Empty means all.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
+pub struct Selection {
     /// `(namespace, name)`: the pod is either end.
     pub pods: Vec<(String, String)>,
     pub namespace: Option<String>,
@@ -89,7 +89,7 @@ fn is_pod_kind(text: &str) -> bool {
     ["pod", "pods", "po"].iter().any(|kind| kind.eq_ignore_ascii_case(text))
 }
 
-impl Wanted {
+impl Selection {
     /// Whether only some pods are looked for.
     pub fn names_ends(&self) -> bool {
         !self.pods.is_empty() || self.namespace.is_some() || self.labels.is_some()
@@ -138,7 +138,7 @@ impl Wanted {
     }
 
     /// What is looked for, with its count if that is known: `drops`, `no drops`, `2 drops (5 packets)`.
-    pub fn describe(&self, found: Option<&Found>) -> String {
+    pub fn describe(&self, found: Option<&DropCounts>) -> String {
         let only_unanswered = !self.causes.is_empty() && self.causes.iter().all(|cause| cause == "unanswered");
         let mut what = match (found, only_unanswered) {
             (None, true) => "connections without an answer".to_owned(),
@@ -172,7 +172,7 @@ impl Wanted {
 
 /// What was shown.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
+pub struct DropCounts {
     /// Records of drops, and the packets in them.
     pub drops: u64,
     pub packets: u64,
@@ -180,7 +180,7 @@ pub struct Found {
     pub unanswered: u64,
 }
 
-impl Found {
+impl DropCounts {
     fn drops(&self) -> String {
         match self.drops {
             0 => "no drops".to_owned(),
@@ -214,7 +214,7 @@ pub struct Prefilter {
 pub const SECOND: usize = 19;
 
 impl Prefilter {
-    pub fn new(wanted: &Wanted) -> Prefilter {
+    pub fn new(wanted: &Selection) -> Prefilter {
         let quoted = |text: &str| Finder::new(&format!("\"{text}\"")).into_owned();
         let ends = if !wanted.pods.is_empty() {
             wanted.pods.iter().map(|(_, name)| quoted(name)).collect()

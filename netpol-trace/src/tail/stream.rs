@@ -5,11 +5,11 @@ use std::io::{self, Write};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::names::Names;
-use super::once::Once;
+use super::names::KnownNames;
+use super::dedup::Dedup;
 use super::order::Sorter;
-use super::select::{Found, Prefilter, SECOND, Wanted};
-use super::summary::Summary;
+use super::select::{DropCounts, Prefilter, SECOND, Selection};
+use super::summary::DropSummary;
 use super::text::{Printer, Style};
 use crate::record::read;
 use crate::record::read::RecordView;
@@ -23,34 +23,34 @@ const NODES: usize = 10_000;
 
 /// What is made of the records.
 #[derive(Debug)]
-pub enum Form {
+pub enum Rendering {
     Text(Printer),
     /// The lines as they are, except for what a terminal would obey.
     Json,
-    Summary(Box<Summary>, Style),
+    Summary(Box<DropSummary>, Style),
 }
 
 #[derive(Debug)]
 pub struct Tail {
-    wanted: Wanted,
+    wanted: Selection,
     prefilter: Prefilter,
     sorter: Sorter,
-    once: Once,
-    form: Form,
+    dedup: Dedup,
+    form: Rendering,
     /// Where only some pods are looked for: the nodes whose agents' words are about them.
     nodes: HashSet<String>,
     everywhere: bool,
     /// What the records name, for those that name nothing that is looked for.
-    pub names: Names,
-    pub tally: Tally,
-    pub input: Input,
+    pub names: KnownNames,
+    pub tally: TailCounts,
+    pub input: LogCounts,
 }
 
 /// What became of the lines.
 #[derive(Debug, Default, Clone)]
-pub struct Tally {
+pub struct TailCounts {
     pub records: u64,
-    pub found: Found,
+    pub found: DropCounts,
     /// Lines that are not records, with the first one's place where they come from one log.
     pub not_records: u64,
     pub first_not_record: Option<String>,
@@ -62,7 +62,7 @@ pub struct Tally {
 
 /// The log that is read now, by its name, if it has one.
 #[derive(Debug, Default)]
-pub struct Input {
+pub struct LogCounts {
     pub name: Option<String>,
     lines: u64,
     /// Lines that are not empty, and those that are not records.
@@ -73,28 +73,28 @@ pub struct Input {
 }
 
 impl Tail {
-    pub fn new(wanted: Wanted, form: Form) -> Tail {
+    pub fn new(wanted: Selection, form: Rendering) -> Tail {
         Tail {
             prefilter: Prefilter::new(&wanted),
-            names: Names::of_records(wanted.names_ends()),
+            names: KnownNames::of_records(wanted.names_ends()),
             wanted,
             sorter: Sorter::default(),
-            once: Once::default(),
+            dedup: Dedup::default(),
             form,
             nodes: HashSet::new(),
             everywhere: false,
-            tally: Tally::default(),
-            input: Input::default(),
+            tally: TailCounts::default(),
+            input: LogCounts::default(),
         }
     }
 
-    pub fn wanted(&self) -> &Wanted {
+    pub fn wanted(&self) -> &Selection {
         &self.wanted
     }
 
     /// What follows comes from the log called `name`.
     pub fn begin(&mut self, name: &str) {
-        self.input = Input { name: Some(name.to_owned()), ..Input::default() };
+        self.input = LogCounts { name: Some(name.to_owned()), ..LogCounts::default() };
     }
 
     /// A pod that is looked for, or its peer, runs on `node`: what that node's agent lost may be the pod's.
@@ -143,8 +143,8 @@ impl Tail {
         }
         match &mut self.form {
             // Sums need no order; what agents say of themselves waits until their nodes are known.
-            Form::Summary(summary, _) if record.is_flow() => {
-                if self.once.is_new(&record) {
+            Rendering::Summary(summary, _) if record.is_flow() => {
+                if self.dedup.is_new(&record) {
                     self.tally.count(&record);
                     summary.add(&record);
                 }
@@ -176,11 +176,11 @@ impl Tail {
         if self.sorter.is_empty() {
             return Ok(());
         }
-        let Tail { sorter, once, form, tally, nodes, wanted, everywhere, .. } = self;
+        let Tail { sorter, dedup, form, tally, nodes, wanted, everywhere, .. } = self;
         let some_nodes = wanted.names_ends() && !*everywhere;
         let mut text = String::new();
         sorter.drain(|line| {
-            let Some(record) = read::read(line).filter(|record| once.is_new(record)) else { return Ok(()) };
+            let Some(record) = read::read(line).filter(|record| dedup.is_new(record)) else { return Ok(()) };
             // Agents' words about themselves, from where none of the pods is, would look like an answer about these. What an agent
             // lost that does not name its node may be theirs.
             let elsewhere = some_nodes && !nodes.contains(&*record.node);
@@ -194,13 +194,13 @@ impl Tail {
             }
             tally.count(&record);
             match form {
-                Form::Text(printer) => {
+                Rendering::Text(printer) => {
                     text.clear();
                     printer.record(&record, &mut text);
                     out.write_all(text.as_bytes())
                 }
-                Form::Json => json(line, out),
-                Form::Summary(summary, _) => {
+                Rendering::Json => json(line, out),
+                Rendering::Summary(summary, _) => {
                     summary.add(&record);
                     Ok(())
                 }
@@ -212,7 +212,7 @@ impl Tail {
     /// Shows the rest, and the summary.
     pub fn finish(&mut self, out: &mut impl Write) -> io::Result<()> {
         self.release(out)?;
-        if let Form::Summary(summary, style) = &self.form {
+        if let Rendering::Summary(summary, style) = &self.form {
             out.write_all(summary.text(*style).as_bytes())?;
         }
         out.flush()
@@ -220,11 +220,11 @@ impl Tail {
 
     /// Records that were kept back since they had been shown: the same ones, and other agents' of the same packet.
     pub fn repeated(&self) -> (u64, u64) {
-        (self.once.repeated, self.once.twins)
+        (self.dedup.repeated, self.dedup.duplicates)
     }
 }
 
-impl Tally {
+impl TailCounts {
     fn count(&mut self, record: &RecordView<'_>) {
         match &*record.kind {
             "drop" => {

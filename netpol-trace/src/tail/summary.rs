@@ -17,38 +17,38 @@ const ROWS: usize = 20_000;
 const SHOWN: usize = 10;
 
 #[derive(Debug, Default)]
-pub struct Summary {
+pub struct DropSummary {
     first: Option<Timestamp>,
     last: Option<Timestamp>,
     records: u64,
     packets: u64,
     unanswered: u64,
-    causes: Table<String>,
-    pairs: Table<String>,
-    policies: Table<String>,
-    hints: Table<u64>,
+    causes: TopTable<String>,
+    pairs: TopTable<String>,
+    policies: TopTable<String>,
+    hints: TopTable<u64>,
     /// What a row of `hints` says.
     messages: HashMap<u64, (String, String)>,
-    nodes: Table<String>,
+    nodes: TopTable<String>,
     /// Lost packets by stage and reason.
-    losses: Table<String>,
+    losses: TopTable<String>,
     changes: u64,
 }
 
 /// Packets by key.
 #[derive(Debug)]
-struct Table<K> {
+struct TopTable<K> {
     rows: HashMap<K, u64>,
     others: u64,
 }
 
-impl<K> Default for Table<K> {
-    fn default() -> Table<K> {
-        Table { rows: HashMap::new(), others: 0 }
+impl<K> Default for TopTable<K> {
+    fn default() -> TopTable<K> {
+        TopTable { rows: HashMap::new(), others: 0 }
     }
 }
 
-impl<K: std::hash::Hash + Eq + Ord> Table<K> {
+impl<K: std::hash::Hash + Eq + Ord> TopTable<K> {
     fn add<Q>(&mut self, key: &Q, packets: u64)
     where
         K: std::borrow::Borrow<Q>,
@@ -71,7 +71,7 @@ impl<K: std::hash::Hash + Eq + Ord> Table<K> {
     }
 }
 
-impl Summary {
+impl DropSummary {
     pub fn add(&mut self, record: &RecordView<'_>) {
         self.first = Some(self.first.map_or(record.time, |first| first.min(record.time)));
         let last = record.last_time.unwrap_or(record.time);
@@ -159,7 +159,7 @@ impl Summary {
         out
     }
 
-    fn rows(&self, style: Style, title: &str, table: &Table<String>, name: impl Fn(&str) -> String, out: &mut String) {
+    fn rows(&self, style: Style, title: &str, table: &TopTable<String>, name: impl Fn(&str) -> String, out: &mut String) {
         let top = table.top();
         if top.is_empty() {
             return;

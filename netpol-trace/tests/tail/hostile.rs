@@ -1,7 +1,7 @@
 //! What strangers write into labels, names and DNS answers never reaches a terminal as it is, and never breaks a line.
 
-use netpol_trace::tail::select::Wanted;
-use netpol_trace::tail::stream::Form;
+use netpol_trace::tail::select::Selection;
+use netpol_trace::tail::stream::Rendering;
 use netpol_trace::tail::text::{Printer, Style};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -51,15 +51,15 @@ fn check(hostile: &str) {
     }
     let style = |width| Style { width, ..Style::default() };
     let wide = Style { wide: true, ..Style::default() };
-    let wanted = || Wanted { chatty: true, ..Wanted::default() };
+    let wanted = || Selection { chatty: true, ..Selection::default() };
     for form in [
-        Form::Text(Printer::new(style(None))),
-        Form::Text(Printer::new(style(Some(80)))),
-        Form::Text(Printer::new(wide)),
-        Form::Summary(Box::default(), style(Some(100))),
-        Form::Json,
+        Rendering::Text(Printer::new(style(None))),
+        Rendering::Text(Printer::new(style(Some(80)))),
+        Rendering::Text(Printer::new(wide)),
+        Rendering::Summary(Box::default(), style(Some(100))),
+        Rendering::Json,
     ] {
-        let json = matches!(form, Form::Json);
+        let json = matches!(form, Rendering::Json);
         let text = shown(&lines, wanted(), form);
         assert_eq!(text.chars().find(|c| is_dangerous(*c)), None, "{hostile:?} in {text:?}");
         if json {
@@ -104,7 +104,7 @@ proptest! {
 
     #[test]
     fn any_octets_are_answered(octets in proptest::collection::vec(any::<u8>(), 0..2000)) {
-        let mut tail = netpol_trace::tail::stream::Tail::new(Wanted::default(), Form::Text(Printer::default()));
+        let mut tail = netpol_trace::tail::stream::Tail::new(Selection::default(), Rendering::Text(Printer::default()));
         let mut line = b"{\"schema\":\"netpol-trace/v1\",\"x\":\"".to_vec();
         line.extend(octets);
         tail.line(&line).unwrap();

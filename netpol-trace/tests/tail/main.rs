@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use expect_test::expect_file;
 use jiff::Timestamp;
 use netpol_trace::tail::paint::Paint;
-use netpol_trace::tail::select::Wanted;
-use netpol_trace::tail::stream::{Form, Tail};
+use netpol_trace::tail::select::Selection;
+use netpol_trace::tail::stream::{Rendering, Tail};
 use netpol_trace::tail::text::{Printer, Style};
 
 fn log() -> PathBuf {
@@ -24,7 +24,7 @@ fn log() -> PathBuf {
 }
 
 /// What `tail` prints of `log` in one form.
-fn shown(log: &str, wanted: Wanted, form: Form) -> String {
+fn shown(log: &str, wanted: Selection, form: Rendering) -> String {
     let mut tail = Tail::new(wanted, form);
     let mut out = Vec::new();
     log.lines().for_each(|line| tail.line(line.as_bytes()).unwrap());
@@ -34,7 +34,7 @@ fn shown(log: &str, wanted: Wanted, form: Form) -> String {
 
 fn text(style: Style) -> String {
     let log = std::fs::read_to_string(log()).unwrap();
-    let shown = shown(&log, Wanted::default(), Form::Text(Printer::new(style)));
+    let shown = shown(&log, Selection::default(), Rendering::Text(Printer::new(style)));
     if let Some(columns) = style.width {
         for line in shown.lines() {
             assert!(netpol_trace::tail::paint::width(line) <= columns, "{columns} columns: {line}");
@@ -81,7 +81,7 @@ fn colours_change_nothing_but_colours() {
 fn the_summary() {
     let log = std::fs::read_to_string(log()).unwrap();
     let style = Style { width: Some(100), ..Style::default() };
-    let shown = shown(&log, Wanted::default(), Form::Summary(Box::default(), style));
+    let shown = shown(&log, Selection::default(), Rendering::Summary(Box::default(), style));
     expect_file!["summary.txt"].assert_eq(&shown);
 }
 
@@ -89,9 +89,9 @@ fn the_summary() {
 fn logs_of_several_runs_come_in_the_order_of_time() {
     let log = std::fs::read_to_string(log()).unwrap();
     let mut lines: Vec<&str> = log.lines().collect();
-    let in_order = shown(&log, Wanted::default(), Form::Json);
+    let in_order = shown(&log, Selection::default(), Rendering::Json);
     lines.reverse();
-    let mixed = shown(&lines.join("\n"), Wanted::default(), Form::Json);
+    let mixed = shown(&lines.join("\n"), Selection::default(), Rendering::Json);
     let times = |shown: &str| -> Vec<Timestamp> {
         shown
             .lines()

@@ -30,13 +30,13 @@ pub(super) fn notes(tail: &Tail, live: bool) {
             first("first: ")
         )),
     }
-    let (repeated, twins) = tail.repeated();
+    let (repeated, duplicates) = tail.repeated();
     match repeated {
         0 => {}
         1 => note("1 record came more than once and is shown once"),
         many => note(&format!("{} records came more than once and are shown once", thousands(many))),
     }
-    match twins {
+    match duplicates {
         0 => {}
         1 => note("1 duplicate hidden: another node's agent recorded the same event"),
         many => note(&format!("{} duplicates hidden: other nodes' agents recorded the same events", thousands(many))),

@@ -106,7 +106,7 @@ impl Shared {
 }
 
 /// By the logs, or as a service account by the listener.
-async fn way(args: &Args, agents: &Agents, wanted: &crate::tail::select::Wanted) -> Result<Way, Error> {
+async fn way(args: &Args, agents: &Agents, wanted: &crate::tail::select::Selection) -> Result<Way, Error> {
     let Some(account) = &args.service_account else { return Ok(Way::Logs) };
     let mut namespaces: BTreeSet<String> = wanted.pods.iter().map(|(namespace, _)| namespace.clone()).collect();
     if namespaces.is_empty() {
@@ -122,7 +122,7 @@ async fn way(args: &Args, agents: &Agents, wanted: &crate::tail::select::Wanted)
             named.join(", ")
         )));
     }
-    // Once now, so that what is wrong with the account is said once.
+    // Dedup now, so that what is wrong with the account is said once.
     agents.token(&home, account).await?;
     Ok(Way::Listener {
         namespaces: namespaces.into_iter().collect(),

@@ -1,4 +1,4 @@
-//! Input that has an end: read at the speed of memory.
+//! LogInput that has an end: read at the speed of memory.
 
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::{Error, Read};
 use crate::record::lines;
-use crate::recorded::input::{self, Input};
+use crate::recorded::input::{self, LogInput};
 use crate::recorded::unpack::Unreadable;
 use crate::tail::stream::Tail;
 use crate::text::escape;
@@ -26,7 +26,7 @@ pub(super) fn whole(files: &[PathBuf], tail: &mut Tail, out: &mut impl Write) ->
 }
 
 /// One log; why not all of it is records.
-fn take(input: &mut Input, tail: &mut Tail) -> Result<Option<input::Error>, Error> {
+fn take(input: &mut LogInput, tail: &mut Tail) -> Result<Option<input::LogError>, Error> {
     let reader = match input.open() {
         Ok(Some(reader)) => reader,
         Ok(None) => return Ok(None),
@@ -47,12 +47,12 @@ fn take(input: &mut Input, tail: &mut Tail) -> Result<Option<input::Error>, Erro
 }
 
 /// What is wrong with a log that has been read, and in which no line was a record.
-fn without_record(input: &Input, tail: &Tail) -> Option<input::Error> {
+fn without_record(input: &LogInput, tail: &Tail) -> Option<input::LogError> {
     let read = &tail.input;
     let none = read.filled == read.not_records;
     if none { input.without_record(read.filled, read.first_not_record.as_deref()) } else { None }
 }
 
-pub(super) fn report(problem: &input::Error) {
+pub(super) fn report(problem: &input::LogError) {
     eprintln!("netpol-trace tail: {}", escape(&problem.to_string()));
 }

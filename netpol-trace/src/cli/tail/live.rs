@@ -1,4 +1,4 @@
-//! Input that may go on: what is there is put in order, what comes later is shown as it comes.
+//! LogInput that may go on: what is there is put in order, what comes later is shown as it comes.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -13,15 +13,15 @@ use tokio::sync::mpsc;
 use super::input::report;
 use super::{Error, Read};
 use crate::history::Follower;
-use crate::record::lines::Cutter;
+use crate::record::lines::LineSplitter;
 use crate::recorded::Lines;
-use crate::recorded::input::{self, Input};
-use crate::recorded::unpack::{Reader, Unreadable};
+use crate::recorded::input::{self, LogInput};
+use crate::recorded::unpack::{LogReader, Unreadable};
 use crate::storage::Folder;
 use crate::tail::stream::Tail;
 use crate::text::{counted, escape};
 
-/// Input that pauses for so long is shown: what is old has come.
+/// LogInput that pauses for so long is shown: what is old has come.
 const QUIET: Duration = Duration::from_millis(250);
 /// A file is looked at again this often. Polled: it works on every file system, and finds a file that was replaced.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -35,7 +35,7 @@ pub(super) type Batch = Result<Vec<u8>, String>;
 /// Where lines come from.
 enum Source {
     /// Has an end: standard input, a pipe, an archive. Standard input is opened where its first bytes may be waited for.
-    Once(Input, Option<Reader>),
+    Dedup(LogInput, Option<LogReader>),
     File(PathBuf, File),
     History(PathBuf),
 }
@@ -72,7 +72,7 @@ pub(super) fn run(tail: &mut Tail, out: &mut impl Write, files: &[PathBuf], foll
     for source in sources {
         let to_tail = to_tail.clone();
         std::thread::spawn(move || match source {
-            Source::Once(input, reader) => once(input, reader, &to_tail),
+            Source::Dedup(input, reader) => once(input, reader, &to_tail),
             Source::File(path, file) => self::follow(&path, file, &to_tail),
             Source::History(folder) => follow_history(&folder, &to_tail),
         });
@@ -85,21 +85,21 @@ pub(super) fn run(tail: &mut Tail, out: &mut impl Write, files: &[PathBuf], foll
 }
 
 /// An archive does not grow: it is read once, and so is what can be read only once.
-fn source(mut input: Input, follow: bool) -> Result<Option<Source>, input::Error> {
-    if input.source == input::Source::Stdin {
-        return Ok(Some(Source::Once(input, None)));
+fn source(mut input: LogInput, follow: bool) -> Result<Option<Source>, input::LogError> {
+    if input.source == input::LogLocation::Stdin {
+        return Ok(Some(Source::Dedup(input, None)));
     }
     let Some(reader) = input.open()? else { return Ok(None) };
     match &input.source {
-        input::Source::File(path) if follow && path.is_file() => {
+        input::LogLocation::File(path) if follow && path.is_file() => {
             if reader.is_compressed() {
                 eprintln!("note: {} is compressed, so it is read and not followed", escape(&input.name));
-                return Ok(Some(Source::Once(input, Some(reader))));
+                return Ok(Some(Source::Dedup(input, Some(reader))));
             }
             let file = File::open(path).map_err(|error| input.unreadable(error.into()))?;
             Ok(Some(Source::File(path.clone(), file)))
         }
-        _ => Ok(Some(Source::Once(input, Some(reader)))),
+        _ => Ok(Some(Source::Dedup(input, Some(reader)))),
     }
 }
 
@@ -121,10 +121,10 @@ pub(super) async fn show(
         tokio::select! {
             batch = batches.recv() => match batch {
                 Some(Ok(lines)) => {
-                    let (mut cutter, mut result) = (Cutter::default(), Ok(()));
+                    let (mut splitter, mut result) = (LineSplitter::default(), Ok(()));
                     let mut take = |line: &[u8]| if result.is_ok() { result = tail.line(line) };
-                    cutter.cut(&lines, &mut take);
-                    cutter.finish(&mut take);
+                    splitter.cut(&lines, &mut take);
+                    splitter.finish(&mut take);
                     result?;
                     since.get_or_insert_with(Instant::now);
                 }
@@ -150,18 +150,18 @@ pub(super) async fn show(
 }
 
 /// Sends all of what has an end.
-fn once(mut input: Input, reader: Option<Reader>, to_tail: &mpsc::Sender<Batch>) {
+fn once(mut input: LogInput, reader: Option<LogReader>, to_tail: &mpsc::Sender<Batch>) {
     let reader = match reader.map_or_else(|| input.open(), |reader| Ok(Some(reader))) {
         Ok(Some(reader)) => reader,
         Ok(None) => return,
         Err(problem) => return drop(to_tail.blocking_send(Err(problem.to_string()))),
     };
-    let mut cutter = Cutter::default();
+    let mut splitter = LineSplitter::default();
     let mut lines = Lines::default();
-    let read = pump(reader, &mut cutter, to_tail, |line| lines.until_record(line));
+    let read = pump(reader, &mut splitter, to_tail, |line| lines.until_record(line));
     // A last line without its end.
     let mut last = Vec::new();
-    cutter.finish(|line| {
+    splitter.finish(|line| {
         lines.until_record(line);
         last.extend_from_slice(line);
     });
@@ -177,7 +177,7 @@ fn once(mut input: Input, reader: Option<Reader>, to_tail: &mpsc::Sender<Batch>)
 /// Sends what `input` has until its end; false when nobody listens any more.
 fn pump(
     mut input: impl io::Read,
-    cutter: &mut Cutter,
+    splitter: &mut LineSplitter,
     to_tail: &mpsc::Sender<Batch>,
     mut each: impl FnMut(&[u8]),
 ) -> io::Result<bool> {
@@ -190,7 +190,7 @@ fn pump(
             Err(error) => return Err(error),
         };
         let mut lines = Vec::with_capacity(read);
-        cutter.cut(bytes.get(..read).unwrap_or_default(), |line| {
+        splitter.cut(bytes.get(..read).unwrap_or_default(), |line| {
             each(line);
             lines.extend_from_slice(line);
             lines.push(b'\n');
@@ -203,23 +203,23 @@ fn pump(
 
 /// Sends what a file has and gets, also when it is replaced (rotated) or emptied.
 fn follow(path: &Path, mut file: File, to_tail: &mpsc::Sender<Batch>) {
-    let mut cutter = Cutter::default();
+    let mut splitter = LineSplitter::default();
     let mut failed = false;
     // A file that can't be read now may be replaced by one that can.
-    let mut read_on = |file: &mut File, cutter: &mut Cutter| {
-        pump(file, cutter, to_tail, |_| {}).unwrap_or_else(|error| {
+    let mut read_on = |file: &mut File, splitter: &mut LineSplitter| {
+        pump(file, splitter, to_tail, |_| {}).unwrap_or_else(|error| {
             let again = std::mem::replace(&mut failed, true);
             again || to_tail.blocking_send(Err(format!("{}: {error}", path.display()))).is_ok()
         })
     };
-    while read_on(&mut file, &mut cutter) && !to_tail.is_closed() {
+    while read_on(&mut file, &mut splitter) && !to_tail.is_closed() {
         std::thread::sleep(LOOK_AGAIN);
         if let Some(next) = replaced(path, &mut file) {
             // What came between the last look and the replacement is still in the old file.
-            if !read_on(&mut file, &mut cutter) {
+            if !read_on(&mut file, &mut splitter) {
                 return;
             }
-            cutter = Cutter::default();
+            splitter = LineSplitter::default();
             file = next;
         }
     }

@@ -5,15 +5,15 @@ const LINE: &str = r#"{"schema":"netpol-trace/v1","id":"a/1","run":"a","seq":1,"
 const LOSS: &str = r#"{"schema":"netpol-trace/v1","id":"a/2","run":"a","seq":2,"time":"2026-11-21T04:30:11.5Z","kind":"loss","stage":"kernel_ring","reason":"ring_full","count":3}"#;
 
 /// Both answers, which may differ in one way only: the prefilter lets through what the parser then refuses.
-fn wants(wanted: &Wanted, line: &str) -> bool {
+fn wants(wanted: &Selection, line: &str) -> bool {
     let wants = wanted.wants(&read::read(line.as_bytes()).unwrap());
     let may = Prefilter::new(wanted).may_match(line.as_bytes());
     assert!(may || !wants, "the prefilter keeps back what is wanted: {wanted:?} {line}");
     wants
 }
 
-fn with(change: impl FnOnce(&mut Wanted)) -> bool {
-    let mut wanted = Wanted::default();
+fn with(change: impl FnOnce(&mut Selection)) -> bool {
+    let mut wanted = Selection::default();
     change(&mut wanted);
     assert!(wants(&wanted, LOSS) || wanted.since.is_some(), "losses always show: {wanted:?}");
     wants(&wanted, LINE)
@@ -53,7 +53,7 @@ fn namespaces_labels_and_causes() {
 
 #[test]
 fn time_is_looked_at_before_the_rest() {
-    let at = |text: &str| Wanted { since: Some(text.parse().unwrap()), ..Wanted::default() };
+    let at = |text: &str| Selection { since: Some(text.parse().unwrap()), ..Selection::default() };
     assert!(wants(&at("2026-11-21T04:30:11Z"), LINE));
     assert!(!wants(&at("2026-11-21T04:30:11.9Z"), LINE));
     let later = at("2026-11-21T04:30:12Z");
@@ -100,20 +100,20 @@ fn mistakes_are_named_with_what_to_type() {
 
 #[test]
 fn what_was_found_is_said_in_the_right_number() {
-    let found = |drops, packets, unanswered| Found { drops, packets, unanswered };
-    let wanted = Wanted { pods: vec![("staging".into(), "db-0".into())], ..Wanted::default() };
-    let say = |wanted: &Wanted, found: Found| wanted.describe(Some(&found));
+    let found = |drops, packets, unanswered| DropCounts { drops, packets, unanswered };
+    let wanted = Selection { pods: vec![("staging".into(), "db-0".into())], ..Selection::default() };
+    let say = |wanted: &Selection, found: DropCounts| wanted.describe(Some(&found));
     assert_eq!(say(&wanted, found(0, 0, 0)), "no drops to or from staging/db-0");
     assert_eq!(say(&wanted, found(1, 1, 0)), "1 drop to or from staging/db-0");
     assert_eq!(
         say(&wanted, found(2, 1500, 1)),
         "2 drops (1,500 packets) and 1 connection without an answer to or from staging/db-0"
     );
-    let labels = Wanted { labels: Some(selector("app=db").unwrap()), namespace: Some("x".into()), ..Wanted::default() };
+    let labels = Selection { labels: Some(selector("app=db").unwrap()), namespace: Some("x".into()), ..Selection::default() };
     assert_eq!(say(&labels, found(0, 0, 0)), "no drops to or from pods with app=db in namespace x");
-    let cause = Wanted { causes: vec!["policy".into(), "disagrees".into()], ..Wanted::default() };
+    let cause = Selection { causes: vec!["policy".into(), "disagrees".into()], ..Selection::default() };
     assert_eq!(say(&cause, found(0, 0, 0)), "no drops with cause policy or disagrees");
-    let unanswered = Wanted { causes: vec!["unanswered".into()], ..Wanted::default() };
+    let unanswered = Selection { causes: vec!["unanswered".into()], ..Selection::default() };
     assert_eq!(say(&unanswered, found(0, 0, 2)), "2 connections without an answer");
-    assert_eq!(Wanted::default().describe(None), "drops");
+    assert_eq!(Selection::default().describe(None), "drops");
 }

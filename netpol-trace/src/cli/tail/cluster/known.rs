@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::cluster::agents::{Agent, Agents, Recorded};
-use crate::tail::names::Names;
-use crate::tail::select::Wanted;
+use crate::tail::names::KnownNames;
+use crate::tail::select::Selection;
 
 /// Nodes that a message names.
 const NAMED: usize = 8;
@@ -20,8 +20,8 @@ pub(super) struct Known {
 }
 
 /// Looks for what is wanted. What the caller's account may not read is not said.
-pub(super) async fn look(agents: &Agents, wanted: &Wanted, selector: Option<&str>, all: &[Agent]) -> Known {
-    let (mut known, mut names) = (Known::default(), Names::default());
+pub(super) async fn look(agents: &Agents, wanted: &Selection, selector: Option<&str>, all: &[Agent]) -> Known {
+    let (mut known, mut names) = (Known::default(), KnownNames::default());
     let mut absent = wanted.clone();
     if wanted.pods.is_empty() {
         known.of_namespace(agents, wanted, selector, &mut names, &mut absent).await;
@@ -50,7 +50,7 @@ impl Known {
     }
 
     /// `absent` keeps the pods that are not there.
-    async fn of_pods(&mut self, agents: &Agents, wanted: &Wanted, names: &mut Names, absent: &mut Wanted) {
+    async fn of_pods(&mut self, agents: &Agents, wanted: &Selection, names: &mut KnownNames, absent: &mut Selection) {
         absent.pods.clear();
         for (namespace, name) in &wanted.pods {
             match agents.pod(namespace, name).await {
@@ -63,17 +63,17 @@ impl Known {
             }
         }
         if absent.pods.is_empty() {
-            *absent = Wanted::default();
+            *absent = Selection::default();
         }
     }
 
     async fn of_namespace(
         &mut self,
         agents: &Agents,
-        wanted: &Wanted,
+        wanted: &Selection,
         selector: Option<&str>,
-        names: &mut Names,
-        absent: &mut Wanted,
+        names: &mut KnownNames,
+        absent: &mut Selection,
     ) {
         let namespace = wanted.namespace.as_deref();
         let found = match wanted.names_ends() {
@@ -87,12 +87,12 @@ impl Known {
                 return;
             }
         }
-        *absent = Wanted::default();
+        *absent = Selection::default();
     }
 }
 
 /// Adds the pods of a namespace or of all; of a namespace without any, the namespaces there are. False when that can't be known.
-async fn list(agents: &Agents, names: &mut Names, namespace: Option<&str>) -> bool {
+async fn list(agents: &Agents, names: &mut KnownNames, namespace: Option<&str>) -> bool {
     let Ok((pods, _)) = agents.pods_with(namespace, None).await else { return false };
     for pod in &pods {
         names.pod(&pod.namespace, &pod.name, pod.labels.clone().into_iter());

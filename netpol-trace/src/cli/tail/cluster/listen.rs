@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{Shared, say_reach, say_remedy, say_silent};
 use crate::cli::tail::live::Batch;
 use crate::cluster::agents::{Agent, Agents, AgentsError, Asked};
-use crate::record::lines::Cutter;
+use crate::record::lines::LineSplitter;
 use crate::record::read;
 
 /// After a break, from this much before the last record, since records are written later than what they tell: a connection
@@ -41,7 +41,7 @@ pub(super) struct Listener {
     pub way: Arc<Way>,
     pub since: Option<Timestamp>,
     pub follow: bool,
-    /// Names of the pods that are looked for.
+    /// KnownNames of the pods that are looked for.
     pub pods: Vec<String>,
     pub to_tail: mpsc::Sender<Batch>,
     pub places: Arc<Semaphore>,
@@ -53,7 +53,7 @@ pub(super) struct Listener {
 /// What one agent has said so far.
 struct Progress {
     node: String,
-    cutter: Cutter,
+    splitter: LineSplitter,
     first: Option<Timestamp>,
     last: Option<Timestamp>,
     peers: Option<mpsc::UnboundedSender<String>>,
@@ -65,7 +65,7 @@ impl Listener {
     pub async fn listen(self, agent: Agent, peers: Option<mpsc::UnboundedSender<String>>) -> String {
         let mut progress = Progress {
             node: agent.node.clone(),
-            cutter: Cutter::default(),
+            splitter: LineSplitter::default(),
             first: None,
             last: None,
             peers,
@@ -137,7 +137,7 @@ impl Listener {
                 Ok(())
             }
             Way::Listener { namespaces, home, account, port } => {
-                progress.cutter = Cutter::default();
+                progress.splitter = LineSplitter::default();
                 let token = self.agents.token(home, account).await?;
                 let asked = Asked { namespaces: namespaces.clone(), since, follow: self.follow };
                 let mut answer = self.agents.records(agent, *port, &token, &asked).await?;
@@ -164,7 +164,7 @@ impl Listener {
         progress: &mut Progress,
     ) -> Result<(), AgentsError> {
         // Half a line of a stream that broke is none of this one's.
-        progress.cutter = Cutter::default();
+        progress.splitter = LineSplitter::default();
         let mut log = std::pin::pin!(log);
         let mut octets = vec![0; 64 * 1024];
         loop {
@@ -178,13 +178,13 @@ impl Listener {
     /// Sends whole lines on; false when nobody listens any more.
     async fn pass_on(&self, octets: &[u8], progress: &mut Progress) -> bool {
         let mut lines = Vec::with_capacity(octets.len());
-        let mut cutter = std::mem::take(&mut progress.cutter);
-        cutter.cut(octets, |line| {
+        let mut splitter = std::mem::take(&mut progress.splitter);
+        splitter.cut(octets, |line| {
             self.note(line, progress);
             lines.extend_from_slice(line);
             lines.push(b'\n');
         });
-        progress.cutter = cutter;
+        progress.splitter = splitter;
         lines.is_empty() || self.to_tail.send(Ok(lines)).await.is_ok()
     }
 

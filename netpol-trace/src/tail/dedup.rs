@@ -17,22 +17,22 @@ const FINGERPRINTS: usize = 1 << 17;
 const RUNS: usize = 1 << 12;
 
 /// 4,096 numbers of a run, a bit each.
-type Numbers = Box<[u64; 64]>;
+type SeqBits = Box<[u64; 64]>;
 
 #[derive(Debug, Default)]
-pub struct Once {
+pub struct Dedup {
     hasher: RandomState,
     runs: HashMap<String, u32>,
-    ids: [HashMap<(u32, u64), Numbers>; 2],
+    ids: [HashMap<(u32, u64), SeqBits>; 2],
     /// By a hash of each.
     fingerprints: [HashSet<u64>; 2],
     /// Records that were shown before.
     pub repeated: u64,
     /// Records of what another agent's record has shown.
-    pub twins: u64,
+    pub duplicates: u64,
 }
 
-impl Once {
+impl Dedup {
     /// Whether this record is to be shown.
     pub fn is_new(&mut self, record: &RecordView<'_>) -> bool {
         let run = self.run(&record.run);
@@ -41,7 +41,7 @@ impl Once {
             return false;
         }
         if !record.fingerprint.is_empty() && !self.is_new_fingerprint(&record.fingerprint) {
-            self.twins += 1;
+            self.duplicates += 1;
             return false;
         }
         true
@@ -52,7 +52,7 @@ impl Once {
             return *number;
         }
         if self.runs.len() >= RUNS {
-            // Numbers would mean two runs: all is forgotten rather than a record kept back that is new.
+            // SeqBits would mean two runs: all is forgotten rather than a record kept back that is new.
             (self.runs, self.ids, self.fingerprints) = Default::default();
         }
         let number = u32::try_from(self.runs.len()).unwrap_or(u32::MAX);
@@ -105,10 +105,10 @@ mod tests {
     }
 
     fn shown(lines: &[String]) -> (Vec<usize>, u64, u64) {
-        let mut once = Once::default();
-        let new = |(at, line): (usize, &String)| once.is_new(&read::read(line.as_bytes()).unwrap()).then_some(at);
+        let mut dedup = Dedup::default();
+        let new = |(at, line): (usize, &String)| dedup.is_new(&read::read(line.as_bytes()).unwrap()).then_some(at);
         let shown = lines.iter().enumerate().filter_map(new).collect();
-        (shown, once.repeated, once.twins)
+        (shown, dedup.repeated, dedup.duplicates)
     }
 
     #[test]
@@ -133,12 +133,12 @@ mod tests {
 
     #[test]
     fn numbers_of_a_stranger_cost_bounded_memory() {
-        let mut once = Once::default();
+        let mut dedup = Dedup::default();
         for number in (0..u64::MAX).step_by(usize::MAX / 400_000) {
             let line = record("a", number, &number.to_string());
-            once.is_new(&read::read(line.as_bytes()).unwrap());
+            dedup.is_new(&read::read(line.as_bytes()).unwrap());
         }
-        assert!(once.ids.iter().map(HashMap::len).sum::<usize>() <= BLOCKS);
-        assert!(once.fingerprints.iter().map(HashSet::len).sum::<usize>() <= 2 * FINGERPRINTS);
+        assert!(dedup.ids.iter().map(HashMap::len).sum::<usize>() <= BLOCKS);
+        assert!(dedup.fingerprints.iter().map(HashSet::len).sum::<usize>() <= 2 * FINGERPRINTS);
     }
 }
