@@ -9,7 +9,7 @@ mod run;
 
 use std::collections::HashMap;
 
-pub use report::{Completeness, AuditReport, RunReport};
+pub use report::{AuditReport, Completeness, RunReport};
 use run::Run;
 
 use crate::model::LossStage;

@@ -4,8 +4,8 @@
 //! lines ─> select ─> order (time, across runs) ─> once (same id, same packet seen twice) ─> text | json | summary
 //! ```
 
-pub mod names;
 pub mod dedup;
+pub mod names;
 pub mod order;
 pub mod paint;
 pub mod select;

@@ -150,7 +150,9 @@ impl AuditReport {
                 "Complete but for declared gaps: there was time in which nobody counted.\n".to_owned()
             }
             Completeness::Incomplete if self.records == 0 => "NOT complete: there is no record.\n".to_owned(),
-            Completeness::Incomplete => "NOT complete: something is missing that the log does not declare.\n".to_owned(),
+            Completeness::Incomplete => {
+                "NOT complete: something is missing that the log does not declare.\n".to_owned()
+            }
         };
         let _ = writeln!(
             text,

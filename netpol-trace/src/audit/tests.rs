@@ -1,6 +1,6 @@
 //! Each way in which a log can fall short, made out of one that doesn't.
 
-use super::{Completeness, Audit, AuditReport};
+use super::{Audit, AuditReport, Completeness};
 
 /// Two drops of three and one packets, a declared loss of two, and the books of it: 8 read, 2 of them filtered.
 const LOG: &str = r#"{"schema":"netpol-trace/v1","kind":"status","run":"a","id":"a/1","seq":1,"time":"2026-11-21T10:00:00Z","node":"n1","phase":"started","version":"0.1.0","totals":{"kernel":{"seen":0,"matched":0,"emitted":0,"folded":0,"lost":0,"recursion_misses":0},"agent":{"read":0,"written":0,"filtered":0,"held":0,"lost":0}},"causes":{},"hooks":[],"sources":[]}
@@ -38,7 +38,11 @@ fn any_line_that_is_missing_is_noticed() {
         rest.remove(at);
         let report = audit(&rest.join("\n"));
         // Without its first or last line a log begins or ends inside a run: that can't be told from one that was cut there.
-        let expected = if at == 0 || at == lines().len() - 1 { Completeness::CompleteButForGaps } else { Completeness::Incomplete };
+        let expected = if at == 0 || at == lines().len() - 1 {
+            Completeness::CompleteButForGaps
+        } else {
+            Completeness::Incomplete
+        };
         assert_eq!(report.answer, expected, "without line {}:\n{}", at + 1, report.text());
     }
 }

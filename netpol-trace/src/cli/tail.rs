@@ -40,7 +40,7 @@ Examples:
   netpol-trace tail 'drops.jsonl*' -n staging                              rotated and compressed files too
   kubectl logs ds/netpol-trace -n netpol-trace --all-pods --prefix=false | netpol-trace tail - -n staging
   netpol-trace tail drops.jsonl --cause disagrees -o json | jq .verdict")]
-pub struct Args {
+pub struct TailArgs {
     /// Records of agents: files of JSON lines (also gzip or zstd), quoted patterns, the folder of an agent's --history-dir, or - for
     /// standard input. Without it, the agents of the kubeconfig's cluster are asked
     #[arg(value_name = "FILE", conflicts_with_all = ["kubeconfig", "context", "all_nodes", "service_account"])]
@@ -133,7 +133,7 @@ fn ago(text: &str) -> Result<SignedDuration, String> {
     if span.is_negative() { Err(wrong()) } else { Ok(span) }
 }
 
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &TailArgs) -> anyhow::Result<ExitCode> {
     match work(args) {
         Ok(code) => Ok(ExitCode::from(code)),
         Err(Error::Output(error)) => Err(error.into()),
@@ -149,7 +149,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Shows what was asked for; the exit code.
-fn work(args: &Args) -> Result<u8, Error> {
+fn work(args: &TailArgs) -> Result<u8, Error> {
     let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
     let began = Timestamp::now();
     let (tail, found_in, code) = if args.files.is_empty() {
@@ -184,7 +184,7 @@ struct Read {
 }
 
 /// `namespace`: of the kubeconfig's context, where a cluster is asked.
-fn wanted(args: &Args, namespace: Option<&str>) -> Result<Selection, Error> {
+fn wanted(args: &TailArgs, namespace: Option<&str>) -> Result<Selection, Error> {
     let own = args.namespace.as_deref().map(select::namespace).transpose().map_err(Error::Usage)?;
     let namespace = own.or(namespace);
     let pods =
@@ -219,7 +219,7 @@ const CAUSES: [&str; 10] = [
     "unanswered",
 ];
 
-fn form(args: &Args) -> Rendering {
+fn form(args: &TailArgs) -> Rendering {
     let terminal = io::stdout().is_terminal();
     let paint = Paint(match args.color {
         When::Always => true,

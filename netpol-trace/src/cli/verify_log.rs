@@ -4,8 +4,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::input::USAGE_OR_INPUT;
-use crate::audit::{Completeness, Audit};
+use super::input::{TextOrJson, USAGE_OR_INPUT};
+use crate::audit::{Audit, Completeness};
 use crate::recorded::input::{self, LogError};
 use crate::recorded::unpack::Unreadable;
 use crate::recorded::{self, Lines};
@@ -28,22 +28,16 @@ Examples:
   netpol-trace verify-log drops.jsonl
   netpol-trace verify-log '/var/log/netpol-trace/drops.jsonl*' -o json | jq .answer
   kubectl logs -n netpol-trace ds/netpol-trace --all-pods --prefix=false | netpol-trace verify-log -")]
-pub struct Args {
+pub struct VerifyLogArgs {
     /// Logs of the agent: files of JSON lines (also gzip or zstd), quoted patterns, the folder of an agent's --history-dir, or - for
     /// standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
+    output: TextOrJson,
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
-
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &VerifyLogArgs) -> anyhow::Result<ExitCode> {
     let mut audit = Audit::default();
     let broken = match read_all(&args.files, &mut audit) {
         Ok(broken) => broken,
@@ -54,8 +48,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let report = audit.report();
     let printed = match args.output {
-        Output::Text => report.text(),
-        Output::Json => serde_json::to_string_pretty(&report)? + "\n",
+        TextOrJson::Text => report.text(),
+        TextOrJson::Json => serde_json::to_string_pretty(&report)? + "\n",
     };
     let mut out = io::stdout().lock();
     out.write_all(printed.as_bytes())?;

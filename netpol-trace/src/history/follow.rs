@@ -44,9 +44,9 @@ impl Follower {
                 continue;
             }
             match self.folder.read(&segment.name) {
-                Ok(file) => {
-                    drop(self.open.insert(segment.name.clone(), OpenFile { file, at: 0, splitter: LineSplitter::default() }))
-                }
+                Ok(file) => drop(
+                    self.open.insert(segment.name.clone(), OpenFile { file, at: 0, splitter: LineSplitter::default() }),
+                ),
                 Err(StorageError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error.into()),
             }

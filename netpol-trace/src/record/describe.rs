@@ -280,7 +280,8 @@ pub fn policy_change(record: &RecordView<'_>) -> String {
     if let (Some(before), Some(after)) = (record.generation_before, record.generation) {
         let _ = write!(line, " (generation {before} to {after})");
     }
-    for (what, pods) in [("newly isolates", &record.newly_isolates), ("no longer isolates", &record.no_longer_isolates)] {
+    for (what, pods) in [("newly isolates", &record.newly_isolates), ("no longer isolates", &record.no_longer_isolates)]
+    {
         for change in pods {
             let workloads: Vec<_> = change.workloads.iter().take(POLICIES).map(|workload| name(workload)).collect();
             let more = if change.workloads.len() > POLICIES { ", …" } else { "" };

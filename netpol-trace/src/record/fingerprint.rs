@@ -116,7 +116,10 @@ mod tests {
         let of = |one: &str, two: &str| FingerprintHasher::new("test").text(one).text(two).finish();
         assert_eq!(of("ab", "c"), of("ab", "c"));
         assert_ne!(of("ab", "c"), of("a", "bc"));
-        assert_ne!(FingerprintHasher::new("test").maybe(None).finish(), FingerprintHasher::new("test").maybe(Some("")).finish());
+        assert_ne!(
+            FingerprintHasher::new("test").maybe(None).finish(),
+            FingerprintHasher::new("test").maybe(Some("")).finish()
+        );
         assert_ne!(FingerprintHasher::new("a").finish(), FingerprintHasher::new("b").finish());
         let text = Fingerprint::of_id("a/1").to_string();
         assert!(text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')), "{text}");

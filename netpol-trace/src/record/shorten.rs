@@ -16,7 +16,8 @@ pub(super) enum ShortenStep {
 }
 
 impl ShortenStep {
-    pub(super) const ALL: [ShortenStep; 4] = [ShortenStep::Labels, ShortenStep::Policies, ShortenStep::Texts, ShortenStep::Least];
+    pub(super) const ALL: [ShortenStep; 4] =
+        [ShortenStep::Labels, ShortenStep::Policies, ShortenStep::Texts, ShortenStep::Least];
 
     /// Policies, misses and notes that are kept.
     fn kept(self) -> usize {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use super::unpack::{LogReader, Unreadable};
-use crate::record::lines::{LineSplitter, LINE_AT_MOST};
+use crate::record::lines::{LINE_AT_MOST, LineSplitter};
 use crate::record::magic;
 use crate::record::read;
 use crate::tail::select;
@@ -256,8 +256,8 @@ impl LogInput {
             }
             head.extend_from_slice(read);
         }
-        let again =
-            matches!(&self.source, LogLocation::Segment(_)) || matches!(&self.source, LogLocation::File(path) if path.is_file());
+        let again = matches!(&self.source, LogLocation::Segment(_))
+            || matches!(&self.source, LogLocation::File(path) if path.is_file());
         if !again {
             self.open = Some(Ok(reader.after(head)));
         }

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::names::KnownNames;
 use super::dedup::Dedup;
+use super::names::KnownNames;
 use super::order::Sorter;
 use super::select::{DropCounts, Prefilter, SECOND, Selection};
 use super::summary::DropSummary;

@@ -87,7 +87,9 @@ impl DropSummary {
                 self.unanswered = self.unanswered.saturating_add(packets);
                 return;
             }
-            "loss" => return self.losses.add(&format!("{}: {}", &*record.stage, &*record.reason), record.count.unwrap_or(0)),
+            "loss" => {
+                return self.losses.add(&format!("{}: {}", &*record.stage, &*record.reason), record.count.unwrap_or(0));
+            }
             "policy_change" => {
                 self.changes += 1;
                 return;
@@ -159,7 +161,14 @@ impl DropSummary {
         out
     }
 
-    fn rows(&self, style: Style, title: &str, table: &TopTable<String>, name: impl Fn(&str) -> String, out: &mut String) {
+    fn rows(
+        &self,
+        style: Style,
+        title: &str,
+        table: &TopTable<String>,
+        name: impl Fn(&str) -> String,
+        out: &mut String,
+    ) {
         let top = table.top();
         if top.is_empty() {
             return;

@@ -181,8 +181,9 @@ struct Parts {
 impl Parts {
     fn of(record: &RecordView<'_>, wide: bool) -> Parts {
         let why = if &*record.kind == "unanswered" { describe::silence(record) } else { describe::why(record) };
-        let end =
-            |end: &Option<crate::record::read::EndpointView<'_>>| end.as_ref().map_or_else(|| "?".to_owned(), describe::end);
+        let end = |end: &Option<crate::record::read::EndpointView<'_>>| {
+            end.as_ref().map_or_else(|| "?".to_owned(), describe::end)
+        };
         let mut parts = Parts { source: end(&record.source), destination: end(&record.destination), why };
         if !wide {
             return parts;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::Args;
+use super::TailArgs;
 use crate::tail::names::RECORDS;
 use crate::tail::stream::Tail;
 use crate::text::{counted, escape, thousands};
@@ -78,7 +78,7 @@ fn lost_elsewhere(tail: &Tail) {
 }
 
 /// `no drops to or from staging/db-9 in the last 10 min; 3 of 3 agents answered`
-pub(super) fn line(args: &Args, tail: &Tail, began: Timestamp, found_in: &str) {
+pub(super) fn line(args: &TailArgs, tail: &Tail, began: Timestamp, found_in: &str) {
     let what = tail.wanted().describe(Some(&tail.tally.found));
     let time = match (args.since, args.follow) {
         (None, _) => String::new(),

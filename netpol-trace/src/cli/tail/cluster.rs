@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::{Args, Error, live};
+use super::{Error, TailArgs, live};
 use crate::cluster::access_review::READER;
 use crate::cluster::agents::{Agent, Agents, AgentsError};
 use crate::tail::stream::Tail;
@@ -33,7 +33,7 @@ const BATCHES: usize = 64;
 const NAMED: usize = 8;
 
 /// Shows the records of the cluster's agents.
-pub(super) fn run(args: &Args, out: &mut impl Write) -> Result<(Tail, Answers), Error> {
+pub(super) fn run(args: &TailArgs, out: &mut impl Write) -> Result<(Tail, Answers), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(ask(args, out));
     // Streams that still wait are not waited for.
@@ -41,7 +41,7 @@ pub(super) fn run(args: &Args, out: &mut impl Write) -> Result<(Tail, Answers), 
     result
 }
 
-async fn ask(args: &Args, out: &mut impl Write) -> Result<(Tail, Answers), Error> {
+async fn ask(args: &TailArgs, out: &mut impl Write) -> Result<(Tail, Answers), Error> {
     let (agents, own) = Agents::connect(&args.api.access(), &args.agents_namespace).await?;
     let wanted = super::wanted(args, Some(&own))?;
     let mut tail = Tail::new(wanted.clone(), super::form(args));
@@ -106,7 +106,7 @@ impl Shared {
 }
 
 /// By the logs, or as a service account by the listener.
-async fn way(args: &Args, agents: &Agents, wanted: &crate::tail::select::Selection) -> Result<Way, Error> {
+async fn way(args: &TailArgs, agents: &Agents, wanted: &crate::tail::select::Selection) -> Result<Way, Error> {
     let Some(account) = &args.service_account else { return Ok(Way::Logs) };
     let mut namespaces: BTreeSet<String> = wanted.pods.iter().map(|(namespace, _)| namespace.clone()).collect();
     if namespaces.is_empty() {

@@ -109,7 +109,8 @@ fn what_was_found_is_said_in_the_right_number() {
         say(&wanted, found(2, 1500, 1)),
         "2 drops (1,500 packets) and 1 connection without an answer to or from staging/db-0"
     );
-    let labels = Selection { labels: Some(selector("app=db").unwrap()), namespace: Some("x".into()), ..Selection::default() };
+    let labels =
+        Selection { labels: Some(selector("app=db").unwrap()), namespace: Some("x".into()), ..Selection::default() };
     assert_eq!(say(&labels, found(0, 0, 0)), "no drops to or from pods with app=db in namespace x");
     let cause = Selection { causes: vec!["policy".into(), "disagrees".into()], ..Selection::default() };
     assert_eq!(say(&cause, found(0, 0, 0)), "no drops with cause policy or disagrees");
