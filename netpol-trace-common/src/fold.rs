@@ -238,7 +238,7 @@ pub const FULL_COARSE: u32 = 2;
 pub struct Carry {
     /// Read from the ring, and taken out of the maps.
     pub emitted: u64,
-    pub folded: u64,
+    pub aggregated: u64,
     /// Of the kernel's losses, declared.
     pub lost: u64,
     /// In lines that were written.

@@ -210,7 +210,7 @@ pub struct Counters {
     /// Handed to the ring.
     pub emitted: u64,
     /// Counted in a map.
-    pub folded: u64,
+    pub aggregated: u64,
     /// The ring was full.
     pub lost_ring: u64,
 }
@@ -250,4 +250,4 @@ layout!(Filter, 96, anywhere @ 0, by_location @ 32, either @ 64);
 layout!(Config, 224, arguments @ 0, ovs_subsystem @ 4, fold @ 8, recursive @ 12, slots @ 16, filter @ 24, offsets @ 120);
 layout!(Locations, 528, image @ 512);
 layout!(PerCpu, 2176, counters @ 0, rejected @ 32, rejected_at @ 40, tick @ 48, seen @ 64, woken @ 2112, flows @ 2120);
-layout!(Counters, 32, matched @ 0, emitted @ 8, folded @ 16, lost_ring @ 24);
+layout!(Counters, 32, matched @ 0, emitted @ 8, aggregated @ 16, lost_ring @ 24);

@@ -101,14 +101,14 @@ pub struct DnsEvent {
     pub payload: [u8; DNS_BYTES],
 }
 
-/// The tc hook's own books, one per CPU; apart from the drops'. `opened = told + lost_ring + lost_full + lost_insert`.
+/// The tc hook's own books, one per CPU; apart from the drops'. `opened = reported + lost_ring + lost_full + lost_insert`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FlowCounters {
     /// Packets that opened a connection.
     pub opened: u64,
-    /// Of those, told to the agent.
-    pub told: u64,
+    /// Of those, reported to the agent.
+    pub reported: u64,
     /// Of those, not told: the ring was full.
     pub lost_ring: u64,
     /// The map was full.
@@ -127,4 +127,4 @@ layout!(FlowState, 24, opened @ 0, packets @ 8, replies @ 12, direction @ 16);
 layout!(Recent, 64, tick @ 0, key @ 8, direction @ 52, packets @ 56);
 layout!(FlowEvent, 64, time @ 0, key @ 8, event @ 52, direction @ 53, icmp @ 54, length @ 56);
 layout!(DnsEvent, 584, head @ 0, length @ 64, payload @ 72);
-layout!(FlowCounters, 64, opened @ 0, told @ 8, lost_ring @ 16, lost_full @ 24, lost_insert @ 32, answers @ 40, unread @ 56);
+layout!(FlowCounters, 64, opened @ 0, reported @ 8, lost_ring @ 16, lost_full @ 24, lost_insert @ 32, answers @ 40, unread @ 56);

@@ -1,4 +1,4 @@
-//! How every record leaves the kernel, and the books of it: what was matched is emitted, folded or lost.
+//! How every record leaves the kernel, and the books of it: what was matched is emitted, aggregated or lost.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
@@ -190,7 +190,7 @@ pub fn submit(cpu: *mut PerCpu, event: RingBufEntry<DropEvent>) {
 #[inline(always)]
 pub fn discard(cpu: *mut PerCpu, event: RingBufEntry<DropEvent>) {
     event.discard(0);
-    add(counter!(cpu.folded));
+    add(counter!(cpu.aggregated));
 }
 
 /// A wake-up costs ten times what a record does: one a tick from each CPU, and only when the reader has caught up. It looks again

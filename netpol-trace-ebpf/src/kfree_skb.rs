@@ -122,7 +122,7 @@ fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: Drop) {
         if key::folds(key)
             && let Outcome::Counted = place.count(key, &measure)
         {
-            emit::add(counter!(cpu.folded));
+            emit::add(counter!(cpu.aggregated));
             return;
         }
     }

@@ -242,7 +242,7 @@ impl Seen<'_> {
             Err(_) => return count!(lost_insert),
         }
         if self.tell(key, event::OPENED, [0; 2], now) {
-            count!(told);
+            count!(reported);
         } else {
             // Nobody knows of the entry, so nobody would ever remove it. The next packet tries again.
             let _ = FLOWS.remove(key);

@@ -90,7 +90,7 @@ pub struct Config {
     pub duration: Option<Duration>,
     pub ring_bytes: u32,
     /// How long repeated packets are counted before they are told; zero: each has a record.
-    pub fold_window: Duration,
+    pub aggregation_window: Duration,
     /// Records of drops a second; 0: no limit.
     pub max_records_per_second: u32,
     /// Counts, unread records and the hook stay in the kernel when the agent ends.
@@ -134,7 +134,7 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     let options = kernel::Options {
         all_drops: config.all_drops,
         ring_bytes: config.ring_bytes,
-        fold: !config.fold_window.is_zero(),
+        fold: !config.aggregation_window.is_zero(),
         survive_restart: config.survive_restart,
         pin_folder: config.pin_folder.clone(),
         ..kernel::Options::default()
@@ -147,7 +147,8 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
             let hooks = &mut tc_hooks;
             move || open_tc(chosen, hooks)
         });
-        let drops = wants(chosen, HookName::KfreeSkb).then(|| open_drops(&options, config.fold_window, &mut hooks));
+        let drops =
+            wants(chosen, HookName::KfreeSkb).then(|| open_drops(&options, config.aggregation_window, &mut hooks));
         let tc = tc.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         anyhow::Ok((drops.transpose()?, tc?))
     })?;
@@ -182,7 +183,7 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
         pipeline.budget = Some(Budget::new(config.max_records_per_second, Instant::now()));
     }
     // Without folding in the kernel what is above the budget is still folded.
-    let window = if config.fold_window.is_zero() { WINDOW } else { config.fold_window };
+    let window = if config.aggregation_window.is_zero() { WINDOW } else { config.aggregation_window };
     let (connections, flow_counters) = match tc {
         Some(kernel::tc::Opened { attacher, ring, flows, counters }) => {
             let view = View { flows, interfaces: attacher.interfaces() };

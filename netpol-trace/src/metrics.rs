@@ -168,7 +168,7 @@ fn tell(page: &mut Page, published: &Published, age: Duration) {
             (&c::SEEN, kernel.seen),
             (&c::MATCHED, kernel.matched),
             (&c::EMITTED, kernel.emitted),
-            (&c::FOLDED, kernel.folded),
+            (&c::FOLDED, kernel.aggregated),
             (&c::KERNEL_LOST, kernel.lost),
             (&c::RECURSION, kernel.recursion_misses),
         ] {
@@ -198,7 +198,7 @@ fn tell(page: &mut Page, published: &Published, age: Duration) {
     page.family(&c::SINK_FAILING, sinks.iter().map(|sink| ([&sink.name], u64::from(sink.error.is_some()))));
     if let Some(connections) = status.connections {
         page.one(&c::OPENED, connections.opened);
-        page.one(&c::TOLD, connections.told);
+        page.one(&c::REPORTED, connections.reported);
         page.one(&c::CONNECTIONS_LOST, connections.lost);
     }
     let hooks = status.hooks.iter();

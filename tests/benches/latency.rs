@@ -33,7 +33,7 @@ fn main() -> Result<()> {
         started.push(took);
         stop(&mut child)?;
     }
-    let all = ["--fold-window", "0s", "--max-records-per-second", "0"];
+    let all = ["--aggregation-window", "0s", "--max-records-per-second", "0"];
     let alone = latencies(&all, PACKETS, |pair| {
         pair.client()?.netns.run(|| -> Result<()> {
             let socket = UdpSocket::bind((CLIENT, 0))?;

@@ -118,7 +118,7 @@ fn start_agent(plane: &ControlPlane, agents: &str, dir: &Path, history: &Path, p
     let mut agent = Command::new(agent::binary()?)
         .args([
             "agent",
-            "--fold-window",
+            "--aggregation-window",
             "1s",
             "--hooks",
             "kfree_skb",

@@ -174,7 +174,7 @@ fn a_full_disk_is_declared() -> Result<()> {
     std::fs::write(&filler, vec![0; 7 << 20])?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
     let log_path = log.to_string_lossy().into_owned();
-    let each = ["--fold-window", "0s", "--max-records-per-second", "0", "--manifests", &manifests];
+    let each = ["--aggregation-window", "0s", "--max-records-per-second", "0", "--manifests", &manifests];
     let agent = Agent::start(&[&each[..], &["--output", "stdout", "--output", &log_path]].concat())?;
     let to = std::iter::repeat_n(SocketAddr::from((SERVER, 5000)), PACKETS);
     traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 64)?;

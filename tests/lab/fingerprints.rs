@@ -47,7 +47,7 @@ fn two_agents_records_of_a_packet_have_one_fingerprint() -> Result<()> {
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy();
     // A record of each packet, so that those of the SYNs can be compared one by one.
-    let common = ["--manifests", &manifests, "--fold-window", "0s", "--hooks", "kfree_skb"];
+    let common = ["--manifests", &manifests, "--aggregation-window", "0s", "--hooks", "kfree_skb"];
     let old = Agent::start(&common)?;
     // Of another version, as it were: it counts, records more, knows nobody's labels, and is of another node's name.
     let new = Agent::start(&[&common[..], &["--all-drops", "--node-name", "other"]].concat())?;

@@ -53,7 +53,8 @@ fn a_flood_is_a_few_records() -> Result<()> {
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
-    let agent = Agent::start(&["--fold-window", "5m", "--max-records-per-second", "0", "--manifests", &manifests])?;
+    let agent =
+        Agent::start(&["--aggregation-window", "5m", "--max-records-per-second", "0", "--manifests", &manifests])?;
     flood(&pair, 2000)?;
     agent.wait_for("the first packet's record", |records| drops(records).any(|r| pair.lab.owns(r)))?;
     let run = agent.stop()?;
@@ -77,7 +78,8 @@ fn a_flow_of_several_cpus_is_one() -> Result<()> {
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
-    let agent = Agent::start(&["--fold-window", "5m", "--max-records-per-second", "0", "--manifests", &manifests])?;
+    let agent =
+        Agent::start(&["--aggregation-window", "5m", "--max-records-per-second", "0", "--manifests", &manifests])?;
     let socket = pair.client()?.netns.run(|| UdpSocket::bind((CLIENT, 0)))?;
     let sent = AtomicU64::new(0);
     for _ in 0..3 {
@@ -107,7 +109,7 @@ fn a_full_map_folds_coarser() -> Result<()> {
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
-    let options = ["--fold-window", "5m", "--ring-kib", "16384", "--max-records-per-second", "0", "--manifests"];
+    let options = ["--aggregation-window", "5m", "--ring-kib", "16384", "--max-records-per-second", "0", "--manifests"];
     let agent = Agent::start(&[&options[..], &[&manifests]].concat())?;
     let client = &pair.client()?.netns;
     on_each_cpu(|| {
@@ -124,7 +126,7 @@ fn a_full_map_folds_coarser() -> Result<()> {
     run.balance()?;
     assert_eq!(packets(own(&pair, &run)), pair.counted("denied")?);
     let coarse: Vec<&Record> = own(&pair, &run)
-        .filter(|r| r.text("/folded_by/because") == "flow_map_full" && r.text("/network/family") == "ipv6")
+        .filter(|r| r.text("/aggregated_by/because") == "flow_map_full" && r.text("/network/family") == "ipv6")
         .collect();
     let [fold] = coarse.as_slice() else { panic!("one client, one port: {coarse:?}") };
     assert_eq!(fold.count(), 199, "all but the first one");
@@ -141,7 +143,7 @@ fn a_scan_folds_by_addresses() -> Result<()> {
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
-    let options = ["--fold-window", "5m", "--ring-kib", "16384", "--max-records-per-second", "0", "--manifests"];
+    let options = ["--aggregation-window", "5m", "--ring-kib", "16384", "--max-records-per-second", "0", "--manifests"];
     let agent = Agent::start(&[&options[..], &[&manifests]].concat())?;
     let scan = (10_000..10_000 + SCAN_PORTS).map(|port| SocketAddr::from((SERVER, port)));
     traffic::udp(&pair.client()?.netns, CLIENT.into(), scan, 64)?;
@@ -150,7 +152,7 @@ fn a_scan_folds_by_addresses() -> Result<()> {
     // A slow machine's agent may not keep up with 22,000 first packets at once: it says so.
     run.account_for("denied", pair.counted("denied")?, &pair.netfilter_drops(&run))?;
     let wide: Vec<&Record> = own(&pair, &run)
-        .filter(|r| r.text("/folded_by/because") == "flow_map_full" && r.number("/destination/port").is_none())
+        .filter(|r| r.text("/aggregated_by/because") == "flow_map_full" && r.number("/destination/port").is_none())
         .collect();
     let [fold] = wide.as_slice() else { panic!("one client, one server: {wide:?}") };
     assert!(fold.count() > u64::from(SCAN_PORTS) - 23_000, "{fold}");
@@ -159,7 +161,7 @@ fn a_scan_folds_by_addresses() -> Result<()> {
     Ok(())
 }
 
-/// Above the budget drops are folded by workloads, and every packet is in a count.
+/// Above the budget drops are aggregated by workloads, and every packet is in a count.
 #[test]
 fn a_spent_budget_folds_by_workloads() -> Result<()> {
     if skip("a_spent_budget_folds_by_workloads") {
@@ -177,9 +179,10 @@ fn a_spent_budget_folds_by_workloads() -> Result<()> {
     let run = agent.stop()?;
     run.balance()?;
     assert_eq!(packets(own(&pair, &run)), 200);
-    let folded: Vec<&Record> = own(&pair, &run).filter(|r| r.text("/folded_by/because") == "record_budget").collect();
-    assert!(packets(folded.iter().copied()) >= 100, "a budget of ten records: {folded:?}");
-    for fold in &folded {
+    let aggregated: Vec<&Record> =
+        own(&pair, &run).filter(|r| r.text("/aggregated_by/because") == "record_budget").collect();
+    assert!(packets(aggregated.iter().copied()) >= 100, "a budget of ten records: {aggregated:?}");
+    for fold in &aggregated {
         assert_eq!((fold.pod("source"), fold.pod("destination")), ("lab/client".into(), "lab/server".into()), "{fold}");
         assert_eq!((fold.number("/source/port"), fold.number("/destination/port")), (None, Some(80)), "{fold}");
     }

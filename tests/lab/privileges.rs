@@ -47,7 +47,7 @@ fn run_with(capabilities: &[u8]) -> Result<Run> {
     let manifests = pair.manifests().to_string_lossy().into_owned();
     let command = confined(
         capabilities,
-        &["agent", "--fold-window", "1s", "--all-drops", "--hooks", "kfree_skb,tc", "--manifests", &manifests],
+        &["agent", "--aggregation-window", "1s", "--all-drops", "--hooks", "kfree_skb,tc", "--manifests", &manifests],
     )?;
     let agent = pair.lab.node().run(move || Agent::spawn(command))?;
     let started = agent.wait_for("its start", |records| records.iter().any(|r| r.text("/phase") == "started"));

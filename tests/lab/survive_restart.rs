@@ -56,7 +56,7 @@ impl Drop for Pins {
 
 /// An agent that survives a restart, with a window that does not end while the test runs, and more options.
 fn surviving(pins: &Pins, pair: &Pair, more: &[&str]) -> Result<Agent> {
-    start(pins, pair, &[&["--survive-restart", "--fold-window", "5m"], more].concat())
+    start(pins, pair, &[&["--survive-restart", "--aggregation-window", "5m"], more].concat())
 }
 
 fn start(pins: &Pins, pair: &Pair, options: &[&str]) -> Result<Agent> {
@@ -160,7 +160,7 @@ fn a_rolling_update_loses_nothing() -> Result<()> {
     let pins = Pins::mount()?;
     let state = tempfile::tempdir()?;
     let state = state.path().to_string_lossy();
-    let start = || start(&pins, &pair, &["--survive-restart", "--fold-window", "500ms", "--state-dir", &state]);
+    let start = || start(&pins, &pair, &["--survive-restart", "--aggregation-window", "500ms", "--state-dir", &state]);
     let windows = |records: &[Record]| drops(records).filter(|r| pair.lab.owns(r) && r.count() > 1).count() >= 3;
     let first = start()?;
     let done = AtomicBool::new(false);

@@ -43,7 +43,16 @@ fn a_slow_sink_holds_up_nobody() -> Result<()> {
     let log = folder.path().join("log");
     let mut command = Command::new(agent::binary()?);
     // A record for each packet, and a larger ring that takes the whole flood: what is lost here is lost by the sink.
-    command.args(["agent", "--fold-window", "0s", "--max-records-per-second", "0", "--ring-kib", "32768", "--output"]);
+    command.args([
+        "agent",
+        "--aggregation-window",
+        "0s",
+        "--max-records-per-second",
+        "0",
+        "--ring-kib",
+        "32768",
+        "--output",
+    ]);
     command.arg(&log).args(["--output", "stdout", "--manifests"]).arg(pair.manifests());
     // Nobody reads its stdout for now.
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;

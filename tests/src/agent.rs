@@ -19,7 +19,7 @@ use crate::record::Record;
 pub const BINARY: &str = "NETPOL_TRACE_BIN";
 
 /// Counts of repeated packets come soon, for who waits for them.
-pub const SOON: [&str; 2] = ["--fold-window", "1s"];
+pub const SOON: [&str; 2] = ["--aggregation-window", "1s"];
 
 /// A running agent; killed when dropped.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Agent {
     pub fn start<S: AsRef<str>>(arguments: &[S]) -> Result<Agent> {
         let mut command = Command::new(binary()?);
         command.arg("agent").args(arguments.iter().map(AsRef::as_ref));
-        if !arguments.iter().any(|argument| argument.as_ref() == "--fold-window") {
+        if !arguments.iter().any(|argument| argument.as_ref() == "--aggregation-window") {
             command.args(SOON);
         }
         let agent = Agent::spawn(command)?;

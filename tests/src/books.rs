@@ -72,7 +72,8 @@ pub fn imbalances(run: &Run) -> Result<Vec<String>> {
     let stopped = run.stopped()?;
     let total = |name: &str| stopped.number(&format!("/totals/{name}")).with_context(|| format!("no totals/{name}"));
     let (seen, matched) = (total("kernel/seen")?, total("kernel/matched")?);
-    let (emitted, folded, kernel_lost) = (total("kernel/emitted")?, total("kernel/folded")?, total("kernel/lost")?);
+    let (emitted, aggregated, kernel_lost) =
+        (total("kernel/emitted")?, total("kernel/aggregated")?, total("kernel/lost")?);
     let (read, written, filtered) = (total("agent/read")?, total("agent/written")?, total("agent/filtered")?);
     let (held, agent_lost) = (total("agent/held")?, total("agent/lost")?);
     let declared: u64 = run
@@ -90,9 +91,9 @@ pub fn imbalances(run: &Run) -> Result<Vec<String>> {
             wrong.push(format!("{what}: {left} is not {right}"));
         }
     };
-    equal("kernel: matched = emitted + folded + lost", matched, emitted + folded + kernel_lost);
+    equal("kernel: matched = emitted + aggregated + lost", matched, emitted + aggregated + kernel_lost);
     equal("agent: read = written + held + lost", read, written + held + agent_lost);
-    equal("between: read = emitted + folded", read, emitted + folded);
+    equal("between: read = emitted + aggregated", read, emitted + aggregated);
     equal("held at the end", held, 0);
     equal("packets in records = written - filtered", packets(&run.records), written.saturating_sub(filtered));
     // Other causes are also counted where no record is made, in the kernel.
@@ -135,7 +136,7 @@ mod tests {
     const DROP: &str =
         r#"{"schema":"netpol-trace/v1","kind":"drop","run":"a","id":"a/1","seq":1,"count":3,"cause":"policy"}"#;
     const STOPPED: &str = r#"{"schema":"netpol-trace/v1","kind":"status","run":"a","id":"a/2","seq":2,"phase":"stopped",
-        "totals":{"kernel":{"seen":9,"matched":4,"emitted":1,"folded":3,"lost":0,"recursion_misses":0},
+        "totals":{"kernel":{"seen":9,"matched":4,"emitted":1,"aggregated":3,"lost":0,"recursion_misses":0},
         "agent":{"read":4,"written":4,"filtered":1,"held":0,"lost":0}},"causes":{"policy":3,"not_policy":1}}"#;
 
     #[test]

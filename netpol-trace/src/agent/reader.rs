@@ -112,7 +112,10 @@ pub fn run(
     let deadline = Instant::now() + LAST_RECORDS;
     loop {
         let balanced = drops.as_ref().is_none_or(|drops| {
-            drops.counters.read().is_ok_and(|r| r.totals.matched == r.totals.emitted + r.totals.folded + r.totals.lost)
+            drops
+                .counters
+                .read()
+                .is_ok_and(|r| r.totals.matched == r.totals.emitted + r.totals.aggregated + r.totals.lost)
         });
         send.all(drops.as_mut(), flows.as_mut());
         if balanced || Instant::now() > deadline {

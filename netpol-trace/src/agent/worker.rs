@@ -405,10 +405,10 @@ fn connections(counters: &FlowCounters, pipeline: &Pipeline) -> ConnectionTotals
     let tally = pipeline.flows.as_ref().map(|flows| flows.tally).unwrap_or_default();
     ConnectionTotals {
         opened: counters.opened,
-        told: counters.told,
+        reported: counters.reported,
         lost: counters.lost_ring + counters.lost_full + counters.lost_insert,
         unanswered: tally.unanswered,
-        unanswered_untold: tally.unanswered_untold,
+        unanswered_unreported: tally.unanswered_unreported,
         unread: counters.unread,
     }
 }

@@ -186,9 +186,9 @@ impl Run {
         check("agent: read against written + held + lost", agent.read, told, !end);
         check("kernel: seen against matched", kernel.seen.max(kernel.matched), kernel.seen, false);
         if end {
-            let known = sum(&[kernel.emitted, kernel.folded, kernel.lost]);
-            check("kernel: matched against emitted + folded + lost", kernel.matched, known, false);
-            check("read against emitted + folded", agent.read, sum(&[kernel.emitted, kernel.folded]), false);
+            let known = sum(&[kernel.emitted, kernel.aggregated, kernel.lost]);
+            check("kernel: matched against emitted + aggregated + lost", kernel.matched, known, false);
+            check("read against emitted + aggregated", agent.read, sum(&[kernel.emitted, kernel.aggregated]), false);
             check("held at the end", agent.held, 0, false);
         }
         self.checkpoint = Some(Checkpoint { seq, totals, tally: self.tally, phase });

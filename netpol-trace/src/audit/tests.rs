@@ -3,11 +3,11 @@
 use super::{Audit, AuditReport, Completeness};
 
 /// Two drops of three and one packets, a declared loss of two, and the books of it: 8 read, 2 of them filtered.
-const LOG: &str = r#"{"schema":"netpol-trace/v1","kind":"status","run":"a","id":"a/1","seq":1,"time":"2026-11-21T10:00:00Z","node":"n1","phase":"started","version":"0.1.0","totals":{"kernel":{"seen":0,"matched":0,"emitted":0,"folded":0,"lost":0,"recursion_misses":0},"agent":{"read":0,"written":0,"filtered":0,"held":0,"lost":0}},"causes":{},"hooks":[],"sources":[]}
+const LOG: &str = r#"{"schema":"netpol-trace/v1","kind":"status","run":"a","id":"a/1","seq":1,"time":"2026-11-21T10:00:00Z","node":"n1","phase":"started","version":"0.1.0","totals":{"kernel":{"seen":0,"matched":0,"emitted":0,"aggregated":0,"lost":0,"recursion_misses":0},"agent":{"read":0,"written":0,"filtered":0,"held":0,"lost":0}},"causes":{},"hooks":[],"sources":[]}
 {"schema":"netpol-trace/v1","kind":"drop","run":"a","id":"a/2","seq":2,"time":"2026-11-21T10:00:01Z","node":"n1","count":3,"bytes":180,"cause":"policy","action":"drop","source":{"kind":"external","ip":"192.0.2.1"},"destination":{"kind":"external","ip":"192.0.2.2"},"network":{"transport":"tcp","family":"ipv4","length":60},"kernel":{"mechanism":"nftables"},"enrichment":"complete"}
 {"schema":"netpol-trace/v1","kind":"loss","run":"a","id":"a/3","seq":3,"time":"2026-11-21T10:00:02Z","node":"n1","stage":"kernel_ring","reason":"full","count":2}
 {"schema":"netpol-trace/v1","kind":"drop","run":"a","id":"a/4","seq":4,"time":"2026-11-21T10:00:03Z","node":"n1","count":1,"bytes":60,"cause":"policy","action":"drop","source":{"kind":"external","ip":"192.0.2.1"},"destination":{"kind":"external","ip":"192.0.2.2"},"network":{"transport":"tcp","family":"ipv4","length":60},"kernel":{"mechanism":"nftables"},"enrichment":"complete"}
-{"schema":"netpol-trace/v1","kind":"status","run":"a","id":"a/5","seq":5,"time":"2026-11-21T10:00:04Z","node":"n1","phase":"stopped","version":"0.1.0","totals":{"kernel":{"seen":9,"matched":8,"emitted":6,"folded":0,"lost":2,"recursion_misses":0},"agent":{"read":6,"written":6,"filtered":2,"held":0,"lost":0}},"causes":{"policy":4,"not_policy":2},"hooks":[],"sources":[]}
+{"schema":"netpol-trace/v1","kind":"status","run":"a","id":"a/5","seq":5,"time":"2026-11-21T10:00:04Z","node":"n1","phase":"stopped","version":"0.1.0","totals":{"kernel":{"seen":9,"matched":8,"emitted":6,"aggregated":0,"lost":2,"recursion_misses":0},"agent":{"read":6,"written":6,"filtered":2,"held":0,"lost":0}},"causes":{"policy":4,"not_policy":2},"hooks":[],"sources":[]}
 "#;
 
 fn audit(log: &str) -> AuditReport {

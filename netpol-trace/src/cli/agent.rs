@@ -112,10 +112,10 @@ pub struct AgentArgs {
     /// How long repeated packets of a flow are counted in the kernel before one record tells of them; the first packet of a
     /// flow has a record at once. 0s: a record for each packet.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = window)]
-    fold_window: Duration,
+    aggregation_window: Duration,
 
-    /// Records of drops a second, on average over ten seconds. Above that, drops are folded by workloads, with exact counts
-    /// (folded_by). 0: no limit.
+    /// Records of drops a second, on average over ten seconds. Above that, drops are aggregated by workloads, with exact counts
+    /// (aggregated_by). 0: no limit.
     #[arg(long, value_name = "COUNT", default_value = "500")]
     max_records_per_second: u32,
 
@@ -222,7 +222,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         tail: args.tail_listen.map(|address| (address, reviewer)),
         duration: args.duration,
         ring_bytes: args.ring_kib * 1024,
-        fold_window: args.fold_window,
+        aggregation_window: args.aggregation_window,
         pin_folder: args.pin_dir,
         survive_restart: args.survive_restart,
         max_records_per_second: args.max_records_per_second,

@@ -26,9 +26,9 @@ impl Carry {
     }
 
     /// Packets of counts that were taken out of the maps.
-    pub fn folded(&self) -> &AtomicU64 {
+    pub fn aggregated(&self) -> &AtomicU64 {
         // SAFETY: as above.
-        self.0.word(|raw| unsafe { &raw mut (*raw).folded })
+        self.0.word(|raw| unsafe { &raw mut (*raw).aggregated })
     }
 
     /// Of the kernel's losses, what is declared.
@@ -51,14 +51,14 @@ impl Carry {
 
     /// Notes that nothing is open of what was taken out of the kernel.
     pub fn settle(&self) {
-        let taken = self.emitted().load(Ordering::Acquire) + self.folded().load(Ordering::Acquire);
+        let taken = self.emitted().load(Ordering::Acquire) + self.aggregated().load(Ordering::Acquire);
         self.left_out().store(taken.saturating_sub(self.written().load(Ordering::Acquire)), Ordering::Release);
     }
 
     /// Takes over from the run before: packets that it had taken out of the kernel and that ended with it. They are this run's to
     /// declare, and done with.
     pub(super) fn take_over(&self) -> u64 {
-        let taken = self.emitted().load(Ordering::Acquire) + self.folded().load(Ordering::Acquire);
+        let taken = self.emitted().load(Ordering::Acquire) + self.aggregated().load(Ordering::Acquire);
         let done = self.written().swap(taken, Ordering::AcqRel) + self.left_out().swap(0, Ordering::AcqRel);
         taken.saturating_sub(done)
     }

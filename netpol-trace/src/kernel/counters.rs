@@ -58,9 +58,10 @@ impl Counters {
 
     /// Leaves out what the runs before told: `carry` says how far they came.
     pub(super) fn since(mut self, carry: &Carry) -> Result<Counters, aya::maps::MapError> {
-        let (emitted, folded) = (carry.emitted().load(Ordering::Acquire), carry.folded().load(Ordering::Acquire));
+        let (emitted, aggregated) =
+            (carry.emitted().load(Ordering::Acquire), carry.aggregated().load(Ordering::Acquire));
         let lost_ring = carry.lost().load(Ordering::Acquire);
-        let counters = Raw { matched: emitted + folded + lost_ring, emitted, folded, lost_ring };
+        let counters = Raw { matched: emitted + aggregated + lost_ring, emitted, aggregated, lost_ring };
         let (_, seen) = self.sum()?;
         self.base = Base { counters, seen, recursion_misses: self.recursion_misses() };
         Ok(self)
@@ -69,9 +70,10 @@ impl Counters {
     /// From now on says what had been taken out of the kernel at this moment: what the programs count further on is for the next
     /// agent.
     pub fn close(&self, carry: &Carry) {
-        let (emitted, folded) = (carry.emitted().load(Ordering::Acquire), carry.folded().load(Ordering::Acquire));
+        let (emitted, aggregated) =
+            (carry.emitted().load(Ordering::Acquire), carry.aggregated().load(Ordering::Acquire));
         if let Ok((Raw { lost_ring, .. }, _)) = self.sum() {
-            let _ = self.closed.set(Raw { matched: emitted + folded + lost_ring, emitted, folded, lost_ring });
+            let _ = self.closed.set(Raw { matched: emitted + aggregated + lost_ring, emitted, aggregated, lost_ring });
         }
     }
 
@@ -80,10 +82,10 @@ impl Counters {
         let mut by_reason = [0; REASONS];
         for entry in self.per_cpu.iter() {
             let PerCpuPod(PerCpu { counters, seen, .. }) = entry?;
-            let Raw { matched, emitted, folded, lost_ring } = counters;
+            let Raw { matched, emitted, aggregated, lost_ring } = counters;
             sum.matched += matched;
             sum.emitted += emitted;
-            sum.folded += folded;
+            sum.aggregated += aggregated;
             sum.lost_ring += lost_ring;
             by_reason.iter_mut().zip(&seen).for_each(|(sum, seen)| *sum += seen);
         }
@@ -103,7 +105,7 @@ impl Counters {
         let sum = Raw {
             matched: sum.matched.saturating_sub(base.matched),
             emitted: sum.emitted.saturating_sub(base.emitted),
-            folded: sum.folded.saturating_sub(base.folded),
+            aggregated: sum.aggregated.saturating_sub(base.aggregated),
             lost_ring: sum.lost_ring.saturating_sub(base.lost_ring),
         };
         let not_recorded = self.unrecorded.iter().filter_map(|(reason, name)| {
@@ -115,7 +117,7 @@ impl Counters {
                 seen: by_reason.iter().sum::<u64>().max(sum.matched),
                 matched: sum.matched,
                 emitted: sum.emitted,
-                folded: sum.folded,
+                aggregated: sum.aggregated,
                 lost: sum.lost_ring,
                 recursion_misses: self.recursion_misses().saturating_sub(*recursion_misses),
             },

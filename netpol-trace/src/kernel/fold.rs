@@ -216,10 +216,10 @@ impl Folds {
                 own.entry(*key).or_default().add(fold);
             }
         });
-        carry.folded().fetch_add(own.values().map(|fold| fold.count).sum(), Ordering::AcqRel);
+        carry.aggregated().fetch_add(own.values().map(|fold| fold.count).sum(), Ordering::AcqRel);
         for map in &from.shared {
             let taken = bpf::take_all(map.fd().as_fd(), |key: &FoldKey, fold: &Fold| {
-                carry.folded().fetch_add(fold.count, Ordering::AcqRel);
+                carry.aggregated().fetch_add(fold.count, Ordering::AcqRel);
                 let mut fold = *fold;
                 if let Some(more) = own.remove(key) {
                     fold.add(&more);

@@ -180,7 +180,7 @@ impl Counters {
         let mut sum = RawCounters::default();
         for CountersPod(cpu) in self.0.get(&0, 0)?.iter() {
             sum.opened += cpu.opened;
-            sum.told += cpu.told;
+            sum.reported += cpu.reported;
             sum.lost_ring += cpu.lost_ring;
             sum.lost_full += cpu.lost_full;
             sum.lost_insert += cpu.lost_insert;

@@ -23,9 +23,9 @@ catalogue! {
     LOST: Counter "lost_records_total" ["stage", "reason"] "Packets and records that did not make it, by where and why.";
     ERRORS: Counter "errors_total" ["stage", "kind"] "Errors that cost something, by where and which.";
     SEEN: Counter "kernel_seen_packets_total" [] "Freed packets that the hook looked at.";
-    MATCHED: Counter "kernel_matched_packets_total" [] "Freed packets that may be drops by policy: emitted, folded or lost.";
+    MATCHED: Counter "kernel_matched_packets_total" [] "Freed packets that may be drops by policy: emitted, aggregated or lost.";
     EMITTED: Counter "kernel_emitted_packets_total" [] "Matched packets that were handed to the agent.";
-    FOLDED: Counter "kernel_folded_packets_total" [] "Matched packets that were counted into another one's record.";
+    FOLDED: Counter "kernel_aggregated_packets_total" [] "Matched packets that were counted into another one's record.";
     KERNEL_LOST: Counter "kernel_lost_packets_total" [] "Matched packets for which the ring had no room.";
     RECURSION: Counter "kernel_recursion_misses_total" [] "Runs of the program that BPF's recursion protection skipped; an estimate of packets.";
     NOT_RECORDED: Counter "not_recorded_packets_total" ["reason"] "Drops for reasons that no policy has, counted in the kernel only.";
@@ -44,9 +44,9 @@ catalogue! {
     SINK_QUEUE: Gauge "sink_queue_records" ["sink"] "Records that wait for a sink.";
     SINK_QUEUE_SIZE: Gauge "sink_queue_size_records" ["sink"] "Records that may wait for a sink.";
     SINK_FAILING: Gauge "sink_failing" ["sink"] "1 while a sink's last write failed, or it can't be opened.";
-    OPENED: Counter "connections_opened_total" [] "Connections that the tc hook saw open: told or lost.";
-    TOLD: Counter "connections_told_total" [] "Connections of which the agent was told.";
-    CONNECTIONS_LOST: Counter "connections_lost_total" [] "Connections of which the agent could not be told.";
+    OPENED: Counter "connections_opened_total" [] "Connections that the tc hook saw open: reported or lost.";
+    REPORTED: Counter "connections_reported_total" [] "Connections reported to the agent.";
+    CONNECTIONS_LOST: Counter "connections_lost_total" [] "Connections lost before they reached the agent.";
     HOOK: Gauge "hook_active" ["hook", "state"] "1 for a hook that is in use, 0 for one that is off or was refused; the state says how.";
     CONFIG_OK: Gauge "config_last_reload_successful" [] "1 while the config file, as it is now, is in force; 0 after one that was refused.";
     CONFIG_AGE: Gauge "config_age_seconds" [] "Since the config in force was read from its file.";

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `matched = emitted + folded + lost` and `read = written + held + lost`, in packets.
+/// `matched = emitted + aggregated + lost` and `read = written + held + lost`, in packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Totals {
     /// Absent when the kernel's counters could not be read.
@@ -17,7 +17,7 @@ pub struct KernelTotals {
     pub seen: u64,
     pub matched: u64,
     pub emitted: u64,
-    pub folded: u64,
+    pub aggregated: u64,
     pub lost: u64,
     pub recursion_misses: u64,
 }
@@ -35,16 +35,16 @@ pub struct AgentTotals {
     pub lost: u64,
 }
 
-/// The tc hook's own books, in connections: `opened = told + lost`.
+/// The tc hook's own books, in connections: `opened = reported + lost`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConnectionTotals {
     pub opened: u64,
-    pub told: u64,
+    pub reported: u64,
     pub lost: u64,
     /// Connections in `unanswered` records, and those without one: too many, left out by the config file, or drops may have
     /// been missed.
     pub unanswered: u64,
-    pub unanswered_untold: u64,
+    pub unanswered_unreported: u64,
     /// Packets whose headers could not be read.
     pub unread: u64,
 }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::model::packet::{Packet, Repeats};
 use crate::model::{Cause, Direction, Hook, Mechanism, Site, Str};
 use crate::pipeline::enrich::{Flow, Named, OwnedBy};
-use crate::record::{Body, Drop, FoldedBy};
+use crate::record::{AggregatedBy, Body, Drop};
 
 /// Size of a burst after a quiet time, in seconds of the rate.
 const BURST: f64 = 10.0;
@@ -122,7 +122,7 @@ impl Budget {
             }
             None => drop.destination.port = None,
         }
-        drop.folded_by = Some(FoldedBy { because: "record_budget".into(), same });
+        drop.aggregated_by = Some(AggregatedBy { because: "record_budget".into(), same });
         drop.source.port = None;
         drop.network.community_id = None;
         (drop.count, drop.bytes) = (packets.count, packets.bytes);

@@ -10,7 +10,7 @@ use crate::model::packet::{Packet, Repeats, Sameness, transport_name};
 use crate::model::{Facts, OwnerRef, PodRef, Site, Str};
 use crate::pipeline::enrich::{Flow, Named, OwnedBy};
 use crate::record::community_id::community_id;
-use crate::record::{Drop, Endpoint, FoldedBy, Icmp, Kernel, Network};
+use crate::record::{AggregatedBy, Drop, Endpoint, Icmp, Kernel, Network};
 
 /// Limits of untrusted input in a record: labels per pod, and bytes of one label or name.
 const MAX_LABELS: usize = 64;
@@ -62,7 +62,7 @@ pub(super) fn drop_body(
         hint: decision.hint,
         enrichment: decision.enrichment,
         spoofed: false,
-        folded_by: None,
+        aggregated_by: None,
         truncated: false,
     }
 }
@@ -89,7 +89,7 @@ impl Drop {
             }
         };
         let same = same.iter().copied().map(Into::into).collect();
-        self.folded_by = Some(FoldedBy { because: "flow_map_full".into(), same });
+        self.aggregated_by = Some(AggregatedBy { because: "flow_map_full".into(), same });
         self.network.community_id = None;
         self.source.port = None;
     }

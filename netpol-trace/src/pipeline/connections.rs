@@ -125,7 +125,7 @@ fn address(words: &[u32; 4]) -> IpAddr {
 pub struct Tally {
     pub unanswered: u64,
     /// Unanswered connections without a record: too many at once, or drops may have been missed.
-    pub unanswered_untold: u64,
+    pub unanswered_unreported: u64,
 }
 
 /// The connections of this node's pods; see the module's documentation.

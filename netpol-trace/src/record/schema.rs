@@ -34,7 +34,7 @@ pub struct Record {
     pub run: Str,
     /// Gapless per sink and run, from 1.
     pub seq: u64,
-    /// When it happened; of a folded drop, the first packet.
+    /// When it happened; of an aggregated drop, of the first packet.
     #[schemars(with = "String")]
     pub time: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,7 +98,7 @@ pub struct Drop {
     pub enrichment: Enrichment,
     /// The packets are of several flows.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub folded_by: Option<FoldedBy>,
+    pub aggregated_by: Option<AggregatedBy>,
     /// Labels, or all but the first policies, were left out to keep the line under 16 KiB.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
@@ -106,7 +106,7 @@ pub struct Drop {
 
 /// Why packets of several flows are one record, and what they have in common. All else in the record is the first one's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct FoldedBy {
+pub struct AggregatedBy {
     /// `record_budget`: more records a second than `--max-records-per-second`. `flow_map_full`: more flows at once than the
     /// kernel side has room for; then they are counted without the source's port, and where there is no room for that
     /// either, without ports.

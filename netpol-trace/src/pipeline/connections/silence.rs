@@ -116,7 +116,7 @@ impl<K: Kernel> Flows<K> {
             return None;
         }
         if self.sees_drops && self.dropped.is_blind(now) {
-            self.tally.unanswered_untold += 1;
+            self.tally.unanswered_unreported += 1;
             return None;
         }
         Some(Finding {
@@ -141,7 +141,7 @@ impl<K: Kernel> Flows<K> {
     /// Counts a finding as one without a record.
     pub fn leave_out(&mut self, finding: &Finding) {
         self.tally.unanswered -= finding.count;
-        self.tally.unanswered_untold += finding.count;
+        self.tally.unanswered_unreported += finding.count;
     }
 
     /// Reports the first finding of a key at once and the others at the end of the window.
@@ -153,7 +153,7 @@ impl<K: Kernel> Flows<K> {
             return None;
         }
         if self.silence.told.len() >= MAX_RECORDS {
-            self.tally.unanswered_untold += 1;
+            self.tally.unanswered_unreported += 1;
             return None;
         }
         self.silence.told.insert(route, (now + WINDOW, None));

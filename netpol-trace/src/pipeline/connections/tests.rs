@@ -138,7 +138,7 @@ fn lost_drops_forbid_the_claim() {
     let now = node.start;
     node.flows.lost_drops(now);
     assert_eq!(node.silent_at(6), []);
-    assert_eq!(node.flows.tally, Tally { unanswered: 0, unanswered_untold: 1 });
+    assert_eq!(node.flows.tally, Tally { unanswered: 0, unanswered_unreported: 1 });
 }
 
 #[test]
@@ -203,5 +203,5 @@ fn memory_is_bounded() {
     }
     // A flood of drops was more than is kept: nothing is claimed.
     assert_eq!(node.silent_at(6), []);
-    assert!(node.flows.tally.unanswered_untold > 0);
+    assert!(node.flows.tally.unanswered_unreported > 0);
 }
