@@ -1,7 +1,6 @@
 //! Where records go. Each sink has a thread, a bounded queue and a gapless `seq` of its own: one that is slow or gone holds up
 //! neither the others nor the pipeline; what had no room is declared in its own stream.
 
-pub mod backoff;
 pub mod fan_out;
 pub mod file;
 pub mod history;

@@ -1,8 +1,8 @@
-//! Each way in which a log can fall short, made out of one that doesn't.
+//! Makes each fault that a log can have out of a log that is complete.
 
 use super::{Audit, AuditReport, Completeness};
 
-/// Two drops of three and one packets, a declared loss of two, and the books of it: 8 read, 2 of them filtered.
+/// Two drops of three and one packets, a declared loss of two, and totals that agree: 8 matched, 2 of them filtered.
 const LOG: &str = r#"{"schema":"netpol-trace/v1","kind":"status","run":"a","id":"a/1","seq":1,"time":"2026-11-21T10:00:00Z","node":"n1","phase":"started","version":"0.1.0","totals":{"kernel":{"seen":0,"matched":0,"emitted":0,"aggregated":0,"lost":0,"recursion_misses":0},"agent":{"read":0,"written":0,"filtered":0,"held":0,"lost":0}},"causes":{},"hooks":[],"sources":[]}
 {"schema":"netpol-trace/v1","kind":"drop","run":"a","id":"a/2","seq":2,"time":"2026-11-21T10:00:01Z","node":"n1","count":3,"bytes":180,"cause":"policy","action":"drop","source":{"kind":"external","ip":"192.0.2.1"},"destination":{"kind":"external","ip":"192.0.2.2"},"network":{"transport":"tcp","family":"ipv4","length":60},"kernel":{"mechanism":"nftables"},"enrichment":"complete"}
 {"schema":"netpol-trace/v1","kind":"loss","run":"a","id":"a/3","seq":3,"time":"2026-11-21T10:00:02Z","node":"n1","stage":"kernel_ring","reason":"full","count":2}
@@ -12,11 +12,11 @@ const LOG: &str = r#"{"schema":"netpol-trace/v1","kind":"status","run":"a","id":
 
 fn audit(log: &str) -> AuditReport {
     let mut audit = Audit::default();
-    crate::recorded::each(log.as_bytes(), |number, record| match record {
-        Ok(record) => audit.record(&record),
-        Err(error) => audit.broken(&format!("log:{number}"), &error),
-    })
-    .unwrap();
+    let read = crate::recorded::each(log.as_bytes(), |number, record| match record {
+        Ok(record) => audit.record(&format!("log:{number}"), &record),
+        Err(line) => audit.broken(&format!("log:{number}"), &line),
+    });
+    read.1.unwrap();
     audit.report()
 }
 
@@ -67,13 +67,13 @@ fn any_number_that_was_changed_is_noticed() {
 }
 
 #[test]
-fn late_and_double_records_count_once() {
+fn late_and_duplicate_records_count_once() {
     let mut order = lines();
     order.swap(1, 3);
     order.push(order[2]);
     let report = audit(&order.join("\n"));
     assert_eq!(report.answer, Completeness::Complete, "{}", report.text());
-    assert_eq!(report.runs[0].doubles, 1);
+    assert_eq!(report.runs[0].duplicates, 1);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn runs_of_other_nodes_are_no_restart() {
 }
 
 #[test]
-fn a_log_that_is_none_is_not_complete() {
+fn what_is_not_a_log_is_not_complete() {
     assert_eq!(audit("").answer, Completeness::Incomplete);
     let report = audit("{\"kind\":\"half\u{1b}[31m");
     assert_eq!(report.answer, Completeness::Incomplete);

@@ -12,9 +12,10 @@ use crate::cluster::place::Severity;
 use crate::cluster::{Index, api};
 use crate::model::cluster::Object;
 use crate::policy::Options;
+use crate::recorded;
+use crate::recorded::connections::{Collector, RecordedConnections};
 pub(super) use crate::recorded::input::is_stdin;
 use crate::recorded::unpack::Unreadable;
-use crate::recorded::{self, Collector, Log};
 use crate::text::{counted, escape, thousands};
 
 /// Problems of the input that are printed; more are counted.
@@ -186,7 +187,7 @@ impl From<YesNoUnknown> for Option<bool> {
 
 /// What a judging subcommand read of its logs.
 pub(super) struct RecordedDrops {
-    pub log: Log,
+    pub log: RecordedConnections,
     /// `drops.jsonl`, `3 files`.
     names: String,
     /// Something could not be read to its end; what was read counts.
@@ -198,7 +199,7 @@ impl RecordedDrops {
     pub fn nothing_to(&self, judge: &str) -> Option<String> {
         let records = counted(self.log.records, "record");
         self.log
-            .flows
+            .connections
             .is_empty()
             .then(|| format!("No drop by policy in {} ({records} read): nothing to {judge}.", self.names))
     }
@@ -213,9 +214,9 @@ pub(super) fn records(arguments: &[PathBuf]) -> Result<RecordedDrops, InputError
         let problem = match input.open() {
             Ok(None) => continue,
             Ok(Some(reader)) => {
-                let (lines, result) = collector.read(&input.name, reader);
+                let (counts, result) = collector.read(&input.name, reader);
                 let failed = result.err().map(|error| input.unreadable(Unreadable::from_read(error)));
-                failed.or_else(|| lines.problem(input))
+                failed.or_else(|| counts.problem(input))
             }
             Err(problem) => Some(problem),
         };
@@ -224,7 +225,7 @@ pub(super) fn records(arguments: &[PathBuf]) -> Result<RecordedDrops, InputError
             broken = true;
         }
     }
-    let (log, names) = (collector.log, recorded::input::names(&inputs));
+    let (log, names) = (collector.recorded, recorded::input::names(&inputs));
     if log.records == 0 {
         return Err(if broken { InputError::NotRead } else { InputError::Empty(names) });
     }
@@ -233,7 +234,7 @@ pub(super) fn records(arguments: &[PathBuf]) -> Result<RecordedDrops, InputError
 }
 
 /// Reports on stderr what of a log was not used.
-fn report_unused(log: &Log) {
+fn report_unused(log: &RecordedConnections) {
     if let Some((place, what)) = &log.first_broken {
         let (lines, first) = match log.broken {
             1 => ("1 line is not a netpol-trace record".to_owned(), "it"),

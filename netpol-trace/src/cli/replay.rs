@@ -10,7 +10,7 @@ use crate::cluster::Index;
 use crate::model::{Verdict, VerdictResult};
 use crate::policy;
 use crate::policy::Options;
-use crate::recorded::RecordedConnection;
+use crate::recorded::connections::RecordedConnection;
 use crate::text::{counted, escape};
 
 /// Judge recorded drops by edited policies: which would now pass, which still drop, and why.
@@ -54,7 +54,7 @@ fn work(args: &ReplayArgs) -> Result<ExitCode, InputError> {
     for object in log.missing_objects(&index) {
         index.upsert(object);
     }
-    let replay = Replay::of(&index, &args.cni.options(), &log.flows);
+    let replay = Replay::of(&index, &args.cni.options(), &log.connections);
     input::print(&match args.output {
         TextOrJson::Text => nothing.map_or_else(|| replay.text(), |nothing| escape(&nothing).into_owned() + "\n"),
         TextOrJson::Json => input::json(&replay)?,
@@ -93,8 +93,9 @@ const NOT_JUDGED: &str =
     "Connections that passed are not in the records, so whether the edited policies break one of them was not judged.";
 
 impl Replay {
-    fn of(index: &Index, options: &Options, flows: &[RecordedConnection]) -> Replay {
-        let mut connections: Vec<ReplayedConnection> = flows.iter().map(|flow| judged(index, options, flow)).collect();
+    fn of(index: &Index, options: &Options, recorded: &[RecordedConnection]) -> Replay {
+        let mut connections: Vec<ReplayedConnection> =
+            recorded.iter().map(|recorded| replayed(index, options, recorded)).collect();
         // What still fails is what the reader came for.
         connections.sort_by_key(|c| match c.verdict.result {
             VerdictResult::Denied => 0,
@@ -136,8 +137,8 @@ impl Replay {
     }
 }
 
-fn judged(index: &Index, options: &Options, flow: &RecordedConnection) -> ReplayedConnection {
-    let verdict = policy::judge(index, &flow.connection(index), options);
+fn replayed(index: &Index, options: &Options, recorded: &RecordedConnection) -> ReplayedConnection {
+    let verdict = policy::judge(index, &recorded.connection(index), options);
     let why = policy::summary(&verdict);
-    ReplayedConnection { connection: flow.title(), packets: flow.packets, verdict, why }
+    ReplayedConnection { connection: recorded.title(), packets: recorded.packets, verdict, why }
 }

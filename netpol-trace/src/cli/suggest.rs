@@ -97,8 +97,8 @@ fn work(args: &SuggestArgs) -> Result<ExitCode, InputError> {
                 index.upsert(object);
             }
             let mut now = index.clone();
-            for flow in &log.flows {
-                plan.add(&mut now, &flow.connection(&index), &options, flow.title());
+            for recorded in &log.connections {
+                plan.add(&mut now, &recorded.connection(&index), &options, recorded.title());
             }
         }
     }

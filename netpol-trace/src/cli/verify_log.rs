@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use super::input::{TextOrJson, USAGE_OR_INPUT};
 use crate::audit::{Audit, Completeness};
+use crate::recorded;
 use crate::recorded::input::{self, LogError};
 use crate::recorded::unpack::Unreadable;
-use crate::recorded::{self, Lines};
 use crate::text::escape;
 
 /// Does this log account for every packet?
@@ -73,16 +73,15 @@ fn read_all(files: &[PathBuf], audit: &mut Audit) -> Result<bool, LogError> {
         let problem = match input.open() {
             Ok(None) => continue,
             Ok(Some(reader)) => {
-                let mut lines = Lines::default();
-                let result = recorded::each(reader, |number, record| {
-                    lines.count(&record);
+                let (counts, result) = recorded::each(reader, |number, record| {
+                    let place = format_args!("{}:{number}", input.name);
                     match record {
-                        Ok(record) => audit.record(&record),
-                        Err(what) => audit.broken(&format!("{}:{number}", input.name), &what),
+                        Ok(record) => audit.record(&place, &record),
+                        Err(line) => audit.broken(&place, &line),
                     }
                 });
                 let failed = result.err().map(|error| input.unreadable(Unreadable::from_read(error)));
-                failed.or_else(|| lines.problem(&input))
+                failed.or_else(|| counts.problem(&input))
             }
             Err(problem) => Some(problem),
         };

@@ -17,8 +17,7 @@ fn folder(path: &Path) -> Folder {
 
 fn all(follower: &mut Follower) -> Vec<String> {
     let mut lines = Vec::new();
-    let mut each =
-        |octets: &[u8]| lines.extend(String::from_utf8_lossy(octets).lines().map(|line| line.to_owned() + "\n"));
+    let mut each = |line: &[u8]| lines.push(String::from_utf8_lossy(line).into_owned() + "\n");
     while follower.read(&mut each).unwrap() {}
     lines
 }

@@ -320,7 +320,7 @@ pub fn case(record: &RecordView<'_>) -> u64 {
             }
         }
     }
-    for end in record.ends() {
+    for end in record.endpoints() {
         // Addresses outside are many; what is to be done about them is the same.
         match &end.pod {
             Some(_) => workload(end).hash(&mut hasher),

@@ -11,7 +11,6 @@ use super::unpack::{LogReader, Unreadable};
 use crate::record::lines::{LINE_AT_MOST, LineSplitter};
 use crate::record::magic;
 use crate::record::read;
-use crate::tail::select;
 use crate::text::{counted, escape, thousands};
 
 /// What can't be read, and why.
@@ -51,21 +50,26 @@ fn is(reason: &Unreadable) -> String {
     }
 }
 
-/// A pod where a file is wanted: `db-0`, `pod/db-0`, `staging/db-0`.
+/// Suggests `--pod` for a missing file whose name looks like a pod's: `db-0`, `pod/db-0`, `staging/db-0`.
 fn tip(name: &str, reason: &Unreadable) -> String {
-    if !matches!(reason, Unreadable::Io(error) if error.kind() == io::ErrorKind::NotFound) || name.contains('.') {
+    let missing = matches!(reason, Unreadable::Io(error) if error.kind() == io::ErrorKind::NotFound);
+    let is_name = |part: &str| part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let parts: Vec<&str> = name.split('/').filter(|part| !["pod", "pods", "po"].contains(part)).collect();
+    if !missing || !parts.iter().all(|part| !part.is_empty() && is_name(part)) {
         return String::new();
     }
-    let pod = select::pod(name, None).map(|(namespace, name)| format!("{namespace}/{name}"));
-    let pod = pod.or_else(|_| select::pod(name, Some("any")).map(|(_, name)| format!("{name} -n NAMESPACE")));
-    pod.map_or_else(|_| String::new(), |pod| format!(" (a pod's drops: netpol-trace tail --pod {pod})"))
+    match *parts {
+        [name] => format!(" (a pod's drops: netpol-trace tail --pod {name} -n NAMESPACE)"),
+        [namespace, name] => format!(" (a pod's drops: netpol-trace tail --pod {namespace}/{name})"),
+        _ => String::new(),
+    }
 }
 
 /// One log. It is opened when it is read, so that any number of files can be named.
 #[derive(Debug)]
 pub struct LogInput {
     pub name: String,
-    pub source: LogLocation,
+    pub location: LogLocation,
     /// What can't be opened twice: a pipe; or what was wrong when it was opened.
     open: Option<Result<LogReader, LogError>>,
 }
@@ -85,27 +89,27 @@ pub fn is_stdin(path: &Path) -> bool {
 
 /// The logs that `arguments` name, patterns in the order of names; each once, and each is there.
 pub fn inputs(arguments: &[PathBuf]) -> Result<Vec<LogInput>, LogError> {
-    let mut sources = Vec::new();
+    let mut locations = Vec::new();
     for argument in arguments {
         match (is_stdin(argument), fs::metadata(argument)) {
-            (true, _) => sources.push(LogLocation::Stdin),
-            (false, Ok(metadata)) if metadata.is_dir() => sources.extend(folder(argument)?),
+            (true, _) => locations.push(LogLocation::Stdin),
+            (false, Ok(metadata)) if metadata.is_dir() => locations.extend(folder(argument)?),
             (false, Err(error)) if error.kind() == io::ErrorKind::NotFound && is_pattern(argument) => {
-                sources.extend(matching(argument)?);
+                locations.extend(matching(argument)?);
             }
             // What is wrong with it is found out when it is opened.
-            (false, _) => sources.push(LogLocation::File(argument.clone())),
+            (false, _) => locations.push(LogLocation::File(argument.clone())),
         }
     }
     let mut seen = HashSet::new();
-    sources.retain(|source| match source {
+    locations.retain(|location| match location {
         LogLocation::Stdin => seen.insert(PathBuf::from("-")),
         // By whatever path it is named.
         LogLocation::File(path) | LogLocation::Segment(path) => {
             seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone()))
         }
     });
-    sources.into_iter().map(LogInput::new).collect()
+    locations.into_iter().map(LogInput::new).collect()
 }
 
 /// The same in the order of their first records: a shell lists `log.1` after `log`, though its records are older.
@@ -179,13 +183,13 @@ pub fn names(inputs: &[LogInput]) -> String {
 }
 
 impl LogInput {
-    fn new(source: LogLocation) -> Result<LogInput, LogError> {
-        let name = match &source {
+    fn new(location: LogLocation) -> Result<LogInput, LogError> {
+        let name = match &location {
             LogLocation::Stdin => "standard input".to_owned(),
             LogLocation::File(path) | LogLocation::Segment(path) => path.display().to_string(),
         };
-        let mut input = LogInput { name, source, open: None };
-        let LogLocation::File(path) = &input.source else { return Ok(input) };
+        let mut input = LogInput { name, location, open: None };
+        let LogLocation::File(path) = &input.location else { return Ok(input) };
         match File::open(path) {
             // Mistyped, more often than not.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(input.unreadable(error.into())),
@@ -203,7 +207,7 @@ impl LogInput {
         if let Some(open) = self.open.take() {
             return open.map(Some);
         }
-        let opened = match &self.source {
+        let opened = match &self.location {
             LogLocation::Stdin => LogReader::new(io::stdin()),
             LogLocation::File(path) => File::open(path).map_err(Into::into).and_then(LogReader::new),
             LogLocation::Segment(path) => match File::open(path) {
@@ -221,7 +225,7 @@ impl LogInput {
     /// What is wrong with an input of which `lines` lines are not empty and none is a record. An empty one is no error here, and
     /// neither is a file of a history with half a line, as a crash leaves it.
     pub fn without_record(&self, lines: u64, first: Option<&str>) -> Option<LogError> {
-        let torn = lines == 1 && first == Some(magic::CUT_OFF) && matches!(self.source, LogLocation::Segment(_));
+        let torn = lines == 1 && first == Some(magic::CUT_OFF) && matches!(self.location, LogLocation::Segment(_));
         if lines == 0 || torn {
             return None;
         }
@@ -249,15 +253,15 @@ impl LogInput {
                 Err(_) => &[],
             };
             let mut take = |line: &[u8]| time = time.or_else(|| read::read(line).map(|seen| seen.time));
-            splitter.cut(read, &mut take);
+            splitter.split(read, &mut take);
             if read.is_empty() {
                 splitter.finish(take);
                 break;
             }
             head.extend_from_slice(read);
         }
-        let again = matches!(&self.source, LogLocation::Segment(_))
-            || matches!(&self.source, LogLocation::File(path) if path.is_file());
+        let again = matches!(&self.location, LogLocation::Segment(_))
+            || matches!(&self.location, LogLocation::File(path) if path.is_file());
         if !again {
             self.open = Some(Ok(reader.after(head)));
         }

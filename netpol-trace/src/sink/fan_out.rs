@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use crate::backoff::Backoff;
 use crate::metrics::Metrics;
 use crate::model::{Cause, SinkState};
 use crate::record::{Body, Fingerprint};
-use crate::sink::backoff::Backoff;
 use crate::sink::queue::{Counts, Queue, Waiting, Written};
 use crate::sink::reopen::{Open, Reopening};
 use crate::sink::{self, Numbers, Sink, SinkError};

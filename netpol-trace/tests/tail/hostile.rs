@@ -1,14 +1,15 @@
-//! What strangers write into labels, names and DNS answers never reaches a terminal as it is, and never breaks a line.
+//! Untrusted text in labels, names and DNS answers never reaches a terminal unescaped, and never breaks a line.
 
+use netpol_trace::tail::render::Rendering;
+use netpol_trace::tail::render::text::{Printer, Style};
 use netpol_trace::tail::select::Selection;
-use netpol_trace::tail::stream::Rendering;
-use netpol_trace::tail::text::{Printer, Style};
+use netpol_trace::tail::stream::Tail;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::shown;
 
-/// Every text in `value` becomes hostile, but for those that say what kind of record it is.
+/// Replaces every text in `value`, except for those that say which kind of record it is.
 fn poison(value: &mut Value, poison_with: &str) {
     match value {
         Value::String(text) => *text = poison_with.to_owned(),
@@ -30,7 +31,8 @@ fn poison(value: &mut Value, poison_with: &str) {
 fn is_dangerous(c: char) -> bool {
     c != '\n'
         && (c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{61c}'))
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{61c}'
+                | '\u{e0000}'..='\u{e007f}'))
 }
 
 fn check(hostile: &str) {
@@ -42,7 +44,7 @@ fn check(hostile: &str) {
     for (number, line) in few {
         let Ok(mut value) = serde_json::from_str::<Value>(line) else { continue };
         poison(&mut value, hostile);
-        // Each its own: none is kept back as a double.
+        // Different runs and fingerprints: dedup hides none.
         value["run"] = json!(format!("r{number}"));
         value["fingerprint"] = json!(format!("f{number}"));
         value["time"] = json!(format!("2026-11-{:02}T12:00:00Z", records + 1));
@@ -51,16 +53,16 @@ fn check(hostile: &str) {
     }
     let style = |width| Style { width, ..Style::default() };
     let wide = Style { wide: true, ..Style::default() };
-    let wanted = || Selection { chatty: true, ..Selection::default() };
-    for form in [
+    let selection = || Selection { every_status: true, ..Selection::default() };
+    for rendering in [
         Rendering::Text(Printer::new(style(None))),
         Rendering::Text(Printer::new(style(Some(80)))),
         Rendering::Text(Printer::new(wide)),
         Rendering::Summary(Box::default(), style(Some(100))),
         Rendering::Json,
     ] {
-        let json = matches!(form, Rendering::Json);
-        let text = shown(&lines, wanted(), form);
+        let json = matches!(rendering, Rendering::Json);
+        let text = shown(&lines, selection(), rendering);
         assert_eq!(text.chars().find(|c| is_dangerous(*c)), None, "{hostile:?} in {text:?}");
         if json {
             assert_eq!(text.lines().count(), records, "{hostile:?}");
@@ -84,6 +86,7 @@ fn the_usual_attacks() {
         "\u{9b}31m",
         "\u{202e}txt.exe",
         "\u{200b}\u{feff}",
+        "tags\u{e0041}\u{e007f}",
         "\"quotes\" and \\back\\slashes\\",
         "\u{7f}\u{0}",
         "e\u{301}\u{301}\u{301}",
@@ -103,11 +106,12 @@ proptest! {
     }
 
     #[test]
-    fn any_octets_are_answered(octets in proptest::collection::vec(any::<u8>(), 0..2000)) {
-        let mut tail = netpol_trace::tail::stream::Tail::new(Selection::default(), Rendering::Text(Printer::default()));
+    fn any_bytes_are_taken(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+        let mut tail = Tail::new(Selection::default(), Rendering::Text(Printer::default()));
+        let log = tail.add_log(None);
         let mut line = b"{\"schema\":\"netpol-trace/v1\",\"x\":\"".to_vec();
-        line.extend(octets);
-        tail.line(&line).unwrap();
+        line.extend(bytes);
+        tail.line(log, &line).unwrap();
         tail.finish(&mut Vec::new()).unwrap();
     }
 }

@@ -1,7 +1,7 @@
-//! `netpol-trace tail` as a person runs it: what a log looks like on a terminal, and how it behaves as a program.
+//! `netpol-trace tail` as a user runs it: its output on a terminal, and its behaviour as a program.
 //!
-//! `log.jsonl` is the demo's log, followed by records of the kinds that the demo doesn't make, a line that is none, one
-//! record twice and one packet that a second agent saw.
+//! `log.jsonl` is the demo's log, followed by records of the kinds that the demo does not make, a line that is not a record, one record
+//! twice and one packet that a second agent recorded.
 
 mod agents;
 mod behaviour;
@@ -14,20 +14,22 @@ use std::path::PathBuf;
 
 use expect_test::expect_file;
 use jiff::Timestamp;
-use netpol_trace::tail::paint::Paint;
+use netpol_trace::tail::render::Rendering;
+use netpol_trace::tail::render::paint::{Paint, width};
+use netpol_trace::tail::render::text::{Printer, Style};
 use netpol_trace::tail::select::Selection;
-use netpol_trace::tail::stream::{Rendering, Tail};
-use netpol_trace::tail::text::{Printer, Style};
+use netpol_trace::tail::stream::Tail;
 
 fn log() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/tail/log.jsonl")
 }
 
-/// What `tail` prints of `log` in one form.
-fn shown(log: &str, wanted: Selection, form: Rendering) -> String {
-    let mut tail = Tail::new(wanted, form);
+/// Returns what `tail` prints for `log`.
+fn shown(log: &str, selection: Selection, rendering: Rendering) -> String {
+    let mut tail = Tail::new(selection, rendering);
+    let id = tail.add_log(None);
     let mut out = Vec::new();
-    log.lines().for_each(|line| tail.line(line.as_bytes()).unwrap());
+    log.lines().for_each(|line| tail.line(id, line.as_bytes()).unwrap());
     tail.finish(&mut out).unwrap();
     String::from_utf8(out).unwrap()
 }
@@ -37,7 +39,7 @@ fn text(style: Style) -> String {
     let shown = shown(&log, Selection::default(), Rendering::Text(Printer::new(style)));
     if let Some(columns) = style.width {
         for line in shown.lines() {
-            assert!(netpol_trace::tail::paint::width(line) <= columns, "{columns} columns: {line}");
+            assert!(width(line) <= columns, "{columns} columns: {line}");
         }
     }
     shown
