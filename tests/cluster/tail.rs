@@ -230,7 +230,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     ensure!(refused.stdout.is_empty() && said(&refused).contains("forbidden"), "{}", said(&refused));
     ensure!(said(&refused).contains("The ClusterRole netpol-trace-developer, bound to you in"), "{}", said(&refused));
     let logs = node.tail(&dev, &["-n", "staging"])?;
-    ensure!(logs.stdout.is_empty() && said(&logs).contains("node tail-node does not answer"), "{}", said(&logs));
+    ensure!(logs.stdout.is_empty() && said(&logs).contains("no answer from node tail-node"), "{}", said(&logs));
     ensure!(said(&logs).contains("; 0 of 1 agent answered; no answer from tail-node ("), "{}", said(&logs));
     ensure!(logs.status.code() == Some(1), "{}", logs.status);
     what_is_not_there(&node, &admin)?;

@@ -1,4 +1,4 @@
-//! What a record says, in words. All that comes from strangers is cut and escaped here, before it is laid out.
+//! Describes records in words. Cuts and escapes all untrusted text, before it is laid out.
 
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,22 +8,22 @@ use unicode_width::UnicodeWidthStr as _;
 
 use crate::text::escape;
 
-/// Characters of a name, and of a sentence, that are shown.
+/// Longest name and longest sentence, in characters.
 const NAME: usize = 253;
 const SENTENCE: usize = 1500;
 /// Policies that one line names.
 const POLICIES: usize = 3;
-/// What isolates a pod that the reader may not see.
+/// Stands for the policies of a pod that the reader may not see.
 const NOT_SHOWN: &str = "policies that are not shown";
-/// A policy that changed this lately is worth a word, in seconds.
+/// A policy that changed less than this many seconds before is marked.
 const LATELY: u64 = 600;
 
-/// A stranger's name, fit for a terminal.
+/// Cuts and escapes an untrusted name.
 pub fn name(text: &str) -> String {
     clipped(text, NAME)
 }
 
-/// A hint or another sentence that quotes strangers.
+/// Cuts and escapes a sentence with untrusted text in it, such as a hint.
 pub fn sentence(text: &str) -> String {
     clipped(text, SENTENCE)
 }
@@ -35,8 +35,8 @@ fn clipped(text: &str, most: usize) -> String {
     }
 }
 
-/// `staging/api-84d6c9b7f-h5k2n`, `example.com (93.184.216.34)`, `node worker-7`.
-pub fn end(end: &EndpointView<'_>) -> String {
+/// Names an endpoint: `staging/api-84d6c9b7f-h5k2n`, `example.com (93.184.216.34)`, `node worker-7`.
+pub fn endpoint(end: &EndpointView<'_>) -> String {
     if let Some(pod) = &end.pod {
         return format!("{}/{}", name(&pod.namespace), name(&pod.name));
     }
@@ -50,26 +50,26 @@ pub fn end(end: &EndpointView<'_>) -> String {
     }
 }
 
-/// The end by a name that its replicas share.
+/// Names an endpoint by its workload, which all replicas share.
 pub fn workload(end: &EndpointView<'_>) -> String {
     match &end.pod {
         Some(pod) => match &pod.owner {
             Some(owner) => format!("{}/{}", name(&pod.namespace), name(&owner.name)),
             None => format!("{}/{}", name(&pod.namespace), name(&pod.name)),
         },
-        None => self::end(end),
+        None => endpoint(end),
     }
 }
 
-/// A shorter name that still tells the workload: `staging/api-…h5k2n`, and without the replica `staging/api-…`.
-pub fn short_end(end: &EndpointView<'_>, replica: bool) -> String {
-    let full = self::end(end);
+/// Names an endpoint in fewer characters, still with its workload: `staging/api-…h5k2n`, and without the replica `staging/api-…`.
+pub fn short_endpoint(end: &EndpointView<'_>, replica: bool) -> String {
+    let full = endpoint(end);
     let Some(pod) = &end.pod else {
-        // Of a name and its address, the name.
+        // The name, without its address.
         return end.names.first().map_or(full, |dns| name(dns));
     };
     let short = pod.owner.as_ref().and_then(|owner| {
-        // A StatefulSet's number is shorter than what would stand for it.
+        // Not for a StatefulSet: `db-0` is short enough.
         let (_, last) = pod.name.strip_prefix(&*owner.name)?.strip_prefix('-')?.rsplit_once('-')?;
         let last = if replica { name(last) } else { String::new() };
         Some(format!("{}/{}-…{last}", name(&pod.namespace), name(&owner.name)))
@@ -77,7 +77,7 @@ pub fn short_end(end: &EndpointView<'_>, replica: bool) -> String {
     short.filter(|short| short.width() < full.width()).unwrap_or(full)
 }
 
-/// `3306/TCP`, `ICMP`
+/// Names the destination port and protocol: `3306/TCP`, `ICMP`.
 pub fn port(record: &RecordView<'_>) -> String {
     let transport = name(&record.network.transport).to_uppercase();
     match record.destination.as_ref().and_then(|end| end.port) {
@@ -86,7 +86,7 @@ pub fn port(record: &RecordView<'_>) -> String {
     }
 }
 
-/// Whose policy and the nearest miss, in full.
+/// Describes in full why the packet was dropped: the policies, and what the nearest rule misses.
 pub fn why(record: &RecordView<'_>) -> String {
     match &record.verdict {
         Some(verdict) if &*verdict.result == "denied" => {
@@ -105,16 +105,16 @@ pub fn why(record: &RecordView<'_>) -> String {
     }
 }
 
-/// How much of the reason there is room for.
+/// How short the reason has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Brevity {
-    /// One policy by name, the others by number; one miss.
+    /// One policy by name, the number of others, one miss.
     Short,
-    /// And nothing that the line tells already: the policy's namespace is that of the pod it isolates.
+    /// The same without the namespace, which is that of the isolated pod.
     Shortest,
 }
 
-/// The same in fewer words: the policy with the nearest rule stands for the others.
+/// Describes in short why the packet was dropped. The policy with the nearest rule stands for all.
 pub fn brief(record: &RecordView<'_>, brevity: Brevity) -> String {
     let denied = record.verdict.as_ref().filter(|verdict| &*verdict.result == "denied");
     let Some(verdict) = denied else { return other_cause(record, record.verdict.as_ref()) };
@@ -174,8 +174,7 @@ fn miss(miss: &MissView<'_>) -> String {
     as_written.to_string()
 }
 
-/// Where no policy denies: what the kernel and the agent know.
-/// The policies that allow it now, or did, and changed about then: the enforcer went by another version.
+/// Describes the policies that changed about the time of the drop: the enforcer may have used another version.
 fn just_changed(verdict: &VerdictView<'_>) -> Option<String> {
     let mut changed = [&verdict.egress, &verdict.ingress].into_iter().flat_map(|side| &side.changed);
     let first = changed.next()?;
@@ -191,6 +190,7 @@ fn just_changed(verdict: &VerdictView<'_>) -> Option<String> {
     Some(format!("policy: {namespace}/{policy} was {change} {when}{more}"))
 }
 
+/// Describes a drop that no policy denies.
 fn other_cause(record: &RecordView<'_>, verdict: Option<&VerdictView<'_>>) -> String {
     let kernel = || {
         let parts = [&record.kernel.reason, &record.kernel.location].map(|part| name(part));
@@ -202,7 +202,7 @@ fn other_cause(record: &RecordView<'_>, verdict: Option<&VerdictView<'_>>) -> St
     });
     match &*record.cause {
         "policy" => match undetermined {
-            Some(why) => format!("policy; which one can't be told, {why}"),
+            Some(why) => format!("a policy, which one is not known; {why}"),
             None => verdict.and_then(just_changed).unwrap_or_else(|| format!("policy ({})", kernel())),
         },
         "disagrees" => {
@@ -212,7 +212,7 @@ fn other_cause(record: &RecordView<'_>, verdict: Option<&VerdictView<'_>>) -> St
             let by = if rules.is_empty() { "nothing isolates the pods".to_owned() } else { rules.join(", ") };
             format!("the policies allow it ({by}), yet it was dropped: {}", kernel())
         }
-        "enforcer_unavailable" => "nobody reads the queue of the enforcer: it has died or hangs".to_owned(),
+        "enforcer_unavailable" => "the enforcer does not read its queue: it has stopped or hangs".to_owned(),
         "service_without_endpoints" => {
             let service = record.destination.as_ref().and_then(|end| end.service.as_ref());
             match service {
@@ -222,9 +222,9 @@ fn other_cause(record: &RecordView<'_>, verdict: Option<&VerdictView<'_>>) -> St
                 None => "no ready pod behind the service".to_owned(),
             }
         }
-        "host_firewall" => format!("a host's firewall, no pod: {}", kernel()),
-        "pod_local" => format!("inside the pod: {}", kernel()),
-        "conntrack_invalid" => format!("belongs to no connection that conntrack knows: {}", kernel()),
+        "host_firewall" => format!("a host firewall, not a policy: {}", kernel()),
+        "pod_local" => format!("inside the pod's own network namespace: {}", kernel()),
+        "conntrack_invalid" => format!("no connection in conntrack for this packet: {}", kernel()),
         "not_policy" => format!("not policy: {}", kernel()),
         "unknown" => match undetermined {
             Some(why) => format!("cause unknown ({}); {why}", kernel()),
@@ -234,8 +234,8 @@ fn other_cause(record: &RecordView<'_>, verdict: Option<&VerdictView<'_>>) -> St
     }
 }
 
-/// How a connection without an answer looks.
-pub fn silence(record: &RecordView<'_>) -> String {
+/// Describes an unanswered connection.
+pub fn unanswered(record: &RecordView<'_>) -> String {
     let mut text = format!("no answer in {} s", record.waited_seconds);
     if record.delivered {
         text += ", though it reached the pod";
@@ -246,7 +246,7 @@ pub fn silence(record: &RecordView<'_>) -> String {
     text
 }
 
-/// `57 packets at least lost (kernel_ring: ring_full)`
+/// Describes a loss: `57 packets without a record (kernel_ring: ring_full)`
 pub fn loss(record: &RecordView<'_>) -> String {
     let of = if record.of.is_empty() { "packets".to_owned() } else { name(&record.of) };
     let count = match record.count {
@@ -258,6 +258,7 @@ pub fn loss(record: &RecordView<'_>) -> String {
     format!("{count} without a record ({}: {}){sink}", name(&record.stage), name(&record.reason))
 }
 
+/// Describes a status: `agent 0.1.0 started; kfree_skb btf_tracepoint`.
 pub fn status(record: &RecordView<'_>) -> String {
     let mut text = format!("agent {} {}", name(&record.version), name(&record.phase));
     let hooks: Vec<_> = record.hooks.iter().map(|hook| format!("{} {}", name(&hook.name), name(&hook.state))).collect();
@@ -271,7 +272,7 @@ pub fn status(record: &RecordView<'_>) -> String {
     text
 }
 
-/// `staging/db-np edited (generation 3 to 4); newly isolates ingress of 2 pods (StatefulSet/db); without ingress[0] …`
+/// Describes a policy change: `staging/db-np edited (generation 3 to 4); newly isolates ingress of 2 pods (StatefulSet/db); removed ingress[0] …`
 pub fn policy_change(record: &RecordView<'_>) -> String {
     let mut line = match &*record.policy {
         "" => format!("namespace {}: labels changed", name(&record.namespace)),
@@ -290,7 +291,7 @@ pub fn policy_change(record: &RecordView<'_>) -> String {
             let _ = write!(line, "; {what} {direction} of {count} {pods} ({}{more})", workloads.join(", "));
         }
     }
-    for (what, rules) in [("without", &record.rules_removed), ("with", &record.rules_added)] {
+    for (what, rules) in [("removed", &record.rules_removed), ("added", &record.rules_added)] {
         for rule in rules.iter().take(POLICIES) {
             let _ = write!(line, "; {what} {} {}", name(&rule.rule), name(&rule.allows));
         }
@@ -307,8 +308,8 @@ pub fn policy_change(record: &RecordView<'_>) -> String {
     line
 }
 
-/// What records with one cause and one remedy have in common: they share the hint.
-pub fn case(record: &RecordView<'_>) -> u64 {
+/// Returns a hash that is equal for records with the same cause and the same fix. Such records share a hint.
+pub fn hint_key(record: &RecordView<'_>) -> u64 {
     let mut hasher = DefaultHasher::new();
     let hint = record.hint.as_ref().map(|hint| &*hint.code);
     (hint, &*record.direction).hash(&mut hasher);
@@ -321,7 +322,7 @@ pub fn case(record: &RecordView<'_>) -> u64 {
         }
     }
     for end in record.endpoints() {
-        // Addresses outside are many; what is to be done about them is the same.
+        // External addresses are many, and their fix is the same.
         match &end.pod {
             Some(_) => workload(end).hash(&mut hasher),
             None => (*end.kind).hash(&mut hasher),

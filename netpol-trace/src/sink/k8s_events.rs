@@ -260,7 +260,7 @@ fn note(record: &Record, pod: &PodRef, is_source: bool) -> (String, Option<Named
     };
     let view = RecordView::of_drop(shown, drop);
     let (to, end) = if is_source { ("to", &view.destination) } else { ("from", &view.source) };
-    let other = end.as_ref().map(describe::end).unwrap_or_default();
+    let other = end.as_ref().map(describe::endpoint).unwrap_or_default();
     let what = if drop.action == Action::Reject { "rejected" } else { "dropped" };
     let why = describe::brief(&view, Brevity::Short);
     let mut note = format!("{} {to} {other} {what}: {why}", describe::port(&view));

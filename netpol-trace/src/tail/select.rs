@@ -76,8 +76,8 @@ pub struct Selection {
 /// For a namespace called `pod`, use `-n pod`.
 pub fn pod(text: &str, namespace: Option<&str>) -> Result<(String, String), String> {
     let wrong = |why: &str| {
-        let tip = if why.is_empty() { "" } else { "; " };
-        format!("--pod {}: expected NAMESPACE/NAME, or NAME together with -n NAMESPACE{tip}{why}", escape(text))
+        let why = if why.is_empty() { "expected NAMESPACE/NAME, or NAME together with -n NAMESPACE" } else { why };
+        format!("--pod {}: {why}", escape(text))
     };
     let parts: Vec<&str> = text.split(['/', ' ']).filter(|part| !part.is_empty()).collect();
     let (namespace, name) = match *parts.as_slice() {

@@ -210,7 +210,7 @@ fn an_archive_is_read_and_not_followed() {
 
 /// A log without drops is a good sign, and no policy's doing; an empty one is no log.
 #[test]
-fn a_log_without_drops_and_an_empty_one_are_told_apart() {
+fn a_log_without_drops_and_an_empty_one_have_different_messages() {
     let dir = folder();
     let first = std::fs::read_to_string(log()).unwrap().lines().next().unwrap().to_owned() + "\n";
     std::fs::write(dir.path().join("quiet.jsonl"), &first).unwrap();
@@ -221,7 +221,7 @@ fn a_log_without_drops_and_an_empty_one_are_told_apart() {
             tail,
             (
                 String::new(),
-                format!("netpol-trace tail: no drops in {empty} (0 records read, so this is no answer)\n"),
+                format!("netpol-trace tail: no drops in {empty} (0 records read, so this says nothing about drops)\n"),
                 0
             )
         );
@@ -255,7 +255,7 @@ fn a_pod_that_is_not_there_is_named_with_those_that_are() {
     let tail = |arguments: &[&str]| run(dir.path(), &[&["tail", "drops.jsonl"], arguments].concat(), b"");
     let (stdout, stderr, code) = tail(&["--pod", "staging/db-9", "--since", "87600h"]);
     assert_eq!(code, 0, "{stderr}");
-    // A policy of its namespace may be the pod's; what agents say of themselves is no answer.
+    // A policy change in the pod's namespace may concern the pod; statuses of agents do not.
     assert!(
         ["DROP", "LOST", "AGENT"].iter().all(|word| !stdout.contains(word)) && stdout.contains("POLICY"),
         "{stdout}"
@@ -263,7 +263,7 @@ fn a_pod_that_is_not_there_is_named_with_those_that_are() {
     for expected in [
         "note: in the records: no pod staging/db-9; staging has ",
         "note: the agent of another node (worker-1) lost ",
-        ": whether any was to or from staging/db-9 can't be told",
+        "; nobody knows if any was to or from staging/db-9",
         "netpol-trace tail: no drops to or from staging/db-9 in the last 87600 h in drops.jsonl (31 records read)\n",
     ] {
         assert!(stderr.contains(expected), "{expected}: {stderr}");
@@ -288,5 +288,5 @@ fn a_pod_that_is_not_there_is_named_with_those_that_are() {
     );
     assert!(shown[1] == shown[0] && shown[2] == shown[0], "{shown:?}");
     let (_, stderr, code) = tail(&["--pod", "pod/db-0"]);
-    assert!(code == 2 && stderr.contains("want NAMESPACE/NAME, or NAME together with -n NAMESPACE"), "{stderr}");
+    assert!(code == 2 && stderr.contains("expected NAMESPACE/NAME, or NAME together with -n NAMESPACE"), "{stderr}");
 }

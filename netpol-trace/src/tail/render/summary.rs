@@ -1,4 +1,4 @@
-//! The top of a period: pairs, policies and hints by their packets. Bounded: what finds no room is counted as others.
+//! The summary of a period: the pairs, policies and hints with most packets. Bounded: rows without room are counted together.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -11,7 +11,7 @@ use crate::record::describe;
 use crate::record::read::RecordView;
 use crate::text::counted;
 
-/// Different pairs, policies or hints that are counted.
+/// Rows of each table that are counted.
 const ROWS: usize = 20_000;
 /// Rows of each table that are shown.
 const SHOWN: usize = 10;
@@ -27,7 +27,7 @@ pub struct DropSummary {
     pairs: TopTable<String>,
     policies: TopTable<String>,
     hints: TopTable<u64>,
-    /// What a row of `hints` says.
+    /// Code and message for each row of `hints`.
     messages: HashMap<u64, (String, String)>,
     nodes: TopTable<String>,
     /// Lost packets by stage and reason.
@@ -35,7 +35,7 @@ pub struct DropSummary {
     changes: u64,
 }
 
-/// Packets by key.
+/// Packets by key. `others` counts those of keys without room.
 #[derive(Debug)]
 struct TopTable<K> {
     rows: HashMap<K, u64>,
@@ -63,7 +63,7 @@ impl<K: std::hash::Hash + Eq + Ord> TopTable<K> {
         }
     }
 
-    /// Most packets first; equals by key, so that the answer is always the same.
+    /// Returns the rows with most packets first. Rows with equal packets are in the order of their keys, so that the output is always the same.
     fn top(&self) -> Vec<(&K, u64)> {
         let mut rows: Vec<_> = self.rows.iter().map(|(key, packets)| (key, *packets)).collect();
         rows.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
@@ -114,7 +114,7 @@ impl DropSummary {
             }
         }
         if let Some(hint) = &record.hint {
-            let case = describe::case(record);
+            let case = describe::hint_key(record);
             self.hints.add(&case, packets);
             if self.messages.len() < ROWS && self.hints.rows.contains_key(&case) {
                 self.messages
@@ -130,7 +130,7 @@ impl DropSummary {
 
     pub fn text(&self, style: Style) -> String {
         let mut out = String::new();
-        let (Some(first), Some(last)) = (self.first, self.last) else { return "Nothing was recorded.\n".to_owned() };
+        let (Some(first), Some(last)) = (self.first, self.last) else { return "There are no records.\n".to_owned() };
         let causes: Vec<_> = self.causes.top().iter().map(|(c, n)| format!("{n} {}", describe::name(c))).collect();
         let _ = writeln!(
             out,

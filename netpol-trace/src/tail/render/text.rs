@@ -1,5 +1,5 @@
-//! Records for a reader: what happened, whose policy, what to do, in that order, in one line; the hint below the first
-//! line of its kind, and by its number in the lines after.
+//! One line for each record: what happened, by which policy, and what the nearest rule misses. The hint follows the first line that has it;
+//! later lines refer to it by its number.
 
 use std::collections::HashMap;
 
@@ -12,31 +12,31 @@ use crate::record::describe;
 use crate::record::describe::Brevity;
 use crate::record::read::RecordView;
 
-/// Hints that are remembered by number; beyond, they are told again.
+/// Hints that are remembered by number. Beyond that, numbering begins anew and hints are shown again.
 const HINTS: usize = 1000;
-/// Of a line that is too long, its reason keeps this much; what is left goes to the names.
+/// Columns that the reason of a line keeps at least if the line is too long, and those that each name keeps.
 const REASON_AT_LEAST: usize = 20;
 const NAME_AT_LEAST: usize = 10;
-/// A narrower terminal gets times without milliseconds.
+/// On a narrower terminal times have no milliseconds.
 const NARROW: usize = 100;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Style {
-    /// Columns; `None` where nobody looks at a terminal: nothing is cut.
+    /// Columns of the terminal. `None`: not a terminal, nothing is cut.
     pub width: Option<usize>,
-    /// Everything the record knows, however long.
+    /// Show everything in the record, however long.
     pub wide: bool,
     pub paint: Paint,
 }
 
-/// Prints records one after the other.
+/// Renders records one after the other.
 #[derive(Debug, Default)]
 pub struct Printer {
     style: Style,
     day: Option<Date>,
     hints: HashMap<u64, usize>,
-    /// Hints told so far.
-    told: usize,
+    /// Hints shown so far.
+    hints_shown: usize,
 }
 
 impl Printer {
@@ -60,7 +60,7 @@ impl Printer {
         }
     }
 
-    /// Times are short; the day is told when it changes.
+    /// Writes the day if it changed: times are without it.
     fn date(&mut self, time: Timestamp, out: &mut String) {
         let day = time.to_zoned(TimeZone::UTC).date();
         if !self.style.wide && self.day.replace(day) != Some(day) {
@@ -78,7 +78,7 @@ impl Printer {
         }
     }
 
-    /// Words of one width stand in a column, where there is room for that.
+    /// Pads the word, so that words stand in a column.
     fn word(&self, word: &str, ink: Ink) -> String {
         let columns = if self.is_narrow() { 4 } else { 6 };
         self.style.paint.ink(&format!("{word:<columns$}"), ink)
@@ -88,19 +88,19 @@ impl Printer {
         !self.style.wide && self.style.width.is_some_and(|columns| columns < NARROW)
     }
 
-    /// The number of the record's hint, and whether it is to be told now.
+    /// Returns the number of the record's hint, and true if the hint is to be shown now.
     fn hint_number(&mut self, record: &RecordView<'_>) -> Option<(usize, bool)> {
         record.hint.as_ref()?;
-        let case = describe::case(record);
-        if let Some(number) = self.hints.get(&case) {
+        let key = describe::hint_key(record);
+        if let Some(number) = self.hints.get(&key) {
             return Some((*number, false));
         }
         if self.hints.len() >= HINTS {
             self.hints.clear();
         }
-        self.told += 1;
-        self.hints.insert(case, self.told);
-        Some((self.told, true))
+        self.hints_shown += 1;
+        self.hints.insert(key, self.hints_shown);
+        Some((self.hints_shown, true))
     }
 
     fn hint(&self, number: usize, code: &str, message: &str, out: &mut String) {
@@ -114,7 +114,7 @@ impl Printer {
     }
 
     fn plain(&self, record: &RecordView<'_>, word: &str, ink: Ink, text: &str, out: &mut String) {
-        // A policy is every node's.
+        // Every node records a policy change.
         let node = if record.node.is_empty() || &*record.kind == "policy_change" {
             String::new()
         } else {
@@ -130,7 +130,7 @@ impl Printer {
 
     fn flow(&self, record: &RecordView<'_>, hint: Option<(usize, bool)>, out: &mut String) {
         let (word, ink) = match (&*record.kind, &*record.action) {
-            ("unanswered", _) => ("SILENT", Ink::Warn),
+            ("unanswered", _) => ("UNANSWERED", Ink::Warn),
             (_, "reject") => ("REJECT", Ink::Bad),
             _ => ("DROP", Ink::Bad),
         };
@@ -156,7 +156,7 @@ impl Printer {
     }
 }
 
-/// Few words between port and reason, where there is more than one packet or something odd.
+/// Marks between port and reason: several packets, a reply, a spoofed source address.
 fn marks(record: &RecordView<'_>) -> String {
     let mut marks = String::new();
     if record.packets() > 1 {
@@ -180,9 +180,9 @@ struct Parts {
 
 impl Parts {
     fn of(record: &RecordView<'_>, wide: bool) -> Parts {
-        let why = if &*record.kind == "unanswered" { describe::silence(record) } else { describe::why(record) };
+        let why = if &*record.kind == "unanswered" { describe::unanswered(record) } else { describe::why(record) };
         let end = |end: &Option<crate::record::read::EndpointView<'_>>| {
-            end.as_ref().map_or_else(|| "?".to_owned(), describe::end)
+            end.as_ref().map_or_else(|| "?".to_owned(), describe::endpoint)
         };
         let mut parts = Parts { source: end(&record.source), destination: end(&record.destination), why };
         if !wide {
@@ -200,25 +200,25 @@ impl Parts {
                 .names
                 .first()
                 .filter(|_| end.pod.is_some())
-                .map(|dns| format!(", asked for {}", describe::name(dns)));
+                .map(|dns| format!(", resolved from {}", describe::name(dns)));
             *text += &format!(" ({ip}{port}{}{})", service.unwrap_or_default(), dns.unwrap_or_default());
         }
         let kernel = &record.kernel;
-        let known = [&kernel.mechanism, &kernel.hook, &kernel.reason, &kernel.location, &kernel.device];
-        let known: Vec<_> =
-            known.into_iter().filter(|text| !text.is_empty()).map(|text| describe::name(text)).collect();
-        // A policy is every node's.
+        let kernel_parts = [&kernel.mechanism, &kernel.hook, &kernel.reason, &kernel.location, &kernel.device];
+        let kernel_parts: Vec<_> =
+            kernel_parts.into_iter().filter(|text| !text.is_empty()).map(|text| describe::name(text)).collect();
+        // Every node records a policy change.
         let node = if record.node.is_empty() || &*record.kind == "policy_change" {
             String::new()
         } else {
             format!(", node {}", describe::name(&record.node))
         };
         let cause = if record.cause.is_empty() { describe::name(&record.kind) } else { describe::name(&record.cause) };
-        parts.why += &format!(" ({cause}{node}: {})", known.join(" "));
+        parts.why += &format!(" ({cause}{node}: {})", kernel_parts.join(" "));
         parts
     }
 
-    /// Makes the parts fit into `columns` together: first by saying less, then by cutting.
+    /// Makes the parts fit into `columns` together: first in fewer words, then by cutting.
     fn fit(&mut self, record: &RecordView<'_>, columns: usize) {
         let total = |parts: &Parts| width(&parts.source) + width(&parts.destination) + width(&parts.why);
         for brevity in [Brevity::Short, Brevity::Shortest] {
@@ -233,7 +233,7 @@ impl Parts {
                         true => (&mut self.source, &record.source),
                         false => (&mut self.destination, &record.destination),
                     };
-                    *text = end.as_ref().map_or_else(|| "?".to_owned(), |end| describe::short_end(end, replica));
+                    *text = end.as_ref().map_or_else(|| "?".to_owned(), |end| describe::short_endpoint(end, replica));
                 }
             }
         }
@@ -243,7 +243,7 @@ impl Parts {
         let reason = width(&self.why).min(REASON_AT_LEAST.max(columns / 3));
         let names = columns.saturating_sub(reason);
         let [source, destination] = [width(&self.source), width(&self.destination)];
-        // The shorter name stays whole if it can.
+        // The shorter name stays whole if there is room.
         let half = names / 2;
         let [source, destination] = match (source <= half, destination <= half) {
             (true, _) => [source, destination.min(names - source)],
