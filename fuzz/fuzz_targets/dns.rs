@@ -1,5 +1,5 @@
-//! DNS answers from whoever answers a pod, and the names that are kept of them. The table lives for the whole run: memory that answers
-//! could make grow would show (`-rss_limit_mb`).
+//! Untrusted DNS answers, and the table of names that the agent keeps of them. The table lives for the whole run, so unbounded
+//! growth would show (`-rss_limit_mb`).
 #![no_main]
 
 use std::cell::RefCell;
@@ -16,7 +16,7 @@ thread_local! {
 fuzz_target!(|bytes: &[u8]| {
     let Some((pod, message)) = bytes.split_first() else { return };
     let Some(answer) = netpol_trace::packet::dns::parse(message) else { return };
-    // Neither a line nor a terminal is anybody's to write to.
+    // No name can break a line or control a terminal.
     for name in &answer.names {
         assert!(name.len() <= 4 * 255 && name.chars().all(|c| c.is_ascii_graphic() && c != '"'), "{name:?}");
     }
@@ -24,8 +24,8 @@ fuzz_target!(|bytes: &[u8]| {
     NAMES.with_borrow_mut(|names| {
         let now = Instant::now();
         names.told(u32::from(*pod), address, message, now);
-        for told in &answer.addresses {
-            let known = names.of(address, told.ip, now);
+        for given in &answer.addresses {
+            let known = names.of(address, given.ip, now);
             assert!(known.len() <= 4 && (known.is_empty() || known.contains(&answer.names[0])), "{known:?}");
         }
     });

@@ -1,4 +1,4 @@
-//! Manifests from strangers, through reader, decoder, index and lint.
+//! Untrusted manifests, through reader, decoder, index and lint.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! A log that anybody may have written, as `suggest` and `replay` read it.
+//! An untrusted log, as `suggest` and `replay` read it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,8 +1,8 @@
-//! What the index of a large cluster weighs, filled as a live source fills it: `cargo bench -p netpol-trace --bench memory`.
+//! Memory of the index of a large cluster, filled as a live source fills it: `cargo bench -p netpol-trace --bench memory`.
 //!
 //! The figures are the same in every build profile: `cargo test -p netpol-trace --bench memory` prints them too.
 
-#[expect(dead_code, reason = "only its objects are weighed")]
+#[expect(dead_code, reason = "only its objects are measured")]
 #[path = "../tests/verdict/large.rs"]
 mod large;
 #[path = "../tests/verdict/mk.rs"]
@@ -18,17 +18,17 @@ use netpol_trace::model::cluster::{Object, Owner, Pod};
 /// Objects in a page of a list.
 const PAGE: usize = 500;
 
-/// Octets in use, and the most there were.
+/// Bytes in use, and their maximum.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-struct Weighing;
+struct CountingAllocator;
 
-// SAFETY: every call is handed to the system's allocator unchanged; the counters are atomics, which never allocate.
-unsafe impl GlobalAlloc for Weighing {
+// SAFETY: every call is passed to the system's allocator unchanged; the counters are atomics, which never allocate.
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        MOST.fetch_max(live, Ordering::Relaxed);
+        PEAK.fetch_max(live, Ordering::Relaxed);
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
     }
@@ -41,29 +41,29 @@ unsafe impl GlobalAlloc for Weighing {
 }
 
 #[global_allocator]
-static ALLOCATOR: Weighing = Weighing;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() {
-    println!("Heap octets in use, without the allocator's own; a pod has what the API gives a Deployment's pod.");
+    println!("Heap bytes in use, without the allocator's own; each pod has the fields of a Deployment's pod.");
     println!(
         "{:>8} {:>9} {:>11} {:>11} {:>13} {:>13} {:>9}",
-        "pods", "policies", "index MiB", "octets/pod", "at list MiB", "history MiB", "RSS MiB"
+        "pods", "policies", "index MiB", "bytes/pod", "at list MiB", "history MiB", "RSS MiB"
     );
     for pods in [1_000, 10_000, 100_000] {
-        weigh(pods);
+        measure(pods);
     }
 }
 
-fn weigh(pods: usize) {
+fn measure(pods: usize) {
     let base = LIVE.load(Ordering::Relaxed);
-    let since_base = |octets: usize| octets.saturating_sub(base) as f64 / 1024.0 / 1024.0;
+    let since_base = |bytes: usize| bytes.saturating_sub(base) as f64 / 1024.0 / 1024.0;
     let cluster = Cluster::live();
     let policies = fill(&cluster, pods, Timestamp::UNIX_EPOCH);
     let filled = LIVE.load(Ordering::Relaxed);
-    // The same list again, as after a lost watch: nothing changes, and only a page of it is there twice.
-    MOST.store(filled, Ordering::Relaxed);
+    // The same list again, as after a lost watch: nothing changes, and only one page of it is in memory twice.
+    PEAK.store(filled, Ordering::Relaxed);
     fill(&cluster, pods, Timestamp::UNIX_EPOCH);
-    let relist = MOST.load(Ordering::Relaxed);
+    let relist = PEAK.load(Ordering::Relaxed);
     let listed = LIVE.load(Ordering::Relaxed);
     for round in 0..3 {
         let changes = (0..pods.min(5_000)).map(|n| {
@@ -82,7 +82,7 @@ fn weigh(pods: usize) {
     );
 }
 
-/// Lists all, as a source does: pods a page at a time. Returns the number of policies.
+/// Applies lists of all objects as a source does, pods one page at a time. Returns the number of policies.
 fn fill(cluster: &Cluster, pods: usize, at: Timestamp) -> usize {
     let namespaces = 0..pods.div_ceil(large::PODS_A_NAMESPACE);
     let all = namespaces.clone().map(large::namespace).collect();
@@ -98,7 +98,7 @@ fn fill(cluster: &Cluster, pods: usize, at: Timestamp) -> usize {
     policies
 }
 
-/// With what every pod of a Deployment has.
+/// A pod with the uid, labels, owner and node that a Deployment's pod has.
 fn pod(i: usize) -> Pod {
     let pod = large::pod(i);
     let hash = format!("{:09x}", i / 4);

@@ -1,4 +1,4 @@
-//! A million random queries to both evaluators: `cargo bench -p netpol-trace --bench oracle`. Exits 1 on a difference.
+//! Compares both evaluators on a million random queries: `cargo bench -p netpol-trace --bench oracle`. Exits 1 on a difference.
 
 #[path = "../tests/verdict/mk.rs"]
 mod mk;
@@ -18,11 +18,11 @@ const QUERIES: u64 = 1_000_000;
 const QUERIES_A_CLUSTER: usize = 200;
 
 fn main() -> ExitCode {
-    // Another seed each time: every run asks other questions.
+    // A new seed each time: every run makes other queries.
     let mut runner = TestRunner::new(Default::default());
     let questions = random::questions(QUERIES_A_CLUSTER);
-    let (mut asked, mut allowed, mut denied, mut differences) = (0, 0, 0, 0);
-    while asked < QUERIES {
+    let (mut evaluated, mut allowed, mut denied, mut differences) = (0, 0, 0, 0);
+    while evaluated < QUERIES {
         let (world, queries) = questions.new_tree(&mut runner).expect("no filter rejects").current();
         let index = world.index();
         for query in &queries {
@@ -37,10 +37,10 @@ fn main() -> ExitCode {
                 differences += 1;
                 println!("{finding:?}, not allowed={expected}: {query:?} in {world:#?}");
             }
-            asked += 1;
+            evaluated += 1;
             *if expected { &mut allowed } else { &mut denied } += 1;
         }
     }
-    println!("{asked} queries, {allowed} allowed, {denied} denied: {differences} differences");
+    println!("{evaluated} queries, {allowed} allowed, {denied} denied: {differences} differences");
     if differences == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

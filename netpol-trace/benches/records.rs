@@ -1,5 +1,5 @@
-//! From the kernel's record to the written line, without the kernel: `cargo bench -p netpol-trace --bench records`. Decoded, named,
-//! judged, encoded and written to /dev/null by the agent's own pipeline, as fast as it goes. An argument: how many records.
+//! From the kernel's record to the written line, without the kernel: `cargo bench -p netpol-trace --bench records`. The agent's own
+//! pipeline decodes, enriches, decides, encodes and writes them to /dev/null at full speed. Argument: the number of records.
 //!
 //! Target at 10,000 pods and 5,000 policies: 100,000 records of 2 kB a second of one core's time.
 
@@ -30,7 +30,7 @@ use netpol_trace::storage::Readers;
 
 const PODS: usize = 10_000;
 const RECORDS: usize = 300_000;
-/// Different connections, one after the other. Of the first number all are new whenever they come: more than the agent remembers.
+/// Different connections, one after the other. The first number is larger than the verdict cache, so every packet's connection is new to it.
 const CONNECTIONS: [usize; 2] = [20_000, 1_000];
 
 fn main() {
@@ -49,12 +49,12 @@ fn case(cluster: &Cluster, drops: &[RawDrop], records: usize) {
     let folder = tempfile::tempdir().unwrap();
     let sample = folder.path().join("sample");
     run(cluster, drops, 1_000, &sample);
-    let octets = std::fs::metadata(&sample).unwrap().len() / 1_000;
+    let bytes = std::fs::metadata(&sample).unwrap().len() / 1_000;
 
     let (took, cpu, allocations) = run(cluster, drops, records, Path::new("/dev/null"));
     let each = cpu.as_nanos() as f64 / records as f64;
     println!("{PODS} pods, 5,000 policies, {records} denied packets of {} connections, a line each", drops.len());
-    println!("{:<52} {octets:>10}", "octets a line, mean");
+    println!("{:<52} {bytes:>10}", "bytes a line, mean");
     println!("{:<52} {each:>10.0}", "ns a record, all threads' processor time");
     println!("{:<52} {:>10.0}", "records a second of one core's time", 1e9 / each);
     println!("{:<52} {:>10.0}", "records a second on the clock", records as f64 / took.as_secs_f64());

@@ -1,8 +1,8 @@
 //! `tail` on a long log: `cargo bench -p netpol-trace --bench tail`.
 //!
 //! Targets with 1 million records of 2 kB: filtering at 400 MB/s, `--summary` at 100,000 records a second, memory bounded.
-//! Rates are those of the processor time, user and system, of one thread: a machine that does other things at the same
-//! time makes `seconds` longer, and not these.
+//! Rates are per second of processor time (user and system) of one thread. Other work on the machine makes `seconds` longer but does not
+//! change the rates.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -18,7 +18,7 @@ fn main() {
     let log = dir.path().join("log.jsonl");
     let length = write(&log).expect("the log");
     println!(
-        "{RECORDS} records of {} octets, one thread; rates by processor time, highest resident memory, both by wait4(2)",
+        "{RECORDS} records of {} bytes, one thread; rates by processor time, highest resident memory, both by wait4(2)",
         length / RECORDS as u64
     );
     println!();
@@ -38,7 +38,7 @@ fn main() {
 
 fn measure(log: &Path, arguments: &[&str], length: u64) {
     let started = Instant::now();
-    // `wait4` below waits for it, and says what it used.
+    // `wait4` below waits for it and returns its resource usage.
     #[allow(clippy::zombie_processes)]
     let child = Command::new(env!("CARGO_BIN_EXE_netpol-trace"))
         .arg("tail")
@@ -47,7 +47,7 @@ fn measure(log: &Path, arguments: &[&str], length: u64) {
         .stdout(Stdio::null())
         .spawn()
         .expect("netpol-trace");
-    // SAFETY: a child of ours, and memory for what it used.
+    // SAFETY: our own child, and valid memory for both results.
     let (status, used) = unsafe {
         let (mut status, mut used) = (0, std::mem::zeroed::<libc::rusage>());
         libc::wait4(i32::try_from(child.id()).expect("a process id"), &raw mut status, 0, &raw mut used);

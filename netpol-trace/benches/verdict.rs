@@ -1,4 +1,4 @@
-//! What a verdict costs, by size of the cluster: `cargo bench -p netpol-trace --bench verdict`.
+//! Cost of a verdict, by size of the cluster: `cargo bench -p netpol-trace --bench verdict`.
 //!
 //! Targets at 10,000 pods, 500 namespaces and 5,000 policies: index built in under 1 s, 500,000 verdicts a second on one
 //! core without the nearest rule and 100,000 with it, one change in under 1 ms; flat from 1,000 to 100,000 pods.
@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use netpol_trace::cluster::index::Owner;
+use netpol_trace::cluster::index::AddressOwner;
 use netpol_trace::cluster::{Change, Index, Kind};
 use netpol_trace::model::cluster::{Object, Protocol};
 use netpol_trace::policy;
@@ -25,8 +25,8 @@ use netpol_trace::policy::{Connection, End, Finding, Options, Transport, Who};
 const MEASURED: Duration = Duration::from_millis(800);
 
 fn main() {
-    println!("One core; times are means. A verdict judges both directions. `by address` looks both ends up first,");
-    println!("`record` makes the record's verdict; `denied` with the nearest rule and its misses in words.");
+    println!("One core; times are means. A verdict is of both directions. `by addr` looks up both endpoints first,");
+    println!("`record` renders the record's verdict; `denied` those with the nearest rule and its misses.");
     println!();
     println!(
         "{:>8} {:>9} {:>10} {:>11} {:>11} {:>11} {:>11} {:>11} {:>10} {:>10}",
@@ -65,7 +65,7 @@ fn main() {
     allocations_by_path();
 }
 
-/// Drops judged as of a tenth of a second ago, while 10,000 pods change in a minute: each question needs the past.
+/// Evaluates drops as of 100 ms ago while 10,000 pods change in a minute, so each evaluation needs the index's history.
 fn while_pods_change() {
     const PODS: usize = 10_000;
     let time = |millis: usize| Timestamp::UNIX_EPOCH + SignedDuration::from_millis(1_000_000 + millis as i64);
@@ -84,14 +84,14 @@ fn while_pods_change() {
         for n in 0..changes {
             let mut pod = large::pod(n * 7 % PODS);
             pod.labels =
-                pod.labels.iter().map(|(k, v)| (k.clone(), v.clone())).chain([("turn".into(), "2".into())]).collect();
+                pod.labels.iter().map(|(k, v)| (k.clone(), v.clone())).chain([("rev".into(), "2".into())]).collect();
             index.apply(vec![Change::Upsert(Object::Pod(pod))], time(n * 6));
         }
         let then = time(changes * 6) - SignedDuration::from_millis(100);
         rates.push(per_second(&addresses, |ends| {
             let moment = index.at(then, ends);
             let end = |ip| match moment.owner_of(ip) {
-                Owner::Pod(view) => End { ip: Some(ip), who: Who::Pod(view) },
+                AddressOwner::Pod(view) => End { ip: Some(ip), who: Who::Pod(view) },
                 _ => End { ip: Some(ip), who: Who::External },
             };
             let [source, destination] = ends.map(end);
@@ -123,7 +123,7 @@ fn speeds(index: &Index, pods: usize) -> [f64; 5] {
 
 fn by_address<'a>(index: &'a Index, connection: &Connection<'a>) -> Connection<'a> {
     let look_up = |end: &End<'a>| match end.ip.map(|ip| index.owner_of(ip)) {
-        Some(Owner::Pod(view)) => End { ip: end.ip, who: Who::Pod(view) },
+        Some(AddressOwner::Pod(view)) => End { ip: end.ip, who: Who::Pod(view) },
         _ => End { ip: end.ip, who: Who::External },
     };
     Connection { source: look_up(&connection.source), destination: look_up(&connection.destination), ..*connection }
@@ -139,7 +139,7 @@ fn per_second<T>(items: &[T], mut work: impl FnMut(&T)) -> f64 {
     f64::from(done) / started.elapsed().as_secs_f64()
 }
 
-/// Microseconds to take in one changed policy and one changed pod.
+/// Microseconds to apply one changed policy and one changed pod.
 fn changes(index: &mut Index, pods: usize) -> (f64, f64) {
     let namespaces = pods / large::PODS_A_NAMESPACE;
     let changed: Vec<_> =

@@ -18,7 +18,7 @@ pub mod events;
 pub mod index;
 pub mod manifests;
 
-pub mod place;
+pub mod location;
 pub mod source;
 pub mod yaml;
 

@@ -4,6 +4,7 @@
 
 pub mod cause;
 pub mod cluster;
+pub mod direction;
 pub mod drop_site;
 pub mod endpoint;
 pub mod loss;
@@ -15,6 +16,7 @@ pub mod totals;
 pub mod verdict;
 
 pub use cause::*;
+pub use direction::*;
 pub use drop_site::*;
 pub use endpoint::*;
 pub use loss::*;

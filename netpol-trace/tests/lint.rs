@@ -1,4 +1,4 @@
-//! `netpol-trace lint` as a script sees it: exit codes and streams.
+//! `netpol-trace lint` as a process: exit codes and streams.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -15,7 +15,7 @@ fn lint(input: &str, arguments: &[&str]) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A verb that doesn't read its input closes it.
+    // A run that doesn't read its input closes it.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
 }

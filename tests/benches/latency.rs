@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::bench::flood::{Flows, Sender};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{agent, skip};
+use netpol_trace_tests::{agent, can_run_lab, require};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -24,9 +24,7 @@ const SECONDS: u64 = 10;
 const SOCKETS: usize = 2;
 
 fn main() -> Result<()> {
-    if skip("latency") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let mut started = Vec::new();
     for _ in 0..STARTS {
         let (mut child, took) = start(concat!(env!("CARGO_MANIFEST_DIR"), "/demo/manifests"), &[])?;

@@ -10,7 +10,7 @@ use netpol_trace_tests::bench::median;
 use netpol_trace_tests::bench::process;
 use netpol_trace_tests::bench::watched::Watched;
 use netpol_trace_tests::pair::{CLIENT, DENY_STATELESS, Pair, SERVER, pod, policy};
-use netpol_trace_tests::{agent, skip};
+use netpol_trace_tests::{agent, can_run_lab, require};
 
 const MINUTES: u64 = 20;
 const ROUND: Duration = Duration::from_secs(10);
@@ -32,9 +32,7 @@ struct Sample {
 }
 
 fn main() -> Result<()> {
-    if skip("soak") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let minutes = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(MINUTES);
     let pair = Pair::start(DENY_STATELESS)?;
     let folder = tempfile::tempdir()?;

@@ -10,19 +10,14 @@ use netpol_trace_tests::bench::statistics::Statistics;
 use netpol_trace_tests::bpf::{Order, Program, Side, has_tcx};
 use netpol_trace_tests::netns::Netns;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, Pair, SERVER, SERVER6};
-use netpol_trace_tests::skip;
+use netpol_trace_tests::{can_run_lab, require};
 
 const PACKETS: u32 = 200_000;
 const RUNS: usize = 5;
 
 fn main() -> Result<()> {
-    if skip("tc") {
-        return Ok(());
-    }
-    if !has_tcx() {
-        println!("skipped: no TCX before Linux 6.6");
-        return Ok(());
-    }
+    require!(can_run_lab());
+    require!(has_tcx());
     let pair = Pair::start("table inet t {\n}")?;
     let agent = pair.watch_node(&["--hooks", "tc"])?;
     let empty = Program::empty("empty")?;

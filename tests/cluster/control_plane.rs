@@ -4,15 +4,13 @@ use anyhow::Result;
 use netpol_trace_tests::cluster::api::Api;
 use netpol_trace_tests::cluster::control_plane::{self, ControlPlane};
 use netpol_trace_tests::cluster::daemon::Lifetime;
-use netpol_trace_tests::cluster::skip;
+use netpol_trace_tests::{cluster, require};
 use serde_json::json;
 
 /// What `cargo xtask cluster up` and `down` do, with a restart between.
 #[test]
 fn a_detached_one_outlives_a_restart_and_ends_by_its_list() -> Result<()> {
-    if skip("control_plane::a_detached_one_outlives_a_restart_and_ends_by_its_list", &[]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let dir = tempfile::tempdir()?;
     let dir = dir.path().join("state");
     let mut plane = ControlPlane::start(&dir, Lifetime::Detached)?;
@@ -37,9 +35,7 @@ fn a_detached_one_outlives_a_restart_and_ends_by_its_list() -> Result<()> {
 /// A ServiceAccount's token works and has no rights but those given.
 #[test]
 fn a_service_account_has_only_its_rights() -> Result<()> {
-    if skip("control_plane::a_service_account_has_only_its_rights", &[]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let plane = netpol_trace_tests::cluster::shared()?;
     plane.namespace("accounts", &json!({}))?;
     let metadata = json!({ "namespace": "accounts", "name": "reader" });

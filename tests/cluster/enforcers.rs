@@ -5,33 +5,30 @@ use anyhow::Result;
 use netpol_trace_tests::cluster::kube_router::{self, Backend, KubeRouter};
 use netpol_trace_tests::cluster::node::{Node, PodSpec};
 use netpol_trace_tests::cluster::probe::{self, Probe, Protocol};
-use netpol_trace_tests::cluster::{programs, shared, skip};
+use netpol_trace_tests::cluster::{programs, shared};
 use netpol_trace_tests::record::{Record, drops};
 use netpol_trace_tests::server::Server;
 use netpol_trace_tests::traffic::Outcome;
-use netpol_trace_tests::{eventually, skipped};
+use netpol_trace_tests::{cluster, eventually, require};
 use serde_json::{Value, json};
 
 use crate::exclusive;
 
 #[test]
 fn kube_router_by_iptables_legacy() -> Result<()> {
-    kube_router("enforcers::kube_router_by_iptables_legacy", Backend::Legacy, 211)
+    require!(kube_router(Backend::Legacy, 211));
+    Ok(())
 }
 
 #[test]
 fn kube_router_by_nftables() -> Result<()> {
-    kube_router("enforcers::kube_router_by_nftables", Backend::Nft, 212)
+    require!(kube_router(Backend::Nft, 212));
+    Ok(())
 }
 
-fn kube_router(name: &str, backend: Backend, number: u8) -> Result<()> {
-    if skip(name, &[programs::KUBE_ROUTER]) {
-        return Ok(());
-    }
-    if let Some(why) = kube_router::obstacle(backend) {
-        skipped(name, &why);
-        return Ok(());
-    }
+fn kube_router(backend: Backend, number: u8) -> Result<()> {
+    cluster::can_run(&[programs::KUBE_ROUTER])?;
+    kube_router::has_backend(backend)?;
     let _turn = exclusive();
     let shop = Shop::build(number)?;
     let node = &shop.node;
@@ -102,9 +99,7 @@ fn kube_router(name: &str, backend: Backend, number: u8) -> Result<()> {
 /// The policies are there and nobody enforces them: connections pass, and no record claims that they were dropped.
 #[test]
 fn policies_without_an_enforcer_drop_nothing() -> Result<()> {
-    if skip("enforcers::policies_without_an_enforcer_drop_nothing", &[]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let _turn = exclusive();
     let shop = Shop::build(213)?;
     let deny = shop.policy("deny-all", json!({ "podSelector": {}, "policyTypes": ["Ingress", "Egress"] }));
@@ -122,14 +117,8 @@ fn policies_without_an_enforcer_drop_nothing() -> Result<()> {
 /// otherwise.
 #[test]
 fn an_enforcer_without_its_rules_drops_nothing() -> Result<()> {
-    let name = "enforcers::an_enforcer_without_its_rules_drops_nothing";
-    if skip(name, &[programs::KUBE_ROUTER]) {
-        return Ok(());
-    }
-    if let Some(why) = kube_router::obstacle(Backend::Nft) {
-        skipped(name, &why);
-        return Ok(());
-    }
+    require!(cluster::can_run(&[programs::KUBE_ROUTER]));
+    require!(kube_router::has_backend(Backend::Nft));
     let _turn = exclusive();
     let shop = Shop::build(215)?;
     let node = &shop.node;
@@ -150,14 +139,8 @@ fn an_enforcer_without_its_rules_drops_nothing() -> Result<()> {
 /// change.
 #[test]
 fn a_policy_that_comes_and_goes_in_traffic() -> Result<()> {
-    let name = "enforcers::a_policy_that_comes_and_goes_in_traffic";
-    if skip(name, &[programs::KUBE_ROUTER]) {
-        return Ok(());
-    }
-    if let Some(why) = kube_router::obstacle(Backend::Legacy) {
-        skipped(name, &why);
-        return Ok(());
-    }
+    require!(cluster::can_run(&[programs::KUBE_ROUTER]));
+    require!(kube_router::has_backend(Backend::Legacy));
     let _turn = exclusive();
     let shop = Shop::build(214)?;
     let node = &shop.node;

@@ -8,10 +8,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::agent::{self, Agent};
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
-use netpol_trace_tests::cluster::{shared, skip};
+use netpol_trace_tests::cluster::shared;
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{eventually, traffic};
+use netpol_trace_tests::{cluster, eventually, require, traffic};
 use serde_json::{Value, json};
 
 use super::accounts::{account, bind};
@@ -83,9 +83,7 @@ fn count(event: &Value) -> u64 {
 
 #[test]
 fn drops_are_events_of_the_pod() -> Result<()> {
-    if skip("events::drops_are_events_of_the_pod", &[]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let _turn = turn();
     let plane = shared()?;
     let pair = Pair::start(DENY)?;
@@ -131,9 +129,7 @@ fn drops_are_events_of_the_pod() -> Result<()> {
 /// A scan makes few Events, and yet every packet is counted in one of them.
 #[test]
 fn a_scan_makes_few_events() -> Result<()> {
-    if skip("events::a_scan_makes_few_events", &[]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let _turn = turn();
     let plane = shared()?;
     // Pods of names of their own, since their Events are counted.
@@ -159,9 +155,7 @@ fn a_scan_makes_few_events() -> Result<()> {
 /// Without the right to write them: said in the log, declared as lost, and the records come all the same.
 #[test]
 fn without_the_right_they_are_declared_lost() -> Result<()> {
-    if skip("events::without_the_right_they_are_declared_lost", &[]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let _turn = turn();
     let plane = shared()?;
     let pair = Pair::start(DENY)?;

@@ -7,8 +7,8 @@ use std::thread;
 
 use anyhow::{Result, ensure};
 use netpol_trace_tests::agent::{self, Agent};
-use netpol_trace_tests::cluster::{shared, skip};
-use netpol_trace_tests::eventually;
+use netpol_trace_tests::cluster::shared;
+use netpol_trace_tests::{cluster, eventually, require};
 use serde_json::json;
 
 use super::accounts::{account, ask, bind, roles, token};
@@ -40,9 +40,7 @@ fn start(kubeconfig: &Path) -> Result<(Agent, SocketAddr)> {
 
 #[test]
 fn who_may_read_the_metrics() -> Result<()> {
-    if skip("metrics::who_may_read_the_metrics", &[]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let plane = shared()?;
     plane.namespace(NAMESPACE, &json!({}))?;
     roles(plane, NAMESPACE)?;
@@ -100,9 +98,7 @@ fn who_may_read_the_metrics() -> Result<()> {
 /// An API server that can't be asked lets nobody in, and the log says why.
 #[test]
 fn nobody_is_let_in_when_the_server_is_away() -> Result<()> {
-    if skip("metrics::nobody_is_let_in_when_the_server_is_away", &[]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let dir = tempfile::tempdir()?;
     let kubeconfig = dir.path().join("kubeconfig");
     let nobody = json!({

@@ -128,8 +128,3 @@ pub fn in_sync(records: &[Record]) -> bool {
     let good = |source: &Value| source["synced"] == true && source["error"].is_null();
     status.is_some_and(|status| !status.list("/sources").is_empty() && status.list("/sources").iter().all(good))
 }
-
-/// Whether the test can't run here; says why.
-pub fn skip(test: &str) -> bool {
-    netpol_trace_tests::cluster::skip(test, &[])
-}

@@ -14,9 +14,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
-use netpol_trace_tests::cluster::{shared, skip};
+use netpol_trace_tests::cluster::shared;
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{PATIENCE, agent, eventually};
+use netpol_trace_tests::{PATIENCE, agent, cluster, eventually, has_program, require};
 use serde_json::json;
 
 use super::accounts::{self, READER, account, ask, bind, reader, roles};
@@ -145,13 +145,11 @@ fn start_agent(plane: &ControlPlane, agents: &str, dir: &Path, history: &Path, p
     Ok((agent, first))
 }
 
-/// Whether there is nothing to be had here; says why.
-fn skip_without_kubelet(test: &str) -> bool {
-    let programs = Command::new("openssl").arg("version").output().and(Command::new("python3").arg("-V").output());
-    if programs.is_err() {
-        netpol_trace_tests::skipped(test, "needs openssl and python3");
-    }
-    programs.is_err() || skip(test, &[])
+/// What the control plane and the script that stands in for a kubelet require.
+fn can_run_kubelet() -> Result<()> {
+    has_program("openssl", "openssl")?;
+    has_program("python3", "python3")?;
+    cluster::can_run(&[])
 }
 
 fn start_kubelet(dir: &Path) -> Result<(Ends, u16)> {
@@ -199,9 +197,7 @@ fn said(output: &Output) -> String {
 
 #[test]
 fn who_sees_what_through_the_api_server() -> Result<()> {
-    if skip_without_kubelet("tail::who_sees_what_through_the_api_server") {
-        return Ok(());
-    }
+    require!(can_run_kubelet());
     let node = Node::start("tail-agents", "tail-node")?;
 
     // By the logs: everything.

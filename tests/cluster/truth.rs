@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::cluster::kube_router::{self, Backend, KubeRouter};
 use netpol_trace_tests::cluster::node::{Node, PodSpec};
 use netpol_trace_tests::cluster::probe::{self, Probe, Protocol};
-use netpol_trace_tests::cluster::{programs, shared, skip};
-use netpol_trace_tests::skipped;
+use netpol_trace_tests::cluster::{programs, shared};
+use netpol_trace_tests::{cluster, require};
 use serde_json::{Value, json};
 
 use crate::exclusive;
@@ -18,23 +18,20 @@ const TABLE: &str = include_str!("../golden/kubernetes-e2e-netpol.json");
 
 #[test]
 fn kube_router_by_iptables_legacy() -> Result<()> {
-    run("truth::kube_router_by_iptables_legacy", Backend::Legacy, 0, 201)
+    require!(run(Backend::Legacy, 0, 201));
+    Ok(())
 }
 
 /// The table's other steps: the rules are the same, only the kernel's side differs.
 #[test]
 fn kube_router_by_nftables() -> Result<()> {
-    run("truth::kube_router_by_nftables", Backend::Nft, 1, 202)
+    require!(run(Backend::Nft, 1, 202));
+    Ok(())
 }
 
-fn run(name: &str, backend: Backend, first: usize, number: u8) -> Result<()> {
-    if skip(name, &[programs::KUBE_ROUTER]) {
-        return Ok(());
-    }
-    if let Some(why) = kube_router::obstacle(backend) {
-        skipped(name, &why);
-        return Ok(());
-    }
+fn run(backend: Backend, first: usize, number: u8) -> Result<()> {
+    cluster::can_run(&[programs::KUBE_ROUTER])?;
+    kube_router::has_backend(backend)?;
     let _turn = exclusive();
     let table: Value = serde_json::from_str(TABLE)?;
     let mut stage = Stage::build(&table["model"], number)?;

@@ -5,9 +5,10 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::cluster::programs::HELM;
+use netpol_trace_tests::{cluster::built, require};
 use serde_json::Value;
 
-use super::render::{deploy, documents, helm, program};
+use super::render::{deploy, documents, helm};
 
 /// One document with the groups of rules.
 fn file(name: &str) -> Result<Value> {
@@ -77,7 +78,7 @@ fn each_alert_is_seen_to_fire_and_not_to_fire() -> Result<()> {
 /// No second copy of the rules: what the chart installs is the file.
 #[test]
 fn the_chart_brings_the_same_rules() -> Result<()> {
-    let Some(program) = program("alerts::the_chart_brings_the_same_rules", &HELM) else { return Ok(()) };
+    let program = require!(built(&HELM));
     let set = ["prometheusRule.enabled=true", "prometheusRule.labels={\"release\":\"monitoring\"}"];
     let rule = &helm(&program, &set)?["PrometheusRule netpol-trace"];
     assert_eq!(rule["spec"], file("prometheus/alerts.yaml")?);
@@ -91,8 +92,7 @@ fn the_chart_brings_the_same_rules() -> Result<()> {
 fn the_pod_monitors_keep_the_label_namespace() -> Result<()> {
     let component = file("kustomize/components/pod-monitor/podmonitor.yaml")?;
     assert_eq!(component.pointer("/spec/podMetricsEndpoints/0/honorLabels"), Some(&true.into()));
-    let name = "alerts::the_pod_monitors_keep_the_label_namespace";
-    let Some(program) = program(name, &HELM) else { return Ok(()) };
+    let program = require!(built(&HELM));
     let monitor = &helm(&program, &["podMonitor.enabled=true"])?["PodMonitor netpol-trace"];
     assert_eq!(monitor.pointer("/spec/podMetricsEndpoints/0/honorLabels"), Some(&true.into()));
     Ok(())

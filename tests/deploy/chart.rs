@@ -4,12 +4,13 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::cluster::programs::HELM;
+use netpol_trace_tests::{cluster::built, require};
 
-use super::render::{deploy, documents, helm, program, template, template_in};
+use super::render::{deploy, documents, helm, template, template_in};
 
 #[test]
 fn lint() -> Result<()> {
-    let Some(program) = program("lint", &HELM) else { return Ok(()) };
+    let program = require!(built(&HELM));
     let output =
         Command::new(program).args(["lint", "--strict", "--quiet"]).arg(deploy().join("helm/netpol-trace")).output()?;
     assert!(
@@ -23,7 +24,7 @@ fn lint() -> Result<()> {
 
 #[test]
 fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
-    let Some(program) = program("values_that_are_wrong_are_refused_by_name", &HELM) else { return Ok(()) };
+    let program = require!(built(&HELM));
     for (value, named) in [
         ("hostNetwrok=true", "hostNetwrok"),
         ("hostNetwork=\"yes\"", "hostNetwork"),
@@ -60,7 +61,7 @@ fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
 /// Names that YAML takes for something else than a string are strings in each object.
 #[test]
 fn namespaces_and_releases_may_have_any_name() -> Result<()> {
-    let Some(program) = program("namespaces_and_releases_may_have_any_name", &HELM) else { return Ok(()) };
+    let program = require!(built(&HELM));
     for name in ["123", "1e3", "no", "on", "true", "null", "0x10"] {
         let values = [
             format!("fullnameOverride=\"{name}\""),
@@ -96,7 +97,7 @@ fn namespaces_and_releases_may_have_any_name() -> Result<()> {
 /// With hostNetwork a loopback address is the node's: the probes go there. Everywhere else they go to the pod's address.
 #[test]
 fn probes_go_where_the_agent_listens() -> Result<()> {
-    let Some(program) = program("probes_go_where_the_agent_listens", &HELM) else { return Ok(()) };
+    let program = require!(built(&HELM));
     for (address, host_network, host) in [
         ("", false, None),
         ("", true, Some("127.0.0.1")),
@@ -117,7 +118,7 @@ fn probes_go_where_the_agent_listens() -> Result<()> {
 
 #[test]
 fn options_make_their_objects() -> Result<()> {
-    let Some(program) = program("options_make_their_objects", &HELM) else { return Ok(()) };
+    let program = require!(built(&HELM));
     let kinds = |values: &[&str]| -> Result<Vec<String>> { Ok(helm(&program, values)?.into_keys().collect()) };
     let plain = kinds(&[])?;
     let more = kinds(&["podMonitor.enabled=true", "prometheusRule.enabled=true", "networkPolicy.enabled=true"])?;

@@ -10,15 +10,17 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use netpol_trace_tests::agent::{Run, SOON};
+use netpol_trace_tests::cluster::built;
 use netpol_trace_tests::cluster::programs::KUBECTL;
 use netpol_trace_tests::containerd::{self, Container, Containerd, IMAGE, Sandbox};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{bpf, eventually, skip, skipped, traffic};
+use netpol_trace_tests::skip::missing;
+use netpol_trace_tests::{bpf, can_run_lab, eventually, require, traffic};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::render::{Objects, kustomize, program};
+use super::render::{Objects, kustomize};
 
 /// docs/scaling.md: a small cluster's agent runs in so much.
 const MEMORY_LIMIT_MIB: u64 = 64;
@@ -181,29 +183,22 @@ fn finding<'a>(findings: &'a [Value], check: &str) -> Result<&'a Value> {
     findings.iter().find(|finding| finding["check"] == check).with_context(|| format!("no {check} in {findings:?}"))
 }
 
-/// The objects of an overlay and the image's archive, or a word of why the test is skipped.
-pub fn given(test: &str, overlay: &str) -> Result<Option<(Objects, PathBuf)>> {
-    if skip(test) {
-        return Ok(None);
-    }
-    let Some(kubectl) = program(test, &KUBECTL) else { return Ok(None) };
-    let Some(archive) = std::env::var_os(IMAGE) else {
-        skipped(test, &format!("needs an image: cargo xtask image, and {IMAGE} with the archive's path"));
-        return Ok(None);
-    };
-    if let Some(why) = containerd::missing() {
-        skipped(test, &why);
-        return Ok(None);
-    }
-    Ok(Some((kustomize(&kubectl, overlay)?, archive.into())))
+/// The objects of an overlay and the image's archive.
+pub fn given(overlay: &str) -> Result<(Objects, PathBuf)> {
+    can_run_lab()?;
+    let kubectl = built(&KUBECTL)?;
+    let archive = std::env::var_os(IMAGE);
+    let archive =
+        archive.ok_or_else(|| missing(format!("no image: cargo xtask image, and {IMAGE} with the archive's path")))?;
+    containerd::can_run()?;
+    Ok((kustomize(&kubectl, overlay)?, archive.into()))
 }
 
 /// In the node's network namespace, with all that the manifests allow: every dropped packet is in a record on its stdout, within
 /// the memory that docs/scaling.md says; it ends as asked, its successor knows it, and killed it leaves nothing.
 #[test]
 fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
-    let given = given("the_image_records_drops_in_the_nodes_network", "overlays/host-network")?;
-    let Some((objects, archive)) = given else { return Ok(()) };
+    let (objects, archive) = require!(given("overlays/host-network"));
     let site = Site::start(&objects, &archive)?;
     let first = site.agent("first")?;
     site.send(&first)?;
@@ -242,8 +237,7 @@ fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
 /// In a network namespace of its own, with the least that the manifests give.
 #[test]
 fn the_image_records_drops_from_a_pods_network() -> Result<()> {
-    let given = given("the_image_records_drops_from_a_pods_network", "overlays/restricted")?;
-    let Some((objects, archive)) = given else { return Ok(()) };
+    let (objects, archive) = require!(given("overlays/restricted"));
     let site = Site::start(&objects, &archive)?;
     let agent = site.agent("agent")?;
     site.send(&agent)?;
@@ -266,8 +260,7 @@ fn comes_out(container: &Container) -> Result<()> {
 /// What doctor says of the runtime's profile is so: the default one lets bpf(2) through, and one that doesn't is named.
 #[test]
 fn doctor_in_the_image_knows_the_seccomp_profile() -> Result<()> {
-    let given = given("doctor_in_the_image_knows_the_seccomp_profile", "overlays/host-network")?;
-    let Some((objects, archive)) = given else { return Ok(()) };
+    let (objects, archive) = require!(given("overlays/host-network"));
     let site = Site::start(&objects, &archive)?;
     let (code, findings) = site.doctor("default", None)?;
     assert_eq!(code, 0, "{findings:#?}");

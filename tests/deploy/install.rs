@@ -6,11 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use netpol_trace_tests::agent;
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::daemon::Lifetime;
 use netpol_trace_tests::cluster::programs::{HELM, KUBECTL};
 use netpol_trace_tests::cluster::{self, built};
+use netpol_trace_tests::{agent, require};
 use serde_json::{Value, json};
 
 use super::render::deploy;
@@ -25,9 +25,7 @@ fn lines(beginnings: &[&str]) -> Result<Vec<String>> {
 /// On a new cluster: the release is there, and Pod Security lets the agents' pods into their namespace.
 #[test]
 fn the_readmes_helm_lines_install_it() -> Result<()> {
-    if cluster::skip("install::the_readmes_helm_lines_install_it", &[KUBECTL, HELM]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[KUBECTL, HELM]));
     let typed = lines(&["kubectl create namespace ", "kubectl label namespace ", "helm install "])?;
     assert_eq!(typed.len(), 3, "{typed:?}");
     let dir = tempfile::tempdir()?;

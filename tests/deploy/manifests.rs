@@ -3,11 +3,12 @@
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use netpol_trace_tests::agent;
+use netpol_trace_tests::cluster::built;
 use netpol_trace_tests::cluster::programs::{HELM, KUBECTL};
+use netpol_trace_tests::{agent, require};
 use serde_json::Value;
 
-use super::render::{Objects, deploy, documents, helm, kustomize, program};
+use super::render::{Objects, deploy, documents, helm, kustomize};
 
 /// Each overlay, and the chart's values that make the same.
 const VARIANTS: [(&str, &[&str]); 5] = [
@@ -54,8 +55,7 @@ fn comparable(mut objects: Objects) -> Objects {
 
 #[test]
 fn kustomize_and_helm_make_the_same_objects() -> Result<()> {
-    const TEST: &str = "kustomize_and_helm_make_the_same_objects";
-    let (Some(kubectl), Some(chart)) = (program(TEST, &KUBECTL), program(TEST, &HELM)) else { return Ok(()) };
+    let (kubectl, chart) = (require!(built(&KUBECTL)), require!(built(&HELM)));
     for (overlay, values) in VARIANTS {
         let (one, other) = (comparable(kustomize(&kubectl, overlay)?), comparable(helm(&chart, values)?));
         let (names, others): (Vec<_>, Vec<_>) = (one.keys().collect(), other.keys().collect());
@@ -71,8 +71,7 @@ fn kustomize_and_helm_make_the_same_objects() -> Result<()> {
 /// A component on top of the base is the chart's value.
 #[test]
 fn components_are_the_charts_values() -> Result<()> {
-    const TEST: &str = "components_are_the_charts_values";
-    let (Some(kubectl), Some(chart)) = (program(TEST, &KUBECTL), program(TEST, &HELM)) else { return Ok(()) };
+    let (kubectl, chart) = (require!(built(&KUBECTL)), require!(built(&HELM)));
     let dir = tempfile::tempdir()?;
     let folder = dir.path().canonicalize()?;
     // kustomize takes relative paths only.
@@ -102,8 +101,7 @@ fn components_are_the_charts_values() -> Result<()> {
 /// What a namespace of developers gets from its folder is what it gets from the chart.
 #[test]
 fn a_namespace_of_developers_is_the_charts_value() -> Result<()> {
-    const TEST: &str = "a_namespace_of_developers_is_the_charts_value";
-    let (Some(kubectl), Some(chart)) = (program(TEST, &KUBECTL), program(TEST, &HELM)) else { return Ok(()) };
+    let (kubectl, chart) = (require!(built(&KUBECTL)), require!(built(&HELM)));
     let developers = r#"[{"kind":"Group","name":"developers","apiGroup":"rbac.authorization.k8s.io"}]"#;
     let namespaces = format!(r#"tail.namespaces=[{{"name":"staging","developers":{developers}}}]"#);
     let mut other = comparable(helm(&chart, &["tail.enabled=true", &namespaces])?);
@@ -136,8 +134,8 @@ fn a_namespace_of_developers_is_the_charts_value() -> Result<()> {
 }
 
 /// All variants as kustomize makes them.
-fn overlays(test: &str) -> Result<Vec<(&'static str, Objects)>> {
-    let Some(kubectl) = program(test, &KUBECTL) else { return Ok(Vec::new()) };
+fn overlays() -> Result<Vec<(&'static str, Objects)>> {
+    let kubectl = built(&KUBECTL)?;
     VARIANTS.iter().map(|(overlay, _)| Ok((*overlay, kustomize(&kubectl, overlay)?))).collect()
 }
 
@@ -147,7 +145,7 @@ fn container(objects: &Objects) -> Result<&Value> {
 
 #[test]
 fn the_container_is_confined() -> Result<()> {
-    for (overlay, objects) in overlays("the_container_is_confined")? {
+    for (overlay, objects) in require!(overlays()) {
         let pod = &objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"];
         let security = &container(&objects)?["securityContext"];
         for (field, value) in [
@@ -178,7 +176,7 @@ fn the_container_is_confined() -> Result<()> {
 /// Nothing but reading, and asking the API server about callers; and nothing that docs/security.md does not justify.
 #[test]
 fn rbac_is_what_the_page_says() -> Result<()> {
-    for (overlay, objects) in overlays("rbac_is_what_the_page_says")? {
+    for (overlay, objects) in require!(overlays()) {
         let page = std::fs::read_to_string(deploy().with_file_name("docs/security.md"))?;
         for rule in objects["ClusterRole netpol-trace"]["rules"].as_array().context("rules")? {
             let group = rule["apiGroups"][0].as_str().context("a group")?;
@@ -202,7 +200,7 @@ fn rbac_is_what_the_page_says() -> Result<()> {
 /// The container's arguments and the ConfigMap are what this agent takes: it gets as far as the manifests, which there are none of.
 #[test]
 fn the_agent_takes_its_arguments_and_configuration() -> Result<()> {
-    for (overlay, objects) in overlays("the_agent_takes_its_arguments_and_configuration")? {
+    for (overlay, objects) in require!(overlays()) {
         let dir = tempfile::tempdir()?;
         let config = dir.path().join("config.yaml");
         std::fs::write(&config, objects["ConfigMap netpol-trace"]["data"]["config.yaml"].as_str().context("a file")?)?;

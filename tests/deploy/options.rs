@@ -11,9 +11,9 @@ use anyhow::{Context, Result, ensure};
 use netpol_trace::config::{self, read::RUNTIME_KEYS};
 use netpol_trace::record::format::Format;
 use netpol_trace::sink::target;
-use netpol_trace_tests::collector::{Collector, certificates, no_certificates};
+use netpol_trace_tests::collector::{Collector, certificates};
 use netpol_trace_tests::containerd::Container;
-use netpol_trace_tests::{eventually, skipped};
+use netpol_trace_tests::{eventually, has_program, require};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -224,12 +224,8 @@ fn stderr(container: &Container) -> String {
 
 #[test]
 fn every_option_works_in_the_image() -> Result<()> {
-    const TEST: &str = "every_option_works_in_the_image";
-    let Some((objects, archive)) = given(TEST, "overlays/host-network")? else { return Ok(()) };
-    if let Some(why) = no_certificates() {
-        skipped(TEST, why);
-        return Ok(());
-    }
+    let (objects, archive) = require!(given("overlays/host-network"));
+    require!(has_program("openssl", "openssl"));
     // Before the runtime, whose mounts are those of its start.
     let node = Node::new()?;
     let site = Site::start(&objects, &archive)?;
@@ -270,12 +266,8 @@ fn every_option_works_in_the_image() -> Result<()> {
 /// Without `ca-file=` the authorities that the program brings along stand in: the output opens, and doesn't trust a stranger.
 #[test]
 fn https_needs_no_files_of_a_system() -> Result<()> {
-    const TEST: &str = "https_needs_no_files_of_a_system";
-    let Some((objects, archive)) = given(TEST, "overlays/host-network")? else { return Ok(()) };
-    if let Some(why) = no_certificates() {
-        skipped(TEST, why);
-        return Ok(());
-    }
+    let (objects, archive) = require!(given("overlays/host-network"));
+    require!(has_program("openssl", "openssl"));
     let node = Node::new()?;
     let site = Site::start(&objects, &archive)?;
     let tls = site.pair.lab.node().run(|| Collector::start_tls(node.given.path()))?;
@@ -307,10 +299,7 @@ fn https_needs_no_files_of_a_system() -> Result<()> {
 #[test]
 fn what_no_case_has_is_found() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    if let Some(why) = no_certificates() {
-        skipped("what_no_case_has_is_found", why);
-        return Ok(());
-    }
+    require!(has_program("openssl", "openssl"));
     certificates(Path::new(folder.path()))?;
     let (plain, tls) = (Collector::start(&[])?, Collector::start_tls(folder.path())?);
     let count = cases(&plain, &tls).len();

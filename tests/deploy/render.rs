@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail};
-use netpol_trace_tests::cluster::programs::Program;
-use netpol_trace_tests::{cluster, skipped};
 use saphyr::{LoadableYamlNode, Scalar, Yaml};
 use serde_json::{Map, Value};
 
@@ -16,15 +14,6 @@ pub fn deploy() -> PathBuf {
 
 /// Objects by kind and name.
 pub type Objects = BTreeMap<String, Value>;
-
-/// One of the programs that setup builds; says that the test is skipped when it is not there.
-pub fn program(test: &str, program: &Program) -> Option<PathBuf> {
-    let built = cluster::built(program);
-    if let Err(why) = &built {
-        skipped(test, &format!("{why:#}"));
-    }
-    built.ok()
-}
 
 pub fn kustomize(kubectl: &Path, folder: &str) -> Result<Objects> {
     objects(&kustomize_text(kubectl, &deploy().join("kustomize").join(folder))?)

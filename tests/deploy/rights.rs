@@ -10,9 +10,10 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::cluster::programs::{HELM, KUBECTL};
+use netpol_trace_tests::{cluster::built, require};
 use serde_json::{Value, json};
 
-use super::render::{self, deploy, documents, program};
+use super::render::{self, deploy, documents};
 
 /// The account that developers ask as.
 const READER: &str = "netpol-trace-reader";
@@ -178,13 +179,13 @@ fn charts(helm: &Path) -> Result<Variants> {
 /// What each folder and each set of values makes.
 type Variants = Vec<(String, Vec<Value>)>;
 
-/// All that is shipped, rendered once, or a word of why the test is skipped.
-fn shipped(test: &str) -> Result<Option<&'static Variants>> {
+/// All that is shipped, rendered once.
+fn shipped() -> Result<&'static Variants> {
     static RENDERED: OnceLock<Result<Variants, String>> = OnceLock::new();
-    let (Some(kubectl), Some(helm)) = (program(test, &KUBECTL), program(test, &HELM)) else { return Ok(None) };
+    let (kubectl, helm) = (built(&KUBECTL)?, built(&HELM)?);
     let render = || Ok([kustomizations(&kubectl)?, charts(&helm)?].concat());
     let rendered = RENDERED.get_or_init(|| render().map_err(|error: anyhow::Error| format!("{error:#}")));
-    rendered.as_ref().map(Some).map_err(|error| anyhow::anyhow!("{error}"))
+    rendered.as_ref().map_err(|error| anyhow::anyhow!("{error}"))
 }
 
 fn kind(object: &Value) -> &str {
@@ -197,7 +198,7 @@ fn name(object: &Value) -> &str {
 
 #[test]
 fn no_role_leads_to_more_rights() -> Result<()> {
-    let Some(all) = shipped("rights::no_role_leads_to_more_rights")? else { return Ok(()) };
+    let all = require!(shipped());
     let mut found = BTreeSet::new();
     let mut rules = 0;
     for (variant, objects) in all {
@@ -218,7 +219,7 @@ fn no_role_leads_to_more_rights() -> Result<()> {
 /// Roles are bound that are shipped with the binding, to accounts that are shipped or given; the readers' account to one only.
 #[test]
 fn accounts_are_bound_to_their_role_and_nothing_else() -> Result<()> {
-    let Some(all) = shipped("rights::accounts_are_bound_to_their_role_and_nothing_else")? else { return Ok(()) };
+    let all = require!(shipped());
     let mut readers = 0;
     for (variant, objects) in all {
         for binding in objects.iter().filter(|object| kind(object).ends_with("RoleBinding")) {
@@ -253,7 +254,7 @@ fn accounts_are_bound_to_their_role_and_nothing_else() -> Result<()> {
 /// The listener on any address asks the API server, and Prometheus has what it needs to be let in.
 #[test]
 fn metrics_are_never_open() -> Result<()> {
-    let Some(all) = shipped("rights::metrics_are_never_open")? else { return Ok(()) };
+    let all = require!(shipped());
     let mut daemons = 0;
     for (variant, objects) in all {
         for daemon in objects.iter().filter(|object| kind(object) == "DaemonSet") {
@@ -303,9 +304,7 @@ fn metrics_are_never_open() -> Result<()> {
 /// What the chart can't make safe it refuses, and says why.
 #[test]
 fn the_chart_refuses_what_reaches_further_than_it_looks() -> Result<()> {
-    let Some(helm) = program("rights::the_chart_refuses_what_reaches_further_than_it_looks", &HELM) else {
-        return Ok(());
-    };
+    let helm = require!(built(&HELM));
     let group = r#"{"kind":"Group","name":"developers"}"#;
     let namespaces = format!(r#"tail.namespaces=[{{"name":"staging","developers":[{group}]}}]"#);
     let reachable = format!("tail.reachableBy=[{group}]");

@@ -9,7 +9,7 @@ use netpol_trace_tests::cluster::api::Api;
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::programs::KUBECTL;
 use netpol_trace_tests::cluster::{self, built};
-use netpol_trace_tests::eventually;
+use netpol_trace_tests::{eventually, require};
 use serde_json::{Value, json};
 
 use super::render::{Objects, deploy, kustomize};
@@ -61,9 +61,7 @@ fn installed(overlay: &str) -> Result<(&'static ControlPlane, Objects)> {
 
 #[test]
 fn the_server_takes_every_overlay() -> Result<()> {
-    if cluster::skip("server::the_server_takes_every_overlay", &[KUBECTL]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[KUBECTL]));
     for overlay in OVERLAYS {
         let (plane, objects) = installed(overlay)?;
         let folder = deploy().join("kustomize").join(overlay);
@@ -87,9 +85,7 @@ fn the_server_takes_every_overlay() -> Result<()> {
 /// Pod Security lets the DaemonSet's pods into their namespace, and would not into one of level baseline.
 #[test]
 fn pod_security() -> Result<()> {
-    if cluster::skip("server::pod_security", &[KUBECTL]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[KUBECTL]));
     for overlay in OVERLAYS {
         let (plane, objects) = installed(overlay)?;
         let pod = |namespace: &str| {
@@ -116,9 +112,7 @@ fn pod_security() -> Result<()> {
 /// The account may read what docs/security.md lists, and nothing else.
 #[test]
 fn the_account_may_read_and_nothing_else() -> Result<()> {
-    if cluster::skip("server::the_account_may_read_and_nothing_else", &[KUBECTL]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[KUBECTL]));
     let (plane, objects) = installed("overlays/default")?;
     for name in ["ServiceAccount netpol-trace", "ClusterRole netpol-trace", "ClusterRoleBinding netpol-trace"] {
         plane.api().apply(&objects[name])?;
@@ -157,9 +151,7 @@ fn the_account_may_read_and_nothing_else() -> Result<()> {
 /// The agent itself finds nothing missing: it syncs every source as that account.
 #[test]
 fn the_agent_needs_no_more() -> Result<()> {
-    if cluster::skip("server::the_agent_needs_no_more", &[KUBECTL]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[KUBECTL]));
     let (plane, objects) = installed("overlays/default")?;
     for name in ["ServiceAccount netpol-trace", "ClusterRole netpol-trace", "ClusterRoleBinding netpol-trace"] {
         plane.api().apply(&objects[name])?;
@@ -188,9 +180,7 @@ fn the_agent_needs_no_more() -> Result<()> {
 /// One command makes what a namespace's developers need, as docs/security.md has it.
 #[test]
 fn a_namespace_of_developers_is_one_command() -> Result<()> {
-    if cluster::skip("server::a_namespace_of_developers_is_one_command", &[KUBECTL]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[KUBECTL]));
     const NAMESPACE: &str = "developers-of-one";
     let (plane, objects) = installed("overlays/developers")?;
     plane.api().apply(&objects["ClusterRole netpol-trace-drops-reader"])?;
@@ -215,9 +205,7 @@ fn a_namespace_of_developers_is_one_command() -> Result<()> {
 /// What was installed goes with one command.
 #[test]
 fn uninstall_leaves_nothing() -> Result<()> {
-    if cluster::skip("server::uninstall_leaves_nothing", &[KUBECTL]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[KUBECTL]));
     // In a namespace of its own: other tests use the overlay's.
     let plane = cluster::shared()?;
     namespace(plane, "removed", &json!({}))?;

@@ -9,7 +9,7 @@ use anyhow::Result;
 use netpol_trace_tests::agent::{self, Agent};
 use netpol_trace_tests::pair::{self, CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{eventually, skip, traffic};
+use netpol_trace_tests::{can_run_lab, eventually, require, traffic};
 
 use super::lifecycle::quiet;
 
@@ -33,9 +33,7 @@ spec:
 /// again.
 #[test]
 fn a_manifest_breaks_while_the_agent_runs() -> Result<()> {
-    if skip("a_manifest_breaks_while_the_agent_runs") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let agent = pair.watch()?;
     let file = pair.manifests().join("policy.yaml");
@@ -60,9 +58,7 @@ fn a_manifest_breaks_while_the_agent_runs() -> Result<()> {
 /// An edited policy counts from then on, without a restart.
 #[test]
 fn manifests_are_read_again_when_they_change() -> Result<()> {
-    if skip("manifests_are_read_again_when_they_change") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let agent = pair.watch()?;
     let first = send(&pair, &agent)?;
@@ -78,9 +74,7 @@ fn manifests_are_read_again_when_they_change() -> Result<()> {
 /// At the start: one message that names file, document and line; or the rest of the state and a status that says so.
 #[test]
 fn a_manifest_is_broken_from_the_start() -> Result<()> {
-    if skip("a_manifest_is_broken_from_the_start") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let file = pair.manifests().join("broken.yaml");
     fs::write(&file, BROKEN)?;
@@ -97,9 +91,7 @@ fn a_manifest_is_broken_from_the_start() -> Result<()> {
 #[test]
 fn no_such_manifests() -> Result<()> {
     const NOWHERE: &str = "/nonexistent/manifests";
-    if skip("no_such_manifests") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let mut command = Command::new(agent::binary()?);
     command.args(["agent", "--duration", "1s", "--manifests", NOWHERE]);
     let run = Agent::spawn(command)?.finish()?;
@@ -113,9 +105,7 @@ fn no_such_manifests() -> Result<()> {
 /// Kinds that the agent has no use for are skipped and counted.
 #[test]
 fn unknown_kinds_are_counted() -> Result<()> {
-    if skip("unknown_kinds_are_counted") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let config = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: settings\n  namespace: lab\ndata: {}\n";
     fs::write(pair.manifests().join("config.yaml"), config)?;
@@ -129,9 +119,7 @@ fn unknown_kinds_are_counted() -> Result<()> {
 /// Pods that share an address, have none, or are over: the right owner or an honest `unknown`, never a wrong one.
 #[test]
 fn addresses_without_a_clear_owner() -> Result<()> {
-    if skip("addresses_without_a_clear_owner") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let shared: IpAddr = CLIENT.into();
     let succeeded = pair::pod("job", &[SERVER.into()]).replace("phase: Running", "phase: Succeeded");
@@ -150,9 +138,7 @@ fn addresses_without_a_clear_owner() -> Result<()> {
 /// terminal.
 #[test]
 fn labels_cannot_forge_a_line() -> Result<()> {
-    if skip("labels_cannot_forge_a_line") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let forged = r#""x\n{\"schema\":\"netpol-trace/v1\",\"kind\":\"drop\"}\e[2J""#;
     let file = pair.manifests().join("cluster.yaml");

@@ -8,7 +8,7 @@ use anyhow::Result;
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, NODE, Pair, SERVER, SERVER6};
 use netpol_trace_tests::record::{Record, drops, packets};
-use netpol_trace_tests::{eventually, nft, skip, traffic};
+use netpol_trace_tests::{can_run_lab, eventually, nft, require, traffic};
 use nix::sys::signal::Signal;
 
 /// Many packets for this machine: an emulated one, with a single slow processor, takes a minute for what others do in a
@@ -20,9 +20,7 @@ fn many() -> usize {
 /// One flow, many packets: none is forgotten.
 #[test]
 fn one_flow_many_packets() -> Result<()> {
-    if skip("one_flow_many_packets") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let packets = many();
     let pair = Pair::start(DENY)?;
     let agent = pair.watch()?;
@@ -36,9 +34,7 @@ fn one_flow_many_packets() -> Result<()> {
 /// Many flows, few packets each, of both families at once.
 #[test]
 fn many_flows() -> Result<()> {
-    if skip("many_flows") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let ports = many() / 6;
     let pair = Pair::start(DENY)?;
@@ -72,9 +68,7 @@ table inet host {
 		ip daddr 10.244.1.3 counter name out drop
 	}
 }";
-    if skip("output_under_forwarded_load") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(&[DENY, OUTPUT].concat())?;
     let agent = pair.watch()?;
     let client = &pair.client()?.netns;
@@ -99,9 +93,7 @@ table inet host {
 /// Two labs with the same addresses: their drops stay apart, and one agent's books hold for both.
 #[test]
 fn two_nodes_with_the_same_addresses() -> Result<()> {
-    if skip("two_nodes_with_the_same_addresses") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let (one, two) = (Pair::start(DENY)?, Pair::start(DENY)?);
     let agent = one.watch()?;
     for (pair, packets) in [(&one, 5), (&two, 7)] {
@@ -121,9 +113,7 @@ fn two_nodes_with_the_same_addresses() -> Result<()> {
 #[test]
 fn a_full_ring_is_declared() -> Result<()> {
     const PORTS: u16 = 10_000;
-    if skip("a_full_ring_is_declared") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
@@ -162,9 +152,7 @@ impl Drop for SmallDisk {
 #[test]
 fn a_full_disk_is_declared() -> Result<()> {
     const PACKETS: usize = 2000;
-    if skip("a_full_disk_is_declared") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     // With the losses that floods make, some of the declarations would be lost here.
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;

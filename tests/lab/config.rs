@@ -6,7 +6,7 @@ use anyhow::Result;
 use netpol_trace_tests::agent::{self, Agent};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{skip, traffic};
+use netpol_trace_tests::{can_run_lab, require, traffic};
 
 struct Configured {
     pair: Pair,
@@ -46,9 +46,7 @@ fn to(port: u64) -> impl Fn(&Record) -> bool {
 
 #[test]
 fn the_config_file_counts_and_is_read_again() -> Result<()> {
-    if skip("the_config_file_counts_and_is_read_again") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let lab = Configured::new("cluster-name: lab-cluster\nexclude:\n  namespaces: [lab]\n")?;
     let agent = lab.start()?;
     lab.send(5001)?;
@@ -104,9 +102,7 @@ fn the_config_file_counts_and_is_read_again() -> Result<()> {
 
 #[test]
 fn a_bad_config_file_is_refused_at_the_start() -> Result<()> {
-    if skip("a_bad_config_file_is_refused_at_the_start") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let lab = Configured::new("all-drops: true\nring-kib: 100\nlables: [app]\n")?;
     let mut command = std::process::Command::new(agent::binary()?);
     command.arg("agent").arg("--config").arg(&lab.file).arg("--manifests").arg(lab.pair.manifests());

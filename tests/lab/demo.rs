@@ -6,14 +6,12 @@ use netpol_trace_tests::demo::flows::{Expect, FLOWS};
 use netpol_trace_tests::demo::{Demo, check};
 use netpol_trace_tests::record::Record;
 use netpol_trace_tests::traffic::Outcome;
-use netpol_trace_tests::{nft, skip};
+use netpol_trace_tests::{can_run_lab, nft, require};
 
 /// The lab by itself: the ruleset does to real clients what the flows' data says, and counts it.
 #[test]
 fn clients_and_counters_agree_with_what_is_expected() -> Result<()> {
-    if skip("clients_and_counters_agree_with_what_is_expected") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let demo = Demo::start()?;
     let attempts = demo.send()?;
     let wrong = [check::reality(&attempts), check::counters(&nft::counters(demo.lab.node())?)].concat();
@@ -24,9 +22,7 @@ fn clients_and_counters_agree_with_what_is_expected() -> Result<()> {
 /// The policies are what drops: without their table the same flows get through, and the others fail as before.
 #[test]
 fn without_the_policies_only_the_other_failures_remain() -> Result<()> {
-    if skip("without_the_policies_only_the_other_failures_remain") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let demo = Demo::start()?;
     demo.lab.enforce("delete table inet network-policy")?;
     for (flow, attempt) in FLOWS.iter().zip(demo.send()?) {
@@ -56,9 +52,7 @@ fn no_ftp_helper(demo: &Demo) -> Result<()> {
 /// The whole way: kernel, agent, records. The records hold exactly the expected drops.
 #[test]
 fn records_hold_exactly_the_expected_drops() -> Result<()> {
-    if skip("records_hold_exactly_the_expected_drops") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     // With --all-drops the failures that are no policy's are there to be checked too.
     for options in [&["--all-drops"][..], &[]] {
         let demo = Demo::start()?;

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::pair::Pair;
-use netpol_trace_tests::{agent, skip};
+use netpol_trace_tests::{agent, can_run_lab, require};
 
 const GROUP: u32 = 4711;
 
@@ -43,9 +43,7 @@ fn run(pair: &Pair, folder: &Path, umask: &str, group: Option<u32>) -> Result<Ou
 
 #[test]
 fn files_are_for_the_agent_and_one_group_whatever_the_umask() -> Result<()> {
-    if skip("files_are_for_the_agent_and_one_group_whatever_the_umask") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start("")?;
     for (umask, group) in [("000", None), ("077", Some(GROUP))] {
         let dir = tempfile::tempdir()?;
@@ -76,9 +74,7 @@ fn files_are_for_the_agent_and_one_group_whatever_the_umask() -> Result<()> {
 /// What was there before, with wider modes: the log names path, mode and remedy.
 #[test]
 fn wider_modes_are_reported() -> Result<()> {
-    if skip("wider_modes_are_reported") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start("")?;
     let dir = tempfile::tempdir()?;
     let place = |name: &str| dir.path().join(name);

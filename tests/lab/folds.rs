@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use netpol_trace_tests::agent::{Agent, Run};
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, Pair, SERVER, SERVER6};
 use netpol_trace_tests::record::{Record, drops, packets};
-use netpol_trace_tests::{skip, traffic};
+use netpol_trace_tests::{can_run_lab, require, traffic};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -47,9 +47,7 @@ fn on_each_cpu(what: impl Fn() -> Result<()> + Sync) -> Result<()> {
 /// The first packet at once; the others as one count a window.
 #[test]
 fn a_flood_is_a_few_records() -> Result<()> {
-    if skip("a_flood_is_a_few_records") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
@@ -72,9 +70,7 @@ fn a_flood_is_a_few_records() -> Result<()> {
 /// Each CPU sends the first packet that it sees: the others' are in the count.
 #[test]
 fn a_flow_of_several_cpus_is_one() -> Result<()> {
-    if skip("a_flow_of_several_cpus_is_one") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
@@ -103,9 +99,7 @@ fn a_flow_of_several_cpus_is_one() -> Result<()> {
 /// More flows than there is room for: coarser, marked, and exact all the same.
 #[test]
 fn a_full_map_folds_coarser() -> Result<()> {
-    if skip("a_full_map_folds_coarser") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
@@ -137,9 +131,7 @@ fn a_full_map_folds_coarser() -> Result<()> {
 /// And where even those find no room, by the two addresses.
 #[test]
 fn a_scan_folds_by_addresses() -> Result<()> {
-    if skip("a_scan_folds_by_addresses") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
@@ -164,9 +156,7 @@ fn a_scan_folds_by_addresses() -> Result<()> {
 /// Above the budget drops are aggregated by workloads, and every packet is in a count.
 #[test]
 fn a_spent_budget_folds_by_workloads() -> Result<()> {
-    if skip("a_spent_budget_folds_by_workloads") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     // Another test's scan would spend this agent's folds.
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;

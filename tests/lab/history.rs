@@ -12,7 +12,7 @@ use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::pair::{self, CLIENT, DENY, Pair, SERVER, SERVER6};
 use netpol_trace_tests::record::{Record, drops};
 use netpol_trace_tests::topology::Host;
-use netpol_trace_tests::{skip, traffic};
+use netpol_trace_tests::{can_run_lab, require, traffic};
 
 /// A pod that the manifests don't have at first.
 const LATE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 4);
@@ -74,9 +74,7 @@ fn replace(file: &Path, content: &str) -> Result<()> {
 /// "It broke at 14:02": one line says what the edit took away; each drop names the version that was in force.
 #[test]
 fn a_policy_is_edited_and_deleted_while_packets_drop() -> Result<()> {
-    if skip("a_policy_is_edited_and_deleted_while_packets_drop") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let file = pair.manifests().join("policy.yaml");
     let first = fs::read_to_string(&file)?.replace("  name: ", "  generation: 1\n  name: ");
@@ -140,10 +138,8 @@ fn a_policy_is_edited_and_deleted_while_packets_drop() -> Result<()> {
 
 /// A pod that the manifests don't have sends to the server; then the manifests get it, and another pod at the server's
 /// address in the server's place. Returns the drops' records with whether the agent knew the change by then.
-fn change_hands(name: &str, other: impl Fn(String) -> String) -> Result<Option<Vec<(Record, bool)>>> {
-    if skip(name) {
-        return Ok(None);
-    }
+fn change_hands(other: impl Fn(String) -> String) -> Result<Vec<(Record, bool)>> {
+    can_run_lab()?;
     let mut pair = Pair::start(DENY)?;
     pair.lab.attach("late", LATE, LATE6)?;
     let file = pair.manifests().join("cluster.yaml");
@@ -170,7 +166,7 @@ fn change_hands(name: &str, other: impl Fn(String) -> String) -> Result<Option<V
         let known = time(&record) > changed;
         (record, known)
     };
-    Ok(Some(records.into_iter().map(known).collect()))
+    Ok(records.into_iter().map(known).collect())
 }
 
 /// Nothing says that the other pod was there before: until it was seen, the address was the server's. The sender is named
@@ -178,7 +174,7 @@ fn change_hands(name: &str, other: impl Fn(String) -> String) -> Result<Option<V
 #[test]
 fn an_address_is_reused_while_packets_drop() -> Result<()> {
     let undated = |pod: String| pod.replace("  creationTimestamp: \"2026-10-05T08:13:00Z\"\n", "");
-    let Some(records) = change_hands("an_address_is_reused_while_packets_drop", undated)? else { return Ok(()) };
+    let records = require!(change_hands(undated));
     let (mut early, mut after) = (0, 0);
     for (record, known) in &records {
         assert_eq!(record.pod("destination"), if *known { "lab/other" } else { "lab/server" }, "{record}");
@@ -194,8 +190,7 @@ fn an_address_is_reused_while_packets_drop() -> Result<()> {
 /// Here the other pod had begun long before, so in the last seconds before the change either may have had the address.
 #[test]
 fn an_address_that_either_pod_may_have_had_is_nobodys() -> Result<()> {
-    let name = "an_address_that_either_pod_may_have_had_is_nobodys";
-    let Some(records) = change_hands(name, |pod| pod)? else { return Ok(()) };
+    let records = require!(change_hands(|pod| pod));
     let doubtful: Vec<_> = records.iter().filter(|(r, known)| r.pod("source") == "lab/late" && !known).collect();
     assert!(!doubtful.is_empty(), "{records:?}");
     for (record, _) in doubtful {

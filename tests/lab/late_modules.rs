@@ -6,15 +6,14 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use netpol_trace_tests::iptables;
 use netpol_trace_tests::pair::SERVER;
 use netpol_trace_tests::record::{Record, packets};
 use netpol_trace_tests::row::{DATAGRAMS, PORT, Row, datagrams};
-use netpol_trace_tests::{eventually, skipped};
+use netpol_trace_tests::skip::missing;
+use netpol_trace_tests::{eventually, iptables, require, test_name};
 
 use crate::rows::queues;
 
-const NAME: &str = "late_modules";
 const QUEUE: u16 = 7;
 
 fn loaded(module: &str) -> bool {
@@ -28,18 +27,22 @@ fn modprobe(module: &str) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn late_modules() -> Result<()> {
+/// Requires a kernel with netfilter as modules, none of which is loaded yet.
+fn can_load_late() -> Result<()> {
     if let Some(module) = ["nf_tables", "nfnetlink_queue", "ip_tables"].into_iter().find(|module| loaded(module)) {
-        skipped(NAME, &format!("{module} is loaded here already: cargo xtask vm runs this on a fresh kernel"));
-        return Ok(());
+        return Err(missing(format!("{module} is loaded here already: cargo xtask vm runs this on a fresh kernel")));
     }
     let known = Command::new("modprobe").args(["--dry-run", "nf_tables"]).output();
     if !known.is_ok_and(|output| output.status.success()) || builtin("nf_tables")? {
-        skipped(NAME, "this kernel has no module nf_tables, or has it built in");
-        return Ok(());
+        return Err(missing("this kernel has no module nf_tables, or has it built in"));
     }
-    let Some(mut row) = Row::new(NAME)? else { return Ok(()) };
+    Ok(())
+}
+
+#[test]
+fn late_modules() -> Result<()> {
+    require!(can_load_late());
+    let mut row = require!(Row::new(test_name!()));
     row.watch()?;
 
     modprobe("nf_tables")?;

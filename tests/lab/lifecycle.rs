@@ -9,19 +9,14 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::{self, Agent};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
-use netpol_trace_tests::{bpf, eventually, skip, skipped, traffic};
+use netpol_trace_tests::{bpf, can_run_lab, eventually, has_program, require, traffic};
 use nix::sys::signal::Signal;
 
 /// However it ends, its programs and links end with it.
 #[test]
 fn nothing_stays_attached() -> Result<()> {
-    if skip("nothing_stays_attached") {
-        return Ok(());
-    }
-    if Command::new("bpftool").arg("version").output().is_err() {
-        skipped("nothing_stays_attached", "needs bpftool (apt-get install bpftool)");
-        return Ok(());
-    }
+    require!(can_run_lab());
+    require!(has_program("bpftool", "bpftool"));
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
         let pair = Pair::start(DENY)?;
         let agent = pair.watch()?;
@@ -46,9 +41,7 @@ fn nothing_stays_attached() -> Result<()> {
 /// `netpol-trace agent | head -n 1`: the end of the reader is a quiet end.
 #[test]
 fn a_closed_stdout_ends_it_quietly() -> Result<()> {
-    if skip("a_closed_stdout_ends_it_quietly") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let mut agent = Command::new(agent::binary()?)
         .arg("agent")
@@ -81,9 +74,7 @@ fn a_closed_stdout_ends_it_quietly() -> Result<()> {
 /// `--duration` ends it by itself, with its books.
 #[test]
 fn duration() -> Result<()> {
-    if skip("duration") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let agent = Agent::start(&["--duration", "1s", "--manifests", &pair.manifests().to_string_lossy()])?;
     traffic::udp(&pair.client()?.netns, CLIENT.into(), [(SERVER, 5000).into()], 32)?;
@@ -95,9 +86,7 @@ fn duration() -> Result<()> {
 /// `--output` puts the records in a file, and nothing on stdout.
 #[test]
 fn output_file() -> Result<()> {
-    if skip("output_file") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let path = pair.manifests().with_extension("jsonl");
     let manifests = pair.manifests().to_string_lossy().into_owned();
@@ -118,9 +107,7 @@ fn output_file() -> Result<()> {
 #[test]
 fn no_permission() -> Result<()> {
     const NOBODY: u32 = 65534;
-    if skip("no_permission") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     std::fs::set_permissions(pair.manifests(), PermissionsExt::from_mode(0o755))?;
     let folder = tempfile::tempdir()?;

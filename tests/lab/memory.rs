@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::pair::{DENY, Pair};
-use netpol_trace_tests::{eventually, skip};
+use netpol_trace_tests::{can_run_lab, eventually, require};
 
 /// Without the program file and the ring: measured 9.3 MiB on a kernel with 5.3 MiB of BTF and 5.2 MiB of symbols, of which it
 /// keeps 3 MiB. What reading them takes for a moment alone is more than this.
@@ -12,9 +12,7 @@ const AT_REST_KIB: u64 = 16 * 1024;
 
 #[test]
 fn the_agent_is_small_at_rest() -> Result<()> {
-    if skip("the_agent_is_small_at_rest") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let agent = pair.watch()?;
     let mut last = 0;

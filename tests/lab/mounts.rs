@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::{self, Agent, Run};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
-use netpol_trace_tests::{skip, skipped, traffic};
+use netpol_trace_tests::{can_run_lab, has_program, require, traffic};
 
 /// What the container has, under the only folder that may be any mount's place here.
 const CONFIG: &str = "/mnt/config";
@@ -35,16 +35,9 @@ mount -o remount,bind,ro /
 exec \"$@\"
 ";
 
-fn unable(test: &str) -> bool {
-    if skip(test) {
-        return true;
-    }
-    let there = |program: &str| Command::new(program).arg("--version").output().is_ok();
-    let able = there("unshare") && there("findmnt");
-    if !able {
-        skipped(test, "needs unshare and findmnt (apt-get install util-linux)");
-    }
-    !able
+fn can_run() -> Result<()> {
+    can_run_lab()?;
+    ["unshare", "findmnt"].into_iter().try_for_each(|program| has_program(program, "util-linux"))
 }
 
 /// A run of the agent with one drop by policy; without it when the agent does not start.
@@ -69,10 +62,7 @@ fn run(pair: &Pair, from: &Path) -> Result<Run> {
 
 #[test]
 fn each_mount_is_for_what_the_page_says() -> Result<()> {
-    const TEST: &str = "each_mount_is_for_what_the_page_says";
-    if unable(TEST) {
-        return Ok(());
-    }
+    require!(can_run());
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/security.md"))?;
     let pair = Pair::start(DENY)?;
     let dir = tempfile::tempdir()?;

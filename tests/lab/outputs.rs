@@ -6,10 +6,10 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::{self, Agent, SOON};
-use netpol_trace_tests::collector::{Collector, certificates, no_certificates};
+use netpol_trace_tests::collector::{Collector, certificates};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::{Record, drops, packets};
-use netpol_trace_tests::{eventually, skip, skipped, traffic};
+use netpol_trace_tests::{can_run_lab, eventually, has_program, require, traffic};
 use serde_json::Value;
 
 fn records(text: &str) -> Result<Vec<Record>> {
@@ -34,9 +34,7 @@ fn send(pair: &Pair, agent: &Agent, port: u16) -> Result<()> {
 /// first output has every record, the late ones declare what they missed, and the one that never opens is counted.
 #[test]
 fn a_secondary_output_that_cannot_start_holds_up_nobody() -> Result<()> {
-    if skip("a_secondary_output_that_cannot_start_holds_up_nobody") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let dir = tempfile::tempdir()?;
     let place = |name: &str| dir.path().join(name);
@@ -97,9 +95,7 @@ fn a_secondary_output_that_cannot_start_holds_up_nobody() -> Result<()> {
 /// Another is not there.
 #[test]
 fn a_receiver_that_takes_nothing_ends_nothing() -> Result<()> {
-    if skip("a_receiver_that_takes_nothing_ends_nothing") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let busy = Collector::start(&[
         ("503 Service Unavailable", "", b""),
@@ -127,9 +123,7 @@ fn agent(arguments: &[&str]) -> Result<Output> {
 /// The first output is what the agent is for, and a wrong option is no matter of time.
 #[test]
 fn the_first_output_has_to_start_and_options_have_to_be_right() -> Result<()> {
-    if skip("the_first_output_has_to_start_and_options_have_to_be_right") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start("")?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
     let ca = "otlp:https://127.0.0.1:1,ca-file=/nonexistent/ca.pem";
@@ -174,14 +168,8 @@ fn without_authorities(pair: &Pair, outputs: &[String]) -> Result<Command> {
 
 #[test]
 fn otlp_needs_no_certificates_of_the_system() -> Result<()> {
-    const TEST: &str = "otlp_needs_no_certificates_of_the_system";
-    if skip(TEST) {
-        return Ok(());
-    }
-    if let Some(why) = no_certificates() {
-        skipped(TEST, why);
-        return Ok(());
-    }
+    require!(can_run_lab());
+    require!(has_program("openssl", "openssl"));
     let pair = Pair::start("")?;
     let dir = tempfile::tempdir()?;
     certificates(dir.path())?;
@@ -204,9 +192,7 @@ fn otlp_needs_no_certificates_of_the_system() -> Result<()> {
 /// A variable that names authorities is a demand: where there are none, others don't stand in.
 #[test]
 fn authorities_that_a_variable_names_have_to_be_there() -> Result<()> {
-    if skip("authorities_that_a_variable_names_have_to_be_there") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start("")?;
     let output = without_authorities(&pair, &["otlp:https://127.0.0.1:1".to_owned()])?.output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);

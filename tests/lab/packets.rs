@@ -9,7 +9,7 @@ use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, DENY_STATELESS, Pair, SERV
 use netpol_trace_tests::record::{Record, packets};
 use netpol_trace_tests::server::Server;
 use netpol_trace_tests::traffic::{self, TcpOptions};
-use netpol_trace_tests::{packet, skip};
+use netpol_trace_tests::{can_run_lab, packet, require};
 use socket2::{Protocol, SockRef};
 
 /// Shorter than TCP's first retransmission: one SYN.
@@ -18,9 +18,7 @@ const ONE_SYN: Duration = Duration::from_millis(300);
 /// One packet of each transport and family; with conntrack and without it a drop is the policy's.
 #[test]
 fn transports() -> Result<()> {
-    if skip("transports") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     for ruleset in [DENY, DENY_STATELESS] {
         let pair = Pair::start(ruleset)?;
         let agent = pair.watch()?;
@@ -63,9 +61,7 @@ fn transports() -> Result<()> {
 /// Without conntrack nobody puts fragments together: each is dropped by itself, and the later ones have no ports.
 #[test]
 fn fragments_one_by_one() -> Result<()> {
-    if skip("fragments_one_by_one") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY_STATELESS)?;
     let agent = pair.watch()?;
     // 1480 octets of payload fit a fragment of IPv4, 1448 one of IPv6.
@@ -86,9 +82,7 @@ fn fragments_one_by_one() -> Result<()> {
 /// Conntrack puts them together before the rule sees them: one packet, one drop, and its parts are not counted again.
 #[test]
 fn fragments_put_together() -> Result<()> {
-    if skip("fragments_put_together") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let agent = pair.watch()?;
     big_datagrams(&pair)?;
@@ -114,9 +108,7 @@ table inet network-policy {
 		ct state established accept
 	}
 }";
-    if skip("big_segments") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(RULES)?;
     let _server = Server::tcp(&pair.server()?.netns, (SERVER, 80).into())?;
     let agent = pair.watch()?;

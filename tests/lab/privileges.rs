@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use netpol_trace_tests::agent::{self, Agent, Run};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{iptables, skip, skipped, traffic};
+use netpol_trace_tests::{can_run_lab, has_program, iptables, require, traffic};
 
 /// By number: setpriv's names for the newer ones depend on the libcap-ng that it was built with.
 const NET_ADMIN: u8 = 12;
@@ -28,15 +28,9 @@ pub fn confined(capabilities: &[u8], verb: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-pub fn unable(test: &str) -> bool {
-    if skip(test) {
-        return true;
-    }
-    let there = Command::new("setpriv").arg("--version").output().is_ok();
-    if !there {
-        skipped(test, "needs setpriv (apt-get install util-linux)");
-    }
-    !there
+pub fn can_confine() -> Result<()> {
+    can_run_lab()?;
+    has_program("setpriv", "util-linux")
 }
 
 /// A run of the agent in the node's namespace, as with hostNetwork, with one drop by policy.
@@ -95,10 +89,7 @@ fn symbols_are_for_all() -> bool {
 
 #[test]
 fn each_capability_is_for_what_the_page_says() -> Result<()> {
-    const TEST: &str = "each_capability_is_for_what_the_page_says";
-    if unable(TEST) {
-        return Ok(());
-    }
+    require!(can_confine());
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/security.md"))?;
     let rows = [
         ("none", 0),
@@ -154,10 +145,7 @@ fn refuse_bpf() -> std::io::Result<()> {
 
 #[test]
 fn doctor_knows_a_seccomp_profile_that_refuses_bpf() -> Result<()> {
-    const TEST: &str = "doctor_knows_a_seccomp_profile_that_refuses_bpf";
-    if unable(TEST) {
-        return Ok(());
-    }
+    require!(can_confine());
     let doctor = |filter: bool| -> Result<(Option<i32>, Vec<serde_json::Value>)> {
         let mut command = confined(&ALL, &["doctor", "--output", "json"])?;
         if filter {

@@ -14,11 +14,11 @@ use netpol_trace_tests::agent::{self, Agent, Run};
 use netpol_trace_tests::books::imbalances;
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::{Record, drops, packets};
-use netpol_trace_tests::{eventually, skip, traffic};
+use netpol_trace_tests::{can_run_lab, eventually, require, traffic};
 use nix::sys::signal::Signal;
 
 use super::folds::{flood, own};
-use super::privileges::{BPF, PERFMON, SYSLOG, confined, unable};
+use super::privileges::{BPF, PERFMON, SYSLOG, can_confine, confined};
 
 /// A bpf file system of the test's own.
 struct Pins(tempfile::TempDir);
@@ -76,9 +76,7 @@ fn told(pair: &Pair, runs: [&Run; 2]) -> (u64, u64) {
 /// What a killed agent had not told, the next one tells: counts and unread records are in pinned maps.
 #[test]
 fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
-    if skip("a_killed_agents_counts_are_told_by_the_next") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let pins = Pins::mount()?;
@@ -107,9 +105,7 @@ fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
 /// Not even the packets between two agents are missing, in the middle of a flood: the hook stays attached.
 #[test]
 fn a_kept_hook_leaves_no_gap() -> Result<()> {
-    if skip("a_kept_hook_leaves_no_gap") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let pins = Pins::mount()?;
@@ -152,9 +148,7 @@ fn a_kept_hook_leaves_no_gap() -> Result<()> {
 /// One agent ends as it should and the next one takes over its hook, while one flow goes on: nothing is missing, nothing twice.
 #[test]
 fn a_rolling_update_loses_nothing() -> Result<()> {
-    if skip("a_rolling_update_loses_nothing") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let pins = Pins::mount()?;
@@ -212,9 +206,7 @@ fn run_with_drops(agent: Agent, pair: &Pair) -> Result<Run> {
 /// An agent with other options stands for one of another version: either has other programs or settings.
 #[test]
 fn another_version_removes_what_it_finds() -> Result<()> {
-    if skip("another_version_removes_what_it_finds") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let pins = Pins::mount()?;
@@ -259,10 +251,7 @@ fn another_version_removes_what_it_finds() -> Result<()> {
 /// The capabilities of the default DaemonSet are enough.
 #[test]
 fn no_further_capability_is_needed() -> Result<()> {
-    const TEST: &str = "no_further_capability_is_needed";
-    if unable(TEST) {
-        return Ok(());
-    }
+    require!(can_confine());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let pins = Pins::mount()?;
@@ -287,9 +276,7 @@ fn no_further_capability_is_needed() -> Result<()> {
 /// Without a bpf file system there is no start: one message that says where and what to do.
 #[test]
 fn nothing_can_be_pinned_elsewhere() -> Result<()> {
-    if skip("nothing_can_be_pinned_elsewhere") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let elsewhere = tempfile::tempdir()?;
     for (folder, why) in [
@@ -322,9 +309,7 @@ fn cleanup(pins: &Pins) -> Result<Output> {
 /// What a node keeps for nobody goes by hand; a running agent's does not.
 #[test]
 fn doctor_removes_what_survived() -> Result<()> {
-    if skip("doctor_removes_what_survived") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let pins = Pins::mount()?;

@@ -8,7 +8,7 @@ use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY, DENY_STATELESS, OUTSIDE, P
 use netpol_trace_tests::record::{Record, drops};
 use netpol_trace_tests::server::Server;
 use netpol_trace_tests::traffic::{self, Outcome, TcpOptions};
-use netpol_trace_tests::{PATIENCE, eventually, packet, skip};
+use netpol_trace_tests::{PATIENCE, can_run_lab, eventually, packet, require};
 
 /// Both hooks, wherever they run.
 pub const BOTH: [&str; 3] = ["--all-drops", "--hooks", "kfree_skb,tc"];
@@ -18,9 +18,7 @@ const ONE_SYN: Duration = Duration::from_millis(300);
 /// A pod that was told an address by DNS: the drop's record says by which name.
 #[test]
 fn names_come_from_the_pods_own_dns_answers() -> Result<()> {
-    if skip("names_come_from_the_pods_own_dns_answers") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let mut pair = Pair::start(DENY)?;
     let dns = pair.add_outside()?;
     let names = [("db.example.org", SERVER)];
@@ -51,9 +49,7 @@ table inet translate {
 		ip6 daddr fd00:10:96::50 ip6 daddr set fd00:10:244:1::3 notrack
 	}
 }";
-    if skip("the_address_that_was_asked_for_is_known_without_conntrack") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(&[TRANSLATE, DENY_STATELESS].concat())?;
     pair.add("service.yaml", &crate::rows::services::service(true))?;
     let agent = pair.watch_node(&BOTH)?;
@@ -83,9 +79,7 @@ table inet translate {
 /// answered, refused or dropped has none.
 #[test]
 fn a_connection_without_an_answer_is_told() -> Result<()> {
-    if skip("a_connection_without_an_answer_is_told") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let mut pair = Pair::start("table inet t {\n}")?;
     let outside = pair.add_outside()?;
     let far = pair.lab.host("outside")?;
@@ -125,9 +119,7 @@ fn a_connection_without_an_answer_is_told() -> Result<()> {
 /// missing in the count, and what was answered is known to be.
 #[test]
 fn a_fast_connection_without_an_answer_is_counted() -> Result<()> {
-    if skip("a_fast_connection_without_an_answer_is_counted") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     const BURSTS: u64 = 20;
     const BURST: u64 = 100;
     let mut pair = Pair::start("table inet t {\n}")?;
@@ -164,9 +156,7 @@ fn a_fast_connection_without_an_answer_is_counted() -> Result<()> {
 /// A drop that was seen on this node explains the silence.
 #[test]
 fn a_dropped_connection_is_not_called_silent() -> Result<()> {
-    if skip("a_dropped_connection_is_not_called_silent") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let mut pair = Pair::start(DENY)?;
     let outside = pair.add_outside()?;
     blackhole(&pair, 9999)?;
@@ -192,9 +182,7 @@ fn a_dropped_connection_is_not_called_silent() -> Result<()> {
 /// Without the tc hook nothing of it: no names, no connections.
 #[test]
 fn each_hook_works_alone() -> Result<()> {
-    if skip("each_hook_works_alone") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     for (hooks, expected) in
         [("kfree_skb", vec!["kfree_skb"]), ("tc", vec!["tc"]), ("kfree_skb,tc", vec!["kfree_skb", "tc"])]
@@ -223,9 +211,7 @@ fn each_hook_works_alone() -> Result<()> {
 /// A pod that sends with another's address: the record says so, and only of that packet.
 #[test]
 fn a_spoofed_source_is_marked() -> Result<()> {
-    if skip("a_spoofed_source_is_marked") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let mut pair = Pair::start(DENY)?;
     pair.add_outside()?;
     for device in ["all", &pair.client()?.device] {
@@ -266,9 +252,7 @@ table inet network-policy {
 		ip daddr 10.244.1.3 counter name denied drop
 	}
 }";
-    if skip("a_reject_is_told_from_a_drop") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(REJECT)?;
     let agent = pair.watch_node(&BOTH)?;
     let client = &pair.client()?.netns;

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::netns::Netns;
 use netpol_trace_tests::pair::{DENY, Pair};
-use netpol_trace_tests::{bpf, eventually, skip};
+use netpol_trace_tests::skip::missing;
+use netpol_trace_tests::{bpf, can_run_lab, eventually, require};
 use nix::sys::signal::Signal;
 
 /// Pods that come and go at once, and how often: a thousand in all.
@@ -17,9 +18,7 @@ const ROUNDS: usize = 20;
 /// Each pod's interface gets both programs, and takes them with it: no link, map or descriptor stays.
 #[test]
 fn pods_come_and_go() -> Result<()> {
-    if skip("pods_come_and_go") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let agent = pair.watch_node(&["--hooks", "tc"])?;
     let before = holdings(&agent)?;
@@ -83,9 +82,7 @@ fn programs_on(pair: &Pair, holdings: &Holdings) -> Result<usize> {
 /// After SIGKILL: links end with the process. Filters stay and do nothing, and the next start removes them.
 #[test]
 fn a_killed_agent_leaves_nothing_that_acts() -> Result<()> {
-    if skip("a_killed_agent_leaves_nothing_that_acts") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let devices = [pair.client()?.device.clone(), pair.server()?.device.clone()];
     let shown = |what: &str| -> Result<String> {
@@ -124,15 +121,11 @@ fn a_killed_agent_leaves_nothing_that_acts() -> Result<()> {
 /// The agent that found interfaces without a clsact qdisc leaves them without one; one that was there stays.
 #[test]
 fn a_qdisc_that_was_there_stays() -> Result<()> {
-    if skip("a_qdisc_that_was_there_stays") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let device = &pair.client()?.device;
-    if let Err(error) = pair.lab.node().command("tc", &["qdisc", "add", "dev", device, "clsact"], "") {
-        eprintln!("a_qdisc_that_was_there_stays: skipped: {error:#}");
-        return Ok(());
-    }
+    let added = pair.lab.node().command("tc", &["qdisc", "add", "dev", device, "clsact"], "");
+    require!(added.map_err(|error| missing(format!("no clsact here: {error:#}"))));
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let agent = pair.watch_node(&["--hooks", "tc"])?;
         agent.signal(signal)?;

@@ -11,7 +11,8 @@ use netpol_trace_tests::bpf::{Order, Program, Side, has_tcx};
 use netpol_trace_tests::capture::Capture;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, Pair, SERVER, SERVER6};
 use netpol_trace_tests::record::drops;
-use netpol_trace_tests::{packet, skip, traffic};
+use netpol_trace_tests::skip::missing;
+use netpol_trace_tests::{can_run_lab, packet, require, traffic};
 
 use crate::tc::BOTH;
 
@@ -26,9 +27,7 @@ const DROPPED_FRAME: u32 = 14 + 20 + 8 + DROPPED as u32;
 /// nonsense. Then a stream in offloaded segments.
 #[test]
 fn no_octet_changes() -> Result<()> {
-    if skip("no_octet_changes") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(OPEN)?;
     let without = (packets(&pair)?, stream(&pair)?);
     let agent = pair.watch_node(&BOTH)?;
@@ -116,13 +115,8 @@ fn stream(pair: &Pair) -> Result<Vec<u8>> {
 /// front the status says so.
 #[test]
 fn a_cnis_tcx_program_keeps_its_verdicts() -> Result<()> {
-    if skip("a_cnis_tcx_program_keeps_its_verdicts") {
-        return Ok(());
-    }
-    if !has_tcx() {
-        eprintln!("a_cnis_tcx_program_keeps_its_verdicts: skipped: no TCX before Linux 6.6");
-        return Ok(());
-    }
+    require!(can_run_lab());
+    require!(has_tcx());
     let program = Program::dropping("cni_policy", DROPPED_FRAME)?;
     for (when, order, in_front) in
         [("before", Order::Last, false), ("after", Order::Last, false), ("after", Order::First, true)]
@@ -152,9 +146,7 @@ fn a_cnis_tcx_program_keeps_its_verdicts() -> Result<()> {
 /// The same with a filter of the clsact qdisc, which the agent must leave in place.
 #[test]
 fn a_cnis_clsact_filter_keeps_its_verdicts() -> Result<()> {
-    if skip("a_cnis_clsact_filter_keeps_its_verdicts") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     for first in [true, false] {
         let pair = Pair::start(OPEN)?;
         let device = pair.client()?.device.clone();
@@ -168,9 +160,8 @@ fn a_cnis_clsact_filter_keeps_its_verdicts() -> Result<()> {
             let matches = ["match", "u16", &total, "0xffff", "at", "2", "action", "drop"];
             node.command("tc", &[&filter[..], &matches].concat(), "").map(drop)
         };
-        if first && let Err(error) = attach() {
-            eprintln!("a_cnis_clsact_filter_keeps_its_verdicts: skipped: {error:#}");
-            return Ok(());
+        if first {
+            require!(attach().map_err(|error| missing(format!("no clsact with u32 here: {error:#}"))));
         }
         let agent = pair.watch_node(&BOTH)?;
         if !first {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use netpol_trace_tests::agent::{Agent, Run};
 use netpol_trace_tests::pair::{DENY, Pair};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{eventually, skip};
+use netpol_trace_tests::{can_run_lab, eventually, require};
 use nix::sys::signal::Signal;
 
 fn time(record: &Record, pointer: &str) -> Result<Timestamp> {
@@ -20,9 +20,7 @@ fn started(run: &Run) -> Result<&Record> {
 
 #[test]
 fn the_time_between_two_runs_is_declared() -> Result<()> {
-    if skip("the_time_between_two_runs_is_declared") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let dir = tempfile::tempdir()?;
     let state = dir.path().join("state");

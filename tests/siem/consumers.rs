@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
-use netpol_trace_tests::skipped;
+use netpol_trace_tests::skip::missing;
 
 /// The folder that `cargo xtask setup` fills: Python packages, and Debian packages unpacked, none of them installed.
 fn folder() -> PathBuf {
@@ -14,14 +14,10 @@ fn folder() -> PathBuf {
     cache.join("netpol-trace/siem")
 }
 
-/// A consumer's file, or `None` after saying that the test is skipped.
-pub fn find(test: &str, file: &str) -> Option<PathBuf> {
+/// A consumer's file.
+pub fn find(file: &str) -> Result<PathBuf> {
     let path = folder().join(file);
-    if !path.exists() {
-        skipped(test, &format!("no {}: cargo xtask setup gets it", path.display()));
-        return None;
-    }
-    Some(path)
+    if path.exists() { Ok(path) } else { Err(missing(format!("no {}: cargo xtask setup gets it", path.display()))) }
 }
 
 /// `check.py FORMAT FILE...` with the packages of requirements.txt: what it printed.
@@ -37,11 +33,11 @@ pub fn check(python: &Path, format: &str, files: &[PathBuf]) -> Result<serde_jso
 pub const PYTHON: &str = "python/bin/python";
 
 /// A program out of the unpacked packages, which finds its libraries there.
-pub fn program(test: &str, name: &str) -> Option<Command> {
-    let mut command = Command::new(find(test, &format!("debian/{name}"))?);
+pub fn program(name: &str) -> Result<Command> {
+    let mut command = Command::new(find(&format!("debian/{name}"))?);
     let libraries = format!("debian/usr/lib/{}-linux-gnu", env::consts::ARCH);
     command.env("LD_LIBRARY_PATH", folder().join(libraries));
-    Some(command)
+    Ok(command)
 }
 
 /// The unpacked packages' own files.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 
 use anyhow::Result;
-use netpol_trace_tests::skip;
+use netpol_trace_tests::{can_run_lab, require};
 use serde_json::Value;
 
 use crate::consumers::{PYTHON, check, find};
@@ -22,9 +22,7 @@ const PLACES: [(&str, &str, &str); 5] = [
 /// The same records in every sink, whole and in order, each with a `seq` of its own from 1 on.
 #[test]
 fn every_sink_has_every_record() -> Result<()> {
-    if skip("every_sink_has_every_record") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let all = everything()?;
     all.run.balance()?;
     anyhow::ensure!(all.denied >= 10_020 && all.run.lost()? > 0, "the flood was to overrun the ring");
@@ -67,9 +65,7 @@ fn otel(line: &Value) -> (String, Option<u64>) {
 /// A file that rotates loses nothing and keeps its limit.
 #[test]
 fn a_rotated_file_keeps_its_limit() -> Result<()> {
-    if skip("a_rotated_file_keeps_its_limit") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let files = everything()?.files("rotated", ".jsonl")?;
     assert!(files.len() > 2, "never rotated: {files:?}");
     for file in &files {
@@ -79,11 +75,9 @@ fn a_rotated_file_keeps_its_limit() -> Result<()> {
 }
 
 /// Every record of the run, and one of every kind, by the schema's own publication.
-fn holds(test: &str, format: &str, suffix: &str, kinds: &[&str]) -> Result<()> {
-    let Some(python) = find(test, PYTHON) else { return Ok(()) };
-    if skip(test) {
-        return Ok(());
-    }
+fn holds(format: &str, suffix: &str, kinds: &[&str]) -> Result<()> {
+    let python = find(PYTHON)?;
+    can_run_lab()?;
     let begin = if suffix == ".otlp" { "request" } else { format };
     let seen = check(&python, format, &everything()?.files(begin, suffix)?)?;
     let seen: BTreeSet<&str> = seen.as_object().into_iter().flat_map(|seen| seen.keys().map(String::as_str)).collect();
@@ -94,30 +88,34 @@ fn holds(test: &str, format: &str, suffix: &str, kinds: &[&str]) -> Result<()> {
 #[test]
 fn ocsf_as_published() -> Result<()> {
     let kinds = ["base_event Agent Status", "base_event Records Lost", "network_activity Traffic"];
-    holds("ocsf_as_published", "ocsf", ".jsonl", &kinds)
+    require!(holds("ocsf", ".jsonl", &kinds));
+    Ok(())
 }
 
 #[test]
 fn ecs_as_published() -> Result<()> {
-    holds("ecs_as_published", "ecs", ".jsonl", &["netpol_trace.drop", "netpol_trace.loss", "netpol_trace.status"])
+    require!(holds("ecs", ".jsonl", &["netpol_trace.drop", "netpol_trace.loss", "netpol_trace.status"]));
+    Ok(())
 }
 
 const EVENTS: [&str; 3] = ["netpol_trace.agent.status", "netpol_trace.packet.denied", "netpol_trace.records.lost"];
 
 #[test]
 fn otel_lines_are_otlp() -> Result<()> {
-    holds("otel_lines_are_otlp", "otel", ".jsonl", &EVENTS)
+    require!(holds("otel", ".jsonl", &EVENTS));
+    Ok(())
 }
 
 #[test]
 fn the_exporter_speaks_otlp() -> Result<()> {
-    holds("the_exporter_speaks_otlp", "otlp", ".otlp", &EVENTS)
+    require!(holds("otlp", ".otlp", &EVENTS));
+    Ok(())
 }
 
 /// A thousand random flows have the ids that the reference implementation gives them.
 #[test]
 fn community_ids_are_the_references() -> Result<()> {
-    let Some(python) = find("community_ids_are_the_references", PYTHON) else { return Ok(()) };
+    let python = require!(find(PYTHON));
     let mut flows = tempfile::Builder::new().suffix(".jsonl").tempfile()?;
     // A generator of its own: the same flows in every run.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;

@@ -9,9 +9,9 @@ use anyhow::{Result, ensure};
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::cluster::built;
 use netpol_trace_tests::cluster::programs::COLLECTOR;
-use netpol_trace_tests::collector::{Collector, certificates, no_certificates};
+use netpol_trace_tests::collector::{Collector, certificates};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
-use netpol_trace_tests::{eventually, skip, skipped, traffic};
+use netpol_trace_tests::{can_run_lab, eventually, has_program, require, traffic};
 use serde_json::json;
 
 use crate::consumers::{PYTHON, check, find};
@@ -55,19 +55,10 @@ fn start(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<Running> {
 
 #[test]
 fn the_collector_takes_what_the_agent_sends() -> Result<()> {
-    let test = "the_collector_takes_what_the_agent_sends";
-    let Some(python) = find(test, PYTHON) else { return Ok(()) };
-    if let Err(why) = built(&COLLECTOR) {
-        skipped(test, &format!("{why:#}"));
-        return Ok(());
-    }
-    if let Some(why) = no_certificates() {
-        skipped(test, why);
-        return Ok(());
-    }
-    if skip(test) {
-        return Ok(());
-    }
+    let python = require!(find(PYTHON));
+    require!(built(&COLLECTOR));
+    require!(has_program("openssl", "openssl"));
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let dir = tempfile::tempdir()?;
     certificates(dir.path())?;

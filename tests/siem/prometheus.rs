@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
-use netpol_trace_tests::{eventually, skip, traffic};
+use netpol_trace_tests::{can_run_lab, eventually, require, traffic};
 use serde_json::Value;
 
 use crate::consumers::program;
@@ -71,9 +71,8 @@ fn ended(mut command: Command, input: &str) -> Result<String> {
 /// The alert rules are rules, and raise what they should on made-up series.
 #[test]
 fn the_alert_rules_hold() -> Result<()> {
-    let name = "the_alert_rules_hold";
     for (verb, file) in [("check", "prometheus/alerts.yaml"), ("test", "prometheus/alerts.test.yaml")] {
-        let Some(mut promtool) = program(name, "usr/bin/promtool") else { return Ok(()) };
+        let mut promtool = require!(program("usr/bin/promtool"));
         promtool.args([verb, "rules"]).arg(deploy(file));
         ended(promtool, "")?;
     }
@@ -82,15 +81,9 @@ fn the_alert_rules_hold() -> Result<()> {
 
 #[test]
 fn prometheus_scrapes_the_agent() -> Result<()> {
-    let name = "prometheus_scrapes_the_agent";
-    let (Some(mut promtool), Some(mut prometheus)) =
-        (program(name, "usr/bin/promtool"), program(name, "usr/bin/prometheus"))
-    else {
-        return Ok(());
-    };
-    if skip(name) {
-        return Ok(());
-    }
+    let mut promtool = require!(program("usr/bin/promtool"));
+    let mut prometheus = require!(program("usr/bin/prometheus"));
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
-use netpol_trace_tests::{eventually, skip, traffic};
+use netpol_trace_tests::{can_run_lab, eventually, require, traffic};
 
 use netpol_trace_tests::collector::Collector;
 
@@ -12,9 +12,7 @@ const ONE_REJECTED: &[u8] = &[0x0a, 0x02, 0x08, 0x01];
 
 #[test]
 fn what_a_receiver_refuses_is_declared() -> Result<()> {
-    if skip("what_a_receiver_refuses_is_declared") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     // The status `started` is refused for good, and of the next request one record is not taken.
     let collector = Collector::start(&[("400 Bad Request", "", b""), ("200 OK", "", ONE_REJECTED)])?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 use anyhow::Result;
-use netpol_trace_tests::{eventually, skip};
+use netpol_trace_tests::{can_run_lab, eventually, require};
 use serde_json::Value;
 
 use crate::consumers::{debian, program};
@@ -23,10 +23,8 @@ impl Drop for Running {
 
 #[test]
 fn rsyslog_parses_every_line() -> Result<()> {
-    let Some(mut rsyslogd) = program("rsyslog_parses_every_line", "usr/sbin/rsyslogd") else { return Ok(()) };
-    if skip("rsyslog_parses_every_line") {
-        return Ok(());
-    }
+    let mut rsyslogd = require!(program("usr/sbin/rsyslogd"));
+    require!(can_run_lab());
     let all = everything()?;
     let native = all.files("native", ".jsonl")?.remove(0);
     let folder = tempfile::tempdir()?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::agent::{self, Run};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::{Record, packets};
-use netpol_trace_tests::{eventually, skip, traffic};
+use netpol_trace_tests::{can_run_lab, eventually, require, traffic};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -35,9 +35,7 @@ impl Counter {
 
 #[test]
 fn a_slow_sink_holds_up_nobody() -> Result<()> {
-    if skip("a_slow_sink_holds_up_nobody") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let folder = tempfile::tempdir()?;
     let log = folder.path().join("log");

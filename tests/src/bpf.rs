@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::bench::process;
 use crate::bench::statistics::Spent;
+use crate::skip::missing;
 
 use crate::netns::Netns;
 
@@ -106,12 +107,10 @@ impl Program {
 }
 
 /// Whether this kernel has TCX.
-pub fn has_tcx() -> bool {
-    let attached = || -> Result<Link> {
-        let netns = Netns::new("probe")?;
-        Program::empty("probe")?.attach(&netns, "lo", Side::Ingress, Order::Last)
-    };
-    attached().is_ok()
+pub fn has_tcx() -> Result<()> {
+    let netns = Netns::new("probe")?;
+    let link = Program::empty("probe")?.attach(&netns, "lo", Side::Ingress, Order::Last);
+    link.map(drop).map_err(|error| missing(format!("no TCX here, which is in Linux 6.6 and later: {error:#}")))
 }
 
 const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];

@@ -21,6 +21,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow};
 
+use crate::skip::missing;
 use control_plane::ControlPlane;
 use daemon::Lifetime;
 use programs::Program;
@@ -34,18 +35,13 @@ pub fn built(program: &Program) -> Result<PathBuf> {
     if path.is_file() {
         return Ok(path);
     }
-    Err(anyhow!("no {} at {}: `cargo xtask setup` builds it, with Go 1.26", program.name, path.display()))
+    Err(missing(format!("no {} at {}: `cargo xtask setup` builds it, with Go 1.26", program.name, path.display())))
 }
 
-/// Whether to skip a test that needs these programs and network namespaces; says why if so.
-pub fn skip(test: &str, programs: &[Program]) -> bool {
-    let programs = [programs::ETCD, programs::API_SERVER].iter().chain(programs);
-    let unbuilt = programs.map(built).find_map(Result::err).map(|error| format!("{error:#}"));
-    let why = crate::obstacle().or(unbuilt);
-    if let Some(why) = &why {
-        crate::skipped(test, why);
-    }
-    why.is_some()
+/// What the lab requires, and these programs beside the control plane's.
+pub fn can_run(programs: &[Program]) -> Result<()> {
+    crate::can_run_lab()?;
+    [programs::ETCD, programs::API_SERVER].iter().chain(programs).try_for_each(|program| built(program).map(drop))
 }
 
 /// Where setup unpacks what is not built: a folder of this name in the cache.

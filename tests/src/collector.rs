@@ -128,8 +128,3 @@ pub fn certificates(folder: &Path) -> Result<()> {
     }
     Ok(())
 }
-
-/// Why [`certificates`] can't make any here, if so.
-pub fn no_certificates() -> Option<&'static str> {
-    Command::new("openssl").arg("version").output().err().map(|_| "needs openssl: apt-get install openssl")
-}

@@ -17,6 +17,7 @@ use crate::cluster::programs::CRI;
 use crate::cluster::{built, unpacked};
 use crate::eventually;
 use crate::netns::Netns;
+use crate::skip::missing;
 
 /// Names an image of the agent, as `cargo xtask image` makes it.
 pub const IMAGE: &str = "NETPOL_TRACE_IMAGE";
@@ -51,21 +52,19 @@ pub struct Container {
     log: PathBuf,
 }
 
-/// Why there is none here, if so.
-pub fn missing() -> Option<String> {
+/// What a container runtime requires of this machine.
+pub fn can_run() -> Result<()> {
     let packages = unpacked("containerd");
     if !packages.join("usr/bin/containerd").is_file() {
-        return Some("needs containerd: `cargo xtask setup` unpacks it into the cache, on Debian".into());
+        return Err(missing("no containerd here: `cargo xtask setup` unpacks it into the cache, on Debian"));
     }
     for program in ["runc", "buildah"] {
-        if !crate::on_path(program) {
-            return Some(format!("needs `{program}`: cargo xtask setup installs it, on Debian"));
-        }
+        crate::has_program(program, program)?;
     }
     if !Path::new(PLUGINS).join("ptp").is_file() {
-        return Some("needs CNI plugins: apt-get install containernetworking-plugins".into());
+        return Err(missing("no CNI plugins here: apt-get install containernetworking-plugins"));
     }
-    built(&CRI).err().map(|why| format!("{why:#}"))
+    built(&CRI).map(drop)
 }
 
 impl Containerd {

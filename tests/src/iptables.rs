@@ -3,10 +3,16 @@
 use anyhow::{Context, Result};
 
 use crate::netns::Netns;
+use crate::skip::missing;
 
 /// The programs of one backend (`legacy` or `nft`), IPv4's first.
 pub fn programs(backend: &str) -> [String; 2] {
     [format!("iptables-{backend}"), format!("ip6tables-{backend}")]
+}
+
+/// Requires a backend whose program is here and whose tables the kernel has.
+pub fn can_load(netns: &Netns, backend: &str) -> Result<()> {
+    load(netns, backend, "-L -n").map_err(|error| missing(format!("no iptables-{backend} here: {error:#}")))
 }
 
 /// Runs each line as arguments, with both families' programs.

@@ -27,44 +27,34 @@ pub mod program;
 pub mod record;
 pub mod row;
 pub mod server;
+pub mod skip;
 pub mod topology;
 pub mod traffic;
 
-use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use skip::missing;
+
 /// How long to wait for something that should take milliseconds, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Why the lab can't run here, if it can't.
-pub fn obstacle() -> Option<String> {
+/// What the lab requires of this machine: root, `ip`, `nft` and network namespaces.
+pub fn can_run_lab() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        return Some("the lab makes network namespaces and loads BPF programs, and needs root (sudo)".into());
+        return Err(missing("the lab makes network namespaces and loads BPF programs, which needs root (sudo)"));
     }
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables")] {
-        if !on_path(program) {
-            return Some(format!("the lab needs `{program}`: apt-get install {package}"));
-        }
+        has_program(program, package)?;
     }
-    netns::Netns::new("probe").err().map(|error| format!("this machine makes no network namespaces: {error:#}"))
+    netns::Netns::new("probe").map(drop).map_err(|error| missing(format!("no network namespaces here: {error:#}")))
 }
 
-/// Whether to skip a test; says why if so.
-pub fn skip(test: &str) -> bool {
-    let obstacle = obstacle();
-    if let Some(why) = &obstacle {
-        skipped(test, why);
-    }
-    obstacle.is_some()
-}
-
-/// Says that a test is skipped, past the test harness's capture.
-pub fn skipped(test: &str, why: &str) {
-    // A closed stderr is no reason to fail.
-    let _ = writeln!(std::io::stderr(), "{test}: skipped: {why}");
+/// Requires a program of a Debian package.
+pub fn has_program(program: &str, package: &str) -> Result<()> {
+    if on_path(program) { Ok(()) } else { Err(missing(format!("no `{program}` here: apt-get install {package}"))) }
 }
 
 /// Asks again and again until there is an answer; an error after [`PATIENCE`].

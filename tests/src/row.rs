@@ -13,11 +13,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use crate::agent::{self, Agent, Run};
+use crate::can_run_lab;
 use crate::pair::{CLIENT, CLIENT6, NODE, NODE6, Pair, SERVER, SERVER6};
 use crate::record::{Record, drops, packets};
+use crate::skip::missing;
 use crate::topology::Wire;
 use crate::traffic::{self, TcpOptions};
-use crate::{skip, skipped};
 
 /// The port that rows send UDP to, where nothing else matters.
 pub const PORT: u16 = 9;
@@ -55,40 +56,24 @@ pub struct Row {
 }
 
 impl Row {
-    /// The lab without rules; `None`, with the reason told, where it can't run.
-    pub fn new(name: &'static str) -> Result<Option<Row>> {
-        if skip(name) {
-            return Ok(None);
-        }
-        Row::on(name, Pair::start("")?).map(Some)
+    /// The lab without rules. `test` is the test's name, from `test_name!`.
+    pub fn new(test: &'static str) -> Result<Row> {
+        can_run_lab()?;
+        Ok(Row::on(test, Pair::start("")?))
     }
 
-    /// The same with netkit devices.
-    pub fn with_netkit(name: &'static str) -> Result<Option<Row>> {
-        if skip(name) {
-            return Ok(None);
-        }
+    /// The same with netkit devices, which newer kernels are built with or not.
+    pub fn with_netkit(test: &'static str) -> Result<Row> {
+        can_run_lab()?;
         if !since(6, 7) {
-            skipped(name, "before Linux 6.7 there is no netkit");
-            return Ok(None);
+            return Err(missing("before Linux 6.7 there is no netkit"));
         }
-        match Pair::start_on(Wire::Netkit, "") {
-            Ok(pair) => Row::on(name, pair).map(Some),
-            Err(error) => {
-                // Newer kernels are built with it or not.
-                skipped(name, &format!("no netkit here: {}", error.root_cause()).replace('\n', "; "));
-                Ok(None)
-            }
-        }
+        let pair = Pair::start_on(Wire::Netkit, "");
+        Ok(Row::on(test, pair.map_err(|error| missing(format!("no netkit here: {}", error.root_cause())))?))
     }
 
-    fn on(name: &'static str, pair: Pair) -> Result<Row> {
-        Ok(Row { name, pair, agent: None, sent: Vec::new() })
-    }
-
-    /// Tells why this kernel can't do the row.
-    pub fn cannot(&self, why: impl std::fmt::Display) {
-        skipped(self.name, &why.to_string());
+    fn on(name: &'static str, pair: Pair) -> Row {
+        Row { name, pair, agent: None, sent: Vec::new() }
     }
 
     /// Starts the agent in the node's network namespace. The rules must be in place.
@@ -233,14 +218,13 @@ impl Row {
         self.finish(expect, counted).map(|(_, run)| run)
     }
 
-    /// Ends a row whose drops this kernel does not show: then none of the lab's may be called a policy's.
+    /// Ends a row whose drops this kernel does not show, as skipped. None of the lab's drops may be called a policy's.
     pub fn unseen(mut self, why: &str) -> Result<()> {
         let run = self.agent.take().context("the agent is not started")?.stop()?;
         run.balance()?;
         let blamed = drops(&run.records).find(|record| self.pair.lab.owns(record) && record.cause() == "policy");
         ensure!(blamed.is_none(), "called a policy's: {blamed:?}");
-        self.cannot(why);
-        Ok(())
+        Err(missing(why))
     }
 
     /// The same; keeps the lab too.

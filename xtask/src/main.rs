@@ -11,6 +11,7 @@ mod image;
 mod machine;
 mod report;
 mod setup;
+mod skips;
 mod test;
 #[path = "../../netpol-trace/build/toolchain.rs"]
 mod toolchain;

@@ -1,5 +1,6 @@
 //! Steps, each with its name, result and time, and the sum at the end.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, ExitCode};
@@ -8,13 +9,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::machine;
+use crate::skips::{self, Machine, Skip};
 
-/// How many tests passed, failed, and were skipped with which reason. A step without tests of its own counts as one.
+/// Counts of tests. A step without tests of its own counts as one.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Tally {
     pub passed: usize,
     pub failed: usize,
-    pub skips: Vec<String>,
+    pub skips: Vec<Skip>,
+    /// Names of the tests that ran, with their program's: `lab::demo::records_hold_exactly_the_expected_drops`.
+    ran: BTreeSet<String>,
+    /// Tests that skipped themselves since the last sum, among whose passed ones libtest counts them.
+    uncounted: usize,
 }
 
 impl Tally {
@@ -26,38 +32,44 @@ impl Tally {
         Tally { failed: 1, ..Tally::default() }
     }
 
-    pub fn skipped(why: impl Into<String>) -> Tally {
-        Tally { skips: vec![why.into()], ..Tally::default() }
+    pub fn skipped(name: &str, reason: impl Into<String>) -> Tally {
+        Tally { skips: vec![Skip { name: name.to_owned(), reason: reason.into() }], ..Tally::default() }
     }
 
     pub fn add(&mut self, other: Tally) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skips.extend(other.skips);
+        self.ran.extend(other.ran);
     }
 
-    /// Reads a line of a test program's output: libtest's sums, and the skips that the tests themselves tell
-    /// (`NAME: skipped: WHY`), which libtest counts as passed.
-    fn read(&mut self, line: &str) {
+    /// Reads a line that the test program `target` printed: libtest's results and sums, and the line of a test that skips
+    /// itself (`TEST: skipped: REASON`), which libtest counts as passed.
+    fn read(&mut self, target: &str, line: &str) {
         let number = |text: &str, unit: &str| {
             text.split(';').find_map(|part| part.trim().strip_suffix(unit)?.trim().rsplit(' ').next()?.parse().ok())
         };
         if let Some(sums) = line.strip_prefix("test result: ") {
-            self.passed += number(sums, "passed").unwrap_or(0);
+            let passed: usize = number(sums, "passed").unwrap_or(0);
+            self.passed += passed.saturating_sub(std::mem::take(&mut self.uncounted));
             self.failed += number(sums, "failed").unwrap_or(0);
-            let ignored: usize = number(sums, "ignored").unwrap_or(0);
-            self.skips.extend((0..ignored).map(|_| "marked `#[ignore]`".to_owned()));
-        } else if let Some((test, why)) = line.split_once(": skipped: ") {
-            // After `test NAME ... ` when the program runs its tests one by one.
-            let test = test.rsplit(' ').next().unwrap_or(test);
-            self.skips.push(format!("{test}: {why}"));
+            return;
         }
-    }
-
-    /// Skips that tests told stand among libtest's passed ones.
-    fn settle(&mut self) {
-        let told = self.skips.iter().filter(|skip| !skip.starts_with("marked")).count();
-        self.passed = self.passed.saturating_sub(told);
+        let skip = line.split_once(": skipped: ").map(|(before, reason)| {
+            // With one thread the line begins with libtest's `test NAME ... `.
+            (before.rsplit(' ').next().unwrap_or(before), reason)
+        });
+        if let Some((name, reason)) = skip {
+            self.uncounted += 1;
+            self.skips.push(Skip { name: name.to_owned(), reason: reason.to_owned() });
+        } else if let Some((test, result)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
+            let name = format!("{target}::{test}");
+            if result.starts_with("ignored") {
+                self.skips.push(Skip { name, reason: "marked `#[ignore]`".to_owned() });
+            } else {
+                self.ran.insert(name);
+            }
+        }
     }
 }
 
@@ -67,25 +79,25 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Runs a test program, shows its output and counts its tests.
+/// Runs the test program `target`, shows its output and counts its tests.
 ///
 /// # Errors
 /// When it can't be started. That it fails is part of the count.
-pub fn count(command: &mut Command) -> Result<Tally> {
+pub fn count(target: &str, command: &mut Command) -> Result<Tally> {
     let shown = machine::show(command);
     let (reader, writer) = std::io::pipe()?;
     command.stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn().with_context(|| format!("can't run {shown}"))?;
     // The command holds the pipe's writing end; the reader must see its end when the child is gone.
     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let target = target.replace('-', "_");
     let mut tally = Tally::default();
     for line in BufReader::new(reader).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
         println!("{line}");
-        tally.read(&line);
+        tally.read(&target, &line);
     }
-    tally.settle();
     let status = child.wait()?;
     if !status.success() && tally.failed == 0 {
         println!("{shown}: {status}");
@@ -98,25 +110,42 @@ pub fn count(command: &mut Command) -> Result<Tally> {
 #[derive(Debug)]
 pub struct Steps {
     start: Instant,
+    machine: Machine,
     done: Vec<(String, Tally, Duration)>,
+    /// Listed skips, each with why the list allows it, and listed tests that ran.
+    notes: Vec<String>,
 }
 
 impl Steps {
-    pub fn new() -> Steps {
-        Steps { start: Instant::now(), done: Vec::new() }
+    /// Steps on this machine. `whole` is false when a filter chose some of the tests.
+    pub fn new(whole: bool) -> Steps {
+        Steps { start: Instant::now(), machine: Machine::Here { whole }, done: Vec::new(), notes: Vec::new() }
     }
 
     /// Runs one step. An error counts as failed and is shown; later steps run all the same.
     pub fn step(&mut self, name: &str, work: impl FnOnce() -> Result<Tally>) {
+        let machine = self.machine.clone();
+        self.step_on(&machine, name, work);
+    }
+
+    /// Runs one step whose tests run on another machine. Skips that are not on the list of that machine count as failed.
+    pub fn step_on(&mut self, machine: &Machine, name: &str, work: impl FnOnce() -> Result<Tally>) {
         println!("\n=== {name}");
         let _ = std::io::stdout().flush();
         let start = Instant::now();
-        let tally = work().unwrap_or_else(|error| {
+        let mut tally = work().unwrap_or_else(|error| {
             println!("error: {error:#}");
             Tally::failed()
         });
+        let checked = skips::check(machine, &tally.skips, &tally.ran);
+        tally.skips = checked.listed;
+        tally.failed += checked.unlisted.len();
+        checked.unlisted.iter().for_each(|message| println!("{message}"));
         let took = start.elapsed();
         println!("--- {name}: {tally} ({})", seconds(took));
+        self.notes.extend(tally.skips.iter().map(|Skip { name, reason }| format!("skipped: {name}: {reason}")));
+        self.notes.extend(checked.stale.iter().map(|note| format!("note: {note}")));
+        self.notes.extend(checked.unlisted);
         self.done.push((name.to_owned(), tally, took));
     }
 
@@ -136,9 +165,7 @@ impl Steps {
             println!("{mark:<8}{name:<width$}  {:>7}  {tally}", seconds(took));
             sum.add(tally);
         }
-        for skip in &sum.skips {
-            println!("skipped: {skip}");
-        }
+        self.notes.iter().for_each(|note| println!("{note}"));
         println!("{sum}");
         if sum.failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
@@ -152,11 +179,13 @@ fn seconds(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn check(output: &str, passed: usize, failed: usize, skips: &[&str]) {
+    fn check(output: &str, passed: usize, failed: usize, skips: &[(&str, &str)], ran: &[&str]) {
         let mut tally = Tally::default();
-        output.lines().for_each(|line| tally.read(line));
-        tally.settle();
-        assert_eq!(tally, Tally { passed, failed, skips: skips.iter().map(|s| (*s).to_owned()).collect() });
+        output.lines().for_each(|line| tally.read("lab", line));
+        let skips =
+            skips.iter().map(|(name, reason)| Skip { name: (*name).into(), reason: (*reason).into() }).collect();
+        let ran = ran.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(tally, Tally { passed, failed, skips, ran, uncounted: 0 });
     }
 
     #[test]
@@ -168,19 +197,48 @@ mod tests {
             13,
             2,
             &[],
+            &[],
+        );
+    }
+
+    /// A skipped test ends with `ok`: its line says that it ran, which only matters for names that are not among the skips.
+    #[test]
+    fn a_skip_is_not_a_pass() {
+        check(
+            "lab::demo::drops: skipped: the lab needs root\n\
+             test demo::drops ... ok\n\
+             test tc::old ... ignored\n\
+             test rows::nft ... lab::rows::nft: skipped: no nft\n\
+             ok\n\
+             test rows::ip ... FAILED\n\
+             test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            1,
+            1,
+            &[
+                ("lab::demo::drops", "the lab needs root"),
+                ("lab::tc::old", "marked `#[ignore]`"),
+                ("lab::rows::nft", "no nft"),
+            ],
+            &["lab::demo::drops", "lab::rows::ip"],
         );
     }
 
     #[test]
-    fn a_told_skip_is_not_a_pass() {
-        check(
-            "demo::drops: skipped: the lab needs root\n\
-             test demo::drops ... ok\n\
-             test lab::nft ... lab::nft: skipped: no nft\n\
-             test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
-            1,
-            0,
-            &["demo::drops: the lab needs root", "lab::nft: no nft", "marked `#[ignore]`"],
-        );
+    fn an_unlisted_skip_fails_the_run() {
+        let mut steps = Steps::new(true);
+        steps.step_on(&Machine::vm("6.12", false), "a step", || Ok(Tally::skipped("lab::tc::old", "no reason")));
+        let [(_, tally, _)] = &steps.done[..] else { panic!("{steps:?}") };
+        assert_eq!((tally.failed, tally.skips.len()), (1, 0));
+        assert_eq!(steps.finish(), ExitCode::FAILURE);
+    }
+
+    #[test]
+    fn a_listed_skip_does_not() {
+        let mut steps = Steps::new(true);
+        let skip = || Ok(Tally::skipped("lab::rows::netkit::netkit_to_a_pod", "no netkit"));
+        steps.step_on(&Machine::vm("6.1", false), "a step", skip);
+        let [(_, tally, _)] = &steps.done[..] else { panic!("{steps:?}") };
+        assert_eq!((tally.failed, tally.skips.len()), (0, 1));
+        assert_eq!(steps.finish(), ExitCode::SUCCESS);
     }
 }

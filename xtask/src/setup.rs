@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-pub use cluster::{ensure as ensure_programs, no_go};
+pub use cluster::{are_built, ensure as ensure_programs, no_go};
 pub use ebpf::cargo_deny;
 
 use crate::cluster_programs::{COLLECTOR, PROGRAMS};

@@ -59,8 +59,8 @@ const VM_TESTS: [(&str, &[&str]); 2] = [
 ];
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let mut steps = Steps::new();
     let whole = args.filter.is_none();
+    let mut steps = Steps::new(whole);
     steps.step("setup", || {
         setup::ensure(&[Need::Build, Need::Lab, Need::Lint, Need::Consumers, Need::Image, Need::Runtime])
             .map(|()| Tally::passed())
@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if whole {
         // Without Go the tests that need these say so, one by one.
         steps.step("control plane and enforcers of the cluster tests", || match setup::no_go() {
-            Some(why) => Ok(Tally::skipped(format!("cluster: {why}"))),
+            Some(why) => Ok(Tally::skipped("cluster programs", why)),
             None => setup::ensure(&[Need::Cluster]).map(|()| Tally::passed()),
         });
         steps.step("format", format);
@@ -94,7 +94,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         if let Some(release) = release {
             steps.step("image", || {
                 image = image::of_the_release(&release)?;
-                Ok(if image.is_some() { Tally::passed() } else { Tally::skipped("image: no buildah here") })
+                Ok(if image.is_some() { Tally::passed() } else { Tally::skipped("image", "no buildah here") })
             });
         }
     }
@@ -103,12 +103,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     if whole {
         steps.step("documentation's examples", || {
-            count(machine::cargo().args(["test", "--workspace", "--locked", "--doc", "--quiet"]))
+            count("doc", machine::cargo().args(["test", "--workspace", "--locked", "--doc", "--quiet"]))
         });
     }
     if whole && !args.no_vm {
         for (kernel, tests) in VM_TESTS {
-            steps.step(&format!("lab on kernel {kernel}"), || vm::lab(kernel, &programs, tests));
+            vm::step(&mut steps, kernel, &programs, tests);
         }
     }
     Ok(steps.finish())
@@ -132,10 +132,8 @@ fn clippy_ebpf() -> Result<Tally> {
         Kind::Debian { rustc } => {
             let driver = rustc.with_file_name("clippy-driver");
             if !driver.exists() {
-                return Ok(Tally::skipped(format!(
-                    "clippy, eBPF: no {}: apt-get install rust-web-clippy",
-                    driver.display()
-                )));
+                let why = format!("no {}: apt-get install rust-web-clippy", driver.display());
+                return Ok(Tally::skipped("clippy, eBPF", why));
             }
             // `cargo clippy` would take rustup's driver, which can't read the other compiler's `core`. This is what
             // it does inside; the separator is clippy's own.
@@ -156,7 +154,7 @@ fn clippy_ebpf() -> Result<Tally> {
 /// cargo-deny over both lock files. Advisories come from a Git repository that not every machine reaches.
 fn deny() -> Result<Tally> {
     let Some(program) = setup::cargo_deny() else {
-        return Ok(Tally::skipped("licences: no cargo-deny; cargo xtask setup builds it"));
+        return Ok(Tally::skipped("licences", "no cargo-deny: cargo xtask setup builds it"));
     };
     let deny = |manifest: &Path, what: &[&str]| {
         let mut command = Command::new(&program);
@@ -173,7 +171,7 @@ fn deny() -> Result<Tally> {
         tally.add(if advisories.status.success() {
             Tally::passed()
         } else if text.contains("failed to fetch advisory database") {
-            Tally::skipped("advisories: the RustSec database can't be reached from here")
+            Tally::skipped("advisories", "the RustSec advisory database can't be reached from here")
         } else {
             println!("{text}");
             Tally::failed()
@@ -211,7 +209,7 @@ impl Program {
             .envs(image.map(|image| ("NETPOL_TRACE_IMAGE", image)))
             .current_dir(&self.package)
             .stdin(Stdio::null());
-        count(&mut command)
+        count(&self.target, &mut command)
     }
 }
 

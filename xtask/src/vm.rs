@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use crate::machine;
 use crate::report::{Steps, Tally, count};
 use crate::setup::{self, Need};
+use crate::skips::Machine;
 use crate::test::{self, Program};
 
 /// Boot real Debian kernels in QEMU and run the lab's tests inside, as root.
@@ -38,22 +39,28 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[Need::Build, Need::Lab, Need::Vm])?;
     let programs = test::build()?;
     test::release_build()?;
-    let mut steps = Steps::new();
+    let mut steps = Steps::new(true);
     for kernel in &args.kernels {
         if args.filters.is_empty() || args.filters.iter().any(|filter| FRESH.contains(filter.as_str())) {
-            steps.step(&format!("modules loaded late, kernel {kernel}"), || lab(kernel, &programs, &[FRESH]));
+            step(&mut steps, kernel, &programs, &[FRESH]);
         }
-        steps.step(&format!("lab on kernel {kernel}"), || lab(kernel, &programs, &args.filters));
+        step(&mut steps, kernel, &programs, &args.filters);
     }
     Ok(steps.finish())
 }
 
-/// Runs the lab's tests inside `kernel`, those that contain one of `filters` if there are any. Skipped, with the reason,
-/// where no virtual machine can be had.
-pub fn lab<S: AsRef<str>>(kernel: &str, programs: &[Program], filters: &[S]) -> Result<Tally> {
-    match command(kernel, programs, filters)? {
-        Ok(mut command) => count(&mut command),
-        Err(why) => Ok(Tally::skipped(format!("lab on kernel {kernel}: {why}"))),
+/// Runs the lab's tests inside `kernel` as a step, those that contain one of `filters` if there are any. Skipped, with the
+/// reason, where no virtual machine can be had.
+pub fn step<S: AsRef<str>>(steps: &mut Steps, kernel: &str, programs: &[Program], filters: &[S]) {
+    let name = format!("lab on kernel {kernel}");
+    match command(kernel, programs, filters) {
+        Ok(Ok(mut command)) => {
+            // Tests run in the order of their names: with a filter for it, FRESH comes before what loads a module.
+            let fresh = filters.iter().any(|filter| filter.as_ref() == FRESH);
+            steps.step_on(&Machine::vm(kernel, fresh), &name, || count(LAB, &mut command));
+        }
+        Ok(Err(why)) => steps.step(&name, || Ok(Tally::skipped(&name, why))),
+        Err(error) => steps.step(&name, || Err(error)),
     }
 }
 

@@ -14,7 +14,7 @@ const SETTLING: Duration = Duration::from_secs(10);
 /// What keeps the cluster's state current.
 pub enum Source {
     Manifests,
-    Api { options: api::Options, lookups: Lookups, asked: lookup::Asked },
+    Api { options: api::Options, lookups: Lookups, queues: lookup::LookupQueues },
 }
 
 /// Where the state is to come from.
@@ -41,8 +41,8 @@ pub async fn open(from: &From) -> anyhow::Result<(Cluster, Source)> {
         }
         From::Api(options) => {
             options.access.config().await?;
-            let (lookups, asked) = Lookups::new(options.node.as_deref().map(Into::into));
-            Ok((Cluster::live(), Source::Api { options: options.clone(), lookups, asked }))
+            let (lookups, queues) = Lookups::new(options.node.as_deref().map(Into::into));
+            Ok((Cluster::live(), Source::Api { options: options.clone(), lookups, queues }))
         }
     }
 }
@@ -60,7 +60,7 @@ impl Source {
     pub async fn follow(self, cluster: Cluster) {
         match self {
             Source::Manifests => cluster.watch().await,
-            Source::Api { options, lookups, asked } => api::follow(cluster, options, lookups, asked).await,
+            Source::Api { options, lookups, queues } => api::follow(cluster, options, lookups, queues).await,
         }
     }
 }

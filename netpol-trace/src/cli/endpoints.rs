@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use crate::cluster::Index;
-use crate::cluster::index::{Backend, Owner, PodView};
+use crate::cluster::index::{Backend, AddressOwner, PodView};
 use crate::missing::{self, few};
 use crate::model::cluster::{Pod, Protocol, Service, ServicePort};
 use crate::model::{Address, ServiceRef};
-use crate::policy::{Connection, End, Transport, Who};
+use crate::policy::{Connection, PolicyEndpoint, Transport, PolicyIdentity};
 
 /// What is wrong with what was typed.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,7 @@ pub(super) struct ResolvedConnection<'a> {
 
 /// One end: what it is, how to call it, and how it was found.
 struct ResolvedEndpoint<'a> {
-    end: End<'a>,
+    end: PolicyEndpoint<'a>,
     name: String,
     how: Option<String>,
 }
@@ -137,10 +137,10 @@ fn through_service<'a>(
     backends.retain(|b| b.pod.is_none() || seen.insert(key(b)));
     let case = |backend: &Backend<'a>| {
         let to = match (backend.pod, backend.ip) {
-            (Some(view), _) => ResolvedEndpoint { end: End::pod(view), name: pod_name(view.pod), how: None },
+            (Some(view), _) => ResolvedEndpoint { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: None },
             (None, Some(ip)) => at_address(index, ip),
             (None, None) => {
-                ResolvedEndpoint { end: End { ip: None, who: Who::Unknown }, name: "unknown".to_owned(), how: None }
+                ResolvedEndpoint { end: PolicyEndpoint { ip: None, who: PolicyIdentity::Unknown }, name: "unknown".to_owned(), how: None }
             }
         };
         let transport = Transport::Named(service_port.protocol);
@@ -210,7 +210,7 @@ fn pod<'a>(index: &'a Index, namespace: &str, name: &str) -> Result<ResolvedEndp
         .ok_or_else(|| not_found(index, namespace, "pod", name, &pods().collect::<Vec<_>>()))?;
     let over =
         view.pod.is_over().then(|| format!("{} has finished: it sends and takes nothing any more", pod_name(view.pod)));
-    Ok(ResolvedEndpoint { end: End::pod(view), name: pod_name(view.pod), how: over.or_else(|| template_note(view)) })
+    Ok(ResolvedEndpoint { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: over.or_else(|| template_note(view)) })
 }
 
 /// A running pod of the workload, since it has an address; else its template.
@@ -225,10 +225,10 @@ fn workload<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Re
             1 => format!("{} is the pod of {kind} {namespace}/{name}", pod_name(view.pod)),
             many => format!("{} stands for the {many} pods of {kind} {namespace}/{name}", pod_name(view.pod)),
         };
-        return Ok(ResolvedEndpoint { end: End::pod(view), name: pod_name(view.pod), how: Some(how) });
+        return Ok(ResolvedEndpoint { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: Some(how) });
     }
     if let Some(view) = index.workload(namespace, kind, name) {
-        return Ok(ResolvedEndpoint { end: End::pod(view), name: pod_name(view.pod), how: template_note(view) });
+        return Ok(ResolvedEndpoint { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: template_note(view) });
     }
     let mut known: Vec<String> = index
         .namespace(namespace)
@@ -273,31 +273,31 @@ fn not_found(index: &Index, namespace: &str, what: &str, name: &str, known: &[St
 fn address_or_service(index: &Index, ip: IpAddr) -> ResolvedTarget<'_> {
     let services = || index.namespaces().flat_map(|(_, n)| n.services()).filter(|s| s.ips.contains(&ip));
     match (index.owner_of(ip), services().next()) {
-        (Owner::None, Some(service)) => ResolvedTarget::Service(service, Some(ip)),
+        (AddressOwner::None, Some(service)) => ResolvedTarget::Service(service, Some(ip)),
         _ => ResolvedTarget::ResolvedEndpoint(at_address(index, ip)),
     }
 }
 
 /// Whose address it is: a pod, a node, or nobody's that is known.
-pub(super) fn owner(index: &Index, ip: IpAddr) -> End<'_> {
-    let who = match index.owner_of(ip) {
-        Owner::Pod(view) => Who::Pod(view),
-        Owner::Node(node) => Who::Node(&node.name),
-        Owner::Ambiguous(_) | Owner::Either(..) | Owner::Former(_) => Who::Unknown,
-        Owner::None if index.in_pod_network(ip) => Who::Unknown,
-        Owner::None => Who::External,
+pub(super) fn owner(index: &Index, ip: IpAddr) -> PolicyEndpoint<'_> {
+    let identity = match index.owner_of(ip) {
+        AddressOwner::Pod(view) => PolicyIdentity::Pod(view),
+        AddressOwner::Node(node) => PolicyIdentity::Node(&node.name),
+        AddressOwner::Ambiguous(_) | AddressOwner::Either(..) | AddressOwner::Former(_) => PolicyIdentity::Unknown,
+        AddressOwner::None if index.in_pod_network(ip) => PolicyIdentity::Unknown,
+        AddressOwner::None => PolicyIdentity::External,
     };
-    End { ip: Some(ip), who }
+    PolicyEndpoint { ip: Some(ip), identity }
 }
 
 fn at_address(index: &Index, ip: IpAddr) -> ResolvedEndpoint<'_> {
     let end = owner(index, ip);
-    let (name, how) = match (&end.who, index.owner_of(ip)) {
-        (Who::Pod(view), _) => (pod_name(view.pod), Some(format!("{ip} is {}", pod_name(view.pod)))),
-        (Who::Node(name), _) => (ip.to_string(), Some(format!("{ip} is node {name}"))),
-        (Who::Unknown, Owner::Ambiguous(count)) => (ip.to_string(), Some(format!("{count} pods claim {ip}"))),
-        (Who::Unknown, _) => (ip.to_string(), Some(format!("{ip} is in the pod network, of no pod in the input"))),
-        (Who::External, _) => (ip.to_string(), None),
+    let (name, how) = match (&end.identity, index.owner_of(ip)) {
+        (PolicyIdentity::Pod(view), _) => (pod_name(view.pod), Some(format!("{ip} is {}", pod_name(view.pod)))),
+        (PolicyIdentity::Node(name), _) => (ip.to_string(), Some(format!("{ip} is node {name}"))),
+        (PolicyIdentity::Unknown, AddressOwner::Ambiguous(count)) => (ip.to_string(), Some(format!("{count} pods claim {ip}"))),
+        (PolicyIdentity::Unknown, _) => (ip.to_string(), Some(format!("{ip} is in the pod network, of no pod in the input"))),
+        (PolicyIdentity::External, _) => (ip.to_string(), None),
     };
     ResolvedEndpoint { end, name, how }
 }
@@ -311,7 +311,7 @@ fn pod_port(text: &str, to: &ResolvedEndpoint<'_>) -> Result<(Transport, Option<
     if let Ok(number) = name.parse::<u16>() {
         return Ok((Transport::Named(wanted.unwrap_or(Protocol::Tcp)), Some(number)));
     }
-    let Who::Pod(view) = to.end.who else {
+    let PolicyIdentity::Pod(view) = to.end.identity else {
         return Err(format!("only pods have named ports, and {} is none: give the number", to.name));
     };
     let named = view.pod.ports.iter().filter(|p| p.name.as_deref() == Some(name));

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use super::cluster::ClusterArgs;
 use super::endpoints;
 use crate::cluster::manifests::{self, Loaded};
-use crate::cluster::place::Severity;
+use crate::cluster::location::Severity;
 use crate::cluster::{Index, api};
 use crate::model::cluster::Object;
 use crate::policy::Options;
@@ -30,7 +30,7 @@ pub(super) enum InputError {
     #[error("the input has errors, so an answer could be wrong; see above")]
     Manifests,
     #[error("the cluster can't be read: {0}")]
-    Cluster(#[from] api::Trouble),
+    Cluster(#[from] api::ApiError),
     #[error(transparent)]
     Question(#[from] endpoints::EndpointError),
     #[error(transparent)]
@@ -102,7 +102,7 @@ impl ClusterInput {
 }
 
 /// What the manifests hold, over what the cluster has, as far as each is asked for.
-pub(super) fn load(paths: &[PathBuf], cluster: &ClusterArgs) -> Result<Loaded, api::Trouble> {
+pub(super) fn load(paths: &[PathBuf], cluster: &ClusterArgs) -> Result<Loaded, api::ApiError> {
     let live = if paths.is_empty() || cluster.given() { Some(api::load(&cluster.access())?) } else { None };
     Ok(match (live, paths) {
         (Some(live), []) => live,

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::cluster::ClusterArgs;
 use super::input;
-use crate::cluster::place::ProblemKind;
+use crate::cluster::location::ProblemKind;
 use crate::policy::lint;
 use crate::policy::lint::{Severity, catalogue};
 

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use super::api::Access;
 use super::budget::Budget;
-use sessions::{Found, Key, Question, Session, Sessions};
+use sessions::{Question, Session, SessionKey, SessionState, Sessions};
 
 /// The audience that tokens for the agents are made for; such a token is refused everywhere else.
 pub const AUDIENCE: &str = "netpol-trace";
@@ -171,13 +171,15 @@ impl Reviewer {
     }
 
     async fn session(&self, token: &str, audience: Audience) -> Result<User, ReviewError> {
-        let key = Key::of(token, audience);
+        let key = SessionKey::of(token, audience);
         let budget = match self.sessions.find(&key, Instant::now(), audience.good_for()) {
-            Found::Fresh(session) => return Ok(User(session)),
-            Found::Refused => return Err(ReviewError::Token("the API server refused it a moment ago".to_owned())),
+            SessionState::Fresh(session) => return Ok(User(session)),
+            SessionState::Refused => {
+                return Err(ReviewError::Token("the API server refused it a moment ago".to_owned()));
+            }
             // Unknown tokens can't use up the turn of a known one.
-            Found::Stale(session) => session.take_turn(TURN).await,
-            Found::Unknown => self.unknown_tokens.take(TURN).await,
+            SessionState::Stale(session) => session.take_turn(TURN).await,
+            SessionState::Unknown => self.unknown_tokens.take(TURN).await,
         };
         if !budget {
             return Err(ReviewError::Busy);
@@ -231,10 +233,12 @@ impl Reviewer {
             let user = self.session(token, Audience::OwnOrServer).await?;
             self.may(&user, question.clone()).await
         };
-        let key = Key::of(token, Audience::OwnOrServer);
+        let key = SessionKey::of(token, Audience::OwnOrServer);
         let let_in = match self.sessions.find(&key, Instant::now(), LET_IN_FOR) {
-            Found::Fresh(session) | Found::Stale(session) => session.answer(&question, Instant::now(), LET_IN_FOR),
-            Found::Refused | Found::Unknown => None,
+            SessionState::Fresh(session) | SessionState::Stale(session) => {
+                session.answer(&question, Instant::now(), LET_IN_FOR)
+            }
+            SessionState::Refused | SessionState::Unknown => None,
         };
         if let_in != Some(true) {
             return ask.await;

@@ -165,10 +165,10 @@ impl Agents {
     }
 
     /// A pod that agents may have recorded; `None`: there is none of that name.
-    pub async fn pod(&self, namespace: &str, name: &str) -> Result<Option<Recorded>, AgentsError> {
+    pub async fn pod(&self, namespace: &str, name: &str) -> Result<Option<RecordedPod>, AgentsError> {
         let what = || format!("get pod {namespace}/{name}");
         let pod = in_time(self.parts(namespace).get_opt(name), what).await?;
-        Ok(pod.map(Recorded::from))
+        Ok(pod.map(RecordedPod::from))
     }
 
     /// Pods of one namespace or of all, with these labels; at most [`PODS`], and whether there are more.
@@ -176,7 +176,7 @@ impl Agents {
         &self,
         namespace: Option<&str>,
         labels: Option<&str>,
-    ) -> Result<(Vec<Recorded>, bool), AgentsError> {
+    ) -> Result<(Vec<RecordedPod>, bool), AgentsError> {
         let resource = ApiResource::erase::<Pod>(&());
         let pods: Api<PodParts> = match namespace {
             Some(namespace) => self.parts(namespace),
@@ -185,7 +185,7 @@ impl Agents {
         let params = ListParams { label_selector: labels.map(str::to_owned), ..ListParams::default() }.limit(PODS);
         let list = in_time(pods.list(&params), || "list pods".to_owned()).await?;
         let more = list.metadata.continue_.as_ref().is_some_and(|more| !more.is_empty());
-        Ok((list.into_iter().map(Recorded::from).collect(), more))
+        Ok((list.into_iter().map(RecordedPod::from).collect(), more))
     }
 
     pub async fn namespaces(&self) -> Result<Vec<String>, AgentsError> {
@@ -243,7 +243,13 @@ impl Agents {
     }
 
     /// What an agent's listener answers, through the API server.
-    pub async fn records(&self, agent: &Agent, port: u16, token: &str, asked: &Asked) -> Result<Answer, AgentsError> {
+    pub async fn records(
+        &self,
+        agent: &Agent,
+        port: u16,
+        token: &str,
+        asked: &RecordsRequest,
+    ) -> Result<RecordsResponse, AgentsError> {
         let forwarded = tokio::time::timeout(PATIENCE, self.pods().portforward(&agent.pod, &[port])).await;
         let what = || format!("port-forward to pod {}/{}", self.namespace, agent.pod);
         let mut forwarder =
@@ -268,7 +274,7 @@ async fn in_time<T>(
 
 /// A pod whose packets agents record.
 #[derive(Debug, Clone)]
-pub struct Recorded {
+pub struct RecordedPod {
     pub namespace: String,
     pub name: String,
     /// Where it runs, once it does.
@@ -276,9 +282,9 @@ pub struct Recorded {
     pub labels: BTreeMap<String, String>,
 }
 
-impl From<PodParts> for Recorded {
-    fn from(pod: PodParts) -> Recorded {
-        Recorded {
+impl From<PodParts> for RecordedPod {
+    fn from(pod: PodParts) -> RecordedPod {
+        RecordedPod {
             namespace: pod.metadata.namespace.unwrap_or_default(),
             name: pod.metadata.name.unwrap_or_default(),
             node: pod.spec.node_name,
@@ -288,18 +294,18 @@ impl From<PodParts> for Recorded {
 }
 
 /// A pod down to what is used of it.
-type PodParts = Object<Spec, Status>;
+type PodParts = Object<AgentPodSpec, AgentPodStatus>;
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Spec {
+struct AgentPodSpec {
     node_name: Option<String>,
     #[serde(default)]
     containers: Vec<serde::de::IgnoredAny>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
-struct Status {
+struct AgentPodStatus {
     phase: Option<String>,
 }
 
@@ -316,14 +322,14 @@ fn agent(pod: PodParts) -> Option<Agent> {
 
 /// What is asked of a listener.
 #[derive(Debug, Clone, Default)]
-pub struct Asked {
+pub struct RecordsRequest {
     pub namespaces: Vec<String>,
     pub since: Option<Timestamp>,
     pub follow: bool,
 }
 
 /// A listener's answer, as it comes.
-pub struct Answer {
+pub struct RecordsResponse {
     body: hyper::body::Incoming,
     pub reaches_back_to: Option<Timestamp>,
     /// Lives as long as the answer: the stream is its.
@@ -331,19 +337,19 @@ pub struct Answer {
     connection: tokio::task::JoinHandle<()>,
 }
 
-impl std::fmt::Debug for Answer {
+impl std::fmt::Debug for RecordsResponse {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Answer").field("reaches_back_to", &self.reaches_back_to).finish_non_exhaustive()
+        f.debug_struct("RecordsResponse").field("reaches_back_to", &self.reaches_back_to).finish_non_exhaustive()
     }
 }
 
-impl std::ops::Drop for Answer {
+impl std::ops::Drop for RecordsResponse {
     fn drop(&mut self) {
         self.connection.abort();
     }
 }
 
-impl Answer {
+impl RecordsResponse {
     /// The next octets; `None` at the end.
     pub async fn next(&mut self) -> Option<Result<Vec<u8>, AgentsError>> {
         loop {
@@ -359,7 +365,7 @@ impl Answer {
 }
 
 /// Asks a listener over any stream.
-pub async fn ask<S>(stream: S, token: &str, asked: &Asked) -> Result<Answer, AgentsError>
+pub async fn ask<S>(stream: S, token: &str, asked: &RecordsRequest) -> Result<RecordsResponse, AgentsError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -386,5 +392,5 @@ where
     }
     let reaches = response.headers().get(REACHES_BACK_TO).and_then(|value| value.to_str().ok()?.parse().ok());
     // The connection ends with the body; a sender that goes earlier does not end it.
-    Ok(Answer { body: response.into_body(), reaches_back_to: reaches, forwarder: None, connection })
+    Ok(RecordsResponse { body: response.into_body(), reaches_back_to: reaches, forwarder: None, connection })
 }

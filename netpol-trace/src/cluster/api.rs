@@ -1,19 +1,19 @@
-//! The API server as source: what is watched, and what is asked.
+//! The API server as source: what is watched, and what is queues.
 //!
 //! ```text
-//! connect ─> watch (list, then changes; one for each resource) ─> feed ─> Cluster
+//! connect ─> watch (list, then changes; one for each resource) ─> reflector ─> Cluster
 //!         ─> others (CRDs of other policy APIs) ─> watch
 //!         ─> lookup (whose address, with --peers=lookup) ─────────────> Cluster
 //! ```
 
 mod connect;
-mod feed;
+mod error;
 mod items;
 pub mod lookup;
 mod once;
 mod others;
+mod reflector;
 pub mod review;
-mod trouble;
 mod watch;
 
 use std::sync::Arc;
@@ -26,12 +26,12 @@ use tokio::task::JoinSet;
 pub(super) use connect::chain;
 pub use connect::{Access, AccessError};
 use connect::{Connection, Current};
-use feed::{Feed, Lists};
+pub use error::{ApiError, ApiErrorKind};
 use items::{Item, Named};
 pub use lookup::Lookups;
 pub use once::load;
-pub use trouble::{Trouble, TroubleKind};
-use watch::{Pause, Resource};
+use reflector::{Lists, Reflector};
+use watch::{Collection, Pause};
 
 use super::change::Kind;
 use super::source::{Cluster, SourceStatus};
@@ -66,15 +66,19 @@ pub struct Options {
 }
 
 /// Keeps `cluster` current until dropped.
-pub async fn follow(cluster: Cluster, options: Options, lookups: Lookups, asked: lookup::Asked) {
+pub async fn follow(cluster: Cluster, options: Options, lookups: Lookups, queues: lookup::LookupQueues) {
     let connection = Connection::new(options.access.clone());
-    let feed = |name, kind: Kind, lists| Feed::new(cluster.clone(), name, kind.into(), lists);
-    let resource = Resource::of;
-    let (policies, namespaces) =
-        (feed("networkpolicies", Kind::Policy, Lists::Whole), feed("namespaces", Kind::Namespace, Lists::Whole));
-    let (services, slices) =
-        (feed("services", Kind::Service, Lists::Whole), feed("endpointslices", Kind::EndpointSlice, Lists::Whole));
-    let (pods, nodes) = (feed("pods", Kind::Pod, Lists::Parts), feed("nodes", Kind::Node, Lists::Whole));
+    let reflector = |name, kind: Kind, lists| Reflector::new(cluster.clone(), name, kind.into(), lists);
+    let resource = Collection::of;
+    let (policies, namespaces) = (
+        reflector("networkpolicies", Kind::Policy, Lists::Whole),
+        reflector("namespaces", Kind::Namespace, Lists::Whole),
+    );
+    let (services, slices) = (
+        reflector("services", Kind::Service, Lists::Whole),
+        reflector("endpointslices", Kind::EndpointSlice, Lists::Whole),
+    );
+    let (pods, nodes) = (reflector("pods", Kind::Pod, Lists::Parts), reflector("nodes", Kind::Node, Lists::Whole));
 
     let mut watches = JoinSet::new();
     let here = || connection.clone();
@@ -93,7 +97,7 @@ pub async fn follow(cluster: Cluster, options: Options, lookups: Lookups, asked:
         false,
     ));
     watches.spawn(others::run(here(), cluster.clone()));
-    watches.spawn(peers(here(), cluster.clone(), options, pods, nodes, lookups, asked));
+    watches.spawn(peers(here(), cluster.clone(), options, pods, nodes, lookups, queues));
     while let Some(ended) = watches.join_next().await {
         // None ends by itself: a bug, which must not pass for a cluster where nothing changes.
         if let Err(error) = ended {
@@ -109,16 +113,16 @@ async fn peers(
     connection: Connection,
     cluster: Cluster,
     options: Options,
-    mut pods: Feed,
-    mut nodes: Feed,
+    mut pods: Reflector,
+    mut nodes: Reflector,
     lookups: Lookups,
-    asked: lookup::Asked,
+    queues: lookup::LookupQueues,
 ) {
-    let pod_resource = Resource { verbs: &["get", "list", "watch"], ..Resource::of("", "v1", "pods") };
-    let node_resource = Resource::of("", "v1", "nodes");
-    for feed in [&mut pods, &mut nodes] {
+    let pod_resource = Collection { verbs: &["get", "list", "watch"], ..Collection::of("", "v1", "pods") };
+    let node_resource = Collection::of("", "v1", "nodes");
+    for reflector in [&mut pods, &mut nodes] {
         let lookups = lookups.clone();
-        feed.on_first(move || lookups.heard());
+        reflector.on_first(move || lookups.heard());
     }
     let (mode, why) = choose(&connection, &options, &pod_resource, [&mut pods, &mut nodes]).await;
     let Mode::Lookup(node) = mode else {
@@ -132,15 +136,15 @@ async fn peers(
     tracing::info!("pods of node {node} are watched, others looked up: {why}");
     pods.describe(format!("pods of node {node} are watched, others looked up: {why}"));
     pods.only_on(node.clone());
-    let own_node = Feed::new(cluster.clone(), "own node", Kind::Node.into(), Lists::Additions);
+    let own_node = Reflector::new(cluster.clone(), "own node", Kind::Node.into(), Lists::Additions);
     nodes.describe("listed each hour, and when an address can't be found".to_owned());
-    let local = Resource { fields: Some(format!("spec.nodeName={node}")), ..pod_resource };
-    let own = Resource { fields: Some(format!("metadata.name={node}")), ..node_resource.clone() };
+    let local = Collection { fields: Some(format!("spec.nodeName={node}")), ..pod_resource };
+    let own = Collection { fields: Some(format!("metadata.name={node}")), ..node_resource.clone() };
     let again = Arc::new(Notify::new());
     let pods = watch::run::<items::Pod>(connection.clone(), local, pods, false);
     let own_node = watch::run::<items::Node>(connection.clone(), own, own_node, false);
     let nodes = list_nodes(connection.clone(), node_resource, nodes, again.clone());
-    let lookups = lookup::run(connection, cluster, lookups, asked, again);
+    let lookups = lookup::run(connection, cluster, lookups, queues, again);
     futures::join!(pods, own_node, nodes, lookups);
 }
 
@@ -153,8 +157,8 @@ enum Mode {
 async fn choose(
     connection: &Connection,
     options: &Options,
-    pods: &Resource,
-    mut feeds: [&mut Feed; 2],
+    pods: &Collection,
+    mut reflectors: [&mut Reflector; 2],
 ) -> (Mode, String) {
     match (options.peers, options.node.as_deref()) {
         (Peers::Watch, _) => (Mode::Watch, "--peers=watch".to_owned()),
@@ -171,10 +175,10 @@ async fn choose(
                     Ok(count) if count <= WATCHED_PODS => return (Mode::Watch, format!("{count} in the cluster")),
                     Ok(count) => return (Mode::Lookup(node.into()), format!("{count} in the cluster")),
                     // Whoever grants the right later may do so in a large cluster.
-                    Err(trouble) if trouble.kind == TroubleKind::Forbidden => {
+                    Err(error) if error.kind == ApiErrorKind::Forbidden => {
                         return (Mode::Lookup(node.into()), "they can't be counted".to_owned());
                     }
-                    Err(trouble) => feeds.iter_mut().for_each(|feed| feed.trouble(&trouble)),
+                    Err(error) => reflectors.iter_mut().for_each(|reflector| reflector.failed(&error)),
                 }
                 pause.wait().await;
             }
@@ -183,8 +187,8 @@ async fn choose(
 }
 
 /// How many there are, without reading them.
-async fn count(current: &Current, resource: &Resource) -> Result<u64, Trouble> {
-    let names = Resource { metadata_only: true, ..resource.clone() };
+async fn count(current: &Current, resource: &Collection) -> Result<u64, ApiError> {
+    let names = Collection { metadata_only: true, ..resource.clone() };
     let params = ListParams { limit: Some(1), ..ListParams::default() };
     let page = names.page::<Item<Named>>(&current.client, &params).await?;
     let more = page.metadata.remaining_item_count.and_then(|count| u64::try_from(count).ok());
@@ -192,11 +196,11 @@ async fn count(current: &Current, resource: &Resource) -> Result<u64, Trouble> {
 }
 
 /// Lists all nodes now, each hour, and when told to.
-async fn list_nodes(connection: Connection, resource: Resource, mut feed: Feed, again: Arc<Notify>) {
+async fn list_nodes(connection: Connection, resource: Collection, mut reflector: Reflector, again: Arc<Notify>) {
     let mut pause = Pause::default();
     loop {
         let listed = match connection.current().await {
-            Ok(current) => watch::list::<items::Node>(&current, &resource, &mut feed).await.map(drop),
+            Ok(current) => watch::list::<items::Node>(&current, &resource, &mut reflector).await.map(drop),
             Err(error) => Err(error.into()),
         };
         match listed {
@@ -204,8 +208,8 @@ async fn list_nodes(connection: Connection, resource: Resource, mut feed: Feed, 
                 pause = Pause::default();
                 let _ = tokio::time::timeout(NODES, again.notified()).await;
             }
-            Err(trouble) => {
-                feed.trouble(&trouble);
+            Err(error) => {
+                reflector.failed(&error);
                 pause.wait().await;
             }
         }

@@ -23,7 +23,7 @@ const INSTANCE: usize = 128;
 
 /// An object that an Event names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
+pub struct ObjectRef {
     pub namespace: String,
     pub name: String,
     pub uid: Option<String>,
@@ -31,9 +31,9 @@ pub struct Named {
 
 /// What happened to one pod, for the first time or again.
 #[derive(Debug, Clone)]
-pub struct Happening<'a> {
-    pub pod: &'a Named,
-    pub policy: Option<&'a Named>,
+pub struct Occurrence<'a> {
+    pub pod: &'a ObjectRef,
+    pub policy: Option<&'a ObjectRef>,
     /// At most 1,024 octets.
     pub note: &'a str,
     pub first: Timestamp,
@@ -85,7 +85,7 @@ impl Writer {
     }
 
     /// Writes the first Event of a kind and returns its name.
-    pub fn create(&mut self, of: &Happening<'_>, limit: Duration) -> Result<String, EventError> {
+    pub fn create(&mut self, of: &Occurrence<'_>, limit: Duration) -> Result<String, EventError> {
         let event = event(of, &self.instance);
         let answer =
             self.ask(&of.pod.namespace, limit, async |events| events.create(&PostParams::default(), &event).await)?;
@@ -93,7 +93,7 @@ impl Writer {
     }
 
     /// Says how often it has happened since.
-    pub fn count(&mut self, name: &str, of: &Happening<'_>, limit: Duration) -> Result<(), EventError> {
+    pub fn count(&mut self, name: &str, of: &Occurrence<'_>, limit: Duration) -> Result<(), EventError> {
         let patch = Patch::Merge(json!({ "series": series(of) }));
         let answer = self
             .ask(&of.pod.namespace, limit, async |events| events.patch(name, &PatchParams::default(), &patch).await);
@@ -135,8 +135,8 @@ fn refused(error: kube::Error) -> EventError {
     }
 }
 
-fn event(of: &Happening<'_>, instance: &str) -> Event {
-    let object = |api: &str, kind: &str, named: &Named| ObjectReference {
+fn event(of: &Occurrence<'_>, instance: &str) -> Event {
+    let object = |api: &str, kind: &str, named: &ObjectRef| ObjectReference {
         api_version: Some(api.to_owned()),
         kind: Some(kind.to_owned()),
         namespace: Some(named.namespace.clone()),
@@ -166,7 +166,7 @@ fn event(of: &Happening<'_>, instance: &str) -> Event {
 }
 
 /// Two or more are a series.
-fn series(of: &Happening<'_>) -> Option<EventSeries> {
+fn series(of: &Occurrence<'_>) -> Option<EventSeries> {
     let count = i32::try_from(of.count).unwrap_or(i32::MAX);
     (count > 1).then_some(EventSeries { count, last_observed_time: MicroTime(of.last) })
 }

@@ -21,7 +21,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 pub(super) use events::MAX_EVENTS;
-pub use events::{Effect, Event, What};
+pub use events::{IsolationEffect, PolicyEvent, PolicyEventKind};
 use foldhash::fast::RandomState;
 use history::History;
 use ipnet::IpNet;
@@ -54,7 +54,7 @@ pub struct Index {
     /// The kinds that were listed once: what is new since then really is new.
     listed: HashSet<Kind>,
     history: History,
-    events: Vec<Event>,
+    events: Vec<PolicyEvent>,
     /// Events without room.
     events_lost: u64,
     strings: Strings,
@@ -113,7 +113,7 @@ impl<'a> PodView<'a> {
 
 /// Whose address it is.
 #[derive(Debug, Clone, Copy)]
-pub enum Owner<'a> {
+pub enum AddressOwner<'a> {
     Pod(PodView<'a>),
     Node(&'a Node),
     /// Two or more pods claim it: naming either could be wrong.
@@ -209,22 +209,22 @@ impl Index {
     }
 
     /// Whose address `ip` is. A pod's claim comes before a node's: hostNetwork pods never claim.
-    pub fn owner_of(&self, ip: IpAddr) -> Owner<'_> {
+    pub fn owner_of(&self, ip: IpAddr) -> AddressOwner<'_> {
         match self.pods_by_ip.get(&ip).map(Vec::as_slice) {
             Some([key]) => {
                 let entry = self.namespaces.get(&key.namespace);
-                entry.and_then(|entry| entry.pod(&key.name)).map_or(Owner::None, Owner::Pod)
+                entry.and_then(|entry| entry.pod(&key.name)).map_or(AddressOwner::None, AddressOwner::Pod)
             }
-            Some(keys @ [_, _, ..]) => Owner::Ambiguous(keys.len()),
+            Some(keys @ [_, _, ..]) => AddressOwner::Ambiguous(keys.len()),
             _ => self.owner_without_pod(ip),
         }
     }
 
-    fn owner_without_pod(&self, ip: IpAddr) -> Owner<'_> {
+    fn owner_without_pod(&self, ip: IpAddr) -> AddressOwner<'_> {
         if let Some(node) = self.nodes_by_ip.get(&ip).and_then(|name| self.nodes.get(name)) {
-            return Owner::Node(node);
+            return AddressOwner::Node(node);
         }
-        self.history.claims(ip).next_back().map_or(Owner::None, |claim| Owner::Former(&claim.pod))
+        self.history.claims(ip).next_back().map_or(AddressOwner::None, |claim| AddressOwner::Former(&claim.pod))
     }
 
     /// Whether `ip` lies in a node's pod CIDR.

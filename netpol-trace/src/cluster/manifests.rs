@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::decode::{self, document};
-use super::place::{FieldLines, Place, Problem, ProblemKind, Severity};
+use super::location::{FieldLines, Location, Problem, ProblemKind, Severity};
 use super::yaml;
 use crate::model::Str;
 use crate::model::cluster::Object;
@@ -17,7 +17,7 @@ use crate::model::cluster::Object;
 pub struct Located {
     pub object: Object,
     /// Where the object begins.
-    pub place: Place,
+    pub place: Location,
     /// `metadata.namespace` was absent, and "default" assumed.
     pub namespace_defaulted: bool,
     /// The lines of its fields, for policies and services.
@@ -33,13 +33,13 @@ impl Located {
     }
 
     /// The place of a field, such as `spec.ingress[0].from[1]`.
-    pub fn at(&self, field: &str) -> Place {
+    pub fn at(&self, field: &str) -> Location {
         // An object of a live cluster is on no line.
         let line = self
             .place
             .line
             .map(|own| self.lines.as_ref().map_or(own, |lines| lines.line_of(&yaml::Path::parse(field))));
-        Place { line, field: field.to_owned(), ..self.place.clone() }
+        Location { line, field: field.to_owned(), ..self.place.clone() }
     }
 }
 
@@ -164,7 +164,7 @@ fn unreadable(path: &Path, message: String) -> Problem {
     Problem {
         kind: ProblemKind::Unreadable,
         severity: Severity::Error,
-        place: Place::file(&Arc::new(path.to_owned())),
+        place: Location::file(&Arc::new(path.to_owned())),
         object: String::new(),
         message,
         value: None,
@@ -231,20 +231,20 @@ impl Loader {
             match document {
                 Err(error) => {
                     let document = (several || error.document > 1).then_some(error.document);
-                    let place = Place { line: Some(error.line), document, ..Place::file(file) };
+                    let place = Location { line: Some(error.line), document, ..Location::file(file) };
                     let message = error.message;
                     let (kind, severity, object) = (ProblemKind::Syntax, Severity::Error, String::new());
                     self.problem(Problem { kind, severity, place, object, message, value: None });
                 }
                 Ok(document) => {
                     let number = several.then_some(document.number);
-                    self.document(&document.root, &Place { document: number, ..Place::file(file) }, given);
+                    self.document(&document.root, &Location { document: number, ..Location::file(file) }, given);
                 }
             }
         }
     }
 
-    fn document(&mut self, root: &yaml::Node, whole: &Place, given: bool) {
+    fn document(&mut self, root: &yaml::Node, whole: &Location, given: bool) {
         let mut output = decode::Output::default();
         decode::document(root, &mut output);
         for (kind, count) in output.skipped {
@@ -263,7 +263,7 @@ impl Loader {
                 self.refused_twin(
                     &namespace,
                     &name,
-                    &Place { line: Some(fault.name_line), field: "metadata.name".to_owned(), ..whole.clone() },
+                    &Location { line: Some(fault.name_line), field: "metadata.name".to_owned(), ..whole.clone() },
                 );
             }
             self.problem(Problem {
@@ -276,7 +276,7 @@ impl Loader {
                     (false, true) => Severity::Warning,
                     (false, false) => Severity::Info,
                 },
-                place: Place { line: Some(fault.line), field: fault.field.to_string(), ..whole.clone() },
+                place: Location { line: Some(fault.line), field: fault.field.to_string(), ..whole.clone() },
                 object: fault.object,
                 message: fault.message,
                 value: fault.value,
@@ -285,7 +285,7 @@ impl Loader {
         for decoded in output.objects {
             let keep_lines = matches!(decoded.object, Object::Policy(_) | Object::Service(_));
             self.object(Located {
-                place: Place { line: Some(decoded.node.line), ..whole.clone() },
+                place: Location { line: Some(decoded.node.line), ..whole.clone() },
                 namespace_defaulted: decoded.namespace_defaulted,
                 source_kept: externally_local(decoded.node),
                 lines: keep_lines.then(|| FieldLines::of(decoded.node)),
@@ -329,7 +329,7 @@ impl Loader {
     }
 
     /// A policy that can't be used, with the name of one that can: corrected, it would replace that one.
-    fn refused_twin(&mut self, namespace: &str, name: &str, place: &Place) {
+    fn refused_twin(&mut self, namespace: &str, name: &str, place: &Location) {
         let Some(earlier) = self.names.get(&("NetworkPolicy", Str::from(namespace), Str::from(name))) else { return };
         let Some(earlier) = self.loaded.objects.get(*earlier).map(|located| located.place.clone()) else { return };
         let twin = |problem: &Problem| problem.kind == ProblemKind::Duplicate && problem.place == *place;

@@ -10,7 +10,7 @@ use files::Files;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::index::{Event, MAX_EVENTS};
+use super::index::{MAX_EVENTS, PolicyEvent};
 use super::manifests::Loaded;
 use super::{Change, Index};
 
@@ -29,7 +29,7 @@ pub struct SourceStatus {
     pub skipped: BTreeMap<String, u64>,
     /// The first problem, with its place; `None` when synced.
     pub error: Option<String>,
-    /// What else is worth knowing of it.
+    /// PolicyEventKind else is worth knowing of it.
     pub detail: Option<String>,
 }
 
@@ -48,7 +48,7 @@ impl SourceStatus {
     }
 }
 
-/// What is known of the cluster, kept current. Clones share it.
+/// PolicyEventKind is known of the cluster, kept current. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Cluster {
     shared: Arc<Inner>,
@@ -59,8 +59,8 @@ struct Inner {
     index: RwLock<Index>,
     /// By name. A lock of its own: asked while the index is read.
     sources: Mutex<BTreeMap<String, SourceStatus>>,
-    /// What is to be told, and how many had no room.
-    events: Mutex<(Vec<Event>, u64)>,
+    /// PolicyEventKind is to be told, and how many had no room.
+    events: Mutex<(Vec<PolicyEvent>, u64)>,
     changes: watch::Sender<u64>,
     /// With manifests as the source.
     files: Option<Files>,
@@ -135,7 +135,7 @@ impl Cluster {
     }
 
     /// Changes of policies that nobody took yet, and how many had no room.
-    pub fn take_events(&self) -> (Vec<Event>, u64) {
+    pub fn take_events(&self) -> (Vec<PolicyEvent>, u64) {
         std::mem::take(&mut *self.shared.events.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -1,13 +1,13 @@
 //! Whether the API server can be read, as the agent reads it.
 
 use super::Finding;
-use crate::cluster::api::Trouble;
+use crate::cluster::api::ApiError;
 use crate::cluster::api::review::Review;
 
 const CHECK: &str = "api_server";
 
 /// `review`: `None` where no server is configured.
-pub fn api(review: Option<Result<Review, Trouble>>) -> Vec<Finding> {
+pub fn api(review: Option<Result<Review, ApiError>>) -> Vec<Finding> {
     let review = match review {
         None => {
             return vec![Finding::warn(
@@ -17,10 +17,10 @@ pub fn api(review: Option<Result<Review, Trouble>>) -> Vec<Finding> {
                 "give the agent --manifests PATH, or --kubeconfig PATH",
             )];
         }
-        Some(Err(trouble)) => {
+        Some(Err(error)) => {
             return vec![Finding::warn(
                 CHECK,
-                trouble.to_string(),
+                error.to_string(),
                 "until it answers, drops are recorded with addresses only",
                 "see whether `kubectl get pods` works from here with the same kubeconfig or service account",
             )];

@@ -1,4 +1,4 @@
-//! Why a packet was dropped, and on whose side.
+//! Why a packet was dropped.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,13 +16,6 @@ pub enum Cause {
     PodLocal,
     ConntrackInvalid,
     NotPolicy,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Direction {
-    Ingress,
-    Egress,
 }
 
 /// What the enforcer did with the packet.
@@ -62,15 +55,6 @@ impl Cause {
     }
 }
 
-impl Direction {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Direction::Ingress => "ingress",
-            Direction::Egress => "egress",
-        }
-    }
-}
-
 impl Cause {
     /// Written without `--all-drops`.
     pub fn is_default(self) -> bool {
@@ -88,7 +72,7 @@ impl Cause {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Family;
+    use crate::model::{Direction, Family};
 
     #[test]
     fn as_serialized() {

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+pub use super::Direction;
 use super::Str;
 
 /// One object of any kind that the index keeps.
@@ -80,7 +81,7 @@ pub struct Pod {
     pub ips: Box<[IpAddr]>,
     pub node: Option<Str>,
     pub host_network: bool,
-    pub phase: Phase,
+    pub phase: PodPhase,
     /// `metadata.deletionTimestamp` is set. A terminating pod stays subject to policy.
     pub terminating: bool,
     pub ports: Box<[ContainerPort]>,
@@ -92,7 +93,7 @@ pub struct Pod {
 impl Pod {
     /// Succeeded and Failed pods keep `podIP` in their status though the address is no longer theirs.
     pub fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Succeeded | Phase::Failed)
+        matches!(self.phase, PodPhase::Succeeded | PodPhase::Failed)
     }
 
     /// hostNetwork pods share their node's addresses, finished pods no longer own theirs.
@@ -102,7 +103,7 @@ impl Pod {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Phase {
+pub enum PodPhase {
     Pending,
     #[default]
     Running,
@@ -147,35 +148,6 @@ impl Protocol {
 }
 
 impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Direction {
-    Ingress,
-    Egress,
-}
-
-impl Direction {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Direction::Ingress => "ingress",
-            Direction::Egress => "egress",
-        }
-    }
-
-    /// The field that holds a rule's peers: `from` or `to`.
-    pub fn peers_field(self) -> &'static str {
-        match self {
-            Direction::Ingress => "from",
-            Direction::Egress => "to",
-        }
-    }
-}
-
-impl fmt::Display for Direction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }

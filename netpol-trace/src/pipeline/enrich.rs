@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 
 use crate::cluster::Index;
-use crate::cluster::index::{Moment, Owner, PodView};
+use crate::cluster::index::{AddressOwner, Moment, PodView};
 use crate::model::cluster::Pod;
 use crate::model::packet::Packet;
 use crate::model::{Address, EndpointKind, Part, ServiceRef, Str, Verdict, VerdictResult};
@@ -159,13 +159,13 @@ pub fn name<'a>(packet: &Packet, moment: &'a Moment<'_>) -> Flow<'a> {
 
 pub(crate) fn end<'a>(moment: &'a Moment<'_>, ip: IpAddr, port: Option<u16>) -> Named<'a> {
     let owner = match moment.owner_of(ip) {
-        Owner::Pod(pod) => OwnedBy::Pod(pod),
-        Owner::Node(node) => OwnedBy::Node(&node.name),
-        Owner::Ambiguous(count) => OwnedBy::Ambiguous(count),
-        Owner::Either(one, other) => OwnedBy::Reused(one, other),
-        Owner::Former(pod) => OwnedBy::Former(pod),
-        Owner::None if moment.index.in_pod_network(ip) => OwnedBy::Unknown,
-        Owner::None => OwnedBy::External,
+        AddressOwner::Pod(pod) => OwnedBy::Pod(pod),
+        AddressOwner::Node(node) => OwnedBy::Node(&node.name),
+        AddressOwner::Ambiguous(count) => OwnedBy::Ambiguous(count),
+        AddressOwner::Either(one, other) => OwnedBy::Reused(one, other),
+        AddressOwner::Former(pod) => OwnedBy::Former(pod),
+        AddressOwner::None if moment.index.in_pod_network(ip) => OwnedBy::Unknown,
+        AddressOwner::None => OwnedBy::External,
     };
     Named { ip, port, owner, service: None, original: None }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use jiff::Timestamp;
 
 use super::Pipeline;
-use crate::cluster::index::{Effect, Event, What};
+use crate::cluster::index::{IsolationEffect, PolicyEvent, PolicyEventKind};
 use crate::model::cluster::{Direction, Labels, Peer, Policy, Rule};
 use crate::model::{ChangeKind, Loss, LossStage};
 use crate::policy::bounded;
@@ -55,10 +55,12 @@ impl Pipeline {
 }
 
 /// Returns the record of a change.
-pub fn change(event: &Event) -> PolicyChange {
+pub fn change(event: &PolicyEvent) -> PolicyChange {
     let mut change = match &event.what {
-        What::Policy { before, after, effects } => policy_change(before.as_deref(), after.as_deref(), effects),
-        What::NamespaceLabels { before, after } => {
+        PolicyEventKind::Policy { before, after, effects } => {
+            policy_change(before.as_deref(), after.as_deref(), effects)
+        }
+        PolicyEventKind::NamespaceLabels { before, after } => {
             PolicyChange { fields: label_changes(before, after), ..PolicyChange::of(ChangeKind::NamespaceLabels) }
         }
     };
@@ -72,15 +74,12 @@ pub fn change(event: &Event) -> PolicyChange {
     change
 }
 
-fn policy_change(before: Option<&Policy>, after: Option<&Policy>, effects: &[Effect]) -> PolicyChange {
+fn policy_change(before: Option<&Policy>, after: Option<&Policy>, effects: &[IsolationEffect]) -> PolicyChange {
     let kind = ChangeKind::of(before.is_some(), after.is_some());
     let isolation = |begins| {
         let effects = effects.iter().filter(move |effect| effect.begins == begins);
         let told = effects.map(|effect| IsolationChange {
-            direction: match effect.direction {
-                Direction::Ingress => crate::model::Direction::Ingress,
-                Direction::Egress => crate::model::Direction::Egress,
-            },
+            direction: effect.direction,
             pods: effect.pods,
             workloads: effect.workloads.iter().map(bounded).collect(),
         });

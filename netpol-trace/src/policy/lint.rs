@@ -24,8 +24,8 @@ pub use report::{json, text};
 pub use sarif::sarif;
 use serde::Serialize;
 
+pub use crate::cluster::location::{Location, Severity};
 use crate::cluster::manifests::Loaded;
-pub use crate::cluster::place::{Place, Severity};
 
 /// One mistake at one place.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -35,7 +35,7 @@ pub struct Finding {
     #[serde(serialize_with = "severity_name")]
     pub severity: Severity,
     #[serde(flatten, serialize_with = "place_fields")]
-    pub place: Place,
+    pub place: Location,
     /// `NetworkPolicy staging/db-np`.
     pub object: String,
     /// What is wrong, with the values that are in the file.
@@ -48,7 +48,7 @@ fn severity_name<S: serde::Serializer>(severity: &Severity, serializer: S) -> Re
     serializer.serialize_str(severity.as_str())
 }
 
-fn place_fields<S: serde::Serializer>(place: &Place, serializer: S) -> Result<S::Ok, S::Error> {
+fn place_fields<S: serde::Serializer>(place: &Location, serializer: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
     struct Fields<'a> {
         file: std::borrow::Cow<'a, str>,

@@ -9,7 +9,7 @@ use crate::cluster::Index;
 use crate::model::cluster::{Labels, Namespace, Object, Owner, Phase, Pod};
 use crate::model::packet::transport_number;
 use crate::model::{EndpointKind, OwnerRef, PodRef};
-use crate::policy::{Connection, End, Transport, Who};
+use crate::policy::{Connection, PolicyEndpoint, Transport, PolicyIdentity};
 use crate::record::magic::UNKNOWN_RECORD;
 use crate::record::read::{EndpointView, RecordView};
 
@@ -178,14 +178,14 @@ impl RecordedEndpoint {
         }
     }
 
-    fn in_index<'a>(&'a self, index: &'a Index) -> End<'a> {
-        let who = match (&self.pod, self.kind) {
-            (Some(pod), _) => index.pod(&pod.namespace, &pod.name).map_or(Who::Unknown, Who::Pod),
-            (None, EndpointKind::Node) => Who::Node(&self.node),
-            (None, EndpointKind::External | EndpointKind::Service) => Who::External,
-            (None, _) => Who::Unknown,
+    fn in_index<'a>(&'a self, index: &'a Index) -> PolicyEndpoint<'a> {
+        let identity = match (&self.pod, self.kind) {
+            (Some(pod), _) => index.pod(&pod.namespace, &pod.name).map_or(PolicyIdentity::Unknown, PolicyIdentity::Pod),
+            (None, EndpointKind::Node) => PolicyIdentity::Node(&self.node),
+            (None, EndpointKind::External | EndpointKind::Service) => PolicyIdentity::External,
+            (None, _) => PolicyIdentity::Unknown,
         };
-        End { ip: Some(self.ip), who }
+        PolicyEndpoint { ip: Some(self.ip), identity }
     }
 }
 

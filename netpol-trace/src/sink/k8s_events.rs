@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::cluster::events::{EventError, Happening, Named, Writer};
+use crate::cluster::events::{EventError, Occurrence, ObjectRef, Writer};
 use crate::model::{Action, Cause, PodRef};
 use crate::record::describe;
 use crate::record::describe::Brevity;
@@ -50,8 +50,8 @@ pub struct Events {
 /// One Event and what it stands for.
 #[derive(Debug)]
 struct Case {
-    pod: Named,
-    policy: Option<Named>,
+    pod: ObjectRef,
+    policy: Option<ObjectRef>,
     note: String,
     first: Timestamp,
     last: Timestamp,
@@ -68,9 +68,9 @@ struct Case {
 }
 
 impl Case {
-    fn happening(&self) -> Happening<'_> {
+    fn happening(&self) -> Occurrence<'_> {
         let Case { pod, policy, note, first, last, count, .. } = self;
-        Happening { pod, policy: policy.as_ref(), note, first: *first, last: *last, count: *count }
+        Occurrence { pod, policy: policy.as_ref(), note, first: *first, last: *last, count: *count }
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -201,8 +201,8 @@ impl Sink for Events {
 }
 
 impl Case {
-    fn new(pod: &PodRef, policy: Option<Named>, note: String, time: Timestamp, now: Instant) -> Case {
-        let pod = Named { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
+    fn new(pod: &PodRef, policy: Option<ObjectRef>, note: String, time: Timestamp, now: Instant) -> Case {
+        let pod = ObjectRef { namespace: pod.namespace.clone(), name: pod.name.clone(), uid: pod.uid.clone() };
         Case {
             pod,
             policy,
@@ -220,7 +220,7 @@ impl Case {
     }
 }
 
-impl Named {
+impl ObjectRef {
     fn is(&self, pod: &PodRef) -> bool {
         (&self.namespace, &self.name, &self.uid) == (&pod.namespace, &pod.name, &pod.uid)
     }
@@ -253,7 +253,7 @@ fn hash(what: impl Hash) -> u64 {
 }
 
 /// Describes the drop for a reader who may read the pod's namespace and no other. Returns the policy too, if it is one of that namespace.
-fn note(record: &Record, pod: &PodRef, is_source: bool) -> (String, Option<Named>) {
+fn note(record: &Record, pod: &PodRef, is_source: bool) -> (String, Option<ObjectRef>) {
     let shown = restrict::restricted(record.clone(), |namespace| namespace == pod.namespace);
     let Some(shown @ Record { body: Body::Drop(drop), .. }) = &shown else {
         return ("A connection was denied by NetworkPolicy".to_owned(), None);
@@ -269,7 +269,7 @@ fn note(record: &Record, pod: &PodRef, is_source: bool) -> (String, Option<Named
     }
     let policy = view.verdict.as_ref().and_then(|verdict| {
         let policy = verdict.deciding(&view.direction).1.isolated_by.first()?;
-        Some(Named { namespace: policy.namespace.to_string(), name: policy.name.to_string(), uid: None })
+        Some(ObjectRef { namespace: policy.namespace.to_string(), name: policy.name.to_string(), uid: None })
     });
     (cut(note), policy)
 }

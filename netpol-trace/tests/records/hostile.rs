@@ -1,5 +1,5 @@
-//! Whatever strangers write in names, labels and DNS answers: a record stays one line of JSON under 16 KiB, in every format, and
-//! no character of it does anything to a terminal.
+//! Untrusted names, labels and DNS answers: a record stays one line of JSON under 16 KiB in every format, and holds no character that
+//! controls a terminal.
 
 use netpol_trace::model::Part;
 use netpol_trace::record::format::{Format, MAX_LINE, line};
@@ -34,7 +34,7 @@ fn text() -> impl Strategy<Value = String> {
         .prop_map(|(pieces, times)| pieces.concat().repeat(times))
 }
 
-/// Every string that a stranger has a hand in.
+/// Replaces every string that comes from untrusted input.
 fn poison(record: &mut Record, texts: &[String], labels: usize) {
     let mut next = {
         let mut at = 0;
@@ -43,27 +43,27 @@ fn poison(record: &mut Record, texts: &[String], labels: usize) {
             texts.get(at % texts.len().max(1)).cloned().unwrap_or_default()
         }
     };
-    let mut poison_end = |end: &mut Endpoint| {
-        end.names = (0..5).map(|_| next()).collect();
-        if let Some(pod) = end.pod.as_mut().map(Part::to_mut) {
+    let mut poison_endpoint = |endpoint: &mut Endpoint| {
+        endpoint.names = (0..5).map(|_| next()).collect();
+        if let Some(pod) = endpoint.pod.as_mut().map(Part::to_mut) {
             pod.name = next();
             pod.namespace = next();
             pod.labels = (0..labels).map(|n| (format!("{n}{}", next()), next())).collect();
         }
-        if let Some(service) = &mut end.service {
+        if let Some(service) = &mut endpoint.service {
             service.name = next().into();
         }
     };
     let (verdict, hint) = match &mut record.body {
         Body::Drop(drop) => {
-            poison_end(&mut drop.source);
-            poison_end(&mut drop.destination);
+            poison_endpoint(&mut drop.source);
+            poison_endpoint(&mut drop.destination);
             (&mut drop.verdict, &mut drop.hint)
         }
-        Body::Unanswered(silent) => {
-            poison_end(&mut silent.source);
-            poison_end(&mut silent.destination);
-            (&mut silent.verdict, &mut silent.hint)
+        Body::Unanswered(connection) => {
+            poison_endpoint(&mut connection.source);
+            poison_endpoint(&mut connection.destination);
+            (&mut connection.verdict, &mut connection.hint)
         }
         Body::Status(status) => {
             for source in &mut status.sources {
@@ -89,15 +89,16 @@ fn poison(record: &mut Record, texts: &[String], labels: usize) {
     }
 }
 
-fn harmless(format: Format, bytes: &[u8]) -> Value {
+/// Checks that `bytes` is one short line without dangerous characters, and parses it.
+fn check_line(format: Format, bytes: &[u8]) -> Value {
     let text = std::str::from_utf8(bytes).unwrap();
-    let one = text.strip_suffix('\n').unwrap();
-    assert!(bytes.len() <= MAX_LINE, "{}: {} octets", format.as_str(), bytes.len());
-    let bad = one
+    let one_line = text.strip_suffix('\n').unwrap();
+    assert!(bytes.len() <= MAX_LINE, "{}: {} bytes", format.as_str(), bytes.len());
+    let bad = one_line
         .chars()
         .find(|c| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'));
-    assert_eq!(bad, None, "{}: {one}", format.as_str());
-    serde_json::from_str(one).unwrap()
+    assert_eq!(bad, None, "{}: {one_line}", format.as_str());
+    serde_json::from_str(one_line).unwrap()
 }
 
 proptest! {
@@ -109,38 +110,38 @@ proptest! {
             for format in Format::ALL {
                 let mut out = Vec::new();
                 line(format, &record, &mut out).unwrap();
-                let value = harmless(format, &out);
-                // A part that another record shares is written as it is.
-                let (_other, mut again) = (record.clone(), Vec::new());
-                line(format, &record, &mut again).unwrap();
-                prop_assert_eq!(&out, &again);
+                let value = check_line(format, &out);
+                // A part that two records share is written unchanged.
+                let (_sharing, mut second) = (record.clone(), Vec::new());
+                line(format, &record, &mut second).unwrap();
+                prop_assert_eq!(&out, &second);
                 if format == Format::Native {
-                    // It is still a record, of the same kind and number.
-                    let again: Record = serde_json::from_value(value).unwrap();
-                    prop_assert_eq!(&again.id, &record.id);
-                    prop_assert_eq!(std::mem::discriminant(&again.body), std::mem::discriminant(&record.body));
+                    // It still parses as a record of the same kind and id.
+                    let parsed: Record = serde_json::from_value(value).unwrap();
+                    prop_assert_eq!(&parsed.id, &record.id);
+                    prop_assert_eq!(std::mem::discriminant(&parsed.body), std::mem::discriminant(&record.body));
                 }
             }
         }
     }
 }
 
-/// 64 kB each, which no source of names hands over.
+/// Strings of 64 kB, longer than any source of names delivers.
 #[test]
-fn nor_do_long_ones() {
+fn no_long_string_breaks_a_line() {
     for text in ["x", "\u{202e}", "\"\n"] {
         for mut record in examples() {
             poison(&mut record, &[text.repeat(64 * 1024 / text.len())], 2);
             for format in Format::ALL {
                 let mut out = Vec::new();
                 line(format, &record, &mut out).unwrap();
-                harmless(format, &out);
+                check_line(format, &out);
             }
         }
     }
 }
 
-/// What nothing has to be taken out of comes back octet for octet.
+/// A record without dangerous characters is the same after writing and parsing.
 #[test]
 fn a_record_survives_its_line() {
     for record in examples() {

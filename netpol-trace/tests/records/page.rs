@@ -1,4 +1,4 @@
-//! docs/records.md and docs/schema/, made of the types: `UPDATE_EXPECT=1 cargo test -p netpol-trace --test records` writes them anew.
+//! docs/records.md and docs/schema/ are generated from the types: `UPDATE_EXPECT=1 cargo test -p netpol-trace --test records` writes them.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -27,7 +27,7 @@ fn the_page_is_the_types() {
     expect_file!["../../../docs/records.md"].assert_eq(&page());
 }
 
-/// The examples of the page in the other formats, for their schemas' checkers.
+/// The examples of the page in the other formats, which tests/siem checks against their schemas.
 #[test]
 fn the_examples_in_every_format() {
     for (format, file) in [
@@ -57,13 +57,17 @@ fn page() -> String {
         mentioned(&body["properties"], &mut types);
         let example = examples().into_iter().find(|record| serde_json::to_value(record).unwrap()["kind"] == name);
         let example = example.unwrap_or_else(|| panic!("tests/golden/records.jsonl has no example of {name}"));
-        let _ = write!(page, "\nA real one:\n\n```json\n{}\n```\n", serde_json::to_string_pretty(&example).unwrap());
+        let _ = write!(
+            page,
+            "\nExample, from a real run:\n\n```json\n{}\n```\n",
+            serde_json::to_string_pretty(&example).unwrap()
+        );
     }
     page += "\n## Objects and values\n";
     let mut done = BTreeSet::new();
-    let mut at = 0;
-    while let Some(name) = types.get(at).cloned() {
-        at += 1;
+    let mut next = 0;
+    while let Some(name) = types.get(next).cloned() {
+        next += 1;
         if !done.insert(name.clone()) {
             continue;
         }
@@ -90,7 +94,7 @@ fn prose(of: &Value) -> String {
     of["description"].as_str().unwrap_or_default().replace('\n', " ")
 }
 
-/// Name, type, whether it is always there, and what it means.
+/// Writes a row for each field: name, type, whether it is always there, meaning.
 fn table(page: &mut String, of: &Value) {
     *page += "| field | type | always | meaning |\n| --- | --- | --- | --- |\n";
     let required: Vec<&str> = of["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -102,11 +106,11 @@ fn table(page: &mut String, of: &Value) {
 
 fn values(page: &mut String, of: &Value) {
     let plain = of["enum"].as_array().into_iter().flatten().map(|value| (value, String::new()));
-    let told = of["oneOf"].as_array().into_iter().flatten().flat_map(|one| {
+    let documented = of["oneOf"].as_array().into_iter().flatten().flat_map(|one| {
         let plain = one["enum"].as_array().into_iter().flatten().map(|value| (value, String::new()));
         plain.chain(one.get("const").map(|value| (value, prose(one)))).collect::<Vec<_>>()
     });
-    for (value, meaning) in plain.chain(told) {
+    for (value, meaning) in plain.chain(documented) {
         let meaning = if meaning.is_empty() { meaning } else { format!(": {meaning}") };
         let _ = writeln!(page, "- `{}`{meaning}", value.as_str().unwrap_or_default());
     }
@@ -133,7 +137,7 @@ fn kind(field: &Value) -> String {
     }
 }
 
-/// The types that fields name, in the order of their first mention.
+/// Collects the types that fields name, in the order of first mention.
 fn mentioned(of: &Value, types: &mut Vec<String>) {
     match of {
         Value::Object(map) => {
@@ -147,14 +151,14 @@ fn mentioned(of: &Value, types: &mut Vec<String>) {
     }
 }
 
-/// An agent of tomorrow may say more: a reader of today reads it all the same.
+/// A reader ignores fields that a later version of the agent adds.
 #[test]
-fn a_reader_takes_fields_that_it_does_not_know() {
+fn a_reader_ignores_unknown_fields() {
     fn add(value: &mut Value) {
         if let Value::Object(map) = value {
             let maps = ["labels", "causes", "objects", "skipped", "not_recorded"];
             map.iter_mut().filter(|(name, _)| !maps.contains(&name.as_str())).for_each(|(_, value)| add(value));
-            map.insert("of_tomorrow".into(), Map::new().into());
+            map.insert("added_later".into(), Map::new().into());
         } else if let Value::Array(values) = value {
             values.iter_mut().for_each(add);
         }

@@ -1,4 +1,4 @@
-//! `tail` of a cluster that can't answer: exit code 1, and nothing that looks like an answer.
+//! `tail` without an answer from the cluster: exit code 1, the reason on stderr, nothing on stdout.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::files::run;
 
-/// Answers each request by its path; `None`: not at all, and the connection stays open.
+/// Answers each request by its path. For `None` it does not answer and keeps the connection open.
 fn server(answer: fn(&str) -> Option<(u16, String)>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -86,7 +86,7 @@ fn a_cluster_that_gives_no_answer_is_exit_code_1_and_named() {
         let no_drops = stderr.contains("no drops");
         assert!(!no_drops || stderr.contains("namespace default; 0 of 1 agent answered"), "{stderr}");
     }
-    // Too short a time for a record of the agent's own.
+    // Within 30 s an agent may have no record of its own to write.
     let dir = tempfile::tempdir().unwrap();
     let kubeconfig = kubeconfig(dir.path(), server(|path| Some(without_records(path))));
     let arguments = ["tail", "--since", "30s", "--kubeconfig", kubeconfig.to_str().unwrap()];

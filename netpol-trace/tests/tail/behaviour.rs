@@ -1,4 +1,4 @@
-//! The program: its exit codes, its words on stderr, and that it goes quietly.
+//! `tail` as a process: exit codes, messages on stderr, closed pipes and signals.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Output, Stdio};
@@ -69,14 +69,14 @@ fn a_reader_that_goes_away_is_no_error() {
     drop(child.stdout.take());
     let mut input = child.stdin.take().unwrap();
     input.write_all(&std::fs::read(log()).unwrap()).unwrap();
-    // Its input stays open: it ends because nobody reads.
+    // Its input stays open: it ends because nobody reads its output.
     let Output { stderr, status, .. } = child.wait_with_output().unwrap();
     drop(input);
     assert!(status.success(), "{status} {}", String::from_utf8_lossy(&stderr));
     assert!(!String::from_utf8_lossy(&stderr).contains("roken"));
 }
 
-/// Lines of a child's stdout until one has `word`.
+/// Reads lines of a child's stdout until one contains `word`.
 fn until(child: &mut Child, word: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for line in BufReader::new(child.stdout.as_mut().unwrap()).lines().map_while(Result::ok) {
@@ -101,12 +101,12 @@ fn a_file_that_grows_is_followed_until_ctrl_c() {
         .spawn()
         .unwrap();
     until(&mut child, "05db8ac4/2\"");
-    // Reports what it waits for.
+    // It reports what it waits for.
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut reported = String::new();
-    stderr.read_line(&mut reported).unwrap();
-    assert!(reported.contains("waiting for drops from") && reported.contains("Ctrl-C"), "{reported}");
-    // Half a line, the rest, and then another file of that name.
+    let mut waiting = String::new();
+    stderr.read_line(&mut waiting).unwrap();
+    assert!(waiting.contains("waiting for drops from") && waiting.contains("Ctrl-C"), "{waiting}");
+    // Half a line, the rest of it, and then another file of the same name.
     let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
     file.write_all(&lines[3].as_bytes()[..100]).unwrap();
     file.write_all(&lines[3].as_bytes()[100..]).unwrap();

@@ -1,4 +1,4 @@
-//! What files `tail` reads, together with the other subcommands that read records, and what it says of those that are no logs.
+//! Files that `tail` and the other subcommands for records read, and their messages for files that are no logs.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -30,13 +30,13 @@ pub fn run(folder: &Path, arguments: &[&str], input: &[u8]) -> (String, String, 
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // One that has seen enough does not read.
+    // A subcommand that has failed already does not read its input.
     let _ = child.stdin.take().unwrap().write_all(input);
     let Output { stdout, stderr, status } = child.wait_with_output().unwrap();
     (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap(), status.code().unwrap())
 }
 
-/// The subcommands that read records, as they are called with `files`.
+/// The arguments of each subcommand that reads records, for `files`.
 pub fn subcommands<'a>(files: &[&'a str]) -> [Vec<&'a str>; 4] {
     let with = |subcommand: &'a str, rest: &[&'a str]| [&[subcommand], files, rest].concat();
     let manifests = ["--manifests", "demo"];
@@ -63,7 +63,7 @@ fn every_subcommand_reads_archives_patterns_and_standard_input_alike() {
     std::fs::write(dir.path().join("drops.jsonl"), &text[half..]).unwrap();
     std::fs::write(dir.path().join("drops.jsonl.1.gz"), gzip(&text[..half])).unwrap();
     let of = |files: &[&str], input: &[u8]| subcommands(files).map(|arguments| run(dir.path(), &arguments, input));
-    // Where a line is stands with the file's name.
+    // Messages give a line's place with the file's name, which differs.
     let plain = of(&["plain.jsonl"], b"");
     for (files, input) in [
         (["log.gz"], Vec::new()),
@@ -145,7 +145,7 @@ fn what_is_no_log_is_named_and_is_no_answer() {
             );
         }
     }
-    // As it comes.
+    // From standard input.
     for (input, expected) in [
         (&b"hello\n"[..], "standard input is not a log of netpol-trace: its only line is text"),
         (b"\x7fELF\x02\x01\x01\0", "standard input is not a log of netpol-trace: binary data"),
@@ -169,12 +169,12 @@ fn what_is_no_log_is_named_and_is_no_answer() {
 }
 
 #[test]
-fn of_an_archive_that_is_cut_off_the_beginning_counts() {
+fn the_beginning_of_a_truncated_archive_counts() {
     let dir = folder();
     let packed = gzip(&std::fs::read(log()).unwrap());
     let kept = packed.len() * 3 / 4;
     std::fs::write(dir.path().join("cut.gz"), &packed[..kept]).unwrap();
-    let mut answers = Vec::new();
+    let mut outputs = Vec::new();
     for arguments in subcommands(&["cut.gz"]) {
         let (stdout, stderr, code) = run(dir.path(), &arguments, b"");
         let digits = kept.to_string();
@@ -184,15 +184,15 @@ fn of_an_archive_that_is_cut_off_the_beginning_counts() {
             &digits[digits.len() - 3..]
         );
         assert!(code == 2 && stderr.contains(&expected), "{arguments:?} {code}: {stderr}");
-        answers.push(stdout);
+        outputs.push(stdout);
     }
-    assert!(answers[0].contains(" DROP "), "{}", answers[0]);
-    assert!(answers[1].contains("kind: NetworkPolicy"), "{}", answers[1]);
-    assert!(answers[2].contains("recorded connection"), "{}", answers[2]);
-    assert!(answers[3].contains("NOT complete"), "{}", answers[3]);
+    assert!(outputs[0].contains(" DROP "), "{}", outputs[0]);
+    assert!(outputs[1].contains("kind: NetworkPolicy"), "{}", outputs[1]);
+    assert!(outputs[2].contains("recorded connection"), "{}", outputs[2]);
+    assert!(outputs[3].contains("NOT complete"), "{}", outputs[3]);
 }
 
-/// An archive does not grow: with --follow too it is read once, and then there is nothing to wait for.
+/// An archive does not grow: `tail --follow` reads it once and ends.
 #[test]
 fn an_archive_is_read_and_not_followed() {
     let dir = folder();
@@ -208,9 +208,9 @@ fn an_archive_is_read_and_not_followed() {
     assert_eq!(run(dir.path(), &["tail", "-o", "json", "-"], cut).0, stdout);
 }
 
-/// A log without drops is a good sign, and no policy's doing; an empty one is no log.
+/// A log without drops is a result, exit code 0. An empty log is none.
 #[test]
-fn a_log_without_drops_and_an_empty_one_have_different_messages() {
+fn a_log_without_drops_differs_from_an_empty_one() {
     let dir = folder();
     let first = std::fs::read_to_string(log()).unwrap().lines().next().unwrap().to_owned() + "\n";
     std::fs::write(dir.path().join("quiet.jsonl"), &first).unwrap();
@@ -246,7 +246,7 @@ fn a_log_without_drops_and_an_empty_one_have_different_messages() {
     );
 }
 
-/// Nothing in a log answers for a pod that is not in it.
+/// For a pod that is in no record, `tail` names the pods that are.
 #[test]
 fn a_pod_that_is_not_there_is_named_with_those_that_are() {
     let dir = folder();
@@ -255,7 +255,7 @@ fn a_pod_that_is_not_there_is_named_with_those_that_are() {
     let tail = |arguments: &[&str]| run(dir.path(), &[&["tail", "drops.jsonl"], arguments].concat(), b"");
     let (stdout, stderr, code) = tail(&["--pod", "staging/db-9", "--since", "87600h"]);
     assert_eq!(code, 0, "{stderr}");
-    // A policy change in the pod's namespace may concern the pod; statuses of agents do not.
+    // A policy change of its namespace may concern the pod and is shown; agents' own records are not.
     assert!(
         ["DROP", "LOST", "AGENT"].iter().all(|word| !stdout.contains(word)) && stdout.contains("POLICY"),
         "{stdout}"
@@ -274,7 +274,7 @@ fn a_pod_that_is_not_there_is_named_with_those_that_are() {
     let (stdout, stderr, _) = tail(&["-n", "staging", "-l", "app=dbx"]);
     assert!(!stdout.contains("DROP"), "{stdout}");
     assert!(stderr.contains("no pod with app=dbx in namespace staging; there are app=api, app=db"), "{stderr}");
-    // As kubectl names a pod, and from where what its node's agent lost is shown.
+    // The ways to name a pod. Losses of its node's agent are shown.
     let names = [
         &["--pod", "staging/db-0"][..],
         &["-n", "staging", "--pod", "pod/db-0"],

@@ -1,4 +1,4 @@
-//! Untrusted text in labels, names and DNS answers never reaches a terminal unescaped, and never breaks a line.
+//! Untrusted labels, names and DNS answers never reach a terminal unescaped, and never break a line.
 
 use netpol_trace::tail::render::Rendering;
 use netpol_trace::tail::render::text::{Printer, Style};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::shown;
 
-/// Replaces every text in `value`, except for those that say which kind of record it is.
+/// Replaces every string in `value`, except those that tell the kind of record.
 fn poison(value: &mut Value, poison_with: &str) {
     match value {
         Value::String(text) => *text = poison_with.to_owned(),
@@ -39,12 +39,12 @@ fn check(hostile: &str) {
     let log = std::fs::read_to_string(crate::log()).unwrap();
     let mut lines = String::new();
     let mut records = 0;
-    // One drop of each sort is enough, and every other kind.
+    // A few drops are enough, and every other kind.
     let few = log.lines().enumerate().filter(|(number, _)| *number < 4 || *number > 20);
     for (number, line) in few {
         let Ok(mut value) = serde_json::from_str::<Value>(line) else { continue };
         poison(&mut value, hostile);
-        // Different runs and fingerprints: dedup hides none.
+        // Different ids and times, so that no record is hidden as a duplicate.
         value["run"] = json!(format!("r{number}"));
         value["fingerprint"] = json!(format!("f{number}"));
         value["time"] = json!(format!("2026-11-{:02}T12:00:00Z", records + 1));
@@ -106,7 +106,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_taken(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+    fn any_bytes_are_handled(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
         let mut tail = Tail::new(Selection::default(), Rendering::Text(Printer::default()));
         let log = tail.add_log(None);
         let mut line = b"{\"schema\":\"netpol-trace/v1\",\"x\":\"".to_vec();

@@ -1,7 +1,7 @@
-//! `netpol-trace tail` as a user runs it: its output on a terminal, and its behaviour as a program.
+//! `netpol-trace tail`: the text that it makes of a log, and its behaviour as a process.
 //!
-//! `log.jsonl` is the demo's log, followed by records of the kinds that the demo does not make, a line that is not a record, one record
-//! twice and one packet that a second agent recorded.
+//! `log.jsonl` is the demo's log, followed by records of kinds that the demo doesn't make, a line that is no record, one
+//! record twice, and one packet that a second agent recorded too.
 
 mod agents;
 mod behaviour;
@@ -24,7 +24,7 @@ fn log() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/tail/log.jsonl")
 }
 
-/// Returns what `tail` prints for `log`.
+/// What `tail` prints of `log` in one form.
 fn shown(log: &str, selection: Selection, rendering: Rendering) -> String {
     let mut tail = Tail::new(selection, rendering);
     let id = tail.add_log(None);

@@ -1,4 +1,4 @@
-//! Logs among what is no log, and logs with lines that no agent writes: what can be read is shown, and the rest is not passed over.
+//! Logs among other files, and logs with lines that no agent writes: `tail` shows what it can read and reports the rest.
 
 use std::fs;
 use std::process::Command;
@@ -6,9 +6,9 @@ use std::process::Command;
 use crate::files::{folder, gzip, run, subcommands};
 use crate::log;
 
-/// One file that is no log takes no other with it, wherever it stands.
+/// A file that is no log does not stop the reading of others, in any order.
 #[test]
-fn what_is_no_log_takes_no_other_with_it() {
+fn a_file_that_is_no_log_does_not_stop_others() {
     let dir = folder();
     let text = fs::read(log()).unwrap();
     fs::write(dir.path().join("drops.jsonl"), &text).unwrap();
@@ -35,7 +35,7 @@ fn what_is_no_log_takes_no_other_with_it() {
     }
 }
 
-/// A folder is read as an agent's history; what in it is none is named.
+/// A folder is read as an agent's history; other files in it are reported.
 #[test]
 fn a_folder_with_other_files_is_not_taken_for_a_history() {
     let dir = folder();
@@ -54,14 +54,14 @@ fn a_folder_with_other_files_is_not_taken_for_a_history() {
         let (_, stderr, _) = run(dir.path(), &arguments, b"");
         assert!(stderr.contains("note: in mixed, 1 other file is not read"), "{arguments:?}: {stderr}");
     }
-    // What a crash leaves of a line is no error of a history that has others.
+    // Half a line, left by a crash, is no error in a history with other files.
     fs::write(dir.path().join("torn/a.jsonl"), &text[..100]).unwrap();
     fs::write(dir.path().join("torn/b.jsonl"), &text).unwrap();
     let (_, stderr, code) = run(dir.path(), &["tail", "torn"], b"");
     assert_eq!(code, 0, "{stderr}");
 }
 
-/// A line that is too long is counted, has its number and changes no other's, in files and as it comes.
+/// A line that is too long is counted and reported with its line number, from files and from standard input.
 #[test]
 fn a_line_that_is_too_long_is_reported() {
     let dir = folder();
@@ -78,7 +78,7 @@ fn a_line_that_is_too_long_is_reported() {
     }
 }
 
-/// Counts of a log are untrusted input: the sum of large ones stays at the largest.
+/// Counts in a log are untrusted input: sums saturate.
 #[test]
 fn counts_that_no_agent_writes_stop_nobody() {
     let dir = folder();
@@ -90,7 +90,7 @@ fn counts_that_no_agent_writes_stop_nobody() {
     }
 }
 
-/// A log that begins with half a line (copytruncate) or an agent's other output has its place in time all the same.
+/// The first record gives the time of a log that begins with half a line (copytruncate).
 #[test]
 fn the_first_record_says_when_a_log_begins() {
     let dir = folder();
@@ -107,7 +107,7 @@ fn the_first_record_says_when_a_log_begins() {
     assert_eq!((sums(&["newer", "older"]), sums(&["older", "newer"])), (sums(&["whole"]), sums(&["whole"])));
 }
 
-/// Records that were shown stay shown, and the exit code is theirs, when nobody reads standard error.
+/// `tail` shows records and keeps its exit code when standard error can't be written.
 #[test]
 fn standard_error_that_can_not_be_written_changes_no_answer() {
     for (file, expected) in [(log(), 0), ("/bin/sh".into(), 2)] {
@@ -118,7 +118,7 @@ fn standard_error_that_can_not_be_written_changes_no_answer() {
     }
 }
 
-/// What is typed where a pod or a namespace is meant, and is none.
+/// Arguments that can't name a pod or a namespace are usage errors.
 #[test]
 fn names_that_can_not_be_are_mistakes_and_no_answers() {
     let dir = folder();

@@ -1,5 +1,5 @@
-//! docs/troubleshooting.md: every command on the page is run on the page's manifests, and prints what the page says.
-//! `UPDATE_EXPECT=1` writes what they print now into the page.
+//! docs/troubleshooting.md: every command on the page, run on the page's manifests, prints the page's output.
+//! `UPDATE_EXPECT=1` writes the present output into the page.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,7 +21,7 @@ fn the_page_says_what_the_commands_print() {
     expect_test::expect_file![page].assert_eq(&now);
 }
 
-/// A block of YAML after a comment that names its file.
+/// Writes each block of YAML into the file that the comment before it names.
 fn write_files(text: &str, dir: &Path) {
     for part in text.split(FILE).skip(1) {
         let (name, rest) = part.split_once(" -->\n```yaml\n").expect("a block of YAML after the name of its file");
@@ -31,7 +31,7 @@ fn write_files(text: &str, dir: &Path) {
     }
 }
 
-/// The page with each command's output as it is now.
+/// The page with each command's present output.
 fn with_outputs(text: &str, dir: &Path) -> String {
     let mut now = String::new();
     let mut in_console = false;
@@ -66,6 +66,5 @@ fn printed(command: &str, dir: &Path) -> String {
         .unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(!printed.is_empty() && !printed.contains("Usage:"), "{command}: {printed}");
-    // A line of a log would not be one to read.
     printed.lines().map(|line| line.to_owned() + "\n").collect()
 }

@@ -54,7 +54,7 @@ pub fn pod(key: &str, with: &str, ips: &str) -> Pod {
         ips: ips.split_whitespace().map(ip).collect(),
         node: None,
         host_network: false,
-        phase: Phase::Running,
+        phase: PodPhase::Running,
         terminating: false,
         ports: [].into(),
         owner: None,

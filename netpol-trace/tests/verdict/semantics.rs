@@ -382,12 +382,12 @@ fn a23_icmp_and_other_protocols_are_undefined_under_isolation_only() {
 
 #[test]
 fn a24_a_finished_pod_does_not_own_its_address_a_terminating_one_stays_subject() {
-    let over = Pod { phase: Phase::Succeeded, ..pod("x/job", "", "10.5.0.1") };
+    let over = Pod { phase: PodPhase::Succeeded, ..pod("x/job", "", "10.5.0.1") };
     let dying = Pod { terminating: true, ..pod("x/dying", "", "10.5.0.2") };
     let cluster = cluster([over, dying], [ingress("x/p", "", [])]);
-    use netpol_trace::cluster::index::Owner;
-    assert!(matches!(cluster.index.owner_of(ip("10.5.0.1")), Owner::None));
-    assert!(matches!(cluster.index.owner_of(ip("10.5.0.2")), Owner::Pod(_)));
+    use netpol_trace::cluster::index::AddressOwner;
+    assert!(matches!(cluster.index.owner_of(ip("10.5.0.1")), AddressOwner::None));
+    assert!(matches!(cluster.index.owner_of(ip("10.5.0.2")), AddressOwner::Pod(_)));
     assert_eq!(cluster.says("8.8.8.8", "x/dying", "80/TCP"), "denied ingress");
 }
 

@@ -17,9 +17,8 @@ use netpol_trace_tests::agent::{self, Agent};
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::daemon::Lifetime;
 use netpol_trace_tests::cluster::etcd::Etcd;
-use netpol_trace_tests::cluster::skip;
-use netpol_trace_tests::eventually;
 use netpol_trace_tests::record::Record;
+use netpol_trace_tests::{cluster, eventually, require};
 use objects::{PODS_PER_NODE, copy, ip, node, node_name, place, pod, policy};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -43,9 +42,7 @@ const BY_API: usize = 1_000;
 const PARTS: [&str; 3] = ["load", "lookups", "memory"];
 
 fn main() -> Result<()> {
-    if skip("api", &[]) {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let most: usize = env::var(MOST).ok().map(|text| text.parse()).transpose().context(MOST)?.unwrap_or(100_000);
     // Cargo passes --bench.
     let parts: Vec<String> = env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();

@@ -12,7 +12,7 @@ mod rest;
 use anyhow::{Result, bail};
 use netpol_trace_tests::bench::flood::Sender;
 use netpol_trace_tests::pair::{CLIENT, Pair, SERVER};
-use netpol_trace_tests::skip;
+use netpol_trace_tests::{can_run_lab, require};
 
 /// Drops what goes to the server; without conntrack, so that new flows cost the enforcer no more than known ones.
 pub const RULES: &str = "
@@ -36,9 +36,7 @@ const PARTS: [Part; 6] = [
 ];
 
 fn main() -> Result<()> {
-    if skip("drops") {
-        return Ok(());
-    }
+    require!(can_run_lab());
     // Cargo passes --bench.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     if let Some(unknown) = wanted.iter().find(|name| !PARTS.iter().any(|(part, _)| part == name)) {

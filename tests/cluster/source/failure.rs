@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 use netpol_trace_tests::agent::Agent;
-use netpol_trace_tests::eventually;
 use netpol_trace_tests::record::Record;
+use netpol_trace_tests::{cluster, eventually, require};
 use serde_json::{Value, json};
 
-use super::{Site, in_sync, policy, skip, source};
+use super::{Site, in_sync, policy, source};
 
 fn all_out_of_sync(records: &[Record]) -> bool {
     ["pods", "nodes", "namespaces", "networkpolicies", "services", "endpointslices"].iter().all(|name| {
@@ -17,9 +17,7 @@ fn all_out_of_sync(records: &[Record]) -> bool {
 /// Drops are recorded throughout: with what was known, and saying that it may be old; then everything is caught up with.
 #[test]
 fn the_server_dies_and_comes_back_during_drops() -> Result<()> {
-    if skip("source::failure::the_server_dies_and_comes_back_during_drops") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let mut site = Site::start()?;
     let agent = site.agent(&[])?;
     let before = site.send(&agent)?;
@@ -44,9 +42,7 @@ fn the_server_dies_and_comes_back_during_drops() -> Result<()> {
 /// Without a server from the start: addresses only, none of them called external; names as soon as it is there.
 #[test]
 fn the_server_is_away_at_the_start() -> Result<()> {
-    if skip("source::failure::the_server_is_away_at_the_start") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let mut site = Site::start()?;
     site.plane.server.kill()?;
     let agent = site.agent(&[])?;
@@ -66,9 +62,7 @@ fn the_server_is_away_at_the_start() -> Result<()> {
 /// Credentials that the server doesn't take are read again from where they came from.
 #[test]
 fn credentials_are_read_again() -> Result<()> {
-    if skip("source::failure::credentials_are_read_again") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let site = Site::start()?;
     let kubeconfig = site.plane.kubeconfig_with("expired", "expired-token")?;
     let path = kubeconfig.display().to_string();
@@ -97,9 +91,7 @@ pub const RIGHTS: [(&str, &str, &[&str]); 6] = [
 /// A ServiceAccount that lacks one resource after the other: the message names it and the rule to add, the rest works.
 #[test]
 fn each_missing_right_is_named_and_the_rest_works() -> Result<()> {
-    if skip("source::failure::each_missing_right_is_named_and_the_rest_works") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let site = Site::start()?;
     for (group, lacking, verbs) in RIGHTS {
         let name = format!("without-{lacking}");

@@ -6,10 +6,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::{self, Agent};
-use netpol_trace_tests::{eventually, skipped};
+use netpol_trace_tests::skip::missing;
+use netpol_trace_tests::{cluster, eventually, has_program, require};
 use serde_json::{Value, json};
 
-use super::{NODE, Site, failure, in_sync, policy, skip};
+use super::{NODE, Site, failure, in_sync, policy};
 
 /// Shows `$1` at the place where a pod finds its service account, in a mount namespace of the agent's own.
 const POD: &str = "
@@ -33,14 +34,9 @@ fn issue(site: &Site, folder: &Path, account: &str) -> Result<()> {
 
 #[test]
 fn the_service_account_is_used_and_its_token_read_again() -> Result<()> {
-    const TEST: &str = "source::in_cluster::the_service_account_is_used_and_its_token_read_again";
-    if skip(TEST) {
-        return Ok(());
-    }
-    if Command::new("unshare").arg("--version").output().is_err() || !is_run() {
-        skipped(TEST, "needs unshare (apt-get install util-linux), and /var/run to be /run");
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
+    require!(has_program("unshare", "util-linux"));
+    require!(if is_run() { Ok(()) } else { Err(missing("/var/run is not a link to /run")) });
     let mut site = Site::start()?;
     failure::account(&site, "in-cluster", "nothing")?;
     let folder = tempfile::tempdir()?;

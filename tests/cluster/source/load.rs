@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::Agent;
+use netpol_trace_tests::{cluster, require};
 
-use super::{Site, in_sync, pod, skip, source};
+use super::{Site, in_sync, pod, source};
 
 const PODS: u32 = 500;
 /// Each is two requests, spec and status, and so two events.
@@ -22,9 +23,7 @@ fn resident_kib(agent: &Agent) -> Result<u64> {
 /// 10,000 changes of pods as fast as the server takes them, with drops in between.
 #[test]
 fn ten_thousand_changes_of_pods() -> Result<()> {
-    if skip("source::load::ten_thousand_changes_of_pods") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let site = Site::start()?;
     let change = |n: u32| -> Result<()> {
         let ip = IpAddr::from([10, 245, u8::try_from(n % 200)?, u8::try_from(n / 200 % 250)?]);

@@ -8,10 +8,10 @@ use netpol_trace_tests::cluster::relay::Relay;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, SERVER, SERVER6};
 use netpol_trace_tests::record::Record;
 use netpol_trace_tests::traffic::TcpOptions;
-use netpol_trace_tests::{eventually, traffic};
+use netpol_trace_tests::{cluster, eventually, require, traffic};
 use serde_json::{Value, json};
 
-use super::{NODE, Site, node, pod, skip, source};
+use super::{NODE, Site, node, pod, source};
 
 /// Less than TCP waits before its second SYN.
 const ONE_SYN: Duration = Duration::from_millis(300);
@@ -19,9 +19,7 @@ const ONE_SYN: Duration = Duration::from_millis(300);
 /// The server is a pod of another node: looked up, confirmed, and when its address is another's, named no more.
 #[test]
 fn a_remote_peer_is_looked_up_and_a_reused_address_never_has_the_old_name() -> Result<()> {
-    if skip("source::lookup::a_remote_peer_is_looked_up_and_a_reused_address_never_has_the_old_name") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let site = Site::start()?;
     site.apply(&node("node-b", "172.18.0.3", "10.244.2.0/24"))?;
     site.delete(&pod("server", "node-a", &[]))?;
@@ -88,9 +86,7 @@ fn found_by(agent: Agent) -> Result<[u64; 3]> {
 /// Each in a cluster where only that way leads to the pod; each asks the real server.
 #[test]
 fn a_remote_peer_is_found_by_slice_by_node_and_by_address() -> Result<()> {
-    if skip("source::lookup::a_remote_peer_is_found_by_slice_by_node_and_by_address") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let site = Site::empty()?;
     site.apply(&node(NODE, "172.18.0.2", "10.244.9.0/24"))?;
     site.apply(&pod("client", NODE, &[CLIENT.into(), CLIENT6.into()]))?;
@@ -138,9 +134,7 @@ fn a_remote_peer_is_found_by_slice_by_node_and_by_address() -> Result<()> {
 /// With the tc hook alone what the enforcer drops is a connection without an answer; its record has the peer's name too.
 #[test]
 fn an_unanswered_connection_waits_for_its_peers_name() -> Result<()> {
-    if skip("source::lookup::an_unanswered_connection_waits_for_its_peers_name") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let site = Site::start()?;
     site.apply(&node("node-b", "172.18.0.3", "10.244.2.0/24"))?;
     site.delete(&pod("server", NODE, &[]))?;

@@ -4,17 +4,15 @@ use anyhow::{Context, Result};
 use jiff::Timestamp;
 use netpol_trace_tests::pair::{CLIENT, SERVER};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{eventually, traffic};
+use netpol_trace_tests::{cluster, eventually, require, traffic};
 use nix::sys::signal::Signal;
 
-use super::{NODE, Site, pod, skip};
+use super::{NODE, Site, pod};
 
 /// The agent stands still while the packet is dropped and the address handed on: it learns of all three at once.
 #[test]
 fn a_local_pod_takes_over_an_address_at_once() -> Result<()> {
-    if skip("source::reuse::a_local_pod_takes_over_an_address_at_once") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let site = Site::start()?;
     let agent = site.agent(&["--peers", "watch"])?;
     assert_eq!(site.send(&agent)?.pod("destination"), "lab/server");

@@ -3,12 +3,12 @@
 use anyhow::Result;
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::cluster::api::Api;
-use netpol_trace_tests::eventually;
 use netpol_trace_tests::pair::SERVER;
 use netpol_trace_tests::record::Record;
+use netpol_trace_tests::{cluster, eventually, require};
 
 use super::failure::{RIGHTS, account_with};
-use super::{NODE, Site, in_sync, pod, skip};
+use super::{NODE, Site, in_sync, pod};
 
 /// A run without one verb, in one mode.
 fn works(site: &Site, lacking: &str, verb: &str, peers: &str) -> Result<[bool; 2]> {
@@ -41,9 +41,7 @@ fn works(site: &Site, lacking: &str, verb: &str, peers: &str) -> Result<[bool; 2
 /// The table of the page: with all pods watched, and with pods elsewhere looked up.
 #[test]
 fn each_verb_is_for_what_the_page_says() -> Result<()> {
-    if skip("source::rights::each_verb_is_for_what_the_page_says") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/security.md"))?;
     let site = Site::start()?;
     site.apply(&super::node("node-b", "172.18.0.3", "10.244.2.0/24"))?;

@@ -4,15 +4,14 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use netpol_trace_tests::pair::{CLIENT, SERVER};
+use netpol_trace_tests::{cluster, require};
 use serde_json::{Map, Value, json};
 
-use super::{Site, in_sync, pod, policy, skip, source};
+use super::{Site, in_sync, pod, policy, source};
 
 #[test]
 fn surprising_objects_are_taken() -> Result<()> {
-    if skip("source::shapes::surprising_objects_are_taken") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let site = Site::start()?;
     let labels: Map<String, Value> = (0..1000).map(|i| (format!("example.com/label-{i}"), json!("value"))).collect();
     let mut many = pod("many-labels", "node-a", &["10.244.1.50".parse()?]);

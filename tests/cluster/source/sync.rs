@@ -1,18 +1,16 @@
 //! What the API server has is known at once, and so is what changes.
 
 use anyhow::Result;
-use netpol_trace_tests::eventually;
+use netpol_trace_tests::{cluster, eventually, require};
 use serde_json::json;
 
-use super::{Site, in_sync, pod, policy, skip, source};
+use super::{Site, in_sync, pod, policy, source};
 use netpol_trace_tests::pair::SERVER;
 
 /// Both ends, the policy and its generation; then a new policy, an edited one, a deleted one, and new labels.
 #[test]
 fn objects_and_their_changes_are_known() -> Result<()> {
-    if skip("source::sync::objects_and_their_changes_are_known") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let site = Site::start()?;
     let agent = site.agent(&[])?;
     assert!(in_sync(&agent.records()), "the first status: {:?}", agent.records());
@@ -45,9 +43,7 @@ fn objects_and_their_changes_are_known() -> Result<()> {
 /// A watch that was away for longer than the server remembers lists again: what is gone is gone, what came is there.
 #[test]
 fn a_watch_that_is_too_old_lists_again() -> Result<()> {
-    if skip("source::sync::a_watch_that_is_too_old_lists_again") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let mut site = Site::start()?;
     site.apply(&pod("gone", "node-a", &["10.244.1.77".parse()?]))?;
     let agent = site.agent(&[])?;
@@ -82,9 +78,7 @@ fn a_watch_that_is_too_old_lists_again() -> Result<()> {
 /// The other policy APIs are watched where their CRDs exist, also when they come later.
 #[test]
 fn policies_of_other_apis_make_a_verdict_less_than_final() -> Result<()> {
-    if skip("source::sync::policies_of_other_apis_make_a_verdict_less_than_final") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let site = Site::start()?;
     let crd = json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",

@@ -3,9 +3,9 @@
 use std::process::{Command, Output};
 
 use anyhow::Result;
-use netpol_trace_tests::agent;
+use netpol_trace_tests::{agent, cluster, require};
 
-use super::{Site, policy, skip};
+use super::{Site, policy};
 
 fn run(site: &Site, arguments: &[&str]) -> Result<Output> {
     let mut command = Command::new(agent::binary()?);
@@ -19,9 +19,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn explain_lint_suggest_and_doctor_read_the_live_cluster() -> Result<()> {
-    if skip("source::verbs::explain_lint_suggest_and_doctor_read_the_live_cluster") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let site = Site::start()?;
     let ends = ["--from", "lab/client", "--to", "lab/server", "--port", "5000/UDP"];
     let explained = run(&site, &[&["explain"][..], &ends].concat())?;
@@ -58,9 +56,7 @@ fn explain_lint_suggest_and_doctor_read_the_live_cluster() -> Result<()> {
 
 #[test]
 fn a_cluster_that_cannot_be_read_is_an_error_that_says_why() -> Result<()> {
-    if skip("source::verbs::a_cluster_that_cannot_be_read_is_an_error_that_says_why") {
-        return Ok(());
-    }
+    require!(cluster::can_run(&[]));
     let site = Site::start()?;
     site.plane.server.kill()?;
     let ends = ["--from", "lab/client", "--to", "lab/server", "--port", "80"];

@@ -11,11 +11,11 @@ use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::shared;
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::Record;
-use netpol_trace_tests::{eventually, traffic};
+use netpol_trace_tests::{eventually, require, traffic};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::{Ends, Following, account, bind, objects, reader, roles, skip_without_kubelet, start_kubelet};
+use super::{Ends, Following, account, bind, can_run_kubelet, objects, reader, roles, start_kubelet};
 
 fn send(pair: &Pair, ports: std::ops::Range<u16>) -> Result<()> {
     traffic::udp(&pair.client()?.netns, CLIENT.into(), ports.map(|port| (SERVER, port).into()), 64).map(drop)
@@ -34,9 +34,7 @@ fn is_to(record: &Record, port: u16) -> bool {
 /// it: it is shown once.
 #[test]
 fn a_drop_is_shown_as_it_happens() -> Result<()> {
-    if skip_without_kubelet("tail::live::a_drop_is_shown_as_it_happens") {
-        return Ok(());
-    }
+    require!(can_run_kubelet());
     const AGENTS: &str = "tail-live-agents";
     let plane = shared()?;
     let pair = Pair::start(DENY)?;
@@ -91,9 +89,7 @@ fn start(plane: &ControlPlane, agents: &str, pair: &Pair, history: &Path, listen
 /// SIGKILL, and the next agent on the same history: what both recorded is shown, once.
 #[test]
 fn a_killed_agent_leaves_no_gap_and_no_double() -> Result<()> {
-    if skip_without_kubelet("tail::live::a_killed_agent_leaves_no_gap_and_no_double") {
-        return Ok(());
-    }
+    require!(can_run_kubelet());
     const AGENTS: &str = "tail-kill-agents";
     let plane = shared()?;
     let pair = Pair::start(DENY)?;

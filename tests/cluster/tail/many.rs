@@ -5,12 +5,12 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Result, ensure};
-use netpol_trace_tests::agent;
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::shared;
+use netpol_trace_tests::{agent, require};
 use serde_json::{Value, json};
 
-use super::{Following, objects, records, said, skip_without_kubelet, start_kubelet};
+use super::{Following, can_run_kubelet, objects, records, said, start_kubelet};
 
 const AGENTS: &str = "tail-many-agents";
 /// Of the pods that are looked for.
@@ -72,9 +72,7 @@ fn set(ids: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn only_the_nodes_that_matter_are_asked() -> Result<()> {
-    if skip_without_kubelet("tail::many::only_the_nodes_that_matter_are_asked") {
-        return Ok(());
-    }
+    require!(can_run_kubelet());
     let plane = shared()?;
     let dir = tempfile::tempdir()?;
     let (_kubelet, port) = start_kubelet(dir.path())?;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::cluster::api::Api;
-use netpol_trace_tests::eventually;
+use netpol_trace_tests::{eventually, require};
 use serde_json::{Value, json};
 
-use super::{Node, READER, account, accounts, bind, reader, said, skip_without_kubelet};
+use super::{Node, READER, account, accounts, bind, can_run_kubelet, reader, said};
 
 const AGENTS: &str = "rights-agents";
 /// Verb, group, resource and subresource, in any namespace and in the whole cluster.
@@ -100,9 +100,7 @@ fn no_escalation(api: &Api, whose: &str) -> Result<()> {
 
 #[test]
 fn a_developer_sees_their_drops_and_has_no_other_right() -> Result<()> {
-    if skip_without_kubelet("tail::rights::a_developer_sees_their_drops_and_has_no_other_right") {
-        return Ok(());
-    }
+    require!(can_run_kubelet());
     let node = Node::start(AGENTS, "rights-node")?;
     let plane = node.plane;
     let kubeconfig = node.developer("rights-dev")?;

@@ -3,10 +3,11 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
-use netpol_trace_tests::iptables;
 use netpol_trace_tests::netns::Netns;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, SERVER, SERVER6, pod};
 use netpol_trace_tests::row::{PORT, Row, datagrams, policy};
+use netpol_trace_tests::skip::missing;
+use netpol_trace_tests::{iptables, require, test_name};
 
 /// Puts both pods on a bridge of the node, so that their packets are bridged, not routed.
 fn bridge(row: &Row) -> Result<()> {
@@ -21,7 +22,7 @@ fn bridge(row: &Row) -> Result<()> {
 
 #[test]
 fn nft_bridge_family() -> Result<()> {
-    let Some(mut row) = Row::new("rows::bridges::nft_bridge_family")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     bridge(&row)?;
     // With br_netfilter at work, Linux 6.1 passes over hooks of the bridge family that have its priority.
     for family in ["iptables", "ip6tables"] {
@@ -37,8 +38,8 @@ fn nft_bridge_family() -> Result<()> {
 }
 
 /// With br_netfilter, bridged packets pass the IP hooks.
-fn br_netfilter(name: &'static str, backend: &str, mechanism: &'static str) -> Result<()> {
-    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+fn br_netfilter(test: &'static str, backend: &str, mechanism: &'static str) -> Result<()> {
+    let mut row = Row::new(test)?;
     bridge(&row)?;
     let node = row.pair.lab.node();
     for family in ["iptables", "ip6tables"] {
@@ -47,16 +48,11 @@ fn br_netfilter(name: &'static str, backend: &str, mechanism: &'static str) -> R
             // Only here does the kernel not load its module by itself.
             let _ = std::process::Command::new("modprobe").arg("br_netfilter").output();
         }
-        if let Err(error) = node.sysctl(&sysctl, "1") {
-            row.cannot(format!("no br_netfilter here: {error:#}"));
-            return Ok(());
-        }
+        node.sysctl(&sysctl, "1").map_err(|error| missing(format!("no br_netfilter here: {error:#}")))?;
     }
     let rule = "-A FORWARD -p udp --dport 9 -m comment --comment row -j DROP";
-    if let Err(error) = iptables::load(node, backend, rule) {
-        row.cannot(format!("no iptables-{backend} here: {error:#}").replace('\n', "; "));
-        return Ok(());
-    }
+    iptables::can_load(node, backend)?;
+    iptables::load(node, backend, rule)?;
     row.watch()?;
     row.to_server()?;
     let counted = iptables::counted(row.pair.lab.node(), backend, "row")?;
@@ -65,12 +61,14 @@ fn br_netfilter(name: &'static str, backend: &str, mechanism: &'static str) -> R
 
 #[test]
 fn br_netfilter_legacy() -> Result<()> {
-    br_netfilter("rows::bridges::br_netfilter_legacy", "legacy", "iptables-legacy")
+    require!(br_netfilter(test_name!(), "legacy", "iptables-legacy"));
+    Ok(())
 }
 
 #[test]
 fn br_netfilter_nft() -> Result<()> {
-    br_netfilter("rows::bridges::br_netfilter_nft", "nft", "nftables")
+    require!(br_netfilter(test_name!(), "nft", "nftables"));
+    Ok(())
 }
 
 /// Another node's pod, over VXLAN: the record is about the inner packet.
@@ -80,7 +78,7 @@ fn vxlan() -> Result<()> {
     const UNDERLAY6: Ipv6Addr = Ipv6Addr::new(0xfc00, 0xf853, 0xccd, 0xe793, 0, 0, 0, 3);
     const REMOTE: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 2);
     const REMOTE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 2, 0, 0, 0, 2);
-    let Some(mut row) = Row::new("rows::bridges::vxlan")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.pair.lab.attach("node-b", UNDERLAY, UNDERLAY6)?;
     let node = row.pair.lab.node();
     let other: &Netns = &row.pair.lab.host("node-b")?.netns;

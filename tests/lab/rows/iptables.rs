@@ -1,29 +1,27 @@
 //! iptables: both backends, DROP and REJECT, with ipset, and by the chains of well-known enforcers.
 
 use anyhow::Result;
-use netpol_trace_tests::iptables;
 use netpol_trace_tests::pair::{CLIENT, NODE, NODE6};
 use netpol_trace_tests::row::{Expect, PORT, Row, other, policy};
+use netpol_trace_tests::skip::missing;
+use netpol_trace_tests::{iptables, require, test_name};
 
 /// A row whose enforcer is these rules, in both families; its packets go from the client to the server.
-fn forward(name: &'static str, backend: &str, rules: &str, expect: Expect) -> Result<()> {
-    let Some(mut row) = prepared(name, backend, rules)? else { return Ok(()) };
+fn forward(test: &'static str, backend: &str, rules: &str, expect: Expect) -> Result<()> {
+    let mut row = prepared(test, backend, rules)?;
     row.watch()?;
     row.to_server()?;
     let counted = iptables::counted(row.pair.lab.node(), backend, "row")?;
     row.check(expect, counted).map(drop)
 }
 
-/// The lab with the rules in place; `None`, told as a skip, where the kernel or the machine has no such iptables.
-fn prepared(name: &'static str, backend: &str, rules: &str) -> Result<Option<Row>> {
-    let Some(row) = Row::new(name)? else { return Ok(None) };
+/// The lab with the rules in place.
+fn prepared(test: &'static str, backend: &str, rules: &str) -> Result<Row> {
+    let row = Row::new(test)?;
     let node = row.pair.lab.node();
-    if let Err(error) = iptables::load(node, backend, "-L -n") {
-        row.cannot(format!("no iptables-{backend} here: {error:#}").replace('\n', "; "));
-        return Ok(None);
-    }
+    iptables::can_load(node, backend)?;
     iptables::load(node, backend, rules)?;
-    Ok(Some(row))
+    Ok(row)
 }
 
 macro_rules! rows {
@@ -31,7 +29,8 @@ macro_rules! rows {
         $(#[$doc])*
         #[test]
         fn $name() -> Result<()> {
-            forward(concat!("rows::iptables::", stringify!($name)), $backend, $rules, $expect)
+            require!(forward(test_name!(), $backend, $rules, $expect));
+            Ok(())
         }
     )*};
 }
@@ -67,12 +66,10 @@ rows! {
 /// A set of addresses, as kube-router and Calico have them.
 #[test]
 fn legacy_ipset() -> Result<()> {
-    let Some(mut row) = prepared("rows::iptables::legacy_ipset", "legacy", "")? else { return Ok(()) };
+    let mut row = require!(prepared(test_name!(), "legacy", ""));
     let node = row.pair.lab.node();
-    if let Err(error) = node.command("ipset", &["create", "blocked", "hash:ip"], "") {
-        row.cannot(format!("no ipset here: {error:#}"));
-        return Ok(());
-    }
+    let created = node.command("ipset", &["create", "blocked", "hash:ip"], "");
+    require!(created.map_err(|error| missing(format!("no ipset here: {error:#}"))));
     node.command("ipset", &["add", "blocked", &CLIENT.to_string()], "")?;
     let rule = "-A FORWARD -m set --match-set blocked src -m comment --comment row -j DROP --wait";
     node.command("iptables-legacy", &rule.split(' ').collect::<Vec<_>>(), "")?;
@@ -88,7 +85,7 @@ fn legacy_host_firewall() -> Result<()> {
     let rules = "-N ufw-user-input
          -A INPUT -j ufw-user-input
          -A ufw-user-input -p udp --dport 9 -m comment --comment row -j DROP";
-    let Some(mut row) = prepared("rows::iptables::legacy_host_firewall", "legacy", rules)? else { return Ok(()) };
+    let mut row = require!(prepared(test_name!(), "legacy", rules));
     row.watch()?;
     row.send("client", &[(NODE, PORT).into(), (NODE6, PORT).into()])?;
     let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;
@@ -101,7 +98,7 @@ fn legacy_container_engine() -> Result<()> {
     let rules = "-N DOCKER-ISOLATION-STAGE-2
          -A FORWARD -j DOCKER-ISOLATION-STAGE-2
          -A DOCKER-ISOLATION-STAGE-2 -p udp --dport 9 -m comment --comment row -j DROP";
-    let Some(mut row) = prepared("rows::iptables::legacy_container_engine", "legacy", rules)? else { return Ok(()) };
+    let mut row = require!(prepared(test_name!(), "legacy", rules));
     row.watch()?;
     row.to_server()?;
     let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;
@@ -112,7 +109,7 @@ fn legacy_container_engine() -> Result<()> {
 #[test]
 fn legacy_output_reject() -> Result<()> {
     let rules = "-A OUTPUT -p udp --dport 9 -m comment --comment row -j REJECT";
-    let Some(mut row) = prepared("rows::iptables::legacy_output_reject", "legacy", rules)? else { return Ok(()) };
+    let mut row = require!(prepared(test_name!(), "legacy", rules));
     row.watch()?;
     row.from_node()?;
     let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::pair::{CLIENT, SERVER};
 use netpol_trace_tests::program::{Kind, Program};
 use netpol_trace_tests::row::{Expect, PORT, Row, policy};
-use netpol_trace_tests::traffic;
+use netpol_trace_tests::{require, test_name, traffic};
 
 /// It reads as a drop at the ingress of the end that was to receive the packet.
 const EXPECT: Expect = Expect { reason: "NOT_SPECIFIED", ..policy("tc", "ingress", "drop") };
@@ -23,8 +23,8 @@ fn attach(row: &Row, from_pod: bool) -> Result<(Program, OwnedFd)> {
     Ok((program, link))
 }
 
-fn dropped(name: &'static str, from_pod: bool) -> Result<()> {
-    let Some(mut row) = Row::with_netkit(name)? else { return Ok(()) };
+fn dropped(test: &'static str, from_pod: bool) -> Result<()> {
+    let mut row = Row::with_netkit(test)?;
     let (program, _link) = attach(&row, from_pod)?;
     row.watch()?;
     row.to_server()?;
@@ -42,18 +42,20 @@ fn dropped(name: &'static str, from_pod: bool) -> Result<()> {
 
 #[test]
 fn netkit_from_a_pod() -> Result<()> {
-    dropped("rows::netkit::netkit_from_a_pod", true)
+    require!(dropped(test_name!(), true));
+    Ok(())
 }
 
 #[test]
 fn netkit_to_a_pod() -> Result<()> {
-    dropped("rows::netkit::netkit_to_a_pod", false)
+    require!(dropped(test_name!(), false));
+    Ok(())
 }
 
 /// The tc hook is on the node's end: of what a pod sends it sees what the netkit program has let pass, and nothing else.
 #[test]
 fn netkit_beside_the_tc_hook() -> Result<()> {
-    let Some(mut row) = Row::with_netkit("rows::netkit::netkit_beside_the_tc_hook")? else { return Ok(()) };
+    let mut row = require!(Row::with_netkit(test_name!()));
     let (program, _link) = attach(&row, true)?;
     row.watch_with(&["--all-drops", "--hooks", "kfree_skb,tc"])?;
     ensure!(row.told_of("tc")?.starts_with("2 pod interfaces"), "{}", row.told_of("tc")?);

@@ -1,19 +1,19 @@
 //! nftables: every family and hook.
 
 use anyhow::{Context, Result, ensure};
-use netpol_trace_tests::nft;
 use netpol_trace_tests::pair::{CLIENT, NODE, NODE6, SERVER, SERVER6};
 use netpol_trace_tests::row::{DATAGRAMS, Expect, PORT, Row, other, policy, since, syns_with};
+use netpol_trace_tests::skip::missing;
 use netpol_trace_tests::traffic::{self, TcpOptions};
+use netpol_trace_tests::{nft, require, test_name};
 
 /// A row whose enforcer is one ruleset, and whose packets go from the client to the server.
-fn forward(name: &'static str, ruleset: &str, expect: Expect) -> Result<()> {
-    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+fn forward(test: &'static str, ruleset: &str, expect: Expect) -> Result<()> {
+    let mut row = Row::new(test)?;
     match nft::load(row.pair.lab.node(), ruleset) {
         // What nft can parse and the kernel refuses, the kernel lacks.
         Err(error) if format!("{error:#}").contains("Could not process rule") => {
-            row.cannot(format!("this kernel has no such rules: {error:#}").replace('\n', "; "));
-            return Ok(());
+            return Err(missing(format!("this kernel has no such rules: {error:#}")));
         }
         loaded => loaded?,
     }
@@ -32,7 +32,8 @@ macro_rules! rows {
         $(#[$doc])*
         #[test]
         fn $name() -> Result<()> {
-            forward(concat!("rows::nftables::", stringify!($name)), $rules, $expect)
+            require!(forward(test_name!(), $rules, $expect));
+            Ok(())
         }
     )*};
 }
@@ -84,8 +85,8 @@ rows! {
 }
 
 /// Rules that drop and that reject in the same hook: only the kernel's word for the answer tells which it was.
-fn drop_and_reject(name: &'static str, ipv4: bool, rejects: bool) -> Result<()> {
-    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+fn drop_and_reject(test: &'static str, ipv4: bool, rejects: bool) -> Result<()> {
+    let mut row = Row::new(test)?;
     let (first, second) = if rejects { ("reject", "drop") } else { ("drop", "reject") };
     row.pair.lab.enforce(&format!(
         "table inet t {{\nchain c {{\ntype filter hook forward priority 0;\n\
@@ -101,29 +102,33 @@ fn drop_and_reject(name: &'static str, ipv4: bool, rejects: bool) -> Result<()> 
 
 #[test]
 fn drop_beside_reject() -> Result<()> {
-    drop_and_reject("rows::nftables::drop_beside_reject", true, false)
+    require!(drop_and_reject(test_name!(), true, false));
+    Ok(())
 }
 
 #[test]
 fn drop_beside_reject_ip6() -> Result<()> {
-    drop_and_reject("rows::nftables::drop_beside_reject_ip6", false, false)
+    require!(drop_and_reject(test_name!(), false, false));
+    Ok(())
 }
 
 #[test]
 fn reject_beside_drop() -> Result<()> {
-    drop_and_reject("rows::nftables::reject_beside_drop", true, true)
+    require!(drop_and_reject(test_name!(), true, true));
+    Ok(())
 }
 
 #[test]
 fn reject_beside_drop_ip6() -> Result<()> {
-    drop_and_reject("rows::nftables::reject_beside_drop_ip6", false, true)
+    require!(drop_and_reject(test_name!(), false, true));
+    Ok(())
 }
 
 /// More rejects at once than ICMP errors: the kernel limits how many it sends. What gets no answer was rejected all the same.
 #[test]
 fn reject_beyond_the_rate_limit() -> Result<()> {
     const SENT: usize = 60;
-    let Some(mut row) = Row::new("rows::nftables::reject_beyond_the_rate_limit")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.pair.lab.enforce(
         "table inet t {\nchain c {\ntype filter hook forward priority 0;\n\
          udp dport 9 counter reject comment \"row\"\nudp dport 10 counter drop\n}\n}\n",
@@ -155,7 +160,7 @@ fn icmp_errors(snmp: &str) -> Option<u64> {
 /// A TCP reset, seen by an agent that can't read the rules: it runs in another network namespace.
 #[test]
 fn reset_elsewhere() -> Result<()> {
-    let Some(mut row) = Row::new("rows::nftables::reset_elsewhere")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.pair.lab.enforce(
         r#"table inet t { chain c { type filter hook forward priority 0; tcp dport 9 counter reject with tcp reset comment "row";
 }
@@ -171,8 +176,8 @@ fn reset_elsewhere() -> Result<()> {
 
 /// From a pod to its own node, which NetworkPolicy always allows: an enforcer's chain that drops it disagrees; any other is
 /// the node's own firewall.
-fn input(name: &'static str, chain: &str, cause: &'static str) -> Result<()> {
-    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+fn input(test: &'static str, chain: &str, cause: &'static str) -> Result<()> {
+    let mut row = Row::new(test)?;
     row.pair.add_policy(&netpol_trace_tests::pair::egress_policy("deny-client", "client"))?;
     row.pair.lab.enforce(&format!(
         "table inet t {{\nchain {chain} {{\nudp dport 9 counter drop comment \"row\"\n}}\n\
@@ -186,18 +191,20 @@ fn input(name: &'static str, chain: &str, cause: &'static str) -> Result<()> {
 
 #[test]
 fn input_of_an_enforcer() -> Result<()> {
-    input("rows::nftables::input_of_an_enforcer", "cali-wl-to-host", "disagrees")
+    require!(input(test_name!(), "cali-wl-to-host", "disagrees"));
+    Ok(())
 }
 
 #[test]
 fn input_of_nobody() -> Result<()> {
-    input("rows::nftables::input_of_nobody", "mine", "host_firewall")
+    require!(input(test_name!(), "mine", "host_firewall"));
+    Ok(())
 }
 
 /// The node's own packets: a node may always reach its pods, so this is no policy.
 #[test]
 fn output() -> Result<()> {
-    let Some(mut row) = Row::new("rows::nftables::output")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.pair.lab.enforce(
         r#"table inet t { chain c { type filter hook output priority 0; udp dport 9 counter drop comment "row";
 }
@@ -212,7 +219,7 @@ fn output() -> Result<()> {
 /// The same where the enforcer is known by its chains, and has none there.
 #[test]
 fn output_of_somebody_else() -> Result<()> {
-    let Some(mut row) = Row::new("rows::nftables::output_of_somebody_else")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.pair.lab.enforce(
         r#"table inet t {
         chain cali-fw { udp dport 10 counter drop; }
@@ -235,7 +242,7 @@ fn changed_rules() -> Result<()> {
         "flush ruleset\n\
          table inet t {\nchain c {\ntype filter hook forward priority 0;\nudp dport 9 counter reject comment \"row\"\n}\n}\n",
     ];
-    let Some(mut row) = Row::new("rows::nftables::changed_rules")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.pair.lab.enforce(RULES[0])?;
     row.watch()?;
     row.to_server()?;

@@ -9,8 +9,9 @@ use netpol_trace_tests::pair::{CLIENT, CLIENT6, SERVER, SERVER6};
 use netpol_trace_tests::record::drops;
 use netpol_trace_tests::row::{DATAGRAMS, Expect, PORT, Row, by_cause, client, other, since, syns_with};
 use netpol_trace_tests::server::Server;
+use netpol_trace_tests::skip::missing;
 use netpol_trace_tests::traffic::{self, TcpOptions};
-use netpol_trace_tests::{nft, packet};
+use netpol_trace_tests::{nft, packet, require, test_name};
 use socket2::Protocol;
 
 const BOTH: u64 = 2 * DATAGRAMS;
@@ -28,7 +29,7 @@ fn not_policy(row: Row, reason: &'static str, dropped: u64) -> Result<()> {
 /// A SYN-ACK that answers nothing, where a policy would deny the connection.
 #[test]
 fn conntrack_invalid() -> Result<()> {
-    let Some(mut row) = Row::new("rows::others::conntrack_invalid")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.pair.lab.enforce(
         "table inet t {\nchain c {\ntype filter hook forward priority 0;\nct state invalid counter drop comment \"row\"\n}\n}\n",
     )?;
@@ -43,7 +44,7 @@ fn conntrack_invalid() -> Result<()> {
 
 #[test]
 fn closed_port() -> Result<()> {
-    let Some(mut row) = Row::new("rows::others::closed_port")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.watch()?;
     row.to_server()?;
     not_policy(row, "NO_SOCKET", BOTH)
@@ -51,7 +52,7 @@ fn closed_port() -> Result<()> {
 
 #[test]
 fn reverse_path() -> Result<()> {
-    let Some(mut row) = Row::new("rows::others::reverse_path")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.pair.lab.node().sysctl("ipv4/conf/veth0/rp_filter", "1")?;
     let client = &row.pair.client()?.netns;
     client.ip("addr add 10.250.0.9/32 dev lo\n")?;
@@ -66,7 +67,7 @@ fn reverse_path() -> Result<()> {
 
 #[test]
 fn no_route() -> Result<()> {
-    let Some(mut row) = Row::new("rows::others::no_route")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.watch()?;
     row.send("client", &["192.0.2.99:9".parse()?, "[2001:db8::99]:9".parse()?])?;
     not_policy(row, "", BOTH)
@@ -74,7 +75,7 @@ fn no_route() -> Result<()> {
 
 #[test]
 fn neighbour_failed() -> Result<()> {
-    let Some(mut row) = Row::new("rows::others::neighbour_failed")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.pair.client()?.netns.ip("route add 10.244.1.77/32 dev eth0 scope link\n")?;
     row.watch()?;
     row.send("client", &["10.244.1.77:9".parse()?])?;
@@ -83,7 +84,7 @@ fn neighbour_failed() -> Result<()> {
 
 #[test]
 fn hop_limit() -> Result<()> {
-    let Some(mut row) = Row::new("rows::others::hop_limit")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.watch()?;
     syns_with(&mut row, &[(SERVER, 80).into(), (SERVER6, 80).into()], TcpOptions { ttl: Some(1) })?;
     not_policy(row, "", 2)
@@ -93,7 +94,7 @@ fn hop_limit() -> Result<()> {
 #[test]
 fn full_socket_buffer() -> Result<()> {
     const SENT: usize = 200;
-    let Some(mut row) = Row::new("rows::others::full_socket_buffer")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     let socket = row.pair.server()?.netns.run(|| -> Result<UdpSocket> {
         let socket = UdpSocket::bind((SERVER, 5000))?;
         socket2::SockRef::from(&socket).set_recv_buffer_size(4096)?;
@@ -116,12 +117,10 @@ fn full_socket_buffer() -> Result<()> {
 /// A shaper with a queue of one packet.
 #[test]
 fn full_queue() -> Result<()> {
-    let Some(mut row) = Row::new("rows::others::full_queue")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     let shaper = "qdisc add dev veth1 root tbf rate 8kbit burst 1540 limit 1600";
-    if let Err(error) = row.pair.lab.node().command("tc", &shaper.split(' ').collect::<Vec<_>>(), "") {
-        row.cannot(format!("no tbf here: {error:#}"));
-        return Ok(());
-    }
+    let shaped = row.pair.lab.node().command("tc", &shaper.split(' ').collect::<Vec<_>>(), "");
+    require!(shaped.map_err(|error| missing(format!("no tbf here: {error:#}"))));
     let _socket = row.pair.server()?.netns.run(|| UdpSocket::bind((SERVER, 5000)))?;
     row.watch()?;
     let to = SocketAddr::from((SERVER, 5000));
@@ -136,8 +135,8 @@ fn full_queue() -> Result<()> {
 }
 
 /// A sidecar's rules in the pod's own network namespace, on both sides of a connection.
-fn sidecar(name: &'static str, host: &str, hook: &'static str) -> Result<()> {
-    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+fn sidecar(test: &'static str, host: &str, hook: &'static str) -> Result<()> {
+    let mut row = Row::new(test)?;
     nft::load(
         &row.pair.lab.host(host)?.netns,
         &format!(
@@ -153,19 +152,21 @@ fn sidecar(name: &'static str, host: &str, hook: &'static str) -> Result<()> {
 
 #[test]
 fn sidecar_input() -> Result<()> {
-    sidecar("rows::others::sidecar_input", "server", "input")
+    require!(sidecar(test_name!(), "server", "input"));
+    Ok(())
 }
 
 #[test]
 fn sidecar_output() -> Result<()> {
-    sidecar("rows::others::sidecar_output", "client", "output")
+    require!(sidecar(test_name!(), "client", "output"));
+    Ok(())
 }
 
 /// Bulk TCP with its end, ping, and UDP back and forth, of both families: no record, even of every cause.
 #[test]
 fn healthy_traffic() -> Result<()> {
     const BULK: usize = 4 << 20;
-    let Some(mut row) = Row::new("rows::others::healthy_traffic")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.watch()?;
     for (from, to) in [(CLIENT.into(), SERVER.into()), (CLIENT6.into(), SERVER6.into())] {
         let (from, to): (std::net::IpAddr, std::net::IpAddr) = (from, to);

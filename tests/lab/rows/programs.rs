@@ -6,26 +6,22 @@ use std::os::fd::AsRawFd;
 use anyhow::{Context, Result};
 use netpol_trace_tests::program::{Kind, Program, XdpMode};
 use netpol_trace_tests::row::{Expect, PORT, Row, policy, since};
+use netpol_trace_tests::skip::missing;
+use netpol_trace_tests::{require, test_name};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// A row whose enforcer is a program that `attach` puts in place; what `attach` returns keeps it there. Packets go from the
 /// client to the server's `port`.
 fn row<T>(
-    name: &'static str,
+    test: &'static str,
     kind: Kind,
     port: u16,
     expect: Expect,
     attach: impl FnOnce(&Row, &Program) -> Result<T>,
 ) -> Result<()> {
-    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+    let mut row = Row::new(test)?;
     let attached = Program::load(kind, port).and_then(|program| attach(&row, &program).map(|link| (link, program)));
-    let (_link, program) = match attached {
-        Ok(attached) => attached,
-        Err(error) => {
-            row.cannot(format!("{error:#}"));
-            return Ok(());
-        }
-    };
+    let (_link, program) = attached.map_err(|error| missing(format!("{error:#}")))?;
     row.watch()?;
     row.to_server_at(port)?;
     let counted = program.counted()?;
@@ -40,10 +36,10 @@ fn ifindex(row: &Row, device: &str) -> Result<u32> {
     row.pair.lab.node().run(|| nix::net::if_::if_nametoindex(device)).with_context(|| format!("device {device}"))
 }
 
-fn tcx(name: &'static str, ingress: bool, expect: Expect) -> Result<()> {
+fn tcx(test: &'static str, ingress: bool, expect: Expect) -> Result<()> {
     // Packets of the client come in by its host-side interface and leave by the server's.
     let device = if ingress { "veth0" } else { "veth1" };
-    row(name, Kind::Tc, PORT, expect, |row, program| {
+    row(test, Kind::Tc, PORT, expect, |row, program| {
         let index = ifindex(row, device)?;
         row.pair.lab.node().run(|| program.attach_tcx(index, ingress))
     })
@@ -52,18 +48,20 @@ fn tcx(name: &'static str, ingress: bool, expect: Expect) -> Result<()> {
 #[test]
 fn tcx_ingress() -> Result<()> {
     let expect = Expect { reason: "TC_INGRESS", ..policy("tc", "ingress", "drop") };
-    tcx("rows::programs::tcx_ingress", true, expect)
+    require!(tcx(test_name!(), true, expect));
+    Ok(())
 }
 
 #[test]
 fn tcx_egress() -> Result<()> {
     let expect = Expect { reason: "TC_EGRESS", ..policy("tc", "egress", "drop") };
-    tcx("rows::programs::tcx_egress", false, expect)
+    require!(tcx(test_name!(), false, expect));
+    Ok(())
 }
 
 /// The older way: a filter below the clsact qdisc.
-fn clsact(name: &'static str, direction: &str, device: &str, expect: Expect) -> Result<()> {
-    row(name, Kind::Tc, PORT, expect, |row, program| {
+fn clsact(test: &'static str, direction: &str, device: &str, expect: Expect) -> Result<()> {
+    row(test, Kind::Tc, PORT, expect, |row, program| {
         let node = row.pair.lab.node();
         // A BPF file system of its own, for as long as tc needs the path.
         let mount = BpfFs::new()?;
@@ -95,16 +93,18 @@ impl Drop for BpfFs {
 
 #[test]
 fn clsact_ingress() -> Result<()> {
-    clsact("rows::programs::clsact_ingress", "ingress", "veth0", policy("tc", "ingress", "drop"))
+    require!(clsact(test_name!(), "ingress", "veth0", policy("tc", "ingress", "drop")));
+    Ok(())
 }
 
 #[test]
 fn clsact_egress() -> Result<()> {
-    clsact("rows::programs::clsact_egress", "egress", "veth1", policy("tc", "egress", "drop"))
+    require!(clsact(test_name!(), "egress", "veth1", policy("tc", "egress", "drop")));
+    Ok(())
 }
 
-fn xdp(name: &'static str, mode: XdpMode) -> Result<()> {
-    row(name, Kind::Xdp, PORT, policy("xdp", "ingress", "drop"), |row, program| {
+fn xdp(test: &'static str, mode: XdpMode) -> Result<()> {
+    row(test, Kind::Xdp, PORT, policy("xdp", "ingress", "drop"), |row, program| {
         let index = ifindex(row, "veth0")?;
         row.pair.lab.node().run(|| program.attach_xdp(index, mode))
     })
@@ -112,17 +112,19 @@ fn xdp(name: &'static str, mode: XdpMode) -> Result<()> {
 
 #[test]
 fn xdp_on_veth() -> Result<()> {
-    xdp("rows::programs::xdp_on_veth", XdpMode::Native)
+    require!(xdp(test_name!(), XdpMode::Native));
+    Ok(())
 }
 
 #[test]
 fn xdp_generic() -> Result<()> {
-    xdp("rows::programs::xdp_generic", XdpMode::Generic)
+    require!(xdp(test_name!(), XdpMode::Generic));
+    Ok(())
 }
 
 /// On this process's own cgroup; the port is no other test's.
-fn cgroup(name: &'static str, kind: Kind, port: u16, expect: Expect) -> Result<()> {
-    row(name, kind, port, expect, |row, program| {
+fn cgroup(test: &'static str, kind: Kind, port: u16, expect: Expect) -> Result<()> {
+    row(test, kind, port, expect, |row, program| {
         let mounts = std::fs::read_to_string("/proc/self/mounts")?;
         let mount = mounts.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
             [_, path, "cgroup2", ..] => Some(path.to_owned()),
@@ -151,11 +153,13 @@ fn bind_v6_only(port: u16) -> Result<std::net::UdpSocket> {
 
 #[test]
 fn cgroup_egress() -> Result<()> {
-    cgroup("rows::programs::cgroup_egress", Kind::CgroupEgress, 40011, policy("cgroup", "output", "drop"))
+    require!(cgroup(test_name!(), Kind::CgroupEgress, 40011, policy("cgroup", "output", "drop")));
+    Ok(())
 }
 
 #[test]
 fn cgroup_ingress() -> Result<()> {
     let expect = Expect { reason: "SOCKET_FILTER", ..policy("cgroup", "input", "drop") };
-    cgroup("rows::programs::cgroup_ingress", Kind::CgroupIngress, 40012, expect)
+    require!(cgroup(test_name!(), Kind::CgroupIngress, 40012, expect));
+    Ok(())
 }

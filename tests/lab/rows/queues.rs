@@ -1,25 +1,24 @@
 //! NFQUEUE: verdicts, and queues without anybody to give one.
 
 use anyhow::{Context, Result};
-use netpol_trace_tests::iptables;
 use netpol_trace_tests::row::{DATAGRAMS, Row, other, policy};
+use netpol_trace_tests::skip::missing;
+use netpol_trace_tests::{iptables, require, test_name};
 use nfq::{Queue, Verdict};
 
 const NUMBER: u16 = 9;
 const RULE: &str = "-A FORWARD -p udp --dport 9 -m comment --comment row -j NFQUEUE --queue-num 9";
 
 /// The lab with the rule; `None`, told as a skip, where the kernel has no such rule.
-fn prepared(name: &'static str) -> Result<Option<Row>> {
-    let Some(mut row) = Row::new(name)? else { return Ok(None) };
-    if let Err(error) = iptables::load(row.pair.lab.node(), "legacy", RULE) {
-        row.cannot(format!("no iptables-legacy with NFQUEUE here: {error:#}").replace('\n', "; "));
-        return Ok(None);
-    }
+fn prepared(test: &'static str) -> Result<Row> {
+    let mut row = Row::new(test)?;
+    let loaded = iptables::load(row.pair.lab.node(), "legacy", RULE);
+    loaded.map_err(|error| missing(format!("no iptables-legacy with NFQUEUE here: {error:#}")))?;
     // The module of queues comes with the first socket: `late_modules` is about one that comes later.
     listen(&row, NUMBER)?;
     // Before there is a listener: a child of this process would hold the queue open too.
     row.watch()?;
-    Ok(Some(row))
+    Ok(row)
 }
 
 /// A listener in the node's network namespace, which takes what is there and doesn't wait.
@@ -52,7 +51,7 @@ pub fn drop_all(queue: &mut Queue, count: u64) -> Result<()> {
 
 #[test]
 fn verdict_drop() -> Result<()> {
-    let Some(mut row) = prepared("rows::queues::verdict_drop")? else { return Ok(()) };
+    let mut row = require!(prepared(test_name!()));
     let mut queue = listen(&row, NUMBER)?;
     row.to_server()?;
     drop_all(&mut queue, 2 * DATAGRAMS)?;
@@ -62,7 +61,7 @@ fn verdict_drop() -> Result<()> {
 
 #[test]
 fn no_listener() -> Result<()> {
-    let Some(mut row) = prepared("rows::queues::no_listener")? else { return Ok(()) };
+    let mut row = require!(prepared(test_name!()));
     row.to_server()?;
     let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;
     row.check(other("nfqueue", "forward", "enforcer_unavailable"), counted).map(drop)
@@ -71,7 +70,7 @@ fn no_listener() -> Result<()> {
 /// Packets wait in the queue, and the listener ends without a verdict.
 #[test]
 fn listener_dies() -> Result<()> {
-    let Some(mut row) = prepared("rows::queues::listener_dies")? else { return Ok(()) };
+    let mut row = require!(prepared(test_name!()));
     let queue = listen(&row, NUMBER)?;
     row.to_server()?;
     let counted = iptables::counted(row.pair.lab.node(), "legacy", "row")?;

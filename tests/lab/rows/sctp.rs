@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use netpol_trace_tests::PATIENCE;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, DENY_STATELESS, SERVER, SERVER6};
 use netpol_trace_tests::record::{Record, drops};
 use netpol_trace_tests::row::{Row, policy};
+use netpol_trace_tests::skip::missing;
+use netpol_trace_tests::{PATIENCE, require, test_name};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// The port that the policy allows, and one that it doesn't.
@@ -40,8 +41,8 @@ fn allow() -> String {
         + &format!("  ingress:\n  - ports:\n    - protocol: SCTP\n      port: {OPEN}\n")
 }
 
-/// A socket bound to one address. `None`, with the reason told, where the kernel has no SCTP.
-fn bound(row: &Row, host: &str, address: SocketAddr) -> Result<Option<Socket>> {
+/// A socket bound to one address.
+fn bound(row: &Row, host: &str, address: SocketAddr) -> Result<Socket> {
     let made = row.pair.lab.host(host)?.netns.run(|| -> std::io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::SCTP))?;
         socket.bind(&address.into())?;
@@ -50,11 +51,8 @@ fn bound(row: &Row, host: &str, address: SocketAddr) -> Result<Option<Socket>> {
         Ok(socket)
     });
     match made {
-        Ok(socket) => Ok(Some(socket)),
-        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
-            row.cannot("this kernel has no SCTP");
-            Ok(None)
-        }
+        Ok(socket) => Ok(socket),
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Err(missing("this kernel has no SCTP")),
         Err(error) => Err(error).with_context(|| format!("an SCTP socket at {address}")),
     }
 }
@@ -77,19 +75,19 @@ fn named(records: &[&Record], port: u16) -> Result<()> {
 }
 
 /// One association to the port that is allowed comes up; the INIT of another is ended.
-fn init(name: &'static str, verdict: &str, action: &'static str) -> Result<()> {
-    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+fn init(test: &'static str, verdict: &str, action: &'static str) -> Result<()> {
+    let mut row = Row::new(test)?;
     row.pair.add_policy(&allow())?;
     row.pair.lab.enforce(&rules(verdict))?;
     row.watch()?;
     for (from, to) in ends(CLOSED) {
-        let Some(listener) = bound(&row, "server", SocketAddr::new(to.ip(), OPEN))? else { return Ok(()) };
+        let listener = bound(&row, "server", SocketAddr::new(to.ip(), OPEN))?;
         listener.listen(1)?;
-        let Some(allowed) = bound(&row, "client", SocketAddr::new(from.ip(), 40001))? else { return Ok(()) };
+        let allowed = bound(&row, "client", SocketAddr::new(from.ip(), 40001))?;
         allowed
             .connect_timeout(&SocketAddr::new(to.ip(), OPEN).into(), PATIENCE)
             .context("the port that is allowed")?;
-        let Some(refused) = bound(&row, "client", from)? else { return Ok(()) };
+        let refused = bound(&row, "client", from)?;
         // Closed the usual way it is given up without another packet: an ABORT would be of no connection that conntrack knows.
         refused.set_linger(None)?;
         ensure!(refused.connect_timeout(&to.into(), ONE_INIT).is_err(), "an association with {to} came up");
@@ -108,23 +106,25 @@ fn init(name: &'static str, verdict: &str, action: &'static str) -> Result<()> {
 
 #[test]
 fn sctp_init_dropped() -> Result<()> {
-    init("rows::sctp::sctp_init_dropped", "drop", "drop")
+    require!(init(test_name!(), "drop", "drop"));
+    Ok(())
 }
 
 #[test]
 fn sctp_init_rejected() -> Result<()> {
-    init("rows::sctp::sctp_init_rejected", "reject", "reject")
+    require!(init(test_name!(), "reject", "reject"));
+    Ok(())
 }
 
 /// Under way when the policy comes: what the client sends then is dropped, DATA and all that belongs to it.
 #[test]
 fn sctp_association_cut() -> Result<()> {
-    let Some(mut row) = Row::new("rows::sctp::sctp_association_cut")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     let mut associations = Vec::new();
     for (from, to) in ends(OPEN) {
-        let Some(listener) = bound(&row, "server", to)? else { return Ok(()) };
+        let listener = require!(bound(&row, "server", to));
         listener.listen(1)?;
-        let Some(client) = bound(&row, "client", from)? else { return Ok(()) };
+        let client = require!(bound(&row, "client", from));
         client.connect_timeout(&to.into(), PATIENCE).context("no association without rules")?;
         let (server, _) = listener.accept()?;
         server.set_linger(Some(Duration::ZERO))?;

@@ -1,8 +1,8 @@
 //! kube-proxy's own drops: none of them is a policy's. And a service whose packets a policy drops.
 
 use anyhow::Result;
-use netpol_trace_tests::iptables;
 use netpol_trace_tests::row::{Expect, PORT, Row, other, policy};
+use netpol_trace_tests::{iptables, require, test_name};
 
 /// Addresses of the service: cluster IPs and load-balancer IPs.
 pub const CLUSTER_IP: &str = "10.96.0.50";
@@ -54,16 +54,13 @@ ports:
 }
 
 /// kube-proxy's rules on the way to `to`, as it writes them.
-fn row(name: &'static str, endpoints: bool, chain: &str, target: &str, to: [&str; 2], expect: Expect) -> Result<()> {
-    let Some(mut row) = Row::new(name)? else { return Ok(()) };
+fn row(test: &'static str, endpoints: bool, chain: &str, target: &str, to: [&str; 2], expect: Expect) -> Result<()> {
+    let mut row = Row::new(test)?;
     row.pair.add("service.yaml", &service(endpoints))?;
     let node = row.pair.lab.node();
     // On a real node the default route leads out.
     node.ip("route add default dev veth1\nroute add ::/0 dev veth1\n")?;
-    if let Err(error) = iptables::load(node, "legacy", "-L -n") {
-        row.cannot(format!("no iptables-legacy here: {error:#}").replace('\n', "; "));
-        return Ok(());
-    }
+    iptables::can_load(node, "legacy")?;
     for (program, ip) in iptables::programs("legacy").iter().zip(to) {
         for line in [
             format!("-N {chain}"),
@@ -82,27 +79,28 @@ fn row(name: &'static str, endpoints: bool, chain: &str, target: &str, to: [&str
 #[test]
 fn no_endpoints() -> Result<()> {
     let expect = Expect { action: "reject", ..other("iptables-legacy", "forward", "service_without_endpoints") };
-    row("rows::services::no_endpoints", false, "KUBE-SERVICES", "REJECT", [CLUSTER_IP, CLUSTER_IP6], expect)
+    require!(row(test_name!(), false, "KUBE-SERVICES", "REJECT", [CLUSTER_IP, CLUSTER_IP6], expect));
+    Ok(())
 }
 
 #[test]
 fn load_balancer_source_ranges() -> Result<()> {
     let expect = Expect { action: "drop", ..other("iptables-legacy", "forward", "not_policy") };
-    let name = "rows::services::load_balancer_source_ranges";
-    row(name, true, "KUBE-PROXY-FIREWALL", "DROP", [LB_IP, LB_IP6], expect)
+    require!(row(test_name!(), true, "KUBE-PROXY-FIREWALL", "DROP", [LB_IP, LB_IP6], expect));
+    Ok(())
 }
 
 #[test]
 fn external_traffic_policy_local() -> Result<()> {
     let expect = Expect { action: "drop", ..other("iptables-legacy", "forward", "not_policy") };
-    let name = "rows::services::external_traffic_policy_local";
-    row(name, true, "KUBE-EXTERNAL-SERVICES", "DROP", [LB_IP, LB_IP6], expect)
+    require!(row(test_name!(), true, "KUBE-EXTERNAL-SERVICES", "DROP", [LB_IP, LB_IP6], expect));
+    Ok(())
 }
 
 /// What was asked for is the service; what the policy denies is the pod behind it.
 #[test]
 fn policy_behind_a_service() -> Result<()> {
-    let Some(mut row) = Row::new("rows::services::policy_behind_a_service")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     row.pair.add("service.yaml", &service(true))?;
     row.pair.lab.enforce(&format!(
         "table inet kube-proxy {{\nchain nat {{\ntype nat hook prerouting priority -100;\n\
@@ -118,18 +116,16 @@ fn policy_behind_a_service() -> Result<()> {
 /// KUBE-FIREWALL keeps others off the loopback network.
 #[test]
 fn kube_firewall() -> Result<()> {
-    let Some(mut row) = Row::new("rows::services::kube_firewall")? else { return Ok(()) };
+    let mut row = require!(Row::new(test_name!()));
     let node = row.pair.lab.node();
+    require!(iptables::can_load(node, "legacy"));
     let program = "iptables-legacy";
     for line in [
         "-N KUBE-FIREWALL",
         "-A OUTPUT -j KUBE-FIREWALL",
         "-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment row -j DROP",
     ] {
-        if let Err(error) = node.command(program, &line.split(' ').collect::<Vec<_>>(), "") {
-            row.cannot(format!("no iptables-legacy here: {error:#}").replace('\n', "; "));
-            return Ok(());
-        }
+        node.command(program, &line.split(' ').collect::<Vec<_>>(), "")?;
     }
     row.watch()?;
     row.from_node_to(&["127.0.0.1:9".parse()?])?;

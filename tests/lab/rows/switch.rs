@@ -8,22 +8,19 @@ use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::ovs::{DROP, Switch};
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, SERVER, SERVER6};
 use netpol_trace_tests::row::{Expect, PORT, Row, policy, since};
-use netpol_trace_tests::{iptables, traffic};
+use netpol_trace_tests::skip::missing;
+use netpol_trace_tests::{iptables, require, test_name, traffic};
 
 /// UDP to this port is let through.
 const OPEN: u16 = 10;
 
-/// Puts both pods on a switch that drops what goes to [`PORT`]. `None`, with the reason told, where there is none.
-fn switch(row: &Row) -> Result<Option<Switch<'_>>> {
-    let switch = match Switch::new(row.pair.lab.node()) {
-        Ok(switch) => switch,
-        Err(error) => {
-            // Its last line is ovs-dpctl's own word.
-            let why = error.root_cause().to_string();
-            row.cannot(format!("no Open vSwitch here: {}", why.lines().last().unwrap_or_default()));
-            return Ok(None);
-        }
-    };
+/// Puts both pods on a switch that drops what goes to [`PORT`].
+fn switch(row: &Row) -> Result<Switch<'_>> {
+    let switch = Switch::new(row.pair.lab.node()).map_err(|error| {
+        // The last line is ovs-dpctl's own message.
+        let why = error.root_cause().to_string();
+        missing(format!("no Open vSwitch here: {}", why.lines().last().unwrap_or_default()))
+    })?;
     let pods = [("client", CLIENT, CLIENT6, 1), ("server", SERVER, SERVER6, 2)];
     for (name, _, _, own) in pods {
         let host = row.pair.lab.host(name)?;
@@ -42,7 +39,7 @@ fn switch(row: &Row) -> Result<Option<Switch<'_>>> {
         switch.add_flow(&format!("in_port(1),eth(),eth_type(0x0800),ipv4(proto=17,frag=no),{udp}"), actions)?;
         switch.add_flow(&format!("in_port(1),eth(),eth_type(0x86dd),ipv6(proto=17,frag=no),{udp}"), actions)?;
     }
-    Ok(Some(switch))
+    Ok(switch)
 }
 
 /// A datagram that the switch forwards arrives.
@@ -61,13 +58,11 @@ fn said(row: &Row) -> Result<(serde_json::Value, String)> {
     Ok((finding.clone(), row.told_of("rulesets")?))
 }
 
-fn dropped(name: &'static str, prepare: impl FnOnce(&Row) -> Result<bool>) -> Result<()> {
-    let Some(mut row) = Row::new(name)? else { return Ok(()) };
-    if !prepare(&row)? {
-        return Ok(());
-    }
-    // The counter is asked for after the row has sent, when the row can't be lent to it.
-    let Some(_) = switch(&row)? else { return Ok(()) };
+fn dropped(test: &'static str, prepare: impl FnOnce(&Row) -> Result<()>) -> Result<()> {
+    let mut row = Row::new(test)?;
+    prepare(&row)?;
+    // Not kept: it borrows the row.
+    switch(&row)?;
     row.watch()?;
     forwards(&row)?;
     row.to_server()?;
@@ -88,19 +83,20 @@ fn dropped(name: &'static str, prepare: impl FnOnce(&Row) -> Result<bool>) -> Re
 
 #[test]
 fn ovs_flow_drops() -> Result<()> {
-    dropped("rows::switch::ovs_flow_drops", |_| Ok(true))
+    require!(dropped(test_name!(), |_| Ok(())));
+    Ok(())
 }
 
 /// kube-proxy's chains, which are on such nodes too, have no part in it.
 #[test]
 fn ovs_beside_kube_proxy() -> Result<()> {
-    dropped("rows::switch::ovs_beside_kube_proxy", |row| {
+    let kube_proxy = |row: &Row| {
+        let node = row.pair.lab.node();
+        iptables::can_load(node, "legacy")?;
         let rules =
             "-N KUBE-FORWARD\n-A FORWARD -j KUBE-FORWARD\n-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP";
-        if let Err(error) = iptables::load(row.pair.lab.node(), "legacy", rules) {
-            row.cannot(format!("no iptables-legacy here: {error:#}").replace('\n', "; "));
-            return Ok(false);
-        }
-        Ok(true)
-    })
+        iptables::load(node, "legacy", rules)
+    };
+    require!(dropped(test_name!(), kube_proxy));
+    Ok(())
 }

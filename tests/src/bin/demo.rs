@@ -5,10 +5,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::demo::{self, Demo, check, text};
-use netpol_trace_tests::{nft, obstacle};
+use netpol_trace_tests::{can_run_lab, nft};
 
 const USAGE: &str = "usage: netpol-trace-demo [RECORDS]
 
@@ -22,9 +22,7 @@ fn main() -> Result<ExitCode> {
         println!("{USAGE}");
         return Ok(ExitCode::from(2));
     }
-    if let Some(why) = obstacle() {
-        bail!("the demo can't run here: {why}");
-    }
+    can_run_lab().context("the demo can't run here")?;
     let width = terminal_size::terminal_size().map_or(120, |(width, _)| usize::from(width.0)).max(40);
 
     let demo = Demo::start().context("the demo's cluster")?;

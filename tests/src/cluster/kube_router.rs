@@ -12,6 +12,7 @@ use super::daemon::{Daemon, Lifetime};
 use super::node::Node;
 use super::{built, programs};
 use crate::eventually;
+use crate::skip::missing;
 
 /// kube-router, running in a node's network namespace.
 #[derive(Debug)]
@@ -209,8 +210,12 @@ fn marker(node: &Node) -> String {
     format!("marker-{}", node.name)
 }
 
-/// Whether a program of this name is where the enforcer looks for it.
-pub fn obstacle(backend: Backend) -> Option<String> {
+/// Requires the iptables program where the enforcer looks for it.
+pub fn has_backend(backend: Backend) -> Result<()> {
     let program = backend.program();
-    (!Path::new(program).exists()).then(|| format!("no {program} here: apt-get install iptables"))
+    if Path::new(program).exists() {
+        Ok(())
+    } else {
+        Err(missing(format!("no {program} here: apt-get install iptables")))
+    }
 }

@@ -19,6 +19,10 @@ pub fn missing(wanted: &[Program]) -> Vec<Program> {
     wanted.iter().copied().filter(|program| !program.path(&cache).is_file()).collect()
 }
 
+pub fn are_built(wanted: &[Program]) -> bool {
+    missing(wanted).is_empty()
+}
+
 /// Builds what is missing. The API server takes minutes; the rest share most of what it compiles.
 ///
 /// # Errors
@@ -34,7 +38,7 @@ pub fn ensure(wanted: &[Program]) -> Result<()> {
 
 /// Why the programs that are missing can't be built here, if so.
 pub fn no_go() -> Option<String> {
-    if missing(&PROGRAMS).is_empty() { None } else { check_go().err().map(|error| format!("{error:#}")) }
+    if are_built(&PROGRAMS) { None } else { check_go().err().map(|error| format!("{error:#}")) }
 }
 
 fn check_go() -> Result<()> {

@@ -12,7 +12,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What selects the pods: never changes between versions. */}}
+{{/* Labels that select the pods; they never change between versions. */}}
 {{- define "netpol-trace.selector" -}}
 app.kubernetes.io/name: {{ include "netpol-trace.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
@@ -52,13 +52,13 @@ $(POD_IP)
 {{- end -}}
 {{- end -}}
 
-{{/* The kubelet probes the pod's address. A loopback one has to be named; with hostNetwork it is the node's, which the kubelet reaches. */}}
+{{/* The kubelet probes the pod's address by default. A loopback address must be given; with hostNetwork it is the node's, so the kubelet reaches it. */}}
 {{- define "netpol-trace.probe" -}}
 {{- $root := index . 0 -}}
 {{- $address := include "netpol-trace.listenAddress" $root | trimPrefix "[" | trimSuffix "]" -}}
 {{- $isLoopback := or (hasPrefix "127." $address) (eq "::1" $address) -}}
 {{- if and $isLoopback (not $root.Values.hostNetwork) -}}
-{{- fail (printf "listen.address %s without hostNetwork is the pod's own loopback: the kubelet's probes do not reach it. Leave it empty; who may get /metrics is up to the API server" $address) -}}
+{{- fail (printf "listen.address %s without hostNetwork is the pod's own loopback: the kubelet's probes do not reach it. Leave it empty; the API server's RBAC protects /metrics" $address) -}}
 {{- end -}}
 httpGet:
   {{- if $isLoopback }}
@@ -68,7 +68,7 @@ httpGet:
   port: metrics
 {{- end -}}
 
-{{/* The groups that the agents are in, as a list; nothing when there are none. */}}
+{{/* The agents' supplementary groups, as a list; nothing if there are none. */}}
 {{- define "netpol-trace.groups" -}}
 {{- $groups := list }}
 {{- range .Values.supplementalGroups }}

@@ -33,16 +33,16 @@ const QUESTIONS: (Duration, u32) = (Duration::from_millis(50), 100);
 
 /// A token's SHA-256, with the audiences that it was reviewed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Key([u8; 32]);
+pub(super) struct SessionKey([u8; 32]);
 
-impl Key {
-    pub fn of(token: &str, audience: Audience) -> Key {
+impl SessionKey {
+    pub fn of(token: &str, audience: Audience) -> SessionKey {
         let mut hash = digest::Context::new(&digest::SHA256);
         hash.update(&[audience as u8]);
         hash.update(token.as_bytes());
         let mut key = [0; 32];
         key.copy_from_slice(hash.finish().as_ref());
-        Key(key)
+        SessionKey(key)
     }
 }
 
@@ -98,7 +98,7 @@ impl Session {
 
 /// What is known of a token.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum SessionState {
     Fresh(Arc<Session>),
     /// Must be reviewed again.
     Stale(Arc<Session>),
@@ -112,24 +112,24 @@ pub(super) struct Sessions(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     /// With the time of the last TokenReview.
-    known: HashMap<Key, (Arc<Session>, Instant)>,
+    known: HashMap<SessionKey, (Arc<Session>, Instant)>,
     /// With the time of the refusal.
-    refused: HashMap<Key, Instant>,
+    refused: HashMap<SessionKey, Instant>,
 }
 
 impl Sessions {
-    pub fn find(&self, key: &Key, now: Instant, good_for: Duration) -> Found {
+    pub fn find(&self, key: &SessionKey, now: Instant, good_for: Duration) -> SessionState {
         let state = lock(&self.0);
         match (state.known.get(key), state.refused.get(key)) {
-            (Some((session, at)), _) if now.duration_since(*at) < good_for => Found::Fresh(session.clone()),
-            (Some((session, _)), _) => Found::Stale(session.clone()),
-            (None, Some(at)) if now.duration_since(*at) < REFUSED_FOR => Found::Refused,
-            (None, _) => Found::Unknown,
+            (Some((session, at)), _) if now.duration_since(*at) < good_for => SessionState::Fresh(session.clone()),
+            (Some((session, _)), _) => SessionState::Stale(session.clone()),
+            (None, Some(at)) if now.duration_since(*at) < REFUSED_FOR => SessionState::Refused,
+            (None, _) => SessionState::Unknown,
         }
     }
 
     /// Keeps what a TokenReview answered. The answers of an earlier session of this token hold only for the same description.
-    pub fn admit(&self, key: Key, mut info: UserInfo, now: Instant) -> Arc<Session> {
+    pub fn admit(&self, key: SessionKey, mut info: UserInfo, now: Instant) -> Arc<Session> {
         if let Some(groups) = &mut info.groups {
             groups.sort_unstable();
         }
@@ -150,7 +150,7 @@ impl Sessions {
     }
 
     /// Forgets the owner of a token that the API server does not accept (any more).
-    pub fn refuse(&self, key: Key, now: Instant) {
+    pub fn refuse(&self, key: SessionKey, now: Instant) {
         let mut state = lock(&self.0);
         state.known.remove(&key);
         make_room(&mut state.refused, REFUSED, |at| *at);
@@ -218,8 +218,8 @@ mod tests {
         UserInfo { username: Some(name.to_owned()), groups: Some(groups), ..UserInfo::default() }
     }
 
-    fn key(token: &str) -> Key {
-        Key::of(token, Audience::Own)
+    fn key(token: &str) -> SessionKey {
+        SessionKey::of(token, Audience::Own)
     }
 
     #[test]
@@ -237,7 +237,10 @@ mod tests {
         let new_review = sessions.admit(key("a"), info("dev", &["all"]), now);
         assert_eq!(new_review.answer(&question, now, GOOD_FOR), None);
         // A token reviewed for other audiences is another one.
-        assert!(matches!(sessions.find(&Key::of("a", Audience::OwnOrServer), now, GOOD_FOR), Found::Unknown));
+        assert!(matches!(
+            sessions.find(&SessionKey::of("a", Audience::OwnOrServer), now, GOOD_FOR),
+            SessionState::Unknown
+        ));
     }
 
     #[test]
@@ -249,12 +252,12 @@ mod tests {
         assert_eq!(session.answer(&Question::Path("/metrics"), now, 10 * GOOD_FOR), Some(false));
         assert_eq!(session.answer(&Question::Path("/metrics"), now + NO_GOOD_FOR, 10 * GOOD_FOR), None);
         let later = now + GOOD_FOR;
-        assert!(matches!(sessions.find(&key("a"), now, GOOD_FOR), Found::Fresh(_)));
-        assert!(matches!(sessions.find(&key("a"), later, GOOD_FOR), Found::Stale(_)));
+        assert!(matches!(sessions.find(&key("a"), now, GOOD_FOR), SessionState::Fresh(_)));
+        assert!(matches!(sessions.find(&key("a"), later, GOOD_FOR), SessionState::Stale(_)));
         assert_eq!(session.answer(&Question::Logs, later, GOOD_FOR), None);
         sessions.refuse(key("a"), later);
-        assert!(matches!(sessions.find(&key("a"), later, GOOD_FOR), Found::Refused));
-        assert!(matches!(sessions.find(&key("a"), later + REFUSED_FOR, GOOD_FOR), Found::Unknown));
+        assert!(matches!(sessions.find(&key("a"), later, GOOD_FOR), SessionState::Refused));
+        assert!(matches!(sessions.find(&key("a"), later + REFUSED_FOR, GOOD_FOR), SessionState::Unknown));
     }
 
     #[test]

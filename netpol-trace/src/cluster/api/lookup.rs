@@ -58,20 +58,20 @@ struct Inner {
 
 /// The other end of a [`Lookups`].
 #[derive(Debug)]
-pub struct Asked {
+pub struct LookupQueues {
     finds: Receiver<IpAddr>,
     confirms: Receiver<IpAddr>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    answers: HashMap<IpAddr, Answer>,
-    /// Asked and not yet answered.
+    answers: HashMap<IpAddr, LookupResult>,
+    /// LookupQueues and not yet answered.
     pending: HashSet<IpAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-enum Answer {
+enum LookupResult {
     /// So it was at some time after `at`.
     Pod {
         namespace: Str,
@@ -87,7 +87,7 @@ enum Answer {
 
 impl Lookups {
     /// Answers nothing until [`run`] begins.
-    pub fn new(node: Option<Str>) -> (Lookups, Asked) {
+    pub fn new(node: Option<Str>) -> (Lookups, LookupQueues) {
         let (finds, find_asked) = channel(MAX_FINDS);
         let (confirms, confirm_asked) = channel(MAX_CONFIRMS);
         let shared = Inner {
@@ -100,7 +100,7 @@ impl Lookups {
             asked: AtomicU64::new(0),
             unasked: AtomicU64::new(0),
         };
-        (Lookups { shared: Arc::new(shared) }, Asked { finds: find_asked, confirms: confirm_asked })
+        (Lookups { shared: Arc::new(shared) }, LookupQueues { finds: find_asked, confirms: confirm_asked })
     }
 
     /// Whether pods elsewhere are looked up; otherwise every pod is watched.
@@ -115,7 +115,7 @@ impl Lookups {
         }
         let Some(pod_uid) = &pod.uid else { return false };
         match self.lock().answers.get_mut(&ip) {
-            Some(Answer::Pod { uid, at, used, .. }) if uid == pod_uid => {
+            Some(LookupResult::Pod { uid, at, used, .. }) if uid == pod_uid => {
                 *used = Timestamp::now().max(*used);
                 // The pod may have got the address only after the packet.
                 let began = pod.created.is_none_or(|created| created <= time);
@@ -137,7 +137,7 @@ impl Lookups {
 
     /// Whether it was asked and found lately that no pod has `ip`.
     pub fn is_nobodys(&self, ip: IpAddr) -> bool {
-        matches!(self.lock().answers.get(&ip), Some(Answer::Nobody { at }) if at.duration_until(Timestamp::now()) <= NOBODY)
+        matches!(self.lock().answers.get(&ip), Some(LookupResult::Nobody { at }) if at.duration_until(Timestamp::now()) <= NOBODY)
     }
 
     /// Has `ip` looked up, or its known owner confirmed, unless that is under way. What does not fit is counted.
@@ -150,7 +150,7 @@ impl Lookups {
             return;
         }
         let queue = match state.answers.get(&ip) {
-            Some(Answer::Pod { .. }) => &self.shared.confirms,
+            Some(LookupResult::Pod { .. }) => &self.shared.confirms,
             _ => &self.shared.finds,
         };
         let counter = match queue.try_send(ip) {
@@ -181,12 +181,12 @@ impl Lookups {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn known(&self, ip: IpAddr) -> Option<Answer> {
+    fn known(&self, ip: IpAddr) -> Option<LookupResult> {
         self.lock().answers.get(&ip).cloned()
     }
 
     /// Keeps an answer; those that make room for it.
-    fn answer(&self, ip: IpAddr, answer: Option<Answer>) -> Vec<Answer> {
+    fn answer(&self, ip: IpAddr, answer: Option<LookupResult>) -> Vec<LookupResult> {
         let mut state = self.lock();
         state.pending.remove(&ip);
         let mut gone = Vec::new();
@@ -195,7 +195,7 @@ impl Lookups {
             None => state.answers.remove(&ip),
         });
         // What was known of the same pod stays known under its name.
-        if let (Some(Answer::Pod { uid: new, .. }), Some(Answer::Pod { uid: old, .. })) =
+        if let (Some(LookupResult::Pod { uid: new, .. }), Some(LookupResult::Pod { uid: old, .. })) =
             (state.answers.get(&ip), gone.first())
             && new == old
         {
@@ -212,17 +212,17 @@ impl Lookups {
         self.lock().pending.remove(&ip);
     }
 
-    fn sweep(&self) -> Vec<Answer> {
+    fn sweep(&self) -> Vec<LookupResult> {
         sweep(&mut self.lock().answers, Timestamp::now())
     }
 }
 
 /// Takes out what nobody uses, and of too many the half that was used longest ago.
-fn sweep(answers: &mut HashMap<IpAddr, Answer>, now: Timestamp) -> Vec<Answer> {
-    let used = |answer: &Answer| match answer {
-        Answer::Pod { used, .. } => *used,
+fn sweep(answers: &mut HashMap<IpAddr, LookupResult>, now: Timestamp) -> Vec<LookupResult> {
+    let used = |answer: &LookupResult| match answer {
+        LookupResult::Pod { used, .. } => *used,
         // Kept only as long as it counts.
-        Answer::Nobody { at } => *at - UNUSED + NOBODY,
+        LookupResult::Nobody { at } => *at - UNUSED + NOBODY,
     };
     let mut least = now - UNUSED;
     if answers.len() > MAX_ANSWERS {

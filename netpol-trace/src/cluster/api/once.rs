@@ -7,29 +7,29 @@ use kube::Client;
 use kube::api::ListParams;
 use kube::core::{ObjectList, Request};
 
+use super::super::location::{Location, Problem, ProblemKind, Severity};
 use super::super::manifests::{self, Loaded, Located, identity};
-use super::super::place::{Place, Problem, ProblemKind, Severity};
 use super::connect::Access;
+use super::error::{ApiError, ApiErrorKind};
 use super::items::{self, Item, Named, Raw};
 use super::others;
-use super::trouble::{Trouble, TroubleKind};
-use super::watch::{PAGE, Resource};
+use super::watch::{Collection, PAGE};
 use crate::model::cluster::Object;
 
 /// All that the API server has for a verdict. What may not be read but is not needed for one is a warning among the
 /// problems.
-pub fn load(access: &Access) -> Result<Loaded, Trouble> {
+pub fn load(access: &Access) -> Result<Loaded, ApiError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Trouble::new(TroubleKind::Unreachable, error.to_string()))?;
+    let runtime = runtime.map_err(|error| ApiError::new(ApiErrorKind::Unreachable, error.to_string()))?;
     runtime.block_on(read(access))
 }
 
-async fn read(access: &Access) -> Result<Loaded, Trouble> {
-    let client = access.connect().await.map_err(Trouble::from)?;
+async fn read(access: &Access) -> Result<Loaded, ApiError> {
+    let client = access.connect().await.map_err(ApiError::from)?;
     let name = access.name().await;
     let mut once = Once { client, name, loaded: Loaded::default() };
-    let core = |plural| Resource { verbs: &["list"], ..Resource::of("", "v1", plural) };
-    let group = |group, plural| Resource { verbs: &["list"], ..Resource::of(group, "v1", plural) };
+    let core = |plural| Collection { verbs: &["list"], ..Collection::of("", "v1", plural) };
+    let group = |group, plural| Collection { verbs: &["list"], ..Collection::of(group, "v1", plural) };
     once.objects::<items::Namespace>(&core("namespaces"), Need::Verdict).await?;
     once.documents(&group("networking.k8s.io", "networkpolicies"), Need::Verdict).await?;
     once.objects::<items::Pod>(&core("pods"), Need::Verdict).await?;
@@ -46,7 +46,7 @@ async fn read(access: &Access) -> Result<Loaded, Trouble> {
         Ok(found) => {
             for found in found {
                 let kind = found.kind();
-                let resource = Resource { verbs: &["list"], ..found.resource() };
+                let resource = Collection { verbs: &["list"], ..found.resource() };
                 let from = once.loaded.objects.len();
                 once.objects::<Named>(&resource, Need::More).await?;
                 for located in &mut once.loaded.objects[from..] {
@@ -58,7 +58,7 @@ async fn read(access: &Access) -> Result<Loaded, Trouble> {
                 }
             }
         }
-        Err(trouble) => once.problem(Severity::Warning, &trouble.to_string()),
+        Err(error) => once.problem(Severity::Warning, &error.to_string()),
     }
     once.loaded.count();
     Ok(once.loaded)
@@ -81,10 +81,10 @@ struct Once {
 
 impl Once {
     /// Objects of which only the model is needed.
-    async fn objects<R: Raw>(&mut self, resource: &Resource, need: Need) -> Result<(), Trouble> {
+    async fn objects<R: Raw>(&mut self, resource: &Collection, need: Need) -> Result<(), ApiError> {
         let mut params = ListParams::default().limit(PAGE);
         loop {
-            let page: Result<ObjectList<Item<R>>, Trouble> = resource.page(&self.client, &params).await;
+            let page: Result<ObjectList<Item<R>>, ApiError> = resource.page(&self.client, &params).await;
             let Some(page) = self.allowed(page, need)? else { return Ok(()) };
             for item in page.items {
                 match item.object {
@@ -114,7 +114,7 @@ impl Once {
     }
 
     /// Objects of which it counts what is written, as in a file.
-    async fn documents(&mut self, resource: &Resource, need: Need) -> Result<(), Trouble> {
+    async fn documents(&mut self, resource: &Collection, need: Need) -> Result<(), ApiError> {
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let page = self.text(resource, &params).await;
@@ -126,7 +126,7 @@ impl Once {
             }
             // The server took the object: a field unknown here is a newer server's.
             for mut problem in page.problems.into_iter().filter(|p| p.kind != ProblemKind::UnknownField) {
-                problem.place = Place { field: problem.place.field, ..self.place() };
+                problem.place = Location { field: problem.place.field, ..self.place() };
                 self.loaded.problems.push(problem);
             }
             self.loaded.problems_left_out += page.problems_left_out;
@@ -137,29 +137,29 @@ impl Once {
         }
     }
 
-    async fn text(&self, resource: &Resource, params: &ListParams) -> Result<String, Trouble> {
-        let trouble = |error: kube::Error| Trouble::of(&error, resource.asked("list"));
+    async fn text(&self, resource: &Collection, params: &ListParams) -> Result<String, ApiError> {
+        let api_error = |error: kube::Error| ApiError::of(&error, resource.request("list"));
         let request = Request::new(resource.url(None)).list(params);
-        let request = request.map_err(kube::Error::BuildRequest).map_err(trouble)?;
-        self.client.request_text(request).await.map_err(trouble)
+        let request = request.map_err(kube::Error::BuildRequest).map_err(api_error)?;
+        self.client.request_text(request).await.map_err(api_error)
     }
 
     /// Without a right, or without the resource, a verdict may still be worth something.
-    fn allowed<T>(&mut self, answer: Result<T, Trouble>, need: Need) -> Result<Option<T>, Trouble> {
+    fn allowed<T>(&mut self, answer: Result<T, ApiError>, need: Need) -> Result<Option<T>, ApiError> {
         match answer {
             Ok(answer) => Ok(Some(answer)),
-            Err(trouble)
-                if need == Need::More && matches!(trouble.kind, TroubleKind::Forbidden | TroubleKind::NotFound) =>
+            Err(error)
+                if need == Need::More && matches!(error.kind, ApiErrorKind::Forbidden | ApiErrorKind::NotFound) =>
             {
-                self.problem(Severity::Warning, &trouble.to_string());
+                self.problem(Severity::Warning, &error.to_string());
                 Ok(None)
             }
-            Err(trouble) => Err(trouble),
+            Err(error) => Err(error),
         }
     }
 
-    fn place(&self) -> Place {
-        Place::file(&Arc::new(PathBuf::from(&self.name)))
+    fn place(&self) -> Location {
+        Location::file(&Arc::new(PathBuf::from(&self.name)))
     }
 
     fn problem(&mut self, severity: Severity, message: &str) {
@@ -175,10 +175,10 @@ impl Once {
 }
 
 /// `staging/networkpolicies/db-np`: no file and no line, but where to look.
-fn place(object: &Object, resource: &Resource) -> Place {
+fn place(object: &Object, resource: &Collection) -> Location {
     let (_, namespace, name) = identity(object);
     let path = PathBuf::from_iter([&*namespace, &*resource.plural, &*name]);
-    Place::file(&Arc::new(path))
+    Location::file(&Arc::new(path))
 }
 
 fn next_page(list: &str) -> Option<String> {

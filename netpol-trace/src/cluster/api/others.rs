@@ -11,10 +11,10 @@ use super::super::change::Kind;
 use super::super::decode::OTHER_POLICIES;
 use super::super::source::Cluster;
 use super::connect::Connection;
-use super::feed::{Feed, Lists};
+use super::error::{ApiError, ApiRequest};
 use super::items::Named;
-use super::trouble::{Asked, Trouble};
-use super::watch::{self, Pause, Resource};
+use super::reflector::{Lists, Reflector};
+use super::watch::{self, Collection, Pause};
 
 /// CRDs come and go with an installation, not by the minute.
 const LOOK: Duration = Duration::from_secs(300);
@@ -22,15 +22,15 @@ const SOURCE: &str = "other policy APIs";
 
 /// Runs for ever.
 pub(super) async fn run(connection: Connection, cluster: Cluster) {
-    let mut feed = Feed::new(
+    let mut reflector = Reflector::new(
         cluster.clone(),
         SOURCE,
         Kind::OtherPolicy { group: "".into(), kind: "".into() }.into(),
         Lists::Additions,
     );
     let mut pause = Pause::default();
-    let mut watches: JoinSet<Found> = JoinSet::new();
-    let mut watched: BTreeSet<Found> = BTreeSet::new();
+    let mut watches: JoinSet<DiscoveredKind> = JoinSet::new();
+    let mut watched: BTreeSet<DiscoveredKind> = BTreeSet::new();
     loop {
         // Those whose CRD went have ended.
         while let Some(Ok(gone)) = watches.try_join_next() {
@@ -42,8 +42,8 @@ pub(super) async fn run(connection: Connection, cluster: Cluster) {
         };
         match found {
             Ok(found) => {
-                feed.begin();
-                feed.complete();
+                reflector.begin();
+                reflector.complete();
                 pause = Pause::default();
                 for kind in found.into_iter().filter(|kind| !watched.contains(kind)).collect::<Vec<_>>() {
                     watched.insert(kind.clone());
@@ -51,8 +51,8 @@ pub(super) async fn run(connection: Connection, cluster: Cluster) {
                 }
                 tokio::time::sleep(LOOK).await;
             }
-            Err(trouble) => {
-                feed.trouble(&trouble);
+            Err(error) => {
+                reflector.failed(&error);
                 pause.wait().await;
             }
         }
@@ -61,16 +61,16 @@ pub(super) async fn run(connection: Connection, cluster: Cluster) {
 
 /// Group, version, kind, plural.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Found {
+pub(super) struct DiscoveredKind {
     group: String,
     version: String,
     kind: String,
     plural: String,
 }
 
-impl Found {
-    pub fn resource(&self) -> Resource {
-        Resource { metadata_only: true, ..Resource::of(&self.group, &self.version, &self.plural) }
+impl DiscoveredKind {
+    pub fn resource(&self) -> Collection {
+        Collection { metadata_only: true, ..Collection::of(&self.group, &self.version, &self.plural) }
     }
 
     pub fn kind(&self) -> Kind {
@@ -78,18 +78,18 @@ impl Found {
     }
 }
 
-async fn one(connection: Connection, cluster: Cluster, found: Found) -> Found {
+async fn one(connection: Connection, cluster: Cluster, found: DiscoveredKind) -> DiscoveredKind {
     let name = format!("{}.{}", found.plural, found.group);
-    let feed = Feed::new(cluster, &name, found.kind().into(), Lists::Whole);
-    watch::run::<Named>(connection, found.resource(), feed, true).await;
+    let reflector = Reflector::new(cluster, &name, found.kind().into(), Lists::Whole);
+    watch::run::<Named>(connection, found.resource(), reflector, true).await;
     found
 }
 
 /// Which of the known kinds the server has.
-pub(super) async fn find(client: &Client) -> Result<Vec<Found>, Trouble> {
-    let asked = Asked { verb: "discover", group: "", resource: "API groups", verbs: &["get"] };
-    let trouble = |error: kube::Error| Trouble::of(&error, asked);
-    let groups = client.list_api_groups().await.map_err(trouble)?.groups;
+pub(super) async fn find(client: &Client) -> Result<Vec<DiscoveredKind>, ApiError> {
+    let asked = ApiRequest { verb: "discover", group: "", resource: "API groups", verbs: &["get"] };
+    let api_error = |error: kube::Error| ApiError::of(&error, asked);
+    let groups = client.list_api_groups().await.map_err(api_error)?.groups;
     let has = |name: &str| groups.iter().any(|group| group.name == name);
     let mut found = Vec::new();
     for group in &groups {
@@ -107,13 +107,13 @@ pub(super) async fn find(client: &Client) -> Result<Vec<Found>, Trouble> {
                     tracing::debug!("{}: {}", version.group_version, status.message);
                     continue;
                 }
-                Err(error) => return Err(trouble(error)),
+                Err(error) => return Err(api_error(error)),
             };
             for (_, kind, plural) in known() {
                 let there = resources.iter().any(|resource| resource.name == *plural);
-                let already = found.iter().any(|f: &Found| f.group == group.name && f.plural == *plural);
+                let already = found.iter().any(|f: &DiscoveredKind| f.group == group.name && f.plural == *plural);
                 if there && !already {
-                    found.push(Found {
+                    found.push(DiscoveredKind {
                         group: group.name.clone(),
                         version: version.version.clone(),
                         kind: (*kind).to_owned(),

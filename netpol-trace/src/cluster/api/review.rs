@@ -6,8 +6,8 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 
 use super::connect::{Access, AccessError};
+use super::error::{ApiError, ApiRequest};
 use super::others;
-use super::trouble::{Asked, Trouble};
 
 /// What the agent reads: group, resource, verbs.
 const RIGHTS: [(&str, &str, &[&str]); 6] = [
@@ -47,7 +47,7 @@ impl Missing {
 }
 
 /// Asks the server. `None` where no server is configured.
-pub fn review(access: &Access) -> Option<Result<Review, Trouble>> {
+pub fn review(access: &Access) -> Option<Result<Review, ApiError>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     runtime.block_on(async {
         match access.config().await {
@@ -58,11 +58,11 @@ pub fn review(access: &Access) -> Option<Result<Review, Trouble>> {
     })
 }
 
-async fn ask(server: String, access: &Access) -> Result<Review, Trouble> {
+async fn ask(server: String, access: &Access) -> Result<Review, ApiError> {
     let client = access.connect().await?;
-    let asked = |verb, resource| Asked { verb, group: "", resource, verbs: &["create"] };
+    let asked = |verb, resource| ApiRequest { verb, group: "", resource, verbs: &["create"] };
     let version =
-        client.apiserver_version().await.map_err(|e| Trouble::of(&e, asked("get", "the server's version")))?;
+        client.apiserver_version().await.map_err(|e| ApiError::of(&e, asked("get", "the server's version")))?;
     let user = Api::<SelfSubjectReview>::all(client.clone())
         .create(&PostParams::default(), &SelfSubjectReview::default())
         .await
@@ -88,7 +88,7 @@ async fn ask(server: String, access: &Access) -> Result<Review, Trouble> {
     Ok(Review { server, version: version.git_version, user, missing })
 }
 
-async fn may(client: &Client, group: &str, resource: &str, verb: &str) -> Result<bool, Trouble> {
+async fn may(client: &Client, group: &str, resource: &str, verb: &str) -> Result<bool, ApiError> {
     let attributes = ResourceAttributes {
         group: Some(group.to_owned()),
         resource: Some(resource.to_owned()),
@@ -97,12 +97,12 @@ async fn may(client: &Client, group: &str, resource: &str, verb: &str) -> Result
     };
     let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
     let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-    let asked = Asked {
+    let asked = ApiRequest {
         verb: "create",
         group: "authorization.k8s.io",
         resource: "selfsubjectaccessreviews",
         verbs: &["create"],
     };
     let answer = Api::<SelfSubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await;
-    Ok(answer.map_err(|error| Trouble::of(&error, asked))?.status.is_some_and(|status| status.allowed))
+    Ok(answer.map_err(|error| ApiError::of(&error, asked))?.status.is_some_and(|status| status.allowed))
 }

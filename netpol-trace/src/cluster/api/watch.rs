@@ -11,9 +11,9 @@ use kube::core::{ObjectList, Request, WatchEvent};
 use tokio::time::timeout;
 
 use super::connect::{Connection, Current};
-use super::feed::{Event, Feed};
+use super::error::{ApiError, ApiErrorKind, ApiRequest};
 use super::items::{Item, Raw};
-use super::trouble::{Asked, Trouble, TroubleKind};
+use super::reflector::{Reflector, WatchUpdate};
 
 /// Objects in a page of a list.
 pub(super) const PAGE: u32 = 500;
@@ -27,7 +27,7 @@ const PAUSES: std::ops::Range<Duration> = Duration::from_millis(500)..Duration::
 
 /// What is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Resource {
+pub(super) struct Collection {
     pub group: String,
     pub version: String,
     /// The name in URLs and RBAC rules.
@@ -40,9 +40,9 @@ pub(super) struct Resource {
     pub verbs: &'static [&'static str],
 }
 
-impl Resource {
-    pub fn of(group: &str, version: &str, plural: &str) -> Resource {
-        Resource {
+impl Collection {
+    pub fn of(group: &str, version: &str, plural: &str) -> Collection {
+        Collection {
             group: group.to_owned(),
             version: version.to_owned(),
             plural: plural.to_owned(),
@@ -53,7 +53,7 @@ impl Resource {
     }
 
     pub fn url(&self, namespace: Option<&str>) -> String {
-        let Resource { group, version, plural, .. } = self;
+        let Collection { group, version, plural, .. } = self;
         let namespace = namespace.map(|name| format!("namespaces/{name}/")).unwrap_or_default();
         match group.as_str() {
             "" => format!("/api/{version}/{namespace}{plural}"),
@@ -61,26 +61,26 @@ impl Resource {
         }
     }
 
-    pub fn asked<'a>(&'a self, verb: &'a str) -> Asked<'a> {
-        Asked { verb, group: &self.group, resource: &self.plural, verbs: self.verbs }
+    pub fn request<'a>(&'a self, verb: &'a str) -> ApiRequest<'a> {
+        ApiRequest { verb, group: &self.group, resource: &self.plural, verbs: self.verbs }
     }
 
     /// One page of a list.
-    pub async fn page<T>(&self, client: &kube::Client, params: &ListParams) -> Result<ObjectList<T>, Trouble>
+    pub async fn page<T>(&self, client: &kube::Client, params: &ListParams) -> Result<ObjectList<T>, ApiError>
     where
         T: Clone + serde::de::DeserializeOwned,
     {
         let request = Request::new(self.url(None));
         let request = if self.metadata_only { request.list_metadata(params) } else { request.list(params) };
-        let trouble = |error: &kube::Error| Trouble::of(error, self.asked("list"));
-        let request = request.map_err(kube::Error::BuildRequest).map_err(|error| trouble(&error))?;
-        let text = client.request_text(request).await.map_err(|error| trouble(&error))?;
-        serde_json::from_str(&text).map_err(|error| trouble(&kube::Error::SerdeError(error)))
+        let api_error = |error: &kube::Error| ApiError::of(error, self.request("list"));
+        let request = request.map_err(kube::Error::BuildRequest).map_err(|error| api_error(&error))?;
+        let text = client.request_text(request).await.map_err(|error| api_error(&error))?;
+        serde_json::from_str(&text).map_err(|error| api_error(&kube::Error::SerdeError(error)))
     }
 }
 
-/// Feeds `resource` into `feed` for ever; ends when the server no longer has the resource, if it is one that can go.
-pub(super) async fn run<R: Raw>(connection: Connection, resource: Resource, mut feed: Feed, can_go: bool) {
+/// Feeds `resource` into `reflector` for ever; ends when the server no longer has the resource, if it is one that can go.
+pub(super) async fn run<R: Raw>(connection: Connection, resource: Collection, mut reflector: Reflector, can_go: bool) {
     let mut watch = Watch { resource, version: None, streaming: true };
     let mut pause = Pause::default();
     let mut last_good = Instant::now();
@@ -89,13 +89,13 @@ pub(super) async fn run<R: Raw>(connection: Connection, resource: Resource, mut 
         let current = match connection.current().await {
             Ok(current) => current,
             Err(error) => {
-                feed.trouble(&error.into());
+                reflector.failed(&error.into());
                 pause.wait().await;
                 continue;
             }
         };
-        let ended = watch.session::<R>(&current, &mut feed).await;
-        if feed.synced() {
+        let ended = watch.session::<R>(&current, &mut reflector).await;
+        if reflector.synced() {
             last_good = Instant::now();
             pause = Pause::default();
         }
@@ -103,19 +103,19 @@ pub(super) async fn run<R: Raw>(connection: Connection, resource: Resource, mut 
             // The server ends each watch after some minutes.
             Ok(()) if begun.elapsed() > PAUSES.start => continue,
             Ok(()) => {}
-            Err(trouble) if trouble.kind == TroubleKind::Expired => {
-                tracing::debug!("{}: listing again: {trouble}", feed.name());
+            Err(error) if error.kind == ApiErrorKind::Expired => {
+                tracing::debug!("{}: listing again: {error}", reflector.name());
                 watch.version = None;
             }
-            Err(trouble) => {
-                if can_go && trouble.kind == TroubleKind::NotFound {
-                    return feed.end();
+            Err(error) => {
+                if can_go && error.kind == ApiErrorKind::NotFound {
+                    return reflector.end();
                 }
-                let worn = trouble.kind == TroubleKind::Unreachable && last_good.elapsed() > RENEW_AFTER;
-                if trouble.kind == TroubleKind::Unauthorized || worn {
+                let worn = error.kind == ApiErrorKind::Unreachable && last_good.elapsed() > RENEW_AFTER;
+                if error.kind == ApiErrorKind::Unauthorized || worn {
                     connection.renew(&current).await;
                 }
-                feed.trouble(&trouble);
+                reflector.failed(&error);
             }
         }
         pause.wait().await;
@@ -125,18 +125,18 @@ pub(super) async fn run<R: Raw>(connection: Connection, resource: Resource, mut 
 /// Reads the whole list, page by page; its version.
 pub(super) async fn list<R: Raw>(
     current: &Current,
-    resource: &Resource,
-    feed: &mut Feed,
-) -> Result<Option<String>, Trouble> {
-    feed.begin();
+    resource: &Collection,
+    reflector: &mut Reflector,
+) -> Result<Option<String>, ApiError> {
+    reflector.begin();
     let fields = resource.fields.clone();
     let mut params = ListParams { field_selector: fields, limit: Some(PAGE), ..ListParams::default() };
     loop {
         let page: ObjectList<Item<R>> = resource.page(&current.client, &params).await?;
-        feed.listed(page.items);
+        reflector.listed(page.items);
         let next = page.metadata.continue_.filter(|token| !token.is_empty());
         if next.is_none() {
-            feed.complete();
+            reflector.complete();
             return Ok(page.metadata.resource_version);
         }
         params.continue_token = next;
@@ -144,7 +144,7 @@ pub(super) async fn list<R: Raw>(
 }
 
 struct Watch {
-    resource: Resource,
+    resource: Collection,
     /// Where a watch goes on; `None` when a list is needed.
     version: Option<String>,
     /// Not refused so far.
@@ -153,24 +153,24 @@ struct Watch {
 
 impl Watch {
     /// One connection's life. Fine when it ended as watches do.
-    async fn session<R: Raw>(&mut self, current: &Current, feed: &mut Feed) -> Result<(), Trouble> {
+    async fn session<R: Raw>(&mut self, current: &Current, reflector: &mut Reflector) -> Result<(), ApiError> {
         if self.version.is_none() && self.streaming && current.streaming {
-            match self.follow::<R>(current, feed).await {
-                Err(trouble) if self.version.is_none() && trouble.kind == TroubleKind::Refused => {
-                    tracing::debug!("{}: no streaming list: {trouble}", feed.name());
+            match self.follow::<R>(current, reflector).await {
+                Err(error) if self.version.is_none() && error.kind == ApiErrorKind::Refused => {
+                    tracing::debug!("{}: no streaming list: {error}", reflector.name());
                     self.streaming = false;
                 }
                 ended => return ended,
             }
         }
         if self.version.is_none() {
-            self.version = list::<R>(current, &self.resource, feed).await?;
+            self.version = list::<R>(current, &self.resource, reflector).await?;
         }
-        self.follow::<R>(current, feed).await
+        self.follow::<R>(current, reflector).await
     }
 
     /// Watches from the version at hand; without one, from a streamed list.
-    async fn follow<R: Raw>(&mut self, current: &Current, feed: &mut Feed) -> Result<(), Trouble> {
+    async fn follow<R: Raw>(&mut self, current: &Current, reflector: &mut Reflector) -> Result<(), ApiError> {
         let resource = self.resource.clone();
         let mut listing = self.version.is_none();
         let params = WatchParams {
@@ -186,19 +186,19 @@ impl Watch {
             true => request.watch_metadata(&params, from),
             false => request.watch(&params, from),
         };
-        let trouble = |error: &kube::Error| Trouble::of(error, resource.asked("watch"));
-        let request = request.map_err(kube::Error::BuildRequest).map_err(|error| trouble(&error))?;
-        let events = current.client.request_events::<Item<R>>(request).await.map_err(|error| trouble(&error))?;
+        let api_error = |error: &kube::Error| ApiError::of(error, resource.request("watch"));
+        let request = request.map_err(kube::Error::BuildRequest).map_err(|error| api_error(&error))?;
+        let events = current.client.request_events::<Item<R>>(request).await.map_err(|error| api_error(&error))?;
         let mut events = Box::pin(events.ready_chunks(BURST));
         match listing {
-            true => feed.begin(),
-            false => feed.connected(),
+            true => reflector.begin(),
+            false => reflector.connected(),
         }
         loop {
             let told = match listing {
                 true => timeout(LIST_SILENCE, events.next())
                     .await
-                    .map_err(|_| Trouble::new(TroubleKind::Refused, "a streamed list that does not come"))?,
+                    .map_err(|_| ApiError::new(ApiErrorKind::Refused, "a streamed list that does not come"))?,
                 false => events.next().await,
             };
             let Some(told) = told else { break };
@@ -211,45 +211,45 @@ impl Watch {
                     Ok(WatchEvent::Modified(item)) => changed.push(self.upsert(item, false)),
                     Ok(WatchEvent::Deleted(item)) => {
                         self.version = Some(item.version.clone());
-                        changed.push(Event::Delete(item));
+                        changed.push(WatchUpdate::Delete(item));
                     }
                     Ok(WatchEvent::Bookmark(bookmark)) => {
                         if !listing || bookmark.metadata.annotations.contains_key("k8s.io/initial-events-end") {
                             if listing {
-                                feed.listed(std::mem::take(&mut listed));
-                                feed.complete();
+                                reflector.listed(std::mem::take(&mut listed));
+                                reflector.complete();
                                 listing = false;
                             }
                             self.version = Some(bookmark.metadata.resource_version);
                         }
                     }
                     Ok(WatchEvent::Error(status)) => {
-                        failed = Some(Trouble::of_status(&status, resource.asked("watch")))
+                        failed = Some(ApiError::of_status(&status, resource.request("watch")))
                     }
-                    Err(kube::Error::SerdeError(error)) => feed.unreadable(&error),
-                    Err(error) => failed = Some(trouble(&error)),
+                    Err(kube::Error::SerdeError(error)) => reflector.unreadable(&error),
+                    Err(error) => failed = Some(api_error(&error)),
                 }
                 if failed.is_some() {
                     break;
                 }
             }
             match listing {
-                true => feed.listed(listed),
-                false => feed.changed(changed),
+                true => reflector.listed(listed),
+                false => reflector.changed(changed),
             }
-            if let Some(trouble) = failed {
-                return Err(trouble);
+            if let Some(error) = failed {
+                return Err(error);
             }
         }
         match listing {
-            true => Err(Trouble::new(TroubleKind::Unreachable, format!("the list of {} broke off", resource.plural))),
+            true => Err(ApiError::new(ApiErrorKind::Unreachable, format!("the list of {} broke off", resource.plural))),
             false => Ok(()),
         }
     }
 
-    fn upsert<R>(&mut self, item: Item<R>, new: bool) -> Event<R> {
+    fn upsert<R>(&mut self, item: Item<R>, new: bool) -> WatchUpdate<R> {
         self.version = Some(item.version.clone());
-        Event::Upsert { item, new }
+        WatchUpdate::Upsert { item, new }
     }
 }
 

@@ -9,7 +9,7 @@ use super::super::yaml::Path;
 use super::meta::{self, Meta};
 use super::{Checked, Violations};
 use crate::model::Str;
-use crate::model::cluster::{ContainerPort, Labels, Owner, Phase, Pod};
+use crate::model::cluster::{ContainerPort, Labels, Owner, Pod, PodPhase};
 
 /// A pod has a handful; more is no pod.
 const MAX_PORTS: usize = 10_000;
@@ -36,7 +36,7 @@ pub fn pod(pod: &core::Pod) -> Checked<Pod> {
         ips: ips.into(),
         node: pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).filter(|node| !node.is_empty()).map(Into::into),
         host_network: pod.spec.as_ref().is_some_and(|s| s.host_network == Some(true)),
-        phase: status.and_then(|s| s.phase.as_deref()).map_or(Phase::default(), phase),
+        phase: status.and_then(|s| s.phase.as_deref()).map_or(PodPhase::default(), phase),
         terminating: pod.metadata.deletion_timestamp.is_some(),
         ports: pod.spec.as_ref().map(|s| ports(s, &spec, &mut v)).unwrap_or_default(),
         created: pod.metadata.creation_timestamp.as_ref().map(|time| time.0),
@@ -45,13 +45,13 @@ pub fn pod(pod: &core::Pod) -> Checked<Pod> {
     v.check(pod)
 }
 
-fn phase(name: &str) -> Phase {
+fn phase(name: &str) -> PodPhase {
     match name {
-        "Pending" => Phase::Pending,
-        "Running" | "" => Phase::Running,
-        "Succeeded" => Phase::Succeeded,
-        "Failed" => Phase::Failed,
-        _ => Phase::Unknown,
+        "Pending" => PodPhase::Pending,
+        "Running" | "" => PodPhase::Running,
+        "Succeeded" => PodPhase::Succeeded,
+        "Failed" => PodPhase::Failed,
+        _ => PodPhase::Unknown,
     }
 }
 
@@ -124,7 +124,7 @@ pub fn template(workload: Workload<'_>) -> Checked<Pod> {
         ips: Box::default(),
         node: None,
         host_network: spec.is_some_and(|s| s.host_network == Some(true)),
-        phase: Phase::Running,
+        phase: PodPhase::Running,
         terminating: false,
         ports: spec.map(|s| ports(s, &workload.path.field("spec"), &mut v)).unwrap_or_default(),
         created: workload.meta.creation_timestamp.as_ref().map(|time| time.0),

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use jiff::Timestamp;
 
 use super::super::change::{Change, Key, Kind, Scope};
-use super::events::{Event, Isolation, MAX_EVENTS, What};
+use super::events::{Isolation, MAX_EVENTS, PolicyEvent, PolicyEventKind};
 use super::history::{Before, Claim};
 use super::{Index, NamespaceEntry, PodEntry, PodKey};
 use crate::model::Str;
@@ -52,7 +52,7 @@ impl Index {
         self.listed.insert(scope.kind.clone());
     }
 
-    /// What the source tells for the first time is how things stand, not a change.
+    /// PolicyEventKind the source tells for the first time is how things stand, not a change.
     fn put(&mut self, object: Object, at: Timestamp) {
         let known = self.listed.contains(&object.kind());
         match object {
@@ -67,9 +67,9 @@ impl Index {
                 }
                 self.upsert(Object::Namespace(namespace));
                 if let Some(before) = before.filter(|before| before.labels != after) {
-                    let what = What::NamespaceLabels { before: before.labels.clone(), after };
+                    let what = PolicyEventKind::NamespaceLabels { before: before.labels.clone(), after };
                     self.history.undo(&name, at, Before::Namespace(Some(before)));
-                    self.tell(Event { at, namespace: name, what });
+                    self.tell(PolicyEvent { at, namespace: name, what });
                 }
             }
             object if self.has(&object) => {}
@@ -161,7 +161,11 @@ impl Index {
         let effects = isolation.effects(self.namespaces.get(namespace));
         let after = self.policy(namespace, &name).cloned();
         let mut tell = |before, after, effects| {
-            self.tell(Event { at, namespace: namespace.clone(), what: What::Policy { before, after, effects } });
+            self.tell(PolicyEvent {
+                at,
+                namespace: namespace.clone(),
+                what: PolicyEventKind::Policy { before, after, effects },
+            });
         };
         let uid = |policy: &Option<Arc<Policy>>| policy.as_ref().and_then(|policy| policy.uid.clone());
         if uid(&before).zip(uid(&after)).is_some_and(|(before, after)| before != after) {
@@ -172,7 +176,7 @@ impl Index {
         tell(before, after, effects);
     }
 
-    fn tell(&mut self, event: Event) {
+    fn tell(&mut self, event: PolicyEvent) {
         if self.events.len() < MAX_EVENTS {
             self.events.push(event);
         } else {
@@ -181,7 +185,7 @@ impl Index {
     }
 
     /// Changes that nobody took yet, and how many had no room.
-    pub fn take_events(&mut self) -> (Vec<Event>, u64) {
+    pub fn take_events(&mut self) -> (Vec<PolicyEvent>, u64) {
         (std::mem::take(&mut self.events), std::mem::take(&mut self.events_lost))
     }
 
@@ -250,7 +254,7 @@ impl Index {
         }
     }
 
-    /// What the index holds of `scope`.
+    /// PolicyEventKind the index holds of `scope`.
     fn keys<'a>(&'a self, scope: &'a Scope) -> impl Iterator<Item = Key> + use<'a> {
         let kind = &scope.kind;
         let cluster_wide: Vec<&Str> = match kind {

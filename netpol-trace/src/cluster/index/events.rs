@@ -15,24 +15,24 @@ pub(in super::super) const MAX_EVENTS: usize = 1_000;
 const MAX_NAMED: usize = 10;
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct Event {
+pub struct PolicyEvent {
     /// When the change was learned.
     pub at: Timestamp,
     pub namespace: Str,
-    pub what: What,
+    pub what: PolicyEventKind,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum What {
+pub enum PolicyEventKind {
     /// A policy came (no `before`), changed, or went (no `after`).
-    Policy { before: Option<Arc<Policy>>, after: Option<Arc<Policy>>, effects: Vec<Effect> },
+    Policy { before: Option<Arc<Policy>>, after: Option<Arc<Policy>>, effects: Vec<IsolationEffect> },
     /// The labels by which policies of other namespaces select this one.
     NamespaceLabels { before: Labels, after: Labels },
 }
 
 /// Pods whose isolation in a direction began or ended.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Effect {
+pub struct IsolationEffect {
     pub direction: Direction,
     pub begins: bool,
     pub pods: u64,
@@ -49,8 +49,8 @@ impl Isolation {
         Isolation(pods.map(|pod| pod.isolated_by.each_ref().map(|list| !list.is_empty())).collect())
     }
 
-    /// What differs in `namespace`, whose pods are the same ones.
-    pub(super) fn effects(&self, namespace: Option<&NamespaceEntry>) -> Vec<Effect> {
+    /// PolicyEventKind differs in `namespace`, whose pods are the same ones.
+    pub(super) fn effects(&self, namespace: Option<&NamespaceEntry>) -> Vec<IsolationEffect> {
         let mut effects = Vec::new();
         for (direction, begins) in [
             (Direction::Ingress, true),
@@ -76,7 +76,7 @@ impl Isolation {
                 }
             }
             if pods > 0 {
-                effects.push(Effect { direction, begins, pods, workloads });
+                effects.push(IsolationEffect { direction, begins, pods, workloads });
             }
         }
         effects

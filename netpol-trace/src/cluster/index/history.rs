@@ -29,9 +29,9 @@ pub(super) struct History {
     undo: HashMap<Str, VecDeque<Undo<Before>>>,
     /// The same pod with other labels or ports: oldest first. By pod, since pods change far more often than all else, and
     /// a drop must not cost more because its pods' neighbours change.
-    pods: HashMap<PodPlace, VecDeque<Undo<Arc<Pod>>>>,
+    pods: HashMap<PodName, VecDeque<Undo<Arc<Pod>>>>,
     /// Where the oldest of everything is.
-    order: VecDeque<(Timestamp, Place)>,
+    order: VecDeque<(Timestamp, HistoryEntry)>,
     /// Forgotten before its time, because there was too much.
     crowded_out: u64,
 }
@@ -60,13 +60,13 @@ pub(super) enum Before {
 }
 
 /// Namespace and name.
-type PodPlace = (Str, Str);
+type PodName = (Str, Str);
 
 #[derive(Debug, Clone)]
-enum Place {
+enum HistoryEntry {
     Address(IpAddr),
     Namespace(Str),
-    Pod(PodPlace),
+    Pod(PodName),
 }
 
 impl History {
@@ -86,22 +86,22 @@ impl History {
 
     pub(super) fn claim(&mut self, ip: IpAddr, claim: Claim) {
         self.touch(claim.until);
-        self.order.push_back((claim.until, Place::Address(ip)));
+        self.order.push_back((claim.until, HistoryEntry::Address(ip)));
         self.claims.entry(ip).or_default().push_back(claim);
     }
 
     pub(super) fn undo(&mut self, namespace: &Str, until: Timestamp, before: Before) {
         self.touch(until);
-        self.order.push_back((until, Place::Namespace(namespace.clone())));
+        self.order.push_back((until, HistoryEntry::Namespace(namespace.clone())));
         self.undo.entry(namespace.clone()).or_default().push_back(Undo { until, before });
     }
 
     /// `before` had these labels and ports until then.
     pub(super) fn undo_pod(&mut self, until: Timestamp, before: Arc<Pod>) {
         self.touch(until);
-        let place = (before.namespace.clone(), before.key());
-        self.order.push_back((until, Place::Pod(place.clone())));
-        self.pods.entry(place).or_default().push_back(Undo { until, before });
+        let entry = (before.namespace.clone(), before.key());
+        self.order.push_back((until, HistoryEntry::Pod(entry.clone())));
+        self.pods.entry(entry).or_default().push_back(Undo { until, before });
     }
 
     /// Forgets what is too old or too much.
@@ -113,9 +113,9 @@ impl History {
             }
             self.crowded_out += u64::from(!old);
             match self.order.pop_front() {
-                Some((_, Place::Address(ip))) => pop(&mut self.claims, &ip),
-                Some((_, Place::Namespace(name))) => pop(&mut self.undo, &name),
-                Some((_, Place::Pod(place))) => pop(&mut self.pods, &place),
+                Some((_, HistoryEntry::Address(ip))) => pop(&mut self.claims, &ip),
+                Some((_, HistoryEntry::Namespace(name))) => pop(&mut self.undo, &name),
+                Some((_, HistoryEntry::Pod(entry))) => pop(&mut self.pods, &entry),
                 None => {}
             }
         }
@@ -135,8 +135,8 @@ impl History {
     /// What to undo for this very pod as of `time`, latest first.
     pub(super) fn of_pod_since(&self, pod: &Pod, time: Timestamp) -> impl Iterator<Item = &Undo<Arc<Pod>>> {
         // Most pods have no history, and an index without any is asked for each drop too.
-        let place = (!self.pods.is_empty()).then(|| (pod.namespace.clone(), pod.key()));
-        let kept = place.and_then(|place| self.pods.get(&place)).into_iter().flat_map(|undo| undo.iter().rev());
+        let entry = (!self.pods.is_empty()).then(|| (pod.namespace.clone(), pod.key()));
+        let kept = entry.and_then(|entry| self.pods.get(&entry)).into_iter().flat_map(|undo| undo.iter().rev());
         kept.take_while(move |undo| undo.until > time).filter(|undo| undo.before.is_same(pod))
     }
 

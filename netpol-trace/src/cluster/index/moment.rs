@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 use super::history::Before;
-use super::{Index, NamespaceEntry, Owner, PodEntry};
+use super::{AddressOwner, Index, NamespaceEntry, PodEntry};
 use crate::model::Str;
 use crate::model::cluster::{Pod, Policy};
 
@@ -70,13 +70,13 @@ impl Index {
             }
         }
         let differs = past.holders.iter().any(|(ip, holder)| match (holder, self.owner_of(*ip)) {
-            (Holder::Pod(pod), Owner::Pod(now)) => {
+            (Holder::Pod(pod), AddressOwner::Pod(now)) => {
                 !Arc::ptr_eq(pod, now.pod)
                     || self.history.since(&pod.namespace, time).next().is_some()
                     || self.history.of_pod_since(pod, time).next().is_some()
             }
-            (Holder::Several(then), Owner::Ambiguous(now)) => *then != now,
-            (Holder::Nobody, Owner::None | Owner::Node(_) | Owner::Former(_)) => false,
+            (Holder::Several(then), AddressOwner::Ambiguous(now)) => *then != now,
+            (Holder::Nobody, AddressOwner::None | AddressOwner::Node(_) | AddressOwner::Former(_)) => false,
             _ => true,
         });
         if !differs {
@@ -201,7 +201,7 @@ impl Moment<'_> {
     }
 
     /// Whose address it was.
-    pub fn owner_of(&self, ip: IpAddr) -> Owner<'_> {
+    pub fn owner_of(&self, ip: IpAddr) -> AddressOwner<'_> {
         let then = self.past.as_ref().and_then(|past| {
             let (_, holder) = past.holders.iter().find(|(known, _)| *known == ip)?;
             Some((past, holder))
@@ -210,10 +210,10 @@ impl Moment<'_> {
         match holder {
             Holder::Pod(pod) => {
                 let namespace = past.namespaces.iter().find(|(name, _)| *name == pod.namespace);
-                namespace.and_then(|(_, entry)| entry.pod(&pod.key())).map_or(Owner::None, Owner::Pod)
+                namespace.and_then(|(_, entry)| entry.pod(&pod.key())).map_or(AddressOwner::None, AddressOwner::Pod)
             }
-            Holder::Several(count) => Owner::Ambiguous(*count),
-            Holder::Either(one, other) => Owner::Either(one, other),
+            Holder::Several(count) => AddressOwner::Ambiguous(*count),
+            Holder::Either(one, other) => AddressOwner::Either(one, other),
             Holder::Nobody => self.index.owner_without_pod(ip),
         }
     }

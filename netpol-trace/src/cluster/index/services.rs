@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{Index, NamespaceEntry, Owner, PodView};
+use super::{AddressOwner, Index, NamespaceEntry, PodView};
 use crate::model::cluster::{EndpointSlice, Pod, Protocol, Service, ServicePort, TargetPort};
 
 /// One address and port behind one port of a service.
@@ -49,7 +49,7 @@ impl Index {
             // kube-proxy uses the first address only; a slice has one family.
             let ip = endpoint.ips.first().copied();
             let pod = endpoint.pod.as_deref().and_then(|name| entry.pod(name)).or_else(|| match self.owner_of(ip?) {
-                Owner::Pod(pod) => Some(pod),
+                AddressOwner::Pod(pod) => Some(pod),
                 _ => None,
             });
             for (port, service_port) in ports_of(slice, service) {
@@ -61,7 +61,7 @@ impl Index {
 
     /// The services, with their port, that have the pod at `ip` and `port` behind them.
     pub fn services_of_pod(&self, ip: IpAddr, protocol: Protocol, port: u16) -> Vec<(&Arc<Service>, &ServicePort)> {
-        let Owner::Pod(pod) = self.owner_of(ip) else { return Vec::new() };
+        let AddressOwner::Pod(pod) = self.owner_of(ip) else { return Vec::new() };
         let mut found = Vec::new();
         for service in pod.namespace.services.values() {
             let mut slices = pod.namespace.slices_of(service).peekable();

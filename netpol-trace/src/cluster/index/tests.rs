@@ -17,11 +17,13 @@ fn ip(text: &str) -> IpAddr {
 /// An owner in one word.
 fn owner(index: &Index, address: &str) -> String {
     match index.owner_of(ip(address)) {
-        Owner::Pod(view) => format!("pod {}/{}", view.pod.namespace, view.pod.name),
-        Owner::Node(node) => format!("node {}", node.name),
-        Owner::Ambiguous(count) => format!("{count} pods"),
-        Owner::Either(..) | Owner::Former(_) => "history, which an index without changes has none of".to_owned(),
-        Owner::None => "nobody".to_owned(),
+        AddressOwner::Pod(view) => format!("pod {}/{}", view.pod.namespace, view.pod.name),
+        AddressOwner::Node(node) => format!("node {}", node.name),
+        AddressOwner::Ambiguous(count) => format!("{count} pods"),
+        AddressOwner::Either(..) | AddressOwner::Former(_) => {
+            "history, which an index without changes has none of".to_owned()
+        }
+        AddressOwner::None => "nobody".to_owned(),
     }
 }
 

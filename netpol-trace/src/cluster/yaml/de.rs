@@ -46,10 +46,10 @@ impl de::Error for Error {
     }
 }
 
-/// Reads a value of the API. With the first `most` fields that its type does not have, and with an error's place.
+/// Reads a value of the API. With the first `most` fields that its type does not have, and with an error's position.
 pub fn decode<'de, T: Deserialize<'de>>(root: &'de Node, most: usize) -> (Result<T, (Path, Error)>, Vec<Path>) {
     let noticed = RefCell::new(Noticed { most, ..Noticed::default() });
-    let decoded = T::deserialize(Reader { node: root, place: &Place::Root, noticed: &noticed });
+    let decoded = T::deserialize(Reader { node: root, position: &Position::Root, noticed: &noticed });
     let Noticed { unknown, failed, .. } = noticed.into_inner();
     (decoded.map_err(|error| (failed.unwrap_or_default(), error)), unknown)
 }
@@ -63,18 +63,18 @@ struct Noticed {
 }
 
 /// Where a value is, from itself up to the root.
-enum Place<'p> {
+enum Position<'p> {
     Root,
-    Field(&'p Place<'p>, &'p str),
-    Index(&'p Place<'p>, usize),
+    Field(&'p Position<'p>, &'p str),
+    Index(&'p Position<'p>, usize),
 }
 
-impl Place<'_> {
+impl Position<'_> {
     fn path(&self) -> Path {
         match self {
-            Place::Root => Path::default(),
-            Place::Field(parent, name) => parent.path().push(Step::Field((*name).to_owned())),
-            Place::Index(parent, index) => parent.path().push(Step::Index(*index)),
+            Position::Root => Path::default(),
+            Position::Field(parent, name) => parent.path().push(Step::Field((*name).to_owned())),
+            Position::Index(parent, index) => parent.path().push(Step::Index(*index)),
         }
     }
 
@@ -86,7 +86,7 @@ impl Place<'_> {
 
 struct Reader<'de, 'p> {
     node: &'de Node,
-    place: &'p Place<'p>,
+    position: &'p Position<'p>,
     noticed: &'p RefCell<Noticed>,
 }
 
@@ -109,12 +109,12 @@ fn wrong(value: &Value, expected: &dyn de::Expected) -> Error {
 
 impl<'de> Reader<'de, '_> {
     fn seq<V: Visitor<'de>>(self, items: &'de [Node], visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_seq(Items { items: items.iter().enumerate(), place: self.place, noticed: self.noticed })
+        visitor.visit_seq(Items { items: items.iter().enumerate(), position: self.position, noticed: self.noticed })
     }
 
     fn map<V: Visitor<'de>>(self, entries: &'de [(Key, Node)], visitor: V) -> Result<V::Value, Error> {
         let entries = entries.iter();
-        visitor.visit_map(Entries { entries, entry: None, place: self.place, noticed: self.noticed })
+        visitor.visit_map(Entries { entries, entry: None, position: self.position, noticed: self.noticed })
     }
 }
 
@@ -190,7 +190,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         let mut noticed = self.noticed.borrow_mut();
         if noticed.unknown.len() < noticed.most {
-            noticed.unknown.push(self.place.path());
+            noticed.unknown.push(self.position.path());
         }
         drop(noticed);
         visitor.visit_unit()
@@ -204,7 +204,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
 
 struct Items<'de, 'p> {
     items: std::iter::Enumerate<slice::Iter<'de, Node>>,
-    place: &'p Place<'p>,
+    position: &'p Position<'p>,
     noticed: &'p RefCell<Noticed>,
 }
 
@@ -213,9 +213,9 @@ impl<'de> de::SeqAccess<'de> for Items<'de, '_> {
 
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {
         let Some((index, node)) = self.items.next() else { return Ok(None) };
-        let place = &Place::Index(self.place, index);
-        let value = seed.deserialize(Reader { node, place, noticed: self.noticed });
-        value.map(Some).inspect_err(|_| place.failed(self.noticed))
+        let position = &Position::Index(self.position, index);
+        let value = seed.deserialize(Reader { node, position, noticed: self.noticed });
+        value.map(Some).inspect_err(|_| position.failed(self.noticed))
     }
 }
 
@@ -223,7 +223,7 @@ struct Entries<'de, 'p> {
     entries: slice::Iter<'de, (Key, Node)>,
     /// Whose key was read, and its value not yet.
     entry: Option<&'de (Key, Node)>,
-    place: &'p Place<'p>,
+    position: &'p Position<'p>,
     noticed: &'p RefCell<Noticed>,
 }
 
@@ -237,8 +237,8 @@ impl<'de> de::MapAccess<'de> for Entries<'de, '_> {
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Error> {
         let (key, node) = self.entry.take().ok_or_else(|| de::Error::custom("a value without its key"))?;
-        let place = &Place::Field(self.place, &key.name);
-        let value = seed.deserialize(Reader { node, place, noticed: self.noticed });
-        value.inspect_err(|_| place.failed(self.noticed))
+        let position = &Position::Field(self.position, &key.name);
+        let value = seed.deserialize(Reader { node, position, noticed: self.noticed });
+        value.inspect_err(|_| position.failed(self.noticed))
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::cluster::Index;
-use crate::cluster::index::{Owner, PodView};
+use crate::cluster::index::{AddressOwner, PodView};
 use crate::model::packet::Packet;
 use crate::model::{Action, Address};
 use crate::pipeline::connections::{End, Flows, Kernel, Tuple};
@@ -80,7 +80,7 @@ impl<K: Kernel> Flows<K> {
             return false;
         }
         // The pod has the address although the cluster does not know it: a second network or a virtual address.
-        !addresses.contains(&source) || matches!(index.owner_of(source), Owner::Pod(_) | Owner::Node(_))
+        !addresses.contains(&source) || matches!(index.owner_of(source), AddressOwner::Pod(_) | AddressOwner::Node(_))
     }
 
     /// The pod's interface by which the packet came into this network namespace.
@@ -110,8 +110,8 @@ fn pod_behind<'a>(addresses: &[IpAddr], index: &'a Index) -> Option<PodView<'a>>
     let mut found: Option<PodView<'a>> = None;
     for address in addresses {
         match index.owner_of(*address) {
-            Owner::Pod(pod) if found.is_none_or(|f| std::sync::Arc::ptr_eq(f.pod, pod.pod)) => found = Some(pod),
-            Owner::Pod(_) | Owner::Ambiguous(_) => return None,
+            AddressOwner::Pod(pod) if found.is_none_or(|f| std::sync::Arc::ptr_eq(f.pod, pod.pod)) => found = Some(pod),
+            AddressOwner::Pod(_) | AddressOwner::Ambiguous(_) => return None,
             _ => {}
         }
     }

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use crate::cluster::index::Owner;
+use crate::cluster::index::AddressOwner;
 use crate::cluster::manifests::Located;
 use crate::model::cluster::{Direction, Object, Peer, Service};
 use crate::policy::lint::context::{Context, PolicyContext, list, names};
@@ -95,7 +95,7 @@ fn pod_addresses(
 ) {
     let mut networks = context.index.nodes().flat_map(|node| node.pod_cidrs.iter());
     let pod = match context.index.owner_of(cidr.addr()) {
-        Owner::Pod(view) if is_address(cidr) => Some(view),
+        AddressOwner::Pod(view) if is_address(cidr) => Some(view),
         _ => None,
     };
     let inside = pod.is_some() || networks.any(|network| network.contains(cidr));

@@ -1,6 +1,6 @@
 //! The mistakes people make with NetworkPolicy, as data. Lint findings and the hints of recorded drops use one list.
 
-use crate::cluster::place::Severity;
+use crate::cluster::location::Severity;
 
 /// One kind of mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! What the loader found: shapes that the API doesn't take, peers outside of `from` or `to`, names that come twice.
 
+use crate::cluster::location::{Problem, ProblemKind};
 use crate::cluster::manifests::Loaded;
-use crate::cluster::place::{Problem, ProblemKind};
 use crate::cluster::yaml::{Path, Step};
 use crate::policy::lint::{Finding, Severity, catalogue};
 

@@ -85,7 +85,7 @@ fn plural(count: u64, one: &str, many: &str) -> String {
 }
 
 fn one(finding: &Finding, out: &mut String) {
-    let place = crate::policy::lint::Place { field: String::new(), document: None, ..finding.place.clone() };
+    let place = crate::policy::lint::Location { field: String::new(), document: None, ..finding.place.clone() };
     let _ = writeln!(out, "{place}: {}[{}]: {}", finding.severity, finding.id, escape(&finding.message));
     let object = escape(&finding.object);
     match (object.is_empty(), finding.place.field.is_empty()) {

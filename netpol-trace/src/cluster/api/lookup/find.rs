@@ -14,13 +14,13 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::Receiver;
 
 use super::super::super::change::{Change, Key, Kind};
-use super::super::super::index::Owner;
+use super::super::super::index::AddressOwner;
 use super::super::super::source::{Cluster, SourceStatus};
 use super::super::connect::{Connection, Current};
+use super::super::error::{ApiError, ApiErrorKind};
 use super::super::items::{self, Item};
-use super::super::trouble::{Trouble, TroubleKind};
-use super::super::watch::Resource;
-use super::{Answer, Asked, Lookups, MAX_CONFIRMS, MOMENT, SWEEP};
+use super::super::watch::Collection;
+use super::{LookupQueues, LookupResult, Lookups, MAX_CONFIRMS, MOMENT, SWEEP};
 use crate::cluster::budget::Budget;
 use crate::model::Str;
 use crate::model::cluster::{Object, Pod};
@@ -38,7 +38,7 @@ const AT_ONCE: usize = 8;
 const NODES_AGAIN: Duration = Duration::from_secs(60);
 
 /// Answers until dropped.
-pub async fn run(connection: Connection, cluster: Cluster, lookups: Lookups, asked: Asked, nodes: Arc<Notify>) {
+pub async fn run(connection: Connection, cluster: Cluster, lookups: Lookups, asked: LookupQueues, nodes: Arc<Notify>) {
     let finder = Arc::new(Finder {
         connection,
         cluster,
@@ -47,13 +47,13 @@ pub async fn run(connection: Connection, cluster: Cluster, lookups: Lookups, ask
         gets: Budget::new(GETS.0, GETS.1),
         nodes_again: Budget::new(NODES_AGAIN, 1),
         nodes,
-        pods: Resource { verbs: &["get", "list", "watch"], ..Resource::of("", "v1", "pods") },
+        pods: Collection { verbs: &["get", "list", "watch"], ..Collection::of("", "v1", "pods") },
         ranges_hold: AtomicBool::new(true),
-        found_by: FoundBy::default(),
+        found_by: LookupCounts::default(),
         forbidden: Mutex::default(),
     });
     finder.lookups.begin();
-    let Asked { finds, confirms } = asked;
+    let LookupQueues { finds, confirms } = asked;
     let find = |ip| {
         let finder = finder.clone();
         async move { finder.find(ip).await }
@@ -87,10 +87,10 @@ struct Finder {
     nodes_again: Budget,
     /// Has the nodes listed again.
     nodes: Arc<Notify>,
-    pods: Resource,
+    pods: Collection,
     /// Pods have addresses of their nodes' pod CIDRs, as far as was seen.
     ranges_hold: AtomicBool,
-    found_by: FoundBy,
+    found_by: LookupCounts,
     /// The right that is missing, since the last pod that was found.
     forbidden: Mutex<Option<String>>,
 }
@@ -101,7 +101,7 @@ type Found = Option<(Pod, Timestamp)>;
 impl Finder {
     /// Whether the pod that had `ip` still has it; else who does.
     async fn confirm(&self, ip: IpAddr) {
-        let Some(Answer::Pod { namespace, name, uid, at, .. }) = self.lookups.known(ip) else {
+        let Some(LookupResult::Pod { namespace, name, uid, at, .. }) = self.lookups.known(ip) else {
             return self.find(ip).await;
         };
         // What arrives until then is answered with it.
@@ -113,7 +113,7 @@ impl Finder {
         match self.get(&namespace, &name, ip).await {
             Ok(Some((pod, at))) if pod.uid == Some(uid) => self.found(ip, pod, at),
             Ok(_) => self.find(ip).await,
-            Err(trouble) => self.failed(ip, &trouble),
+            Err(error) => self.failed(ip, &error),
         }
     }
 
@@ -126,50 +126,50 @@ impl Finder {
                 tokio::time::sleep(ONCE_MORE).await;
             }
             match self.look(ip).await {
-                Ok(Looked::Pod(pod, at)) => return self.found(ip, *pod, at),
-                Ok(Looked::Later) => return self.lookups.leave(ip),
-                Ok(Looked::Nobody) => {}
-                Err(trouble) => return self.failed(ip, &trouble),
+                Ok(LookupOutcome::Pod(pod, at)) => return self.found(ip, *pod, at),
+                Ok(LookupOutcome::Later) => return self.lookups.leave(ip),
+                Ok(LookupOutcome::Nobody) => {}
+                Err(error) => return self.failed(ip, &error),
             }
         }
-        self.forget(self.lookups.answer(ip, Some(Answer::Nobody { at: Timestamp::now() })));
+        self.forget(self.lookups.answer(ip, Some(LookupResult::Nobody { at: Timestamp::now() })));
     }
 
     /// Where the address may be found, the cheapest place first.
-    async fn look(&self, ip: IpAddr) -> Result<Looked, Trouble> {
+    async fn look(&self, ip: IpAddr) -> Result<LookupOutcome, ApiError> {
         // Whatever a watch has: nodes and local pods need no answer of ours.
         if self.is_watched(ip) {
-            return Ok(Looked::Later);
+            return Ok(LookupOutcome::Later);
         }
         if let Some((namespace, name)) = self.in_slices(ip) {
             if !self.gets.take(PATIENCE).await {
-                return Ok(Looked::Later);
+                return Ok(LookupOutcome::Later);
             }
             if let Some((pod, at)) = self.get(&namespace, &name, ip).await? {
                 self.found_by.slice.fetch_add(1, Ordering::Relaxed);
-                return Ok(Looked::Pod(Box::new(pod), at));
+                return Ok(LookupOutcome::Pod(Box::new(pod), at));
             }
         }
         for way in self.ways(ip) {
             if !self.lists.take(PATIENCE).await {
-                return Ok(Looked::Later);
+                return Ok(LookupOutcome::Later);
             }
             let mut claims = self.list(way.fields(ip)).await?.into_iter().filter(|pod| has(pod, ip));
             let Some(one) = claims.next() else { continue };
             // Two pods claim it: naming either could be wrong.
             if claims.next().is_some() {
-                return Ok(Looked::Nobody);
+                return Ok(LookupOutcome::Nobody);
             }
             // The list came out of a cache, which may be behind.
             if !self.gets.take(PATIENCE).await {
-                return Ok(Looked::Later);
+                return Ok(LookupOutcome::Later);
             }
             let now = self.get(&one.namespace, &one.name, ip).await?.filter(|(pod, _)| pod.uid == one.uid);
-            let Some((pod, at)) = now else { return Ok(Looked::Nobody) };
+            let Some((pod, at)) = now else { return Ok(LookupOutcome::Nobody) };
             self.learn(&way, ip, &pod);
-            return Ok(Looked::Pod(Box::new(pod), at));
+            return Ok(LookupOutcome::Pod(Box::new(pod), at));
         }
-        Ok(Looked::Nobody)
+        Ok(LookupOutcome::Nobody)
     }
 
     /// By its node first where the nodes' pod CIDRs tell it: the server has an index of pods by node, and looks at every
@@ -202,8 +202,8 @@ impl Finder {
 
     fn is_watched(&self, ip: IpAddr) -> bool {
         match self.cluster.read().owner_of(ip) {
-            Owner::Pod(view) => view.pod.node == self.lookups.shared.node,
-            Owner::Node(_) => true,
+            AddressOwner::Pod(view) => view.pod.node == self.lookups.shared.node,
+            AddressOwner::Node(_) => true,
             _ => false,
         }
     }
@@ -223,46 +223,46 @@ impl Finder {
         index.nodes().find(|node| node.pod_cidrs.iter().any(|cidr| cidr.contains(&ip))).map(|node| node.name.clone())
     }
 
-    async fn current(&self) -> Result<Current, Trouble> {
-        self.connection.current().await.map_err(Trouble::from)
+    async fn current(&self) -> Result<Current, ApiError> {
+        self.connection.current().await.map_err(ApiError::from)
     }
 
     /// The pod of that name as it is now, if it has the address now. Not out of a cache.
-    async fn get(&self, namespace: &str, name: &str, ip: IpAddr) -> Result<Found, Trouble> {
-        let trouble = |error: &kube::Error| Trouble::of(error, self.pods.asked("get"));
+    async fn get(&self, namespace: &str, name: &str, ip: IpAddr) -> Result<Found, ApiError> {
+        let api_error = |error: &kube::Error| ApiError::of(error, self.pods.request("get"));
         let request = Request::new(self.pods.url(Some(namespace))).get(name, &GetParams::default());
-        let request = request.map_err(kube::Error::BuildRequest).map_err(|error| trouble(&error))?;
+        let request = request.map_err(kube::Error::BuildRequest).map_err(|error| api_error(&error))?;
         let current = self.current().await?;
         let at = Timestamp::now();
         match current.client.request_text(request).await {
             Ok(text) => {
                 let item: Item<items::Peer> =
-                    serde_json::from_str(&text).map_err(|error| trouble(&kube::Error::SerdeError(error)))?;
+                    serde_json::from_str(&text).map_err(|error| api_error(&kube::Error::SerdeError(error)))?;
                 Ok(pod_of(item).filter(|pod| has(pod, ip)).map(|pod| (pod, at)))
             }
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
             Err(error) => {
-                let trouble = trouble(&error);
-                self.renew(&current, &trouble).await;
-                Err(trouble)
+                let error = api_error(&error);
+                self.renew(&current, &error).await;
+                Err(error)
             }
         }
     }
 
-    async fn list(&self, fields: String) -> Result<Vec<Pod>, Trouble> {
+    async fn list(&self, fields: String) -> Result<Vec<Pod>, ApiError> {
         // Any version: out of the server's cache, never through to etcd.
         let params =
             ListParams { field_selector: Some(fields), resource_version: Some("0".into()), ..Default::default() };
         let current = self.current().await?;
-        let list: Result<ObjectList<Item<items::Peer>>, Trouble> = self.pods.page(&current.client, &params).await;
-        if let Err(trouble) = &list {
-            self.renew(&current, trouble).await;
+        let list: Result<ObjectList<Item<items::Peer>>, ApiError> = self.pods.page(&current.client, &params).await;
+        if let Err(error) = &list {
+            self.renew(&current, error).await;
         }
         Ok(list?.items.into_iter().filter_map(pod_of).collect())
     }
 
-    async fn renew(&self, current: &Current, trouble: &Trouble) {
-        if trouble.kind == TroubleKind::Unauthorized {
+    async fn renew(&self, current: &Current, error: &ApiError) {
+        if error.kind == ApiErrorKind::Unauthorized {
             self.connection.renew(current).await;
         }
     }
@@ -275,7 +275,7 @@ impl Finder {
         };
         // Into the state first: whoever sees the answer finds the pod.
         self.cluster.apply(vec![Change::Upsert(Object::Pod(pod))], Timestamp::now());
-        let answer = Answer::Pod { namespace, name, uid, at, used: at };
+        let answer = LookupResult::Pod { namespace, name, uid, at, used: at };
         self.forget(self.lookups.answer(ip, Some(answer)));
         *self.forbidden() = None;
         self.tell();
@@ -284,7 +284,7 @@ impl Finder {
     /// How it goes, among the sources.
     fn tell(&self) {
         let (asked, unasked) = self.lookups.counts();
-        let FoundBy { slice, node, address } = &self.found_by;
+        let LookupCounts { slice, node, address } = &self.found_by;
         let [slice, node, address] = [slice, node, address].map(|count| count.load(Ordering::Relaxed));
         let detail = format!(
             "{asked} addresses were looked up or confirmed, {unasked} more were too many at once; pods found by \
@@ -300,11 +300,11 @@ impl Finder {
         });
     }
 
-    fn failed(&self, ip: IpAddr, trouble: &Trouble) {
-        let message = trouble.to_string();
+    fn failed(&self, ip: IpAddr, error: &ApiError) {
+        let message = error.to_string();
         let line = format!("looking up {ip}: {}", crate::text::escape(&message));
         // Rights that only lookups use nobody else misses; the rest the watches say louder, once.
-        if trouble.kind == TroubleKind::Forbidden && self.forbidden().replace(message).is_none() {
+        if error.kind == ApiErrorKind::Forbidden && self.forbidden().replace(message).is_none() {
             tracing::warn!("{line}");
         } else {
             tracing::debug!("{line}");
@@ -318,12 +318,16 @@ impl Finder {
     }
 
     /// Takes pods elsewhere out of the state: nobody vouches for them any more.
-    fn forget(&self, answers: Vec<Answer>) {
+    fn forget(&self, answers: Vec<LookupResult>) {
         let mut changes = Vec::new();
         for answer in answers {
-            let Answer::Pod { namespace, name, uid, .. } = answer else { continue };
-            let other_address =
-                self.lookups.lock().answers.values().any(|a| matches!(a, Answer::Pod { uid: u, .. } if *u == uid));
+            let LookupResult::Pod { namespace, name, uid, .. } = answer else { continue };
+            let other_address = self
+                .lookups
+                .lock()
+                .answers
+                .values()
+                .any(|a| matches!(a, LookupResult::Pod { uid: u, .. } if *u == uid));
             let index = self.cluster.read();
             let same = index
                 .pod(&namespace, &name)
@@ -356,13 +360,13 @@ impl Way {
 
 /// How many pods were found in which way.
 #[derive(Debug, Default)]
-struct FoundBy {
+struct LookupCounts {
     slice: AtomicU64,
     node: AtomicU64,
     address: AtomicU64,
 }
 
-enum Looked {
+enum LookupOutcome {
     Pod(Box<Pod>, Timestamp),
     Nobody,
     /// No turn within the time that a drop waits, or a watch's affair.

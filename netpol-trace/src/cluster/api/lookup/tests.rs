@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::cluster::{Labels, Phase};
+use crate::model::cluster::{Labels, PodPhase};
 
 fn pod(node: &str, uid: &str, created: &str) -> Pod {
     Pod {
@@ -10,7 +10,7 @@ fn pod(node: &str, uid: &str, created: &str) -> Pod {
         ips: ["10.1.2.3".parse().unwrap()].into(),
         node: Some(node.into()),
         host_network: false,
-        phase: Phase::Running,
+        phase: PodPhase::Running,
         terminating: false,
         ports: Box::default(),
         owner: None,
@@ -25,7 +25,7 @@ fn time(text: &str) -> Timestamp {
 
 fn answered(lookups: &Lookups, uid: &str, at: &str) {
     let answer =
-        Answer::Pod { namespace: "x".into(), name: "web".into(), uid: uid.into(), at: time(at), used: time(at) };
+        LookupResult::Pod { namespace: "x".into(), name: "web".into(), uid: uid.into(), at: time(at), used: time(at) };
     lookups.answer("10.1.2.3".parse().unwrap(), Some(answer));
 }
 
@@ -59,7 +59,7 @@ fn asks_are_coalesced_and_bounded() {
         lookups.ask(ip(1));
     }
     assert_eq!((asked.finds.try_recv().ok(), asked.finds.try_recv().ok()), (Some(ip(1)), None));
-    lookups.answer(ip(1), Some(Answer::Nobody { at: Timestamp::now() }));
+    lookups.answer(ip(1), Some(LookupResult::Nobody { at: Timestamp::now() }));
     lookups.ask(ip(1));
     assert!(asked.finds.try_recv().is_err(), "nobody has it, for a while");
 
@@ -81,7 +81,7 @@ fn answers_are_bounded_and_the_least_used_go() {
     for i in 0..=u32::try_from(MAX_ANSWERS).unwrap() {
         let used = now - SignedDuration::from_millis(i.into());
         let uid = format!("{i}").into();
-        let answer = Answer::Pod { namespace: "x".into(), name: "web".into(), uid, at: used, used };
+        let answer = LookupResult::Pod { namespace: "x".into(), name: "web".into(), uid, at: used, used };
         answers.insert(IpAddr::from(i.to_be_bytes()), answer);
     }
     let gone = sweep(&mut answers, now);

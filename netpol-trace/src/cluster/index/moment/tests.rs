@@ -60,12 +60,12 @@ fn owner(index: &Index, millis: i64, last: u8) -> String {
     let moment = index.at(at(millis), &[ip(last)]);
 
     match moment.owner_of(ip(last)) {
-        Owner::Pod(view) => view.pod.name.to_string(),
-        Owner::Either(one, other) => format!("{} or {}", one.name, other.name),
-        Owner::Former(pod) => format!("formerly {}", pod.name),
-        Owner::Ambiguous(count) => format!("{count} pods"),
-        Owner::Node(node) => format!("node {}", node.name),
-        Owner::None => "nobody".to_owned(),
+        AddressOwner::Pod(view) => view.pod.name.to_string(),
+        AddressOwner::Either(one, other) => format!("{} or {}", one.name, other.name),
+        AddressOwner::Former(pod) => format!("formerly {}", pod.name),
+        AddressOwner::Ambiguous(count) => format!("{count} pods"),
+        AddressOwner::Node(node) => format!("node {}", node.name),
+        AddressOwner::None => "nobody".to_owned(),
     }
 }
 
@@ -93,7 +93,9 @@ fn a_pod_with_another_uid_is_another_pod() {
     let again = Pod { labels: [("app", "new")].into_iter().collect(), ..pod("db-0", "2", 1, Some(100_000)) };
     index.apply(vec![Change::Upsert(Object::Pod(again))], at(101_000));
     let uid_and_app = |millis| match index.at(at(millis), &[ip(1)]).owner_of(ip(1)) {
-        Owner::Pod(view) => format!("{:?} {:?}", view.pod.uid.as_deref(), view.pod.labels.get("app").map(|s| &**s)),
+        AddressOwner::Pod(view) => {
+            format!("{:?} {:?}", view.pod.uid.as_deref(), view.pod.labels.get("app").map(|s| &**s))
+        }
         other => format!("{other:?}"),
     };
     assert_eq!(uid_and_app(99_000), r#"Some("1") Some("db-0")"#);
@@ -116,7 +118,7 @@ fn where_nothing_says_when_a_pod_began_it_is_named_unless_another_comes_into_que
 fn a_finished_pod_and_one_that_lost_its_address_had_it_before() {
     let a = pod("a", "1", 1, Some(0));
     let mut index = listed(vec![Object::Pod(a.clone())]);
-    let over = Pod { phase: crate::model::cluster::Phase::Succeeded, ..a.clone() };
+    let over = Pod { phase: crate::model::cluster::PodPhase::Succeeded, ..a.clone() };
     index.apply(vec![Change::Upsert(Object::Pod(over))], at(10_000));
     assert_eq!((owner(&index, 9_000, 1), owner(&index, 10_000, 1)), ("a".to_owned(), "formerly a".to_owned()));
 
@@ -136,7 +138,7 @@ fn a_policy_is_judged_by_the_version_of_its_time() {
     index.apply(vec![delete(Kind::Policy, "p")], at(30_000));
     let isolated = |millis| {
         let moment = index.at(at(millis), &[ip(1)]);
-        let Owner::Pod(view) = moment.owner_of(ip(1)) else { panic!("not a pod") };
+        let AddressOwner::Pod(view) = moment.owner_of(ip(1)) else { panic!("not a pod") };
         [Direction::Ingress, Direction::Egress].map(|direction| {
             let policy = view.isolated_by(direction).first()?;
             Some((policy.generation?, at(millis).duration_since(policy.changed?).as_millis()))
@@ -213,7 +215,9 @@ fn make(step: &Step, i: i64, millis: i64, all: &mut BTreeMap<(u8, Str), Object>)
             Object::Pod(Pod { labels, ..known.unwrap_or_else(new) })
         }
         Step::Finish(n) => match all.get(&(0, format!("pod{n}").into())) {
-            Some(Object::Pod(pod)) => Object::Pod(Pod { phase: crate::model::cluster::Phase::Failed, ..pod.clone() }),
+            Some(Object::Pod(pod)) => {
+                Object::Pod(Pod { phase: crate::model::cluster::PodPhase::Failed, ..pod.clone() })
+            }
             _ => return None,
         },
         Step::Policy(n, app, egress) => {
@@ -245,11 +249,11 @@ fn make(step: &Step, i: i64, millis: i64, all: &mut BTreeMap<(u8, Str), Object>)
 }
 
 /// All that a verdict reads of an address's owner.
-fn said(owner: Owner<'_>) -> String {
-    let Owner::Pod(view) = owner else {
+fn said(owner: AddressOwner<'_>) -> String {
+    let AddressOwner::Pod(view) = owner else {
         return match owner {
-            Owner::Ambiguous(count) => format!("{count} pods"),
-            Owner::Former(_) | Owner::None => "nobody".to_owned(),
+            AddressOwner::Ambiguous(count) => format!("{count} pods"),
+            AddressOwner::Former(_) | AddressOwner::None => "nobody".to_owned(),
             other => format!("{other:?}"),
         };
     };

@@ -8,7 +8,7 @@ use super::yaml::{Node, Path, Step, Value};
 
 /// A place in the input. Shown as `file:line`, with the document's number where the file has several, and the field.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct Location {
     /// The path as it was given or found; `-` is standard input.
     pub file: Arc<PathBuf>,
     /// 1-based; `None` where the whole file is meant.
@@ -19,13 +19,13 @@ pub struct Place {
     pub field: String,
 }
 
-impl Place {
-    pub fn file(file: &Arc<PathBuf>) -> Place {
-        Place { file: file.clone(), line: None, document: None, field: String::new() }
+impl Location {
+    pub fn file(file: &Arc<PathBuf>) -> Location {
+        Location { file: file.clone(), line: None, document: None, field: String::new() }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", crate::text::escape(&self.file.display().to_string()))?;
         if let Some(line) = self.line {
@@ -84,7 +84,7 @@ pub enum ProblemKind {
 pub struct Problem {
     pub kind: ProblemKind,
     pub severity: Severity,
-    pub place: Place,
+    pub place: Location,
     /// `NetworkPolicy staging/db-np`, as far as known; else empty.
     pub object: String,
     pub message: String,

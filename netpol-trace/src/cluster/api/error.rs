@@ -7,13 +7,13 @@ use super::connect::{AccessError, chain};
 /// A failed request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct Trouble {
-    pub kind: TroubleKind,
+pub struct ApiError {
+    pub kind: ApiErrorKind,
     pub message: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TroubleKind {
+pub enum ApiErrorKind {
     /// The account lacks a right.
     Forbidden,
     /// The server doesn't know the credentials: expired, or another cluster's.
@@ -30,7 +30,7 @@ pub enum TroubleKind {
 
 /// What was asked for, as RBAC calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asked<'a> {
+pub struct ApiRequest<'a> {
     pub verb: &'a str,
     pub group: &'a str,
     pub resource: &'a str,
@@ -38,54 +38,54 @@ pub struct Asked<'a> {
     pub verbs: &'a [&'a str],
 }
 
-impl Trouble {
-    pub(super) fn new(kind: TroubleKind, message: impl Into<String>) -> Trouble {
-        Trouble { kind, message: message.into() }
+impl ApiError {
+    pub(super) fn new(kind: ApiErrorKind, message: impl Into<String>) -> ApiError {
+        ApiError { kind, message: message.into() }
     }
 
-    pub(super) fn of(error: &kube::Error, asked: Asked<'_>) -> Trouble {
+    pub(super) fn of(error: &kube::Error, asked: ApiRequest<'_>) -> ApiError {
         match error {
-            kube::Error::Api(status) => Trouble::of_status(status, asked),
+            kube::Error::Api(status) => ApiError::of_status(status, asked),
             error => {
                 let message = format!("{} {}: {}", asked.verb, asked.resource, shortened(&plain(error)));
-                Trouble::new(TroubleKind::Unreachable, message)
+                ApiError::new(ApiErrorKind::Unreachable, message)
             }
         }
     }
 
-    pub(super) fn of_status(status: &Status, asked: Asked<'_>) -> Trouble {
-        let Asked { verb, group, resource, verbs } = asked;
+    pub(super) fn of_status(status: &Status, asked: ApiRequest<'_>) -> ApiError {
+        let ApiRequest { verb, group, resource, verbs } = asked;
         let said = shortened(&status.message);
         match status.code {
             403 => {
                 let verbs = verbs.join(", ");
                 let rule = format!("{{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{verbs}]}}");
-                Trouble::new(
-                    TroubleKind::Forbidden,
+                ApiError::new(
+                    ApiErrorKind::Forbidden,
                     format!(
                         "may not {verb} {resource}; add to the account's ClusterRole: {rule} (the server says: {said})"
                     ),
                 )
             }
-            401 => Trouble::new(
-                TroubleKind::Unauthorized,
+            401 => ApiError::new(
+                ApiErrorKind::Unauthorized,
                 format!(
                     "{verb} {resource}: the server does not accept the credentials: expired, or of another cluster ({said})"
                 ),
             ),
-            410 => Trouble::new(TroubleKind::Expired, format!("{verb} {resource}: {said}")),
-            404 => Trouble::new(TroubleKind::NotFound, format!("{verb} {resource}: {said}")),
+            410 => ApiError::new(ApiErrorKind::Expired, format!("{verb} {resource}: {said}")),
+            404 => ApiError::new(ApiErrorKind::NotFound, format!("{verb} {resource}: {said}")),
             code @ 400..500 if code != 429 && code != 408 => {
-                Trouble::new(TroubleKind::Refused, format!("{verb} {resource}: {said}"))
+                ApiError::new(ApiErrorKind::Refused, format!("{verb} {resource}: {said}"))
             }
-            code => Trouble::new(TroubleKind::Unreachable, format!("{verb} {resource}: {code} {said}")),
+            code => ApiError::new(ApiErrorKind::Unreachable, format!("{verb} {resource}: {code} {said}")),
         }
     }
 }
 
-impl From<AccessError> for Trouble {
-    fn from(error: AccessError) -> Trouble {
-        Trouble::new(TroubleKind::Unreachable, shortened(&error.to_string()))
+impl From<AccessError> for ApiError {
+    fn from(error: AccessError) -> ApiError {
+        ApiError::new(ApiErrorKind::Unreachable, shortened(&error.to_string()))
     }
 }
 

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 
 use super::super::change::{Change, Key, Kind, Scope};
 use super::super::source::{Cluster, SourceStatus};
+use super::error::ApiError;
 use super::items::{Item, Raw};
-use super::trouble::Trouble;
 use crate::model::Str;
 use crate::model::cluster::Object;
 use crate::text::escape;
@@ -27,7 +27,7 @@ pub(super) enum Lists {
     Additions,
 }
 
-pub(super) struct Feed {
+pub(super) struct Reflector {
     cluster: Cluster,
     scope: Scope,
     lists: Lists,
@@ -41,17 +41,17 @@ pub(super) struct Feed {
     first: Option<Box<dyn FnOnce() + Send>>,
     /// The connection as such works.
     connected: bool,
-    trouble: Option<Trouble>,
+    error: Option<ApiError>,
     refused: BTreeMap<(Option<Str>, Str), String>,
     /// Events that could not be read at all since the last list.
     unreadable: u64,
 }
 
-impl Feed {
-    pub fn new(cluster: Cluster, name: &str, scope: Scope, lists: Lists) -> Feed {
+impl Reflector {
+    pub fn new(cluster: Cluster, name: &str, scope: Scope, lists: Lists) -> Reflector {
         let status = SourceStatus::expected(name);
         cluster.set_source(status.clone());
-        Feed {
+        Reflector {
             cluster,
             scope,
             lists,
@@ -62,7 +62,7 @@ impl Feed {
             counted: 0,
             first: None,
             connected: false,
-            trouble: None,
+            error: None,
             refused: BTreeMap::new(),
             unreadable: 0,
         }
@@ -153,15 +153,15 @@ impl Feed {
     }
 
     /// What a watch told at once.
-    pub fn changed<R: Raw>(&mut self, events: impl IntoIterator<Item = Event<R>>) {
+    pub fn changed<R: Raw>(&mut self, events: impl IntoIterator<Item = WatchUpdate<R>>) {
         let mut changes = Vec::new();
         for event in events {
             match event {
-                Event::Upsert { item, new } => {
+                WatchUpdate::Upsert { item, new } => {
                     self.counted += u64::from(new);
                     changes.push(self.change(item));
                 }
-                Event::Delete(item) => {
+                WatchUpdate::Delete(item) => {
                     self.counted = self.counted.saturating_sub(1);
                     self.refused.remove(&(item.namespace.clone(), item.name.clone()));
                     let kind = self.scope.kind.clone();
@@ -182,26 +182,26 @@ impl Feed {
 
     /// The server was heard: what is in force is what it says.
     pub fn connected(&mut self) {
-        if !self.connected && self.trouble.is_some() {
+        if !self.connected && self.error.is_some() {
             tracing::info!("{}: in sync again", self.status.name);
         }
         self.connected = true;
-        self.trouble = None;
+        self.error = None;
         self.status.loaded_at = Timestamp::now();
         self.tell();
     }
 
     /// What is in force may no longer be what the server says.
-    pub fn trouble(&mut self, trouble: &Trouble) {
-        let message = trouble.to_string();
+    pub fn failed(&mut self, error: &ApiError) {
+        let message = error.to_string();
         let line = format!("{}: {}", self.status.name, escape(&message));
         // The same again and again in other words: told once.
-        match self.trouble.as_ref().is_some_and(|before| before.kind == trouble.kind) {
+        match self.error.as_ref().is_some_and(|before| before.kind == error.kind) {
             true => tracing::debug!("{line}"),
             false => tracing::warn!("{line}"),
         }
         self.connected = false;
-        self.trouble = Some(trouble.clone());
+        self.error = Some(error.clone());
         self.tell();
     }
 
@@ -254,7 +254,7 @@ impl Feed {
             Some(format!("{count} objects can't be used; the first: {first}"))
         };
         let unreadable = || (self.unreadable > 0).then(|| format!("{} events can't be read", self.unreadable));
-        self.status.error = self.trouble.as_ref().map(ToString::to_string).or_else(refused).or_else(unreadable);
+        self.status.error = self.error.as_ref().map(ToString::to_string).or_else(refused).or_else(unreadable);
         let kind = kind_name(&self.scope.kind).to_owned();
         self.status.objects = BTreeMap::from_iter((!kind.is_empty()).then_some((kind, self.counted)));
         self.cluster.set_source(self.status.clone());
@@ -263,7 +263,7 @@ impl Feed {
 
 /// One event of a watch.
 #[derive(Debug)]
-pub(super) enum Event<R> {
+pub(super) enum WatchUpdate<R> {
     Upsert { item: Item<R>, new: bool },
     Delete(Item<R>),
 }

@@ -1,6 +1,6 @@
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::super::index::Owner;
+use super::super::super::index::AddressOwner;
 use super::super::items;
 use super::*;
 
@@ -16,7 +16,7 @@ fn pod(name: &str, created: Timestamp) -> Item<items::Pod> {
 fn owner(cluster: &Cluster, time: Timestamp) -> String {
     let ip = "10.0.0.1".parse().unwrap();
     match cluster.read().at(time, &[ip]).owner_of(ip) {
-        Owner::Pod(view) => view.pod.name.to_string(),
+        AddressOwner::Pod(view) => view.pod.name.to_string(),
         other => format!("{other:?}"),
     }
 }
@@ -25,19 +25,19 @@ fn owner(cluster: &Cluster, time: Timestamp) -> String {
 #[test]
 fn an_address_of_a_list_in_parts_that_changes_hands() {
     let cluster = Cluster::live();
-    let mut feed = Feed::new(cluster.clone(), "pods", Kind::Pod.into(), Lists::Parts);
+    let mut reflector = Reflector::new(cluster.clone(), "pods", Kind::Pod.into(), Lists::Parts);
     let start = Timestamp::now();
-    feed.begin();
-    feed.listed([pod("first", start - SignedDuration::from_hours(1))]);
-    feed.complete();
+    reflector.begin();
+    reflector.listed([pod("first", start - SignedDuration::from_hours(1))]);
+    reflector.complete();
     let before = Timestamp::now();
     assert_eq!((owner(&cluster, start), owner(&cluster, before)), ("first".into(), "first".into()));
     let second = || pod("second", before + SignedDuration::from_secs(5));
-    feed.changed([Event::Delete(pod("first", start)), Event::Upsert { item: second(), new: true }]);
+    reflector.changed([WatchUpdate::Delete(pod("first", start)), WatchUpdate::Upsert { item: second(), new: true }]);
     assert_eq!((owner(&cluster, before), owner(&cluster, Timestamp::now())), ("first".into(), "second".into()));
     // And so does a list after a break.
-    feed.begin();
-    feed.listed([second()]);
-    feed.complete();
+    reflector.begin();
+    reflector.listed([second()]);
+    reflector.complete();
     assert_eq!((owner(&cluster, before), owner(&cluster, Timestamp::now())), ("first".into(), "second".into()));
 }
