@@ -261,12 +261,12 @@ table inet network-policy {
     traffic::udp(client, CLIENT.into(), [(SERVER, 80).into()], 32)?;
     traffic::tcp(client, CLIENT.into(), (SERVER, 81).into(), ONE_SYN, TcpOptions::default())?;
     // `drop` is certain only if the kernel shows every answer.
-    let told = agent
+    let shown = agent
         .records()
         .iter()
         .flat_map(|record| record.list("/hooks").to_vec())
         .any(|hook| hook["name"] == "reject" && hook["state"] == "fentry");
-    let dropped = if told { "drop" } else { "unknown" };
+    let dropped = if shown { "drop" } else { "unknown" };
     let records = pair.stop_and_compare(agent, "denied")?;
     for record in drops(&records) {
         let expected = if record.number("/destination/port") == Some(80) { "reject" } else { dropped };

@@ -36,14 +36,14 @@ const END: &str = "test result: ";
 const INTRODUCTION: &str = "# What is seen on which kernel
 
 Made by `cargo xtask compatibility`; do not edit. Each row is a test in `tests/lab/rows`: a real enforcer drops real packets in
-network namespaces, and the records are compared with the enforcer's own counter.
+network namespaces, and the test compares the records with the enforcer's own counter.
 
 - Recall: of the packets that a mechanism dropped, the part that has a record with the right mechanism, hook, action, cause, and
   both addresses.
-- A skipped row says why: the kernel lacks the mechanism, or does not show its drops; then at least none of them was called a
-  policy's.
-- Precision: of the packets whose record says `policy`, the part that a policy's enforcer dropped. In rows that are no
-  policy's, every packet called a policy's counts against it.
+- A skipped row has the reason: the kernel lacks the mechanism, or does not show its drops. In the second case the test checks that no
+  drop has the cause `policy`.
+- Precision: of the packets whose record says `policy`, the part that a policy's enforcer dropped. In rows whose drops are not a
+  policy's, every packet with the cause `policy` counts against it.
 
 ## What a kernel does not show
 
@@ -67,13 +67,13 @@ have it: `unknown` where one that drops and one that rejects may have matched |
   sends a second one: two packets, and both are dropped.
 - The kernel limits how many ICMP errors it sends (`net.ipv4.icmp_ratelimit`, `net.ipv4.icmp_msgs_per_sec`). With trampolines a
   packet of a REJECT rule is `reject` whether its answer went out or not. Where only errors that go out are shown, a packet without
-  one has the action that the rules tell.
+  one has the action of the rules.
 - kube-router 2.10.0, like others, drops what conntrack finds invalid in the hook where it rejects the rest. Where the answer of
-  REJECT is not shown, the rules alone can't tell which of the two it was: `unknown`.
-- A kernel's part can be of several runs. A row that it lacks was not run on that build.
-- What a netkit device's program drops has no reason of its own: its place says it. A pod's packets meet that program before the tc
-  hook, which sees only what it lets pass on to the node's end.
-- Open vSwitch is its datapath alone: flows made by `ovs-dpctl`, no daemon. A flow that sends a packet nowhere drops it.
+  REJECT is not shown, the rules alone can't tell which of the two it was: the action is `unknown`.
+- A kernel's section can come from several runs. A row that it lacks was not run on that build.
+- A netkit device's drops have no reason of their own: the call site shows them. A pod's packets meet the device's program before the tc
+  hook, which sees only the packets that the program passes to the node's end.
+- Open vSwitch's rows use its datapath alone, with flows made by `ovs-dpctl` and without a daemon. A flow that sends a packet nowhere drops it.
 ";
 
 pub fn run(args: &Args) -> Result<ExitCode> {

@@ -103,7 +103,7 @@ pub fn tcpdrop(_: &Pair) -> Result<Result<Watcher, Absent>> {
     traced(name, &format!("exec env PYTHONPATH={} python3 {}", python.display(), program.display()), Some("out"))
 }
 
-/// Where `cargo xtask bench` has unpacked Debian's packages of the peers; where they are installed otherwise.
+/// The folder into which `cargo xtask bench` has unpacked Debian's packages of the peers, else `/`.
 fn packages() -> PathBuf {
     std::env::var_os("NETPOL_TRACE_PEERS").map_or_else(|| PathBuf::from("/"), PathBuf::from)
 }

@@ -46,7 +46,7 @@ pub fn run() -> Result<()> {
 
 fn case(what: &str, output_rate: Option<u64>) -> Result<()> {
     let pair = Pair::start(RULES)?;
-    // FORWARD's drops in softirq on the first CPU, by an interrupt from wherever the client sends.
+    // Receive packet steering: FORWARD's drops are in softirq on the first CPU, whichever CPU the client sends from.
     let device = &pair.client()?.device;
     let script = format!("mount -t sysfs sysfs /sys && echo 1 > /sys/class/net/{device}/queues/rx-0/rps_cpus");
     pair.lab.node().command("unshare", &["--mount", "sh", "-c", &script], "").context("steer packets to a CPU")?;
