@@ -254,6 +254,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("netlink", &[]),
     ("storage", &[]),
     ("packet", &["model"]),
+    // packet: the aggregate stage decodes each event once, so that single packets and counts both leave it as a `Packet`.
     ("kernel", &["model", "memory", "netlink", "packet"]),
     ("cluster", &["model", "text"]),
     ("telemetry", &["cluster"]),

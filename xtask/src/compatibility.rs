@@ -40,40 +40,40 @@ network namespaces, and the test compares the records with the enforcer's own co
 
 - Recall: of the packets that a mechanism dropped, the part that has a record with the right mechanism, hook, action, cause, and
   both addresses.
-- A skipped row has the reason: the kernel lacks the mechanism, or does not show its drops. In the second case the test checks that no
-  drop has the cause `policy`.
-- Precision: of the packets whose record says `policy`, the part that a policy's enforcer dropped. In rows whose drops are not a
-  policy's, every packet with the cause `policy` counts against it.
+- Precision: of the packets whose record has cause `policy`, the part that a policy's enforcer dropped. In rows without a policy,
+  every packet with cause `policy` counts against it.
+- A skipped row gives the reason: the kernel lacks the mechanism, or does not show its drops. In the second case the test checks that no
+  packet got cause `policy`.
 
 ## What a kernel does not show
 
-| kernel | not shown | what records say then |
+| kernel | not shown | what records have instead |
 |---|---|---|
-| before 5.16 | nothing: its nftables has no hook on a device's egress | |
-| before 5.17 | why a packet was freed | only what is freed in the code of enforcers is recorded: not what others drop, and not what a \
-cgroup's ingress program drops |
-| before 6.6 | what Open vSwitch drops | nothing: it looks like delivered packets. `netpol-trace doctor` and the agent's status say \
+| before 5.16 | nothing: its nftables has no egress hook on a device | |
+| before 5.17 | the drop reason | only drops in the code of enforcers are recorded; other drops, and those of a \
+cgroup's ingress program, are not |
+| before 6.6 | drops by Open vSwitch | nothing: they look like delivered packets. `netpol-trace doctor` and `status` records have \
 \"no coverage\" where there is a datapath |
-| before 6.6 | nothing: it has no TCX; programs below clsact are seen | |
+| before 6.6 | nothing: it has no TCX; drops by programs at clsact are seen | |
 | before 6.7 | nothing: it has no netkit | |
-| before 6.7, some updates of 6.1 excepted | nftables and iptables-legacy free a packet at the same place | mechanism `netfilter`, unless the agent can read the \
+| before 6.7, except some updates of 6.1 | whether nftables or iptables-legacy freed a packet: both do it at the same call site | mechanism `netfilter`, unless the agent can read the \
 rules of the packet's network namespace |
-| in lockdown, or without BPF trampolines | the answer that REJECT sends; from 6.10 on IPv4's ICMP errors are shown | action as the rules \
-have it: `unknown` where one that drops and one that rejects may have matched |
+| in lockdown, or without BPF trampolines | the packets that REJECT sends; from 6.10 on IPv4's ICMP errors are shown | the action by the \
+rules: `unknown` where a rule that drops and a rule that rejects may have matched |
 
 ## What to know when you compare
 
-- A record stands for packets, not connections. A client whose SYN is rejected by an ICMP error while `connect` holds its socket
-  sends a second one: two packets, and both are dropped.
+- A record stands for packets, not connections. If an ICMP error rejects a SYN while `connect` holds the client's socket, the client
+  sends a second SYN: two packets, and both are dropped.
 - The kernel limits how many ICMP errors it sends (`net.ipv4.icmp_ratelimit`, `net.ipv4.icmp_msgs_per_sec`). With trampolines a
-  packet of a REJECT rule is `reject` whether its answer went out or not. Where only errors that go out are shown, a packet without
-  one has the action of the rules.
-- kube-router 2.10.0, like others, drops what conntrack finds invalid in the hook where it rejects the rest. Where the answer of
-  REJECT is not shown, the rules alone can't tell which of the two it was: the action is `unknown`.
-- A kernel's section can come from several runs. A row that it lacks was not run on that build.
-- A netkit device's drops have no reason of their own: the call site shows them. A pod's packets meet the device's program before the tc
-  hook, which sees only the packets that the program passes to the node's end.
-- Open vSwitch's rows use its datapath alone, with flows made by `ovs-dpctl` and without a daemon. A flow that sends a packet nowhere drops it.
+  packet of a REJECT rule has action `reject` even if the kernel did not send the error. Where only sent errors are shown, a packet without
+  one has the action by the rules.
+- kube-router 2.10.0, like others, drops packets that conntrack finds invalid in the hook where it rejects the others. Where the packets that
+  REJECT sends are not shown, the rules alone can't tell which of the two happened: `unknown`.
+- A kernel's section can be of several runs. A row that is missing was not run on that build.
+- A drop by a netkit device's program has no drop reason of its own; the call site identifies it. A pod's packets meet that program before the tc
+  hook, which sees only packets that the program passes to the node's side.
+- Open vSwitch is tested as the datapath alone: flows made by `ovs-dpctl`, without a daemon. A flow without actions drops the packet.
 ";
 
 pub fn run(args: &Args) -> Result<ExitCode> {

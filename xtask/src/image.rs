@@ -142,10 +142,6 @@ fn size(path: &Path) -> Result<f64> {
     Ok(path.metadata().with_context(|| path.display().to_string())?.len() as f64 / f64::from(1 << 20))
 }
 
-/// Makes the binary a thirtieth smaller: packed relocations, which need glibc 2.36 (Debian 12), and one copy of identical functions. Only
-/// rustc's own lld takes both. rustc links with it on amd64, and a distribution's rustc may lack it.
-const SMALLER: [&str; 2] = ["-z,pack-relative-relocs", "--icf=all"];
-
 /// Builds the agent with the C library linked in, so that it runs from scratch. glibc's static resolver reads resolv.conf itself.
 fn build(args: &Args) -> Result<PathBuf> {
     let (arch, target) = (args.arch, args.arch.target());
@@ -159,20 +155,12 @@ fn build(args: &Args) -> Result<PathBuf> {
     }
     // `cargo rustc` passes these arguments to the last crate only: dependencies are those of `cargo build --release`.
     cargo.args(["--", "-C", "target-feature=+crt-static"]);
-    if arch == Arch::Amd64 && has_own_linker(target) {
-        cargo.args(SMALLER.map(|argument| format!("-Clink-arg=-Wl,{argument}")));
-    }
     machine::run(&mut cargo)?;
     let built = folder.join(if args.debug { "debug" } else { "release" }).join("netpol-trace");
     let binary = machine::target().join(format!("image/netpol-trace-{arch}"));
     std::fs::create_dir_all(machine::target().join("image"))?;
     std::fs::copy(&built, &binary).with_context(|| built.display().to_string())?;
     Ok(binary)
-}
-
-fn has_own_linker(target: &str) -> bool {
-    let sysroot = machine::output(Command::new("rustc").args(["--print", "sysroot"]));
-    sysroot.is_ok_and(|sysroot| Path::new(&sysroot).join("lib/rustlib").join(target).join("bin/gcc-ld/ld.lld").exists())
 }
 
 /// Sets the linker, C compiler and standard library of another architecture.

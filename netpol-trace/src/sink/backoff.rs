@@ -1,4 +1,4 @@
-//! Pauses between attempts: they double, up to a limit, and differ from agent to agent.
+//! Pauses between attempts, which double up to a limit and have a random part.
 
 use std::time::Duration;
 
@@ -27,9 +27,9 @@ impl Backoff {
     }
 }
 
-/// Between half of it and one and a half: agents that lost the same receiver don't all come back at once.
+/// Half the pause to one and a half of it, so that agents do not all reconnect to a receiver at the same time.
 fn jittered(pause: Duration) -> Duration {
-    // Without a random number the pause is as it was.
+    // Without a random number the pause stays as it is.
     let random = getrandom::u32().unwrap_or(512);
     pause.mul_f64(0.5 + f64::from(random % 1024) / 1024.0)
 }
