@@ -13,7 +13,7 @@ use crate::record::magic;
 use crate::cluster::Index;
 use crate::model::cluster::{Labels, Namespace, Object, Owner, Pod, PodPhase};
 use crate::model::{Cause, EndpointKind};
-use crate::policy::{Connection, End, Transport, Who};
+use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 use crate::record::lines;
 use crate::record::lines::TOO_LONG;
 use crate::record::read::looks_like_a_record;
@@ -228,13 +228,13 @@ impl Flow {
     }
 }
 
-fn named<'a>(index: &'a Index, end: &'a Endpoint) -> End<'a> {
+fn named<'a>(index: &'a Index, end: &'a Endpoint) -> PolicyEndpoint<'a> {
     let ip: Option<IpAddr> = Some(end.ip);
-    let who = match (&end.pod, end.kind) {
-        (Some(pod), _) => index.pod(&pod.namespace, &pod.name).map_or(Who::Unknown, Who::Pod),
-        (None, EndpointKind::Node) => Who::Node(end.node.as_deref().unwrap_or_default()),
-        (None, EndpointKind::External | EndpointKind::Service) => Who::External,
-        (None, _) => Who::Unknown,
+    let identity = match (&end.pod, end.kind) {
+        (Some(pod), _) => index.pod(&pod.namespace, &pod.name).map_or(PolicyIdentity::Unknown, PolicyIdentity::Pod),
+        (None, EndpointKind::Node) => PolicyIdentity::Node(end.node.as_deref().unwrap_or_default()),
+        (None, EndpointKind::External | EndpointKind::Service) => PolicyIdentity::External,
+        (None, _) => PolicyIdentity::Unknown,
     };
-    End { ip, who }
+    PolicyEndpoint { ip, identity }
 }

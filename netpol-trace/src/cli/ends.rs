@@ -7,7 +7,7 @@ use crate::cluster::index::{AddressOwner, Backend, PodView};
 use crate::missing::{self, few};
 use crate::model::cluster::{Pod, Protocol, Service, ServicePort};
 use crate::model::{Address, ServiceRef};
-use crate::policy::{Connection, End, Transport, Who};
+use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// What is wrong with what was typed.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,7 @@ pub(super) struct Case<'a> {
 
 /// One end: what it is, how to call it, and how it was found.
 struct Party<'a> {
-    end: End<'a>,
+    end: PolicyEndpoint<'a>,
     name: String,
     how: Option<String>,
 }
@@ -137,9 +137,13 @@ fn through_service<'a>(
     backends.retain(|b| b.pod.is_none() || seen.insert(key(b)));
     let case = |backend: &Backend<'a>| {
         let to = match (backend.pod, backend.ip) {
-            (Some(view), _) => Party { end: End::pod(view), name: pod_name(view.pod), how: None },
+            (Some(view), _) => Party { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: None },
             (None, Some(ip)) => at_address(index, ip),
-            (None, None) => Party { end: End { ip: None, who: Who::Unknown }, name: "unknown".to_owned(), how: None },
+            (None, None) => Party {
+                end: PolicyEndpoint { ip: None, identity: PolicyIdentity::Unknown },
+                name: "unknown".to_owned(),
+                how: None,
+            },
         };
         let transport = Transport::Named(service_port.protocol);
         case(from, &to, transport, Some(backend.target_port), original)
@@ -208,7 +212,7 @@ fn pod<'a>(index: &'a Index, namespace: &str, name: &str) -> Result<Party<'a>, S
         .ok_or_else(|| not_found(index, namespace, "pod", name, &pods().collect::<Vec<_>>()))?;
     let over =
         view.pod.is_over().then(|| format!("{} has finished: it sends and takes nothing any more", pod_name(view.pod)));
-    Ok(Party { end: End::pod(view), name: pod_name(view.pod), how: over.or_else(|| template_note(view)) })
+    Ok(Party { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: over.or_else(|| template_note(view)) })
 }
 
 /// A running pod of the workload, since it has an address; else its template.
@@ -223,10 +227,10 @@ fn workload<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Re
             1 => format!("{} is the pod of {kind} {namespace}/{name}", pod_name(view.pod)),
             many => format!("{} stands for the {many} pods of {kind} {namespace}/{name}", pod_name(view.pod)),
         };
-        return Ok(Party { end: End::pod(view), name: pod_name(view.pod), how: Some(how) });
+        return Ok(Party { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: Some(how) });
     }
     if let Some(view) = index.workload(namespace, kind, name) {
-        return Ok(Party { end: End::pod(view), name: pod_name(view.pod), how: template_note(view) });
+        return Ok(Party { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: template_note(view) });
     }
     let mut known: Vec<String> = index
         .namespace(namespace)
@@ -277,25 +281,29 @@ fn address_or_service(index: &Index, ip: IpAddr) -> Target<'_> {
 }
 
 /// Whose address it is: a pod, a node, or nobody's that is known.
-pub(super) fn owner(index: &Index, ip: IpAddr) -> End<'_> {
-    let who = match index.owner_of(ip) {
-        AddressOwner::Pod(view) => Who::Pod(view),
-        AddressOwner::Node(node) => Who::Node(&node.name),
-        AddressOwner::Ambiguous(_) | AddressOwner::Either(..) | AddressOwner::Former(_) => Who::Unknown,
-        AddressOwner::None if index.in_pod_network(ip) => Who::Unknown,
-        AddressOwner::None => Who::External,
+pub(super) fn owner(index: &Index, ip: IpAddr) -> PolicyEndpoint<'_> {
+    let identity = match index.owner_of(ip) {
+        AddressOwner::Pod(view) => PolicyIdentity::Pod(view),
+        AddressOwner::Node(node) => PolicyIdentity::Node(&node.name),
+        AddressOwner::Ambiguous(_) | AddressOwner::Either(..) | AddressOwner::Former(_) => PolicyIdentity::Unknown,
+        AddressOwner::None if index.in_pod_network(ip) => PolicyIdentity::Unknown,
+        AddressOwner::None => PolicyIdentity::External,
     };
-    End { ip: Some(ip), who }
+    PolicyEndpoint { ip: Some(ip), identity }
 }
 
 fn at_address(index: &Index, ip: IpAddr) -> Party<'_> {
     let end = owner(index, ip);
-    let (name, how) = match (&end.who, index.owner_of(ip)) {
-        (Who::Pod(view), _) => (pod_name(view.pod), Some(format!("{ip} is {}", pod_name(view.pod)))),
-        (Who::Node(name), _) => (ip.to_string(), Some(format!("{ip} is node {name}"))),
-        (Who::Unknown, AddressOwner::Ambiguous(count)) => (ip.to_string(), Some(format!("{count} pods claim {ip}"))),
-        (Who::Unknown, _) => (ip.to_string(), Some(format!("{ip} is in the pod network, of no pod in the input"))),
-        (Who::External, _) => (ip.to_string(), None),
+    let (name, how) = match (&end.identity, index.owner_of(ip)) {
+        (PolicyIdentity::Pod(view), _) => (pod_name(view.pod), Some(format!("{ip} is {}", pod_name(view.pod)))),
+        (PolicyIdentity::Node(name), _) => (ip.to_string(), Some(format!("{ip} is node {name}"))),
+        (PolicyIdentity::Unknown, AddressOwner::Ambiguous(count)) => {
+            (ip.to_string(), Some(format!("{count} pods claim {ip}")))
+        }
+        (PolicyIdentity::Unknown, _) => {
+            (ip.to_string(), Some(format!("{ip} is in the pod network, of no pod in the input")))
+        }
+        (PolicyIdentity::External, _) => (ip.to_string(), None),
     };
     Party { end, name, how }
 }
@@ -309,7 +317,7 @@ fn pod_port(text: &str, to: &Party<'_>) -> Result<(Transport, Option<u16>), Stri
     if let Ok(number) = name.parse::<u16>() {
         return Ok((Transport::Named(wanted.unwrap_or(Protocol::Tcp)), Some(number)));
     }
-    let Who::Pod(view) = to.end.who else {
+    let PolicyIdentity::Pod(view) = to.end.identity else {
         return Err(format!("only pods have named ports, and {} is none: give the number", to.name));
     };
     let named = view.pod.ports.iter().filter(|p| p.name.as_deref() == Some(name));

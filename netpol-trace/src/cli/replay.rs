@@ -137,7 +137,7 @@ impl Replay {
 }
 
 fn judged(index: &Index, options: &Options, flow: &Flow) -> Judged {
-    let verdict = policy::judge(index, &flow.connection(index), options);
+    let verdict = policy::verdict_of(index, &flow.connection(index), options);
     let why = policy::summary(&verdict);
     Judged { connection: flow.title(), packets: flow.packets, verdict, why }
 }
