@@ -192,7 +192,7 @@ impl Plan {
         }
         match (self.policies.len(), self.not_suggested.len()) {
             (0, 0) if self.allowed_already.is_empty() => {}
-            (0, 0) => line("NoSuggestion to change: the policies allow it already.".into()),
+            (0, 0) => line("Nothing to change: the policies allow it already.".into()),
             (0, _) => {}
             (n, _) => {
                 line(format!("{n} {} to apply. Read what each lets through, then kubectl apply -f.", policies(n)))

@@ -91,14 +91,14 @@ fn options_that_need_another() {
 
 #[test]
 fn unknown_keys() {
-    check("ring-kb: 64\n", expect![[r#"config.yaml:1: unknown key "ring-kb": is ring-kib meant?"#]]);
+    check("ring-kb: 64\n", expect![[r#"config.yaml:1: unknown key "ring-kb": did you mean ring-kib?"#]]);
     check("all-drops: true\nconfig: x\n", expect!["config.yaml:2: config can be given on the command line only"]);
     check(
         "include:\n  namespace: [a]\n",
         expect![[r#"config.yaml:2: unknown key "namespace" in include: it takes namespaces, causes and cidrs"#]],
     );
     let unknown = problems("somethingElse: 1\n");
-    assert!(unknown.starts_with("config.yaml:1: unknown key \"somethingElse\": keys are "), "{unknown}");
+    assert!(unknown.starts_with("config.yaml:1: unknown key \"somethingElse\": expected one of "), "{unknown}");
     assert!(unknown.contains(" all-drops,") && unknown.contains(" exclude,"), "{unknown}");
 }
 
@@ -110,7 +110,7 @@ fn bad_values() {
             config.yaml:1: node-name takes a value or a list of values
             config.yaml:2: state-dir has no value: give one, or remove the key
             config.yaml:3: hooks takes a list of values
-            config.yaml:4: unknown key "exclud": is exclude meant?"#]],
+            config.yaml:4: unknown key "exclud": did you mean exclude?"#]],
     );
     check(
         "node-name: [a, b]\nring-kib: 100\nall-drops: perhaps\nduration: soon\nhooks: [xdp]\n",
@@ -125,8 +125,8 @@ fn bad_values() {
         "include:\n  causes: [policy, polisy]\n  cidrs:\n  - 10.0.0.1/8\n  - lan\n  - 10.1.2.3\nexclude: none\nlabels: app\n",
         expect![[r#"
             config.yaml:2: include.causes: unknown cause `polisy`, expected one of `policy`, `disagrees`, `enforcer_unavailable`, `service_without_endpoints`, `unknown`, `host_firewall`, `pod_local`, `conntrack_invalid`, `not_policy`
-            config.yaml:4: include.cidrs: 10.0.0.1/8 has bits set beyond its prefix: 10.0.0.0/8 is meant, or 10.0.0.1/32?
-            config.yaml:5: include.cidrs: "lan" is no address range such as 10.0.0.0/8 or 2001:db8::/32
+            config.yaml:4: include.cidrs: 10.0.0.1/8 has bits set beyond its prefix: write 10.0.0.0/8 or 10.0.0.1/32
+            config.yaml:5: include.cidrs: "lan" is not an address range such as 10.0.0.0/8 or 2001:db8::/32
             config.yaml:7: exclude takes the lists namespaces, causes and cidrs
             config.yaml:8: labels takes a list: labels: [one, two]"#]],
     );

@@ -107,7 +107,7 @@ fn one_question_as_json() {
               },
               "hint": {
                 "code": "ip-block",
-                "message": "x/p ingress[0].from[0] selects pods, and 8.8.8.8 is none: add to ingress[0].from the item {ipBlock: {cidr: 8.8.8.8/32}}"
+                "message": "x/p ingress[0].from[0] selects pods, and 8.8.8.8 is not a pod: add to ingress[0].from the item {ipBlock: {cidr: 8.8.8.8/32}}"
               },
               "egress": [],
               "ingress": [

@@ -141,10 +141,10 @@ fn nothing_to_change() {
         &question,
         "",
         expect![[r#"
-        # Nothing to change: the policies allow it already.
-        # allowed already, or by the rules below: qa-test/frontend-7d9c8bf9d-x2lkp -> qa-test/db-0 3306/TCP
-        exit 0
-    "#]],
+            # Nothing to change: the policies allow it already.
+            # allowed already, or by the rules below: qa-test/frontend-7d9c8bf9d-x2lkp -> qa-test/db-0 3306/TCP
+            exit 0
+        "#]],
     );
 }
 

@@ -79,9 +79,9 @@ fn named_port() {
         [np()],
         ["staging/api", "8.8.8.8", "80/TCP"],
         expect![[r#"
-        named-port
-        staging/p egress[0].ports[0] names its port http; names mean something on pods only: write port: 80, protocol: TCP.
-    "#]],
+            named-port
+            staging/p egress[0].ports[0] names its port http, and only pods have port names: write port: 80, protocol: TCP.
+        "#]],
     );
 }
 
@@ -92,18 +92,18 @@ fn protocol_default() {
         [np],
         ["staging/api", "staging/db", "3306/UDP"],
         expect![[r#"
-        proto-default
-        staging/p ingress[0].ports[0] leaves protocol out, which means TCP; this is 3306/UDP: add UDP.
-    "#]],
+            proto-default
+            staging/p ingress[0].ports[0] leaves protocol out, which means TCP; the packet is 3306/UDP: add protocol: UDP.
+        "#]],
     );
     let explicit = ingress("staging/p", "app=db", [any_peer(["3306/TCP"])]);
     check(
         [explicit],
         ["staging/api", "staging/db", "3306/UDP"],
         expect![[r#"
-        port
-        staging/p ingress[0].ports[0] allows 3306/TCP; this is 3306/UDP: add {port: 3306, protocol: UDP} to its ports.
-    "#]],
+            port
+            staging/p ingress[0].ports[0] allows 3306/TCP; the packet is 3306/UDP: add {port: 3306, protocol: UDP} to its ports.
+        "#]],
     );
 }
 
@@ -139,9 +139,9 @@ fn namespace_label() {
         [np(pods("app=api"))],
         query,
         expect![[r#"
-        peer-namespace
-        staging/p ingress[0].from[0] has a podSelector only, and that means namespace staging; this is qa-test/api, of another namespace: add to the same item namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: qa-test}}
-    "#]],
+            peer-namespace
+            staging/p ingress[0].from[0] has only a podSelector, which selects in namespace staging; qa-test/api is in another namespace: add to the same item namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: qa-test}}
+        "#]],
     );
 }
 
@@ -168,7 +168,7 @@ fn peer_without_a_label() {
         &Known::default(),
         expect![[r#"
             peer-label
-            No rule allows staging/bare, and it has no label to select it by: give its workload one (such as app: bare), and allow that.
+            No rule allows staging/bare, and it has no label to select it by: give its workload one (such as app: bare), and allow that label.
         "#]],
     );
 }
@@ -180,17 +180,17 @@ fn outside_addresses() {
         [egress("staging/p", "", [any_port([namespaces("")])])],
         query,
         expect![[r#"
-        ip-block
-        staging/p egress[0].to[0] selects pods, and 93.184.216.34 is none: add to egress[0].to the item {ipBlock: {cidr: 93.184.216.34/32}}
-    "#]],
+            ip-block
+            staging/p egress[0].to[0] selects pods, and 93.184.216.34 is not a pod: add to egress[0].to the item {ipBlock: {cidr: 93.184.216.34/32}}
+        "#]],
     );
     check(
         [egress("staging/p", "", [any_port([block("0.0.0.0/0 except 93.0.0.0/8")])])],
         query,
         expect![[r#"
-        ip-block
-        staging/p egress[0].to[0] allows 0.0.0.0/0 except 93.0.0.0/8, and 93.184.216.34 lies in that exception: add a rule or item for {ipBlock: {cidr: 93.184.216.34/32}}
-    "#]],
+            ip-block
+            staging/p egress[0].to[0] allows 0.0.0.0/0 except 93.0.0.0/8, and 93.184.216.34 lies in that exception: add to egress[0].to the item {ipBlock: {cidr: 93.184.216.34/32}}
+        "#]],
     );
     check(
         [egress("staging/p", "", [any_port([block("8.8.8.8/32")])])],
@@ -209,9 +209,9 @@ fn family() {
         [np],
         ["staging/api", "2001:db8::1", "443/TCP"],
         expect![[r#"
-        family
-        staging/p egress[0].to[0] allows 0.0.0.0/0, which is IPv4 only, and this is 2001:db8::1: add ::/0.
-    "#]],
+            family
+            staging/p egress[0].to[0] allows 0.0.0.0/0, which is IPv4 only, and the peer is 2001:db8::1: add an ipBlock with cidr ::/0.
+        "#]],
     );
 }
 
@@ -234,9 +234,9 @@ fn types_missing() {
         [egress("staging/deny", "", []), allow],
         ["staging/api", "8.8.8.8", "443/TCP"],
         expect![[r#"
-        types-missing
-        staging/allow-https allows it by egress[0], but its policyTypes does not list Egress, so the rule is not in force: add it to policyTypes.
-    "#]],
+            types-missing
+            staging/allow-https allows it by egress[0], but its policyTypes does not list Egress, so the rule is not in force: add Egress to policyTypes.
+        "#]],
     );
 }
 
@@ -262,9 +262,9 @@ fn icmp() {
         [both("staging/test-np")],
         ["staging/api", "staging/db", "icmp"],
         expect![[r#"
-        icmp
-        NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. Egress of staging/api is isolated (staging/test-np); whether ICMP passes then is this CNI's choice.
-    "#]],
+            icmp
+            NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. Egress of staging/api is isolated (staging/test-np), and this CNI decides whether ICMP passes: test with a TCP connection instead of ping.
+        "#]],
     );
 }
 

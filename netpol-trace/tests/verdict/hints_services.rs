@@ -24,9 +24,9 @@ fn dns_egress() {
         [udp_only],
         ["staging/api", "kube-system/dns", "53/TCP"],
         expect![[r#"
-        dns-egress
-        staging/dns egress[0] allows 53/UDP only, and this is 53/TCP: DNS needs both UDP and TCP.
-    "#]],
+            dns-egress
+            staging/dns egress[0] allows 53/UDP only, and the packet is 53/TCP: add {port: 53, protocol: TCP} to its ports, because DNS needs both UDP and TCP.
+        "#]],
     );
     check(
         [both("staging/test-np")],
@@ -123,9 +123,9 @@ fn service_port() {
         [np()],
         query,
         expect![[r#"
-        port
-        staging/api-np ingress[0].ports[0] allows 80/TCP; this is 8080/TCP: add {port: 8080, protocol: TCP} to its ports.
-    "#]],
+            port
+            staging/api-np ingress[0].ports[0] allows 80/TCP; the packet is 8080/TCP: add {port: 8080, protocol: TCP} to its ports.
+        "#]],
     );
 }
 
@@ -170,9 +170,9 @@ fn api_server() {
         ["staging/api", "node:cp", "6443/TCP"],
         &known,
         expect![[r#"
-        apiserver
-        The API server (default/kubernetes) is no pod that a selector could select. Add an egress rule: to: [{ipBlock: {cidr: 172.18.0.9/32}}], ports: [{port: 6443, protocol: TCP}]
-    "#]],
+            apiserver
+            The API server (default/kubernetes) is not a pod, so no selector selects it. Add an egress rule: to: [{ipBlock: {cidr: 172.18.0.9/32}}], ports: [{port: 6443, protocol: TCP}]
+        "#]],
     );
 }
 

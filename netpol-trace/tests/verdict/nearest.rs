@@ -151,9 +151,9 @@ fn a_named_port_shows_what_the_pod_has() {
         [np()],
         ["staging/api", "8.8.8.8", "80/TCP"],
         expect![[r#"
-        egress: staging/p egress[0]
-          egress[0].ports[0] http/TCP | packet 80/TCP (a port's name means nothing outside of pods)
-    "#]],
+            egress: staging/p egress[0]
+              egress[0].ports[0] http/TCP | packet 80/TCP (only pods have port names)
+        "#]],
     );
     let metrics = egress("staging/p", "", [any_peer(["metrics/TCP"])]);
     check(
