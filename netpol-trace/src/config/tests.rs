@@ -1,4 +1,4 @@
-//! What a config file may say, what it may not and how that is told, and that the page about it is true.
+//! Valid config files, problems with their messages, and the tables of docs/configuration.md.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -31,7 +31,7 @@ fn check(text: &str, expected: Expect) {
 }
 
 #[test]
-fn an_empty_file_says_nothing() {
+fn an_empty_file_sets_nothing() {
     for text in ["", "\n", "# nothing\n", "---\n", "{}", "include:\nexclude:\nlabels:\n"] {
         assert_eq!(good(text), ConfigFile::default(), "{text:?}");
     }
@@ -44,7 +44,7 @@ fn options_by_their_long_names() {
          hooks: [kfree_skb, tc]\nduration: 5m\n",
     );
     let given = command().try_get_matches_from(["agent", "--config=c", "--ring-kib=64"]).unwrap();
-    // The command line's ring-kib counts for more.
+    // The command line overrides ring-kib.
     let arguments = flags::not_overridden(&file, &command(), &given);
     let expected = [
         "--manifests=one.yaml",
@@ -59,7 +59,7 @@ fn options_by_their_long_names() {
     assert_eq!(arguments, expected);
 }
 
-/// Options that hardly anybody needs: a key of the file, not a line of `--help`.
+/// Options that are rarely needed: a key of the file, not a line of `--help`.
 #[test]
 fn some_options_are_for_the_file_only() {
     let help = command().render_long_help().to_string();
@@ -149,7 +149,7 @@ fn patterns() {
     assert!(matches("app.kubernetes.io/*", "app.kubernetes.io/name") && !matches("app.*", "application"));
     assert!(matches("*.svc.cluster.local", "db.shop.svc.cluster.local") && !matches("*.local", "local"));
     assert!(matches("a*b*c", "a-b-c") && matches("a*b*c", "abbc") && !matches("a*b*c", "acb"));
-    assert!(!matches("ab*ba", "aba"), "the two ends don't overlap");
+    assert!(!matches("ab*ba", "aba"), "prefix and suffix don't overlap");
     assert!(matches("**x**", "x") && matches("a**", "a"));
 }
 
@@ -202,12 +202,12 @@ fn selections() {
 
 proptest! {
     #[test]
-    fn any_text_has_an_answer(text in "\\PC{0,200}") {
+    fn any_text_is_valid_or_has_problems(text in "\\PC{0,200}") {
         problems(&text);
     }
 
     #[test]
-    fn any_value_of_any_key_has_an_answer(key in 0..40_usize, value in "[\\[\\]{}:a-z0-9, -]{0,20}") {
+    fn any_value_of_any_key_is_valid_or_has_problems(key in 0..40_usize, value in "[\\[\\]{}:a-z0-9, -]{0,20}") {
         let command = command();
         let runtime = ["labels", "dns-names", "include", "exclude"].into_iter();
         let keys: Vec<&str> = flags::settable(&command).map(|(name, _)| name).chain(runtime).collect();
@@ -215,7 +215,7 @@ proptest! {
     }
 }
 
-/// The tables of docs/configuration.md. `UPDATE_EXPECT=1 cargo test -p netpol-trace --lib the_page_has_every_key` writes them anew.
+/// The tables of docs/configuration.md. `UPDATE_EXPECT=1 cargo test -p netpol-trace --lib the_page_has_every_key` writes them.
 #[test]
 fn the_page_has_every_key() {
     const BEGIN: &str = "<!-- keys: made from the code -->\n";

@@ -270,14 +270,14 @@ fn a_table_name_cannot_steer_the_terminal() {
 fn a_hook_that_drops_do_not_need() {
     check(
         |facts| {
-            let costs = Some("REJECT is told by the rules".into());
+            let costs = Some("only the rules show a REJECT".into());
             facts.hooks.push(HookProbe { name: "reject".into(), result: Err("EPERM".into()), costs });
         },
         expect![[r#"
             Yes: drops can be recorded here, with one limit.
 
             warn hook         reject: EPERM
-                              REJECT is told by the rules
+                              only the rules show a REJECT
                               To do: drops are recorded without this hook; to get it, see `capabilities` and `lockdown`
         "#]],
     );

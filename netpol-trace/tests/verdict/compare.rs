@@ -1,4 +1,4 @@
-//! The two evaluators say the same of random clusters. `cargo bench --bench oracle` asks a million times.
+//! The two evaluators agree on random clusters. `cargo bench --bench oracle` compares a million connections.
 
 use netpol_trace::model::VerdictResult;
 use netpol_trace::policy;

@@ -20,7 +20,7 @@ fn yaml_after<'t>(text: &'t str, marker: &str) -> Option<&'t str> {
     Some(&text[start..=start + end])
 }
 
-/// A rule as the file reader takes it.
+/// A rule as the manifest reader parses it.
 fn read_rule(direction: Direction, rule: &str) -> Rule {
     let text = format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: x, namespace: x}}\nspec:\n  podSelector: {{}}\n  {direction}: [{rule}]\n"
@@ -36,7 +36,7 @@ fn read_rule(direction: Direction, rule: &str) -> Rule {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
-    /// The YAML of a hint is YAML, and put where it says it allows the side that it speaks of.
+    /// The YAML of a hint is valid, and where the hint puts it, it allows the side that the hint explains.
     #[test]
     fn the_yaml_of_a_hint_allows_what_it_says((world, queries) in random::questions(20)) {
         let index = world.index();

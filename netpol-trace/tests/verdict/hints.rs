@@ -1,4 +1,4 @@
-//! The hint that fits, and none where none does.
+//! The hint for each mistake, and none without evidence.
 
 use expect_test::{Expect, expect};
 use netpol_trace::model::cluster::*;
@@ -10,25 +10,25 @@ use netpol_trace::policy::lint::catalogue;
 use crate::mk::*;
 use crate::nearest::two_environments;
 
-/// The codes that are no mistake of the catalogue, but a plain miss.
+/// Codes of plain misses, which are not in the lint catalogue.
 const PLAIN: [&str; 5] = ["peer-label", "peer-namespace", "ip-block", "port", "no-rule"];
 
 #[derive(Default)]
-pub(crate) struct Known {
+pub(crate) struct TestRequest {
     pub service: Option<ServiceRef>,
     pub original: Option<Address>,
     pub source_port: Option<u16>,
 }
 
-pub(crate) fn through(namespace: &str, name: &str, port: u16, address: &str) -> Known {
-    Known {
+pub(crate) fn through(namespace: &str, name: &str, port: u16, address: &str) -> TestRequest {
+    TestRequest {
         service: Some(ServiceRef { namespace: namespace.into(), name: name.into(), port: Some(port) }),
         original: Some(Address { ip: ip(address), port: Some(port) }),
         source_port: None,
     }
 }
 
-pub(crate) fn hint(cluster: &Cluster, query: [&str; 3], known: &Known) -> Option<netpol_trace::model::Hint> {
+pub(crate) fn hint(cluster: &Cluster, query: [&str; 3], known: &TestRequest) -> Option<netpol_trace::model::Hint> {
     let connection = connection(&cluster.index, query[0], query[1], query[2]);
     let request = ClientRequest {
         service: known.service.as_ref(),
@@ -38,7 +38,7 @@ pub(crate) fn hint(cluster: &Cluster, query: [&str; 3], known: &Known) -> Option
     policy::hint(&cluster.index, &connection, &cluster.options, request)
 }
 
-pub(crate) fn check_known(cluster: &Cluster, query: [&str; 3], known: &Known, expected: Expect) {
+pub(crate) fn check_known(cluster: &Cluster, query: [&str; 3], known: &TestRequest, expected: Expect) {
     let found = hint(cluster, query, known);
     assert!(found.as_ref().is_none_or(|h| PLAIN.contains(&&*h.code) || catalogue::find(&h.code).is_some()));
     let text = found.map_or("none\n".to_owned(), |h| format!("{}\n{}\n", h.code, h.message));
@@ -46,7 +46,7 @@ pub(crate) fn check_known(cluster: &Cluster, query: [&str; 3], known: &Known, ex
 }
 
 pub(crate) fn check(policies: impl IntoIterator<Item = Policy>, query: [&str; 3], expected: Expect) {
-    check_known(&two_environments(policies), query, &Known::default(), expected);
+    check_known(&two_environments(policies), query, &TestRequest::default(), expected);
 }
 
 pub(crate) fn both(key: &str) -> Policy {
@@ -165,7 +165,7 @@ fn peer_without_a_label() {
     check_known(
         &two_environments([np]).with([bare]),
         ["staging/bare", "staging/db", "3306/TCP"],
-        &Known::default(),
+        &TestRequest::default(),
         expect![[r#"
             peer-label
             No rule allows staging/bare, and it has no label to select it by: give its workload one (such as app: bare), and allow that label.
@@ -248,7 +248,7 @@ fn snat() {
     check_known(
         &cluster,
         ["node:n2", "staging/api", "8080/TCP"],
-        &Known::default(),
+        &TestRequest::default(),
         expect![[r#"
         snat-source
         staging/p ingress[0].from[0] allows 198.51.100.0/24; the packet came with the address of node n2, as clients of a NodePort or load balancer do after SNAT: set externalTrafficPolicy: Local on the service, or allow {ipBlock: {cidr: 172.18.0.2/32}}
@@ -277,7 +277,7 @@ fn host_network_peer() {
     check_known(
         &cluster,
         query,
-        &Known::default(),
+        &TestRequest::default(),
         expect![[r#"
         hostnet-peer
         staging/agent uses its node's network, so most CNIs don't select it by its labels: allow 172.18.0.2/32 by ipBlock instead.
@@ -287,7 +287,7 @@ fn host_network_peer() {
     check_known(
         &cluster,
         query,
-        &Known::default(),
+        &TestRequest::default(),
         expect![[r#"
         hostnet-peer
         staging/p ingress[0].from[0] selects by label, and staging/agent uses its node's network: this CNI sees the node's address. Allow that: from: [{ipBlock: {cidr: 172.18.0.2/32}}]
@@ -296,7 +296,7 @@ fn host_network_peer() {
 }
 
 #[test]
-fn none_for_an_end_that_nobody_knows() {
+fn none_for_an_address_without_a_known_owner() {
     let np = ingress("staging/p", "app=api", [any_port([block("10.0.0.0/8")])]);
     check(
         [np],

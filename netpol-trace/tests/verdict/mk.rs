@@ -1,4 +1,4 @@
-//! Small makers of model objects, so that a test reads like the YAML it stands for.
+//! Builds model objects from short texts, so that a test reads like YAML.
 #![allow(dead_code, reason = "each test and bench uses its own part")]
 
 use std::net::IpAddr;
@@ -164,7 +164,7 @@ pub fn port(text: &str) -> PortMatch {
     PortMatch { protocol: protocol(proto), protocol_defaulted: !text.contains('/'), port }
 }
 
-/// `x/a` is a pod by name, `10.0.0.1` an address, `node:n1` a node, `unknown` and `unknown:10.0.0.1` what they say.
+/// `x/a` is a pod by name, `10.0.0.1` an address, `node:n1` a node, `unknown` and `unknown:10.0.0.1` endpoints without a known owner.
 pub fn end<'a>(index: &'a Index, text: &'a str) -> PolicyEndpoint<'a> {
     if let Some((namespace, name)) = text.split_once('/') {
         return PolicyEndpoint::pod(index.pod(namespace, name).unwrap_or_else(|| panic!("no pod {text}")));

@@ -1,4 +1,4 @@
-//! A suggestion lets its connection through, closes nothing, and opens nothing that it doesn't list.
+//! A suggestion allows its connection, denies nothing new, and allows nothing else that it does not list.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -71,7 +71,7 @@ proptest! {
                     prop_assert!(was || !is || listed, "{direction} of {other:?} is opened by {changes:?}");
                 }
             }
-            // What is printed is what was judged.
+            // The printed manifest is the policy that was evaluated.
             for change in &changes {
                 // Random policies hold what the API refuses (port 0, a block's exception outside of it).
                 let original = index.policy(&change.policy.namespace, &change.policy.name);
@@ -91,6 +91,6 @@ proptest! {
 #[test]
 fn every_suggestion_opens_its_connection_and_what_it_lists() {
     suggestions_open_what_they_say();
-    // A property over nothing would hold too.
+    // The property must not hold only because there are no suggestions.
     assert!(SUGGESTED.load(Ordering::Relaxed) > 100, "only {SUGGESTED:?} suggestions were made");
 }

@@ -121,7 +121,7 @@ fn a_user_namespace() {
     );
 }
 
-/// A profile older than CAP_BPF: the kernel would let us, the filter does not.
+/// A profile older than CAP_BPF: the kernel would allow bpf(2), the filter does not.
 #[test]
 fn a_seccomp_profile_that_refuses_bpf() {
     let refused = "the kernel refused the program: Operation not permitted (os error 1)";
