@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::ends::{self, Question};
-use super::input::{self, Cni, Error, Source, is_stdin};
+use super::endpoints::{self, ConnectionArgs};
+use super::input::{self, ClusterInput, Cni, InputError, is_stdin};
 use crate::cluster::Index;
 use crate::model::cluster::{Object, Policy};
 use crate::policy::suggest::{NoSuggestion, OpenedPair, SuggestedChange};
@@ -31,13 +31,13 @@ Examples:
   netpol-trace suggest --manifests cluster.yaml drops.jsonl > allow.yaml   for every recorded drop
   netpol-trace suggest --manifests cluster.yaml 'drops.jsonl*'             rotated and compressed logs too
   netpol-trace suggest --manifests cluster.yaml drops.jsonl | kubectl apply --dry-run=server -f -")]
-pub struct Args {
+pub struct SuggestArgs {
     /// Records of the agent: files of JSON lines (also gzip or zstd), quoted patterns, the folder of an agent's --history-dir, or -
     /// for standard input
     #[arg(value_name = "RECORDS", required_unless_present = "from", conflicts_with = "from")]
     records: Vec<PathBuf>,
     #[command(flatten)]
-    source: Source,
+    source: ClusterInput,
     /// Who opens the connection
     #[arg(long, requires = "to", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
@@ -48,24 +48,24 @@ pub struct Args {
     #[arg(long, requires = "from")]
     port: Option<String>,
     #[arg(short, long, value_enum, default_value = "yaml")]
-    output: Output,
+    output: YamlOrJson,
     #[command(flatten)]
     cni: Cni,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Output {
+enum YamlOrJson {
     Yaml,
     Json,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &SuggestArgs) -> anyhow::Result<ExitCode> {
     input::finish("suggest", work(args))
 }
 
-fn work(args: &Args) -> Result<ExitCode, Error> {
+fn work(args: &SuggestArgs) -> Result<ExitCode, InputError> {
     if args.records.iter().any(|path| is_stdin(path)) && args.source.is_stdin() {
-        return Err(Error::TwoInputs("RECORDS and --manifests"));
+        return Err(InputError::TwoInputs("RECORDS and --manifests"));
     }
     let mut index = args.source.load()?;
     let options = args.cni.options();
@@ -73,13 +73,13 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
     let mut broken = false;
     match &*args.records {
         [] => {
-            let question = Question {
+            let question = ConnectionArgs {
                 from: args.from.as_deref().unwrap_or_default(),
                 to: args.to.as_deref().unwrap_or_default(),
                 port: args.port.as_deref(),
             };
             let index = index;
-            let resolved = ends::resolve(&index, &question)?;
+            let resolved = endpoints::resolve(&index, &question)?;
             let mut now = index.clone();
             for case in &resolved.cases {
                 let title = format!("{} -> {} {}", case.from, case.to, case.port);
@@ -97,14 +97,14 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
                 index.upsert(object);
             }
             let mut now = index.clone();
-            for flow in &log.flows {
-                plan.add(&mut now, &flow.connection(&index), &options, flow.title());
+            for recorded in &log.connections {
+                plan.add(&mut now, &recorded.connection(&index), &options, recorded.title());
             }
         }
     }
     input::print(&match args.output {
-        Output::Yaml => plan.yaml(),
-        Output::Json => input::json(&plan.report())?,
+        YamlOrJson::Yaml => plan.yaml(),
+        YamlOrJson::Json => input::json(&plan.report())?,
     })?;
     Ok(ExitCode::from(if broken { input::USAGE_OR_INPUT } else { u8::from(!plan.not_suggested.is_empty()) }))
 }

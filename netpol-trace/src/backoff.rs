@@ -1,4 +1,4 @@
-//! Pauses between attempts: they double, up to a limit, and differ from agent to agent.
+//! Pauses between attempts: doubled each time up to a limit, with jitter.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ impl Backoff {
         Backoff { next: first, longest }
     }
 
-    /// The pause before the next attempt.
+    /// Returns the pause before the next attempt.
     pub fn pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = (pause * 2).min(self.longest);
@@ -27,9 +27,9 @@ impl Backoff {
     }
 }
 
-/// Between half of it and one and a half: agents that lost the same receiver don't all come back at once.
+/// Returns 50 % to 150 % of `pause`, so that agents that lost the same server do not all reconnect at once.
 fn jittered(pause: Duration) -> Duration {
-    // Without a random number the pause is as it was.
+    // Without a random number the pause stays as it is.
     let random = getrandom::u32().unwrap_or(512);
     pause.mul_f64(0.5 + f64::from(random % 1024) / 1024.0)
 }

@@ -11,7 +11,7 @@ use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// What is wrong with what was typed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(super) enum EndpointError {
     #[error("--{option} {given:?}: {what}")]
     Argument { option: &'static str, given: String, what: String },
     #[error("--port is needed: {0}")]
@@ -20,25 +20,25 @@ pub(super) enum Error {
 
 /// As typed.
 #[derive(Debug)]
-pub(super) struct Question<'q> {
+pub(super) struct ConnectionArgs<'q> {
     pub from: &'q str,
     pub to: &'q str,
     pub port: Option<&'q str>,
 }
 
 #[derive(Debug)]
-pub(super) struct Resolved<'a> {
+pub(super) struct Resolution<'a> {
     pub from: String,
     pub to: String,
     pub service: Option<ServiceRef>,
     /// One for each pod behind a service, else one.
-    pub cases: Vec<Case<'a>>,
+    pub cases: Vec<ResolvedConnection<'a>>,
     /// Why there is no case.
     pub why_none: Option<String>,
 }
 
 #[derive(Debug)]
-pub(super) struct Case<'a> {
+pub(super) struct ResolvedConnection<'a> {
     pub connection: Connection<'a>,
     pub from: String,
     pub to: String,
@@ -49,45 +49,45 @@ pub(super) struct Case<'a> {
 }
 
 /// One end: what it is, how to call it, and how it was found.
-struct Party<'a> {
+struct ResolvedEndpoint<'a> {
     end: PolicyEndpoint<'a>,
     name: String,
     how: Option<String>,
 }
 
-enum Target<'a> {
-    Party(Party<'a>),
+enum ResolvedTarget<'a> {
+    ResolvedEndpoint(ResolvedEndpoint<'a>),
     Service(&'a Service, Option<IpAddr>),
 }
 
-pub(super) fn resolve<'a>(index: &'a Index, question: &Question<'_>) -> Result<Resolved<'a>, Error> {
+pub(super) fn resolve<'a>(index: &'a Index, question: &ConnectionArgs<'_>) -> Result<Resolution<'a>, EndpointError> {
     let wrong = |option: &'static str, given: &str| {
         let given = given.to_owned();
-        move |what: String| Error::Argument { option, given, what }
+        move |what: String| EndpointError::Argument { option, given, what }
     };
     let from = match target(index, question.from).map_err(wrong("from", question.from))? {
-        Target::Party(party) => party,
-        Target::Service(..) => {
+        ResolvedTarget::ResolvedEndpoint(party) => party,
+        ResolvedTarget::Service(..) => {
             let what = "a service does not open connections; name the pod that does".to_owned();
             return Err(wrong("from", question.from)(what));
         }
     };
     let port = question.port.unwrap_or_default();
     match target(index, question.to).map_err(wrong("to", question.to))? {
-        Target::Party(to) => {
-            let example = || Error::PortNeeded("5432/TCP, 53/UDP, 80 or a port's name".to_owned());
+        ResolvedTarget::ResolvedEndpoint(to) => {
+            let example = || EndpointError::PortNeeded("5432/TCP, 53/UDP, 80 or a port's name".to_owned());
             let (transport, number) = pod_port(question.port.ok_or_else(example)?, &to).map_err(wrong("port", port))?;
             let (from_name, to_name) = (from.name.clone(), to.name.clone());
             let case = case(&from, &to, transport, number, None);
-            Ok(Resolved { from: from_name, to: to_name, service: None, cases: vec![case], why_none: None })
+            Ok(Resolution { from: from_name, to: to_name, service: None, cases: vec![case], why_none: None })
         }
-        Target::Service(service, ip) => {
+        ResolvedTarget::Service(service, ip) => {
             let service_port = match (question.port, &*service.ports) {
                 (None, [only]) => only,
                 (None, _) => {
                     let (namespace, name) = (&service.namespace, &service.name);
                     let ports = service_ports(service);
-                    return Err(Error::PortNeeded(format!("service {namespace}/{name} has {ports}")));
+                    return Err(EndpointError::PortNeeded(format!("service {namespace}/{name} has {ports}")));
                 }
                 (Some(text), _) => service_port(text, service).map_err(wrong("port", port))?,
             };
@@ -97,19 +97,19 @@ pub(super) fn resolve<'a>(index: &'a Index, question: &Question<'_>) -> Result<R
 }
 
 fn case<'a>(
-    from: &Party<'a>,
-    to: &Party<'a>,
+    from: &ResolvedEndpoint<'a>,
+    to: &ResolvedEndpoint<'a>,
     transport: Transport,
     port: Option<u16>,
     original: Option<Address>,
-) -> Case<'a> {
+) -> ResolvedConnection<'a> {
     let shown = match (transport, port) {
         (Transport::Named(protocol), Some(port)) => format!("{port}/{protocol}"),
         (Transport::Named(protocol), None) => protocol.to_string(),
         (Transport::Icmp, _) => "ICMP".to_owned(),
         (Transport::Other(number), _) => format!("protocol {number}"),
     };
-    Case {
+    ResolvedConnection {
         connection: Connection { source: from.end, destination: to.end, transport, port, at: None },
         from: from.name.clone(),
         to: to.name.clone(),
@@ -121,11 +121,11 @@ fn case<'a>(
 
 fn through_service<'a>(
     index: &'a Index,
-    from: &Party<'a>,
+    from: &ResolvedEndpoint<'a>,
     service: &'a Service,
     service_port: &ServicePort,
     ip: Option<IpAddr>,
-) -> Resolved<'a> {
+) -> Resolution<'a> {
     let address = ip.or_else(|| service.ips.first().copied());
     let original = address.map(|ip| Address { ip, port: Some(service_port.port) });
     let same_port = |b: &Backend<'a>| b.service_port == service_port;
@@ -137,9 +137,9 @@ fn through_service<'a>(
     backends.retain(|b| b.pod.is_none() || seen.insert(key(b)));
     let case = |backend: &Backend<'a>| {
         let to = match (backend.pod, backend.ip) {
-            (Some(view), _) => Party { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: None },
+            (Some(view), _) => ResolvedEndpoint { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: None },
             (None, Some(ip)) => at_address(index, ip),
-            (None, None) => Party {
+            (None, None) => ResolvedEndpoint {
                 end: PolicyEndpoint { ip: None, identity: PolicyIdentity::Unknown },
                 name: "unknown".to_owned(),
                 how: None,
@@ -154,7 +154,7 @@ fn through_service<'a>(
         "service {name} has no pod behind port {}/{}, so there is no destination to judge",
         service_port.port, service_port.protocol
     );
-    Resolved {
+    Resolution {
         from: from.name.clone(),
         to: format!("{}/svc/{}", service.namespace, service.name),
         service: Some(ServiceRef {
@@ -167,27 +167,27 @@ fn through_service<'a>(
     }
 }
 
-fn target<'a>(index: &'a Index, text: &str) -> Result<Target<'a>, String> {
+fn target<'a>(index: &'a Index, text: &str) -> Result<ResolvedTarget<'a>, String> {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return Ok(address_or_service(index, ip));
     }
     let parts: Vec<&str> = text.split('/').collect();
     match parts.as_slice() {
-        [namespace, name] => pod(index, namespace, name).map(Target::Party),
+        [namespace, name] => pod(index, namespace, name).map(ResolvedTarget::ResolvedEndpoint),
         [namespace, kind, name] => named(index, namespace, kind, name),
         _ => Err("write NS/POD, NS/KIND/NAME or an IP address, for example staging/deploy/api".to_owned()),
     }
 }
 
-fn named<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Result<Target<'a>, String> {
+fn named<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Result<ResolvedTarget<'a>, String> {
     let kind = match kind.to_ascii_lowercase().as_str() {
-        "po" | "pod" | "pods" => return pod(index, namespace, name).map(Target::Party),
+        "po" | "pod" | "pods" => return pod(index, namespace, name).map(ResolvedTarget::ResolvedEndpoint),
         "svc" | "service" | "services" => {
             let service = index.service(namespace, name);
             let services =
                 || index.namespace(namespace).into_iter().flat_map(|n| n.services()).map(|s| s.name.to_string());
             return service
-                .map(|service| Target::Service(service, None))
+                .map(|service| ResolvedTarget::Service(service, None))
                 .ok_or_else(|| not_found(index, namespace, "service", name, &services().collect::<Vec<_>>()));
         }
         "deploy" | "deployment" | "deployments" => "Deployment",
@@ -202,21 +202,25 @@ fn named<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Resul
             ));
         }
     };
-    workload(index, namespace, kind, name).map(Target::Party)
+    workload(index, namespace, kind, name).map(ResolvedTarget::ResolvedEndpoint)
 }
 
-fn pod<'a>(index: &'a Index, namespace: &str, name: &str) -> Result<Party<'a>, String> {
+fn pod<'a>(index: &'a Index, namespace: &str, name: &str) -> Result<ResolvedEndpoint<'a>, String> {
     let pods = || index.namespace(namespace).into_iter().flat_map(|n| n.pods()).map(|view| view.pod.name.to_string());
     let view = index
         .pod(namespace, name)
         .ok_or_else(|| not_found(index, namespace, "pod", name, &pods().collect::<Vec<_>>()))?;
     let over =
         view.pod.is_over().then(|| format!("{} has finished: it sends and takes nothing any more", pod_name(view.pod)));
-    Ok(Party { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: over.or_else(|| template_note(view)) })
+    Ok(ResolvedEndpoint {
+        end: PolicyEndpoint::pod(view),
+        name: pod_name(view.pod),
+        how: over.or_else(|| template_note(view)),
+    })
 }
 
 /// A running pod of the workload, since it has an address; else its template.
-fn workload<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Result<Party<'a>, String> {
+fn workload<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Result<ResolvedEndpoint<'a>, String> {
     let owned = |view: &PodView<'a>| {
         let owner = view.pod.owner.as_ref();
         !view.pod.template && !view.pod.is_over() && owner.is_some_and(|o| *o.kind == *kind && *o.name == *name)
@@ -227,10 +231,14 @@ fn workload<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Re
             1 => format!("{} is the pod of {kind} {namespace}/{name}", pod_name(view.pod)),
             many => format!("{} stands for the {many} pods of {kind} {namespace}/{name}", pod_name(view.pod)),
         };
-        return Ok(Party { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: Some(how) });
+        return Ok(ResolvedEndpoint { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: Some(how) });
     }
     if let Some(view) = index.workload(namespace, kind, name) {
-        return Ok(Party { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: template_note(view) });
+        return Ok(ResolvedEndpoint {
+            end: PolicyEndpoint::pod(view),
+            name: pod_name(view.pod),
+            how: template_note(view),
+        });
     }
     let mut known: Vec<String> = index
         .namespace(namespace)
@@ -272,11 +280,11 @@ fn not_found(index: &Index, namespace: &str, what: &str, name: &str, known: &[St
     missing::named(what, namespace, name, known)
 }
 
-fn address_or_service(index: &Index, ip: IpAddr) -> Target<'_> {
+fn address_or_service(index: &Index, ip: IpAddr) -> ResolvedTarget<'_> {
     let services = || index.namespaces().flat_map(|(_, n)| n.services()).filter(|s| s.ips.contains(&ip));
     match (index.owner_of(ip), services().next()) {
-        (AddressOwner::None, Some(service)) => Target::Service(service, Some(ip)),
-        _ => Target::Party(at_address(index, ip)),
+        (AddressOwner::None, Some(service)) => ResolvedTarget::Service(service, Some(ip)),
+        _ => ResolvedTarget::ResolvedEndpoint(at_address(index, ip)),
     }
 }
 
@@ -292,7 +300,7 @@ pub(super) fn owner(index: &Index, ip: IpAddr) -> PolicyEndpoint<'_> {
     PolicyEndpoint { ip: Some(ip), identity }
 }
 
-fn at_address(index: &Index, ip: IpAddr) -> Party<'_> {
+fn at_address(index: &Index, ip: IpAddr) -> ResolvedEndpoint<'_> {
     let end = owner(index, ip);
     let (name, how) = match (&end.identity, index.owner_of(ip)) {
         (PolicyIdentity::Pod(view), _) => (pod_name(view.pod), Some(format!("{ip} is {}", pod_name(view.pod)))),
@@ -305,11 +313,11 @@ fn at_address(index: &Index, ip: IpAddr) -> Party<'_> {
         }
         (PolicyIdentity::External, _) => (ip.to_string(), None),
     };
-    Party { end, name, how }
+    ResolvedEndpoint { end, name, how }
 }
 
 /// The port as policy sees it, at a destination that is not a service.
-fn pod_port(text: &str, to: &Party<'_>) -> Result<(Transport, Option<u16>), String> {
+fn pod_port(text: &str, to: &ResolvedEndpoint<'_>) -> Result<(Transport, Option<u16>), String> {
     if text.eq_ignore_ascii_case("icmp") {
         return Ok((Transport::Icmp, None));
     }
