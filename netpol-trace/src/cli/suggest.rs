@@ -13,7 +13,7 @@ use super::input::{self, ClusterInput, Cni, InputError, is_stdin};
 use crate::cluster::Index;
 use crate::model::cluster::{Object, Policy};
 use crate::policy::suggest::{NoSuggestion, OpenedPair, SuggestedChange};
-use crate::policy::{Connection, Options, suggest};
+use crate::policy::{CniOptions, Connection, suggest};
 use crate::text::escape;
 
 /// Write the smallest NetworkPolicy change that lets a connection, or recorded drops, through: YAML for kubectl apply.
@@ -151,7 +151,7 @@ struct NotSuggested {
 
 impl Plan {
     /// Plans for one connection, on top of what is planned: `now` is the cluster with it.
-    fn add(&mut self, now: &mut Index, connection: &Connection<'_>, options: &Options, title: String) {
+    fn add(&mut self, now: &mut Index, connection: &Connection<'_>, options: &CniOptions, title: String) {
         let changes = suggest::suggest(now, &suggest::rebind(now, connection), options);
         match changes {
             Ok(changes) => {

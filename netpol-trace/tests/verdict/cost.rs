@@ -10,7 +10,7 @@ use netpol_trace::pipeline::Pipeline;
 use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::pipeline::aggregate::Budget;
 use netpol_trace::policy;
-use netpol_trace::policy::{Options, PolicyResult};
+use netpol_trace::policy::{CniOptions, PolicyResult};
 use netpol_trace::sink::RecordIds;
 use netpol_trace::sink::fan_out::FanOut;
 
@@ -20,7 +20,7 @@ use crate::{allocations, drops, large};
 fn the_allowed_path_does_not_allocate() {
     let index = Index::from_objects(large::objects(400));
     let connections = large::connections(&index, 400, 5000);
-    let options = Options::default();
+    let options = CniOptions::default();
     let (allowed, allocations) = allocations::during(|| {
         let findings = connections.iter().map(|c| policy::evaluate(&index, c, &options).result());
         findings.filter(|result| matches!(result, PolicyResult::Allowed(_))).count()

@@ -8,7 +8,7 @@ use netpol_trace::model::packet::{Repeats, TCP};
 use netpol_trace::model::{Answers, Candidate, Facts, Hook, Mechanism, Site, VerdictResult};
 use netpol_trace::packet;
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, Options};
+use netpol_trace::policy::{CniOptions, Connection};
 use netpol_trace_common::aggregate::AggregateKey;
 use netpol_trace_common::{CT_WORDS, DropEvent, HEAD_LEN, flags};
 
@@ -18,7 +18,7 @@ use crate::large;
 pub fn denied(cluster: &Cluster, pods: usize, flows: usize) -> Vec<KernelDrop> {
     let index = cluster.read();
     let denied = |connection: &Connection<'_>| {
-        policy::verdict_of(&index, connection, &Options::default()).result == VerdictResult::Denied
+        policy::verdict_of(&index, connection, &CniOptions::default()).result == VerdictResult::Denied
     };
     let connections = large::connections(&index, pods, 2 * flows);
     connections.iter().filter(|connection| denied(connection)).take(flows).zip(1024..).map(drop_of).collect()

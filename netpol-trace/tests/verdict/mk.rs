@@ -7,7 +7,7 @@ use netpol_trace::cluster::Index;
 use netpol_trace::model::Str;
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, Transport};
+use netpol_trace::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -191,12 +191,12 @@ pub fn connection<'a>(index: &'a Index, from: &'a str, to: &'a str, port: &str) 
 /// A cluster under test.
 pub struct Cluster {
     pub index: Index,
-    pub options: Options,
+    pub options: CniOptions,
 }
 
 pub fn cluster(pods: impl IntoIterator<Item = Pod>, policies: impl IntoIterator<Item = Policy>) -> Cluster {
     let objects = pods.into_iter().map(Object::Pod).chain(policies.into_iter().map(Object::Policy));
-    Cluster { index: Index::from_objects(objects), options: Options::default() }
+    Cluster { index: Index::from_objects(objects), options: CniOptions::default() }
 }
 
 impl Cluster {

@@ -8,14 +8,14 @@ use netpol_trace::model::VerdictResult;
 use netpol_trace::model::cluster::{Direction, Object};
 use netpol_trace::policy;
 use netpol_trace::policy::suggest::{NoSuggestion, OpenedPair};
-use netpol_trace::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, PolicyResult, suggest};
+use netpol_trace::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, PolicyResult, suggest};
 use proptest::prelude::*;
 
 use crate::random;
 
 /// Allowed in `direction`?
 fn allows(index: &Index, connection: &Connection<'_>, direction: Direction) -> bool {
-    let evaluation = policy::evaluate(index, &suggest::rebind(index, connection), &Options::default());
+    let evaluation = policy::evaluate(index, &suggest::rebind(index, connection), &CniOptions::default());
     matches!(evaluation.side(direction).result, PolicyResult::Allowed(_))
 }
 
@@ -35,7 +35,7 @@ proptest! {
 
     fn suggestions_open_what_they_say((world, queries) in random::questions(24)) {
         let index = world.index();
-        let options = Options::default();
+        let options = CniOptions::default();
         for query in &queries {
             let connection = world.connection(&index, query);
             let before = policy::verdict_of(&index, &connection, &options);
