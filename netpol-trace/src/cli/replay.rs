@@ -9,7 +9,7 @@ use super::input::{self, ClusterInput, Cni, InputError, TextOrJson, is_stdin};
 use crate::cluster::Index;
 use crate::model::{Verdict, VerdictResult};
 use crate::policy;
-use crate::policy::Options;
+use crate::policy::CniOptions;
 use crate::recorded::connections::RecordedConnection;
 use crate::text::{counted, escape};
 
@@ -93,7 +93,7 @@ const NOT_JUDGED: &str =
     "Connections that passed are not in the records, so whether the edited policies break one of them was not judged.";
 
 impl Replay {
-    fn of(index: &Index, options: &Options, recorded: &[RecordedConnection]) -> Replay {
+    fn of(index: &Index, options: &CniOptions, recorded: &[RecordedConnection]) -> Replay {
         let mut connections: Vec<ReplayedConnection> =
             recorded.iter().map(|recorded| replayed(index, options, recorded)).collect();
         // What still fails is what the reader came for.
@@ -137,7 +137,7 @@ impl Replay {
     }
 }
 
-fn replayed(index: &Index, options: &Options, recorded: &RecordedConnection) -> ReplayedConnection {
+fn replayed(index: &Index, options: &CniOptions, recorded: &RecordedConnection) -> ReplayedConnection {
     let verdict = policy::verdict_of(index, &recorded.connection(index), options);
     let why = policy::summary(&verdict);
     ReplayedConnection { connection: recorded.title(), packets: recorded.packets, verdict, why }
