@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use jiff::Timestamp;
 use previous::StateFile;
 use tokio::net::TcpListener;
@@ -41,9 +41,9 @@ use crate::pipeline::accounting::Intake;
 use crate::pipeline::aggregate::RecordBudget;
 use crate::pipeline::connections::Flows;
 use crate::record::format::Format;
-use crate::sink::fan_out::Output;
-use crate::sink::queue::Written;
-use crate::sink::target::Target;
+use crate::sink::fan_out::FanOut;
+use crate::sink::queue::OnWritten;
+use crate::sink::spec::OutputSpec;
 use crate::storage::Readers;
 
 /// Default length of the aggregation window.
@@ -78,7 +78,7 @@ pub struct AgentConfig {
     pub cluster: Option<String>,
     pub all_drops: bool,
     /// Outputs; an empty list means stdout.
-    pub outputs: Vec<Target>,
+    pub outputs: Vec<OutputSpec>,
     /// Format of the outputs that name none.
     pub format: Format,
     /// Address of the listener for /metrics and the probes.
@@ -175,14 +175,14 @@ impl Listeners {
         let of_metrics = match config.listen {
             Some(address) => {
                 let router = http::router(metrics.clone(), config.metrics_guard.take());
-                Some((http::bind(address).await?, router))
+                Some((http::bind("--listen", address).await?, router))
             }
             None => None,
         };
         let tail = match (config.tail.take(), &config.history) {
             (Some((address, reviewer)), Some(history)) => {
                 let router = tail_server::router(history.folder.clone(), reviewer);
-                Some((http::bind(address).await.context("--tail-listen")?, router))
+                Some((http::bind("--tail-listen", address).await?, router))
             }
             _ => None,
         };
@@ -192,7 +192,7 @@ impl Listeners {
 
 async fn serve(served: Served, metrics: &Arc<Metrics>) {
     match served {
-        Some((listener, router)) => http::serve(listener, router, metrics.clone(), http::MUST_READ_WITHIN).await,
+        Some((listener, router)) => http::serve(listener, router, metrics.clone(), http::WRITE_TIMEOUT).await,
         None => std::future::pending().await,
     }
 }
@@ -218,7 +218,7 @@ fn spawn_threads(
     config: AgentConfig,
     cluster: &Cluster,
     lookups: Option<crate::cluster::api::Lookups>,
-    output: Output,
+    output: FanOut,
     file: &Live,
     state: Option<&StateFile>,
     stop: &Arc<AtomicBool>,
@@ -237,7 +237,7 @@ fn spawn_threads(
         let written = move |packets| {
             handover.written().fetch_add(packets, Ordering::AcqRel);
         };
-        output.on_written(Written(Box::new(written)));
+        output.on_written(OnWritten(Box::new(written)));
     }
     let counters = drops.as_ref().map(|drops| drops.counters.clone());
 

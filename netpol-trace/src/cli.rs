@@ -4,7 +4,7 @@ pub mod agent;
 mod binary;
 mod cluster;
 pub mod doctor;
-mod ends;
+mod endpoints;
 pub mod explain;
 mod input;
 pub mod lint;
@@ -30,17 +30,17 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Agent(agent::AgentArgs),
-    Doctor(doctor::Args),
-    Explain(explain::Args),
+    Doctor(doctor::DoctorArgs),
+    Explain(explain::ExplainArgs),
     Lint(lint::LintArgs),
-    Replay(replay::Args),
-    Suggest(suggest::Args),
-    Tail(tail::Args),
+    Replay(replay::ReplayArgs),
+    Suggest(suggest::SuggestArgs),
+    Tail(tail::TailArgs),
     Completions(shell::CompletionsArgs),
     #[command(hide = true)]
     Man(shell::ManArgs),
-    VerifyLog(verify_log::Args),
-    PrintBinary(binary::Args),
+    VerifyLog(verify_log::VerifyLogArgs),
+    PrintBinary(binary::PrintBinaryArgs),
     /// Print the record's JSON Schema.
     Schema,
 }

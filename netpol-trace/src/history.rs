@@ -28,29 +28,29 @@ const ENDING: &str = ".jsonl";
 
 /// The writing end: one per agent.
 #[derive(Debug)]
-pub struct Ring {
+pub struct HistoryRing {
     folder: PathBuf,
     readers: Readers,
     run: String,
     size: u64,
-    current: Option<Current>,
+    current: Option<OpenSegment>,
     /// Files of this run so far.
     files: u64,
 }
 
 #[derive(Debug)]
-struct Current {
+struct OpenSegment {
     file: File,
     name: OsString,
     length: u64,
 }
 
-impl Ring {
+impl HistoryRing {
     /// Makes the folder if need be, for `readers`. What earlier runs left stays, as far as there is room.
-    pub fn open(folder: &Path, readers: Readers, run: &str, size: u64) -> io::Result<Ring> {
+    pub fn open(folder: &Path, readers: Readers, run: &str, size: u64) -> io::Result<HistoryRing> {
         Folder::create(folder, readers)?.keep_private(is_segment)?;
         let (folder, run, size) = (folder.to_owned(), run.to_owned(), size.max(SMALLEST_SIZE));
-        let mut ring = Ring { folder, readers, run, size, current: None, files: 0 };
+        let mut ring = HistoryRing { folder, readers, run, size, current: None, files: 0 };
         // Found out now rather than at the first drop.
         ring.current = Some(ring.next()?);
         Ok(ring)
@@ -80,17 +80,17 @@ impl Ring {
     }
 
     /// False after somebody removed the folder, or what is in it.
-    fn is_in_place(&self, current: &Current) -> io::Result<bool> {
+    fn is_in_place(&self, current: &OpenSegment) -> io::Result<bool> {
         storage::still_names(&self.folder.join(&current.name), &current.file)
     }
 
-    fn next(&mut self) -> io::Result<Current> {
+    fn next(&mut self) -> io::Result<OpenSegment> {
         let folder = Folder::create(&self.folder, self.readers)?;
         self.make_room(&folder)?;
         self.files += 1;
         let name = format!("{:013}-{}-{:06}{ENDING}", Timestamp::now().as_millisecond(), self.run, self.files);
         let name = OsString::from(name);
-        Ok(Current { file: folder.create_new(&name)?, name, length: 0 })
+        Ok(OpenSegment { file: folder.create_new(&name)?, name, length: 0 })
     }
 
     /// Removes the oldest files until one more fits.

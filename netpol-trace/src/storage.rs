@@ -70,23 +70,23 @@ pub struct Readers {
 
 /// A folder's modes or a file's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum EntryKind {
     Folder,
     File,
 }
 
 impl Readers {
-    fn mode(self, kind: Kind) -> u32 {
+    fn mode(self, kind: EntryKind) -> u32 {
         match (kind, self.group) {
-            (Kind::Folder, None) => 0o700,
-            (Kind::Folder, Some(_)) => 0o750,
-            (Kind::File, None) => 0o600,
-            (Kind::File, Some(_)) => 0o640,
+            (EntryKind::Folder, None) => 0o700,
+            (EntryKind::Folder, Some(_)) => 0o750,
+            (EntryKind::File, None) => 0o600,
+            (EntryKind::File, Some(_)) => 0o640,
         }
     }
 
     /// Sets group and mode.
-    fn grant(self, fd: impl AsFd, path: &Path, kind: Kind) -> Result<(), StorageError> {
+    fn grant(self, fd: impl AsFd, path: &Path, kind: EntryKind) -> Result<(), StorageError> {
         if let Some(group) = self.group
             && fs::fstat(&fd).map_err(|error| StorageError::io(path, error))?.st_gid != group
         {
@@ -101,7 +101,7 @@ impl Readers {
     }
 
     /// Whether something that exists lets others in, or keeps the group out.
-    fn differ(self, stat: &Stat, kind: Kind) -> bool {
+    fn differ(self, stat: &Stat, kind: EntryKind) -> bool {
         let (mode, wanted) = (mode(stat), self.mode(kind));
         let lets_others_in = mode & 0o777 & !wanted != 0;
         let keeps_group_out = self.group.is_some_and(|group| stat.st_gid != group || mode & wanted != wanted);
@@ -169,8 +169,8 @@ impl Folder {
     /// Makes a file that is not there yet, to append to.
     pub fn create_new(&self, name: &OsStr) -> Result<File, StorageError> {
         self.make(name, OFlags::WRONLY | OFlags::APPEND).map_err(|error| match error {
-            Made::Refused(error) => error,
-            Made::Exists => StorageError::io(&self.whole(name), Errno::EXIST),
+            CreateError::Refused(error) => error,
+            CreateError::Exists => StorageError::io(&self.whole(name), Errno::EXIST),
         })
     }
 
@@ -189,24 +189,24 @@ impl Folder {
         self.regular(name, OFlags::RDONLY).map(|(file, _)| file)
     }
 
-    fn make(&self, name: &OsStr, how: OFlags) -> Result<File, Made> {
+    fn make(&self, name: &OsStr, how: OFlags) -> Result<File, CreateError> {
         let flags = how | PLAIN | OFlags::CREATE | OFlags::EXCL;
         let path = self.whole(name);
         match fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR) {
             Ok(fd) => {
-                self.readers.grant(&fd, &path, Kind::File).map_err(Made::Refused)?;
+                self.readers.grant(&fd, &path, EntryKind::File).map_err(CreateError::Refused)?;
                 Ok(fd.into())
             }
-            Err(Errno::EXIST) => Err(Made::Exists),
-            Err(error) => Err(Made::Refused(StorageError::io(&path, error))),
+            Err(Errno::EXIST) => Err(CreateError::Exists),
+            Err(error) => Err(CreateError::Refused(StorageError::io(&path, error))),
         }
     }
 
     fn open_or_make(&self, name: &OsStr, how: OFlags) -> Result<File, StorageError> {
         match self.make(name, how) {
             Ok(file) => return Ok(file),
-            Err(Made::Refused(error)) => return Err(error),
-            Err(Made::Exists) => {}
+            Err(CreateError::Refused(error)) => return Err(error),
+            Err(CreateError::Exists) => {}
         }
         let (file, stat) = self.regular(name, how)?;
         let path = self.whole(name);
@@ -233,9 +233,9 @@ impl Folder {
     fn check(&self, file: &File, stat: &Stat, path: &Path) -> Result<(), StorageError> {
         let (path_shown, mode) = (path.display(), mode(stat));
         let (owner, group) = (stat.st_uid, stat.st_gid);
-        let differs = self.readers.differ(stat, Kind::File);
+        let differs = self.readers.differ(stat, EntryKind::File);
         if differs && self.readers.group.is_some() {
-            self.readers.grant(file, path, Kind::File)?;
+            self.readers.grant(file, path, EntryKind::File)?;
             tracing::info!("{path_shown} had mode {mode:04o} and group {group}: set to 0640 as its group= asks");
         }
         if !is_own(stat) {
@@ -262,11 +262,11 @@ impl Folder {
         let readable = readable.map_err(failed)?;
         let stat = fs::fstat(&readable).map_err(failed)?;
         let names = names(&readable).map_err(failed)?;
-        if readers.differ(&stat, Kind::Folder) {
-            let (mode, wanted) = (mode(&stat), readers.mode(Kind::Folder));
+        if readers.differ(&stat, EntryKind::Folder) {
+            let (mode, wanted) = (mode(&stat), readers.mode(EntryKind::Folder));
             // A sticky or setgid bit is somebody's intention.
             if is_own(&stat) && mode & 0o7000 == 0 && names.iter().all(|name| is_ours(name)) {
-                readers.grant(&readable, &self.path, Kind::Folder)?;
+                readers.grant(&readable, &self.path, EntryKind::Folder)?;
                 tracing::info!("{shown} had mode {mode:04o}: set to {wanted:04o}");
             } else {
                 tracing::warn!(
@@ -281,14 +281,14 @@ impl Folder {
         for name in names.iter().filter(|name| is_ours(name)) {
             // One that can't be opened (removed by another agent, no file) is not one that we could set.
             let Ok((file, stat)) = self.regular(name, OFlags::RDONLY) else { continue };
-            if readers.differ(&stat, Kind::File) && is_own(&stat) && stat.st_nlink == 1 {
-                readers.grant(&file, &self.whole(name), Kind::File)?;
+            if readers.differ(&stat, EntryKind::File) && is_own(&stat) && stat.st_nlink == 1 {
+                readers.grant(&file, &self.whole(name), EntryKind::File)?;
                 let (count, first) = wider.unwrap_or((0, mode(&stat)));
                 wider = Some((count + 1, first));
             }
         }
         if let Some((count, mode)) = wider {
-            let wanted = readers.mode(Kind::File);
+            let wanted = readers.mode(EntryKind::File);
             tracing::warn!(
                 "{shown}: {count} files of earlier runs had other rights, such as {mode:04o}: set to {wanted:04o}"
             );
@@ -330,7 +330,7 @@ impl Folder {
 }
 
 /// Why no file was made.
-enum Made {
+enum CreateError {
     Exists,
     Refused(StorageError),
 }
@@ -343,7 +343,7 @@ fn step(above: &OwnedFd, name: &OsStr, path: &Path, make: Option<Readers>) -> Re
         (Err(Errno::NOENT), Some(readers)) => match fs::mkdirat(above, name, Mode::RWXU) {
             Ok(()) => {
                 let fd = open(OFlags::RDONLY).map_err(|error| StorageError::io(path, error))?;
-                readers.grant(&fd, path, Kind::Folder)?;
+                readers.grant(&fd, path, EntryKind::Folder)?;
                 Ok(fd)
             }
             // Another agent was faster.

@@ -9,10 +9,10 @@ use super::{AgentConfig, HistoryConfig, HookName, reader, status};
 use crate::kernel;
 use crate::kernel::tc::{TcHook, TcMode};
 use crate::model::{HookMode, HookState};
-use crate::sink::fan_out::Output;
-use crate::sink::history::{self, History};
-use crate::sink::target::Target;
-use crate::sink::{Numbers, Sink};
+use crate::sink::fan_out::FanOut;
+use crate::sink::history::{self, HistorySink};
+use crate::sink::spec::OutputSpec;
+use crate::sink::{RecordIds, Sink};
 
 /// The hooks that could be attached, and the state of all.
 pub struct Hooks {
@@ -41,14 +41,14 @@ fn wants(hooks: Option<&[HookName]>, hook: HookName) -> bool {
 }
 
 /// Opens every sink. The first one is the primary sink.
-pub fn open_output(config: &AgentConfig, run: &str) -> anyhow::Result<Output> {
-    let mut output = Output::new(Numbers::new(run.to_owned(), config.cluster.clone(), config.node.clone()));
-    let targets = if config.outputs.is_empty() { &[Target::STDOUT] } else { config.outputs.as_slice() };
-    for (at, target) in targets.iter().enumerate() {
-        let (target, default) = (target.clone(), config.format);
+pub fn open_output(config: &AgentConfig, run: &str) -> anyhow::Result<FanOut> {
+    let mut output = FanOut::new(RecordIds::new(run.to_owned(), config.cluster.clone(), config.node.clone()));
+    let specs = if config.outputs.is_empty() { &[OutputSpec::STDOUT] } else { config.outputs.as_slice() };
+    for (at, spec) in specs.iter().enumerate() {
+        let (spec, default) = (spec.clone(), config.format);
         let (access, node) = (config.access.clone(), config.node.clone());
-        let (name, format) = (target.place.to_string(), target.format_name(default));
-        let open = move || target.open(default, &access, node.as_deref());
+        let (name, format) = (spec.destination.to_string(), spec.format_name(default));
+        let open = move || spec.open(default, &access, node.as_deref());
         match at {
             0 => output.add(open()?)?,
             _ => output.add_secondary(name, format, Box::new(open))?,
@@ -57,7 +57,7 @@ pub fn open_output(config: &AgentConfig, run: &str) -> anyhow::Result<Output> {
     if let Some(HistoryConfig { folder, readers, bytes }) = config.history.clone() {
         let run = run.to_owned();
         let open = move || {
-            let opened = History::open(&folder, readers, &run, bytes).context("--history-dir")?;
+            let opened = HistorySink::open(&folder, readers, &run, bytes).context("--history-dir")?;
             Ok(Box::new(opened) as Box<dyn Sink>)
         };
         output.add_secondary(history::NAME.to_owned(), history::FORMAT.as_str(), Box::new(open))?;

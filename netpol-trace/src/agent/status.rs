@@ -41,7 +41,7 @@ impl StartState {
             previous_run: self.previous_run.clone(),
             totals: Totals {
                 kernel: kernel.drops.as_ref().map(|reading| reading.totals),
-                agent: pipeline.accounting.totals(&pipeline.intake, pipeline.output.ledger()),
+                agent: pipeline.accounting.totals(&pipeline.intake, pipeline.output.primary()),
             },
             causes: pipeline.output.not_lost(pipeline.accounting.causes.clone()),
             not_recorded: kernel.drops.map(|reading| reading.not_recorded).unwrap_or_default(),

@@ -156,7 +156,7 @@ impl Worker<'_> {
             .and_then(|()| self.declare_losses());
         self.pipeline.output.drain();
         if let Some(handover) = &self.setup.handover
-            && self.pipeline.output.ledger().held == 0
+            && self.pipeline.output.primary().held == 0
         {
             // Every packet that was read is written or declared as lost, so the next agent need not declare any.
             handover.commit();

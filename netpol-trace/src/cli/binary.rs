@@ -12,12 +12,12 @@ use anyhow::{Context, bail};
 Example:
   kubectl -n netpol-trace exec ds/netpol-trace -- /netpol-trace print-binary > kubectl-netpol_trace
   chmod +x kubectl-netpol_trace     in a folder of your PATH it is kubectl netpol-trace; for Linux, of the node's architecture")]
-pub struct Args {}
+pub struct PrintBinaryArgs {}
 
 /// The running program, even when its file has been replaced.
 const SELF: &str = "/proc/self/exe";
 
-pub fn run(_: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(_: &PrintBinaryArgs) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     if out.is_terminal() {
         bail!("standard output is a terminal: write the program into a file, print-binary > kubectl-netpol_trace");

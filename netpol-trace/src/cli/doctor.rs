@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use super::cluster::ClusterArgs;
+use super::input::TextOrJson;
 use crate::cluster::api::review::review;
-use crate::doctor::facts::Hook;
-use crate::doctor::{self, can_record, gather, judge, text};
+use crate::doctor::facts::HookProbe;
+use crate::doctor::{self, can_record, diagnose, gather, text};
 use crate::inventory::Inventory;
 use crate::kernel::probe::probe;
 use crate::kernel::{self, programs};
@@ -26,10 +27,10 @@ Examples:
   kubectl exec -n netpol-trace ds/netpol-trace -- netpol-trace doctor
 
 Exit codes: 0 drops can be recorded, 1 they can't, 2 wrong usage.")]
-pub struct Args {
+pub struct DoctorArgs {
     /// Text for people, or JSON: an array of {check, status: ok|warn|fail, found, meaning, remedy}
     #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
+    output: TextOrJson,
     /// Remove what an agent left on this node, and say what it was: tc filters of a killed agent (before Linux 6.6), and the hook and
     /// counts of `agent --survive-restart`. A running agent's filters go too.
     #[arg(long, conflicts_with = "output")]
@@ -38,26 +39,20 @@ pub struct Args {
     cluster: ClusterArgs,
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
-
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     if args.cleanup {
         return cleanup();
     }
-    let hooks = probe().into_iter().map(|probe| Hook {
+    let hooks = probe().into_iter().map(|probe| HookProbe {
         name: probe.hook.to_owned(),
         result: probe.result,
         costs: probe.costs.map(str::to_owned),
     });
-    let mut findings = judge(&gather(hooks.collect()), &Inventory::read(programs::linked));
+    let mut findings = diagnose(&gather(hooks.collect()), &Inventory::read(programs::linked));
     findings.extend(doctor::api(review(&args.cluster.access())));
     let printed = match args.output {
-        Output::Text => text(&findings),
-        Output::Json => serde_json::to_string_pretty(&findings)? + "\n",
+        TextOrJson::Text => text(&findings),
+        TextOrJson::Json => serde_json::to_string_pretty(&findings)? + "\n",
     };
     match std::io::stdout().write_all(printed.as_bytes()) {
         // The reader has seen enough.

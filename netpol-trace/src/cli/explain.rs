@@ -8,13 +8,13 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::ends::{self, Case, Question};
-use super::input::{self, Cni, Error, Output, Source, is_stdin};
+use super::endpoints::{self, ConnectionArgs, ResolvedConnection};
+use super::input::{self, ClusterInput, Cni, InputError, TextOrJson, is_stdin};
 use crate::cluster::Index;
 use crate::model::cluster::Direction;
 use crate::model::{Hint, ServiceRef, Verdict, VerdictResult};
 use crate::policy;
-use crate::policy::{Asked, Options, RuleCheck};
+use crate::policy::{ClientRequest, CniOptions, RuleCheck};
 
 /// Say what the policies make of a connection: which isolate the two pods, which rule allows it, and where none does,
 /// what each rule misses.
@@ -30,9 +30,9 @@ Examples:
   netpol-trace explain --manifests cluster.yaml --from staging/api-7d9 --to staging/svc/db-svc --port 3306
   kubectl get -A -o yaml pods,namespaces,networkpolicies,services,endpointslices,nodes |
     netpol-trace explain --manifests - --from qa-test/deploy/frontend --to 93.184.216.34 --port 443/TCP")]
-pub struct Args {
+pub struct ExplainArgs {
     #[command(flatten)]
-    source: Source,
+    source: ClusterInput,
     /// Who opens the connection
     #[arg(long, required_unless_present = "queries", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
@@ -47,33 +47,33 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to", "output"])]
     queries: Option<PathBuf>,
     #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
+    output: TextOrJson,
     #[command(flatten)]
     cni: Cni,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     input::finish("explain", explain(args))
 }
 
-fn explain(args: &Args) -> Result<ExitCode, Error> {
+fn explain(args: &ExplainArgs) -> Result<ExitCode, InputError> {
     if args.queries.as_deref().is_some_and(is_stdin) && args.source.is_stdin() {
-        return Err(Error::TwoInputs("--manifests - and --queries -"));
+        return Err(InputError::TwoInputs("--manifests - and --queries -"));
     }
     let index = args.source.load()?;
     let options = args.cni.options();
     if let Some(path) = &args.queries {
         return queries::run(&index, &options, path);
     }
-    let question = Question {
+    let question = ConnectionArgs {
         from: args.from.as_deref().unwrap_or_default(),
         to: args.to.as_deref().unwrap_or_default(),
         port: args.port.as_deref(),
     };
     let explained = answer(&index, &options, &question)?;
     input::print(&match args.output {
-        Output::Text => text::page(&explained),
-        Output::Json => input::json(&explained)?,
+        TextOrJson::Text => text::page(&explained),
+        TextOrJson::Json => input::json(&explained)?,
     })?;
     Ok(ExitCode::from(match explained.result {
         VerdictResult::Allowed => 0,
@@ -94,11 +94,11 @@ struct Explained {
     /// Why there is no answer to give.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
-    answers: Vec<Answered>,
+    answers: Vec<ExplainedConnection>,
 }
 
 #[derive(Debug, Serialize)]
-struct Answered {
+struct ExplainedConnection {
     /// The pod or address that sends.
     from: String,
     to: String,
@@ -115,7 +115,7 @@ struct Answered {
     /// Whether each end is a pod; others are not subject to policy.
     #[serde(skip)]
     pods: [bool; 2],
-    /// How the ends were resolved, where that is not plain.
+    /// How the endpoints were resolved, where that is not plain.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     resolved: Vec<String>,
 }
@@ -132,9 +132,9 @@ fn is_one(count: &usize) -> bool {
     *count == 1
 }
 
-fn answer(index: &Index, options: &Options, question: &Question<'_>) -> Result<Explained, Error> {
-    let resolved = ends::resolve(index, question)?;
-    let mut answers: Vec<Answered> = Vec::new();
+fn answer(index: &Index, options: &CniOptions, question: &ConnectionArgs<'_>) -> Result<Explained, InputError> {
+    let resolved = endpoints::resolve(index, question)?;
+    let mut answers: Vec<ExplainedConnection> = Vec::new();
     for case in &resolved.cases {
         let next = one_answer(index, options, case, resolved.service.as_ref());
         // Replicas get the same answer; once is enough.
@@ -157,32 +157,38 @@ fn answer(index: &Index, options: &Options, question: &Question<'_>) -> Result<E
     Ok(Explained { from: resolved.from, to: resolved.to, service: resolved.service, result, why, answers })
 }
 
-fn same_but_for_the_pod(a: &Answered, b: &Answered) -> bool {
+fn same_but_for_the_pod(a: &ExplainedConnection, b: &ExplainedConnection) -> bool {
     a.port == b.port && a.verdict == b.verdict && (&a.egress, &a.ingress) == (&b.egress, &b.ingress)
 }
 
-fn one_answer(index: &Index, options: &Options, case: &Case<'_>, service: Option<&ServiceRef>) -> Answered {
+fn one_answer(
+    index: &Index,
+    options: &CniOptions,
+    case: &ResolvedConnection<'_>,
+    service: Option<&ServiceRef>,
+) -> ExplainedConnection {
     let connection = &case.connection;
-    let judgement = policy::evaluate(index, connection, options);
+    let evaluation = policy::evaluate(index, connection, options);
     let checks = |direction: Direction| {
-        let policies = judgement.side(direction).isolated_by;
+        let policies = evaluation.side(direction).isolated_by;
         let check = |policy: &std::sync::Arc<crate::model::cluster::Policy>| PolicyCheck {
             policy: format!("{}/{}", policy.namespace, policy.name),
             rules: policy::check_rules(index, connection, options, direction, policy),
         };
         policies.iter().map(check).collect()
     };
-    let asked = Asked { service, original: case.original.as_ref(), source_port: None };
-    Answered {
+    let request = ClientRequest { service, original: case.original.as_ref(), source_port: None };
+    ExplainedConnection {
         from: case.from.clone(),
         to: case.to.clone(),
         port: case.port.clone(),
         backends: 1,
-        verdict: policy::judge(index, connection, options),
-        hint: policy::hint(index, connection, options, asked),
+        verdict: policy::verdict_of(index, connection, options),
+        hint: policy::hint(index, connection, options, request),
         egress: checks(Direction::Egress),
         ingress: checks(Direction::Ingress),
-        pods: [&connection.source, &connection.destination].map(|end| matches!(end.who, policy::Who::Pod(_))),
+        pods: [&connection.source, &connection.destination]
+            .map(|end| matches!(end.identity, policy::PolicyIdentity::Pod(_))),
         resolved: case.resolved.clone(),
     }
 }

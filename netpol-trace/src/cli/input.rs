@@ -6,15 +6,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::cluster::ClusterArgs;
-use super::ends;
+use super::endpoints;
+use crate::cluster::Object;
 use crate::cluster::location::Severity;
 use crate::cluster::manifests::{self, Loaded};
 use crate::cluster::{Index, api};
-use crate::model::cluster::Object;
-use crate::policy::Options;
+use crate::policy::CniOptions;
+use crate::recorded;
+use crate::recorded::connections::{Collector, RecordedConnections};
 pub(super) use crate::recorded::input::is_stdin;
 use crate::recorded::unpack::Unreadable;
-use crate::recorded::{self, Collector, Log};
 use crate::text::{counted, escape, thousands};
 
 /// Problems of the input that are printed; more are counted.
@@ -25,15 +26,15 @@ pub(super) const USAGE_OR_INPUT: u8 = 2;
 
 /// What went wrong before there was an answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(super) enum InputError {
     #[error("the input has errors, so an answer could be wrong; see above")]
     Manifests,
     #[error("the cluster can't be read: {0}")]
     Cluster(#[from] api::ApiError),
     #[error(transparent)]
-    Question(#[from] ends::Error),
+    Question(#[from] endpoints::EndpointError),
     #[error(transparent)]
-    Records(#[from] recorded::input::Error),
+    Records(#[from] recorded::input::LogError),
     #[error("{0} is empty: it holds no record")]
     Empty(String),
     #[error("no record was read; see above")]
@@ -48,11 +49,11 @@ pub(super) enum Error {
 }
 
 /// The verb's exit code; an error is told on stderr.
-pub(super) fn finish(verb: &str, result: Result<ExitCode, Error>) -> anyhow::Result<ExitCode> {
+pub(super) fn finish(verb: &str, result: Result<ExitCode, InputError>) -> anyhow::Result<ExitCode> {
     match result {
         Ok(code) => Ok(code),
         // `| head` has seen enough.
-        Err(Error::Output(error)) => Err(error.into()),
+        Err(InputError::Output(error)) => Err(error.into()),
         Err(error) => {
             eprintln!("netpol-trace {verb}: {}", escape(&error.to_string()));
             Ok(ExitCode::from(USAGE_OR_INPUT))
@@ -62,17 +63,17 @@ pub(super) fn finish(verb: &str, result: Result<ExitCode, Error>) -> anyhow::Res
 
 /// Text for people, or JSON.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub(super) enum Output {
+pub(super) enum TextOrJson {
     Text,
     Json,
 }
 
-pub(super) fn json(answer: &impl serde::Serialize) -> Result<String, Error> {
+pub(super) fn json(answer: &impl serde::Serialize) -> Result<String, InputError> {
     Ok(serde_json::to_string_pretty(answer).map_err(io::Error::from)? + "\n")
 }
 
 /// The answer, on stdout.
-pub(super) fn print(answer: &str) -> Result<(), Error> {
+pub(super) fn print(answer: &str) -> Result<(), InputError> {
     let mut out = io::stdout().lock();
     out.write_all(answer.as_bytes())?;
     Ok(out.flush()?)
@@ -80,7 +81,7 @@ pub(super) fn print(answer: &str) -> Result<(), Error> {
 
 /// Where the cluster's objects come from.
 #[derive(Debug, clap::Args)]
-pub(super) struct Source {
+pub(super) struct ClusterInput {
     /// File or folder of YAML or JSON manifests, or - for standard input; repeatable. Of objects with one name the last counts.
     /// Without it the cluster of the kubeconfig's current context is read; with --context too, manifests go over what is there
     #[arg(long, value_name = "PATH")]
@@ -89,13 +90,13 @@ pub(super) struct Source {
     cluster: ClusterArgs,
 }
 
-impl Source {
+impl ClusterInput {
     pub fn is_stdin(&self) -> bool {
         self.manifests.iter().any(|path| is_stdin(path))
     }
 
     /// Reads it; its problems go to stderr with their places.
-    pub fn load(&self) -> Result<Index, Error> {
+    pub fn load(&self) -> Result<Index, InputError> {
         told(load(&self.manifests, &self.cluster)?)
     }
 }
@@ -111,7 +112,7 @@ pub(super) fn load(paths: &[PathBuf], cluster: &ClusterArgs) -> Result<Loaded, a
 }
 
 /// The problems of the input go to stderr; one with errors gives no answer.
-fn told(loaded: Loaded) -> Result<Index, Error> {
+fn told(loaded: Loaded) -> Result<Index, InputError> {
     let worth_saying = || loaded.problems.iter().filter(|p| p.severity > Severity::Info);
     for problem in worth_saying().take(PROBLEMS_SHOWN) {
         eprintln!("{}: {problem}", problem.severity);
@@ -130,7 +131,7 @@ fn told(loaded: Loaded) -> Result<Index, Error> {
         more => eprintln!("and {more} more problems"),
     }
     if loaded.error().is_some() {
-        return Err(Error::Manifests);
+        return Err(InputError::Manifests);
     }
     if !loaded.objects.iter().any(|located| matches!(located.object, Object::Policy(_))) {
         eprintln!("warning: the input has no NetworkPolicy: nothing is isolated");
@@ -144,28 +145,28 @@ fn told(loaded: Loaded) -> Result<Index, Error> {
 pub(super) struct Cni {
     /// ipBlock matches pod addresses (Calico, kube-router: yes; Cilium: no)
     #[arg(long, value_enum, default_value = "yes", value_name = "ANSWER")]
-    ipblock_matches_pods: Answer,
+    ipblock_matches_pods: YesNoUnknown,
     /// hostNetwork pods are subject to policy and selected by labels like others (no: they look like their node)
     #[arg(long, value_enum, default_value = "unknown", value_name = "ANSWER")]
-    host_network_is_pod: Answer,
+    host_network_is_pod: YesNoUnknown,
     /// A pod and its own node may always talk
     #[arg(long, value_enum, default_value = "yes", value_name = "ANSWER")]
-    own_node_allowed: Answer,
+    own_node_allowed: YesNoUnknown,
     /// ICMP and other protocols that policies can't name pass isolated pods
     #[arg(long, value_enum, default_value = "unknown", value_name = "ANSWER")]
-    other_protocols_pass: Answer,
+    other_protocols_pass: YesNoUnknown,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Answer {
+enum YesNoUnknown {
     Yes,
     No,
     Unknown,
 }
 
 impl Cni {
-    pub(super) fn options(&self) -> Options {
-        Options {
+    pub(super) fn options(&self) -> CniOptions {
+        CniOptions {
             ipblock_matches_pods: self.ipblock_matches_pods.into(),
             host_network_is_pod: self.host_network_is_pod.into(),
             own_node_allowed: self.own_node_allowed.into(),
@@ -174,38 +175,38 @@ impl Cni {
     }
 }
 
-impl From<Answer> for Option<bool> {
-    fn from(answer: Answer) -> Option<bool> {
+impl From<YesNoUnknown> for Option<bool> {
+    fn from(answer: YesNoUnknown) -> Option<bool> {
         match answer {
-            Answer::Yes => Some(true),
-            Answer::No => Some(false),
-            Answer::Unknown => None,
+            YesNoUnknown::Yes => Some(true),
+            YesNoUnknown::No => Some(false),
+            YesNoUnknown::Unknown => None,
         }
     }
 }
 
 /// What a judging subcommand read of its logs.
-pub(super) struct Recorded {
-    pub log: Log,
+pub(super) struct RecordedDrops {
+    pub log: RecordedConnections,
     /// `drops.jsonl`, `3 files`.
     names: String,
     /// Something could not be read to its end; what was read counts.
     pub broken: bool,
 }
 
-impl Recorded {
+impl RecordedDrops {
     /// Why there is nothing to judge; `None` where there is.
     pub fn nothing_to(&self, judge: &str) -> Option<String> {
         let records = counted(self.log.records, "record");
         self.log
-            .flows
+            .connections
             .is_empty()
             .then(|| format!("No drop by policy in {} ({records} read): nothing to {judge}.", self.names))
     }
 }
 
 /// Reads recorded drops from files, patterns, folders, or from standard input for `-`.
-pub(super) fn records(arguments: &[PathBuf]) -> Result<Recorded, Error> {
+pub(super) fn records(arguments: &[PathBuf]) -> Result<RecordedDrops, InputError> {
     let mut inputs = recorded::input::in_order_of_time(arguments)?;
     let mut collector = Collector::default();
     let mut broken = false;
@@ -213,9 +214,9 @@ pub(super) fn records(arguments: &[PathBuf]) -> Result<Recorded, Error> {
         let problem = match input.open() {
             Ok(None) => continue,
             Ok(Some(reader)) => {
-                let (lines, result) = collector.read(&input.name, reader);
+                let (counts, result) = collector.read(&input.name, reader);
                 let failed = result.err().map(|error| input.unreadable(Unreadable::from_read(error)));
-                failed.or_else(|| lines.problem(input))
+                failed.or_else(|| counts.problem(input))
             }
             Err(problem) => Some(problem),
         };
@@ -224,16 +225,16 @@ pub(super) fn records(arguments: &[PathBuf]) -> Result<Recorded, Error> {
             broken = true;
         }
     }
-    let (log, names) = (collector.log, recorded::input::names(&inputs));
+    let (log, names) = (collector.recorded, recorded::input::names(&inputs));
     if log.records == 0 {
-        return Err(if broken { Error::NotRead } else { Error::Empty(names) });
+        return Err(if broken { InputError::NotRead } else { InputError::Empty(names) });
     }
     report_unused(&log);
-    Ok(Recorded { log, names, broken })
+    Ok(RecordedDrops { log, names, broken })
 }
 
 /// Reports on stderr what of a log was not used.
-fn report_unused(log: &Log) {
+fn report_unused(log: &RecordedConnections) {
     if let Some((place, what)) = &log.first_broken {
         let (lines, first) = match log.broken {
             1 => ("1 line is not a netpol-trace record".to_owned(), "it"),

@@ -40,15 +40,15 @@ pub struct LintArgs {
 
     /// How to write the findings.
     #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
+    output: LintFormat,
 
     /// Exit with 1 for findings of this severity and above.
     #[arg(long, value_enum, default_value = "warning", value_name = "SEVERITY")]
-    fail_on: Level,
+    fail_on: LintLevel,
 
     /// Show findings of this severity and above.
     #[arg(long, value_enum, default_value = "warning", value_name = "SEVERITY")]
-    severity: Level,
+    severity: LintLevel,
 
     /// Leave out a kind of finding; repeatable.
     #[arg(long, value_name = "ID", value_delimiter = ',', value_parser = ids())]
@@ -60,29 +60,29 @@ pub struct LintArgs {
 }
 
 fn ids() -> PossibleValuesParser {
-    PossibleValuesParser::new(catalogue::ENTRIES.iter().map(|entry| entry.id))
+    PossibleValuesParser::new(catalogue::LINTS.iter().map(|lint| lint.id))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+enum LintFormat {
     Text,
     Json,
     Sarif,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Level {
+enum LintLevel {
     Error,
     Warning,
     Info,
 }
 
-impl From<Level> for Severity {
-    fn from(level: Level) -> Severity {
+impl From<LintLevel> for Severity {
+    fn from(level: LintLevel) -> Severity {
         match level {
-            Level::Error => Severity::Error,
-            Level::Warning => Severity::Warning,
-            Level::Info => Severity::Info,
+            LintLevel::Error => Severity::Error,
+            LintLevel::Warning => Severity::Warning,
+            LintLevel::Info => Severity::Info,
         }
     }
 }
@@ -90,15 +90,15 @@ impl From<Level> for Severity {
 pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     if args.list {
-        for entry in catalogue::ENTRIES {
+        for known in catalogue::LINTS {
             writeln!(
                 out,
                 "{:<18} {:<8} {}\n    {}\n    fix: {}\n",
-                entry.id,
-                entry.severity.as_str(),
-                entry.title,
-                entry.what,
-                entry.fix
+                known.id,
+                known.severity.as_str(),
+                known.title,
+                known.what,
+                known.fix
             )?;
         }
         return Ok(ExitCode::SUCCESS);
@@ -113,9 +113,9 @@ pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
     if loaded.files > 0 || unreadable.is_empty() {
         let least = args.severity.into();
         let report = match args.output {
-            Format::Text => lint::text(&findings, &loaded, least),
-            Format::Json => lint::json(&findings, &loaded, least)? + "\n",
-            Format::Sarif => lint::sarif(&findings, least)? + "\n",
+            LintFormat::Text => lint::text(&findings, &loaded, least),
+            LintFormat::Json => lint::json(&findings, &loaded, least)? + "\n",
+            LintFormat::Sarif => lint::sarif(&findings, least)? + "\n",
         };
         out.write_all(report.as_bytes())?;
         out.flush()?;

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::input::{self, Cni, Error, Output, Source, is_stdin};
+use super::input::{self, ClusterInput, Cni, InputError, TextOrJson, is_stdin};
 use crate::cluster::Index;
 use crate::model::{Verdict, VerdictResult};
 use crate::policy;
-use crate::policy::Options;
-use crate::recorded::Flow;
+use crate::policy::CniOptions;
+use crate::recorded::connections::RecordedConnection;
 use crate::text::{counted, escape};
 
 /// Judge recorded drops by edited policies: which would now pass, which still drop, and why.
@@ -27,26 +27,26 @@ drops but some can't be told; 2 wrong usage, input with errors, or a log that ho
 Examples:
   netpol-trace replay drops.jsonl --manifests cluster.yaml --manifests edited/
   netpol-trace replay 'drops.jsonl*' --manifests edited/                 rotated and compressed logs too")]
-pub struct Args {
+pub struct ReplayArgs {
     /// Records of the agent: files of JSON lines (also gzip or zstd), quoted patterns, the folder of an agent's --history-dir, or -
     /// for standard input
     #[arg(value_name = "RECORDS", required = true)]
     records: Vec<PathBuf>,
     #[command(flatten)]
-    source: Source,
+    source: ClusterInput,
     #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
+    output: TextOrJson,
     #[command(flatten)]
     cni: Cni,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     input::finish("replay", work(args))
 }
 
-fn work(args: &Args) -> Result<ExitCode, Error> {
+fn work(args: &ReplayArgs) -> Result<ExitCode, InputError> {
     if args.records.iter().any(|path| is_stdin(path)) && args.source.is_stdin() {
-        return Err(Error::TwoInputs("RECORDS and --manifests"));
+        return Err(InputError::TwoInputs("RECORDS and --manifests"));
     }
     let mut index = args.source.load()?;
     let recorded = input::records(&args.records)?;
@@ -54,10 +54,10 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
     for object in log.missing_objects(&index) {
         index.upsert(object);
     }
-    let replay = Replay::of(&index, &args.cni.options(), &log.flows);
+    let replay = Replay::of(&index, &args.cni.options(), &log.connections);
     input::print(&match args.output {
-        Output::Text => nothing.map_or_else(|| replay.text(), |nothing| escape(&nothing).into_owned() + "\n"),
-        Output::Json => input::json(&replay)?,
+        TextOrJson::Text => nothing.map_or_else(|| replay.text(), |nothing| escape(&nothing).into_owned() + "\n"),
+        TextOrJson::Json => input::json(&replay)?,
     })?;
     if broken {
         return Ok(ExitCode::from(input::USAGE_OR_INPUT));
@@ -76,11 +76,11 @@ struct Replay {
     still_dropped: usize,
     undetermined: usize,
     not_judged: &'static str,
-    connections: Vec<Judged>,
+    connections: Vec<ReplayedConnection>,
 }
 
 #[derive(Debug, Serialize)]
-struct Judged {
+struct ReplayedConnection {
     connection: String,
     /// Packets recorded.
     packets: u64,
@@ -93,8 +93,9 @@ const NOT_JUDGED: &str =
     "Connections that passed are not in the records, so whether the edited policies break one of them was not judged.";
 
 impl Replay {
-    fn of(index: &Index, options: &Options, flows: &[Flow]) -> Replay {
-        let mut connections: Vec<Judged> = flows.iter().map(|flow| judged(index, options, flow)).collect();
+    fn of(index: &Index, options: &CniOptions, recorded: &[RecordedConnection]) -> Replay {
+        let mut connections: Vec<ReplayedConnection> =
+            recorded.iter().map(|recorded| replayed(index, options, recorded)).collect();
         // What still fails is what the reader came for.
         connections.sort_by_key(|c| match c.verdict.result {
             VerdictResult::Denied => 0,
@@ -124,7 +125,7 @@ impl Replay {
                 VerdictResult::Undetermined => "can't tell ",
                 VerdictResult::Allowed => "would pass ",
             };
-            let Judged { connection, packets, why, .. } = judged;
+            let ReplayedConnection { connection, packets, why, .. } = judged;
             text += &format!(
                 "  {word}  {} ({} recorded)\n               {}\n",
                 escape(connection),
@@ -136,8 +137,8 @@ impl Replay {
     }
 }
 
-fn judged(index: &Index, options: &Options, flow: &Flow) -> Judged {
-    let verdict = policy::judge(index, &flow.connection(index), options);
+fn replayed(index: &Index, options: &CniOptions, recorded: &RecordedConnection) -> ReplayedConnection {
+    let verdict = policy::verdict_of(index, &recorded.connection(index), options);
     let why = policy::summary(&verdict);
-    Judged { connection: flow.title(), packets: flow.packets, verdict, why }
+    ReplayedConnection { connection: recorded.title(), packets: recorded.packets, verdict, why }
 }

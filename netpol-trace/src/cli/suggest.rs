@@ -8,12 +8,13 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::ends::{self, Question};
-use super::input::{self, Cni, Error, Source, is_stdin};
+use super::endpoints::{self, ConnectionArgs};
+use super::input::{self, ClusterInput, Cni, InputError, is_stdin};
 use crate::cluster::Index;
-use crate::model::cluster::{Object, Policy};
-use crate::policy::suggest::{Change, Nothing, Opened};
-use crate::policy::{Connection, Options, suggest};
+use crate::cluster::Object;
+use crate::model::cluster::Policy;
+use crate::policy::suggest::{NoSuggestion, OpenedPair, SuggestedChange};
+use crate::policy::{CniOptions, Connection, suggest};
 use crate::text::escape;
 
 /// Write the smallest NetworkPolicy change that lets a connection, or recorded drops, through: YAML for kubectl apply.
@@ -31,13 +32,13 @@ Examples:
   netpol-trace suggest --manifests cluster.yaml drops.jsonl > allow.yaml   for every recorded drop
   netpol-trace suggest --manifests cluster.yaml 'drops.jsonl*'             rotated and compressed logs too
   netpol-trace suggest --manifests cluster.yaml drops.jsonl | kubectl apply --dry-run=server -f -")]
-pub struct Args {
+pub struct SuggestArgs {
     /// Records of the agent: files of JSON lines (also gzip or zstd), quoted patterns, the folder of an agent's --history-dir, or -
     /// for standard input
     #[arg(value_name = "RECORDS", required_unless_present = "from", conflicts_with = "from")]
     records: Vec<PathBuf>,
     #[command(flatten)]
-    source: Source,
+    source: ClusterInput,
     /// Who opens the connection
     #[arg(long, requires = "to", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
@@ -48,24 +49,24 @@ pub struct Args {
     #[arg(long, requires = "from")]
     port: Option<String>,
     #[arg(short, long, value_enum, default_value = "yaml")]
-    output: Output,
+    output: YamlOrJson,
     #[command(flatten)]
     cni: Cni,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Output {
+enum YamlOrJson {
     Yaml,
     Json,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &SuggestArgs) -> anyhow::Result<ExitCode> {
     input::finish("suggest", work(args))
 }
 
-fn work(args: &Args) -> Result<ExitCode, Error> {
+fn work(args: &SuggestArgs) -> Result<ExitCode, InputError> {
     if args.records.iter().any(|path| is_stdin(path)) && args.source.is_stdin() {
-        return Err(Error::TwoInputs("RECORDS and --manifests"));
+        return Err(InputError::TwoInputs("RECORDS and --manifests"));
     }
     let mut index = args.source.load()?;
     let options = args.cni.options();
@@ -73,13 +74,13 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
     let mut broken = false;
     match &*args.records {
         [] => {
-            let question = Question {
+            let question = ConnectionArgs {
                 from: args.from.as_deref().unwrap_or_default(),
                 to: args.to.as_deref().unwrap_or_default(),
                 port: args.port.as_deref(),
             };
             let index = index;
-            let resolved = ends::resolve(&index, &question)?;
+            let resolved = endpoints::resolve(&index, &question)?;
             let mut now = index.clone();
             for case in &resolved.cases {
                 let title = format!("{} -> {} {}", case.from, case.to, case.port);
@@ -97,14 +98,14 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
                 index.upsert(object);
             }
             let mut now = index.clone();
-            for flow in &log.flows {
-                plan.add(&mut now, &flow.connection(&index), &options, flow.title());
+            for recorded in &log.connections {
+                plan.add(&mut now, &recorded.connection(&index), &options, recorded.title());
             }
         }
     }
     input::print(&match args.output {
-        Output::Yaml => plan.yaml(),
-        Output::Json => input::json(&plan.report())?,
+        YamlOrJson::Yaml => plan.yaml(),
+        YamlOrJson::Json => input::json(&plan.report())?,
     })?;
     Ok(ExitCode::from(if broken { input::USAGE_OR_INPUT } else { u8::from(!plan.not_suggested.is_empty()) }))
 }
@@ -133,7 +134,7 @@ struct Added {
     rule: String,
     /// The connection that it is for.
     connection: String,
-    also_allows: Vec<Opened>,
+    also_allows: Vec<OpenedPair>,
     #[serde(skip_serializing_if = "is_zero")]
     pairs_not_looked_at: usize,
 }
@@ -151,8 +152,8 @@ struct NotSuggested {
 
 impl Plan {
     /// Plans for one connection, on top of what is planned: `now` is the cluster with it.
-    fn add(&mut self, now: &mut Index, connection: &Connection<'_>, options: &Options, title: String) {
-        let changes = suggest::suggest(now, &suggest::again(now, connection), options);
+    fn add(&mut self, now: &mut Index, connection: &Connection<'_>, options: &CniOptions, title: String) {
+        let changes = suggest::suggest(now, &suggest::rebind(now, connection), options);
         match changes {
             Ok(changes) => {
                 for change in changes {
@@ -160,18 +161,18 @@ impl Plan {
                     self.take(change, title.clone());
                 }
             }
-            Err(Nothing::Allowed) => self.allowed_already.push(title),
+            Err(NoSuggestion::Allowed) => self.allowed_already.push(title),
             Err(nothing) => self.not_suggested.push(NotSuggested { connection: title, why: nothing.to_string() }),
         }
     }
 
-    fn take(&mut self, change: Change, title: String) {
+    fn take(&mut self, change: SuggestedChange, title: String) {
         let key = (change.policy.namespace.to_string(), change.policy.name.to_string());
         let added = Added {
             rule: format!("{}[{}]", change.direction, change.rule),
             connection: title,
-            also_allows: change.effect.opened,
-            pairs_not_looked_at: change.effect.not_looked_at,
+            also_allows: change.side_effects.opened,
+            pairs_not_looked_at: change.side_effects.not_looked_at,
         };
         let planned = self.policies.entry(key).or_insert_with(|| Planned {
             policy: change.policy.clone(),

@@ -17,8 +17,7 @@ fn folder(path: &Path) -> Folder {
 
 fn all(follower: &mut Follower) -> Vec<String> {
     let mut lines = Vec::new();
-    let mut each =
-        |octets: &[u8]| lines.extend(String::from_utf8_lossy(octets).lines().map(|line| line.to_owned() + "\n"));
+    let mut each = |line: &[u8]| lines.push(String::from_utf8_lossy(line).into_owned() + "\n");
     while follower.read(&mut each).unwrap() {}
     lines
 }
@@ -26,7 +25,7 @@ fn all(follower: &mut Follower) -> Vec<String> {
 #[test]
 fn the_ring_holds_the_newest_and_never_more_than_its_size() {
     let dir = tempfile::tempdir().unwrap();
-    let mut ring = Ring::open(dir.path(), Readers::default(), "a", SMALLEST_SIZE).unwrap();
+    let mut ring = HistoryRing::open(dir.path(), Readers::default(), "a", SMALLEST_SIZE).unwrap();
     for number in 1..=5000 {
         ring.append(line("a", number).as_bytes()).unwrap();
         if number % 100 == 0 {
@@ -47,7 +46,7 @@ fn the_ring_holds_the_newest_and_never_more_than_its_size() {
 fn a_ring_whose_folder_was_removed_begins_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("history");
-    let mut ring = Ring::open(&path, Readers::default(), "a", DEFAULT_SIZE).unwrap();
+    let mut ring = HistoryRing::open(&path, Readers::default(), "a", DEFAULT_SIZE).unwrap();
     ring.append(line("a", 1).as_bytes()).unwrap();
     std::fs::remove_dir_all(&path).unwrap();
     ring.append(line("a", 2).as_bytes()).unwrap();
@@ -63,12 +62,12 @@ fn a_ring_whose_folder_was_removed_begins_again() {
 #[test]
 fn a_torn_line_hides_nothing_and_a_new_run_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    let mut ring = Ring::open(dir.path(), Readers::default(), "a", DEFAULT_SIZE).unwrap();
+    let mut ring = HistoryRing::open(dir.path(), Readers::default(), "a", DEFAULT_SIZE).unwrap();
     ring.append(line("a", 1).as_bytes()).unwrap();
     // As a killed agent leaves it.
     let torn = dir.path().join(segments(&folder(dir.path())).unwrap().remove(0).name);
     File::options().append(true).open(torn).unwrap().write_all(b"{\"schema\":\"netpol-tr").unwrap();
-    let mut ring = Ring::open(dir.path(), Readers::default(), "b", DEFAULT_SIZE).unwrap();
+    let mut ring = HistoryRing::open(dir.path(), Readers::default(), "b", DEFAULT_SIZE).unwrap();
     ring.append(line("b", 1).as_bytes()).unwrap();
     assert_eq!(all(&mut Follower::new(folder(dir.path()), None)), [line("a", 1), line("b", 1)]);
 }
@@ -76,7 +75,7 @@ fn a_torn_line_hides_nothing_and_a_new_run_goes_on() {
 #[test]
 fn a_follower_gets_each_line_once_while_files_come_and_go() {
     let dir = tempfile::tempdir().unwrap();
-    let mut ring = Ring::open(dir.path(), Readers::default(), "a", SMALLEST_SIZE).unwrap();
+    let mut ring = HistoryRing::open(dir.path(), Readers::default(), "a", SMALLEST_SIZE).unwrap();
     let mut follower = Follower::new(folder(dir.path()), None);
     let mut got = Vec::new();
     for number in 1..=4000 {
@@ -94,7 +93,7 @@ fn what_cannot_be_written_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
-    assert!(Ring::open(&file, Readers::default(), "a", DEFAULT_SIZE).is_err());
+    assert!(HistoryRing::open(&file, Readers::default(), "a", DEFAULT_SIZE).is_err());
 }
 
 /// As a kubelet makes the folder of a hostPath, and as an earlier version left its files. What else is there stays, and is not read.
@@ -112,7 +111,7 @@ fn records_are_for_the_agent_and_one_group() {
         std::fs::write(&earlier, line("aaaa", 1)).unwrap();
         set(&earlier, 0o644);
         set(&dir, 0o755);
-        let mut ring = Ring::open(&dir, readers, "bbbb", DEFAULT_SIZE).unwrap();
+        let mut ring = HistoryRing::open(&dir, readers, "bbbb", DEFAULT_SIZE).unwrap();
         ring.append(line("bbbb", 1).as_bytes()).unwrap();
         assert_eq!((mode(&dir), mode(&earlier)), modes);
         let all_segments = segments(&folder(&dir)).unwrap();
@@ -126,7 +125,7 @@ fn records_are_for_the_agent_and_one_group() {
         // Nor does one in the folder's place.
         let link = above.path().join("link");
         symlink(&dir, &link).unwrap();
-        let error = Ring::open(&link, readers, "dddd", DEFAULT_SIZE).unwrap_err().to_string();
+        let error = HistoryRing::open(&link, readers, "dddd", DEFAULT_SIZE).unwrap_err().to_string();
         assert!(error.contains("link is a symbolic link"), "{error}");
     }
 }

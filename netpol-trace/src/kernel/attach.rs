@@ -239,16 +239,14 @@ mod tests {
     use super::super::ring::wait;
     use super::super::{KernelOptions, open};
     use super::AttachForm;
-    use crate::packet;
+    use crate::skip::missing;
+    use crate::{packet, require};
 
     /// The raw tracepoint, for kernels that reject the BTF tracepoint, loads and reads the same packet.
     #[test]
     fn the_raw_tracepoint_sees_a_closed_port() {
-        // SAFETY: asks for a number.
-        if unsafe { libc::geteuid() } != 0 {
-            eprintln!("the_raw_tracepoint_sees_a_closed_port: skipped: loading programs needs root");
-            return;
-        }
+        let root = rustix::process::geteuid().is_root();
+        require!(if root { Ok(()) } else { Err(missing("loading programs needs root")) });
         let options = KernelOptions { all_drops: true, raw_tracepoint: true, ..KernelOptions::default() };
         let (mut attached, ..) = open(&options).unwrap();
         assert!(matches!(attached.hook(), AttachForm::RawTracepoint(_)));

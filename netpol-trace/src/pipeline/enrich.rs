@@ -12,7 +12,7 @@ use crate::cluster::index::{AddressOwner, Moment, PodView};
 use crate::model::cluster::Pod;
 use crate::model::packet::Packet;
 use crate::model::{Address, Basis, EndpointKind, Part, ServiceRef, Str, Verdict, VerdictResult};
-use crate::policy::{Connection, End, Transport, Who};
+use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// A packet with both endpoints of its connection named.
 #[derive(Debug, Clone)]
@@ -253,18 +253,18 @@ pub fn qualify(verdict: &mut Part<Verdict>, flow: &Flow<'_>, stale: &[String]) {
 }
 
 impl<'a> FlowEndpoint<'a> {
-    fn as_end(&self) -> End<'a> {
-        let who = match self.identity {
-            Identity::Pod(pod) => Who::Pod(pod),
-            Identity::Node(node) => Who::Node(node),
-            Identity::External | Identity::Service => Who::External,
+    fn as_end(&self) -> PolicyEndpoint<'a> {
+        let identity = match self.identity {
+            Identity::Pod(pod) => PolicyIdentity::Pod(pod),
+            Identity::Node(node) => PolicyIdentity::Node(node),
+            Identity::External | Identity::Service => PolicyIdentity::External,
             Identity::Unknown
             | Identity::Unconfirmed
             | Identity::Ambiguous(_)
             | Identity::Reused(..)
-            | Identity::Former(_) => Who::Unknown,
+            | Identity::Former(_) => PolicyIdentity::Unknown,
         };
-        End { ip: Some(self.ip), who }
+        PolicyEndpoint { ip: Some(self.ip), identity }
     }
 
     pub fn pod(&self) -> Option<PodView<'a>> {

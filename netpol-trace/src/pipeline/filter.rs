@@ -167,12 +167,12 @@ impl Settings {
 pub struct SettingsState {
     pub settings: Arc<Settings>,
     /// `None` without a file.
-    pub file: Option<ConfigFile>,
+    pub file: Option<ConfigFileState>,
 }
 
 /// The state of the config file.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ConfigFile {
+pub struct ConfigFileState {
     pub path: String,
     pub read_at: Timestamp,
     pub error: Option<String>,
@@ -180,7 +180,7 @@ pub struct ConfigFile {
     pub pending: Vec<String>,
 }
 
-impl ConfigFile {
+impl ConfigFileState {
     pub fn state(&self, now: Timestamp) -> ConfigState {
         ConfigState {
             path: self.path.clone(),

@@ -16,7 +16,7 @@ use crate::model::ChangeKind;
 use crate::model::DropFacts;
 use crate::model::packet::{Packet, PacketCount};
 use crate::pipeline::connections::{Origin, UnansweredConnection};
-use crate::record::fingerprint::Hasher;
+use crate::record::fingerprint::FingerprintHasher;
 use crate::record::{Fingerprint, PolicyChange};
 
 /// Identifies the running kernel: equal in all of its containers, new with each boot.
@@ -67,7 +67,7 @@ impl Fingerprints {
         let headers = &packet.headers;
         let port = |port: Option<u16>| port.map_or(u64::MAX, u64::from);
         let (icmp_type, icmp_code) = headers.icmp.unwrap_or_default();
-        let hash = Hasher::new("drop")
+        let hash = FingerprintHasher::new("drop")
             .text(&self.kernel)
             .number(facts.netns.unwrap_or_default().into())
             .number(origin.iif.into())
@@ -92,7 +92,7 @@ impl Fingerprints {
     /// Returns the fingerprint of an unanswered connection, which two nodes may have seen.
     pub fn unanswered(&mut self, finding: &UnansweredConnection, opened: Timestamp) -> Fingerprint {
         let (client, server) = (finding.tuple.client, finding.tuple.server);
-        let hash = Hasher::new("unanswered")
+        let hash = FingerprintHasher::new("unanswered")
             .text(&self.cluster)
             .address(client.0)
             .number(client.1.into())
@@ -107,7 +107,7 @@ impl Fingerprints {
     /// Returns the fingerprint of a policy change, of which every agent has a record: uid and generation of the object. A change without a new
     /// generation (a namespace's labels, policies from files) is identified by its content and the minute in which the agent learned of it.
     pub fn policy_change(&mut self, change: &PolicyChange, at: Timestamp) -> Fingerprint {
-        let hash = Hasher::new("policy_change")
+        let hash = FingerprintHasher::new("policy_change")
             .number(change.change as u64)
             .text(&change.namespace)
             .maybe(change.policy.as_deref())

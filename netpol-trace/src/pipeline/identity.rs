@@ -11,13 +11,13 @@ pub(super) fn confirm(lookups: Option<&Lookups>, flow: &mut Flow<'_>, index: &In
     let Some(lookups) = lookups else { return };
     for end in [&mut flow.source, &mut flow.destination] {
         let unconfirmed = match end.identity {
-            Identity::Pod(view) => !lookups.vouches(view.pod, end.ip, time),
-            Identity::External => lookups.may_be_a_pods(end.ip, index),
+            Identity::Pod(view) => !lookups.confirms(view.pod, end.ip, time),
+            Identity::External => lookups.may_be_pod_address(end.ip, index),
             Identity::Unknown | Identity::Unconfirmed | Identity::Former(_) => true,
             Identity::Node(_) | Identity::Service | Identity::Ambiguous(_) | Identity::Reused(..) => false,
         };
         if unconfirmed && look_up {
-            lookups.ask(end.ip);
+            lookups.request(end.ip);
         }
         if unconfirmed && matches!(end.identity, Identity::Pod(_) | Identity::External) {
             end.identity = Identity::Unconfirmed;

@@ -17,14 +17,14 @@ use crate::inventory::{Inventory, InventoryWatcher};
 use crate::kernel::clock::Clock;
 use crate::kernel::tc::TcView;
 use crate::policy;
-use crate::sink::fan_out::Output;
+use crate::sink::fan_out::FanOut;
 
 /// Turns the kernel's events into records.
 pub struct Pipeline {
     pub(super) cluster: Cluster,
     pub(super) node: Option<String>,
     pub(super) all_drops: bool,
-    pub(super) options: policy::Options,
+    pub(super) options: policy::CniOptions,
     pub(super) verdicts: VerdictCache,
     pub clock: Clock,
     /// The time of the last batch: one clock read serves many drops.
@@ -48,7 +48,7 @@ pub struct Pipeline {
     /// The re-readable part of the config file, as of the last look.
     pub configured: crate::pipeline::filter::SettingsState,
     pub(super) fingerprints: Fingerprints,
-    pub output: Output,
+    pub output: FanOut,
 }
 
 impl Pipeline {
@@ -57,13 +57,13 @@ impl Pipeline {
         node: Option<String>,
         all_drops: bool,
         intake: Arc<Intake>,
-        output: Output,
+        output: FanOut,
     ) -> Pipeline {
         Pipeline {
             cluster,
             node,
             all_drops,
-            options: policy::Options::default(),
+            options: policy::CniOptions::default(),
             verdicts: VerdictCache::default(),
             clock: Clock::now(),
             now: Instant::now(),

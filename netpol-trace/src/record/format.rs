@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use super::Record;
 use super::json::write;
-use super::shorten::{Step, shortened};
+use super::shorten::{ShortenStep, shortened};
 
 /// An encoding of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub const MAX_LINE: usize = 16 * 1024;
 pub fn line(format: Format, record: &Record, out: &mut Vec<u8>) -> serde_json::Result<()> {
     let start = out.len();
     object(format, record, out)?;
-    for step in Step::ALL {
+    for step in ShortenStep::ALL {
         if out.len() - start < MAX_LINE {
             break;
         }

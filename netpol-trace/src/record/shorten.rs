@@ -7,7 +7,7 @@ use crate::model::{Part, Str};
 
 /// How a record too long for a line gets shorter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
-pub(super) enum Step {
+pub(super) enum ShortenStep {
     Labels,
     Policies,
     Texts,
@@ -15,30 +15,31 @@ pub(super) enum Step {
     Least,
 }
 
-impl Step {
-    pub(super) const ALL: [Step; 4] = [Step::Labels, Step::Policies, Step::Texts, Step::Least];
+impl ShortenStep {
+    pub(super) const ALL: [ShortenStep; 4] =
+        [ShortenStep::Labels, ShortenStep::Policies, ShortenStep::Texts, ShortenStep::Least];
 
     /// Policies, misses and notes that are kept.
     fn kept(self) -> usize {
         match self {
-            Step::Labels => usize::MAX,
-            Step::Policies => 8,
-            Step::Texts | Step::Least => 1,
+            ShortenStep::Labels => usize::MAX,
+            ShortenStep::Policies => 8,
+            ShortenStep::Texts | ShortenStep::Least => 1,
         }
     }
 
     /// Octets of a text.
     fn text(self) -> usize {
         match self {
-            Step::Labels => usize::MAX,
-            Step::Policies => 300,
-            Step::Texts => 100,
-            Step::Least => 40,
+            ShortenStep::Labels => usize::MAX,
+            ShortenStep::Policies => 300,
+            ShortenStep::Texts => 100,
+            ShortenStep::Least => 40,
         }
     }
 }
 
-pub(super) fn shortened(mut record: Record, step: Step) -> Record {
+pub(super) fn shortened(mut record: Record, step: ShortenStep) -> Record {
     let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text()));
     let clip_shared = |text: &mut Str| *text = text[..text.floor_char_boundary(step.text())].into();
     [&mut record.cluster, &mut record.node].into_iter().flatten().for_each(clip_shared);
@@ -75,7 +76,7 @@ pub(super) fn shortened(mut record: Record, step: Step) -> Record {
             texts.extend(pod.owner.iter_mut().flat_map(|owner| [&mut owner.kind, &mut owner.name]));
         }
         // Names are whole but in the last step: a name that is cut names something else.
-        if step == Step::Least {
+        if step == ShortenStep::Least {
             texts.into_iter().for_each(clip);
             let service = end.service.iter_mut().flat_map(|service| [&mut service.namespace, &mut service.name]);
             end.node.iter_mut().chain(service).for_each(clip_shared);
@@ -84,7 +85,7 @@ pub(super) fn shortened(mut record: Record, step: Step) -> Record {
     if let Some(hint) = hint.as_mut().map(Part::to_mut) {
         clip(&mut hint.message);
     }
-    if step == Step::Least {
+    if step == ShortenStep::Least {
         *verdict = None;
     }
     if let Some(verdict) = verdict.as_mut().map(Part::to_mut) {
@@ -107,7 +108,7 @@ pub(super) fn shortened(mut record: Record, step: Step) -> Record {
     record
 }
 
-fn short_status(status: &mut Status, step: Step) {
+fn short_status(status: &mut Status, step: ShortenStep) {
     let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text().min(200)));
     let kept = step.kept().min(20);
     status.hooks.truncate(kept);
@@ -126,7 +127,7 @@ fn short_status(status: &mut Status, step: Step) {
         sink.error.iter_mut().for_each(clip);
     }
     status.not_recorded = std::mem::take(&mut status.not_recorded).into_iter().take(kept).collect();
-    if step == Step::Least {
+    if step == ShortenStep::Least {
         // Kinds of objects are whatever a manifest calls them.
         status.not_recorded.clear();
         status
@@ -137,7 +138,7 @@ fn short_status(status: &mut Status, step: Step) {
     }
 }
 
-fn short_change(change: &mut PolicyChange, step: Step) {
+fn short_change(change: &mut PolicyChange, step: ShortenStep) {
     let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text()));
     let kept = step.kept().min(20);
     for rules in [&mut change.rules_removed, &mut change.rules_added] {
@@ -150,7 +151,7 @@ fn short_change(change: &mut PolicyChange, step: Step) {
         isolation.workloads.truncate(kept);
         isolation.workloads.iter_mut().for_each(clip);
     }
-    if step == Step::Least {
+    if step == ShortenStep::Least {
         clip(&mut change.namespace);
         [&mut change.policy, &mut change.uid].into_iter().flatten().for_each(clip);
     }

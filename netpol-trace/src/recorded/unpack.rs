@@ -43,25 +43,25 @@ fn words(error: &io::Error) -> String {
 }
 
 /// Reads the text of a log. Errors are [`Unreadable`] inside of [`io::Error`]; [`Unreadable::from_read`] gives them back.
-pub struct Reader {
+pub struct LogReader {
     input: Box<dyn Read + Send>,
     packing: Option<Packing>,
 }
 
-impl std::fmt::Debug for Reader {
+impl std::fmt::Debug for LogReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader").field("packing", &self.packing).finish_non_exhaustive()
+        f.debug_struct("LogReader").field("packing", &self.packing).finish_non_exhaustive()
     }
 }
 
-impl Reader {
+impl LogReader {
     /// Waits for the first bytes, which tell what it is.
-    pub fn new(mut input: impl Read + Send + 'static) -> Result<Reader, Unreadable> {
+    pub fn new(mut input: impl Read + Send + 'static) -> Result<LogReader, Unreadable> {
         let head = begin(&mut input)?;
         let Some(packing) = magic::packing(&head) else {
-            return Ok(Reader { input: Box::new(text(head, input)?), packing: None });
+            return Ok(LogReader { input: Box::new(text(head, input)?), packing: None });
         };
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(PackedCounts::default());
         let counted = Counted { input: Cursor::new(head).chain(input), counts: counts.clone() };
         let buffered = BufReader::with_capacity(BUFFER, counted);
         let decoder: Box<dyn Read + Send> = match packing {
@@ -80,12 +80,12 @@ impl Reader {
             Unreadable::Foreign(what) => Unreadable::Foreign(format!("a {} of {what}", packing.name())),
             error => error,
         })?;
-        Ok(Reader { input: Box::new(input), packing: Some(packing) })
+        Ok(LogReader { input: Box::new(input), packing: Some(packing) })
     }
 
     /// The same with what was read of it in front again.
-    pub fn after(self, head: Vec<u8>) -> Reader {
-        Reader { input: Box::new(Cursor::new(head).chain(self.input)), packing: self.packing }
+    pub fn after(self, head: Vec<u8>) -> LogReader {
+        LogReader { input: Box::new(Cursor::new(head).chain(self.input)), packing: self.packing }
     }
 
     /// What does not grow: a compressed stream has an end.
@@ -94,14 +94,14 @@ impl Reader {
     }
 }
 
-impl Read for Reader {
+impl Read for LogReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.input.read(buffer)
     }
 }
 
 impl Unreadable {
-    /// The reason inside of an error of [`Reader`].
+    /// The reason inside of an error of [`LogReader`].
     pub fn from_read(error: io::Error) -> Unreadable {
         match error.downcast::<Unreadable>() {
             Ok(reason) => reason,
@@ -142,14 +142,14 @@ fn text<R: Read>(mut head: Vec<u8>, rest: R) -> Result<Chain<Cursor<Vec<u8>>, R>
 
 /// Compressed bytes so far, and whether there are no more.
 #[derive(Debug, Default)]
-struct Counts {
+struct PackedCounts {
     bytes: AtomicU64,
     ended: AtomicBool,
 }
 
 struct Counted<R> {
     input: R,
-    counts: Arc<Counts>,
+    counts: Arc<PackedCounts>,
 }
 
 impl<R: Read> Read for Counted<R> {
@@ -165,7 +165,7 @@ impl<R: Read> Read for Counted<R> {
 struct Unpacked {
     decoder: Box<dyn Read + Send>,
     packing: Packing,
-    counts: Arc<Counts>,
+    counts: Arc<PackedCounts>,
     broken: Option<String>,
 }
 

@@ -2,7 +2,6 @@
 //! evaluator to compare with.
 
 mod allocations;
-mod cached;
 mod compare;
 mod conformance;
 mod cost;
@@ -17,3 +16,4 @@ mod oracle;
 mod random;
 mod semantics;
 mod suggest;
+mod verdict_cache;

@@ -1,15 +1,15 @@
 //! The answer for people: a line that answers, then why.
 
-use super::{Answered, Explained, PolicyCheck};
+use super::{Explained, ExplainedConnection, PolicyCheck};
 use crate::model::{Side, VerdictResult};
 use crate::policy;
-use crate::policy::{Fit, ItemCheck, RuleCheck};
+use crate::policy::{ItemCheck, MatchResult, RuleCheck};
 use crate::text::escape;
 
 /// Items of a rule that are shown; a rule may have thousands.
 const ITEMS_SHOWN: usize = 12;
 pub(super) fn page(explained: &Explained) -> String {
-    let mut page = Page::default();
+    let mut page = TextPage::default();
     let Some(first) = explained.answers.first() else {
         let why = explained.why.as_deref().unwrap_or("nothing to judge");
         page.line(0, &format!("{}  {} -> {}: {why}", capital(explained.result), explained.from, explained.to));
@@ -26,9 +26,9 @@ pub(super) fn page(explained: &Explained) -> String {
 }
 
 #[derive(Default)]
-struct Page(String);
+struct TextPage(String);
 
-impl Page {
+impl TextPage {
     /// One line; what strangers wrote in it can't move the cursor.
     fn line(&mut self, depth: usize, text: &str) {
         self.0 += &"  ".repeat(depth);
@@ -40,7 +40,7 @@ impl Page {
         self.0.push('\n');
     }
 
-    fn answer(&mut self, explained: &Explained, answered: &Answered, all: usize) {
+    fn answer(&mut self, explained: &Explained, answered: &ExplainedConnection, all: usize) {
         let verdict = &answered.verdict;
         let service = explained.service.as_ref().map(|service| {
             let port = service.port.map(|p| format!(":{p}")).unwrap_or_default();
@@ -95,8 +95,8 @@ impl Page {
             return;
         }
         // Of many, those that fit come first.
-        let fitting = items.iter().filter(|item| item.result != Fit::NoMatch);
-        let missing = items.iter().filter(|item| item.result == Fit::NoMatch);
+        let fitting = items.iter().filter(|item| item.result != MatchResult::NoMatch);
+        let missing = items.iter().filter(|item| item.result == MatchResult::NoMatch);
         let shown: Vec<&ItemCheck> = if items.len() > ITEMS_SHOWN {
             fitting.chain(missing).take(ITEMS_SHOWN).collect()
         } else {
@@ -122,11 +122,11 @@ fn short(field: &str) -> &str {
     field.split_once("].").map_or(field, |(_, rest)| rest)
 }
 
-fn fit(fit: Fit) -> &'static str {
+fn fit(fit: MatchResult) -> &'static str {
     match fit {
-        Fit::Match => "matches",
-        Fit::NoMatch => "does not match",
-        Fit::Unknown => "can't be known",
+        MatchResult::Match => "matches",
+        MatchResult::NoMatch => "does not match",
+        MatchResult::Unknown => "can't be known",
     }
 }
 

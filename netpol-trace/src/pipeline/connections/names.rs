@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::packet::dns;
-use crate::packet::dns::Answer;
+use crate::packet::dns::DnsAnswer;
 
 /// Names are kept for this long after their TTL: programs go on using an address, and retry connections that they opened in time.
 const SLACK: Duration = Duration::from_secs(60);
@@ -44,7 +44,7 @@ struct AddressNames {
 impl DnsNames {
     /// Takes a DNS answer that the pod with address `pod` behind `interface` received.
     pub fn add_answer(&mut self, interface: u32, pod: IpAddr, message: &[u8], now: Instant) {
-        let Some(Answer { names, addresses }) = dns::parse(message) else { return };
+        let Some(DnsAnswer { names, addresses }) = dns::parse(message) else { return };
         if self.pods.len() >= MAX_PODS && !self.pods.contains_key(&interface) {
             return;
         }

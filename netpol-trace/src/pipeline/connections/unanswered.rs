@@ -186,7 +186,7 @@ pub fn body(
     finding: &UnansweredConnection,
     flow: &enrich::Flow<'_>,
     index: &Index,
-    options: &policy::Options,
+    options: &policy::CniOptions,
     names: Vec<String>,
     time: Timestamp,
     stale: &[String],
@@ -194,7 +194,7 @@ pub fn body(
     let ConnectionTuple { client, protocol, server } = finding.tuple;
     // Policies are about pods, and which backend a service chose is not known here.
     let mut verdict = (!matches!(flow.destination.identity, Identity::Service))
-        .then(|| Part::new(policy::judge(index, &flow.connection(time), options)));
+        .then(|| Part::new(policy::verdict_of(index, &flow.connection(time), options)));
     if let Some(verdict) = &mut verdict {
         enrich::qualify(verdict, flow, stale);
     }

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::record::format::message::message;
-use crate::record::format::view::{View, view};
+use crate::record::format::view::{FlowView, view};
 use crate::record::json::{compact, embedded};
 use crate::record::{Body, Record};
 
@@ -64,7 +64,7 @@ const INFO: (u8, &str) = (9, "INFO");
 const WARN: (u8, &str) = (13, "WARN");
 const ERROR: (u8, &str) = (17, "ERROR");
 
-fn network(view: &View<'_>) -> Value {
+fn network(view: &FlowView<'_>) -> Value {
     let (pod, policy) = (view.subject(), view.policy());
     json!({
         "source.address": view.source.ip, "source.port": view.source.port,

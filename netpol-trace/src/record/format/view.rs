@@ -1,4 +1,4 @@
-//! What drops and unanswered connections have in common, for formats that don't tell them apart.
+//! EcsKind drops and unanswered connections have in common, for formats that don't tell them apart.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::model::{Direction, Hint, PodRef, PolicyRef, Side, Verdict, VerdictResult};
 use crate::record::{Body, Endpoint, Network};
 
-pub struct View<'a> {
+pub struct FlowView<'a> {
     pub source: &'a Endpoint,
     pub destination: &'a Endpoint,
     pub network: &'a Network,
@@ -23,9 +23,9 @@ pub struct View<'a> {
 }
 
 /// The two ends and what was said between them; `None` for records of the agent itself.
-pub fn view(body: &Body) -> Option<View<'_>> {
+pub fn view(body: &Body) -> Option<FlowView<'_>> {
     match body {
-        Body::Drop(drop) => Some(View {
+        Body::Drop(drop) => Some(FlowView {
             source: &drop.source,
             destination: &drop.destination,
             network: &drop.network,
@@ -38,7 +38,7 @@ pub fn view(body: &Body) -> Option<View<'_>> {
             last_time: drop.last_time,
             why: drop.cause.as_str().into(),
         }),
-        Body::Unanswered(silent) => Some(View {
+        Body::Unanswered(silent) => Some(FlowView {
             source: &silent.source,
             destination: &silent.destination,
             network: &silent.network,
@@ -55,7 +55,7 @@ pub fn view(body: &Body) -> Option<View<'_>> {
     }
 }
 
-impl<'a> View<'a> {
+impl<'a> FlowView<'a> {
     fn side(&self) -> Option<&'a Side> {
         let verdict = self.verdict?;
         let of = |direction| match direction {
@@ -76,7 +76,7 @@ impl<'a> View<'a> {
         side.isolated_by.iter().find(named).or(side.isolated_by.first())
     }
 
-    /// The rule of [`View::policy`] that came closest.
+    /// The rule of [`FlowView::policy`] that came closest.
     pub fn rule(&self) -> Option<&'a str> {
         self.side()?.nearest.as_ref()?.rule.as_deref()
     }

@@ -9,7 +9,7 @@ fn files(folder: &Path, names: &[&str]) {
 fn found(folder: &Path, arguments: &[&str]) -> Result<Vec<String>, String> {
     let arguments: Vec<PathBuf> = arguments.iter().map(|argument| folder.join(argument)).collect();
     let inputs = inputs(&arguments).map_err(|error| error.to_string())?;
-    let name = |input: &Input| input.name.strip_prefix(&format!("{}/", folder.display())).unwrap().to_owned();
+    let name = |input: &LogInput| input.name.strip_prefix(&format!("{}/", folder.display())).unwrap().to_owned();
     Ok(inputs.iter().map(name).collect())
 }
 

@@ -29,8 +29,8 @@ impl Read for Slow {
 /// What comes out of `bytes`, and why not more.
 fn unpacked(bytes: Vec<u8>) -> (Vec<u8>, Option<Unreadable>) {
     let mut out = Vec::new();
-    let read = |mut reader: Reader| reader.read_to_end(&mut out).map(drop).map_err(Unreadable::from_read);
-    let why = Reader::new(Slow(Cursor::new(bytes))).and_then(read).err();
+    let read = |mut reader: LogReader| reader.read_to_end(&mut out).map(drop).map_err(Unreadable::from_read);
+    let why = LogReader::new(Slow(Cursor::new(bytes))).and_then(read).err();
     (out, why)
 }
 
@@ -90,7 +90,7 @@ fn what_is_no_log_is_named() {
         (b"\xff\xfe{\0".to_vec(), "not a log of netpol-trace: text in UTF-16"),
     ] {
         // A file gives more than a byte at once.
-        let why = Reader::new(Cursor::new(bytes)).unwrap_err().to_string();
+        let why = LogReader::new(Cursor::new(bytes)).unwrap_err().to_string();
         assert!(why.starts_with(expected), "{why}");
     }
 }
@@ -105,7 +105,7 @@ fn an_archive_that_is_small_and_holds_much_is_streamed() {
     }
     for packed in [encoder.finish().unwrap(), zstd(&vec![b'0'; 64 << 20])] {
         assert!(packed.len() < 1 << 20);
-        let mut reader = Reader::new(Cursor::new(packed)).unwrap();
+        let mut reader = LogReader::new(Cursor::new(packed)).unwrap();
         let (mut buffer, mut total) = (vec![0; BUFFER], 0);
         loop {
             match reader.read(&mut buffer).unwrap() {
