@@ -19,13 +19,15 @@ use netpol_trace::cluster::index::AddressOwner;
 use netpol_trace::cluster::{Change, Index, Kind};
 use netpol_trace::model::cluster::{Object, Protocol};
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, End, Finding, Options, Transport, Who};
+use netpol_trace::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, PolicyResult, Transport};
 
 /// How long one figure is measured.
 const MEASURED: Duration = Duration::from_millis(800);
 
 fn main() {
-    println!("One core; times are means. A verdict is of both directions. `by addr` looks up both endpoints first,");
+    println!(
+        "One core; times are means. A verdict evaluates both directions. `by addr` looks up both endpoints first,"
+    );
     println!("`record` renders the record's verdict; `denied` those with the nearest rule and its misses.");
     println!();
     println!(
@@ -83,20 +85,24 @@ fn while_pods_change() {
     for changes in [0, PODS] {
         for n in 0..changes {
             let mut pod = large::pod(n * 7 % PODS);
-            pod.labels =
-                pod.labels.iter().map(|(k, v)| (k.clone(), v.clone())).chain([("rev".into(), "2".into())]).collect();
+            pod.labels = pod
+                .labels
+                .iter()
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .chain([("version".into(), "2".into())])
+                .collect();
             index.apply(vec![Change::Upsert(Object::Pod(pod))], time(n * 6));
         }
         let then = time(changes * 6) - SignedDuration::from_millis(100);
         rates.push(per_second(&addresses, |ends| {
             let moment = index.at(then, ends);
             let end = |ip| match moment.owner_of(ip) {
-                AddressOwner::Pod(view) => End { ip: Some(ip), who: Who::Pod(view) },
-                _ => End { ip: Some(ip), who: Who::External },
+                AddressOwner::Pod(view) => PolicyEndpoint { ip: Some(ip), identity: PolicyIdentity::Pod(view) },
+                _ => PolicyEndpoint { ip: Some(ip), identity: PolicyIdentity::External },
             };
             let [source, destination] = ends.map(end);
-            for who in [source.who, destination.who] {
-                let Who::Pod(view) = who else { continue };
+            for identity in [source.identity, destination.identity] {
+                let PolicyIdentity::Pod(view) = identity else { continue };
                 black_box(index.changed_near(view.pod, then, SignedDuration::from_secs(10)));
             }
             let transport = Transport::Named(Protocol::Tcp);
@@ -110,21 +116,21 @@ fn while_pods_change() {
 fn speeds(index: &Index, pods: usize) -> [f64; 5] {
     let options = &Options::default();
     let connections = &large::connections(index, pods, 20_000);
-    let denied = |c: &&Connection<'_>| matches!(policy::evaluate(index, c, options).finding(), Finding::Denied);
+    let denied = |c: &&Connection<'_>| matches!(policy::evaluate(index, c, options).result(), PolicyResult::Denied);
     let (denied, allowed): (Vec<_>, Vec<_>) = connections.iter().partition(denied);
     [
         per_second(connections, |c| _ = black_box(policy::evaluate(index, c, options))),
         per_second(connections, |c| _ = black_box(policy::evaluate(index, &by_address(index, c), options))),
-        per_second(connections, |c| _ = black_box(policy::judge(index, c, options))),
-        per_second(&denied, |c| _ = black_box(policy::judge(index, c, options))),
-        per_second(&allowed, |c| _ = black_box(policy::judge(index, c, options))),
+        per_second(connections, |c| _ = black_box(policy::verdict_of(index, c, options))),
+        per_second(&denied, |c| _ = black_box(policy::verdict_of(index, c, options))),
+        per_second(&allowed, |c| _ = black_box(policy::verdict_of(index, c, options))),
     ]
 }
 
 fn by_address<'a>(index: &'a Index, connection: &Connection<'a>) -> Connection<'a> {
-    let look_up = |end: &End<'a>| match end.ip.map(|ip| index.owner_of(ip)) {
-        Some(AddressOwner::Pod(view)) => End { ip: end.ip, who: Who::Pod(view) },
-        _ => End { ip: end.ip, who: Who::External },
+    let look_up = |end: &PolicyEndpoint<'a>| match end.ip.map(|ip| index.owner_of(ip)) {
+        Some(AddressOwner::Pod(view)) => PolicyEndpoint { ip: end.ip, identity: PolicyIdentity::Pod(view) },
+        _ => PolicyEndpoint { ip: end.ip, identity: PolicyIdentity::External },
     };
     Connection { source: look_up(&connection.source), destination: look_up(&connection.destination), ..*connection }
 }
@@ -161,7 +167,7 @@ fn allocations_by_path() {
     let (_, bare) =
         allocations::during(|| connections.iter().for_each(|c| _ = black_box(policy::evaluate(&index, c, &options))));
     let (_, owned) =
-        allocations::during(|| connections.iter().for_each(|c| _ = black_box(policy::judge(&index, c, &options))));
+        allocations::during(|| connections.iter().for_each(|c| _ = black_box(policy::verdict_of(&index, c, &options))));
     println!();
     println!(
         "heap allocations a verdict: {:.2} bare, {:.2} as a record",

@@ -119,14 +119,14 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     let served = match config.listen {
         Some(address) => {
             let router = http::router(output_metrics.clone(), config.metrics_guard.take());
-            Some((http::bind(address).await?, router))
+            Some((http::bind("--listen", address).await?, router))
         }
         None => None,
     };
     let tail_served = match (config.tail.take(), &config.history) {
         (Some((address, reviewer)), Some(history)) => {
             let router = crate::agent::tail_server::router(history.folder.clone(), reviewer);
-            Some((http::bind(address).await.context("--tail-listen")?, router))
+            Some((http::bind("--tail-listen", address).await?, router))
         }
         _ => None,
     };
@@ -231,13 +231,13 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     let (metrics, tail_metrics) = (output_metrics.clone(), output_metrics);
     let serving = async {
         match served {
-            Some((listener, router)) => http::serve(listener, router, metrics, http::MUST_READ_WITHIN).await,
+            Some((listener, router)) => http::serve(listener, router, metrics, http::WRITE_TIMEOUT).await,
             None => std::future::pending().await,
         }
     };
     let serving_tail = async {
         match tail_served {
-            Some((listener, router)) => http::serve(listener, router, tail_metrics, http::MUST_READ_WITHIN).await,
+            Some((listener, router)) => http::serve(listener, router, tail_metrics, http::WRITE_TIMEOUT).await,
             None => std::future::pending().await,
         }
     };

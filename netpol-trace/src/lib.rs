@@ -34,6 +34,9 @@ pub mod policy;
 pub mod record;
 pub mod recorded;
 pub mod sink;
+#[cfg(test)]
+#[path = "../../tests/src/skip.rs"]
+mod skip;
 pub mod storage;
 pub mod tail;
 pub mod telemetry;

@@ -66,7 +66,7 @@ fn start(manifests: &str, options: &[&str]) -> Result<(Child, Duration)> {
         .spawn()?;
     let mut first = String::new();
     let stdout = child.stdout.as_mut().context("a piped stdout")?;
-    // One octet at a time: nothing behind the first line is swallowed.
+    // One byte at a time: nothing behind the first line is swallowed.
     let mut unbuffered = BufReader::with_capacity(1, stdout);
     unbuffered.read_line(&mut first)?;
     let took = begin.elapsed();

@@ -20,7 +20,7 @@ const NEW_FLOWS: u64 = 1_024;
 const NEW_FLOWS_A_SECOND: u64 = 200;
 /// Pods that are there in each round, of which every round has others.
 const CHURN: u8 = 50;
-/// Growth that is none: of resident memory from the second quarter to the last, in percent and in octets.
+/// Growth that is none: of resident memory from the second quarter to the last, in percent and in bytes.
 const GROWTH: f64 = 10.0;
 const GROWTH_OCTETS: f64 = 4e6;
 
@@ -126,11 +126,11 @@ fn growth(samples: &[Sample]) -> Vec<String> {
     let mut wrong = Vec::new();
     let (before, after) = compare(&|sample| sample.resident);
     if after > before * (1.0 + GROWTH / 100.0) && after > before + GROWTH_OCTETS {
-        wrong.push(format!("resident memory grew from {before:.0} to {after:.0} octets"));
+        wrong.push(format!("resident memory grew from {before:.0} to {after:.0} bytes"));
     }
     for (what, (before, after)) in [
         ("maps", compare(&|sample| sample.map_count as f64)),
-        ("maps' octets", compare(&|sample| sample.maps as f64)),
+        ("maps' bytes", compare(&|sample| sample.maps as f64)),
         ("descriptors", compare(&|sample| sample.descriptors as f64)),
     ] {
         if after > before {

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use anyhow::Result;
 use netpol_trace_tests::bench::process;
 use netpol_trace_tests::bench::statistics::Statistics;
-use netpol_trace_tests::bpf::{Order, Program, Side, has_tcx};
+use netpol_trace_tests::bpf::{LoadedProgram, Order, Side, has_tcx};
 use netpol_trace_tests::netns::Netns;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, Pair, SERVER, SERVER6};
 use netpol_trace_tests::{can_run_lab, require};
@@ -20,7 +20,7 @@ fn main() -> Result<()> {
     require!(has_tcx());
     let pair = Pair::start("table inet t {\n}")?;
     let agent = pair.watch_node(&["--hooks", "tc"])?;
-    let empty = Program::empty("empty")?;
+    let empty = LoadedProgram::empty("empty")?;
     let device = &pair.client()?.device;
     let _links = [
         empty.attach(pair.lab.node(), device, Side::Ingress, Order::Last)?,
@@ -74,10 +74,10 @@ fn tcp(pair: &Pair) -> Result<()> {
     let mut sender = pair.client()?.netns.run(|| TcpStream::connect(address))?;
     sender.set_nodelay(true)?;
     let (mut receiver, _) = listener.accept()?;
-    let mut octet = [0];
+    let mut byte = [0];
     for _ in 0..PACKETS / 10 {
         sender.write_all(b".")?;
-        receiver.read_exact(&mut octet)?;
+        receiver.read_exact(&mut byte)?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 /// What `cargo xtask cluster up` and `down` do, with a restart between.
 #[test]
-fn a_detached_one_outlives_a_restart_and_ends_by_its_list() -> Result<()> {
+fn a_detached_control_plane_outlives_a_restart_and_ends_by_its_list() -> Result<()> {
     require!(cluster::can_run(&[]));
     let dir = tempfile::tempdir()?;
     let dir = dir.path().join("state");

@@ -44,7 +44,7 @@ fn who_may_read_the_metrics() -> Result<()> {
     let plane = shared()?;
     plane.namespace(NAMESPACE, &json!({}))?;
     roles(plane, NAMESPACE)?;
-    for name in ["agent", "powerless", "scraper", "stranger"] {
+    for name in ["agent", "powerless", "scraper", "outsider"] {
         account(plane, NAMESPACE, name)?;
     }
     bind(plane, "metrics-agent", None, ("ClusterRole", "netpol-trace"), (NAMESPACE, "agent"))?;
@@ -60,7 +60,7 @@ fn who_may_read_the_metrics() -> Result<()> {
         ("no token at all", Some("nonsense".to_owned()), 401),
         ("for the API server", Some(of("scraper", None)?), 200),
         ("for somebody else", Some(of("scraper", Some("vault"))?), 401),
-        ("without the right", Some(of("stranger", Some("netpol-trace"))?), 403),
+        ("without the right", Some(of("outsider", Some("netpol-trace"))?), 403),
     ] {
         let got = status(address, "/metrics", token.as_deref())?;
         ensure!(got == expected, "a token {whose}: {got}, not {expected}");

@@ -7,8 +7,8 @@ mod lookup;
 mod reuse;
 mod rights;
 mod shapes;
+mod subcommands;
 mod sync;
-mod verbs;
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ use netpol_trace_tests::traffic;
 use serde_json::{Value, json};
 
 /// A control plane that its test may kill, and two pods whose packets are dropped.
-pub struct Site {
+pub struct ApiLab {
     pub plane: ControlPlane,
     pub pair: Pair,
     _turn: MutexGuard<'static, ()>,
@@ -33,27 +33,27 @@ pub struct Site {
 const NAMESPACE: &str = "lab";
 const NODE: &str = "node-a";
 
-impl Site {
+impl ApiLab {
     /// `lab/client` and `lab/server` on node-a, the policy `lab/deny-server`, and their control plane.
-    pub fn start() -> Result<Site> {
-        let site = Site::empty()?;
-        site.apply(&node(NODE, "172.18.0.2", "10.244.1.0/24"))?;
-        site.apply(&pod("client", NODE, &[CLIENT.into()]))?;
-        site.apply(&pod("server", NODE, &[SERVER.into()]))?;
-        site.apply(&policy("deny-server", "server"))?;
-        Ok(site)
+    pub fn start() -> Result<ApiLab> {
+        let api_lab = ApiLab::empty()?;
+        api_lab.apply(&node(NODE, "172.18.0.2", "10.244.1.0/24"))?;
+        api_lab.apply(&pod("client", NODE, &[CLIENT.into()]))?;
+        api_lab.apply(&pod("server", NODE, &[SERVER.into()]))?;
+        api_lab.apply(&policy("deny-server", "server"))?;
+        Ok(api_lab)
     }
 
     /// Only the namespace.
-    pub fn empty() -> Result<Site> {
+    pub fn empty() -> Result<ApiLab> {
         static TURN: Mutex<()> = Mutex::new(());
         // Two API servers at once are enough for a small machine: this one, and the one that other tests share.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::Builder::new().prefix("netpol-trace-source-").tempdir()?.keep();
         let plane = ControlPlane::start(&dir, Lifetime::OfThisProgram)?;
-        let site = Site { plane, pair: Pair::start(DENY)?, _turn: turn };
-        site.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } }))?;
-        Ok(site)
+        let api_lab = ApiLab { plane, pair: Pair::start(DENY)?, _turn: turn };
+        api_lab.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } }))?;
+        Ok(api_lab)
     }
 
     pub fn apply(&self, object: &Value) -> Result<Value> {
@@ -80,7 +80,7 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for ApiLab {
     fn drop(&mut self) {
         let _ = self.plane.server.kill();
         let _ = self.plane.etcd.kill();

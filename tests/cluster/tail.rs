@@ -8,13 +8,14 @@ mod rights;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::shared;
+use netpol_trace_tests::process::KilledOnDrop;
 use netpol_trace_tests::record::Record;
 use netpol_trace_tests::{PATIENCE, agent, cluster, eventually, has_program, require};
 use serde_json::json;
@@ -23,30 +24,20 @@ use super::accounts::{self, READER, account, ask, bind, reader, roles};
 
 const POD: &str = "netpol-trace-x7k2p";
 
-/// A process that ends with its owner.
-struct Ends(Child);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A node whose agent has run before: its history is the log of `tail`'s own tests.
-struct Node {
+struct TailNode {
     plane: &'static ControlPlane,
     /// The agents' namespace.
     agents: &'static str,
     dir: tempfile::TempDir,
     listener: u16,
-    _kubelet: Ends,
-    _agent: Ends,
+    _kubelet: KilledOnDrop,
+    _agent: KilledOnDrop,
 }
 
-impl Node {
+impl TailNode {
     /// Agents run in a namespace of the test's own.
-    fn start(agents: &'static str, node: &str) -> Result<Node> {
+    fn start(agents: &'static str, node: &str) -> Result<TailNode> {
         let plane = shared()?;
         let dir = tempfile::tempdir()?;
         for namespace in [agents, "staging", "qa-test"] {
@@ -61,12 +52,12 @@ impl Node {
         let log = Path::new(env!("CARGO_MANIFEST_DIR")).join("../netpol-trace/tests/tail/log.jsonl");
         std::fs::copy(&log, history.join("0000000000001-05db8ac4-000001.jsonl"))?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let (agent, said) = start_agent(plane, agents, dir.path(), &history, listener)?;
+        let (agent, stderr) = start_agent(plane, agents, dir.path(), &history, listener)?;
         // What the kubelet serves is what the agent has written so far, and an earlier run's log.
-        std::fs::write(dir.path().join(POD), std::fs::read_to_string(&log)? + &said)?;
+        std::fs::write(dir.path().join(POD), std::fs::read_to_string(&log)? + &stderr)?;
         let (kubelet, port) = start_kubelet(dir.path())?;
         objects(plane, port, agents, node, POD)?;
-        Ok(Node { plane, agents, dir, listener, _kubelet: kubelet, _agent: agent })
+        Ok(TailNode { plane, agents, dir, listener, _kubelet: kubelet, _agent: agent })
     }
 
     fn tail(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<Output> {
@@ -112,7 +103,13 @@ fn objects(plane: &ControlPlane, port: u16, namespace: &str, node: &str, pod: &s
     Ok(())
 }
 
-fn start_agent(plane: &ControlPlane, agents: &str, dir: &Path, history: &Path, port: u16) -> Result<(Ends, String)> {
+fn start_agent(
+    plane: &ControlPlane,
+    agents: &str,
+    dir: &Path,
+    history: &Path,
+    port: u16,
+) -> Result<(KilledOnDrop, String)> {
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/manifests");
     let log = dir.join("agent.log");
     let mut agent = Command::new(agent::binary()?)
@@ -136,7 +133,7 @@ fn start_agent(plane: &ControlPlane, agents: &str, dir: &Path, history: &Path, p
         .stdout(Stdio::piped())
         .stderr(std::fs::File::create(&log)?)
         .spawn()
-        .map(Ends)?;
+        .map(KilledOnDrop)?;
     let (mut first, mut stdout) = (String::new(), BufReader::new(agent.0.stdout.take().context("a pipe")?));
     stdout.read_line(&mut first)?;
     // An agent whose reader has gone ends with the next record, and any lab's drop makes one.
@@ -152,7 +149,7 @@ fn can_run_kubelet() -> Result<()> {
     cluster::can_run(&[])
 }
 
-fn start_kubelet(dir: &Path) -> Result<(Ends, u16)> {
+fn start_kubelet(dir: &Path) -> Result<(KilledOnDrop, u16)> {
     let (certificate, key) = (dir.join("kubelet.pem"), dir.join("kubelet.key"));
     let made = Command::new("openssl")
         .args([
@@ -181,7 +178,7 @@ fn start_kubelet(dir: &Path) -> Result<(Ends, u16)> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .map(Ends)?;
+        .map(KilledOnDrop)?;
     let mut port = String::new();
     BufReader::new(kubelet.0.stdout.take().context("a pipe")?).read_line(&mut port)?;
     Ok((kubelet, port.trim().parse()?))
@@ -191,19 +188,19 @@ fn records(output: &Output) -> Result<Vec<Record>> {
     String::from_utf8_lossy(&output.stdout).lines().map(Record::parse).collect()
 }
 
-fn said(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[test]
 fn who_sees_what_through_the_api_server() -> Result<()> {
     require!(can_run_kubelet());
-    let node = Node::start("tail-agents", "tail-node")?;
+    let node = TailNode::start("tail-agents", "tail-node")?;
 
     // By the logs: everything.
     let admin = node.plane.kubeconfig();
     let all = node.tail(&admin, &["-A"])?;
-    ensure!(said(&all).contains("listening to 1 of 1 nodes: tail-node"), "{}", said(&all));
+    ensure!(stderr(&all).contains("listening to 1 of 1 nodes: tail-node"), "{}", stderr(&all));
     let all = records(&all)?;
     ensure!(all.iter().filter(|record| record.is_drop()).count() == 22, "{all:?}");
 
@@ -214,7 +211,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     let theirs = |record: &Record| ["source", "destination"].iter().any(|end| record.pod(end).starts_with("staging/"));
     let expected: Vec<&str> = all.iter().filter(|r| r.is_drop() && theirs(r)).map(|r| r.text("/id")).collect();
     let drops: Vec<&str> = seen.iter().filter(|record| record.is_drop()).map(|record| record.text("/id")).collect();
-    ensure!(!expected.is_empty() && drops == expected, "{drops:?} {expected:?}\n{}", said(&output));
+    ensure!(!expected.is_empty() && drops == expected, "{drops:?} {expected:?}\n{}", stderr(&output));
     let text = String::from_utf8_lossy(&output.stdout);
     let foreign = ["frontend-7d9c8bf9d-x2lkp", "qa-test", "coredns", "worker-1\",\"kind\""];
     for foreign in foreign {
@@ -223,17 +220,21 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
 
     // Nobody else's, not the logs, and nothing without a token.
     let refused = node.tail(&dev, &["-n", "qa-test", "--service-account"])?;
-    ensure!(refused.stdout.is_empty() && said(&refused).contains("forbidden"), "{}", said(&refused));
-    ensure!(said(&refused).contains("The ClusterRole netpol-trace-developer, bound to you in"), "{}", said(&refused));
+    ensure!(refused.stdout.is_empty() && stderr(&refused).contains("forbidden"), "{}", stderr(&refused));
+    ensure!(
+        stderr(&refused).contains("The ClusterRole netpol-trace-developer, bound to you in"),
+        "{}",
+        stderr(&refused)
+    );
     let logs = node.tail(&dev, &["-n", "staging"])?;
-    ensure!(logs.stdout.is_empty() && said(&logs).contains("no answer from node tail-node"), "{}", said(&logs));
-    ensure!(said(&logs).contains("; 0 of 1 agent answered; no answer from tail-node ("), "{}", said(&logs));
+    ensure!(logs.stdout.is_empty() && stderr(&logs).contains("no answer from node tail-node"), "{}", stderr(&logs));
+    ensure!(stderr(&logs).contains("; 0 of 1 agent answered; no answer from tail-node ("), "{}", stderr(&logs));
     ensure!(logs.status.code() == Some(1), "{}", logs.status);
     what_is_not_there(&node, &admin)?;
     // Whoever may not read the logs hears of the other way.
-    ensure!(said(&logs).matches("with -n NAMESPACE --service-account").count() == 1, "{}", said(&logs));
+    ensure!(stderr(&logs).matches("with -n NAMESPACE --service-account").count() == 1, "{}", stderr(&logs));
     let both = node.tail(&dev, &["--pod", "staging/a", "--pod", "qa-test/b", "--service-account"])?;
-    ensure!(said(&both).contains("one namespace at a time"), "{}", said(&both));
+    ensure!(stderr(&both).contains("one namespace at a time"), "{}", stderr(&both));
     let token = |audience: &str| accounts::token(node.plane, "staging", READER, Some(audience));
     let own = token("netpol-trace")?;
     for (path, token, expected) in [
@@ -253,7 +254,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
 }
 
 /// Of what is not there: nothing that would look like an answer, what there is instead, and who was asked.
-fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
+fn what_is_not_there(node: &TailNode, admin: &Path) -> Result<()> {
     account(node.plane, "staging", "default")?;
     node.plane.api().apply(&json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -267,14 +268,14 @@ fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
         (&["-n", "tail-stagin"], "note: no namespace tail-stagin; the namespaces are "),
     ] {
         let output = node.tail(admin, arguments)?;
-        let said = said(&output);
+        let stderr = stderr(&output);
         // A policy of its namespace may be the pod's.
         let kinds: Vec<_> = records(&output)?.iter().map(|record| record.text("/kind").to_owned()).collect();
         ensure!(kinds.iter().all(|kind| kind == "policy_change"), "{arguments:?}: {kinds:?}");
-        ensure!(output.status.success() && said.contains(expected), "{arguments:?}: {said}");
+        ensure!(output.status.success() && stderr.contains(expected), "{arguments:?}: {stderr}");
         ensure!(
-            said.contains("netpol-trace tail: no drops to or from ") && said.contains("; 1 of 1 agent answered\n"),
-            "{said}"
+            stderr.contains("netpol-trace tail: no drops to or from ") && stderr.contains("; 1 of 1 agent answered\n"),
+            "{stderr}"
         );
     }
     // What its node's agent has lost may be the pod's.
@@ -282,15 +283,15 @@ fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
     let kinds: Vec<_> = records(&there)?.iter().map(|record| record.text("/kind").to_owned()).collect();
     ensure!(kinds.iter().any(|kind| kind == "drop") && kinds.iter().any(|kind| kind == "loss"), "{kinds:?}");
     let drops = kinds.iter().filter(|kind| *kind == "drop").count();
-    let said = said(&there);
-    ensure!(said.contains(&format!("netpol-trace tail: {drops} drops (")) && !said.contains("no pod"), "{said}");
-    ensure!(said.contains(" to or from staging/db-0 in the last 87600 h; 1 of 1 agent answered\n"), "{said}");
+    let stderr = stderr(&there);
+    ensure!(stderr.contains(&format!("netpol-trace tail: {drops} drops (")) && !stderr.contains("no pod"), "{stderr}");
+    ensure!(stderr.contains(" to or from staging/db-0 in the last 87600 h; 1 of 1 agent answered\n"), "{stderr}");
     Ok(())
 }
 
 /// `tail -f`, whose records are read as they come.
 struct Following {
-    _tail: Ends,
+    _tail: KilledOnDrop,
     lines: Receiver<std::io::Result<String>>,
     stderr: PathBuf,
     seen: Vec<Record>,
@@ -306,7 +307,7 @@ impl Following {
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&stderr)?)
             .spawn()
-            .map(Ends)?;
+            .map(KilledOnDrop)?;
         let stdout = BufReader::new(tail.0.stdout.take().context("a pipe")?);
         let (sender, lines) = channel();
         std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line)));
@@ -322,8 +323,8 @@ impl Following {
             }
             let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
             let line = line.with_context(|| {
-                let said = std::fs::read_to_string(&self.stderr).unwrap_or_default();
-                format!("no sign of {what} among {:?}\n{said}", self.ids())
+                let stderr = std::fs::read_to_string(&self.stderr).unwrap_or_default();
+                format!("no sign of {what} among {:?}\n{stderr}", self.ids())
             })?;
             self.seen.push(Record::parse(&line?)?);
         }
@@ -346,13 +347,13 @@ impl Following {
         Ok(())
     }
 
-    fn said(&self) -> Result<String> {
+    fn log(&self) -> Result<String> {
         Ok(std::fs::read_to_string(&self.stderr)?)
     }
 }
 
 /// What is written to the log later is shown, and again after the container was started anew: without a gap or a double.
-fn follows(node: &Node, admin: &Path) -> Result<()> {
+fn follows(node: &TailNode, admin: &Path) -> Result<()> {
     let log = node.dir.path().join(POD);
     let mut tail = Following::start(node.dir.path(), node.agents, admin, &["-A"])?;
     let record = |run: &str, number: u32| {

@@ -42,7 +42,7 @@ const MASKED: [&str; 10] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// A pod of an overlay in a lab's node.
-pub struct Site {
+pub struct ImageLab {
     pub pair: Pair,
     pub containerd: Containerd,
     pub sandbox: Sandbox,
@@ -53,8 +53,8 @@ pub struct Site {
     volumes: TempDir,
 }
 
-impl Site {
-    pub fn start(objects: &Objects, archive: &Path) -> Result<Site> {
+impl ImageLab {
+    pub fn start(objects: &Objects, archive: &Path) -> Result<ImageLab> {
         let pair = Pair::start(DENY)?;
         let containerd = Containerd::start(pair.lab.node(), &[archive])?;
         let pod = &objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"];
@@ -67,7 +67,7 @@ impl Site {
         let config = objects["ConfigMap netpol-trace"]["data"]["config.yaml"].as_str().context("a config file")?;
         fs::write(volumes.path().join("config/config.yaml"), config)?;
         let image = container["image"].as_str().context("an image")?.to_owned();
-        Ok(Site { pair, containerd, sandbox, container, image, volumes })
+        Ok(ImageLab { pair, containerd, sandbox, container, image, volumes })
     }
 
     /// What a kubelet makes of the DaemonSet's container, with other arguments. `profile` is a seccomp profile of type Localhost.
@@ -91,7 +91,7 @@ impl Site {
         Ok(json!({
             "image": { "image": self.image },
             "args": arguments,
-            // Octets: JSON of protocol buffers has them in base64.
+            // Bytes: JSON of protocol buffers has them in base64.
             "envs": [{ "key": "NODE_NAME", "value": BASE64_STANDARD.encode(NODE_NAME) }],
             "mounts": mounts,
             "linux": {
@@ -136,7 +136,7 @@ impl Site {
     }
 
     /// Stops the agent as a kubelet does: its books balance, and every packet that the policy dropped is in a record that says so.
-    fn settle(&self, agent: &Container) -> Result<Run> {
+    fn stop_and_compare(&self, agent: &Container) -> Result<Run> {
         self.containerd.stop_container(agent, 15)?;
         let code = i32::try_from(self.containerd.exit_code(agent)?.context("an end")?)?;
         let stderr = agent.lines("stderr")?.join("\n");
@@ -199,10 +199,10 @@ pub fn given(overlay: &str) -> Result<(Objects, PathBuf)> {
 #[test]
 fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
     let (objects, archive) = require!(given("overlays/host-network"));
-    let site = Site::start(&objects, &archive)?;
-    let first = site.agent("first")?;
-    site.send(&first)?;
-    let run = site.settle(&first)?;
+    let image_lab = ImageLab::start(&objects, &archive)?;
+    let first = image_lab.agent("first")?;
+    image_lab.send(&first)?;
+    let run = image_lab.stop_and_compare(&first)?;
     let started = run.records.iter().find(|record| record.text("/phase") == "started").context("a start")?;
     assert_eq!(started.text("/node"), NODE_NAME, "{started}");
     // Both hooks and the rulesets, as the overlay has it.
@@ -211,8 +211,8 @@ fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
         assert!(!["off", "refused", "unreadable"].contains(&hook["state"].as_str().unwrap_or_default()), "{started}");
     }
 
-    let second = site.agent("second")?;
-    site.send(&second)?;
+    let second = image_lab.agent("second")?;
+    image_lab.send(&second)?;
     let successor = records(&second)?;
     assert_eq!(
         successor.iter().find(|r| r.text("/phase") == "started").context("a start")?.text("/previous_run"),
@@ -226,24 +226,24 @@ fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
     assert!(objects.iter().any(|(kind, _)| *kind == "prog"), "{processes:?}: {objects:?}");
     let memory = second.most_memory()?;
     println!("at most {memory:.1} MiB of {MEMORY_LIMIT_MIB}");
-    site.containerd.stop_container(&second, 0)?;
-    assert_eq!(site.containerd.exit_code(&second)?, Some(137), "killed");
+    image_lab.containerd.stop_container(&second, 0)?;
+    assert_eq!(image_lab.containerd.exit_code(&second)?, Some(137), "killed");
     eventually("the agent's BPF objects are gone", || {
         Ok(objects.iter().all(|(kind, id)| !bpf::exists(kind, id)).then_some(()))
     })?;
-    site.containerd.remove(&site.sandbox)
+    image_lab.containerd.remove(&image_lab.sandbox)
 }
 
 /// In a network namespace of its own, with the least that the manifests give.
 #[test]
 fn the_image_records_drops_from_a_pods_network() -> Result<()> {
     let (objects, archive) = require!(given("overlays/restricted"));
-    let site = Site::start(&objects, &archive)?;
-    let agent = site.agent("agent")?;
-    site.send(&agent)?;
+    let image_lab = ImageLab::start(&objects, &archive)?;
+    let agent = image_lab.agent("agent")?;
+    image_lab.send(&agent)?;
     comes_out(&agent)?;
-    site.settle(&agent)?;
-    site.containerd.remove(&site.sandbox)
+    image_lab.stop_and_compare(&agent)?;
+    image_lab.containerd.remove(&image_lab.sandbox)
 }
 
 /// The program comes out of a container that has nothing else, by the way that README has: `kubectl exec` starts it inside.
@@ -261,22 +261,22 @@ fn comes_out(container: &Container) -> Result<()> {
 #[test]
 fn doctor_in_the_image_knows_the_seccomp_profile() -> Result<()> {
     let (objects, archive) = require!(given("overlays/host-network"));
-    let site = Site::start(&objects, &archive)?;
-    let (code, findings) = site.doctor("default", None)?;
+    let image_lab = ImageLab::start(&objects, &archive)?;
+    let (code, findings) = image_lab.doctor("default", None)?;
     assert_eq!(code, 0, "{findings:#?}");
     let seccomp = finding(&findings, "seccomp")?;
     assert_eq!(seccomp["status"], "ok", "{seccomp}");
     assert_eq!(finding(&findings, "hook")?["status"], "ok", "{findings:#?}");
 
-    let profile = site.volumes.path().join("no-bpf.json");
+    let profile = image_lab.volumes.path().join("no-bpf.json");
     let refuse = json!({
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{ "names": ["bpf"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
     });
     fs::write(&profile, refuse.to_string())?;
-    let (code, findings) = site.doctor("no-bpf", Some(&profile))?;
+    let (code, findings) = image_lab.doctor("no-bpf", Some(&profile))?;
     assert_eq!(code, 1, "{findings:#?}");
     assert_eq!(finding(&findings, "seccomp")?["status"], "fail", "{findings:#?}");
     assert_eq!(finding(&findings, "hook")?["remedy"], "see `seccomp`", "{findings:#?}");
-    site.containerd.remove(&site.sandbox)
+    image_lab.containerd.remove(&image_lab.sandbox)
 }

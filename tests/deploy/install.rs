@@ -43,8 +43,8 @@ fn the_readmes_helm_lines_install_it() -> Result<()> {
         // helm keeps what it finds out in the home folder.
         .env("HOME", dir.path())
         .output()?;
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("STATUS: deployed"), "{typed:#?}\n{said}");
+    let printed = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && printed.contains("STATUS: deployed"), "{typed:#?}\n{printed}");
 
     let daemonset = plane.api().get("/apis/apps/v1/namespaces/netpol-trace/daemonsets/netpol-trace")?;
     let spec = daemonset.pointer("/spec/template/spec").context("a pod")?.clone();
@@ -53,7 +53,7 @@ fn the_readmes_helm_lines_install_it() -> Result<()> {
         let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec });
         plane.api().post(&format!("/api/v1/namespaces/{namespace}/pods?dryRun=All"), &pod)
     };
-    let pod: Value = pods("netpol-trace").with_context(|| said.clone())?;
+    let pod: Value = pods("netpol-trace").with_context(|| printed.clone())?;
     assert_eq!(pod["spec"]["containers"][0]["name"], "agent", "{pod}");
     Ok(())
 }

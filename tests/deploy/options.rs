@@ -11,13 +11,14 @@ use anyhow::{Context, Result, ensure};
 use netpol_trace::config::{self, read::RUNTIME_KEYS};
 use netpol_trace::record::format::Format;
 use netpol_trace::sink::target;
+use netpol_trace_tests::bpf_fs::BpfFs;
 use netpol_trace_tests::collector::{Collector, certificates};
 use netpol_trace_tests::containerd::Container;
 use netpol_trace_tests::{eventually, has_program, require};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::container::{Site, given};
+use super::container::{ImageLab, given};
 
 /// A group that the container's process is in.
 const GROUP: u32 = 4711;
@@ -158,53 +159,37 @@ fn left_out(cases: &[Case]) -> Vec<String> {
     left_out
 }
 
-/// A file system for pins; gone when dropped.
-struct Pins(TempDir);
-
-impl Pins {
-    fn mount() -> Result<Pins> {
-        let folder = tempfile::tempdir()?;
-        let mount = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(folder.path()).output()?;
-        ensure!(mount.status.success(), "mount: {}", String::from_utf8_lossy(&mount.stderr));
-        Ok(Pins(folder))
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
 /// A node's folders, as the container sees them besides those of the DaemonSet.
-struct Node {
-    pins: Pins,
+struct MountedFolders {
+    pins: BpfFs,
     given: TempDir,
     records: TempDir,
 }
 
-impl Node {
-    fn new() -> Result<Node> {
-        let node = Node { pins: Pins::mount()?, given: tempfile::tempdir()?, records: tempfile::tempdir()? };
+impl MountedFolders {
+    fn new() -> Result<MountedFolders> {
+        let node = MountedFolders { pins: BpfFs::mount()?, given: tempfile::tempdir()?, records: tempfile::tempdir()? };
         certificates(node.given.path())?;
         fs::write(node.given.path().join("token"), "secret\n")?;
         fs::write(node.given.path().join("kubeconfig"), KUBECONFIG)?;
         Ok(node)
     }
 
-    fn start(&self, site: &Site, case: &Case) -> Result<Container> {
+    fn start(&self, image_lab: &ImageLab, case: &Case) -> Result<Container> {
         fs::write(self.given.path().join(format!("{}.yaml", case.name)), case.config)?;
         let arguments: Vec<String> = ["agent".to_owned()].into_iter().chain(case.arguments.iter().cloned()).collect();
-        let mut config = site.container_config(&arguments, None)?;
+        let mut config = image_lab.container_config(&arguments, None)?;
         let mounts = config["mounts"].as_array_mut().context("mounts")?;
-        for (place, folder, readonly) in
-            [("/pins", &self.pins.0, false), (GIVEN, &self.given, true), (RECORDS, &self.records, false)]
-        {
-            mounts.push(json!({ "container_path": place, "host_path": folder.path(), "readonly": readonly }));
+        for (place, folder, readonly) in [
+            ("/pins", self.pins.path(), false),
+            (GIVEN, self.given.path(), true),
+            (RECORDS, self.records.path(), false),
+        ] {
+            mounts.push(json!({ "container_path": place, "host_path": folder, "readonly": readonly }));
         }
         // Without CAP_CHOWN a process gives files to its own groups only: the pod's supplementalGroups.
         config["linux"]["security_context"]["supplemental_groups"] = json!([GROUP]);
-        site.containerd.start_container(&site.sandbox, case.name, config)
+        image_lab.containerd.start_container(&image_lab.sandbox, case.name, config)
     }
 
     /// The last record of a case's history: the status `stopped`, in which every output stands.
@@ -227,17 +212,20 @@ fn every_option_works_in_the_image() -> Result<()> {
     let (objects, archive) = require!(given("overlays/host-network"));
     require!(has_program("openssl", "openssl"));
     // Before the runtime, whose mounts are those of its start.
-    let node = Node::new()?;
-    let site = Site::start(&objects, &archive)?;
-    let (plain, tls) =
-        site.pair.lab.node().run(|| anyhow::Ok((Collector::start(&[])?, Collector::start_tls(node.given.path())?)))?;
+    let node = MountedFolders::new()?;
+    let image_lab = ImageLab::start(&objects, &archive)?;
+    let (plain, tls) = image_lab
+        .pair
+        .lab
+        .node()
+        .run(|| anyhow::Ok((Collector::start(&[])?, Collector::start_tls(node.given.path())?)))?;
     let cases = cases(&plain, &tls);
     let left_out = left_out(&cases);
     assert!(left_out.is_empty(), "no case of {} has {left_out:?}: add them to one", file!());
 
     for case in &cases {
-        let container = node.start(&site, case)?;
-        let code = eventually(case.name, || site.containerd.exit_code(&container))?;
+        let container = node.start(&image_lab, case)?;
+        let code = eventually(case.name, || image_lab.containerd.exit_code(&container))?;
         let context = || format!("{}: {}", case.name, stderr(&container));
         ensure!(code == 0, "exit code {code}, {}", context());
         let stopped = node.stopped(case).with_context(context)?;
@@ -260,7 +248,7 @@ fn every_option_works_in_the_image() -> Result<()> {
         let file = node.records.path().join(format!("{name}.jsonl"));
         ensure!(fs::metadata(&file)?.len() > 0, "{}", file.display());
     }
-    site.containerd.remove(&site.sandbox)
+    image_lab.containerd.remove(&image_lab.sandbox)
 }
 
 /// Without `ca-file=` the authorities that the program brings along stand in: the output opens, and doesn't trust a stranger.
@@ -268,31 +256,31 @@ fn every_option_works_in_the_image() -> Result<()> {
 fn https_needs_no_files_of_a_system() -> Result<()> {
     let (objects, archive) = require!(given("overlays/host-network"));
     require!(has_program("openssl", "openssl"));
-    let node = Node::new()?;
-    let site = Site::start(&objects, &archive)?;
-    let tls = site.pair.lab.node().run(|| Collector::start_tls(node.given.path()))?;
+    let node = MountedFolders::new()?;
+    let image_lab = ImageLab::start(&objects, &archive)?;
+    let tls = image_lab.pair.lab.node().run(|| Collector::start_tls(node.given.path()))?;
     let output = format!("--output=otlp:https://{}", tls.address);
     let mut case = case("https", "", &["--manifests=/manifests", "--output=stdout", &output]);
     // It goes on: an end would wait for the receiver.
     case.arguments.retain(|argument| !argument.starts_with("--duration"));
-    let container = node.start(&site, &case)?;
+    let container = node.start(&image_lab, &case)?;
     let started = eventually("its start", || {
-        ensure!(site.containerd.exit_code(&container)?.is_none(), "{}", stderr(&container));
+        ensure!(image_lab.containerd.exit_code(&container)?.is_none(), "{}", stderr(&container));
         Ok(container.lines("stdout")?.into_iter().next())
     })?;
     let started: Value = serde_json::from_str(&started)?;
     assert_eq!(started["sinks"][1]["error"], Value::Null, "{started}");
     assert!(tls.taken().0.is_empty(), "it sent to whom it can't trust");
-    site.containerd.stop_container(&container, 0)?;
+    image_lab.containerd.stop_container(&container, 0)?;
 
     // A group that the pod is not in is named, with the remedy.
     let output = format!("--output=file:{RECORDS}/other.jsonl,group={}", GROUP + 1);
     let other = self::case("other", "", &["--manifests=/manifests", &output]);
-    let container = node.start(&site, &other)?;
-    assert_eq!(eventually("its end", || site.containerd.exit_code(&container))?, 1);
-    let said = stderr(&container);
-    assert!(said.contains("can't be given to group 4712") && said.contains("supplementalGroups"), "{said}");
-    site.containerd.remove(&site.sandbox)
+    let container = node.start(&image_lab, &other)?;
+    assert_eq!(eventually("its end", || image_lab.containerd.exit_code(&container))?, 1);
+    let message = stderr(&container);
+    assert!(message.contains("can't be given to group 4712") && message.contains("supplementalGroups"), "{message}");
+    image_lab.containerd.remove(&image_lab.sandbox)
 }
 
 /// The table's own check: a case less, and something is left out.

@@ -26,11 +26,11 @@ fn kubectl(plane: &ControlPlane, arguments: &[&str], folder: &Path) -> Result<St
     let mut command = Command::new(built(&KUBECTL)?);
     command.arg("--kubeconfig").arg(plane.kubeconfig()).args(arguments).arg(folder);
     let output = command.output()?;
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let printed = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if !output.status.success() {
-        bail!("{command:?}: {}\n{said}", output.status);
+        bail!("{command:?}: {}\n{printed}", output.status);
     }
-    Ok(said)
+    Ok(printed)
 }
 
 fn namespace(plane: &ControlPlane, name: &str, labels: &Value) -> Result<()> {
@@ -65,18 +65,18 @@ fn the_server_takes_every_overlay() -> Result<()> {
     for overlay in OVERLAYS {
         let (plane, objects) = installed(overlay)?;
         let folder = deploy().join("kustomize").join(overlay);
-        let said = kubectl(plane, &["apply", "--dry-run=server", "--validate=strict", "-k"], &folder)?;
+        let printed = kubectl(plane, &["apply", "--dry-run=server", "--validate=strict", "-k"], &folder)?;
         for object in objects.keys() {
             let (kind, name) = object.split_once(' ').context("kind and name")?;
-            let line = said.lines().find(|line| {
+            let line = printed.lines().find(|line| {
                 let kind = kind.to_lowercase();
                 line.starts_with(&kind) && line.contains(&format!("/{name} ")) && line.ends_with("(server dry run)")
             });
-            assert!(line.is_some(), "{overlay}: nothing of {object} in\n{said}");
+            assert!(line.is_some(), "{overlay}: nothing of {object} in\n{printed}");
         }
         // Other tests made some of the objects without kubectl.
         let warnings =
-            said.lines().filter(|line| line.starts_with("Warning") && !line.contains("last-applied-configuration"));
+            printed.lines().filter(|line| line.starts_with("Warning") && !line.contains("last-applied-configuration"));
         assert_eq!(warnings.collect::<Vec<_>>(), Vec::<&str>::new(), "{overlay}");
     }
     Ok(())
@@ -185,8 +185,8 @@ fn a_namespace_of_developers_is_one_command() -> Result<()> {
     let (plane, objects) = installed("overlays/developers")?;
     plane.api().apply(&objects["ClusterRole netpol-trace-drops-reader"])?;
     namespace(plane, NAMESPACE, &json!({}))?;
-    let said = kubectl(plane, &["apply", "-n", NAMESPACE, "-k"], &deploy().join("kustomize/developer-namespace"))?;
-    assert_eq!(said.matches("netpol-trace-reader created").count(), 2, "{said}");
+    let printed = kubectl(plane, &["apply", "-n", NAMESPACE, "-k"], &deploy().join("kustomize/developer-namespace"))?;
+    assert_eq!(printed.matches("netpol-trace-reader created").count(), 2, "{printed}");
     let reader = account(plane, NAMESPACE, "netpol-trace-reader")?;
     let may = |namespace: &str| -> Result<bool> {
         let attributes =

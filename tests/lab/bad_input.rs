@@ -52,7 +52,7 @@ fn a_manifest_breaks_while_the_agent_runs() -> Result<()> {
     let after = send(&pair, &agent)?;
     assert_eq!(after.isolated_by("ingress"), ["lab/deny-again"], "the repaired state: {after}");
 
-    pair.settle(agent, "denied").map(drop)
+    pair.stop_and_compare(agent, "denied").map(drop)
 }
 
 /// An edited policy counts from then on, without a restart.
@@ -68,7 +68,7 @@ fn manifests_are_read_again_when_they_change() -> Result<()> {
         let both = send(&pair, &agent)?.isolated_by("ingress") == ["lab/deny-more", "lab/deny-server"];
         Ok(both.then_some(()))
     })?;
-    pair.settle(agent, "denied").map(drop)
+    pair.stop_and_compare(agent, "denied").map(drop)
 }
 
 /// At the start: one message that names file, document and line; or the rest of the state and a status that says so.
@@ -82,8 +82,8 @@ fn a_manifest_is_broken_from_the_start() -> Result<()> {
     command.args(["agent", "--duration", "1s", "--manifests"]).arg(pair.manifests());
     let run = Agent::spawn(command)?.finish()?;
     quiet(&run.stderr);
-    let told = run.records.iter().any(|record| complains(record, &file));
-    assert!(told || (!run.exit.success() && names_place(&run.stderr, &file)), "{}\n{:?}", run.stderr, run.records);
+    let reported = run.records.iter().any(|record| complains(record, &file));
+    assert!(reported || (!run.exit.success() && names_place(&run.stderr, &file)), "{}\n{:?}", run.stderr, run.records);
     Ok(())
 }
 
@@ -97,8 +97,8 @@ fn no_such_manifests() -> Result<()> {
     let run = Agent::spawn(command)?.finish()?;
     quiet(&run.stderr);
     assert!(run.stderr.contains(NOWHERE), "{}", run.stderr);
-    let told = |status: &Record| !in_sync(status) && status.to_string().contains(NOWHERE);
-    assert!(!run.exit.success() || run.records.iter().filter(|r| is_status(r)).all(told), "{:?}", run.records);
+    let reported = |status: &Record| !in_sync(status) && status.to_string().contains(NOWHERE);
+    assert!(!run.exit.success() || run.records.iter().filter(|r| is_status(r)).all(reported), "{:?}", run.records);
     Ok(())
 }
 
@@ -113,7 +113,7 @@ fn unknown_kinds_are_counted() -> Result<()> {
     let started = agent.records().into_iter().find(is_status);
     let skipped = started.as_ref().and_then(|status| status.number("/sources/0/skipped/ConfigMap"));
     assert_eq!(skipped, Some(1), "{started:?}");
-    pair.settle(agent, "denied").map(drop)
+    pair.stop_and_compare(agent, "denied").map(drop)
 }
 
 /// Pods that share an address, have none, or are over: the right owner or an honest `unknown`, never a wrong one.
@@ -131,7 +131,7 @@ fn addresses_without_a_clear_owner() -> Result<()> {
     assert_eq!((record.pod("source"), record.text("/source/kind")), (String::new(), "unknown"), "{record}");
     // The job is over; its address is the server's now.
     assert_eq!(record.pod("destination"), "lab/server", "{record}");
-    pair.settle(agent, "denied").map(drop)
+    pair.stop_and_compare(agent, "denied").map(drop)
 }
 
 /// A label with a line break and an escape sequence, which no API server lets in, gets neither into a line nor onto a

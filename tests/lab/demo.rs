@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use netpol_trace_tests::agent::Agent;
-use netpol_trace_tests::demo::flows::{Expect, FLOWS};
+use netpol_trace_tests::demo::flows::{ExpectedOutcome, FLOWS};
 use netpol_trace_tests::demo::{Demo, check};
 use netpol_trace_tests::record::Record;
 use netpol_trace_tests::traffic::Outcome;
@@ -27,8 +27,8 @@ fn without_the_policies_only_the_other_failures_remain() -> Result<()> {
     demo.lab.enforce("delete table inet network-policy")?;
     for (flow, attempt) in FLOWS.iter().zip(demo.send()?) {
         let want = match &flow.expect {
-            Expect::Passes | Expect::Dropped { .. } => &Outcome::Passed,
-            Expect::Fails { outcome, .. } => outcome,
+            ExpectedOutcome::Passes | ExpectedOutcome::Dropped { .. } => &Outcome::Passed,
+            ExpectedOutcome::Fails { outcome, .. } => outcome,
         };
         assert_eq!(attempt.outcome, *want, "{flow}");
     }

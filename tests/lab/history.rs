@@ -124,13 +124,13 @@ fn a_policy_is_edited_and_deleted_while_packets_drop() -> Result<()> {
     }
     assert!(seen.iter().all(|count| *count > 0), "drops under each state: {seen:?}");
 
-    let told = |change| run.records.iter().find(|record| is_change(record, change)).expect("looked for above");
-    let edit = told("edited");
+    let change_record = |change| run.records.iter().find(|record| is_change(record, change)).expect("looked for above");
+    let edit = change_record("edited");
     assert_eq!((edit.text("/namespace"), edit.text("/policy")), ("lab", "deny-server"), "{edit}");
     assert_eq!((edit.number("/generation_before"), edit.number("/generation")), (Some(1), Some(2)), "{edit}");
     assert_eq!(edit.text("/rules_removed/0/allows"), "from pods {}: 81/TCP", "{edit}");
     assert_eq!(edit.text("/rules_added/0/allows"), "from pods {}: 82/TCP", "{edit}");
-    let delete = told("deleted");
+    let delete = change_record("deleted");
     assert_eq!(delete.text("/no_longer_isolates/0/workloads/0"), "Pod/server", "{delete}");
     assert_eq!(delete.number("/no_longer_isolates/0/pods"), Some(1), "{delete}");
     Ok(())

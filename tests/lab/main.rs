@@ -2,21 +2,21 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+mod accounting;
+mod aggregation;
 mod bad_input;
-mod books;
 mod config;
 mod demo;
 mod files;
 mod fingerprints;
-mod folds;
 mod history;
+mod hooks;
 mod late_modules;
 mod lifecycle;
 mod memory;
 mod mounts;
 mod outputs;
 mod packets;
-mod places;
 mod privileges;
 mod rows;
 mod survive_restart;

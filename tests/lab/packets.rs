@@ -31,7 +31,7 @@ fn transports() -> Result<()> {
             let (icmp, kind) = if to.is_ipv4() { (Protocol::ICMPV4, 8) } else { (Protocol::ICMPV6, 128) };
             traffic::raw(client, from, to, icmp, &packet::echo_request(kind, 7, 1))?;
         }
-        let records = pair.settle(agent, "denied")?;
+        let records = pair.stop_and_compare(agent, "denied")?;
         for (family, transport, port) in [
             ("ipv4", "tcp", Some(80)),
             ("ipv4", "udp", Some(53)),
@@ -64,9 +64,9 @@ fn fragments_one_by_one() -> Result<()> {
     require!(can_run_lab());
     let pair = Pair::start(DENY_STATELESS)?;
     let agent = pair.watch()?;
-    // 1480 octets of payload fit a fragment of IPv4, 1448 one of IPv6.
+    // 1480 bytes of payload fit a fragment of IPv4, 1448 one of IPv6.
     big_datagrams(&pair)?;
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     for family in ["ipv4", "ipv6"] {
         let mine = of(&records, family, "udp");
         assert_eq!(packets(mine.iter().copied()), 3, "{family}: {mine:?}");
@@ -86,7 +86,7 @@ fn fragments_put_together() -> Result<()> {
     let pair = Pair::start(DENY)?;
     let agent = pair.watch()?;
     big_datagrams(&pair)?;
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     for family in ["ipv4", "ipv6"] {
         let mine = of(&records, family, "udp");
         assert_eq!(packets(mine.iter().copied()), 1, "{family}: {mine:?}");
@@ -116,18 +116,18 @@ table inet network-policy {
     stream.set_nonblocking(true)?;
     // As much as the socket takes: it leaves in packets of two segments (a slow path) to 64 KiB.
     let written = stream.write(&vec![0; 256 << 10]).context("write")?;
-    assert!(written > 3000, "the socket took only {written} octets");
+    assert!(written > 3000, "the socket took only {written} bytes");
     // Ends the retransmissions.
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     drop(stream);
-    let records = pair.settle(agent, "big")?;
+    let records = pair.stop_and_compare(agent, "big")?;
     let segments: u64 = records.iter().map(|record| record.number("/segments").unwrap_or(record.count())).sum();
     assert!(pair.counted("big")? > 0, "nothing big was sent");
     assert!(segments > packets(&records), "{segments} segments: {records:?}");
     Ok(())
 }
 
-/// 4,000 octets to port 5000, one datagram of each family: three fragments.
+/// 4,000 bytes to port 5000, one datagram of each family: three fragments.
 fn big_datagrams(pair: &Pair) -> Result<()> {
     let client = &pair.client()?.netns;
     traffic::udp(client, CLIENT.into(), [(SERVER, 5000).into()], 4000)?;

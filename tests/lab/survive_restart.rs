@@ -10,25 +10,23 @@ use std::time::Duration;
 use std::{fs, io, thread};
 
 use anyhow::{Context, Result};
+use netpol_trace_tests::accounting::imbalances;
 use netpol_trace_tests::agent::{self, Agent, Run};
-use netpol_trace_tests::books::imbalances;
+use netpol_trace_tests::bpf_fs::BpfFs;
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::{Record, drops, packets};
 use netpol_trace_tests::{can_run_lab, eventually, require, traffic};
 use nix::sys::signal::Signal;
 
-use super::folds::{flood, own};
+use super::aggregation::{flood, own};
 use super::privileges::{BPF, PERFMON, SYSLOG, can_confine, confined};
 
-/// A bpf file system of the test's own.
-struct Pins(tempfile::TempDir);
+/// Where the agents of a test pin their maps and hooks.
+struct Pins(BpfFs);
 
 impl Pins {
     fn mount() -> Result<Pins> {
-        let folder = tempfile::tempdir()?;
-        let mount = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(folder.path()).output().context("mount")?;
-        anyhow::ensure!(mount.status.success(), "mount: {}", String::from_utf8_lossy(&mount.stderr));
-        Ok(Pins(folder))
+        BpfFs::mount().map(Pins)
     }
 
     fn folder(&self) -> PathBuf {
@@ -48,12 +46,6 @@ impl Pins {
     }
 }
 
-impl Drop for Pins {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
 /// An agent that survives a restart, with a window that does not end while the test runs, and more options.
 fn surviving(pins: &Pins, pair: &Pair, more: &[&str]) -> Result<Agent> {
     start(pins, pair, &[&["--survive-restart", "--aggregation-window", "5m"], more].concat())
@@ -67,15 +59,15 @@ fn start(pins: &Pins, pair: &Pair, options: &[&str]) -> Result<Agent> {
 }
 
 /// Packets in the records of both runs, and those that the second declares for the first.
-fn told(pair: &Pair, runs: [&Run; 2]) -> (u64, u64) {
-    let told = runs.iter().map(|run| packets(own(pair, run))).sum();
+fn reported(pair: &Pair, runs: [&Run; 2]) -> (u64, u64) {
+    let reported = runs.iter().map(|run| packets(own(pair, run))).sum();
     let orphans = runs[1].records.iter().filter(|record| record.text("/of") == "packets_of_the_run_before");
-    (told, orphans.filter_map(|record| record.number("/count")).sum())
+    (reported, orphans.filter_map(|record| record.number("/count")).sum())
 }
 
-/// What a killed agent had not told, the next one tells: counts and unread records are in pinned maps.
+/// What a killed agent had not reported, the next one tells: counts and unread records are in pinned maps.
 #[test]
-fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
+fn the_next_agent_reports_a_killed_agents_counts() -> Result<()> {
     require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
@@ -93,8 +85,8 @@ fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
     flood(&pair, 50)?;
     let second = second.stop()?;
     second.balance()?;
-    let (told, _) = told(&pair, [&first, &second]);
-    assert_eq!(told, 650, "{:?}", second.records);
+    let (reported, _) = reported(&pair, [&first, &second]);
+    assert_eq!(reported, 650, "{:?}", second.records);
     assert_eq!(pair.counted("denied")?, 650);
     let ports: BTreeSet<_> = own(&pair, &second).filter_map(|record| record.number("/destination/port")).collect();
     assert!(ports.is_superset(&(6000..6100).collect()), "{ports:?}");
@@ -134,14 +126,14 @@ fn a_kept_hook_leaves_no_gap() -> Result<()> {
     })?;
     let [first, second] = &runs;
     second.balance()?;
-    let (told, orphans) = told(&pair, [first, second]);
+    let (reported, orphans) = reported(&pair, [first, second]);
     let counted = pair.counted("denied")?;
     // What ended with the first agent may be another lab's.
     assert!(
-        told <= counted && counted <= told + orphans,
-        "{counted}: told {told}, ended with the first agent {orphans}"
+        reported <= counted && counted <= reported + orphans,
+        "{counted}: reported {reported}, ended with the first agent {orphans}"
     );
-    assert!(counted - told <= 1, "told {told} of {counted}: one flow has one record at a time");
+    assert!(counted - reported <= 1, "reported {reported} of {counted}: one flow has one record at a time");
     Ok(())
 }
 
@@ -181,7 +173,7 @@ fn a_rolling_update_loses_nothing() -> Result<()> {
     })?;
     first.balance()?;
     second.balance()?;
-    assert_eq!(told(&pair, [&first, &second]), (pair.counted("denied")?, 0));
+    assert_eq!(reported(&pair, [&first, &second]), (pair.counted("denied")?, 0));
     assert_eq!(loss(&second, "not_attached"), None, "the hook was attached all the time");
     assert_eq!(loss(&second, "kernel_map"), None, "and nothing was removed");
     Ok(())

@@ -30,7 +30,7 @@ fn names_come_from_the_pods_own_dns_answers() -> Result<()> {
     // Case and a name that does not exist change nothing.
     traffic::dns(client, CLIENT.into(), dns, "nowhere.example.org", PATIENCE)?;
     traffic::tcp(client, CLIENT.into(), (SERVER, 80).into(), ONE_SYN, TcpOptions::default())?;
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     let named: Vec<&Record> = drops(&records).filter(|record| record.number("/destination/port") == Some(80)).collect();
     let first = named.first().with_context(|| format!("no drop at port 80: {records:?}"))?;
     assert_eq!(first.list("/destination/names"), ["db.example.org"], "{first}");
@@ -70,7 +70,7 @@ table inet translate {
             })
         })?;
     }
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     assert_eq!(records.len(), 2, "{records:?}");
     Ok(())
 }
@@ -78,7 +78,7 @@ table inet translate {
 /// Nobody answers and nothing is dropped on this node: a record says so, once for several tries to one port. What was
 /// answered, refused or dropped has none.
 #[test]
-fn a_connection_without_an_answer_is_told() -> Result<()> {
+fn an_unanswered_connection_is_reported() -> Result<()> {
     require!(can_run_lab());
     let mut pair = Pair::start("table inet t {\n}")?;
     let outside = pair.add_outside()?;
@@ -98,16 +98,16 @@ fn a_connection_without_an_answer_is_told() -> Result<()> {
     assert_eq!(refused.outcome, Outcome::Refused);
     agent.wait_for("an unanswered connection", |records| records.iter().any(|r| r.kind() == "unanswered"))?;
     let run = agent.stop()?;
-    let silent: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
-    assert!(silent.iter().all(|record| record.number("/destination/port") == Some(9999)), "{silent:?}");
-    let first = silent.first().context("one")?;
+    let unanswered: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
+    assert!(unanswered.iter().all(|record| record.number("/destination/port") == Some(9999)), "{unanswered:?}");
+    let first = unanswered.first().context("one")?;
     assert_eq!(first.pod("source"), "lab/client", "{first}");
     assert_eq!(first.text("/destination/kind"), "external", "{first}");
     assert_eq!(first.text("/verdict/result"), "allowed", "{first}");
     assert_eq!(first.text("/basis"), "no_answer_seen", "{first}");
     assert_eq!(first.text("/direction"), "egress", "{first}");
     assert_eq!(first.text("/device"), pair.client()?.device, "{first}");
-    assert_eq!(silent.len(), 1, "one record for one port: {silent:?}");
+    assert_eq!(unanswered.len(), 1, "one record for one port: {unanswered:?}");
     let stopped = run.stopped()?;
     assert_eq!(stopped.number("/connections/lost"), Some(0), "{stopped}");
     // Three tries in silence, one that passed, one refused.
@@ -118,7 +118,7 @@ fn a_connection_without_an_answer_is_told() -> Result<()> {
 /// A CPU that sees a connection's packets all the time looks at the map of connections once a tick: none but the last of them are
 /// missing in the count, and what was answered is known to be.
 #[test]
-fn a_fast_connection_without_an_answer_is_counted() -> Result<()> {
+fn unanswered_connections_at_a_high_rate_are_counted() -> Result<()> {
     require!(can_run_lab());
     const BURSTS: u64 = 20;
     const BURST: u64 = 100;
@@ -146,16 +146,16 @@ fn a_fast_connection_without_an_answer_is_counted() -> Result<()> {
         Ok(agent.records().iter().any(|record| record.kind() == "unanswered").then_some(()))
     })?;
     let run = agent.stop()?;
-    let silent: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
-    assert!(silent.iter().all(|record| record.number("/destination/port") == Some(9999)), "{silent:?}");
-    let packets = silent[0].number("/packets").context("a number of packets")?;
-    assert!((BURSTS * BURST * 3 / 4..=BURSTS * BURST).contains(&packets), "{}", silent[0]);
+    let unanswered: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
+    assert!(unanswered.iter().all(|record| record.number("/destination/port") == Some(9999)), "{unanswered:?}");
+    let packets = unanswered[0].number("/packets").context("a number of packets")?;
+    assert!((BURSTS * BURST * 3 / 4..=BURSTS * BURST).contains(&packets), "{}", unanswered[0]);
     Ok(())
 }
 
 /// A drop that was seen on this node explains the silence.
 #[test]
-fn a_dropped_connection_is_not_called_silent() -> Result<()> {
+fn a_dropped_connection_is_not_called_unanswered() -> Result<()> {
     require!(can_run_lab());
     let mut pair = Pair::start(DENY)?;
     let outside = pair.add_outside()?;
@@ -173,8 +173,8 @@ fn a_dropped_connection_is_not_called_silent() -> Result<()> {
     std::thread::sleep(Duration::from_millis(6500));
     let run = agent.stop()?;
     run.balance()?;
-    let silent: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
-    assert!(silent.is_empty(), "{silent:?}");
+    let unanswered: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
+    assert!(unanswered.is_empty(), "{unanswered:?}");
     assert!(drops(&run.records).filter(|r| pair.lab.owns(r)).count() >= 4, "{:?}", run.records);
     Ok(())
 }
@@ -220,15 +220,15 @@ fn a_spoofed_source_is_marked() -> Result<()> {
     let client = &pair.client()?.netns;
     // Another pod's address, one that nobody has, and one that the pod has and the cluster does not know.
     let server_as_source: IpAddr = OUTSIDE.into();
-    let stranger: IpAddr = [10, 244, 1, 77].into();
+    let unknown: IpAddr = [10, 244, 1, 77].into();
     let second: IpAddr = [10, 244, 1, 9].into();
     client.ip(&format!("addr add {second}/32 dev eth0\n"))?;
     let agent = pair.watch_node(&BOTH)?;
-    for (port, from) in [(1001u16, CLIENT.into()), (1002, stranger), (1003, server_as_source), (1004, second)] {
+    for (port, from) in [(1001u16, CLIENT.into()), (1002, unknown), (1003, server_as_source), (1004, second)] {
         let datagram = packet::ipv4_udp(from, (SERVER, port).into(), b"spoof");
         traffic::whole(client, SERVER.into(), &datagram)?;
     }
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     let spoofed: Vec<(u64, bool)> =
         drops(&records).map(|r| (r.number("/destination/port").unwrap_or(0), r.value()["spoofed"] == true)).collect();
     let mut sorted = spoofed.clone();
@@ -239,7 +239,7 @@ fn a_spoofed_source_is_marked() -> Result<()> {
 
 /// A rule that rejects answers in the server's place, right before the packet is freed: no drop in silence.
 #[test]
-fn a_reject_is_told_from_a_drop() -> Result<()> {
+fn a_reject_is_distinguished_from_a_drop() -> Result<()> {
     const REJECT: &str = "
 table inet network-policy {
 	counter denied { }
@@ -267,7 +267,7 @@ table inet network-policy {
         .flat_map(|record| record.list("/hooks").to_vec())
         .any(|hook| hook["name"] == "reject" && hook["state"] == "fentry");
     let dropped = if told { "drop" } else { "unknown" };
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     for record in drops(&records) {
         let expected = if record.number("/destination/port") == Some(80) { "reject" } else { dropped };
         assert_eq!(record.text("/action"), expected, "{record}");

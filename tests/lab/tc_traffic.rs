@@ -1,4 +1,4 @@
-//! The tc hook and others' traffic: it changes no octet and no verdict.
+//! The tc hook and others' traffic: it changes no byte and no verdict.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::Agent;
-use netpol_trace_tests::bpf::{Order, Program, Side, has_tcx};
+use netpol_trace_tests::bpf::{LoadedProgram, Order, Side, has_tcx};
 use netpol_trace_tests::capture::Capture;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, Pair, SERVER, SERVER6};
 use netpol_trace_tests::record::drops;
@@ -26,7 +26,7 @@ const DROPPED_FRAME: u32 = 14 + 20 + 8 + DROPPED as u32;
 /// The same packets with and without the hook arrive the same: whole ones, fragments, options, extension headers, errors,
 /// nonsense. Then a stream in offloaded segments.
 #[test]
-fn no_octet_changes() -> Result<()> {
+fn no_byte_changes() -> Result<()> {
     require!(can_run_lab());
     let pair = Pair::start(OPEN)?;
     let without = (packets(&pair)?, stream(&pair)?);
@@ -102,8 +102,8 @@ fn stream(pair: &Pair) -> Result<Vec<u8>> {
     let listener = pair.server()?.netns.run(|| TcpListener::bind(address))?;
     let mut sender = pair.client()?.netns.run(|| TcpStream::connect(address))?;
     let (mut receiver, _) = listener.accept()?;
-    let octets: Vec<u8> = (0..4u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    let writer = thread::spawn(move || sender.write_all(&octets));
+    let bytes: Vec<u8> = (0..4u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let writer = thread::spawn(move || sender.write_all(&bytes));
     let mut arrived = Vec::new();
     receiver.read_to_end(&mut arrived)?;
     writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -117,7 +117,7 @@ fn stream(pair: &Pair) -> Result<Vec<u8>> {
 fn a_cnis_tcx_program_keeps_its_verdicts() -> Result<()> {
     require!(can_run_lab());
     require!(has_tcx());
-    let program = Program::dropping("cni_policy", DROPPED_FRAME)?;
+    let program = LoadedProgram::dropping("cni_policy", DROPPED_FRAME)?;
     for (when, order, in_front) in
         [("before", Order::Last, false), ("after", Order::Last, false), ("after", Order::First, true)]
     {

@@ -4,25 +4,17 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
+use netpol_trace_tests::process::KilledOnDrop;
 use netpol_trace_tests::{can_run_lab, eventually, require, traffic};
 use serde_json::Value;
 
 use crate::consumers::program;
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn deploy(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file)
@@ -122,7 +114,7 @@ fn prometheus_scrapes_the_agent() -> Result<()> {
         .arg(format!("--storage.tsdb.path={}", at("data")));
     prometheus.arg(format!("--web.listen-address={own}"));
     let log = fs::File::create(at("prometheus.log"))?;
-    let _running = Running(prometheus.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
+    let _running = KilledOnDrop(prometheus.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
     let query =
         "/api/v1/query?query=netpol_trace_denied_packets_total%7Bcause%3D%22policy%22%2Cnamespace%3D%22lab%22%7D";
     let value = eventually("Prometheus has the drops", || {

@@ -30,7 +30,7 @@ pub enum Order {
 
 /// A loaded program; it ends with this.
 #[derive(Debug)]
-pub struct Program(OwnedFd);
+pub struct LoadedProgram(OwnedFd);
 
 /// A program on its hook; it is taken off with this.
 #[derive(Debug)]
@@ -40,10 +40,10 @@ const TC_ACT_OK: i32 = 0;
 const TC_ACT_SHOT: i32 = 2;
 const TCX_NEXT: i32 = -1;
 
-impl Program {
-    /// Drops every packet of `length` octets (from L2 on) and lets the others pass, for good: nothing behind it sees them.
-    pub fn dropping(name: &str, length: u32) -> Result<Program> {
-        Program::load(
+impl LoadedProgram {
+    /// Drops every packet of `length` bytes (from L2 on) and lets the others pass, for good: nothing behind it sees them.
+    pub fn dropping(name: &str, length: u32) -> Result<LoadedProgram> {
+        LoadedProgram::load(
             name,
             &[
                 // r2 = skb->len; if r2 == length goto +2; return OK; return SHOT
@@ -58,12 +58,12 @@ impl Program {
     }
 
     /// Does nothing: what a program costs at least.
-    pub fn empty(name: &str) -> Result<Program> {
-        Program::load(name, &[set(TCX_NEXT), EXIT])
+    pub fn empty(name: &str) -> Result<LoadedProgram> {
+        LoadedProgram::load(name, &[set(TCX_NEXT), EXIT])
     }
 
     /// Does nothing at a tracepoint of the kernel, attached by its type (BTF).
-    pub fn empty_at(tracepoint: &str) -> Result<(Program, Link)> {
+    pub fn empty_at(tracepoint: &str) -> Result<(LoadedProgram, Link)> {
         const BPF_RAW_TRACEPOINT_OPEN: i32 = 17;
         const BPF_TRACE_RAW_TP: u64 = 23;
         // Until it is loaded: the attributes have its address.
@@ -71,16 +71,16 @@ impl Program {
         let mut attr = attributes("empty", process::TRACING, &code)?;
         attr[8] = BPF_TRACE_RAW_TP << 32;
         attr[13] = u64::from(btf_id(&format!("btf_trace_{tracepoint}"))?) << 32;
-        let program = Program(bpf(BPF_PROG_LOAD, &attr).context("load a program for a tracepoint")?);
+        let program = LoadedProgram(bpf(BPF_PROG_LOAD, &attr).context("load a program for a tracepoint")?);
         let mut attr = [0u64; 16];
         attr[1] = program.0.as_raw_fd() as u64;
         let link = Link(bpf(BPF_RAW_TRACEPOINT_OPEN, &attr).context("attach to a tracepoint")?);
         Ok((program, link))
     }
 
-    fn load(name: &str, code: &[[u8; 8]]) -> Result<Program> {
+    fn load(name: &str, code: &[[u8; 8]]) -> Result<LoadedProgram> {
         let attr = attributes(name, process::SCHED_CLS, code)?;
-        Ok(Program(bpf(BPF_PROG_LOAD, &attr).context("load a tc program")?))
+        Ok(LoadedProgram(bpf(BPF_PROG_LOAD, &attr).context("load a tc program")?))
     }
 
     /// Attaches to `device` of a network namespace by TCX (Linux 6.6).
@@ -109,7 +109,7 @@ impl Program {
 /// Whether this kernel has TCX.
 pub fn has_tcx() -> Result<()> {
     let netns = Netns::new("probe")?;
-    let link = Program::empty("probe")?.attach(&netns, "lo", Side::Ingress, Order::Last);
+    let link = LoadedProgram::empty("probe")?.attach(&netns, "lo", Side::Ingress, Order::Last);
     link.map(drop).map_err(|error| missing(format!("no TCX here, which is in Linux 6.6 and later: {error:#}")))
 }
 
@@ -136,7 +136,7 @@ fn attributes(name: &str, kind: u32, code: &[[u8; 8]]) -> Result<[u64; 16]> {
     attr[0] = u64::from(kind) | (code.len() as u64) << 32;
     attr[1] = code.as_ptr() as u64;
     attr[2] = license.as_ptr() as u64;
-    // The name is at offset 48, 16 octets with its zero.
+    // The name is at offset 48, 16 bytes with its zero.
     let mut text = [0; 16];
     let length = name.len().min(15);
     text[..length].copy_from_slice(&name.as_bytes()[..length]);

@@ -1,4 +1,4 @@
-//! What arrives in a network namespace, octet for octet.
+//! What arrives in a network namespace, byte for byte.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -57,7 +57,7 @@ impl Capture {
                 Err(error) => return Err(error.into()),
             };
             // SAFETY: the kernel has set this many.
-            let packet: Vec<u8> = buffer[..length].iter().map(|octet| unsafe { octet.assume_init() }).collect();
+            let packet: Vec<u8> = buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
             if destination(&packet).is_some_and(|to| self.to.contains(&to)) {
                 return Ok(Some(packet));
             }

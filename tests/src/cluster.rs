@@ -24,13 +24,13 @@ use anyhow::{Context, Result, anyhow};
 use crate::skip::missing;
 use control_plane::ControlPlane;
 use daemon::Lifetime;
-use programs::Program;
+use programs::GoProgram;
 
 /// Where a program lies.
 ///
 /// # Errors
 /// When it isn't built; what to do.
-pub fn built(program: &Program) -> Result<PathBuf> {
+pub fn built(program: &GoProgram) -> Result<PathBuf> {
     let path = program.path(&toolchain::cache_dir());
     if path.is_file() {
         return Ok(path);
@@ -39,7 +39,7 @@ pub fn built(program: &Program) -> Result<PathBuf> {
 }
 
 /// What the lab requires, and these programs beside the control plane's.
-pub fn can_run(programs: &[Program]) -> Result<()> {
+pub fn can_run(programs: &[GoProgram]) -> Result<()> {
     crate::can_run_lab()?;
     [programs::ETCD, programs::API_SERVER].iter().chain(programs).try_for_each(|program| built(program).map(drop))
 }

@@ -8,10 +8,11 @@
 //! process, however it ends. Drops of the whole host reach the agent: a test picks its own by the namespaces' inode
 //! numbers ([`Lab::owns`](topology::Lab::owns)).
 
+pub mod accounting;
 pub mod agent;
 pub mod bench;
-pub mod books;
 pub mod bpf;
+pub mod bpf_fs;
 pub mod capture;
 pub mod cluster;
 pub mod collector;
@@ -23,6 +24,7 @@ pub mod nft;
 pub mod ovs;
 pub mod packet;
 pub mod pair;
+pub mod process;
 pub mod program;
 pub mod record;
 pub mod row;

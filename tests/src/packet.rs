@@ -87,7 +87,7 @@ pub fn sctp_init(from: u16, to: u16) -> Vec<u8> {
     packet.extend_from_slice(&to.to_be_bytes());
     // Verification tag 0 (the rule for INIT), checksum.
     packet.extend_from_slice(&[0; 8]);
-    // INIT, no flags, 20 octets: initiate tag, receiver window, streams out and in, first TSN.
+    // INIT, no flags, 20 bytes: initiate tag, receiver window, streams out and in, first TSN.
     packet.extend_from_slice(&[1, 0, 0, 20, 0, 0, 0, 7, 0, 1, 0, 0, 0, 10, 0, 10, 0, 0, 0, 1]);
     let sum = crc32c(&packet);
     packet[8..12].copy_from_slice(&sum.to_le_bytes());
@@ -129,10 +129,10 @@ fn checksum(parts: &[&[u8]]) -> u16 {
 }
 
 /// CRC-32C (Castagnoli), bit by bit: SCTP's checksum.
-fn crc32c(octets: &[u8]) -> u32 {
+fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = !0u32;
-    for octet in octets {
-        crc ^= u32::from(*octet);
+    for byte in bytes {
+        crc ^= u32::from(*byte);
         for _ in 0..8 {
             crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
         }

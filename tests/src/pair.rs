@@ -121,7 +121,7 @@ impl Pair {
     }
 
     /// Stops the agent, checks its books, and that netfilter's drops in this lab are what `counter` counted. Returns them.
-    pub fn settle(&self, agent: Agent, counter: &str) -> Result<Vec<Record>> {
+    pub fn stop_and_compare(&self, agent: Agent, counter: &str) -> Result<Vec<Record>> {
         let run = agent.stop()?;
         run.balance()?;
         let records = self.netfilter_drops(&run);

@@ -17,7 +17,7 @@ pub enum Kind {
 
 /// A loaded program with its counter.
 #[derive(Debug)]
-pub struct Program {
+pub struct CountingProgram {
     pub fd: OwnedFd,
     map: OwnedFd,
 }
@@ -41,10 +41,10 @@ pub enum XdpMode {
     Native = 4,
 }
 
-impl Program {
-    /// Drops UDP to `port`, IPv4 and IPv6 without extension headers, of at least 16 octets of data.
-    pub fn load(kind: Kind, port: u16) -> Result<Program> {
-        // BPF_MAP_TYPE_ARRAY, keys of 4 octets, values of 8, one entry.
+impl CountingProgram {
+    /// Drops UDP to `port`, IPv4 and IPv6 without extension headers, of at least 16 bytes of data.
+    pub fn load(kind: Kind, port: u16) -> Result<CountingProgram> {
+        // BPF_MAP_TYPE_ARRAY, keys of 4 bytes, values of 8, one entry.
         let map = bpf(MAP_CREATE, &words(&[2, 4, 8, 1])).context("create the program's map")?;
         let code = code(kind, port, map.as_raw_fd());
         let license = c"GPL";
@@ -62,7 +62,7 @@ impl Program {
         // The name, as enforcers give one.
         attr.extend(b"lab_drop\0\0\0\0\0\0\0\0");
         attr.extend(words(&[0, attach_type]));
-        Ok(Program { fd: bpf(PROG_LOAD, &attr).context("load the program")?, map })
+        Ok(CountingProgram { fd: bpf(PROG_LOAD, &attr).context("load the program")?, map })
     }
 
     /// Packets that it dropped.
@@ -121,7 +121,7 @@ fn op(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> [u8; 8] {
 }
 
 fn code(kind: Kind, port: u16, map: RawFd) -> Vec<[u8; 8]> {
-    // (data, data_end) in the context; octets before the IP header; drop; pass.
+    // (data, data_end) in the context; bytes before the IP header; drop; pass.
     let (data, end, before, drop, pass) = match kind {
         Kind::Tc => (76, 80, 14, 2, -1),
         Kind::Xdp => (0, 4, 14, 1, 2),
@@ -173,14 +173,14 @@ fn bpf(command: u32, attr: &[u8]) -> io::Result<OwnedFd> {
 }
 
 fn syscall(command: u32, attr: &[u8]) -> io::Result<i64> {
-    // The kernel wants eight-octet alignment of what holds pointers.
+    // The kernel wants eight-byte alignment of what holds pointers.
     let mut aligned = vec![0u64; attr.len().div_ceil(8)];
     for (word, bytes) in aligned.iter_mut().zip(attr.chunks(8)) {
         let mut whole = [0; 8];
         whole[..bytes.len()].copy_from_slice(bytes);
         *word = u64::from_ne_bytes(whole);
     }
-    // SAFETY: `aligned` holds at least `attr.len()` octets; the pointers inside live in the callers' frames.
+    // SAFETY: `aligned` holds at least `attr.len()` bytes; the pointers inside live in the callers' frames.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, aligned.as_mut_ptr(), attr.len() as u32) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done) }
 }

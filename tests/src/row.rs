@@ -106,7 +106,7 @@ impl Row {
     }
 
     /// The detail of a hook in the agent's first status.
-    pub fn told_of(&self, name: &str) -> Result<String> {
+    pub fn hook_detail(&self, name: &str) -> Result<String> {
         Ok(self.hook(name)?["detail"].as_str().unwrap_or_default().to_owned())
     }
 
@@ -117,7 +117,7 @@ impl Row {
     }
 
     /// Whether this kernel shows each packet that is rejected, and so which ones are not.
-    pub fn tells_rejects(&self) -> Result<bool> {
+    pub fn shows_rejects(&self) -> Result<bool> {
         Ok(self.reject_hook()? == "fentry")
     }
 
@@ -186,7 +186,7 @@ impl Row {
 
     /// What a record must call nftables where the agent can't read the rules: before 6.7 its drops may look like any netfilter
     /// user's. Updates of older kernels have 6.7's place for them; its name is in the records.
-    pub fn nftables_unread(&self, counted: u64) -> Result<&'static str> {
+    pub fn nftables_mechanism_if_unread(&self, counted: u64) -> Result<&'static str> {
         self.seen(counted)?;
         let located = self.records()?.iter().any(|record| record.text("/kernel/location") == "nft_do_chain");
         Ok(if since(6, 7) || located { "nftables" } else { "netfilter" })
@@ -283,7 +283,7 @@ impl Row {
     }
 }
 
-/// Sends [`DATAGRAMS`] from one socket, each of 32 octets.
+/// Sends [`DATAGRAMS`] from one socket, each of 32 bytes.
 pub fn datagrams(netns: &crate::netns::Netns, from: IpAddr, to: SocketAddr) -> Result<SocketAddr> {
     netns.run(|| {
         let socket = std::net::UdpSocket::bind((from, 0))?;

@@ -62,7 +62,7 @@ impl Server {
         })
     }
 
-    /// Answers the n-th datagram with the n-th of `answers`, from the first again at the end. The two octets of a DNS query's
+    /// Answers the n-th datagram with the n-th of `answers`, from the first again at the end. The two bytes of a DNS query's
     /// id are put in front.
     pub fn udp_answers(netns: &Netns, address: SocketAddr, answers: Vec<Vec<u8>>) -> Result<Server> {
         let socket = netns.run(|| UdpSocket::bind(address)).with_context(|| format!("bind UDP {address}"))?;
@@ -224,7 +224,7 @@ fn dns_answer(query: &[u8], names: &[(Vec<u8>, Ipv4Addr)]) -> Option<Vec<u8>> {
     answer[2..4].copy_from_slice(&[0x81, if known.is_some() { 0x80 } else { 0x83 }]);
     if let Some((_, ip)) = known {
         answer[6..8].copy_from_slice(&[0, 1]);
-        // The question's name, A, IN, 30 s, four octets.
+        // The question's name, A, IN, 30 s, four bytes.
         answer.extend_from_slice(&[0xc0, HEADER as u8, 0, 1, 0, 1, 0, 0, 0, 30, 0, 4]);
         answer.extend_from_slice(&ip.octets());
     }

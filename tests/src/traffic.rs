@@ -181,7 +181,7 @@ fn read_greeting(stream: TcpStream) -> io::Result<()> {
     if line.starts_with("hello from ") { Ok(()) } else { Err(io::Error::other(format!("greeted with {line:?}"))) }
 }
 
-/// Sends one datagram of `size` octets to each port of `to`; nobody waits for an answer. Returns the source.
+/// Sends one datagram of `size` bytes to each port of `to`; nobody waits for an answer. Returns the source.
 pub fn udp(
     netns: &Netns,
     from: IpAddr,

@@ -8,13 +8,13 @@ use std::process::{ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::cluster_programs::{API_SERVER, ETCD};
-use crate::machine;
 use crate::setup::{self, Need};
+use crate::{image, machine};
 
 /// Measure and print tables.
 ///
-/// Builds in release mode and runs the benches one after the other, since they would disturb each other. Figures
-/// depend on the machine; nothing is asserted, but by the soak.
+/// The agent is the release, as the image has it. Benches run one after the other, since they would disturb each other.
+/// Figures depend on the machine; nothing is asserted, but by the soak.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only these benches; `all`: those that this machine can run, and docs/benchmarks.md is made of them [default: the same without
@@ -36,7 +36,8 @@ struct Bench {
     /// The cargo bench target.
     name: &'static str,
     measures: &'static str,
-    needs_root: bool,
+    /// It runs the agent, which needs root.
+    runs_agent: bool,
     /// Only when it is named.
     on_request: bool,
 }
@@ -45,55 +46,55 @@ const BENCHES: [Bench; 9] = [
     Bench {
         name: "verdict",
         measures: "index build, verdicts a second, cost by cluster size",
-        needs_root: false,
+        runs_agent: false,
         on_request: false,
     },
     Bench {
         name: "oracle",
         measures: "a million random queries to both evaluators: differences",
-        needs_root: false,
+        runs_agent: false,
         on_request: false,
     },
     Bench {
         name: "tail",
         measures: "tail on a log of a million records: filtering, summary, memory",
-        needs_root: false,
+        runs_agent: false,
         on_request: false,
     },
     Bench {
         name: "records",
         measures: "from the kernel's record to the written line, by processor time and allocations",
-        needs_root: false,
+        runs_agent: false,
         on_request: false,
     },
     Bench {
         name: "drops",
         measures: "what watching drops costs, next to bpftrace, bcc and nftables' log (some minutes)",
-        needs_root: true,
+        runs_agent: true,
         on_request: false,
     },
     Bench {
         name: "latency",
         measures: "from a dropped packet to its written line; start to attached",
-        needs_root: true,
+        runs_agent: true,
         on_request: false,
     },
     Bench {
         name: "tc",
         measures: "the tc hook's cost of a packet, next to an empty program",
-        needs_root: true,
+        runs_agent: true,
         on_request: false,
     },
     Bench {
         name: "api",
         measures: "what agents cost a real API server, and a cluster's size an agent (some minutes)",
-        needs_root: true,
+        runs_agent: true,
         on_request: false,
     },
     Bench {
         name: "soak",
         measures: "--minutes of mixed drops and pods that come and go: flat, and the books balance",
-        needs_root: true,
+        runs_agent: true,
         on_request: true,
     },
 ];
@@ -118,7 +119,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (mut failed, mut results) = (Vec::new(), Vec::new());
     for bench in BENCHES.iter().filter(wanted) {
         println!("\n== {}: {}", bench.name, bench.measures);
-        if bench.needs_root && !machine::is_root() {
+        if bench.runs_agent && !machine::is_root() {
             println!("skipped: needs root");
             continue;
         }
@@ -151,6 +152,9 @@ fn one(bench: &Bench, args: &Args) -> Result<String> {
     // The whole workspace's features, as all else is built.
     command.args(["bench", "--quiet", "--locked", "--workspace", "--bench", bench.name, "--"]);
     command.args(&args.rest);
+    if bench.runs_agent {
+        command.env("NETPOL_TRACE_BIN", image::release()?);
+    }
     if bench.name == "soak" {
         command.arg(args.minutes.to_string());
     }

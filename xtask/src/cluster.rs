@@ -15,11 +15,11 @@ use crate::setup::{self, Need};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    verb: Verb,
+    command: ClusterCommand,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Verb {
+enum ClusterCommand {
     /// Start it and leave it running; prints the kubeconfig's path
     Up,
     /// Run the tests against real control planes of their own, with real enforcers; needs root
@@ -32,13 +32,13 @@ enum Verb {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    match &args.verb {
-        Verb::Up => {
+    match &args.command {
+        ClusterCommand::Up => {
             setup::ensure_programs(&[ETCD, API_SERVER])?;
             control("up")
         }
-        Verb::Down => control("down"),
-        Verb::Test { filter } => {
+        ClusterCommand::Down => control("down"),
+        ClusterCommand::Test { filter } => {
             setup::ensure(&[Need::Build, Need::Lab])?;
             setup::ensure_programs(&PROGRAMS)?;
             let mut command = machine::cargo();
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Runs the program of the tests' package that starts and ends it.
-fn control(verb: &str) -> Result<ExitCode> {
+fn control(subcommand: &str) -> Result<ExitCode> {
     machine::run(machine::cargo().args([
         "build",
         "--quiet",
@@ -60,6 +60,6 @@ fn control(verb: &str) -> Result<ExitCode> {
         "netpol-trace-cluster",
     ]))?;
     let mut command = Command::new(machine::target().join("debug/netpol-trace-cluster"));
-    let status = command.arg(verb).arg(machine::target().join("cluster")).status()?;
+    let status = command.arg(subcommand).arg(machine::target().join("cluster")).status()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

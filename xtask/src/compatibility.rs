@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::setup::{self, Need};
-use crate::{machine, test, vm};
+use crate::{image, machine, test, vm};
 
 /// Run a test per mechanism on this kernel and in virtual machines, and write what was seen to docs/compatibility.md.
 ///
@@ -107,7 +107,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         let text = section(rows);
         println!("Linux {kernel}\n\n{text}");
-        good &= rows.iter().all(Row::is_good);
+        good &= rows.iter().all(RowResult::is_good);
         sections.insert(kernel.clone(), text);
     }
     let mut document = INTRODUCTION.to_owned();
@@ -124,9 +124,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn run_rows(kernels: &[String]) -> Result<Vec<String>> {
     setup::ensure(&[Need::Build, Need::Lab])?;
     let programs = test::build()?;
-    if kernels.iter().any(|kernel| kernel != HERE) {
-        test::release_build()?;
-    }
+    let release = if kernels.iter().any(|kernel| kernel != HERE) { Some(image::release()?) } else { None };
     let lab =
         programs.iter().find(|program| program.target == "lab").context("cargo built no test program of the lab")?;
     let mut logs = Vec::new();
@@ -136,7 +134,8 @@ fn run_rows(kernels: &[String]) -> Result<Vec<String>> {
             command.arg("rows::");
             command
         } else {
-            match vm::command(kernel, &programs, &["rows::"])? {
+            let agent = release.as_deref().context("the release for virtual machines")?;
+            match vm::command(kernel, agent, &programs, &["rows::"])? {
                 Ok(command) => command,
                 Err(why) => bail!("no virtual machine with kernel {kernel}: {why}"),
             }
@@ -150,7 +149,7 @@ fn run_rows(kernels: &[String]) -> Result<Vec<String>> {
 
 /// A row's line, or why there is none.
 #[derive(Debug, Clone, PartialEq)]
-struct Row {
+struct RowResult {
     name: String,
     expected: Vec<String>,
     counted: u64,
@@ -162,10 +161,10 @@ struct Row {
     failed: bool,
 }
 
-impl Row {
+impl RowResult {
     /// A row without figures.
-    fn without(name: &str) -> Row {
-        Row {
+    fn without(name: &str) -> RowResult {
+        RowResult {
             name: short(name),
             expected: Vec::new(),
             counted: 0,
@@ -188,31 +187,31 @@ impl Row {
 }
 
 /// Rows by kernel. Skips and failures count for the kernel of the rows around them.
-fn parse(log: &str) -> BTreeMap<String, Vec<Row>> {
-    let mut kernels: BTreeMap<String, Vec<Row>> = BTreeMap::new();
-    let mut skips: Vec<Row> = Vec::new();
+fn parse(log: &str) -> BTreeMap<String, Vec<RowResult>> {
+    let mut kernels: BTreeMap<String, Vec<RowResult>> = BTreeMap::new();
+    let mut skips: Vec<RowResult> = Vec::new();
     for line in log.lines() {
         if let Some((_, json)) = line.split_once("row: ")
             && let Ok(value) = serde_json::from_str::<Value>(json)
         {
             let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
             let number = |name: &str| value[name].as_u64().unwrap_or_default();
-            kernels.entry(text("kernel")).or_default().push(Row {
+            kernels.entry(text("kernel")).or_default().push(RowResult {
                 name: short(&text("row")),
                 expected: ["mechanism", "hook", "action", "cause"].map(text).to_vec(),
                 counted: number("counted"),
                 recorded: number("recorded"),
                 right: number("right"),
                 wrongly_policy: number("wrongly_policy"),
-                ..Row::without("")
+                ..RowResult::without("")
             });
         } else if let Some((test, why)) = line.split_once(": skipped: ")
             // Behind `test rows::x ... `, where the tests run one after the other.
             && let Some(at) = test.rfind("rows::")
         {
-            skips.push(Row { skipped: Some(why.chars().take(120).collect()), ..Row::without(&test[at..]) });
+            skips.push(RowResult { skipped: Some(why.chars().take(120).collect()), ..RowResult::without(&test[at..]) });
         } else if let Some(name) = line.strip_prefix("test rows::").and_then(|line| line.strip_suffix(" ... FAILED")) {
-            skips.push(Row { failed: true, ..Row::without(name) });
+            skips.push(RowResult { failed: true, ..RowResult::without(name) });
         }
     }
     if let Some(rows) = kernels.values_mut().next_back() {
@@ -235,18 +234,18 @@ fn short(name: &str) -> String {
     name.rsplit_once("rows::").map_or(name, |(_, row)| row).replace("::", ": ").replace('_', " ")
 }
 
-fn section(rows: &[Row]) -> String {
+fn section(rows: &[RowResult]) -> String {
     let mut text = "| mechanism | dropped | recorded right | recall | called policy | rightly | precision |\n\
                     |---|---|---|---|---|---|---|\n"
         .to_owned();
-    let mut mechanisms: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+    let mut mechanisms: BTreeMap<&str, Vec<&RowResult>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.skipped.is_none() && !row.failed) {
         let name = row.expected.first().map(String::as_str).filter(|name| !name.is_empty());
         let without = if row.is_policy() { "one of several" } else { "healthy traffic" };
         mechanisms.entry(name.unwrap_or(without)).or_default().push(row);
     }
     for (mechanism, rows) in mechanisms {
-        let sum = |of: fn(&Row) -> u64| rows.iter().map(|row| of(row)).sum::<u64>();
+        let sum = |of: fn(&RowResult) -> u64| rows.iter().map(|row| of(row)).sum::<u64>();
         let (counted, right) = (sum(|row| row.counted), sum(|row| row.right));
         let rightly = sum(|row| if row.is_policy() { row.right } else { 0 });
         let called = rightly
@@ -279,12 +278,12 @@ fn section(rows: &[Row]) -> String {
 }
 
 /// The rows of a kernel's part of the document.
-fn rows_of(section: &str) -> Vec<Row> {
+fn rows_of(section: &str) -> Vec<RowResult> {
     let lines = section.lines().skip_while(|line| !line.starts_with("| row |")).skip(2);
     lines.filter_map(row_of).collect()
 }
 
-fn row_of(line: &str) -> Option<Row> {
+fn row_of(line: &str) -> Option<RowResult> {
     let cells: Vec<&str> = line.strip_prefix("| ")?.strip_suffix(" |")?.split('|').map(str::trim).collect();
     let [name, expected, counted, recorded, right, result] = cells.as_slice() else { return None };
     let expected = match *expected {
@@ -293,7 +292,7 @@ fn row_of(line: &str) -> Option<Row> {
         words => words.split(", ").map(|word| if word == "any" { "" } else { word }.to_owned()).collect(),
     };
     let wrong = result.strip_prefix("WRONG, ").and_then(|rest| rest.split(' ').next());
-    Some(Row {
+    Some(RowResult {
         name: (*name).to_owned(),
         expected,
         counted: counted.parse().ok()?,

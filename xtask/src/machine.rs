@@ -23,11 +23,6 @@ pub fn agent() -> PathBuf {
     target().join("debug/netpol-trace")
 }
 
-/// The agent that `cargo build --release` makes.
-pub fn release_agent() -> PathBuf {
-    target().join("release/netpol-trace")
-}
-
 /// The cargo that runs this.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

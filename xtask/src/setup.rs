@@ -31,7 +31,7 @@ pub struct Args {
     check: bool,
 }
 
-/// What a verb needs of the machine.
+/// What a subcommand needs of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// The eBPF compiler and linker: for every build.

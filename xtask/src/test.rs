@@ -38,7 +38,7 @@ const VM_TESTS: [(&str, &[&str]); 2] = [
         &[
             "demo::",
             "packets::",
-            "places::",
+            "hooks::",
             "lifecycle::nothing_stays_attached",
             "beside_reject",
             "a_killed_agent_leaves_nothing_that_acts",
@@ -84,16 +84,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         programs = build()?;
         Ok(Tally::passed())
     });
-    let mut image = None;
+    let (mut release, mut image) = (None, None);
     if whole {
-        let mut release = None;
         steps.step("release build", || {
             release = Some(image::release()?);
             Ok(Tally::passed())
         });
-        if let Some(release) = release {
+        if let Some(release) = &release {
             steps.step("image", || {
-                image = image::of_the_release(&release)?;
+                image = image::of_the_release(release)?;
                 Ok(if image.is_some() { Tally::passed() } else { Tally::skipped("image", "no buildah here") })
             });
         }
@@ -106,9 +105,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             count("doc", machine::cargo().args(["test", "--workspace", "--locked", "--doc", "--quiet"]))
         });
     }
-    if whole && !args.no_vm {
+    if let Some(release) = release.filter(|_| !args.no_vm) {
         for (kernel, tests) in VM_TESTS {
-            vm::step(&mut steps, kernel, &programs, tests);
+            vm::step(&mut steps, kernel, &release, &programs, tests);
         }
     }
     Ok(steps.finish())
@@ -180,14 +179,9 @@ fn deny() -> Result<Tally> {
     Ok(tally)
 }
 
-/// What a user builds.
-pub fn release_build() -> Result<()> {
-    machine::run(machine::cargo().args(["build", "--release", "--locked"]))
-}
-
 /// A test program that cargo built.
 #[derive(Debug)]
-pub struct Program {
+pub struct TestProgram {
     /// Package and target.
     pub name: String,
     /// The target's name alone.
@@ -197,7 +191,7 @@ pub struct Program {
     package: PathBuf,
 }
 
-impl Program {
+impl TestProgram {
     /// With an image of the agent, for the tests that want one.
     fn run(&self, filter: Option<&str>, image: Option<&Path>) -> Result<Tally> {
         // `timeout` is part of every system's base.
@@ -215,7 +209,7 @@ impl Program {
 
 /// Builds the agent and every test program. They are then run one by one, so that each has its own line and time, and
 /// the same program can go into a virtual machine.
-pub fn build() -> Result<Vec<Program>> {
+pub fn build() -> Result<Vec<TestProgram>> {
     machine::run(machine::cargo().args(["build", "--workspace", "--locked"]))?;
     let mut command = machine::cargo();
     command.args(["test", "--workspace", "--locked", "--no-run", "--message-format", "json-render-diagnostics"]);
@@ -240,7 +234,7 @@ pub fn build() -> Result<Vec<Program>> {
         } else {
             format!("{package_name}: {kind} {target}")
         };
-        programs.push(Program { name, target: target.to_owned(), path: path.into(), package });
+        programs.push(TestProgram { name, target: target.to_owned(), path: path.into(), package });
     }
     if programs.is_empty() {
         bail!("cargo built no test programs");

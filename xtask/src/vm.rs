@@ -1,14 +1,15 @@
 //! `cargo xtask vm`: the lab's tests inside other kernels.
 
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::machine;
 use crate::report::{Steps, Tally, count};
 use crate::setup::{self, Need};
 use crate::skips::Machine;
-use crate::test::{self, Program};
+use crate::test::{self, TestProgram};
+use crate::{image, machine};
 
 /// Boot real Debian kernels in QEMU and run the lab's tests inside, as root.
 ///
@@ -38,22 +39,23 @@ const CANNOT: i32 = 126;
 pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[Need::Build, Need::Lab, Need::Vm])?;
     let programs = test::build()?;
-    test::release_build()?;
+    let agent = image::release()?;
     let mut steps = Steps::new(true);
     for kernel in &args.kernels {
         if args.filters.is_empty() || args.filters.iter().any(|filter| FRESH.contains(filter.as_str())) {
-            step(&mut steps, kernel, &programs, &[FRESH]);
+            step(&mut steps, kernel, &agent, &programs, &[FRESH]);
         }
-        step(&mut steps, kernel, &programs, &args.filters);
+        step(&mut steps, kernel, &agent, &programs, &args.filters);
     }
     Ok(steps.finish())
 }
 
 /// Runs the lab's tests inside `kernel` as a step, those that contain one of `filters` if there are any. Skipped, with the
-/// reason, where no virtual machine can be had.
-pub fn step<S: AsRef<str>>(steps: &mut Steps, kernel: &str, programs: &[Program], filters: &[S]) {
+/// reason, where no virtual machine can be had. `agent` is the release: emulation makes a debug build too slow for tests that
+/// count tens of thousands of packets.
+pub fn step<S: AsRef<str>>(steps: &mut Steps, kernel: &str, agent: &Path, programs: &[TestProgram], filters: &[S]) {
     let name = format!("lab on kernel {kernel}");
-    match command(kernel, programs, filters) {
+    match command(kernel, agent, programs, filters) {
         Ok(Ok(mut command)) => {
             // Tests run in the order of their names: with a filter for it, FRESH comes before what loads a module.
             let fresh = filters.iter().any(|filter| filter.as_ref() == FRESH);
@@ -67,7 +69,8 @@ pub fn step<S: AsRef<str>>(steps: &mut Steps, kernel: &str, programs: &[Program]
 /// What runs the lab's tests inside `kernel`; `Err` with the reason where no virtual machine can be had.
 pub fn command<S: AsRef<str>>(
     kernel: &str,
-    programs: &[Program],
+    agent: &Path,
+    programs: &[TestProgram],
     filters: &[S],
 ) -> Result<std::result::Result<Command, String>> {
     if let Err(why) = setup::ensure(&[Need::Vm]) {
@@ -81,9 +84,7 @@ pub fn command<S: AsRef<str>>(
         return Ok(Err(why.lines().last().unwrap_or_default().to_owned()));
     }
     let mut command = boot();
-    // The release build: emulation makes the other one too slow for tests that count tens of thousands of packets.
-    let agent = machine::release_agent();
-    command.arg("-f").arg(&agent).arg("-f").arg(machine::root().join("tests/demo"));
+    command.arg("-f").arg(agent).arg("-f").arg(machine::root().join("tests/demo"));
     command.arg("-e").arg(format!("NETPOL_TRACE_BIN={}", agent.display()));
     if let Some(switch) = setup::switch::folder() {
         let libraries = switch.join("usr/lib/x86_64-linux-gnu");

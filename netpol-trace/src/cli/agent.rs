@@ -13,7 +13,7 @@ use crate::agent::{self, Config};
 use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::{Options, Peers};
 use crate::config::{Live, flags};
-use crate::http::{Guard, Token};
+use crate::http::{Guard, TokenFile};
 use crate::kernel::pins;
 use crate::record::format::Format;
 use crate::sink::target::{self, Target};
@@ -188,7 +188,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     }
     let reviewer = Reviewer::new(access.clone(), args.agents_namespace.clone(), "--tail-listen refuses all readers");
     let guard = match args.metrics_token_file {
-        Some(path) => Some(Guard::Token(Token::in_file(path)?)),
+        Some(path) => Some(Guard::TokenFile(TokenFile::in_file(path)?)),
         None if args.metrics_rbac => {
             let consequence = "nobody new is let in to /metrics";
             Some(Guard::review(Reviewer::new(access.clone(), args.agents_namespace, consequence)))
@@ -244,7 +244,7 @@ fn with_file(path: PathBuf) -> anyhow::Result<Result<(AgentArgs, Live), String>>
     let whole = super::Cli::command();
     let given = whole.clone().get_matches();
     let below = given.subcommand_matches("agent").unwrap_or(&given);
-    let more = live.file().map(|file| flags::beneath(file, &command, below)).unwrap_or_default();
+    let more = live.file().map(|file| flags::not_overridden(file, &command, below)).unwrap_or_default();
     let joined = std::env::args_os().chain(more.into_iter().map(Into::into));
     let matches = match whole.try_get_matches_from(joined) {
         Ok(matches) => matches,

@@ -8,8 +8,8 @@ use anyhow::Context;
 use super::cluster::ClusterArgs;
 use super::input::TextOrJson;
 use crate::cluster::api::review::review;
-use crate::doctor::facts::Hook;
-use crate::doctor::{self, can_record, gather, judge, text};
+use crate::doctor::facts::HookProbe;
+use crate::doctor::{self, can_record, diagnose, gather, text};
 use crate::inventory::Inventory;
 use crate::kernel::probe::probe;
 use crate::kernel::{self, programs};
@@ -43,12 +43,12 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     if args.cleanup {
         return cleanup();
     }
-    let hooks = probe().into_iter().map(|probe| Hook {
+    let hooks = probe().into_iter().map(|probe| HookProbe {
         name: probe.hook.to_owned(),
         result: probe.result,
         costs: probe.costs.map(str::to_owned),
     });
-    let mut findings = judge(&gather(hooks.collect()), &Inventory::read(programs::linked));
+    let mut findings = diagnose(&gather(hooks.collect()), &Inventory::read(programs::linked));
     findings.extend(doctor::api(review(&args.cluster.access())));
     let printed = match args.output {
         TextOrJson::Text => text(&findings),

@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use crate::cluster::Index;
-use crate::cluster::index::{Backend, AddressOwner, PodView};
+use crate::cluster::index::{AddressOwner, Backend, PodView};
 use crate::missing::{self, few};
 use crate::model::cluster::{Pod, Protocol, Service, ServicePort};
 use crate::model::{Address, ServiceRef};
-use crate::policy::{Connection, PolicyEndpoint, Transport, PolicyIdentity};
+use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// What is wrong with what was typed.
 #[derive(Debug, thiserror::Error)]
@@ -139,9 +139,11 @@ fn through_service<'a>(
         let to = match (backend.pod, backend.ip) {
             (Some(view), _) => ResolvedEndpoint { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: None },
             (None, Some(ip)) => at_address(index, ip),
-            (None, None) => {
-                ResolvedEndpoint { end: PolicyEndpoint { ip: None, who: PolicyIdentity::Unknown }, name: "unknown".to_owned(), how: None }
-            }
+            (None, None) => ResolvedEndpoint {
+                end: PolicyEndpoint { ip: None, identity: PolicyIdentity::Unknown },
+                name: "unknown".to_owned(),
+                how: None,
+            },
         };
         let transport = Transport::Named(service_port.protocol);
         case(from, &to, transport, Some(backend.target_port), original)
@@ -210,7 +212,11 @@ fn pod<'a>(index: &'a Index, namespace: &str, name: &str) -> Result<ResolvedEndp
         .ok_or_else(|| not_found(index, namespace, "pod", name, &pods().collect::<Vec<_>>()))?;
     let over =
         view.pod.is_over().then(|| format!("{} has finished: it sends and takes nothing any more", pod_name(view.pod)));
-    Ok(ResolvedEndpoint { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: over.or_else(|| template_note(view)) })
+    Ok(ResolvedEndpoint {
+        end: PolicyEndpoint::pod(view),
+        name: pod_name(view.pod),
+        how: over.or_else(|| template_note(view)),
+    })
 }
 
 /// A running pod of the workload, since it has an address; else its template.
@@ -228,7 +234,11 @@ fn workload<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Re
         return Ok(ResolvedEndpoint { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: Some(how) });
     }
     if let Some(view) = index.workload(namespace, kind, name) {
-        return Ok(ResolvedEndpoint { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: template_note(view) });
+        return Ok(ResolvedEndpoint {
+            end: PolicyEndpoint::pod(view),
+            name: pod_name(view.pod),
+            how: template_note(view),
+        });
     }
     let mut known: Vec<String> = index
         .namespace(namespace)
@@ -295,8 +305,12 @@ fn at_address(index: &Index, ip: IpAddr) -> ResolvedEndpoint<'_> {
     let (name, how) = match (&end.identity, index.owner_of(ip)) {
         (PolicyIdentity::Pod(view), _) => (pod_name(view.pod), Some(format!("{ip} is {}", pod_name(view.pod)))),
         (PolicyIdentity::Node(name), _) => (ip.to_string(), Some(format!("{ip} is node {name}"))),
-        (PolicyIdentity::Unknown, AddressOwner::Ambiguous(count)) => (ip.to_string(), Some(format!("{count} pods claim {ip}"))),
-        (PolicyIdentity::Unknown, _) => (ip.to_string(), Some(format!("{ip} is in the pod network, of no pod in the input"))),
+        (PolicyIdentity::Unknown, AddressOwner::Ambiguous(count)) => {
+            (ip.to_string(), Some(format!("{count} pods claim {ip}")))
+        }
+        (PolicyIdentity::Unknown, _) => {
+            (ip.to_string(), Some(format!("{ip} is in the pod network, of no pod in the input")))
+        }
         (PolicyIdentity::External, _) => (ip.to_string(), None),
     };
     ResolvedEndpoint { end, name, how }

@@ -14,7 +14,7 @@ use crate::cluster::Index;
 use crate::model::cluster::Direction;
 use crate::model::{Hint, ServiceRef, Verdict, VerdictResult};
 use crate::policy;
-use crate::policy::{Asked, Options, RuleCheck};
+use crate::policy::{ClientRequest, Options, RuleCheck};
 
 /// Say what the policies make of a connection: which isolate the two pods, which rule allows it, and where none does,
 /// what each rule misses.
@@ -33,7 +33,7 @@ Examples:
 pub struct ExplainArgs {
     #[command(flatten)]
     source: ClusterInput,
-    /// Who opens the connection
+    /// PolicyIdentity opens the connection
     #[arg(long, required_unless_present = "queries", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
     /// To whom
@@ -168,26 +168,27 @@ fn one_answer(
     service: Option<&ServiceRef>,
 ) -> ExplainedConnection {
     let connection = &case.connection;
-    let judgement = policy::evaluate(index, connection, options);
+    let evaluation = policy::evaluate(index, connection, options);
     let checks = |direction: Direction| {
-        let policies = judgement.side(direction).isolated_by;
+        let policies = evaluation.side(direction).isolated_by;
         let check = |policy: &std::sync::Arc<crate::model::cluster::Policy>| PolicyCheck {
             policy: format!("{}/{}", policy.namespace, policy.name),
             rules: policy::check_rules(index, connection, options, direction, policy),
         };
         policies.iter().map(check).collect()
     };
-    let asked = Asked { service, original: case.original.as_ref(), source_port: None };
+    let request = ClientRequest { service, original: case.original.as_ref(), source_port: None };
     ExplainedConnection {
         from: case.from.clone(),
         to: case.to.clone(),
         port: case.port.clone(),
         backends: 1,
-        verdict: policy::judge(index, connection, options),
-        hint: policy::hint(index, connection, options, asked),
+        verdict: policy::verdict_of(index, connection, options),
+        hint: policy::hint(index, connection, options, request),
         egress: checks(Direction::Egress),
         ingress: checks(Direction::Ingress),
-        pods: [&connection.source, &connection.destination].map(|end| matches!(end.who, policy::Who::Pod(_))),
+        pods: [&connection.source, &connection.destination]
+            .map(|end| matches!(end.identity, policy::PolicyIdentity::Pod(_))),
         resolved: case.resolved.clone(),
     }
 }

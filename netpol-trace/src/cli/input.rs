@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use super::cluster::ClusterArgs;
 use super::endpoints;
-use crate::cluster::manifests::{self, Loaded};
 use crate::cluster::location::Severity;
+use crate::cluster::manifests::{self, Loaded};
 use crate::cluster::{Index, api};
 use crate::model::cluster::Object;
 use crate::policy::Options;

@@ -60,7 +60,7 @@ pub struct LintArgs {
 }
 
 fn ids() -> PossibleValuesParser {
-    PossibleValuesParser::new(catalogue::ENTRIES.iter().map(|entry| entry.id))
+    PossibleValuesParser::new(catalogue::LINTS.iter().map(|lint| lint.id))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -90,15 +90,15 @@ impl From<LintLevel> for Severity {
 pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     if args.list {
-        for entry in catalogue::ENTRIES {
+        for known in catalogue::LINTS {
             writeln!(
                 out,
                 "{:<18} {:<8} {}\n    {}\n    fix: {}\n",
-                entry.id,
-                entry.severity.as_str(),
-                entry.title,
-                entry.what,
-                entry.fix
+                known.id,
+                known.severity.as_str(),
+                known.title,
+                known.what,
+                known.fix
             )?;
         }
         return Ok(ExitCode::SUCCESS);

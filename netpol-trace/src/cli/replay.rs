@@ -138,7 +138,7 @@ impl Replay {
 }
 
 fn replayed(index: &Index, options: &Options, recorded: &RecordedConnection) -> ReplayedConnection {
-    let verdict = policy::judge(index, &recorded.connection(index), options);
+    let verdict = policy::verdict_of(index, &recorded.connection(index), options);
     let why = policy::summary(&verdict);
     ReplayedConnection { connection: recorded.title(), packets: recorded.packets, verdict, why }
 }

@@ -12,7 +12,7 @@ use super::endpoints::{self, ConnectionArgs};
 use super::input::{self, ClusterInput, Cni, InputError, is_stdin};
 use crate::cluster::Index;
 use crate::model::cluster::{Object, Policy};
-use crate::policy::suggest::{Change, Nothing, Opened};
+use crate::policy::suggest::{NoSuggestion, OpenedPair, SuggestedChange};
 use crate::policy::{Connection, Options, suggest};
 use crate::text::escape;
 
@@ -133,7 +133,7 @@ struct Added {
     rule: String,
     /// The connection that it is for.
     connection: String,
-    also_allows: Vec<Opened>,
+    also_allows: Vec<OpenedPair>,
     #[serde(skip_serializing_if = "is_zero")]
     pairs_not_looked_at: usize,
 }
@@ -152,7 +152,7 @@ struct NotSuggested {
 impl Plan {
     /// Plans for one connection, on top of what is planned: `now` is the cluster with it.
     fn add(&mut self, now: &mut Index, connection: &Connection<'_>, options: &Options, title: String) {
-        let changes = suggest::suggest(now, &suggest::again(now, connection), options);
+        let changes = suggest::suggest(now, &suggest::rebind(now, connection), options);
         match changes {
             Ok(changes) => {
                 for change in changes {
@@ -160,18 +160,18 @@ impl Plan {
                     self.take(change, title.clone());
                 }
             }
-            Err(Nothing::Allowed) => self.allowed_already.push(title),
+            Err(NoSuggestion::Allowed) => self.allowed_already.push(title),
             Err(nothing) => self.not_suggested.push(NotSuggested { connection: title, why: nothing.to_string() }),
         }
     }
 
-    fn take(&mut self, change: Change, title: String) {
+    fn take(&mut self, change: SuggestedChange, title: String) {
         let key = (change.policy.namespace.to_string(), change.policy.name.to_string());
         let added = Added {
             rule: format!("{}[{}]", change.direction, change.rule),
             connection: title,
-            also_allows: change.effect.opened,
-            pairs_not_looked_at: change.effect.not_looked_at,
+            also_allows: change.side_effects.opened,
+            pairs_not_looked_at: change.side_effects.not_looked_at,
         };
         let planned = self.policies.entry(key).or_insert_with(|| Planned {
             policy: change.policy.clone(),
@@ -192,7 +192,7 @@ impl Plan {
         }
         match (self.policies.len(), self.not_suggested.len()) {
             (0, 0) if self.allowed_already.is_empty() => {}
-            (0, 0) => line("Nothing to change: the policies allow it already.".into()),
+            (0, 0) => line("NoSuggestion to change: the policies allow it already.".into()),
             (0, _) => {}
             (n, _) => {
                 line(format!("{n} {} to apply. Read what each lets through, then kubectl apply -f.", policies(n)))

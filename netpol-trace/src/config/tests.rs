@@ -6,7 +6,7 @@ use std::path::Path;
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
-use super::{File, flags, read};
+use super::{ConfigFile, flags, read};
 use crate::cli::agent::command;
 use crate::model::Cause;
 use crate::pipeline::filter::{Ends, Pattern};
@@ -21,7 +21,7 @@ fn problems(text: &str) -> String {
     problems.iter().map(|problem| format!("config.yaml:{}: {}\n", problem.line, problem.message)).collect()
 }
 
-fn good(text: &str) -> File {
+fn good(text: &str) -> ConfigFile {
     assert_eq!(problems(text), "");
     read::read(text.as_bytes(), Path::new("config.yaml")).unwrap()
 }
@@ -33,7 +33,7 @@ fn check(text: &str, expected: Expect) {
 #[test]
 fn an_empty_file_says_nothing() {
     for text in ["", "\n", "# nothing\n", "---\n", "{}", "include:\nexclude:\nlabels:\n"] {
-        assert_eq!(good(text), File::default(), "{text:?}");
+        assert_eq!(good(text), ConfigFile::default(), "{text:?}");
     }
 }
 
@@ -45,7 +45,7 @@ fn options_by_their_long_names() {
     );
     let given = command().try_get_matches_from(["agent", "--config=c", "--ring-kib=64"]).unwrap();
     // The command line's ring-kib counts for more.
-    let arguments = flags::beneath(&file, &command(), &given);
+    let arguments = flags::not_overridden(&file, &command(), &given);
     let expected = [
         "--manifests=one.yaml",
         "--manifests=two.yaml",

@@ -4,23 +4,23 @@ mod permissions;
 
 use expect_test::{Expect, expect};
 
-use super::facts::{Btf, Facts, Hook, Lockdown, Symbols};
-use super::{Finding, can_record, text};
+use super::facts::{BtfState, HookProbe, KallsymsState, LockdownMode, NodeFacts};
+use super::{DoctorFinding, can_record, text};
 use crate::inventory::devices::Device;
 use crate::inventory::ruleset::{Backend, Builder, TableFamily, TableKey};
 use crate::inventory::{Inventory, Known, Queue};
 
 /// A node with Linux 6.8, a root process and an nftables CNI.
-fn good() -> Facts {
-    Facts {
+fn good() -> NodeFacts {
+    NodeFacts {
         release: Some("6.8.0-31-generic".into()),
-        btf: Btf::Present(5 << 20),
-        hooks: vec![Hook { name: "kfree_skb".into(), result: Ok("as BTF tracepoint".into()), costs: None }],
+        btf: BtfState::Present(5 << 20),
+        hooks: vec![HookProbe { name: "kfree_skb".into(), result: Ok("as BTF tracepoint".into()), costs: None }],
         capabilities: Some(0x1ff_ffff_ffff),
         initial_user_namespace: Some(true),
         seccomp: Some(0),
-        lockdown: Lockdown::None,
-        symbols: Symbols::Addresses,
+        lockdown: LockdownMode::None,
+        symbols: KallsymsState::Addresses,
         kptr_restrict: Some(1),
         memlock: Some(8 << 20),
         memory_max: Some(256 << 20),
@@ -53,26 +53,26 @@ fn inventory(tables: &[&str]) -> Inventory {
 /// A node's ruleset that enforces.
 const TABLES: &[&str] = &["kube-network-policies"];
 
-fn judge(facts: &Facts) -> Vec<Finding> {
-    super::judge(facts, &inventory(TABLES))
+fn diagnose(facts: &NodeFacts) -> Vec<DoctorFinding> {
+    super::diagnose(facts, &inventory(TABLES))
 }
 
 /// The first line and what is not fine.
-fn check(change: impl FnOnce(&mut Facts), expected: Expect) {
+fn check(change: impl FnOnce(&mut NodeFacts), expected: Expect) {
     check_node(|facts, _| change(facts), expected);
 }
 
-fn check_node(change: impl FnOnce(&mut Facts, &mut Inventory), expected: Expect) {
+fn check_node(change: impl FnOnce(&mut NodeFacts, &mut Inventory), expected: Expect) {
     let (mut facts, mut inventory) = (good(), inventory(TABLES));
     change(&mut facts, &mut inventory);
-    let printed = text(&super::judge(&facts, &inventory));
+    let printed = text(&super::diagnose(&facts, &inventory));
     let until = printed.find("\nok ").map_or(printed.as_str(), |end| &printed[..end]);
     expected.assert_eq(until);
 }
 
 #[test]
 fn a_good_node_in_full() {
-    let findings = judge(&good());
+    let findings = diagnose(&good());
     assert!(can_record(&findings));
     expect![[r#"
         Yes: drops can be recorded here.
@@ -103,7 +103,7 @@ fn a_good_node_in_full() {
 fn no_btf() {
     check(
         |facts| {
-            facts.btf = Btf::Absent;
+            facts.btf = BtfState::Absent;
             facts.hooks[0].result = Err("this kernel has no BTF".into());
         },
         expect![[r#"
@@ -141,7 +141,7 @@ fn linux_5_10_without_addresses() {
     check(
         |facts| {
             facts.release = Some("5.10.0-36-cloud-amd64".into());
-            facts.symbols = Symbols::Hidden;
+            facts.symbols = KallsymsState::Hidden;
             facts.kptr_restrict = Some(2);
             facts.capabilities = Some(0x1ff_ffff_ffff & !(1 << 24));
             facts.memlock = Some(64 << 10);
@@ -261,7 +261,7 @@ fn a_pods_own_network() {
 
 #[test]
 fn a_table_name_cannot_steer_the_terminal() {
-    let printed = text(&super::judge(&good(), &inventory(&["x\u{1b}[2Jy\u{202e}\nok"])));
+    let printed = text(&super::diagnose(&good(), &inventory(&["x\u{1b}[2Jy\u{202e}\nok"])));
     let line = printed.lines().find(|line| line.contains("nftables:")).unwrap_or_default();
     expect![[r#"ok   coverage     nftables: inet x\u{1b}[2Jy\u{202e}\nok (0 rules)"#]].assert_eq(line);
 }
@@ -271,7 +271,7 @@ fn a_hook_that_drops_do_not_need() {
     check(
         |facts| {
             let costs = Some("REJECT is told by the rules".into());
-            facts.hooks.push(Hook { name: "reject".into(), result: Err("EPERM".into()), costs });
+            facts.hooks.push(HookProbe { name: "reject".into(), result: Err("EPERM".into()), costs });
         },
         expect![[r#"
             Yes: drops can be recorded here, with one limit.
@@ -286,8 +286,8 @@ fn a_hook_that_drops_do_not_need() {
 #[test]
 fn json_has_the_promised_fields() {
     let mut facts = good();
-    facts.btf = Btf::Unreadable("Permission denied".into());
-    let json = serde_json::to_value(judge(&facts)).unwrap();
+    facts.btf = BtfState::Unreadable("Permission denied".into());
+    let json = serde_json::to_value(diagnose(&facts)).unwrap();
     expect![[r#"{"check":"btf","found":"/sys/kernel/btf/vmlinux can't be read: Permission denied","meaning":"the layout of the kernel's structures can't be found, so packets can't be read","remedy":"make it readable","status":"fail"}"#]]
         .assert_eq(&json[1].to_string());
 }
@@ -296,7 +296,7 @@ fn json_has_the_promised_fields() {
 fn nothing_is_known() {
     check_node(
         |facts, inventory| {
-            *facts = Facts::default();
+            *facts = NodeFacts::default();
             let why = || Known::No("Operation not permitted (os error 1)".into());
             (inventory.nft, inventory.legacy, inventory.devices_known) = (why(), why(), why());
             inventory.ruleset = Builder::default().finish();

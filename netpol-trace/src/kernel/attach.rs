@@ -235,16 +235,14 @@ mod tests {
     use super::super::ring::wait;
     use super::super::{Options, open};
     use super::Hook;
-    use crate::packet;
+    use crate::skip::missing;
+    use crate::{packet, require};
 
     /// The form for kernels that refuse the BTF tracepoint: it loads, and reads the same packet.
     #[test]
     fn the_raw_tracepoint_sees_a_closed_port() {
-        // SAFETY: asks for a number.
-        if unsafe { libc::geteuid() } != 0 {
-            eprintln!("the_raw_tracepoint_sees_a_closed_port: skipped: loading programs needs root");
-            return;
-        }
+        let root = rustix::process::geteuid().is_root();
+        require!(if root { Ok(()) } else { Err(missing("loading programs needs root")) });
         let options = Options { all_drops: true, raw_tracepoint: true, ..Options::default() };
         let (mut attached, ..) = open(&options).unwrap();
         assert!(matches!(attached.hook(), Hook::RawTracepoint(_)));

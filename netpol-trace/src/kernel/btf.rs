@@ -245,22 +245,23 @@ fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::kernel) mod tests {
     use super::*;
     use aya_obj::btf::BtfKind;
     use proptest::prelude::*;
 
-    fn vmlinux() -> Option<Vec<u8>> {
-        let blob = std::fs::read("/sys/kernel/btf/vmlinux").ok();
-        if blob.is_none() {
-            eprintln!("skipped: this kernel has no /sys/kernel/btf/vmlinux");
-        }
-        blob
+    use crate::require;
+    use crate::skip::missing;
+
+    /// The running kernel's BTF.
+    pub(in crate::kernel) fn vmlinux() -> anyhow::Result<Vec<u8>> {
+        let path = "/sys/kernel/btf/vmlinux";
+        std::fs::read(path).map_err(|error| missing(format!("this kernel's BTF, {path}: {error}")))
     }
 
     #[test]
     fn finds_fields_through_unnamed_unions() {
-        let Some(blob) = vmlinux() else { return };
+        let blob = require!(vmlinux());
         let btf = Btf::parse(&blob).unwrap();
         let head = btf.offset_of("sk_buff", "head").unwrap();
         assert_eq!(btf.offset_of("sk_buff", "data").unwrap(), head + 8);
@@ -272,7 +273,7 @@ mod tests {
     /// aya finds the same numbers in what is left.
     #[test]
     fn what_is_left_keeps_its_number() {
-        let Some(blob) = vmlinux() else { return };
+        let blob = require!(vmlinux());
         let whole = aya::Btf::parse(&blob, Default::default()).unwrap();
         let left = Btf::parse(&blob).unwrap().only(&["kfree_skb"], &["icmp6_send"]).unwrap();
         assert!(left.len() < blob.len() / 2);
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn reads_enumerators_and_prototypes() {
-        let Some(blob) = vmlinux() else { return };
+        let blob = require!(vmlinux());
         let btf = Btf::parse(&blob).unwrap();
         assert!((2..=4).contains(&btf.tracepoint_arguments("kfree_skb").unwrap()));
         if let Ok(reasons) = btf.enumerators("skb_drop_reason") {

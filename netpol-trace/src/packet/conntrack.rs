@@ -1,4 +1,4 @@
-//! The connection that conntrack has for a packet: its tuple before NAT, and what comes back.
+//! Decodes the kernel's copy of a packet's conntrack entry: the tuple before NAT and the tuple of replies.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,7 +14,7 @@ const CTINFO_IS_REPLY: u8 = 3;
 /// `IP_CT_RELATED` and its reply form.
 const CTINFO_RELATED: [u8; 2] = [1, 4];
 
-/// Reads the kernel's copy of `struct nf_conntrack_tuple` twice and the status.
+/// Decodes two copies of `struct nf_conntrack_tuple` and the status; `None` for an empty copy.
 pub fn parse(words: &[u64; CT_WORDS], ctinfo: u8) -> Option<Conntrack> {
     let mut bytes = [0u8; CT_WORDS * 8];
     for (target, word) in bytes.chunks_exact_mut(8).zip(words) {

@@ -13,7 +13,7 @@ use super::enrich::{self, Flow};
 use super::verdict_cache::{CacheKey, RenderedVerdict, VerdictCache};
 use crate::cluster::Index;
 use crate::model::{Action, Cause, Direction, Enrichment, Hint, Part, Verdict, VerdictResult};
-use crate::policy::{self, Asked, Connection, Finding, Judgement};
+use crate::policy::{self, ClientRequest, Connection, PolicyEvaluation, PolicyResult};
 
 pub(super) use context::{DropContext, NodeContext};
 
@@ -46,7 +46,7 @@ enum Evidence<'a> {
 /// A verdict that is not yet in words.
 struct Evaluation<'a> {
     connection: Connection<'a>,
-    judgement: Judgement<'a>,
+    evaluation: PolicyEvaluation<'a>,
     /// The policies allow the connection, but changed just now.
     changing: bool,
 }
@@ -81,10 +81,10 @@ pub(super) fn decide<'a>(
         return Decision { cause, direction, evidence: Some(Evidence::Cached(rendered)) };
     }
     let connection = flow.connection(eval.time);
-    let judgement = policy::evaluate(eval.index, &connection, eval.options);
-    let (cause, changing) = cause::with_verdict(policy::result(judgement.finding()), context, changing);
-    let direction = cause::direction(flow, judgement.denied(), context.node);
-    Decision { cause, direction, evidence: Some(Evidence::Evaluated(Evaluation { connection, judgement, changing })) }
+    let evaluation = policy::evaluate(eval.index, &connection, eval.options);
+    let (cause, changing) = cause::with_verdict(policy::verdict_result(evaluation.result()), context, changing);
+    let direction = cause::direction(flow, evaluation.denied(), context.node);
+    Decision { cause, direction, evidence: Some(Evidence::Evaluated(Evaluation { connection, evaluation, changing })) }
 }
 
 impl Decision<'_> {
@@ -130,28 +130,28 @@ impl Evaluation<'_> {
         cause: Cause,
         EvalContext { index, options, .. }: EvalContext<'_>,
     ) -> RenderedVerdict {
-        let Evaluation { connection, judgement, changing } = self;
-        let mut report = policy::report(index, connection, options, judgement);
+        let Evaluation { connection, evaluation, changing } = self;
+        let mut explained = policy::explain(index, connection, options, evaluation);
         if *changing {
-            let verdict = &mut report.verdict;
+            let verdict = &mut explained.verdict;
             verdict.basis = "policy_changing".into();
             policy::name_changes(verdict, index, connection, GRACE);
         }
         let hint = (cause == Cause::Policy).then(|| {
-            let asked = Asked {
+            let request = ClientRequest {
                 service: flow.destination.service.as_ref(),
                 original: flow.destination.original.as_ref(),
                 source_port: flow.source.port,
             };
-            policy::hint_of(index, connection, options, judgement, &report, asked)
+            policy::hint_of(index, connection, options, evaluation, &explained, request)
         });
-        RenderedVerdict { verdict: Part::new(report.verdict), hint: hint.flatten().map(Part::new) }
+        RenderedVerdict { verdict: Part::new(explained.verdict), hint: hint.flatten().map(Part::new) }
     }
 
     /// Returns the times between which the same connection gets the same verdict in this version of the index; `None` if unknown.
     fn holds(&self, cause: Cause) -> Option<(Timestamp, Timestamp)> {
-        let plain = cause == Cause::Policy && matches!(self.judgement.finding(), Finding::Denied);
-        plain.then(|| self.judgement.holds_at(self.connection.at?)).flatten()
+        let plain = cause == Cause::Policy && matches!(self.evaluation.result(), PolicyResult::Denied);
+        plain.then(|| self.evaluation.holds_at(self.connection.at?)).flatten()
     }
 }
 

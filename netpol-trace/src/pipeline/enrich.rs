@@ -12,7 +12,7 @@ use crate::cluster::index::{AddressOwner, Moment, PodView};
 use crate::model::cluster::Pod;
 use crate::model::packet::Packet;
 use crate::model::{Address, EndpointKind, Part, ServiceRef, Str, Verdict, VerdictResult};
-use crate::policy::{Connection, End, Transport, Who};
+use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// A packet with both endpoints of its connection named.
 #[derive(Debug, Clone)]
@@ -251,18 +251,18 @@ pub fn qualify(verdict: &mut Part<Verdict>, flow: &Flow<'_>, stale: &[String]) {
 }
 
 impl<'a> Named<'a> {
-    fn as_end(&self) -> End<'a> {
-        let who = match self.owner {
-            OwnedBy::Pod(pod) => Who::Pod(pod),
-            OwnedBy::Node(node) => Who::Node(node),
-            OwnedBy::External | OwnedBy::Service => Who::External,
+    fn as_end(&self) -> PolicyEndpoint<'a> {
+        let identity = match self.owner {
+            OwnedBy::Pod(pod) => PolicyIdentity::Pod(pod),
+            OwnedBy::Node(node) => PolicyIdentity::Node(node),
+            OwnedBy::External | OwnedBy::Service => PolicyIdentity::External,
             OwnedBy::Unknown
             | OwnedBy::Unconfirmed
             | OwnedBy::Ambiguous(_)
             | OwnedBy::Reused(..)
-            | OwnedBy::Former(_) => Who::Unknown,
+            | OwnedBy::Former(_) => PolicyIdentity::Unknown,
         };
-        End { ip: Some(self.ip), who }
+        PolicyEndpoint { ip: Some(self.ip), identity }
     }
 
     pub fn pod(&self) -> Option<PodView<'a>> {

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 
 use super::LogCounts;
 use crate::cluster::Index;
-use crate::model::cluster::{Labels, Namespace, Object, Owner, Phase, Pod};
+use crate::model::cluster::{Labels, Namespace, Object, Owner, Pod, PodPhase};
 use crate::model::packet::transport_number;
 use crate::model::{EndpointKind, OwnerRef, PodRef};
-use crate::policy::{Connection, PolicyEndpoint, Transport, PolicyIdentity};
+use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 use crate::record::magic::UNKNOWN_RECORD;
 use crate::record::read::{EndpointView, RecordView};
 
@@ -139,7 +139,7 @@ fn recorded_pod(ip: IpAddr, pod: &PodRef) -> Pod {
         ips: [ip].into(),
         node: pod.node.as_deref().map(Into::into),
         host_network: false,
-        phase: Phase::Running,
+        phase: PodPhase::Running,
         terminating: false,
         ports: Box::default(),
         owner: pod.owner.as_ref().map(|o| Owner { kind: o.kind.as_str().into(), name: o.name.as_str().into() }),

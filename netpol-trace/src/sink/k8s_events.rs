@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::cluster::events::{EventError, Occurrence, ObjectRef, Writer};
+use crate::cluster::events::{EventError, ObjectRef, Occurrence, Writer};
 use crate::model::{Action, Cause, PodRef};
 use crate::record::describe;
 use crate::record::describe::Brevity;

@@ -14,7 +14,7 @@ proptest! {
     fn both_evaluators_agree((world, queries) in random::questions(40)) {
         let index = world.index();
         for query in &queries {
-            let verdict = policy::judge(&index, &world.connection(&index, query), &Options::default());
+            let verdict = policy::verdict_of(&index, &world.connection(&index, query), &Options::default());
             for (direction, side) in [("egress", &verdict.egress), ("ingress", &verdict.ingress)] {
                 let expected = match oracle::direction_allows(&world, query, direction) {
                     true => VerdictResult::Allowed,

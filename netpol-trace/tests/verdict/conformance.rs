@@ -32,7 +32,7 @@ fn kubernetes_e2e_table_holds_for_every_ordered_pair() {
                 for to in pods.iter().filter(|to| *to != from) {
                     verdicts += 1;
                     let connection = mk::connection(&index, from, to, &port);
-                    let said = policy::judge(&index, &connection, &Options::default()).result;
+                    let said = policy::verdict_of(&index, &connection, &Options::default()).result;
                     let expected = match denied.contains(&format!("{from} {to} {port}")) {
                         true => VerdictResult::Denied,
                         false => VerdictResult::Allowed,

@@ -10,7 +10,7 @@ use netpol_trace::pipeline::Pipeline;
 use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::pipeline::aggregate::Budget;
 use netpol_trace::policy;
-use netpol_trace::policy::{Finding, Options};
+use netpol_trace::policy::{Options, PolicyResult};
 use netpol_trace::sink::Numbers;
 use netpol_trace::sink::fan_out::Output;
 
@@ -22,8 +22,8 @@ fn the_allowed_path_does_not_allocate() {
     let connections = large::connections(&index, 400, 5000);
     let options = Options::default();
     let (allowed, allocations) = allocations::during(|| {
-        let findings = connections.iter().map(|c| policy::evaluate(&index, c, &options).finding());
-        findings.filter(|finding| matches!(finding, Finding::Allowed(_))).count()
+        let findings = connections.iter().map(|c| policy::evaluate(&index, c, &options).result());
+        findings.filter(|result| matches!(result, PolicyResult::Allowed(_))).count()
     });
     assert!(allowed > 100, "{allowed} of {} allowed: the test would show nothing", connections.len());
     assert!(allowed < 4900, "{allowed} of {} allowed: the policies are not in force", connections.len());

@@ -17,7 +17,7 @@ use crate::large;
 pub fn denied(cluster: &Cluster, pods: usize, flows: usize) -> Vec<RawDrop> {
     let index = cluster.read();
     let denied = |connection: &Connection<'_>| {
-        policy::judge(&index, connection, &Options::default()).result == VerdictResult::Denied
+        policy::verdict_of(&index, connection, &Options::default()).result == VerdictResult::Denied
     };
     let connections = large::connections(&index, pods, 2 * flows);
     connections.iter().filter(|connection| denied(connection)).take(flows).zip(1024..).map(drop_of).collect()

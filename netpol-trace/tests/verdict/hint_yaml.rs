@@ -3,7 +3,7 @@
 use netpol_trace::cluster::manifests;
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy;
-use netpol_trace::policy::{Asked, Options};
+use netpol_trace::policy::{ClientRequest, Options};
 use proptest::prelude::*;
 
 use crate::oracle::World;
@@ -42,8 +42,8 @@ proptest! {
         let index = world.index();
         for query in &queries {
             let connection = world.connection(&index, query);
-            let Some(hint) = policy::hint(&index, &connection, &Options::default(), Asked::default()) else { continue };
-            let before = policy::judge(&index, &connection, &Options::default());
+            let Some(hint) = policy::hint(&index, &connection, &Options::default(), ClientRequest::default()) else { continue };
+            let before = policy::verdict_of(&index, &connection, &Options::default());
             prop_assert_eq!(before.result, netpol_trace::model::VerdictResult::Denied);
             let (direction, side) = match before.egress.result {
                 netpol_trace::model::VerdictResult::Denied => (Direction::Egress, &before.egress),
@@ -65,7 +65,7 @@ proptest! {
                 continue;
             }
             let index = changed.index();
-            let after = policy::judge(&index, &changed.connection(&index, query), &Options::default());
+            let after = policy::verdict_of(&index, &changed.connection(&index, query), &Options::default());
             let after = if direction == Direction::Egress { after.egress } else { after.ingress };
             prop_assert_eq!(after.result, netpol_trace::model::VerdictResult::Allowed, "{:?}", hint);
         }

@@ -4,7 +4,7 @@ use expect_test::{Expect, expect};
 use netpol_trace::model::cluster::*;
 use netpol_trace::model::{Address, ServiceRef};
 use netpol_trace::policy;
-use netpol_trace::policy::Asked;
+use netpol_trace::policy::ClientRequest;
 use netpol_trace::policy::lint::catalogue;
 
 use crate::mk::*;
@@ -30,14 +30,17 @@ pub(crate) fn through(namespace: &str, name: &str, port: u16, address: &str) -> 
 
 pub(crate) fn hint(cluster: &Cluster, query: [&str; 3], known: &Known) -> Option<netpol_trace::model::Hint> {
     let connection = connection(&cluster.index, query[0], query[1], query[2]);
-    let asked =
-        Asked { service: known.service.as_ref(), original: known.original.as_ref(), source_port: known.source_port };
-    policy::hint(&cluster.index, &connection, &cluster.options, asked)
+    let request = ClientRequest {
+        service: known.service.as_ref(),
+        original: known.original.as_ref(),
+        source_port: known.source_port,
+    };
+    policy::hint(&cluster.index, &connection, &cluster.options, request)
 }
 
 pub(crate) fn check_known(cluster: &Cluster, query: [&str; 3], known: &Known, expected: Expect) {
     let found = hint(cluster, query, known);
-    assert!(found.as_ref().is_none_or(|h| PLAIN.contains(&&*h.code) || catalogue::entry(&h.code).is_some()));
+    assert!(found.as_ref().is_none_or(|h| PLAIN.contains(&&*h.code) || catalogue::find(&h.code).is_some()));
     let text = found.map_or("none\n".to_owned(), |h| format!("{}\n{}\n", h.code, h.message));
     expected.assert_eq(&text);
 }

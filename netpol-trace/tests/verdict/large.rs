@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use netpol_trace::cluster::Index;
 use netpol_trace::model::cluster::*;
-use netpol_trace::policy::{Connection, End, Transport};
+use netpol_trace::policy::{Connection, PolicyEndpoint, Transport};
 
 use crate::mk;
 
@@ -86,7 +86,7 @@ pub fn connections(index: &Index, pods: usize, many: usize) -> Vec<Connection<'_
     let view = |number| {
         let (namespace, name) = pod_key(number);
         let view = index.pod(&namespace, &name).unwrap();
-        End { ip: view.pod.ips.first().copied(), ..End::pod(view) }
+        PolicyEndpoint { ip: view.pod.ips.first().copied(), ..PolicyEndpoint::pod(view) }
     };
     let one = |_| {
         let from = numbers.below(pods);

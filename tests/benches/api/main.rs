@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|name| name == part);
     let dir = tempfile::tempdir()?;
     let mut plane = ControlPlane::start(&dir.path().join("state"), Lifetime::OfThisProgram)?;
-    let mut cluster = Filled { plane: &mut plane, pods: 0, changes: Cell::new(0) };
+    let mut cluster = FilledCluster { plane: &mut plane, pods: 0, changes: Cell::new(0) };
     let size = |pods: usize| pods.min(most);
 
     cluster.grow(size(BY_API))?;
@@ -84,7 +84,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-struct Filled<'a> {
+struct FilledCluster<'a> {
     plane: &'a mut ControlPlane,
     pods: usize,
     /// No status is set twice: the server would have nothing to tell.
@@ -93,7 +93,7 @@ struct Filled<'a> {
 
 /// What the API server says of itself at a moment.
 #[derive(Debug, Clone, Copy)]
-struct Reading {
+struct ServerCounters {
     at: Instant,
     requests: f64,
     bytes: f64,
@@ -102,16 +102,16 @@ struct Reading {
 
 /// What it did between two moments.
 #[derive(Debug, Clone, Copy)]
-struct Spent {
+struct ServerWork {
     seconds: f64,
     requests: f64,
     bytes: f64,
     cpu_seconds: f64,
 }
 
-impl Reading {
-    fn until(&self, later: &Reading) -> Spent {
-        Spent {
+impl ServerCounters {
+    fn until(&self, later: &ServerCounters) -> ServerWork {
+        ServerWork {
             seconds: (later.at - self.at).as_secs_f64(),
             requests: later.requests - self.requests,
             bytes: later.bytes - self.bytes,
@@ -120,7 +120,7 @@ impl Reading {
     }
 }
 
-impl Filled<'_> {
+impl FilledCluster<'_> {
     /// Adds pods, on as many nodes as they need.
     fn grow(&mut self, pods: usize) -> Result<()> {
         let begin = Instant::now();
@@ -169,13 +169,13 @@ impl Filled<'_> {
     }
 
     /// The server's own metrics, and its processor time as the kernel counts it.
-    fn read(&self) -> Result<Reading> {
+    fn read(&self) -> Result<ServerCounters> {
         let text = self.plane.api().text("/metrics")?;
         let sum = |name: &str| -> f64 {
             let lines = text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')));
             lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
         };
-        Ok(Reading {
+        Ok(ServerCounters {
             at: Instant::now(),
             // A watch is counted in the first when it ends, in the second while it lasts.
             requests: sum("apiserver_request_total") + sum("apiserver_longrunning_requests"),
@@ -204,7 +204,7 @@ impl Filled<'_> {
     }
 
     /// What the changes cost while nobody watches.
-    fn churned(&self) -> Result<Spent> {
+    fn churned(&self) -> Result<ServerWork> {
         let before = self.read()?;
         self.churn()?;
         Ok(before.until(&self.read()?))
@@ -227,7 +227,7 @@ impl Filled<'_> {
     }
 
     /// One row of the table of loads.
-    fn load(&self, mode: &str, count: usize, baseline: &Spent) -> Result<()> {
+    fn load(&self, mode: &str, count: usize, baseline: &ServerWork) -> Result<()> {
         let before = self.read()?;
         let agents = Followers::start(&self.plane.kubeconfig(), mode, count)?;
         let started = before.until(&self.read()?);

@@ -9,7 +9,7 @@ use netpol_trace_tests::bench::median;
 use netpol_trace_tests::bench::process::{self, Cpu};
 use netpol_trace_tests::pair::Pair;
 
-use crate::peers::{self, Start, Told};
+use crate::peers::{self, Reported, Start};
 use crate::{RULES, sender};
 
 const ROUNDS: usize = 5;
@@ -49,7 +49,7 @@ pub fn run() -> Result<()> {
         let spent = settled(watcher.pid())?.since(idle);
         let dropped = pair.counted("denied")?;
         let name = watcher.name;
-        let Told { packets, declared } = watcher.stop()?;
+        let Reported { packets, declared } = watcher.stop()?;
         pair.lab.enforce(&format!("flush ruleset\n{RULES}"))?;
         alone.extend(rounds(&mut sender)?);
         let (alone, watched) = (median(alone), median(watched));

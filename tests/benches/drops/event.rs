@@ -7,7 +7,7 @@ use netpol_trace_tests::bench::flood::{Flows, Sender};
 use netpol_trace_tests::bench::median;
 use netpol_trace_tests::bench::process;
 use netpol_trace_tests::bench::statistics::{Spent, Statistics};
-use netpol_trace_tests::bpf::Program;
+use netpol_trace_tests::bpf::LoadedProgram;
 use netpol_trace_tests::eventually;
 use netpol_trace_tests::pair::{CLIENT, Pair, SERVER};
 
@@ -46,7 +46,7 @@ pub fn run() -> Result<()> {
     let mut to_server = sender(&pair, SOCKETS)?;
     let mut to_client = Sender::new(&pair.server()?.netns, SERVER, CLIENT, 1, 18)?;
     let _statistics = Statistics::on()?;
-    let empty = || (0..EMPTY).map(|_| Program::empty_at("kfree_skb")).collect::<Result<Vec<_>>>();
+    let empty = || (0..EMPTY).map(|_| LoadedProgram::empty_at("kfree_skb")).collect::<Result<Vec<_>>>();
     let in_front = empty()?;
     println!(
         "ns an event above an empty program on kfree_skb (BPF statistics): median of {ROUNDS} rounds, least and most; `empty` is \

@@ -48,7 +48,7 @@ pub fn watch(pair: &Pair) -> Result<Watched> {
 
 pub struct Watch {
     pub round: Round,
-    /// The most resident memory that was seen, in octets.
+    /// The most resident memory that was seen, in bytes.
     pub peak: u64,
 }
 

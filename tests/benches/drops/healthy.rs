@@ -15,7 +15,7 @@ use netpol_trace_tests::pair::{CLIENT, Pair, SERVER};
 
 const PAIRS: usize = 10;
 const DATAGRAMS: u64 = 200_000;
-/// Octets of a datagram with its IPv4 and UDP headers: 64.
+/// Bytes of a datagram with its IPv4 and UDP headers: 64.
 const PAYLOAD: usize = 36;
 const BULK: u64 = 1 << 30;
 
@@ -24,7 +24,7 @@ type Traffic = fn(&Pair) -> Result<f64>;
 pub fn run() -> Result<()> {
     let pair = Pair::start("table inet t {\n}")?;
     println!("{:<28} {:>12} {:>12} {:>9} {:>16} {:>14}", "", "without", "with", "percent", "ns of programs", "frames");
-    for (what, traffic) in [("UDP of 64 octets, packets/s", udp as Traffic), ("bulk TCP, Mbit/s", tcp)] {
+    for (what, traffic) in [("UDP of 64 bytes, packets/s", udp as Traffic), ("bulk TCP, Mbit/s", tcp)] {
         let (mut without, mut with, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..PAIRS {
             let alone = traffic(&pair)?;

@@ -42,7 +42,7 @@ pub const PROGRAMS: [Start; 4] = [agent, bpftrace_counts, bpftrace_prints, tcpdr
 
 /// What a watcher told; `None`: it doesn't tell.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct Reported {
     pub packets: Option<u64>,
     pub declared: Option<u64>,
 }
@@ -56,11 +56,11 @@ impl Watcher {
     }
 
     /// Ends it as Ctrl-C does.
-    pub fn stop(self) -> Result<Told> {
+    pub fn stop(self) -> Result<Reported> {
         match self.process {
             Process::Agent(agent) => {
                 let (lines, _) = agent.stop()?;
-                Ok(Told { packets: Some(lines.packets), declared: Some(lines.declared()) })
+                Ok(Reported { packets: Some(lines.packets), declared: Some(lines.declared()) })
             }
             Process::Peer { mut child, folder, lines } => {
                 kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
@@ -70,7 +70,7 @@ impl Watcher {
                     child.wait()?;
                 }
                 let count = |file| count_lines(&folder.path().join(file));
-                Ok(Told { packets: lines.map(count).transpose()?, declared: None })
+                Ok(Reported { packets: lines.map(count).transpose()?, declared: None })
             }
         }
     }
@@ -173,10 +173,10 @@ fn peer(
     }
     let _ = child.kill();
     let _ = child.wait();
-    let mut said = String::new();
-    File::open(folder.path().join("stderr"))?.read_to_string(&mut said)?;
+    let mut messages = String::new();
+    File::open(folder.path().join("stderr"))?.read_to_string(&mut messages)?;
     // Its first line with words: what follows is a stack trace.
-    let why = said.lines().find(|line| !line.trim().is_empty() && !line.contains("RLIMIT"));
+    let why = messages.lines().find(|line| !line.trim().is_empty() && !line.contains("RLIMIT"));
     Ok(Err((name, why.map_or_else(|| format!("not ready within {PATIENCE:?}"), str::to_owned))))
 }
 

@@ -15,7 +15,9 @@ use netpol_trace_tests::{eventually, require, traffic};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::{Ends, Following, account, bind, can_run_kubelet, objects, reader, roles, start_kubelet};
+use netpol_trace_tests::process::KilledOnDrop;
+
+use super::{Following, account, bind, can_run_kubelet, objects, reader, roles, start_kubelet};
 
 fn send(pair: &Pair, ports: std::ops::Range<u16>) -> Result<()> {
     traffic::udp(&pair.client()?.netns, CLIENT.into(), ports.map(|port| (SERVER, port).into()), 64).map(drop)
@@ -49,7 +51,7 @@ fn a_drop_is_shown_as_it_happens() -> Result<()> {
         let mut command = Command::new(agent::binary()?);
         command.args(["agent", "--hooks", "kfree_skb", "--node-name", node, "--manifests"]).arg(pair.manifests());
         command.stdout(std::fs::File::create(&log)?).stderr(Stdio::null()).stdin(Stdio::null());
-        agents.push(Ends(command.spawn()?));
+        agents.push(KilledOnDrop(command.spawn()?));
         eventually("the agent's start", || {
             Ok(std::fs::read_to_string(&log)?.contains("\"phase\":\"started\"").then_some(()))
         })?;
@@ -60,7 +62,7 @@ fn a_drop_is_shown_as_it_happens() -> Result<()> {
     let to = |port: u16| move |seen: &[Record]| seen.iter().any(|record| is_to(record, port));
     let mut tail = Following::start(dir.path(), AGENTS, &plane.kubeconfig(), &["--pod", "lab/client"])?;
     tail.until("what happened before", to(first))?;
-    ensure!(tail.said()?.contains("listening to 2 of 2 nodes: live-a, live-b"), "{}", tail.said()?);
+    ensure!(tail.log()?.contains("listening to 2 of 2 nodes: live-a, live-b"), "{}", tail.log()?);
     let sent = Instant::now();
     send(&pair, first + 1..first + 2)?;
     let shown = tail.until("the drop", to(first + 1))?;
@@ -88,7 +90,7 @@ fn start(plane: &ControlPlane, agents: &str, pair: &Pair, history: &Path, listen
 
 /// SIGKILL, and the next agent on the same history: what both recorded is shown, once.
 #[test]
-fn a_killed_agent_leaves_no_gap_and_no_double() -> Result<()> {
+fn a_killed_agent_leaves_no_gap_and_no_duplicate() -> Result<()> {
     require!(can_run_kubelet());
     const AGENTS: &str = "tail-kill-agents";
     let plane = shared()?;
@@ -152,7 +154,7 @@ fn a_killed_agent_leaves_no_gap_and_no_double() -> Result<()> {
     let ids: Vec<String> = super::records(&later)?.iter().map(|record| record.text("/id").to_owned()).collect();
     for id in &expected {
         let times = ids.iter().filter(|other| *other == id).count();
-        ensure!(times == 1, "{id} {times} times of {ids:?}\n{}", super::said(&later));
+        ensure!(times == 1, "{id} {times} times of {ids:?}\n{}", super::stderr(&later));
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use netpol_trace_tests::cluster::shared;
 use netpol_trace_tests::{agent, require};
 use serde_json::{Value, json};
 
-use super::{Following, can_run_kubelet, objects, records, said, start_kubelet};
+use super::{Following, can_run_kubelet, objects, records, start_kubelet, stderr};
 
 const AGENTS: &str = "tail-many-agents";
 /// Of the pods that are looked for.
@@ -94,18 +94,18 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
     // Egress is recorded at the pod, ingress at its peer; the agent of 30 knows of neither end where it runs.
     append(7, &drop(7, 2, ("db-0", 7), ("web-1", Some(12))))?;
     append(12, &drop(12, 2, ("web-1", 12), ("db-0", Some(7))))?;
-    append(30, &drop(30, 2, ("stranger", 30), ("db-0", None)))?;
+    append(30, &drop(30, 2, ("other", 30), ("db-0", None)))?;
 
     let admin = plane.kubeconfig();
     let wanted = format!("{PODS}/db-0");
     let few = tail(&admin, &["--pod", &wanted])?;
-    ensure!(ids(&few)? == set(&["run07/2", "run12/2"]), "{:?} {}", ids(&few)?, said(&few));
-    ensure!(said(&few).contains("listening to 2 of 60 nodes: many-07, many-12"), "{}", said(&few));
+    ensure!(ids(&few)? == set(&["run07/2", "run12/2"]), "{:?} {}", ids(&few)?, stderr(&few));
+    ensure!(stderr(&few).contains("listening to 2 of 60 nodes: many-07, many-12"), "{}", stderr(&few));
 
     ensure!(
-        said(&few).contains("; 2 of 2 agents answered; 58 other agents were not asked (--all-nodes asks them)\n"),
+        stderr(&few).contains("; 2 of 2 agents answered; 58 other agents were not asked (--all-nodes asks them)\n"),
         "{}",
-        said(&few)
+        stderr(&few)
     );
     ensure!(few.status.success(), "{}", few.status);
 
@@ -113,8 +113,8 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
     std::fs::write(dir.path().join("hold"), AT_ONCE.to_string())?;
     let all = tail(&admin, &["--pod", &wanted, "--all-nodes"])?;
     std::fs::remove_file(dir.path().join("hold"))?;
-    ensure!(ids(&all)? == set(&["run07/2", "run12/2", "run30/2"]), "{:?} {}", ids(&all)?, said(&all));
-    ensure!(said(&all).contains("listening to 60 of 60 nodes"), "{}", said(&all));
+    ensure!(ids(&all)? == set(&["run07/2", "run12/2", "run30/2"]), "{:?} {}", ids(&all)?, stderr(&all));
+    ensure!(stderr(&all).contains("listening to 60 of 60 nodes"), "{}", stderr(&all));
     let most = std::fs::read_to_string(dir.path().join("most"))?;
     ensure!(most == AT_ONCE.to_string(), "{most} at a time");
 
@@ -128,11 +128,7 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
     append(33, &drop(33, 2, ("db-0", 33), ("web-2", Some(33))))?;
     following.has("run33/2")?;
     following.no_doubles()?;
-    ensure!(
-        following.said()?.contains("listening to 3 of 60 nodes: many-07, many-12, many-33"),
-        "{}",
-        following.said()?
-    );
+    ensure!(following.log()?.contains("listening to 3 of 60 nodes: many-07, many-12, many-33"), "{}", following.log()?);
     Ok(())
 }
 
@@ -162,12 +158,12 @@ fn not_all_answer(
     let path = format!("/api/v1/namespaces/{AGENTS}/pods/{}", pod_name(42));
     plane.api().patch_status(&path, &pod("Pending"))?;
     let all = tail(admin, &["--pod", wanted, "--all-nodes"])?;
-    ensure!(ids(&all)? == set(&["run07/2", "run12/2", "run30/2", "run7/9"]), "{:?} {}", ids(&all)?, said(&all));
+    ensure!(ids(&all)? == set(&["run07/2", "run12/2", "run30/2", "run7/9"]), "{:?} {}", ids(&all)?, stderr(&all));
     for expected in [
         "; 59 of 60 agents answered; no answer from many-42 (its agent does not run)\n",
         "note: the agent of another node (many-41) lost 41 packets; nobody knows if any was to or from tail-many/db-0",
     ] {
-        ensure!(said(&all).contains(expected), "{expected}: {}", said(&all));
+        ensure!(stderr(&all).contains(expected), "{expected}: {}", stderr(&all));
     }
     ensure!(all.status.code() == Some(3), "{}", all.status);
     plane.api().patch_status(&path, &pod("Running"))

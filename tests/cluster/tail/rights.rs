@@ -7,7 +7,7 @@ use netpol_trace_tests::cluster::api::Api;
 use netpol_trace_tests::{eventually, require};
 use serde_json::{Value, json};
 
-use super::{Node, READER, account, accounts, bind, can_run_kubelet, reader, said};
+use super::{READER, TailNode, account, accounts, bind, can_run_kubelet, reader, stderr};
 
 const AGENTS: &str = "rights-agents";
 /// Verb, group, resource and subresource, in any namespace and in the whole cluster.
@@ -101,7 +101,7 @@ fn no_escalation(api: &Api, whose: &str) -> Result<()> {
 #[test]
 fn a_developer_sees_their_drops_and_has_no_other_right() -> Result<()> {
     require!(can_run_kubelet());
-    let node = Node::start(AGENTS, "rights-node")?;
+    let node = TailNode::start(AGENTS, "rights-node")?;
     let plane = node.plane;
     let kubeconfig = node.developer("rights-dev")?;
     // As operators are.
@@ -112,7 +112,7 @@ fn a_developer_sees_their_drops_and_has_no_other_right() -> Result<()> {
     // Their own drops, by the role alone.
     let output = node.tail(&kubeconfig, &["-n", "staging", "--service-account"])?;
     let drops = super::records(&output)?.iter().filter(|record| record.is_drop()).count();
-    ensure!(drops > 0, "{}", said(&output));
+    ensure!(drops > 0, "{}", stderr(&output));
 
     // All that they may, and what the list of escalations has.
     let developer = Api::connect(&kubeconfig)?;
@@ -146,7 +146,7 @@ fn a_developer_sees_their_drops_and_has_no_other_right() -> Result<()> {
 }
 
 /// A namespace whose account nobody has made: what to do.
-fn without_account(node: &Node) -> Result<()> {
+fn without_account(node: &TailNode) -> Result<()> {
     const EMPTY: &str = "rights-empty";
     node.plane.namespace(EMPTY, &json!({}))?;
     let developer = ("staging", "rights-dev");
@@ -156,12 +156,12 @@ fn without_account(node: &Node) -> Result<()> {
     eventually("the binding", || {
         let output = node.tail(&kubeconfig, &["-n", EMPTY, "--service-account"])?;
         let remedy = format!("kubectl apply -n {EMPTY} -k deploy/kustomize/developer-namespace");
-        Ok((said(&output).contains(&words) && said(&output).contains(&remedy)).then_some(()))
+        Ok((stderr(&output).contains(&words) && stderr(&output).contains(&remedy)).then_some(()))
     })
 }
 
 /// Somebody has bound more to the account: every developer has that right, and the agents say so instead of answering.
-fn with_rights(node: &Node) -> Result<()> {
+fn with_rights(node: &TailNode) -> Result<()> {
     let trusted = accounts::token(node.plane, "qa-test", READER, Some("netpol-trace"))?;
     let ask = || {
         accounts::ask(

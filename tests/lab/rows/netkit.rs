@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::pair::{CLIENT, SERVER};
-use netpol_trace_tests::program::{Kind, Program};
+use netpol_trace_tests::program::{CountingProgram, Kind};
 use netpol_trace_tests::row::{Expect, PORT, Row, policy};
 use netpol_trace_tests::{require, test_name, traffic};
 
@@ -13,8 +13,8 @@ use netpol_trace_tests::{require, test_name, traffic};
 const EXPECT: Expect = Expect { reason: "NOT_SPECIFIED", ..policy("tc", "ingress", "drop") };
 
 /// Drops UDP to [`PORT`]: what the client sends, or what the server is sent.
-fn attach(row: &Row, from_pod: bool) -> Result<(Program, OwnedFd)> {
-    let program = Program::load(Kind::Tc, PORT)?;
+fn attach(row: &Row, from_pod: bool) -> Result<(CountingProgram, OwnedFd)> {
+    let program = CountingProgram::load(Kind::Tc, PORT)?;
     let device = if from_pod { &row.pair.client()?.device } else { &row.pair.server()?.device };
     let link = row.pair.lab.node().run(|| {
         let index = nix::net::if_::if_nametoindex(device.as_str()).context("the device's index")?;
@@ -58,7 +58,7 @@ fn netkit_beside_the_tc_hook() -> Result<()> {
     let mut row = require!(Row::with_netkit(test_name!()));
     let (program, _link) = attach(&row, true)?;
     row.watch_with(&["--all-drops", "--hooks", "kfree_skb,tc"])?;
-    ensure!(row.told_of("tc")?.starts_with("2 pod interfaces"), "{}", row.told_of("tc")?);
+    ensure!(row.hook_detail("tc")?.starts_with("2 pod interfaces"), "{}", row.hook_detail("tc")?);
     traffic::udp(&row.pair.client()?.netns, CLIENT.into(), [(SERVER, 10).into()], 32)?;
     row.to_server()?;
     let counted = program.counted()?;

@@ -94,10 +94,10 @@ fn drop_and_reject(test: &'static str, ipv4: bool, rejects: bool) -> Result<()> 
     ))?;
     // The tc hook would see the answer too.
     row.watch_with(&["--all-drops", "--hooks", "kfree_skb"])?;
-    let told = row.tells_rejects()? || rejects && ipv4 && row.shows_icmp_errors()?;
+    let shown = row.shows_rejects()? || rejects && ipv4 && row.shows_icmp_errors()?;
     row.to_server_of(ipv4)?;
     let counted = row.pair.counted("row")?;
-    row.check(policy("nftables", "forward", if told { first } else { "unknown" }), counted).map(drop)
+    row.check(policy("nftables", "forward", if shown { first } else { "unknown" }), counted).map(drop)
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn reject_beyond_the_rate_limit() -> Result<()> {
          udp dport 9 counter reject comment \"row\"\nudp dport 10 counter drop\n}\n}\n",
     )?;
     row.watch_with(&["--all-drops", "--hooks", "kfree_skb"])?;
-    let told = row.tells_rejects()?;
+    let shown = row.shows_rejects()?;
     let to = (SERVER, PORT).into();
     let from = traffic::udp(&row.pair.client()?.netns, CLIENT.into(), [to; SENT], 32)?;
     row.note(from, to);
@@ -146,7 +146,7 @@ fn reject_beyond_the_rate_limit() -> Result<()> {
     row.seen(counted)?;
     let dropped = row.records()?.into_iter().find(|record| record.text("/action") == "drop");
     ensure!(dropped.is_none(), "called a drop: {dropped:?}");
-    row.check(policy("nftables", "forward", if told { "reject" } else { "" }), counted).map(drop)
+    row.check(policy("nftables", "forward", if shown { "reject" } else { "" }), counted).map(drop)
 }
 
 /// How many destinations a network namespace has called unreachable, by its /proc/net/snmp.
@@ -167,11 +167,11 @@ fn reset_elsewhere() -> Result<()> {
 }"#,
     )?;
     row.watch_elsewhere()?;
-    let told = row.tells_rejects()?;
+    let shown = row.shows_rejects()?;
     syns_with(&mut row, &[(SERVER, PORT).into(), (SERVER6, PORT).into()], TcpOptions::default())?;
     let counted = row.pair.counted("row")?;
-    let mechanism = row.nftables_unread(counted)?;
-    row.check(policy(mechanism, "forward", if told { "reject" } else { "unknown" }), counted).map(drop)
+    let mechanism = row.nftables_mechanism_if_unread(counted)?;
+    row.check(policy(mechanism, "forward", if shown { "reject" } else { "unknown" }), counted).map(drop)
 }
 
 /// From a pod to its own node, which NetworkPolicy always allows: an enforcer's chain that drops it disagrees; any other is

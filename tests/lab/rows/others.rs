@@ -146,7 +146,7 @@ fn sidecar(test: &'static str, host: &str, hook: &'static str) -> Result<()> {
     row.watch()?;
     row.to_server()?;
     let counted = nft::rule_counters(&row.pair.lab.host(host)?.netns)?.remove("row").context("the rule's counter")?;
-    let mechanism = row.nftables_unread(counted)?;
+    let mechanism = row.nftables_mechanism_if_unread(counted)?;
     row.check(other(mechanism, hook, "pod_local"), counted).map(drop)
 }
 

@@ -4,11 +4,11 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result};
-use netpol_trace_tests::program::{Kind, Program, XdpMode};
+use netpol_trace_tests::bpf_fs::BpfFs;
+use netpol_trace_tests::program::{CountingProgram, Kind, XdpMode};
 use netpol_trace_tests::row::{Expect, PORT, Row, policy, since};
 use netpol_trace_tests::skip::missing;
 use netpol_trace_tests::{require, test_name};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// A row whose enforcer is a program that `attach` puts in place; what `attach` returns keeps it there. Packets go from the
 /// client to the server's `port`.
@@ -17,10 +17,11 @@ fn row<T>(
     kind: Kind,
     port: u16,
     expect: Expect,
-    attach: impl FnOnce(&Row, &Program) -> Result<T>,
+    attach: impl FnOnce(&Row, &CountingProgram) -> Result<T>,
 ) -> Result<()> {
     let mut row = Row::new(test)?;
-    let attached = Program::load(kind, port).and_then(|program| attach(&row, &program).map(|link| (link, program)));
+    let attached =
+        CountingProgram::load(kind, port).and_then(|program| attach(&row, &program).map(|link| (link, program)));
     let (_link, program) = attached.map_err(|error| missing(format!("{error:#}")))?;
     row.watch()?;
     row.to_server_at(port)?;
@@ -64,31 +65,13 @@ fn clsact(test: &'static str, direction: &str, device: &str, expect: Expect) -> 
     row(test, Kind::Tc, PORT, expect, |row, program| {
         let node = row.pair.lab.node();
         // A BPF file system of its own, for as long as tc needs the path.
-        let mount = BpfFs::new()?;
-        let pin = format!("{}/program", mount.0.path().display());
+        let mount = BpfFs::mount()?;
+        let pin = format!("{}/program", mount.path().display());
         program.pin(&pin)?;
         node.command("tc", &["qdisc", "add", "dev", device, "clsact"], "")?;
         let filter = ["filter", "add", "dev", device, direction, "bpf", "direct-action", "object-pinned", &pin];
         node.command("tc", &filter, "").map(drop)
     })
-}
-
-/// A mounted BPF file system, until dropped.
-struct BpfFs(tempfile::TempDir);
-
-impl BpfFs {
-    fn new() -> Result<BpfFs> {
-        let dir = tempfile::tempdir()?;
-        mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
-            .context("mount a BPF file system")?;
-        Ok(BpfFs(dir))
-    }
-}
-
-impl Drop for BpfFs {
-    fn drop(&mut self) {
-        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
-    }
 }
 
 #[test]

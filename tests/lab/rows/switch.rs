@@ -55,7 +55,7 @@ fn said(row: &Row) -> Result<(serde_json::Value, String)> {
     let findings = row.doctor("coverage")?;
     let finding = findings.iter().find(|finding| finding["found"] == "Open vSwitch");
     let finding = finding.with_context(|| format!("doctor says nothing of Open vSwitch: {findings:?}"))?;
-    Ok((finding.clone(), row.told_of("rulesets")?))
+    Ok((finding.clone(), row.hook_detail("rulesets")?))
 }
 
 fn dropped(test: &'static str, prepare: impl FnOnce(&Row) -> Result<()>) -> Result<()> {

@@ -28,7 +28,7 @@ pub enum Flows {
 pub struct Sender {
     sockets: Vec<UdpSocket>,
     to: Ipv4Addr,
-    /// Octets of payload.
+    /// Bytes of payload.
     payload: Vec<u8>,
     /// New flows so far.
     next: u64,

@@ -37,7 +37,7 @@ pub fn cpu(pid: u32) -> Result<Cpu> {
     Ok(Cpu { user: time(11)?, system: time(12)? })
 }
 
-/// Resident memory in octets.
+/// Resident memory in bytes.
 pub fn resident(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
@@ -75,12 +75,12 @@ pub fn program(info: &str) -> Option<(u32, u64, Spent)> {
     Some((number(info, "prog_type")? as u32, number(info, "prog_id")?, spent))
 }
 
-/// Octets that the maps of a process weigh in the kernel, and how many there are.
+/// Bytes that the maps of a process weigh in the kernel, and how many there are.
 pub fn maps(pid: u32) -> Result<(u64, usize)> {
     let mut maps = BTreeMap::new();
     for info in infos(pid)? {
-        if let (Some(id), Some(octets)) = (number(&info, "map_id"), number(&info, "memlock")) {
-            maps.insert(id, octets);
+        if let (Some(id), Some(bytes)) = (number(&info, "map_id"), number(&info, "memlock")) {
+            maps.insert(id, bytes);
         }
     }
     Ok((maps.values().sum(), maps.len()))

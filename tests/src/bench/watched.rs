@@ -36,8 +36,8 @@ pub struct Lines {
     pub records: u64,
     /// Packets of these.
     pub packets: u64,
-    /// Octets of all lines.
-    pub octets: u64,
+    /// Bytes of all lines.
+    pub bytes: u64,
     /// All that are no drops: statuses, losses.
     pub others: Vec<Record>,
     ended: bool,
@@ -134,7 +134,7 @@ fn read(stdout: impl Read, netns: u32, shared: &Shared) {
         line.clear();
         let read = stdout.read_until(b'\n', &mut line).unwrap_or(0);
         let mut lines = shared.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.octets += read as u64;
+        lines.bytes += read as u64;
         let text = std::str::from_utf8(&line).unwrap_or_default();
         if read == 0 {
             lines.ended = true;

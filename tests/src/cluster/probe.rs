@@ -114,9 +114,9 @@ pub fn compare(node: &Node, probes: &[Probe], attempts: &[Attempt], records: &[R
 /// What a record of a denied probe says wrongly.
 fn misread(probe: &Probe, record: &Record) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut expect = |what: &str, said: &str, expected: &str| {
-        if said != expected {
-            wrong.push(format!("{probe:?}: {what} is {said:?}, not {expected:?}: {record}"));
+    let mut expect = |what: &str, actual: &str, expected: &str| {
+        if actual != expected {
+            wrong.push(format!("{probe:?}: {what} is {actual:?}, not {expected:?}: {record}"));
         }
     };
     expect("the source", &record.pod("source"), &probe.from);

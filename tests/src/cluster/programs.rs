@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// A program that `cargo xtask setup` builds with Go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Program {
+pub struct GoProgram {
     pub name: &'static str,
     /// The Go package to build.
     pub package: &'static str,
@@ -62,28 +62,29 @@ const CRI_MODULE: Module = Module {
     source: include_str!("../../cluster/cri/main.go"),
 };
 
-pub const ETCD: Program = Program { name: "etcd", package: "go.etcd.io/etcd/server/v3", module: KUBERNETES };
-pub const API_SERVER: Program =
-    Program { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver", module: KUBERNETES };
-pub const KUBECTL: Program = Program { name: "kubectl", package: "k8s.io/kubernetes/cmd/kubectl", module: KUBERNETES };
-pub const KUBE_ROUTER: Program = Program {
+pub const ETCD: GoProgram = GoProgram { name: "etcd", package: "go.etcd.io/etcd/server/v3", module: KUBERNETES };
+pub const API_SERVER: GoProgram =
+    GoProgram { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver", module: KUBERNETES };
+pub const KUBECTL: GoProgram =
+    GoProgram { name: "kubectl", package: "k8s.io/kubernetes/cmd/kubectl", module: KUBERNETES };
+pub const KUBE_ROUTER: GoProgram = GoProgram {
     name: "kube-router",
     package: "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
     module: KUBE_ROUTER_MODULE,
 };
 
-pub const HELM: Program = Program { name: "helm", package: "helm.sh/helm/v3/cmd/helm", module: HELM_MODULE };
+pub const HELM: GoProgram = GoProgram { name: "helm", package: "helm.sh/helm/v3/cmd/helm", module: HELM_MODULE };
 
 /// A kubelet's calls of a container runtime, one at a time.
-pub const CRI: Program = Program { name: "cri", package: ".", module: CRI_MODULE };
+pub const CRI: GoProgram = GoProgram { name: "cri", package: ".", module: CRI_MODULE };
 
 /// The OpenTelemetry Collector, of the parts that the tests use. Not in [`PROGRAMS`]: it takes minutes to build, for one test.
-pub const COLLECTOR: Program = Program { name: "otelcol", package: ".", module: COLLECTOR_MODULE };
+pub const COLLECTOR: GoProgram = GoProgram { name: "otelcol", package: ".", module: COLLECTOR_MODULE };
 
 /// In the order in which they are built: what others wait for first.
-pub const PROGRAMS: [Program; 6] = [ETCD, API_SERVER, KUBECTL, KUBE_ROUTER, HELM, CRI];
+pub const PROGRAMS: [GoProgram; 6] = [ETCD, API_SERVER, KUBECTL, KUBE_ROUTER, HELM, CRI];
 
-impl Program {
+impl GoProgram {
     /// Where it lies in the cache, once built.
     pub fn path(&self, cache: &Path) -> PathBuf {
         self.module.cached(cache).join(self.name)

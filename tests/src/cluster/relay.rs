@@ -1,4 +1,4 @@
-//! A way from a node's network namespace to the API server: the same loopback address in both, with connections carried over.
+//! A way from a node's network namespace to the API server: the same loopback address in both, with connections forwarded over.
 //!
 //! No interface, route or rule of the machine's own namespace is needed for it.
 
@@ -37,7 +37,7 @@ impl Relay {
                 // With nothing listening here the client's connection is closed: it tries again, as it would anywhere.
                 let pair = client.and_then(|client| Ok((client, TcpStream::connect(address)?)));
                 if let Ok((client, server)) = pair {
-                    let _ = carry(&client, &server);
+                    let _ = forward(&client, &server);
                 }
             }
         })?;
@@ -53,16 +53,16 @@ impl Drop for Relay {
     }
 }
 
-/// Carries both directions, each until its sender is done; then the other side learns of it.
-fn carry(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
+/// Forwards both directions, each until its sender is done; then the other side learns of it.
+fn forward(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
     for (from, to) in [(client, server), (server, client)] {
         let (mut from, mut to) = (from.try_clone()?, to.try_clone()?);
         thread::spawn(move || {
-            let carried = io::copy(&mut from, &mut to);
+            let forwarded = io::copy(&mut from, &mut to);
             // After an error both directions end; either socket may be gone already.
-            let how = if carried.is_ok() { Shutdown::Write } else { Shutdown::Both };
+            let how = if forwarded.is_ok() { Shutdown::Write } else { Shutdown::Both };
             let _ = to.shutdown(how);
-            if carried.is_err() {
+            if forwarded.is_err() {
                 let _ = from.shutdown(Shutdown::Both);
             }
         });

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::flows::{Expect, FLOWS, Flow, HOSTS};
-use crate::books::WRITTEN;
+use super::flows::{ExpectedOutcome, FLOWS, Flow, HOSTS};
+use crate::accounting::WRITTEN;
 use crate::record::{Record, drops, packets};
 use crate::topology::Lab;
 use crate::traffic::{Attempt, Outcome};
@@ -14,9 +14,9 @@ pub fn reality(attempts: &[Attempt]) -> Vec<String> {
     let mut wrong = Vec::new();
     for (flow, attempt) in FLOWS.iter().zip(attempts) {
         let want = match &flow.expect {
-            Expect::Passes => &Outcome::Passed,
-            Expect::Dropped { .. } => &Outcome::TimedOut,
-            Expect::Fails { outcome, .. } => outcome,
+            ExpectedOutcome::Passes => &Outcome::Passed,
+            ExpectedOutcome::Dropped { .. } => &Outcome::TimedOut,
+            ExpectedOutcome::Fails { outcome, .. } => outcome,
         };
         if attempt.outcome != *want {
             wrong.push(format!("{flow}: the client saw {:?}, expected {want:?}", attempt.outcome));
@@ -58,8 +58,8 @@ pub fn records(
     for (flow, attempt) in FLOWS.iter().zip(attempts) {
         let mine: Vec<&Record> = own.iter().copied().filter(|record| is_of(record, attempt)).collect();
         match &flow.expect {
-            Expect::Passes => {}
-            Expect::Dropped { direction, isolated_by, .. } => {
+            ExpectedOutcome::Passes => {}
+            ExpectedOutcome::Dropped { direction, isolated_by, .. } => {
                 if mine.is_empty() && lost == 0 {
                     wrong.push(format!("{flow}: no record"));
                 }
@@ -70,7 +70,7 @@ pub fn records(
                     }
                 }
             }
-            Expect::Fails { cause, .. } => {
+            ExpectedOutcome::Fails { cause, .. } => {
                 if written(cause) && lost == 0 && !mine.iter().any(|record| record.cause() == *cause) {
                     wrong.push(format!("{flow}: no record with cause {cause}"));
                 }
@@ -111,9 +111,9 @@ pub fn is_of(record: &Record, attempt: &Attempt) -> bool {
 
 fn cause(flow: &Flow) -> Option<&'static str> {
     match flow.expect {
-        Expect::Passes => None,
-        Expect::Dropped { .. } => Some("policy"),
-        Expect::Fails { cause, .. } => Some(cause),
+        ExpectedOutcome::Passes => None,
+        ExpectedOutcome::Dropped { .. } => Some("policy"),
+        ExpectedOutcome::Fails { cause, .. } => Some(cause),
     }
 }
 

@@ -47,7 +47,7 @@ pub struct Flow {
     pub from: &'static str,
     pub to: Target,
     pub traffic: Traffic,
-    pub expect: Expect,
+    pub expect: ExpectedOutcome,
     /// What the flow teaches, for the reader of the demo.
     pub because: &'static str,
 }
@@ -81,7 +81,7 @@ pub enum Traffic {
 }
 
 #[derive(Debug)]
-pub enum Expect {
+pub enum ExpectedOutcome {
     Passes,
     /// By a policy: which side's, every policy that isolates that side's pod, and the nft counter of the rule.
     Dropped {
@@ -100,15 +100,18 @@ pub enum Expect {
 impl Flow {
     /// Whether the client gets no answer of any kind.
     pub fn vanishes(&self) -> bool {
-        matches!(self.expect, Expect::Dropped { .. } | Expect::Fails { outcome: Outcome::TimedOut, .. })
+        matches!(
+            self.expect,
+            ExpectedOutcome::Dropped { .. } | ExpectedOutcome::Fails { outcome: Outcome::TimedOut, .. }
+        )
     }
 
     /// The nft counter that must count this flow's packets.
     pub fn counter(&self) -> Option<&'static str> {
         match self.expect {
-            Expect::Passes => None,
-            Expect::Dropped { counter, .. } => Some(counter),
-            Expect::Fails { counter, .. } => counter,
+            ExpectedOutcome::Passes => None,
+            ExpectedOutcome::Dropped { counter, .. } => Some(counter),
+            ExpectedOutcome::Fails { counter, .. } => counter,
         }
     }
 
@@ -163,49 +166,49 @@ pub const FLOWS: &[Flow] = &[
         from: "qa-test/frontend",
         to: DB_QA,
         traffic: Traffic::Tcp,
-        expect: Expect::Passes,
+        expect: ExpectedOutcome::Passes,
         because: "db-np's two list items are alternatives: any pod of an env=qa namespace",
     },
     Flow {
         from: "qa-test/frontend",
         to: service("qa-test/db-svc:3306", "[fd00:10:96::b:36]:3306", "qa-test/db-svc", "qa-test/db", 3306),
         traffic: Traffic::Tcp,
-        expect: Expect::Passes,
+        expect: ExpectedOutcome::Passes,
         because: "the same over IPv6",
     },
     Flow {
         from: "qa-test/frontend",
         to: service("qa-test/api-svc:80", "10.96.11.80:80", "qa-test/api-svc", "qa-test/api", 8080),
         traffic: Traffic::Tcp,
-        expect: Expect::Passes,
+        expect: ExpectedOutcome::Passes,
         because: "frontend-api-np allows 8080, the pod's port, not the service's 80",
     },
     Flow {
         from: "qa-test/api",
         to: DB_STAGING,
         traffic: Traffic::Tcp,
-        expect: Expect::Passes,
+        expect: ExpectedOutcome::Passes,
         because: "staging's db-np lets any namespace's api pods in",
     },
     Flow {
         from: "qa-test/frontend",
         to: DNS,
         traffic: Traffic::Dns(NAME),
-        expect: Expect::Passes,
+        expect: ExpectedOutcome::Passes,
         because: "no policy isolates qa-test's egress",
     },
     Flow {
         from: "qa-test/frontend",
         to: direct("93.184.216.34:80", "93.184.216.34:80", "web", 80),
         traffic: Traffic::Tcp,
-        expect: Expect::Passes,
+        expect: ExpectedOutcome::Passes,
         because: "no policy isolates qa-test's egress",
     },
     Flow {
         from: "staging/api",
         to: DB_STAGING,
         traffic: Traffic::Tcp,
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "egress",
             isolated_by: &["staging/test-np"],
             counter: "staging-api-egress",
@@ -216,7 +219,7 @@ pub const FLOWS: &[Flow] = &[
         from: "staging/api",
         to: DNS,
         traffic: Traffic::Dns(NAME),
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "egress",
             isolated_by: &["staging/test-np"],
             counter: "staging-api-egress",
@@ -227,7 +230,7 @@ pub const FLOWS: &[Flow] = &[
         from: "qa-test/frontend",
         to: DB_STAGING,
         traffic: Traffic::Tcp,
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "ingress",
             isolated_by: &["staging/db-np", "staging/test-np"],
             counter: "staging-db-ingress",
@@ -238,7 +241,7 @@ pub const FLOWS: &[Flow] = &[
         from: "qa-test/frontend",
         to: service("staging/db-svc:3306", "[fd00:10:96::15:36]:3306", "staging/db-svc", "staging/db", 3306),
         traffic: Traffic::Tcp,
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "ingress",
             isolated_by: &["staging/db-np", "staging/test-np"],
             counter: "staging-db-ingress",
@@ -249,7 +252,7 @@ pub const FLOWS: &[Flow] = &[
         from: "staging/frontend",
         to: direct("93.184.216.34:80", "93.184.216.34:80", "web", 80),
         traffic: Traffic::Tcp,
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "egress",
             isolated_by: &["staging/test-np"],
             counter: "staging-frontend-egress",
@@ -260,7 +263,7 @@ pub const FLOWS: &[Flow] = &[
         from: "staging/frontend",
         to: service("qa-test/api-svc:80", "10.96.11.80:80", "qa-test/api-svc", "qa-test/api", 8080),
         traffic: Traffic::Tcp,
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "egress",
             isolated_by: &["staging/test-np"],
             counter: "staging-frontend-egress",
@@ -271,7 +274,7 @@ pub const FLOWS: &[Flow] = &[
         from: "qa-test/frontend",
         to: direct("203.0.113.21:21", "203.0.113.21:21", "ftp", 21),
         traffic: Traffic::FtpActive,
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "ingress",
             isolated_by: &["qa-test/default-deny-ingress"],
             counter: "qa-frontend-ingress",
@@ -282,42 +285,50 @@ pub const FLOWS: &[Flow] = &[
         from: "qa-test/frontend",
         to: direct("qa-test/db:5432", "10.244.1.13:5432", "qa-test/db", 5432),
         traffic: Traffic::Tcp,
-        expect: Expect::Fails { cause: "not_policy", outcome: Outcome::Refused, counter: None },
+        expect: ExpectedOutcome::Fails { cause: "not_policy", outcome: Outcome::Refused, counter: None },
         because: "nothing listens on that port",
     },
     Flow {
         from: "qa-test/frontend",
         to: direct("192.0.2.99:443", "192.0.2.99:443", "", 443),
         traffic: Traffic::Tcp,
-        expect: Expect::Fails { cause: "not_policy", outcome: Outcome::Unreachable, counter: None },
+        expect: ExpectedOutcome::Fails { cause: "not_policy", outcome: Outcome::Unreachable, counter: None },
         because: "the node has no route",
     },
     Flow {
         from: "qa-test/frontend",
         to: direct("qa-test/db:3306", "10.244.1.13:3306", "qa-test/db", 3306),
         traffic: Traffic::TcpTtl(1),
-        expect: Expect::Fails { cause: "not_policy", outcome: Outcome::Unreachable, counter: None },
+        expect: ExpectedOutcome::Fails { cause: "not_policy", outcome: Outcome::Unreachable, counter: None },
         because: "its hop limit ends on the node",
     },
     Flow {
         from: "qa-test/frontend",
         to: direct("qa-test/db:3306", "10.244.1.13:3306", "qa-test/db", 3306),
         traffic: Traffic::SynAck(61001),
-        expect: Expect::Fails { cause: "conntrack_invalid", outcome: Outcome::TimedOut, counter: Some("invalid") },
+        expect: ExpectedOutcome::Fails {
+            cause: "conntrack_invalid",
+            outcome: Outcome::TimedOut,
+            counter: Some("invalid"),
+        },
         because: "conntrack knows no connection it answers",
     },
     Flow {
         from: "qa-test/frontend",
         to: direct("staging/db:3306", "10.244.1.23:3306", "staging/db", 3306),
         traffic: Traffic::SynAck(61002),
-        expect: Expect::Fails { cause: "conntrack_invalid", outcome: Outcome::TimedOut, counter: Some("invalid") },
+        expect: ExpectedOutcome::Fails {
+            cause: "conntrack_invalid",
+            outcome: Outcome::TimedOut,
+            counter: Some("invalid"),
+        },
         because: "the same, where a policy would deny a connection: still not the policy",
     },
     Flow {
         from: "qa-test/frontend",
         to: service("qa-test/metrics-svc:9090", "10.96.11.90:9090", "qa-test/metrics-svc", "", 9090),
         traffic: Traffic::Tcp,
-        expect: Expect::Fails {
+        expect: ExpectedOutcome::Fails {
             cause: "service_without_endpoints",
             outcome: Outcome::Refused,
             counter: Some("no-endpoints"),

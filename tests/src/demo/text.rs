@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::check::is_of;
-use super::flows::{Expect, FLOWS, Flow};
+use super::flows::{ExpectedOutcome, FLOWS, Flow};
 use crate::record::{Record, drops};
 use crate::topology::Lab;
 use crate::traffic::{Attempt, Outcome};
@@ -42,7 +42,7 @@ pub fn flows(lab: &Lab, records: &[Record], attempts: &[Attempt], width: usize) 
 
 /// The first line: how many of the policies' drops the records explain.
 pub fn headline(attempts: &[Attempt], wrong: usize) -> String {
-    let dropped = FLOWS.iter().filter(|flow| matches!(flow.expect, Expect::Dropped { .. })).count();
+    let dropped = FLOWS.iter().filter(|flow| matches!(flow.expect, ExpectedOutcome::Dropped { .. })).count();
     let passed = attempts.iter().filter(|attempt| attempt.outcome == Outcome::Passed).count();
     let other = FLOWS.len() - dropped - passed.min(FLOWS.len() - dropped);
     match wrong {
@@ -58,9 +58,9 @@ pub fn headline(attempts: &[Attempt], wrong: usize) -> String {
 /// Of several records of a flow, the one with the expected cause is shown.
 fn rank(flow: &Flow, record: &Record) -> u8 {
     let expected = match flow.expect {
-        Expect::Passes => "",
-        Expect::Dropped { .. } => "policy",
-        Expect::Fails { cause, .. } => cause,
+        ExpectedOutcome::Passes => "",
+        ExpectedOutcome::Dropped { .. } => "policy",
+        ExpectedOutcome::Fails { cause, .. } => cause,
     };
     u8::from(record.cause() == expected)
 }

@@ -7,19 +7,19 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster_programs::{PROGRAMS, Program};
+use crate::cluster_programs::{GoProgram, PROGRAMS};
 use crate::{machine, toolchain};
 
 /// With other Go releases the API server's OpenAPI comes out malformed (1.27), or its module asks for a newer one.
 const GO: &str = "go1.26";
 
 /// Those of them that are not built yet.
-pub fn missing(wanted: &[Program]) -> Vec<Program> {
+pub fn missing(wanted: &[GoProgram]) -> Vec<GoProgram> {
     let cache = toolchain::cache_dir();
     wanted.iter().copied().filter(|program| !program.path(&cache).is_file()).collect()
 }
 
-pub fn are_built(wanted: &[Program]) -> bool {
+pub fn are_built(wanted: &[GoProgram]) -> bool {
     missing(wanted).is_empty()
 }
 
@@ -27,7 +27,7 @@ pub fn are_built(wanted: &[Program]) -> bool {
 ///
 /// # Errors
 /// What is to be installed when there is no Go of the right release.
-pub fn ensure(wanted: &[Program]) -> Result<()> {
+pub fn ensure(wanted: &[GoProgram]) -> Result<()> {
     let missing = missing(wanted);
     if missing.is_empty() {
         return Ok(());
@@ -57,7 +57,7 @@ fn check_go() -> Result<()> {
     Ok(())
 }
 
-fn build(program: &Program) -> Result<()> {
+fn build(program: &GoProgram) -> Result<()> {
     let folder = program.module.cached(&toolchain::cache_dir());
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
     // Two checkouts share the cache: one builds, the other waits.

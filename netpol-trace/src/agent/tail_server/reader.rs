@@ -62,7 +62,7 @@ impl Reading {
                 tracing::warn!(%error, user = self.user.name(), "a reader of --tail-listen is disconnected");
                 let _ = self.to_reader.blocking_send(Err(error));
             }
-            if self.stalled.is_so() {
+            if self.stalled.is_stalled() {
                 tracing::warn!(user = self.user.name(), "a reader of --tail-listen did not read and is disconnected");
             }
             drop((self.place, alive));

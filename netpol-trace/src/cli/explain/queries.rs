@@ -15,7 +15,7 @@ use crate::cluster::Index;
 use crate::model::Verdict;
 use crate::model::cluster::Protocol;
 use crate::policy;
-use crate::policy::{Connection, End, Options, Transport};
+use crate::policy::{Connection, Options, PolicyEndpoint, Transport};
 
 /// A longer line is answered with an error and skipped: no line takes unbounded memory.
 const LINE_AT_MOST: u64 = 1 << 20;
@@ -100,7 +100,7 @@ fn answer(index: &Index, options: &Options, line: &[u8]) -> (Value, QueryAnswer)
         }
     };
     let answer = match connection(index, &query) {
-        Ok(connection) => QueryAnswer::Verdict(Box::new(policy::judge(index, &connection, options))),
+        Ok(connection) => QueryAnswer::Verdict(Box::new(policy::verdict_of(index, &connection, options))),
         Err(error) => QueryAnswer::Error(error),
     };
     (query.id, answer)
@@ -121,13 +121,16 @@ fn connection<'a>(index: &'a Index, query: &Query) -> Result<Connection<'a>, Str
     Ok(Connection { source, destination, transport, port: query.port, at: None })
 }
 
-fn end<'a>(index: &'a Index, named: &QueryEndpoint, field: &str) -> Result<End<'a>, String> {
+fn end<'a>(index: &'a Index, named: &QueryEndpoint, field: &str) -> Result<PolicyEndpoint<'a>, String> {
     match named {
         QueryEndpoint::Ip(ip) => Ok(owner(index, *ip)),
         QueryEndpoint::Pod(key) => {
             let (namespace, name) =
                 key.split_once('/').ok_or_else(|| format!("{field}: pod {key:?} is not namespace/name"))?;
-            index.pod(namespace, name).map(End::pod).ok_or_else(|| format!("{field}: no pod {key:?} in the input"))
+            index
+                .pod(namespace, name)
+                .map(PolicyEndpoint::pod)
+                .ok_or_else(|| format!("{field}: no pod {key:?} in the input"))
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::{Explained, ExplainedConnection, PolicyCheck};
 use crate::model::{Side, VerdictResult};
 use crate::policy;
-use crate::policy::{Fit, ItemCheck, RuleCheck};
+use crate::policy::{ItemCheck, MatchResult, RuleCheck};
 use crate::text::escape;
 
 /// Items of a rule that are shown; a rule may have thousands.
@@ -95,8 +95,8 @@ impl TextPage {
             return;
         }
         // Of many, those that fit come first.
-        let fitting = items.iter().filter(|item| item.result != Fit::NoMatch);
-        let missing = items.iter().filter(|item| item.result == Fit::NoMatch);
+        let fitting = items.iter().filter(|item| item.result != MatchResult::NoMatch);
+        let missing = items.iter().filter(|item| item.result == MatchResult::NoMatch);
         let shown: Vec<&ItemCheck> = if items.len() > ITEMS_SHOWN {
             fitting.chain(missing).take(ITEMS_SHOWN).collect()
         } else {
@@ -122,11 +122,11 @@ fn short(field: &str) -> &str {
     field.split_once("].").map_or(field, |(_, rest)| rest)
 }
 
-fn fit(fit: Fit) -> &'static str {
+fn fit(fit: MatchResult) -> &'static str {
     match fit {
-        Fit::Match => "matches",
-        Fit::NoMatch => "does not match",
-        Fit::Unknown => "can't be known",
+        MatchResult::Match => "matches",
+        MatchResult::NoMatch => "does not match",
+        MatchResult::Unknown => "can't be known",
     }
 }
 

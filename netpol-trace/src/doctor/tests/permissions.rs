@@ -2,9 +2,9 @@
 
 use expect_test::expect;
 
-use super::{check, check_node, good, judge};
-use crate::doctor::Status;
-use crate::doctor::facts::{Lockdown, Symbols};
+use super::{check, check_node, diagnose, good};
+use crate::doctor::FindingStatus;
+use crate::doctor::facts::{KallsymsState, LockdownMode};
 use crate::inventory::Known;
 use crate::inventory::ruleset::Builder;
 
@@ -14,8 +14,8 @@ fn an_ordinary_user() {
         |facts, inventory| {
             facts.capabilities = Some(0);
             facts.hooks[0].result = Err("Operation not permitted (os error 1)".into());
-            facts.symbols = Symbols::Hidden;
-            facts.lockdown = Lockdown::Unknown;
+            facts.symbols = KallsymsState::Hidden;
+            facts.lockdown = LockdownMode::Unknown;
             let refused = Known::No("Operation not permitted (os error 1)".into());
             (inventory.nft, inventory.legacy) = (refused.clone(), refused);
             inventory.ruleset = Builder::default().finish();
@@ -60,7 +60,7 @@ fn only_the_daemonsets_capabilities() {
     check(
         |facts| {
             facts.capabilities = Some(1 << 39 | 1 << 38);
-            facts.symbols = Symbols::Hidden;
+            facts.symbols = KallsymsState::Hidden;
         },
         expect![[r#"
             Yes: drops can be recorded here, with 4 limits.
@@ -85,7 +85,7 @@ fn only_the_daemonsets_capabilities() {
 fn confidentiality() {
     check(
         |facts| {
-            facts.lockdown = Lockdown::Confidentiality;
+            facts.lockdown = LockdownMode::Confidentiality;
             facts.hooks[0].result = Err("Operation not permitted (os error 1)".into());
         },
         expect![[r#"
@@ -141,13 +141,13 @@ fn a_seccomp_profile_that_refuses_bpf() {
                               To do: use containerd 1.6.9, Docker 23 or later, or set seccompProfile to a profile of type Localhost that allows bpf
         "#]],
     );
-    let judged = |seccomp, capabilities| {
+    let seccomp_fails = |seccomp, capabilities| {
         let mut facts = good();
         (facts.seccomp, facts.capabilities) = (seccomp, capabilities);
         facts.hooks[0].result = Err(refused.into());
-        judge(&facts).iter().any(|finding| finding.check == "seccomp" && finding.status == Status::Fail)
+        diagnose(&facts).iter().any(|finding| finding.check == "seccomp" && finding.status == FindingStatus::Fail)
     };
-    assert!(judged(Some(2), Some(0x1ff_ffff_ffff)));
-    assert!(!judged(Some(0), Some(0x1ff_ffff_ffff)), "no profile");
-    assert!(!judged(Some(2), Some(0)), "the capabilities are missing: that is why");
+    assert!(seccomp_fails(Some(2), Some(0x1ff_ffff_ffff)));
+    assert!(!seccomp_fails(Some(0), Some(0x1ff_ffff_ffff)), "no profile");
+    assert!(!seccomp_fails(Some(2), Some(0)), "the capabilities are missing: that is why");
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::packet::dns;
-use crate::packet::dns::Answer;
+use crate::packet::dns::DnsAnswer;
 
 /// Names outlive their TTL by this: programs go on using an address, and retry connections that they opened in time.
 const SLACK: Duration = Duration::from_secs(60);
@@ -44,7 +44,7 @@ struct Known {
 impl Names {
     /// Takes a DNS answer that the pod with address `pod` behind `interface` received.
     pub fn told(&mut self, interface: u32, pod: IpAddr, message: &[u8], now: Instant) {
-        let Some(Answer { names, addresses }) = dns::parse(message) else { return };
+        let Some(DnsAnswer { names, addresses }) = dns::parse(message) else { return };
         if self.pods.len() >= MAX_PODS && !self.pods.contains_key(&interface) {
             return;
         }

@@ -188,7 +188,7 @@ pub fn body(
     let Tuple { client, protocol, server } = finding.tuple;
     // Policies are about pods, and which backend a service chose is not known here.
     let mut verdict = (!matches!(flow.destination.owner, OwnedBy::Service))
-        .then(|| Part::new(policy::judge(index, &flow.connection(time), options)));
+        .then(|| Part::new(policy::verdict_of(index, &flow.connection(time), options)));
     if let Some(verdict) = &mut verdict {
         enrich::qualify(verdict, flow, stale);
     }

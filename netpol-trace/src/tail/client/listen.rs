@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::agents::{SharedResponses, report_failure, report_reach, report_remedy};
 use super::live::Batch;
 use crate::backoff::Backoff;
-use crate::cluster::agents::{Agent, Agents, AgentsError, Asked};
+use crate::cluster::agents::{Agent, Agents, AgentsError, RecordsRequest};
 use crate::record::lines::LineSplitter;
 use crate::record::read::RecordView;
 use crate::tail::line::ParsedLine;
@@ -108,7 +108,7 @@ impl Listener {
         }
     }
 
-    /// Returns true also if the API server cannot be asked.
+    /// Returns true also if the API server cannot be request.
     async fn exists(&self, agent: &Agent) -> bool {
         self.agents.list().await.map_or(true, |all| all.iter().any(|other| other.pod == agent.pod))
     }
@@ -142,8 +142,8 @@ impl Listener {
             AgentChannel::TailListener { namespaces, home, account, port } => {
                 progress.splitter = LineSplitter::default();
                 let token = self.agents.token(home, account).await?;
-                let asked = Asked { namespaces: namespaces.clone(), since, follow: self.follow };
-                let mut answer = self.agents.records(agent, *port, &token, &asked).await?;
+                let request = RecordsRequest { namespaces: namespaces.clone(), since, follow: self.follow };
+                let mut answer = self.agents.records(agent, *port, &token, &request).await?;
                 self.responses.update(|responses| responses.responded(agent));
                 if self.follow {
                     permit.take();

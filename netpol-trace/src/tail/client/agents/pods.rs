@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::cluster::agents::{Agent, Agents, Recorded};
+use crate::cluster::agents::{Agent, Agents, RecordedPod};
 use crate::tail::client::NODES_NAMED;
 use crate::tail::known_names::KnownNames;
 use crate::tail::select::Selection;
@@ -48,7 +48,7 @@ pub(super) async fn look_up(
 }
 
 impl SelectedPods {
-    fn add(&mut self, pod: &Recorded) {
+    fn add(&mut self, pod: &RecordedPod) {
         self.nodes.extend(pod.node.clone());
     }
 

@@ -8,58 +8,58 @@ use axum::extract::Request;
 use axum::middleware;
 use tokio::task::AbortHandle;
 
-/// Those connections, oldest first.
+/// The connections without a request, oldest first.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Waiting(Arc<Mutex<Connections>>);
+pub(super) struct PendingConnections(Arc<Mutex<Connections>>);
 
 #[derive(Debug, Default)]
 struct Connections {
     last: u64,
-    waiting: BTreeMap<u64, AbortHandle>,
+    pending: BTreeMap<u64, AbortHandle>,
 }
 
-impl Waiting {
+impl PendingConnections {
     fn lock(&self) -> MutexGuard<'_, Connections> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a connection in a task of its own. It waits until the router gets its request, or until it ends.
+    /// Serves a connection in a task of its own. It is pending until the router gets its request, or until it ends.
     pub fn spawn<F>(&self, router: Router, serve: impl FnOnce(Router) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        // Held until the task is in the map: it may have its request at once.
+        // The lock is held until the task is in the map, because its request may come at once.
         let mut connections = self.lock();
         connections.last += 1;
-        let entry = Arc::new(Entry { all: self.clone(), number: connections.last });
-        let asked = entry.clone();
+        let connection = Arc::new(PendingConnection { all: self.clone(), number: connections.last });
+        let with_request = connection.clone();
         let served = serve(router.layer(middleware::map_request(move |request: Request| {
-            asked.remove();
+            with_request.remove();
             async move { request }
         })));
         let task = tokio::spawn(async move {
             served.await;
-            entry.remove();
+            connection.remove();
         });
         let number = connections.last;
-        connections.waiting.insert(number, task.abort_handle());
+        connections.pending.insert(number, task.abort_handle());
     }
 
-    /// Ends the connection that waits longest; `false` when none waits.
+    /// Ends the connection that has been pending longest; `false` when none is pending.
     pub fn close_oldest(&self) -> bool {
-        let oldest = self.lock().waiting.pop_first();
+        let oldest = self.lock().pending.pop_first();
         oldest.inspect(|(_, task)| task.abort()).is_some()
     }
 }
 
-/// One connection's place in the list.
-struct Entry {
-    all: Waiting,
+/// One connection in the list.
+struct PendingConnection {
+    all: PendingConnections,
     number: u64,
 }
 
-impl Entry {
+impl PendingConnection {
     fn remove(&self) {
-        self.all.lock().waiting.remove(&self.number);
+        self.all.lock().pending.remove(&self.number);
     }
 }

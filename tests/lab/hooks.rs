@@ -31,7 +31,7 @@ table inet host {
     let sent = traffic::udp(pair.lab.node(), NODE.into(), [(SERVER, 53).into()], 32);
     assert!(sent.is_err(), "sendto says EPERM");
     traffic::tcp(pair.lab.node(), NODE.into(), (SERVER, 80).into(), BRIEFLY, TcpOptions::default())?;
-    let records = pair.settle(agent, "out")?;
+    let records = pair.stop_and_compare(agent, "out")?;
     for transport in ["udp", "tcp"] {
         let found = records.iter().find(|record| record.text("/network/transport") == transport);
         let record = found.unwrap_or_else(|| panic!("no {transport} record: {records:?}"));
@@ -57,7 +57,7 @@ table inet host {
     let pair = Pair::start(RULES)?;
     let agent = pair.watch()?;
     traffic::udp(&pair.client()?.netns, CLIENT.into(), [(NODE, 8472).into()], 32)?;
-    let records = pair.settle(agent, "in")?;
+    let records = pair.stop_and_compare(agent, "in")?;
     let [record] = records.as_slice() else { panic!("{} records of one packet: {records:?}", records.len()) };
     assert_eq!(record.text("/kernel/hook"), "input", "{record}");
     assert_eq!(record.pod("source"), "lab/client");
@@ -81,7 +81,7 @@ table inet network-policy {
     let pair = Pair::start(RULES)?;
     let agent = pair.watch()?;
     traffic::udp(&pair.client()?.netns, CLIENT.into(), [(SERVER, 53).into()], 32)?;
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     let [record] = records.as_slice() else { panic!("{} records of one packet: {records:?}", records.len()) };
     assert_eq!((record.cause(), record.text("/direction")), ("policy", "ingress"), "{record}");
     assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"]);
@@ -117,7 +117,7 @@ table inet network-policy {
         let attempt = traffic::tcp(&client.netns, from, *to, netpol_trace_tests::PATIENCE, TcpOptions::default())?;
         assert_eq!(attempt.outcome, *outcome, "{to}");
     }
-    let records = pair.settle(agent, "rejected")?;
+    let records = pair.stop_and_compare(agent, "rejected")?;
     for (to, _) in &cases {
         let found = records.iter().find(|record| record.address("destination") == Some(*to));
         let record = found.unwrap_or_else(|| panic!("no record for {to}: {records:?}"));

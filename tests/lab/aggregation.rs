@@ -98,7 +98,7 @@ fn a_flow_of_several_cpus_is_one() -> Result<()> {
 
 /// More flows than there is room for: coarser, marked, and exact all the same.
 #[test]
-fn a_full_map_folds_coarser() -> Result<()> {
+fn a_full_map_aggregates_coarser() -> Result<()> {
     require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
@@ -122,15 +122,19 @@ fn a_full_map_folds_coarser() -> Result<()> {
     let coarse: Vec<&Record> = own(&pair, &run)
         .filter(|r| r.text("/aggregated_by/because") == "flow_map_full" && r.text("/network/family") == "ipv6")
         .collect();
-    let [fold] = coarse.as_slice() else { panic!("one client, one port: {coarse:?}") };
-    assert_eq!(fold.count(), 199, "all but the first one");
-    assert_eq!((fold.number("/source/port"), fold.number("/destination/port")), (None, Some(53)), "{fold}");
+    let [aggregate] = coarse.as_slice() else { panic!("one client, one port: {coarse:?}") };
+    assert_eq!(aggregate.count(), 199, "all but the first one");
+    assert_eq!(
+        (aggregate.number("/source/port"), aggregate.number("/destination/port")),
+        (None, Some(53)),
+        "{aggregate}"
+    );
     Ok(())
 }
 
 /// And where even those find no room, by the two addresses.
 #[test]
-fn a_scan_folds_by_addresses() -> Result<()> {
+fn a_scan_is_aggregated_by_addresses() -> Result<()> {
     require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
@@ -146,18 +150,22 @@ fn a_scan_folds_by_addresses() -> Result<()> {
     let wide: Vec<&Record> = own(&pair, &run)
         .filter(|r| r.text("/aggregated_by/because") == "flow_map_full" && r.number("/destination/port").is_none())
         .collect();
-    let [fold] = wide.as_slice() else { panic!("one client, one server: {wide:?}") };
-    assert!(fold.count() > u64::from(SCAN_PORTS) - 23_000, "{fold}");
-    assert_eq!((fold.pod("source"), fold.pod("destination")), ("lab/client".into(), "lab/server".into()), "{fold}");
-    assert_eq!((fold.text("/cause"), fold.number("/source/port")), ("policy", None), "{fold}");
+    let [aggregate] = wide.as_slice() else { panic!("one client, one server: {wide:?}") };
+    assert!(aggregate.count() > u64::from(SCAN_PORTS) - 23_000, "{aggregate}");
+    assert_eq!(
+        (aggregate.pod("source"), aggregate.pod("destination")),
+        ("lab/client".into(), "lab/server".into()),
+        "{aggregate}"
+    );
+    assert_eq!((aggregate.text("/cause"), aggregate.number("/source/port")), ("policy", None), "{aggregate}");
     Ok(())
 }
 
 /// Above the budget drops are aggregated by workloads, and every packet is in a count.
 #[test]
-fn a_spent_budget_folds_by_workloads() -> Result<()> {
+fn a_spent_budget_aggregates_by_workloads() -> Result<()> {
     require!(can_run_lab());
-    // Another test's scan would spend this agent's folds.
+    // Another test's scan would spend this agent's aggregates.
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
@@ -172,9 +180,17 @@ fn a_spent_budget_folds_by_workloads() -> Result<()> {
     let aggregated: Vec<&Record> =
         own(&pair, &run).filter(|r| r.text("/aggregated_by/because") == "record_budget").collect();
     assert!(packets(aggregated.iter().copied()) >= 100, "a budget of ten records: {aggregated:?}");
-    for fold in &aggregated {
-        assert_eq!((fold.pod("source"), fold.pod("destination")), ("lab/client".into(), "lab/server".into()), "{fold}");
-        assert_eq!((fold.number("/source/port"), fold.number("/destination/port")), (None, Some(80)), "{fold}");
+    for aggregate in &aggregated {
+        assert_eq!(
+            (aggregate.pod("source"), aggregate.pod("destination")),
+            ("lab/client".into(), "lab/server".into()),
+            "{aggregate}"
+        );
+        assert_eq!(
+            (aggregate.number("/source/port"), aggregate.number("/destination/port")),
+            (None, Some(80)),
+            "{aggregate}"
+        );
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Every packet is accounted for. All tests of the lab settle the same way (`Pair::settle`); these press harder.
+//! Every packet is accounted for. All tests of the lab stop_and_compare the same way (`Pair::stop_and_compare`); these press harder.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -26,7 +26,7 @@ fn one_flow_many_packets() -> Result<()> {
     let agent = pair.watch()?;
     let to = std::iter::repeat_n(SocketAddr::from((SERVER, 5000)), packets);
     traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 100)?;
-    pair.settle(agent, "denied")?;
+    pair.stop_and_compare(agent, "denied")?;
     assert_eq!(pair.counted("denied")?, packets as u64, "nft counts what was sent");
     Ok(())
 }
@@ -50,7 +50,7 @@ fn many_flows() -> Result<()> {
         other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok(())
     })?;
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     assert_eq!(pair.counted("denied")?, (2 * 3 * ports) as u64, "nft counts what was sent");
     assert!(records.iter().all(|record| record.cause() == "policy"), "every one is the policy's");
     Ok(())
@@ -129,13 +129,13 @@ fn a_full_ring_is_declared() -> Result<()> {
     run.account_for("denied", pair.counted("denied")?, &pair.netfilter_drops(&run))
 }
 
-/// A file system of so many octets, in a folder of its own.
+/// A file system of so many bytes, in a folder of its own.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount(octets: u32) -> Result<SmallDisk> {
+    fn mount(bytes: u32) -> Result<SmallDisk> {
         let folder = tempfile::tempdir()?;
-        let size = format!("size={octets}");
+        let size = format!("size={bytes}");
         let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).output()?;
         anyhow::ensure!(mount.status.success(), "mount: {}", String::from_utf8_lossy(&mount.stderr));
         Ok(SmallDisk(folder))

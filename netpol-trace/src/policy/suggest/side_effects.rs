@@ -1,31 +1,31 @@
-//! What an added rule lets through besides the connection that it is for.
+//! Which other connections an added rule allows.
 
 use crate::cluster::Index;
 use crate::cluster::index::PodView;
 use crate::model::cluster::{Direction, Object, Peer, Policy, Rule};
 use crate::policy;
-use crate::policy::{Connection, End, Finding, Options, Who};
+use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, PolicyResult};
 
-/// Pairs that are looked at; the rest is counted.
+/// Pairs that are compared; the rest is only counted.
 const MAX_PAIRS: usize = 100_000;
 
-/// What else passes in the rule's direction; the other direction may still deny it.
+/// Other connections that the rule allows in its direction; the other direction may still deny them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Effect {
+pub struct SideEffects {
     /// Pairs that were denied in this direction and no longer are.
-    pub opened: Vec<Opened>,
-    /// Pairs that were too many to look at.
+    pub opened: Vec<OpenedPair>,
+    /// Pairs beyond [`MAX_PAIRS`], which were not compared.
     pub not_looked_at: usize,
 }
 
-/// By name: `namespace/pod`, or an address.
+/// Source and destination, each as `namespace/pod` or an address.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-pub struct Opened {
+pub struct OpenedPair {
     pub from: String,
     pub to: String,
 }
 
-/// Compares all pods that `policy` selects with all ends that `rule` names, before and after.
+/// Compares all pods that `policy` selects with all endpoints that `rule` matches, before and after the change.
 pub(super) fn of(
     index: &Index,
     connection: &Connection<'_>,
@@ -33,7 +33,7 @@ pub(super) fn of(
     direction: Direction,
     policy: &Policy,
     rule: &Rule,
-) -> Effect {
+) -> SideEffects {
     let mut after = index.clone();
     after.upsert(Object::Policy(policy.clone()));
     let subjects: Vec<PodView<'_>> = index
@@ -43,11 +43,11 @@ pub(super) fn of(
         .filter(|view| policy.subject.matches(&view.pod.labels))
         .collect();
     let peers = peers(index, connection, direction, policy, rule);
-    let mut effect =
-        Effect { opened: Vec::new(), not_looked_at: (subjects.len() * peers.len()).saturating_sub(MAX_PAIRS) };
+    let mut side_effects =
+        SideEffects { opened: Vec::new(), not_looked_at: (subjects.len() * peers.len()).saturating_sub(MAX_PAIRS) };
     let pairs = subjects.iter().flat_map(|subject| peers.iter().map(move |peer| (*subject, *peer)));
     for (subject, peer) in pairs.take(MAX_PAIRS) {
-        let subject = End::pod(subject);
+        let subject = PolicyEndpoint::pod(subject);
         let (source, destination) = match direction {
             Direction::Egress => (subject, peer),
             Direction::Ingress => (peer, subject),
@@ -57,37 +57,38 @@ pub(super) fn of(
             continue;
         }
         let denied = |index: &Index, pair: &Connection<'_>| {
-            matches!(policy::evaluate(index, pair, options).side(direction).finding, Finding::Denied)
+            matches!(policy::evaluate(index, pair, options).side(direction).result, PolicyResult::Denied)
         };
-        if denied(index, &pair) && !denied(&after, &crate::policy::suggest::again(&after, &pair)) {
-            effect.opened.push(Opened { from: name(source), to: name(destination) });
+        if denied(index, &pair) && !denied(&after, &crate::policy::suggest::rebind(&after, &pair)) {
+            side_effects.opened.push(OpenedPair { from: name(source), to: name(destination) });
         }
     }
-    effect.opened.sort();
-    effect.opened.dedup();
-    effect
+    side_effects.opened.sort();
+    side_effects.opened.dedup();
+    side_effects
 }
 
-/// The ends that the rule's peers name.
+/// The endpoints that the rule's peers match.
 fn peers<'a>(
     index: &'a Index,
     connection: &Connection<'a>,
     direction: Direction,
     policy: &Policy,
     rule: &Rule,
-) -> Vec<End<'a>> {
+) -> Vec<PolicyEndpoint<'a>> {
     let own = match direction {
         Direction::Egress => connection.destination,
         Direction::Ingress => connection.source,
     };
-    let mut ends = vec![own];
+    let mut endpoints = vec![own];
     for peer in rule.peers.iter().flatten() {
         match peer {
             Peer::Block { cidr, .. } => {
-                // Whoever else is behind the address.
-                ends.push(End::external(cidr.addr()));
+                // The address itself, for what is no pod.
+                endpoints.push(PolicyEndpoint::external(cidr.addr()));
                 let inside = |view: &PodView<'_>| view.pod.ips.iter().any(|ip| cidr.contains(ip));
-                ends.extend(index.namespaces().flat_map(|(_, n)| n.pods()).filter(inside).map(End::pod));
+                endpoints
+                    .extend(index.namespaces().flat_map(|(_, n)| n.pods()).filter(inside).map(PolicyEndpoint::pod));
             }
             Peer::Pods { namespaces, pods } => {
                 let of_namespace = |name: &str, entry: &crate::cluster::index::NamespaceEntry| match namespaces {
@@ -96,18 +97,18 @@ fn peers<'a>(
                 };
                 let chosen = |view: &PodView<'_>| pods.as_ref().is_none_or(|s| s.matches(&view.pod.labels));
                 let spaces = index.namespaces().filter(|(name, entry)| of_namespace(name, entry));
-                ends.extend(spaces.flat_map(|(_, entry)| entry.pods()).filter(chosen).map(End::pod));
+                endpoints.extend(spaces.flat_map(|(_, entry)| entry.pods()).filter(chosen).map(PolicyEndpoint::pod));
             }
         }
     }
-    ends
+    endpoints
 }
 
-pub(super) fn name(end: End<'_>) -> String {
-    match (end.who, end.ip) {
-        (Who::Pod(view), _) => format!("{}/{}", view.pod.namespace, view.pod.name),
+pub(super) fn name(endpoint: PolicyEndpoint<'_>) -> String {
+    match (endpoint.identity, endpoint.ip) {
+        (PolicyIdentity::Pod(view), _) => format!("{}/{}", view.pod.namespace, view.pod.name),
         (_, Some(ip)) => ip.to_string(),
-        (Who::Node(name), None) => name.to_owned(),
+        (PolicyIdentity::Node(name), None) => name.to_owned(),
         (_, None) => "unknown".to_owned(),
     }
 }

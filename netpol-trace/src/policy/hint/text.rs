@@ -1,4 +1,4 @@
-//! The ends in words, and the change as YAML in one line.
+//! Renders the endpoints in words, and the change as YAML in one line.
 
 use std::fmt::{self, Display};
 use std::net::IpAddr;
@@ -8,9 +8,9 @@ use crate::model::Str;
 use crate::model::cluster::{Direction, Labels, Policy};
 use crate::policy::matching::{Matcher, NAME_LABEL};
 use crate::policy::nearest::as_pod;
-use crate::policy::{End, Transport, Who};
+use crate::policy::{PolicyEndpoint, PolicyIdentity, Transport};
 
-/// Labels that change from one rollout, revision or replica to the next: never to select by.
+/// Labels that change from one rollout, revision or replica to the next: a selector must not have them.
 const UNSTABLE: [&str; 10] = [
     "pod-template-hash",
     "controller-revision-hash",
@@ -23,26 +23,26 @@ const UNSTABLE: [&str; 10] = [
     "batch.kubernetes.io/job-name",
     "batch.kubernetes.io/job-completion-index",
 ];
-/// Labels that name the application: these, where a pod has them, and no others.
+/// Labels that name the application. Where a pod has one of these, the selector has only these.
 const NAMING: [&str; 4] = ["app.kubernetes.io/name", "app.kubernetes.io/instance", "app", "k8s-app"];
 const LABELS_AT_MOST: usize = 4;
 
-pub(super) struct Words<'o, 'a> {
+pub(super) struct HintText<'o, 'a> {
     pub matcher: Matcher<'o, 'a>,
 }
 
-impl Words<'_, '_> {
-    /// The pod whose policy is spoken of.
+impl HintText<'_, '_> {
+    /// The pod whose side denies.
     pub(super) fn subject(&self) -> impl Display {
-        end(match self.matcher.direction {
+        endpoint(match self.matcher.direction {
             Direction::Egress => &self.matcher.connection.source,
             Direction::Ingress => &self.matcher.connection.destination,
         })
     }
 
-    /// The other end.
+    /// The other endpoint.
     pub(super) fn peer(&self) -> impl Display {
-        end(self.matcher.peer())
+        endpoint(self.matcher.peer())
     }
 
     /// `{port: 80, protocol: TCP}`
@@ -58,20 +58,20 @@ impl Words<'_, '_> {
         Some(fmt::from_fn(move |f| write!(f, "port: {port}, protocol: {protocol}")))
     }
 
-    /// An item of `from` or `to` that matches the other end, and as little else as its labels allow. `None`: a pod
-    /// without a label to select it by, an end without an address, or one whose owner is not known: its address may be
-    /// another's tomorrow.
+    /// An item of `from` or `to` that matches the other endpoint, and as little else as its labels allow. `None`: a pod
+    /// without a label to select it by, an endpoint without an address, or an address whose owner is not known, because
+    /// another pod may have it tomorrow.
     pub(super) fn peer_item(&self, policy: &Policy) -> Option<impl Display> {
         let peer = self.matcher.peer();
-        if matches!(peer.who, Who::Unknown) {
+        if matches!(peer.identity, PolicyIdentity::Unknown) {
             return None;
         }
-        Some(match as_pod(&peer.who).filter(|view| !view.pod.host_network) {
+        Some(match as_pod(&peer.identity).filter(|view| !view.pod.host_network) {
             Some(PodView { pod, .. }) => {
                 let elsewhere = (pod.namespace != policy.namespace).then_some(&*pod.namespace);
-                Item::Pods(elsewhere, stable(&pod.labels)?)
+                PeerItem::Pods(elsewhere, stable(&pod.labels)?)
             }
-            None => Item::Block(*self.matcher.peer_addresses().first()?),
+            None => PeerItem::Block(*self.matcher.peer_addresses().first()?),
         })
     }
 
@@ -84,21 +84,21 @@ impl Words<'_, '_> {
 }
 
 /// An item of `from` or `to`.
-enum Item<'a> {
+enum PeerItem<'a> {
     Block(IpAddr),
     /// The namespace, where it is not the policy's own.
-    Pods(Option<&'a str>, Stable<'a>),
+    Pods(Option<&'a str>, StableLabels<'a>),
 }
 
-impl Display for Item<'_> {
+impl Display for PeerItem<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Item::Block(ip) => match ip.to_canonical() {
+            PeerItem::Block(ip) => match ip.to_canonical() {
                 IpAddr::V4(ip) => write!(f, "{{ipBlock: {{cidr: {ip}/32}}}}"),
                 IpAddr::V6(ip) => write!(f, "{{ipBlock: {{cidr: '{ip}/128'}}}}"),
             },
-            Item::Pods(None, labels) => write!(f, "{{podSelector: {{matchLabels: {{{labels}}}}}}}"),
-            Item::Pods(Some(namespace), labels) => write!(
+            PeerItem::Pods(None, labels) => write!(f, "{{podSelector: {{matchLabels: {{{labels}}}}}}}"),
+            PeerItem::Pods(Some(namespace), labels) => write!(
                 f,
                 "{{namespaceSelector: {{matchLabels: {{{NAME_LABEL}: {}}}}}, podSelector: {{matchLabels: {{{labels}}}}}}}",
                 scalar(namespace),
@@ -107,26 +107,29 @@ impl Display for Item<'_> {
     }
 }
 
-/// The labels to select a pod by: those that name its application, else all that stay.
+/// The labels to select a pod by: those that name its application, else all that stay the same.
 #[derive(Clone, Copy)]
-struct Stable<'a> {
+struct StableLabels<'a> {
     labels: &'a Labels,
     naming: bool,
 }
 
-/// `None`: it has none such.
-fn stable(labels: &Labels) -> Option<Stable<'_>> {
-    [true, false].map(|naming| Stable { labels, naming }).into_iter().find(|labels| labels.pairs().next().is_some())
+/// `None`: the pod has no such label.
+fn stable(labels: &Labels) -> Option<StableLabels<'_>> {
+    [true, false]
+        .map(|naming| StableLabels { labels, naming })
+        .into_iter()
+        .find(|labels| labels.pairs().next().is_some())
 }
 
-impl<'a> Stable<'a> {
+impl<'a> StableLabels<'a> {
     fn pairs(self) -> impl Iterator<Item = (&'a Str, &'a Str)> {
         let keep = move |key: &str| if self.naming { NAMING.contains(&key) } else { !UNSTABLE.contains(&key) };
         self.labels.iter().filter(move |(key, _)| keep(key)).take(LABELS_AT_MOST)
     }
 }
 
-impl Display for Stable<'_> {
+impl Display for StableLabels<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.pairs()
             .enumerate()
@@ -143,20 +146,13 @@ fn scalar(value: &str) -> impl Display {
     fmt::from_fn(move |f| if plain { f.write_str(value) } else { write!(f, "'{value}'") })
 }
 
-fn end<'a>(end: &End<'a>) -> impl Display + use<'a> {
-    let End { who, ip, .. } = *end;
-    fmt::from_fn(move |f| match (&who, ip) {
-        (Who::Pod(view), _) => write!(f, "{}/{}", view.pod.namespace, view.pod.name),
-        (Who::Node(name), _) => write!(f, "node {name}"),
-        (Who::External | Who::Unknown, Some(ip)) => ip.fmt(f),
-        (Who::External, None) => f.write_str("an address outside"),
-        (Who::Unknown, None) => f.write_str("an unknown end"),
+fn endpoint<'a>(endpoint: &PolicyEndpoint<'a>) -> impl Display + use<'a> {
+    let PolicyEndpoint { identity, ip, .. } = *endpoint;
+    fmt::from_fn(move |f| match (&identity, ip) {
+        (PolicyIdentity::Pod(view), _) => write!(f, "{}/{}", view.pod.namespace, view.pod.name),
+        (PolicyIdentity::Node(name), _) => write!(f, "node {name}"),
+        (PolicyIdentity::External | PolicyIdentity::Unknown, Some(ip)) => ip.fmt(f),
+        (PolicyIdentity::External, None) => f.write_str("an address outside"),
+        (PolicyIdentity::Unknown, None) => f.write_str("an unknown endpoint"),
     })
-}
-
-pub(super) fn capital(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Egress => "Egress",
-        Direction::Ingress => "Ingress",
-    }
 }

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_connections_are_outside_of_the_books() {
+    fn lost_connections_are_not_lost_packets() {
         let loss = |of: &str| {
             let line = r#"{"schema":"netpol-trace/v1","kind":"loss","run":"a","id":"a/2","seq":2,"count":7"#;
             let stopped = STOPPED.replacen("a/2", "a/3", 1).replacen("\"seq\":2", "\"seq\":3", 1);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn each_term_is_missed() {
+    fn a_change_of_any_term_is_noticed() {
         for (from, to) in [
             ("\"matched\":4", "\"matched\":5"),
             ("\"seen\":9", "\"seen\":3"),
