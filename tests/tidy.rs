@@ -254,6 +254,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("netlink", &[]),
     ("storage", &[]),
     ("packet", &["model"]),
+    // packet: the aggregate stage decodes each event once, so that single packets and counts both leave it as a `Packet`.
     ("kernel", &["model", "memory", "netlink", "packet"]),
     ("cluster", &["model", "text"]),
     ("telemetry", &["cluster"]),
@@ -288,7 +289,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("missing", &[]),
     ("recorded", &["model", "text", "cluster", "policy", "record"]),
     ("tail", &["model", "text", "storage", "backoff", "cluster", "record", "history", "missing", "recorded"]),
-    ("doctor", &["cluster", "inventory"]),
+    ("doctor", &["text", "cluster", "inventory"]),
     (
         "cli",
         &[
@@ -301,7 +302,6 @@ const EDGES: &[(&str, &[&str])] = &[
             "inventory",
             "policy",
             "record",
-            "history",
             "sink",
             "config",
             "http",

@@ -19,13 +19,13 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use netpol_trace::cluster::change::Change;
 use netpol_trace::cluster::{Cluster, SourceStatus};
-use netpol_trace::kernel::RawDrop;
+use netpol_trace::kernel::KernelDrop;
 use netpol_trace::pipeline::Pipeline;
 use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::record::format::Format;
-use netpol_trace::sink::Numbers;
-use netpol_trace::sink::fan_out::Output;
-use netpol_trace::sink::file::{Lines, Rotation};
+use netpol_trace::sink::RecordIds;
+use netpol_trace::sink::fan_out::FanOut;
+use netpol_trace::sink::file::{FileSink, Rotation};
 use netpol_trace::storage::Readers;
 
 const PODS: usize = 10_000;
@@ -45,7 +45,7 @@ fn main() {
     }
 }
 
-fn case(cluster: &Cluster, drops: &[RawDrop], records: usize) {
+fn case(cluster: &Cluster, drops: &[KernelDrop], records: usize) {
     let folder = tempfile::tempdir().unwrap();
     let sample = folder.path().join("sample");
     run(cluster, drops, 1_000, &sample);
@@ -62,9 +62,11 @@ fn case(cluster: &Cluster, drops: &[RawDrop], records: usize) {
 }
 
 /// Time on the clock, processor time, and allocations of the pipeline's thread.
-fn run(cluster: &Cluster, drops: &[RawDrop], records: usize, path: &Path) -> (Duration, Duration, u64) {
-    let mut output = Output::new(Numbers::new("5f3a9c1e".into(), Some("bench".into()), Some("node-1".into())));
-    output.add(Box::new(Lines::open(path, Format::Native, Rotation::default(), Readers::default()).unwrap())).unwrap();
+fn run(cluster: &Cluster, drops: &[KernelDrop], records: usize, path: &Path) -> (Duration, Duration, u64) {
+    let mut output = FanOut::new(RecordIds::new("5f3a9c1e".into(), Some("bench".into()), Some("node-1".into())));
+    output
+        .add(Box::new(FileSink::open(path, Format::Native, Rotation::default(), Readers::default()).unwrap()))
+        .unwrap();
     let intake = Arc::new(Intake::default());
     let mut pipeline = Pipeline::new(cluster.clone(), Some("node-1".into()), false, intake, output);
     let (start, cpu) = (Instant::now(), processor_time());
@@ -73,7 +75,7 @@ fn run(cluster: &Cluster, drops: &[RawDrop], records: usize, path: &Path) -> (Du
     });
     pipeline.output.drain();
     let times = (start.elapsed(), processor_time() - cpu, allocations);
-    let written = pipeline.output.ledger().written;
+    let written = pipeline.output.primary().written;
     assert_eq!(written, records as u64, "lines written; {:?}", pipeline.accounting);
     assert!(pipeline.output.finish());
     times

@@ -27,7 +27,7 @@ use crate::config::Live;
 use crate::http::{self, Guard};
 use crate::inventory::{self, Watcher};
 use crate::kernel;
-use crate::kernel::tc::{Mode, View};
+use crate::kernel::tc::{TcMode, TcView};
 use crate::memory;
 use crate::model::HookState;
 use crate::pipeline::Pipeline;
@@ -35,11 +35,11 @@ use crate::pipeline::accounting::Intake;
 use crate::pipeline::aggregate::Budget;
 use crate::pipeline::connections::Flows;
 use crate::record::format::Format;
-use crate::sink::fan_out::Output;
-use crate::sink::history::History;
-use crate::sink::queue::Written;
-use crate::sink::target::Target;
-use crate::sink::{Numbers, Sink};
+use crate::sink::fan_out::FanOut;
+use crate::sink::history::HistorySink;
+use crate::sink::queue::OnWritten;
+use crate::sink::spec::OutputSpec;
+use crate::sink::{RecordIds, Sink};
 use crate::storage::Readers;
 
 /// Batches between reader and worker; of at most [`reader::BATCH`] packets each.
@@ -76,7 +76,7 @@ pub struct Config {
     pub cluster: Option<String>,
     pub all_drops: bool,
     /// Where records go; nowhere means stdout.
-    pub outputs: Vec<Target>,
+    pub outputs: Vec<OutputSpec>,
     /// The format of the sinks that name none.
     pub format: Format,
     /// Where /metrics and the probes are served; nowhere by default.
@@ -131,13 +131,13 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
         _ => None,
     };
     let state = config.state_dir.as_deref().map(|dir| StateFile::open(dir, &run)).transpose()?;
-    let options = kernel::Options {
+    let options = kernel::KernelOptions {
         all_drops: config.all_drops,
         ring_bytes: config.ring_bytes,
-        fold: !config.aggregation_window.is_zero(),
+        aggregate: !config.aggregation_window.is_zero(),
         survive_restart: config.survive_restart,
         pin_folder: config.pin_folder.clone(),
-        ..kernel::Options::default()
+        ..kernel::KernelOptions::default()
     };
     let (mut hooks, mut tc_hooks) = (Vec::new(), Vec::new());
     let (drops, tc) = std::thread::scope(|scope| {
@@ -162,12 +162,12 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
         // The hook went on without an agent: no time to declare.
         previous.gap = None;
     }
-    let carry = drops.as_ref().map(|drops| drops.attached.carry().clone());
-    if let Some(carry) = carry.clone() {
+    let handover = drops.as_ref().map(|drops| drops.attached.handover().clone());
+    if let Some(handover) = handover.clone() {
         let written = move |packets| {
-            carry.written().fetch_add(packets, Ordering::AcqRel);
+            handover.written().fetch_add(packets, Ordering::AcqRel);
         };
-        output.on_written(Written(Box::new(written)));
+        output.on_written(OnWritten(Box::new(written)));
     }
     let counters = drops.as_ref().map(|drops| drops.counters.clone());
 
@@ -185,8 +185,8 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
     // Without folding in the kernel what is above the budget is still folded.
     let window = if config.aggregation_window.is_zero() { WINDOW } else { config.aggregation_window };
     let (connections, flow_counters) = match tc {
-        Some(kernel::tc::Opened { attacher, ring, flows, counters }) => {
-            let view = View { flows, interfaces: attacher.interfaces() };
+        Some(kernel::tc::TcHook { attacher, ring, flows, counters }) => {
+            let view = TcView { flows, interfaces: attacher.interfaces() };
             pipeline.flows = Some(Flows::new(view, drops.is_some()));
             let stop = stop.clone();
             let attacher = std::thread::Builder::new().name("interfaces".into()).spawn(move || attacher.run(&stop))?;
@@ -209,7 +209,7 @@ pub async fn run(mut config: Config, file: Live) -> anyhow::Result<()> {
                 previous,
                 ring_size: u64::from(config.ring_bytes),
                 window,
-                carry,
+                handover,
                 inherited,
             };
             let result = worker::run(pipeline, &from_reader, setup);
@@ -286,14 +286,14 @@ async fn keep(state: Option<&StateFile>) {
 }
 
 /// Opens every sink, the first one being the ledger.
-fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
-    let mut output = Output::new(Numbers::new(run.to_owned(), config.cluster.clone(), config.node.clone()));
-    let targets = if config.outputs.is_empty() { &[Target::STDOUT] } else { config.outputs.as_slice() };
-    for (at, target) in targets.iter().enumerate() {
-        let (target, default) = (target.clone(), config.format);
+fn open_output(config: &Config, run: &str) -> anyhow::Result<FanOut> {
+    let mut output = FanOut::new(RecordIds::new(run.to_owned(), config.cluster.clone(), config.node.clone()));
+    let specs = if config.outputs.is_empty() { &[OutputSpec::STDOUT] } else { config.outputs.as_slice() };
+    for (at, spec) in specs.iter().enumerate() {
+        let (spec, default) = (spec.clone(), config.format);
         let (access, node) = (config.access.clone(), config.node.clone());
-        let (name, format) = (target.place.to_string(), target.format_name(default));
-        let open = move || target.open(default, &access, node.as_deref());
+        let (name, format) = (spec.destination.to_string(), spec.format_name(default));
+        let open = move || spec.open(default, &access, node.as_deref());
         match at {
             0 => output.add(open()?)?,
             _ => output.add_secondary(name, format, Box::new(open))?,
@@ -302,7 +302,7 @@ fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
     if let Some(HistoryConfig { folder, readers, bytes }) = config.history.clone() {
         let run = run.to_owned();
         let open = move || {
-            let opened = History::open(&folder, readers, &run, bytes).context("--history-dir")?;
+            let opened = HistorySink::open(&folder, readers, &run, bytes).context("--history-dir")?;
             Ok(Box::new(opened) as Box<dyn Sink>)
         };
         output.add_secondary(
@@ -316,7 +316,7 @@ fn open_output(config: &Config, run: &str) -> anyhow::Result<Output> {
 
 /// Loads and attaches the hook on freed packets.
 fn open_drops(
-    options: &kernel::Options,
+    options: &kernel::KernelOptions,
     window: Duration,
     hooks: &mut Vec<HookState>,
 ) -> anyhow::Result<reader::Drops> {
@@ -328,20 +328,20 @@ fn open_drops(
         tracing::warn!(ranges = attached.locations_left_out, "code ranges without room in the programs' table");
     }
     let ring = attached.take_ring().ok_or_else(|| anyhow!("the ring buffer is already taken"))?;
-    let folds = attached.take_folds().ok_or_else(|| anyhow!("the counts are already taken"))?;
+    let aggregator = attached.take_aggregator().ok_or_else(|| anyhow!("the counts are already taken"))?;
     let counters = attached.take_counters().ok_or_else(|| anyhow!("the counters are already taken"))?;
     hooks.push(worker::drop_state(&attached, symbols_error.as_ref()));
     hooks.push(attached.rejects().state());
-    Ok(reader::Drops { ring, folds, window, names, attached, counters: Arc::new(counters) })
+    Ok(reader::Drops { ring, aggregator, window, names, attached, counters: Arc::new(counters) })
 }
 
 /// Loads and attaches the tc hook. Where it can't be had and is not all that was asked for, its state says why.
-fn open_tc(chosen: Option<&[HookName]>, hooks: &mut Vec<HookState>) -> anyhow::Result<Option<kernel::tc::Opened>> {
+fn open_tc(chosen: Option<&[HookName]>, hooks: &mut Vec<HookState>) -> anyhow::Result<Option<kernel::tc::TcHook>> {
     if !wants(chosen, HookName::Tc) {
         return Ok(None);
     }
-    let mode = Mode::of_this_kernel();
-    if chosen.is_none() && mode == Mode::Clsact {
+    let mode = TcMode::of_this_kernel();
+    if chosen.is_none() && mode == TcMode::Clsact {
         let why = "off by default before Linux 6.6, where tc filters outlive a killed agent: --hooks kfree_skb,tc";
         tracing::info!("tc hook {why}");
         hooks.push(worker::tc_unused(HookState::OFF, why.to_owned()));

@@ -32,7 +32,7 @@ use verdict_cache::CacheKey;
 
 use crate::cluster::Index;
 use crate::inventory::Watcher;
-use crate::kernel::RawDrop;
+use crate::kernel::KernelDrop;
 use crate::model::Cause;
 use crate::pipeline::filter::Ends;
 use crate::record::Body;
@@ -40,10 +40,10 @@ use crate::sink::SinkError;
 
 impl Pipeline {
     /// Takes a batch of drops through all stages.
-    pub fn handle(&mut self, drops: impl IntoIterator<Item = RawDrop>) -> Result<(), SinkError> {
+    pub fn handle(&mut self, drops: impl IntoIterator<Item = KernelDrop>) -> Result<(), SinkError> {
         self.now = Instant::now();
         for drop in drops {
-            let Some(drop) = self.decode(drop) else { continue };
+            let Some(drop) = self.accept(drop) else { continue };
             let may_wait = self.may_wait(&drop);
             self.accounting.held += drop.packets();
             if let Some(drop) = self.advance(drop, may_wait)? {

@@ -5,12 +5,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use netpol_trace::config::{self, read::RUNTIME_KEYS};
 use netpol_trace::record::format::Format;
-use netpol_trace::sink::target;
+use netpol_trace::sink::spec;
 use netpol_trace_tests::bpf_fs::BpfFs;
 use netpol_trace_tests::collector::{Collector, certificates};
 use netpol_trace_tests::containerd::Container;
@@ -141,10 +140,10 @@ fn left_out(cases: &[Case]) -> Vec<String> {
         let option = format!(",format={}", format.as_str());
         demand(format!("file{option}"), has("output", &|value| value.starts_with("file:") && value.contains(&option)));
     }
-    for kind in target::KINDS {
+    for kind in spec::KINDS {
         demand(kind.into(), has("output", &|value| value.starts_with(kind)));
     }
-    for option in target::OPTIONS {
+    for option in spec::OPTIONS {
         for kind in option.of {
             let text = format!(",{}=", option.name);
             demand(format!("{kind}{text}"), has("output", &|value| value.starts_with(kind) && value.contains(&text)));

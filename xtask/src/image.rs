@@ -142,10 +142,6 @@ fn size(path: &Path) -> Result<f64> {
     Ok(path.metadata().with_context(|| path.display().to_string())?.len() as f64 / f64::from(1 << 20))
 }
 
-/// A thirtieth of the binary: relocations packed, which Debian 12's C library (2.36) is the first to take, and functions of the same code
-/// put into one, by rustc's own linker. It links with that on this architecture only, and where it has it: a distribution's may not.
-const SMALLER: [&str; 2] = ["-z,pack-relative-relocs", "--icf=all"];
-
 /// Builds the agent with the C library inside: it runs where there is nothing else. glibc's resolver reads resolv.conf itself.
 fn build(args: &Args) -> Result<PathBuf> {
     let (arch, target) = (args.arch, args.arch.target());
@@ -159,20 +155,12 @@ fn build(args: &Args) -> Result<PathBuf> {
     }
     // Only the last step, the linking, differs from the ordinary build: all that was compiled for that is used.
     cargo.args(["--", "-C", "target-feature=+crt-static"]);
-    if arch == Arch::Amd64 && has_own_linker(target) {
-        cargo.args(SMALLER.map(|argument| format!("-Clink-arg=-Wl,{argument}")));
-    }
     machine::run(&mut cargo)?;
     let built = folder.join(if args.debug { "debug" } else { "release" }).join("netpol-trace");
     let binary = machine::target().join(format!("image/netpol-trace-{arch}"));
     std::fs::create_dir_all(machine::target().join("image"))?;
     std::fs::copy(&built, &binary).with_context(|| built.display().to_string())?;
     Ok(binary)
-}
-
-fn has_own_linker(target: &str) -> bool {
-    let sysroot = machine::output(Command::new("rustc").args(["--print", "sysroot"]));
-    sysroot.is_ok_and(|sysroot| Path::new(&sysroot).join("lib/rustlib").join(target).join("bin/gcc-ld/ld.lld").exists())
 }
 
 /// Another architecture's linker, C compiler and standard library.

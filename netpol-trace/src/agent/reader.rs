@@ -8,12 +8,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::worker::Message;
+use crate::kernel::aggregate::Aggregator;
 use crate::kernel::attach::Attached;
-use crate::kernel::counters::Counters;
-use crate::kernel::fold::{Folds, Told};
-use crate::kernel::ring::{self, Ring};
+use crate::kernel::counters::KernelCounters;
+use crate::kernel::ring::{self, DropRing};
 use crate::kernel::tc::FlowRing;
-use crate::kernel::{Names, RawDrop};
+use crate::kernel::{AggregatedDrop, KernelDrop, SiteNames};
 use crate::pipeline::accounting::Intake;
 
 /// Packets handed over at once.
@@ -38,13 +38,13 @@ const MODULES: Duration = Duration::from_millis(200);
 
 /// The hook on freed packets.
 pub struct Drops {
-    pub ring: Ring,
-    pub folds: Folds,
+    pub ring: DropRing,
+    pub aggregator: Aggregator,
     /// How long repeated packets are counted before they are told.
     pub window: Duration,
-    pub names: Names,
+    pub names: SiteNames,
     pub attached: Attached,
-    pub counters: Arc<Counters>,
+    pub counters: Arc<KernelCounters>,
 }
 
 /// The tc hook.
@@ -95,12 +95,12 @@ pub fn run(
         if drops.attached.stays() {
             // The programs go on: what they tell from now on is for the next agent.
             send.window(drops, flows.as_mut());
-            let Drops { folds, names, attached, .. } = drops;
-            for told in folds.take_waiting() {
-                send.told(told, names, attached, flows.as_mut());
+            let Drops { aggregator, names, attached, .. } = drops;
+            for drop in aggregator.take_pending() {
+                send.hand_over(drop, names, attached, flows.as_mut());
             }
             send.flush(flows.as_mut());
-            drops.counters.close(drops.attached.carry());
+            drops.counters.close(drops.attached.handover());
             tracing::info!(
                 "the kfree_skb hook stays attached for the next agent; `netpol-trace doctor --cleanup` removes it"
             );
@@ -124,8 +124,8 @@ pub fn run(
         std::thread::yield_now();
     }
     if let Some(drops) = &mut drops {
-        let Drops { folds, names, attached, .. } = drops;
-        if let Err(error) = folds.take_last(|told| send.told(told, names, attached, flows.as_mut())) {
+        let Drops { aggregator, names, attached, .. } = drops;
+        if let Err(error) = aggregator.take_last(|drop| send.hand_over(drop, names, attached, flows.as_mut())) {
             tracing::error!(%error, "the last counts of repeated packets can't be read");
         }
         send.flush(flows.as_mut());
@@ -136,20 +136,20 @@ struct Send<'a> {
     intake: &'a Intake,
     to_worker: &'a SyncSender<Message>,
     /// Drops to be handed over next.
-    batch: Vec<RawDrop>,
+    batch: Vec<KernelDrop>,
 }
 
 impl Send<'_> {
     /// What the rings have. Says whether there were drops.
     fn all(&mut self, drops: Option<&mut Drops>, mut flows: Option<&mut FlowRing>) -> bool {
         let mut found = 0;
-        if let Some(Drops { ring, folds, names, attached, .. }) = drops {
+        if let Some(Drops { ring, aggregator, names, attached, .. }) = drops {
             while found < MOST_AT_ONCE
                 && let Some(event) = ring.pop()
             {
                 found += ring::ENTRY;
-                if let Some(told) = folds.first(event) {
-                    self.told(told, names, attached, flows.as_deref_mut());
+                if let Some(drop) = aggregator.add(&event) {
+                    self.hand_over(drop, names, attached, flows.as_deref_mut());
                 }
             }
             self.intake.ring_peak.fetch_max(found, Ordering::AcqRel);
@@ -160,22 +160,28 @@ impl Send<'_> {
 
     /// Tells what was counted since the last time.
     fn window(&mut self, drops: &mut Drops, mut flows: Option<&mut FlowRing>) {
-        let turned = drops.folds.turn();
-        // Each count finds its first packet: what was sent before the maps were turned is in the ring.
+        let swapped = drops.aggregator.swap();
+        // First reads every event that was sent before the swap, so that each count finds its first packet.
         self.all(Some(drops), flows.as_deref_mut());
-        let Drops { folds, names, attached, .. } = drops;
-        let taken = turned.and_then(|()| folds.take(|told| self.told(told, names, attached, flows.as_deref_mut())));
+        let Drops { aggregator, names, attached, .. } = drops;
+        let taken =
+            swapped.and_then(|()| aggregator.take(|drop| self.hand_over(drop, names, attached, flows.as_deref_mut())));
         if let Err(error) = taken {
             tracing::error!(%error, "the counts of repeated packets can't be read; they stay until the next try");
         }
         self.flush(flows);
     }
 
-    /// Names the place of a drop, and hands it over with others.
-    fn told(&mut self, told: Told, names: &mut Names, attached: &mut Attached, flows: Option<&mut FlowRing>) {
-        let Told { event, repeats } = told;
-        let facts = names.resolve(&event, attached);
-        self.batch.push(RawDrop { event, facts, repeats });
+    /// Resolves the names of a drop's site and puts the drop into the next batch.
+    fn hand_over(
+        &mut self,
+        drop: AggregatedDrop,
+        names: &mut SiteNames,
+        attached: &mut Attached,
+        flows: Option<&mut FlowRing>,
+    ) {
+        let facts = names.resolve(&drop.site, attached);
+        self.batch.push(KernelDrop::new(drop, facts));
         if self.batch.len() == BATCH {
             self.flush(flows);
             // More will follow, most likely.

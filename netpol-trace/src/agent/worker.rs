@@ -10,12 +10,12 @@ use netpol_trace_common::tc::FlowCounters;
 
 use super::previous::Previous;
 use crate::inventory::{Inventory, coverage};
-use crate::kernel::RawDrop;
+use crate::kernel::KernelDrop;
 use crate::kernel::attach::{Attached, Inherited};
-use crate::kernel::carry::Carry;
 use crate::kernel::clock::Clock;
-use crate::kernel::counters::{Counters, Reading};
-use crate::kernel::hook::Hook;
+use crate::kernel::counters::{CounterReading, KernelCounters};
+use crate::kernel::handover::Handover;
+use crate::kernel::hook::AttachForm;
 use crate::kernel::symbols::SymbolsError;
 use crate::kernel::tc;
 use crate::metrics::Published;
@@ -27,8 +27,8 @@ use crate::sink::SinkError;
 /// What the worker is told.
 #[derive(Debug)]
 pub enum Message {
-    Drops(Vec<RawDrop>),
-    Flows(Vec<tc::Told>),
+    Drops(Vec<KernelDrop>),
+    Flows(Vec<tc::TcEvent>),
 }
 
 /// Messages taken before the clocks are looked at again.
@@ -43,9 +43,9 @@ const STATUS: Duration = Duration::from_secs(60);
 /// What the worker is set up with.
 pub struct Setup<'a> {
     /// With the kfree_skb hook.
-    pub counters: Option<&'a Counters>,
+    pub counters: Option<&'a KernelCounters>,
     /// With the tc hook.
-    pub flow_counters: Option<tc::Counters>,
+    pub flow_counters: Option<tc::TcCounters>,
     pub hooks: Vec<HookState>,
     pub previous: Option<Previous>,
     /// Octets of the kernel's ring.
@@ -53,14 +53,14 @@ pub struct Setup<'a> {
     /// How long drops above the budget are folded.
     pub window: Duration,
     /// With the kfree_skb hook: how far this agent has come, for the next one.
-    pub carry: Option<Arc<Carry>>,
+    pub handover: Option<Arc<Handover>>,
     /// What an agent before this one left in the kernel.
     pub inherited: Inherited,
 }
 
 /// Until the reader ends. A reader of the output that went away is a good end.
 pub fn run(pipeline: Pipeline, messages: &Receiver<Message>, setup: Setup<'_>) -> anyhow::Result<()> {
-    let lost_before = setup.carry.as_ref().map_or(0, |carry| carry.lost().load(Ordering::Acquire));
+    let lost_before = setup.handover.as_ref().map_or(0, |handover| handover.lost().load(Ordering::Acquire));
     let told = Told::default();
     let mut worker = Worker { pipeline, setup, told, lost_before, sources: Vec::new(), ring_peak: 0 };
     let result = worker.work(messages).and_then(|()| worker.end());
@@ -209,11 +209,11 @@ impl Worker<'_> {
             .and_then(|()| self.pipeline.unanswered(true))
             .and_then(|()| self.losses());
         self.pipeline.output.drain();
-        if let Some(carry) = &self.setup.carry
-            && self.pipeline.output.ledger().held == 0
+        if let Some(handover) = &self.setup.handover
+            && self.pipeline.output.primary().held == 0
         {
             // All that was read is told or declared: nothing of it is for the next agent.
-            carry.settle();
+            handover.commit();
         }
         self.status(Phase::Stopped).and(left)
     }
@@ -243,8 +243,8 @@ impl Worker<'_> {
     }
 
     /// `None` when the counters can't be read; nothing is counted without the hook.
-    fn reading(&self) -> Option<Reading> {
-        let Some(counters) = self.setup.counters else { return Some(Reading::default()) };
+    fn reading(&self) -> Option<CounterReading> {
+        let Some(counters) = self.setup.counters else { return Some(CounterReading::default()) };
         let failed = |error: &_| {
             self.pipeline.output.metrics().error("kernel", "counters");
             tracing::error!(%error, "the kernel's counters can't be read");
@@ -314,11 +314,11 @@ impl Worker<'_> {
 
     /// For the next agent, should this one be killed: what needs no line any more.
     fn note(&self) {
-        let Some(carry) = &self.setup.carry else { return };
+        let Some(handover) = &self.setup.handover else { return };
         let Told { ring, queue, undecoded, .. } = self.told;
-        carry.left_out().store(self.pipeline.accounting.filtered + queue + undecoded, Ordering::Release);
+        handover.left_out().store(self.pipeline.accounting.filtered + queue + undecoded, Ordering::Release);
         if ring > 0 {
-            carry.lost().fetch_max(self.lost_before + ring, Ordering::AcqRel);
+            handover.lost().fetch_max(self.lost_before + ring, Ordering::AcqRel);
         }
     }
 
@@ -371,7 +371,7 @@ impl Worker<'_> {
             previous_run: self.setup.previous.as_ref().map(|previous| previous.run.clone()),
             totals: Totals {
                 kernel: reading.as_ref().map(|reading| reading.totals),
-                agent: pipeline.accounting.totals(&pipeline.intake, pipeline.output.ledger()),
+                agent: pipeline.accounting.totals(&pipeline.intake, pipeline.output.primary()),
             },
             causes: pipeline.output.not_lost(pipeline.accounting.causes.clone()),
             not_recorded: reading.map(|reading| reading.not_recorded).unwrap_or_default(),
@@ -426,8 +426,8 @@ pub fn tc_unused(state: Text, why: String) -> HookState {
 /// The kfree_skb hook as a status tells it.
 pub fn drop_state(attached: &Attached, symbols: Option<&SymbolsError>) -> HookState {
     let (state, mut detail) = match attached.hook() {
-        Hook::BtfTracepoint => ("btf_tracepoint", None),
-        Hook::RawTracepoint(why) => ("raw_tracepoint", Some(format!("BTF tracepoint refused: {why}"))),
+        AttachForm::BtfTracepoint => ("btf_tracepoint", None),
+        AttachForm::RawTracepoint(why) => ("raw_tracepoint", Some(format!("BTF tracepoint refused: {why}"))),
     };
     if let Some(error) = symbols {
         detail = Some(format!("{}reasons only: {error}", detail.map(|d| d + "; ").unwrap_or_default()));

@@ -16,7 +16,7 @@ use crate::config::{Live, flags};
 use crate::http::{Guard, TokenFile};
 use crate::kernel::pins;
 use crate::record::format::Format;
-use crate::sink::target::{self, Target};
+use crate::sink::spec::{self, OutputSpec};
 use crate::storage::Readers;
 
 /// Record drops on this node, one JSON object a line on stdout; own logs go to stderr.
@@ -59,8 +59,8 @@ pub struct AgentArgs {
     #[arg(long)]
     all_drops: bool,
 
-    #[arg(long, value_name = "TARGET", help = target::help())]
-    output: Vec<Target>,
+    #[arg(long, value_name = "TARGET", help = spec::help())]
+    output: Vec<OutputSpec>,
 
     /// The encoding of records where --output names none: native, ecs (Elastic), ocsf or otel (a line of OTLP's JSON each).
     #[arg(long, value_name = "FORMAT", default_value = "native")]
@@ -89,7 +89,7 @@ pub struct AgentArgs {
 
     /// Let this group, by its number, read the records in --history-dir: the folder has mode 0750 then and the files 0640. Without it
     /// only the agent's user can (0700 and 0600).
-    #[arg(long, value_name = "GID", requires = "history_dir", value_parser = target::group)]
+    #[arg(long, value_name = "GID", requires = "history_dir", value_parser = spec::group)]
     history_group: Option<u32>,
 
     /// Answer `netpol-trace tail --service-account` here, such as 127.0.0.1:9478, from the history: only with a token that
@@ -177,7 +177,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
             }
         },
     };
-    if let Some(place) = target::named_twice(&args.output) {
+    if let Some(place) = spec::duplicate_destination(&args.output) {
         eprintln!("--output {place}: named twice; its lines would be written twice, so leave one out");
         return Ok(ExitCode::from(2));
     }

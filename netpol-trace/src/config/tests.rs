@@ -10,7 +10,7 @@ use super::{ConfigFile, flags, read};
 use crate::cli::agent::command;
 use crate::model::Cause;
 use crate::pipeline::filter::{Ends, Pattern};
-use crate::sink::target;
+use crate::sink::spec;
 
 fn problems(text: &str) -> String {
     let file = match read::read(text.as_bytes(), Path::new("config.yaml")) {
@@ -270,7 +270,7 @@ fn table() -> String {
         "\n### Options of an output\n\nAs in `--output file:/var/log/drops.jsonl,format=ecs,max-size=64MiB`.\n\n",
     );
     table.push_str("| option | of | meaning |\n|---|---|---|\n");
-    for option in target::OPTIONS {
+    for option in spec::OPTIONS {
         let of = option.of.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(", ");
         let _ = writeln!(table, "| `{}={}` | {of} | {} |", option.name, option.value, cell(option.meaning));
     }

@@ -1,4 +1,5 @@
-//! Tells REJECT from DROP: programs where the kernel sends the answer. What it refuses costs only that knowledge.
+//! Hooks that distinguish REJECT from DROP, at the functions that send an ICMP error or a reset. A hook that the kernel refuses costs only
+//! this distinction.
 
 use aya::programs::fentry::FEntryLink;
 use aya::programs::tp_btf::BtfTracePointLink;
@@ -10,20 +11,20 @@ use super::object::program;
 use crate::model::Answers;
 use crate::model::HookState;
 
-/// The hooks on what REJECT sends. Dropping it detaches.
+/// The attached hooks. Dropping them detaches.
 #[derive(Debug, Default)]
 pub struct Rejects {
-    links: Vec<Link>,
+    links: Vec<RejectLink>,
     answers: Answers,
-    /// IPv4's ICMP errors are seen by the tracepoint, for want of better: those that are sent.
+    /// IPv4's ICMP errors are seen by the tracepoint, which shows only those that are sent.
     tracepoint: bool,
-    /// What the kernel said to the first that it refused.
+    /// The kernel's error for the first hook that it refused.
     refused: Option<String>,
 }
 
 #[derive(Debug)]
 #[allow(dead_code, reason = "the links detach when dropped")]
-enum Link {
+enum RejectLink {
     Entry(FEntryLink),
     Tracepoint(BtfTracePointLink),
 }
@@ -39,8 +40,8 @@ impl Rejects {
         if !rejects.answers.icmp
             && let Ok(link) = tracepoint(ebpf, btf)
         {
-            // Behind the kernel's limit of ICMP errors: what it shows was rejected, of the rest it says nothing.
-            rejects.links.push(Link::Tracepoint(link));
+            // The kernel limits the rate of ICMP errors before this tracepoint: a packet without an error may have been rejected too.
+            rejects.links.push(RejectLink::Tracepoint(link));
             rejects.tracepoint = true;
         }
         rejects
@@ -57,7 +58,7 @@ impl Rejects {
             attach(program).map_err(|error| format!("{function}: {}", short(&chain(&error))))
         };
         match attach(ebpf) {
-            Ok(link) => self.links.push(Link::Entry(link)),
+            Ok(link) => self.links.push(RejectLink::Entry(link)),
             Err(why) => {
                 tracing::debug!(program = name, why, "not attached");
                 self.refused.get_or_insert(why);
@@ -71,16 +72,16 @@ impl Rejects {
         self.answers
     }
 
-    /// What can be told, for a status and for `doctor`. `Err`: nothing.
+    /// What these hooks show, for a status and for `doctor`. `Err`: nothing, and why.
     pub fn describe(&self) -> Result<&'static str, String> {
         let Answers { icmp, icmp6, reset } = self.answers;
         match (icmp, icmp6, reset) {
-            (true, true, true) => Ok("each REJECT is told from DROP"),
-            (false, false, false) if self.tracepoint => Ok(
-                "REJECT is known by IPv4's ICMP errors; without one REJECT and DROP are told apart by the rules alone",
-            ),
+            (true, true, true) => Ok("each REJECT is distinguished from DROP"),
+            (false, false, false) if self.tracepoint => {
+                Ok("an ICMP error over IPv4 shows a REJECT; without one only the rules distinguish REJECT from DROP")
+            }
             (false, false, false) => Err(self.refused.clone().unwrap_or_default()),
-            _ => Ok("REJECT is told from DROP in part, for the rest by the rules alone"),
+            _ => Ok("some hooks distinguish REJECT from DROP; for other packets only the rules do"),
         }
     }
 
@@ -89,7 +90,7 @@ impl Rejects {
         icmp && icmp6 && reset
     }
 
-    /// As a status tells it.
+    /// The state of the hooks for a status record.
     pub fn state(&self) -> HookState {
         let state = match (self.links.is_empty(), self.tracepoint) {
             (true, _) => HookState::OFF,
@@ -99,7 +100,7 @@ impl Rejects {
         let detail = match self.describe() {
             _ if self.is_complete() => None,
             Ok(what) => Some(format!("{what} ({})", self.refused.as_deref().unwrap_or_default())),
-            Err(why) => Some(format!("REJECT is told from DROP by the rules alone: {why}")),
+            Err(why) => Some(format!("only the rules distinguish REJECT from DROP: {why}")),
         };
         HookState { name: "reject".into(), state, detail }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::model::{AgentTotals, Cause};
-use crate::sink::queue::Counts;
+use crate::sink::queue::SinkCounts;
 
 /// Counters of the reader thread. They are shared because the reader runs while the worker is busy or blocked.
 #[derive(Debug, Default)]
@@ -47,7 +47,7 @@ impl Accounting {
     }
 
     /// Returns the totals. `primary` holds the counts of the primary sink.
-    pub fn totals(&self, intake: &Intake, primary: Counts) -> AgentTotals {
+    pub fn totals(&self, intake: &Intake, primary: SinkCounts) -> AgentTotals {
         // Queued before read: a packet that moves in between is then counted as read and not as held, never the other way.
         let queued = intake.queued.load(Ordering::Acquire);
         AgentTotals {

@@ -23,7 +23,7 @@ pub use names::Names;
 use netpol_trace_common::tc::{FROM_POD, FlowKey, FlowState, event};
 pub use silence::{Finding, GRACE, body, flow};
 
-use crate::kernel::tc::{Told, View};
+use crate::kernel::tc::{TcEvent, TcView};
 use crate::model::packet::Packet;
 
 /// The kernel side as this module uses it; tests have one of their own.
@@ -42,7 +42,7 @@ pub trait Kernel {
     fn netns(&self) -> u32;
 }
 
-impl Kernel for View {
+impl Kernel for TcView {
     fn state(&self, key: &FlowKey) -> Option<FlowState> {
         self.flows.get(key)
     }
@@ -160,9 +160,9 @@ impl<K: Kernel> Flows<K> {
     }
 
     /// Takes one event of the tc programs.
-    pub fn take(&mut self, told: Told, now: Instant) {
-        match told {
-            Told::Flow(flow) => match flow.event {
+    pub fn take(&mut self, event: TcEvent, now: Instant) {
+        match event {
+            TcEvent::Flow(flow) => match flow.event {
                 event::OPENED if !self.table.open(&flow, now) => self.kernel.forget(&flow.key),
                 event::OPENED => {}
                 // The refusing packet goes back to the opener of the connection.
@@ -172,7 +172,7 @@ impl<K: Kernel> Flows<K> {
                 }
                 _ => {}
             },
-            Told::Dns(flow, message) => {
+            TcEvent::Dns(flow, message) => {
                 self.names.told(flow.key.ifindex, address(&flow.key.pod), &message, now);
             }
         }

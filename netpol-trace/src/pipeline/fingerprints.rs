@@ -10,7 +10,7 @@ use std::fs;
 
 use foldhash::fast::RandomState;
 use jiff::Timestamp;
-use netpol_trace_common::fold::TCP_FLAGS;
+use netpol_trace_common::aggregate::TCP_FLAGS;
 
 use crate::model::ChangeKind;
 use crate::model::Facts;

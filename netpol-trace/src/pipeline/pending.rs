@@ -6,10 +6,9 @@ use jiff::Timestamp;
 
 use super::connections::Origin;
 use super::{Pipeline, aggregate::Budget};
-use crate::kernel::RawDrop;
+use crate::kernel::KernelDrop;
 use crate::model::packet::{Packet, PacketError, Repeats, Sameness};
 use crate::model::{Candidate, Cause, Facts};
-use crate::packet;
 use crate::sink::SinkError;
 
 /// How long an endpoint inside the pod network without a known owner may wait for its name.
@@ -39,15 +38,15 @@ impl PendingDrop {
 }
 
 impl Pipeline {
-    /// Reads the packet of a kernel event. Returns `None` for what gets no record; it is counted.
-    pub(super) fn decode(&mut self, raw: RawDrop) -> Option<PendingDrop> {
-        let RawDrop { event, facts, repeats } = raw;
+    /// Takes in a drop of the kernel's side. Counts it and returns `None` if it gets no record.
+    pub(super) fn accept(&mut self, drop: KernelDrop) -> Option<PendingDrop> {
+        let KernelDrop { packet, iif, facts, repeats } = drop;
         let packets = repeats.packets();
         if facts.site.candidate == Candidate::Noise {
             self.accounting.filter(Cause::NotPolicy, packets);
             return None;
         }
-        let mut packet = match packet::decode(&event) {
+        let mut packet = match packet {
             Ok(packet) => packet,
             // ARP, LLDP and the like: no policy covers them.
             Err(PacketError::NotIp) => {
@@ -73,7 +72,7 @@ impl Pipeline {
         {
             self.tracked_netns.insert(netns);
         }
-        let origin = Origin { iif: event.iif, netns: facts.netns };
+        let origin = Origin { iif, netns: facts.netns };
         let deadline = self.now + NAMING_TIME;
         Some(PendingDrop { packet, repeats, facts, origin, deadline, waits_for_news: false, looked_up: false })
     }

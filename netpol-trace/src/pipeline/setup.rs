@@ -15,9 +15,9 @@ use crate::cluster::Cluster;
 use crate::cluster::api::Lookups;
 use crate::inventory::{Inventory, Watcher};
 use crate::kernel::clock::Clock;
-use crate::kernel::tc::View;
+use crate::kernel::tc::TcView;
 use crate::policy;
-use crate::sink::fan_out::Output;
+use crate::sink::fan_out::FanOut;
 
 /// Turns the kernel's events into records.
 pub struct Pipeline {
@@ -38,7 +38,7 @@ pub struct Pipeline {
     /// Network namespaces in which conntrack is active.
     pub(super) tracked_netns: HashSet<u32>,
     /// The tc hook's connections; `None` without that hook.
-    pub flows: Option<Flows<View>>,
+    pub flows: Option<Flows<TcView>>,
     pub(super) inventory: Option<Watcher>,
     /// Look-ups of single pods, with the API server as source.
     pub lookups: Option<Lookups>,
@@ -48,7 +48,7 @@ pub struct Pipeline {
     /// The re-readable part of the config file, as of the last look.
     pub configured: crate::pipeline::filter::State,
     pub(super) fingerprints: Fingerprints,
-    pub output: Output,
+    pub output: FanOut,
 }
 
 impl Pipeline {
@@ -57,7 +57,7 @@ impl Pipeline {
         node: Option<String>,
         all_drops: bool,
         intake: Arc<Intake>,
-        output: Output,
+        output: FanOut,
     ) -> Pipeline {
         Pipeline {
             cluster,

@@ -6,7 +6,7 @@ use super::Pipeline;
 use super::connections::{self, Flows};
 use super::identity::confirm;
 use super::pending::NAMING_TIME;
-use crate::kernel::tc::View;
+use crate::kernel::tc::TcView;
 use crate::pipeline::filter::Ends;
 use crate::record::Body;
 use crate::sink::SinkError;
@@ -37,7 +37,7 @@ impl Pipeline {
             let finding = &pending.finding;
             let time = self.clock.wall(finding.opened);
             let (client, server) = (finding.tuple.client.0, finding.tuple.server.0);
-            let names_of = |flows: &Flows<View>| flows.names_of(client, server, now);
+            let names_of = |flows: &Flows<TcView>| flows.names_of(client, server, now);
             let names = self.flows.as_ref().map(names_of).unwrap_or_default();
             let moment = index.at(time, &[client, server]);
             let mut flow = connections::flow(finding, &moment);

@@ -11,8 +11,8 @@ use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::pipeline::aggregate::Budget;
 use netpol_trace::policy;
 use netpol_trace::policy::{Options, PolicyResult};
-use netpol_trace::sink::Numbers;
-use netpol_trace::sink::fan_out::Output;
+use netpol_trace::sink::RecordIds;
+use netpol_trace::sink::fan_out::FanOut;
 
 use crate::{allocations, drops, large};
 
@@ -38,7 +38,7 @@ fn a_drop_over_the_budget_does_not_allocate() {
     let at = Timestamp::now() - SignedDuration::from_hours(1);
     cluster.apply(large::objects(PODS).into_iter().map(Change::Upsert).collect(), at);
     let flood = drops::denied(&cluster, PODS, 500);
-    let output = Output::new(Numbers::new("5f3a9c1e".into(), None, None));
+    let output = FanOut::new(RecordIds::new("5f3a9c1e".into(), None, None));
     let mut pipeline = Pipeline::new(cluster, Some("node-1".into()), false, Arc::new(Intake::default()), output);
     pipeline.budget = Some(Budget::new(1, Instant::now()));
     // Those within the budget, and then the first of every fold.

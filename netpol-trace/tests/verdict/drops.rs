@@ -3,18 +3,19 @@
 use std::net::IpAddr;
 
 use netpol_trace::cluster::Cluster;
-use netpol_trace::kernel::RawDrop;
+use netpol_trace::kernel::KernelDrop;
 use netpol_trace::model::packet::{Repeats, TCP};
 use netpol_trace::model::{Answers, Candidate, Facts, Hook, Mechanism, Site, VerdictResult};
+use netpol_trace::packet;
 use netpol_trace::policy;
 use netpol_trace::policy::{Connection, Options};
-use netpol_trace_common::fold::FoldKey;
+use netpol_trace_common::aggregate::AggregateKey;
 use netpol_trace_common::{CT_WORDS, DropEvent, HEAD_LEN, flags};
 
 use crate::large;
 
 /// What the kernel would hand over for connections that policies deny.
-pub fn denied(cluster: &Cluster, pods: usize, flows: usize) -> Vec<RawDrop> {
+pub fn denied(cluster: &Cluster, pods: usize, flows: usize) -> Vec<KernelDrop> {
     let index = cluster.read();
     let denied = |connection: &Connection<'_>| {
         policy::verdict_of(&index, connection, &Options::default()).result == VerdictResult::Denied
@@ -23,7 +24,7 @@ pub fn denied(cluster: &Cluster, pods: usize, flows: usize) -> Vec<RawDrop> {
     connections.iter().filter(|connection| denied(connection)).take(flows).zip(1024..).map(drop_of).collect()
 }
 
-fn drop_of((connection, source_port): (&Connection<'_>, u16)) -> RawDrop {
+fn drop_of((connection, source_port): (&Connection<'_>, u16)) -> KernelDrop {
     let octets = |ip: Option<IpAddr>| match ip {
         Some(IpAddr::V4(ip)) => ip.octets(),
         _ => unreachable!("the cluster is made of IPv4 addresses"),
@@ -59,7 +60,7 @@ fn drop_of((connection, source_port): (&Connection<'_>, u16)) -> RawDrop {
         ctinfo: 0,
         flags: flags::DEVICE | flags::DST,
         pad: [0; 6],
-        key: FoldKey::default(),
+        key: AggregateKey::default(),
         device: [0; 2],
         head,
     };
@@ -72,7 +73,7 @@ fn drop_of((connection, source_port): (&Connection<'_>, u16)) -> RawDrop {
         rejected: false,
         answers: Answers { icmp: true, icmp6: true, reset: true },
     };
-    RawDrop { event, facts, repeats: Repeats::ONE }
+    KernelDrop { packet: packet::decode(&event), iif: event.iif, facts, repeats: Repeats::ONE }
 }
 
 /// CLOCK_MONOTONIC, nearly: ns.

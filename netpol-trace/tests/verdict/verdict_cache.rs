@@ -6,14 +6,14 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use netpol_trace::cluster::change::{Change, Key, Kind};
 use netpol_trace::cluster::{Cluster, SourceStatus};
-use netpol_trace::kernel::RawDrop;
+use netpol_trace::kernel::KernelDrop;
 use netpol_trace::model::cluster::{Object, Pod};
 use netpol_trace::pipeline::Pipeline;
 use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::record::format::Format;
-use netpol_trace::sink::Numbers;
-use netpol_trace::sink::fan_out::Output;
-use netpol_trace::sink::file::{Lines, Rotation};
+use netpol_trace::sink::RecordIds;
+use netpol_trace::sink::fan_out::FanOut;
+use netpol_trace::sink::file::{FileSink, Rotation};
 use netpol_trace::storage::Readers;
 use serde_json::Value;
 
@@ -41,13 +41,15 @@ fn synced(cluster: &Cluster, synced: bool) {
 }
 
 fn pipeline(cluster: &Cluster, path: &Path) -> Pipeline {
-    let mut output = Output::new(Numbers::new("5f3a9c1e".into(), None, None));
-    output.add(Box::new(Lines::open(path, Format::Native, Rotation::default(), Readers::default()).unwrap())).unwrap();
+    let mut output = FanOut::new(RecordIds::new("5f3a9c1e".into(), None, None));
+    output
+        .add(Box::new(FileSink::open(path, Format::Native, Rotation::default(), Readers::default()).unwrap()))
+        .unwrap();
     Pipeline::new(cluster.clone(), Some("node-1".into()), false, Arc::new(Intake::default()), output)
 }
 
 /// The records of `drops`, without their numbers.
-fn records(pipeline: &mut Pipeline, path: &Path, drops: &[RawDrop]) -> Vec<Value> {
+fn records(pipeline: &mut Pipeline, path: &Path, drops: &[KernelDrop]) -> Vec<Value> {
     let before = std::fs::read_to_string(path).unwrap_or_default().lines().count();
     pipeline.handle(drops.iter().cloned()).unwrap();
     pipeline.revisit(true).unwrap();
@@ -65,7 +67,7 @@ fn records(pipeline: &mut Pipeline, path: &Path, drops: &[RawDrop]) -> Vec<Value
 }
 
 /// What the pipeline says of `drops`, which has said it before, must be what one says that never saw them.
-fn same(folder: &Path, old: &mut Pipeline, cluster: &Cluster, drops: &[RawDrop], after: &str) {
+fn same(folder: &Path, old: &mut Pipeline, cluster: &Cluster, drops: &[KernelDrop], after: &str) {
     let again = records(old, &folder.join("old"), drops);
     let path = folder.join("new");
     let anew = records(&mut pipeline(cluster, &path), &path, drops);
@@ -87,7 +89,7 @@ fn it_is_said_again_while_it_holds() {
     }
     // A second later policies are a second older; and half of one.
     for drop in &mut drops {
-        drop.event.time += 700_000_000;
+        drop.packet.as_mut().unwrap().time += 700_000_000;
     }
     same(folder.path(), &mut old, &cluster, &drops, "later");
     same(folder.path(), &mut old, &cluster, &drops, "later again");

@@ -63,7 +63,7 @@ impl Node {
         let state = FlowState { opened: 1, packets: 1, replies: 0, direction: direction.into(), pad: 0 };
         self.flows.kernel.entries.insert(key, state);
         let event = FlowEvent { time: 1, key, event: event::OPENED, direction, icmp: [0; 2], length: 60, pad: 0 };
-        self.flows.take(Told::Flow(event), self.start);
+        self.flows.take(TcEvent::Flow(event), self.start);
         key
     }
 

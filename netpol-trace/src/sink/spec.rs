@@ -1,4 +1,4 @@
-//! `--output`: which sink, where, in which format.
+//! `--output`: kind, destination, format and options of a sink.
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -8,59 +8,61 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::Sink;
-use super::file::{Lines, Rotation};
-use super::lines::Stdout;
-use super::otlp::{self, Otlp};
+use super::file::{FileSink, Rotation};
+use super::otlp::{self, OtlpSink};
+use super::stdout::StdoutSink;
 use crate::cluster::api::Access;
 use crate::cluster::events::Writer;
 use crate::record::format::Format;
 use crate::sink::k8s_events;
-use crate::sink::k8s_events::Events;
+use crate::sink::k8s_events::EventsSink;
 use crate::storage::Readers;
 
-/// One sink, as it was asked for.
+/// One `--output`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    pub place: Place,
-    /// `None`: what `--format` says.
+pub struct OutputSpec {
+    pub destination: Destination,
+    /// `None`: the format of `--format`.
     pub format: Option<Format>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
+pub enum Destination {
     Stdout,
     File {
         path: PathBuf,
         rotation: Rotation,
         readers: Readers,
     },
-    Otlp(otlp::Endpoint),
+    Otlp(otlp::OtlpEndpoint),
     /// Kubernetes Events.
     Events,
 }
 
-impl Place {
+impl Destination {
     /// One of [`KINDS`].
     fn kind(&self) -> &'static str {
         match self {
-            Place::Stdout => "stdout",
-            Place::File { .. } => "file",
-            Place::Otlp(_) => "otlp",
-            Place::Events => "events",
+            Destination::Stdout => "stdout",
+            Destination::File { .. } => "file",
+            Destination::Otlp(_) => "otlp",
+            Destination::Events => "events",
         }
     }
 
-    /// Whether both write to the same place.
-    pub fn is_same(&self, other: &Place) -> bool {
+    /// True if both name the same file or collector.
+    pub fn is_same(&self, other: &Destination) -> bool {
         match (self, other) {
-            (Place::File { path, .. }, Place::File { path: other, .. }) => resolved(path) == resolved(other),
-            (Place::Otlp(endpoint), Place::Otlp(other)) => endpoint.uri == other.uri,
+            (Destination::File { path, .. }, Destination::File { path: other, .. }) => {
+                resolved(path) == resolved(other)
+            }
+            (Destination::Otlp(endpoint), Destination::Otlp(other)) => endpoint.uri == other.uri,
             _ => self == other,
         }
     }
 }
 
-/// The path from the root, without `.` and `..`. The agent follows no symbolic link, so two paths name one file when these are equal.
+/// The absolute path, without `.` and `..`. The agent follows no symbolic links, so that two paths name the same file if these are equal.
 fn resolved(path: &Path) -> PathBuf {
     let mut resolved = PathBuf::new();
     for component in std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).components() {
@@ -73,60 +75,60 @@ fn resolved(path: &Path) -> PathBuf {
     resolved
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Stdout => f.write_str("stdout"),
-            Place::File { path, .. } => write!(f, "{}", path.display()),
-            Place::Otlp(endpoint) => write!(f, "otlp:{}", endpoint.uri),
-            Place::Events => f.write_str("events"),
+            Destination::Stdout => f.write_str("stdout"),
+            Destination::File { path, .. } => write!(f, "{}", path.display()),
+            Destination::Otlp(endpoint) => write!(f, "otlp:{}", endpoint.uri),
+            Destination::Events => f.write_str("events"),
         }
     }
 }
 
-impl Target {
-    pub const STDOUT: Target = Target { place: Place::Stdout, format: None };
+impl OutputSpec {
+    pub const STDOUT: OutputSpec = OutputSpec { destination: Destination::Stdout, format: None };
 
     /// The encoding, as records name it.
     pub fn format_name(&self, default: Format) -> &'static str {
-        match self.place {
-            Place::Stdout | Place::File { .. } => self.format.unwrap_or(default).as_str(),
-            Place::Otlp(_) => otlp::FORMAT,
-            Place::Events => k8s_events::FORMAT,
+        match self.destination {
+            Destination::Stdout | Destination::File { .. } => self.format.unwrap_or(default).as_str(),
+            Destination::Otlp(_) => otlp::FORMAT,
+            Destination::Events => k8s_events::FORMAT,
         }
     }
 
-    /// Opens it; an error says what is wrong with it, and where. Events of `node` go to the API server of `access`.
+    /// Opens the sink. Events about `node` go to the API server of `access`.
     pub fn open(&self, default: Format, access: &Access, node: Option<&str>) -> anyhow::Result<Box<dyn Sink>> {
         let format = self.format.unwrap_or(default);
-        match &self.place {
-            Place::Stdout => Ok(Box::new(Stdout::new(format))),
-            Place::File { path, rotation, readers } => match Lines::open(path, format, *rotation, *readers) {
+        match &self.destination {
+            Destination::Stdout => Ok(Box::new(StdoutSink::new(format))),
+            Destination::File { path, rotation, readers } => match FileSink::open(path, format, *rotation, *readers) {
                 Ok(lines) => Ok(Box::new(lines)),
                 Err(error) => Err(anyhow::anyhow!("can't write to {}: {error}", path.display())),
             },
-            Place::Otlp(endpoint) => {
-                let otlp = Otlp::new(endpoint.clone()).with_context(|| format!("--output {}", self.place))?;
+            Destination::Otlp(endpoint) => {
+                let otlp = OtlpSink::new(endpoint.clone()).with_context(|| format!("--output {}", self.destination))?;
                 Ok(Box::new(otlp))
             }
-            Place::Events => {
+            Destination::Events => {
                 let writer = Writer::new(access.clone(), node, k8s_events::INTERVAL, k8s_events::BURST);
-                Ok(Box::new(Events::new(writer.context("--output events")?)))
+                Ok(Box::new(EventsSink::new(writer.context("--output events")?)))
             }
         }
     }
 }
 
-/// Every kind of output, as the command line spells it.
+/// The kinds of output, as on the command line.
 pub const KINDS: [&str; 4] = ["stdout", "file", "otlp", "events"];
 
-/// An option that may follow a place, as `,name=value`.
+/// An option of an output, which follows its destination as `,name=value`.
 #[derive(Debug)]
-pub struct TargetOption {
+pub struct OutputOption {
     pub name: &'static str,
-    /// What stands for its value in the help.
+    /// The placeholder of its value in the help.
     pub value: &'static str,
-    /// The kinds of output that take it, as the command line spells them.
+    /// The kinds of output that take it, of [`KINDS`].
     pub of: &'static [&'static str],
     pub meaning: &'static str,
 }
@@ -136,12 +138,12 @@ const fn option(
     value: &'static str,
     of: &'static [&'static str],
     meaning: &'static str,
-) -> TargetOption {
-    TargetOption { name, value, of, meaning }
+) -> OutputOption {
+    OutputOption { name, value, of, meaning }
 }
 
-/// Every option of an output: the parser, `--help` and docs/configuration.md go by this table.
-pub const OPTIONS: &[TargetOption] = &[
+/// All options of outputs, for the parser, `--help` and docs/configuration.md.
+pub const OPTIONS: &[OutputOption] = &[
     option("format", "FORMAT", &["stdout", "file"], "The encoding of its records, instead of --format"),
     option("max-size", "SIZE", &["file"], "Start a new file before one exceeds this size, such as 64MiB"),
     option("max-age", "TIME", &["file"], "Start a new file when the first record of one is this old, such as 24h"),
@@ -170,8 +172,8 @@ pub const OPTIONS: &[TargetOption] = &[
 pub fn help() -> String {
     let mut help = String::from(
         "Where records go: stdout, a file (PATH or file:PATH, appended to), otlp:URL (OTLP over HTTP) or events (Kubernetes Events about \
-         the pods that policies keep apart, aggregated). May be given more than once; the first one is what the books are about. \
-         Options follow after commas: ",
+         pods whose connections a policy denied, aggregated). May be given more than once; packet accounting is about the first one, the \
+         primary sink. Options follow after commas: ",
     );
     for (at, option) in OPTIONS.iter().enumerate() {
         let comma = if at == 0 { "" } else { ", " };
@@ -180,55 +182,63 @@ pub fn help() -> String {
     help + ". [default: stdout]"
 }
 
-impl FromStr for Target {
+impl FromStr for OutputSpec {
     type Err = String;
 
     /// `stdout`, `file:PATH`, a plain `PATH` or `otlp:URL`, each with options, or `events`.
-    fn from_str(text: &str) -> Result<Target, String> {
-        let (place, options) = split(text);
-        let mut target = match place.split_once(':') {
-            _ if place.is_empty() => return Err("a place is missing: stdout, a path or file:PATH".into()),
-            _ if place == "stdout" || place == "-" => Target::STDOUT,
-            _ if place == "events" => Target { place: Place::Events, format: None },
-            Some(("file", path)) => Target::file(path)?,
-            Some(("otlp", url)) => Target { place: Place::Otlp(otlp::Endpoint::parse(url)?), format: None },
-            _ => Target::file(place)?,
+    fn from_str(text: &str) -> Result<OutputSpec, String> {
+        let (destination, options) = split(text);
+        let mut spec = match destination.split_once(':') {
+            _ if destination.is_empty() => {
+                return Err("the destination is missing: expected stdout, a path, file:PATH, otlp:URL or events".into());
+            }
+            _ if destination == "stdout" || destination == "-" => OutputSpec::STDOUT,
+            _ if destination == "events" => OutputSpec { destination: Destination::Events, format: None },
+            Some(("file", path)) => OutputSpec::file(path)?,
+            Some(("otlp", url)) => {
+                OutputSpec { destination: Destination::Otlp(otlp::OtlpEndpoint::parse(url)?), format: None }
+            }
+            _ => OutputSpec::file(destination)?,
         };
         for (name, value) in options {
-            target.set(name, value)?;
+            spec.set(name, value)?;
         }
-        Ok(target)
+        Ok(spec)
     }
 }
 
-impl Target {
-    fn file(path: &str) -> Result<Target, String> {
+impl OutputSpec {
+    fn file(path: &str) -> Result<OutputSpec, String> {
         if path.is_empty() {
             return Err("file: needs a path, as in file:/var/log/netpol-trace.jsonl".into());
         }
-        let place = Place::File { path: path.into(), rotation: Rotation::default(), readers: Readers::default() };
-        Ok(Target { place, format: None })
+        let destination =
+            Destination::File { path: path.into(), rotation: Rotation::default(), readers: Readers::default() };
+        Ok(OutputSpec { destination, format: None })
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
-        let kind = self.place.kind();
+        let kind = self.destination.kind();
         let of = OPTIONS.iter().find(|option| option.name == name).map(|option| option.of).unwrap_or_default();
         if !of.contains(&kind) {
-            return Err(format!("{name}= is an option of {} outputs, not of {kind}: leave it out", of.join(" and ")));
+            return Err(format!("{name}= is an option of {} outputs, not of {kind}: remove it", of.join(" and ")));
         }
-        match (name, &mut self.place) {
+        match (name, &mut self.destination) {
             ("format", _) => self.format = Some(value.parse()?),
-            ("max-size", Place::File { rotation, .. }) => rotation.max_size = Some(size(value)?),
-            ("max-age", Place::File { rotation, .. }) => rotation.max_age = Some(age(value)?),
-            ("keep", Place::File { rotation, .. }) => {
+            ("max-size", Destination::File { rotation, .. }) => rotation.max_size = Some(size(value)?),
+            ("max-age", Destination::File { rotation, .. }) => rotation.max_age = Some(age(value)?),
+            ("keep", Destination::File { rotation, .. }) => {
                 let keep = value.parse().ok().filter(|keep| (1..=1000).contains(keep));
-                rotation.keep = keep.ok_or_else(|| format!("keep={value}: a number from 1 to 1000 is needed"))?;
+                rotation.keep = keep.ok_or_else(|| format!("keep={value}: expected a number from 1 to 1000"))?;
             }
-            ("group", Place::File { readers, .. }) => readers.group = Some(group(value)?),
-            ("token-file", Place::Otlp(endpoint)) => endpoint.token = Some(value.into()),
-            ("ca-file", Place::Otlp(endpoint)) if endpoint.is_https() => endpoint.ca = Some(value.into()),
-            ("ca-file", Place::Otlp(endpoint)) => {
-                return Err(format!("ca-file= is for https: otlp:{} is not encrypted", endpoint.uri));
+            ("group", Destination::File { readers, .. }) => readers.group = Some(group(value)?),
+            ("token-file", Destination::Otlp(endpoint)) => endpoint.token = Some(value.into()),
+            ("ca-file", Destination::Otlp(endpoint)) if endpoint.is_https() => endpoint.ca = Some(value.into()),
+            ("ca-file", Destination::Otlp(endpoint)) => {
+                return Err(format!(
+                    "ca-file= is for https:// only, and otlp:{} is not encrypted: remove it or use https://",
+                    endpoint.uri
+                ));
             }
             _ => return Err(format!("{name}= can't be set for {kind}")),
         }
@@ -236,16 +246,16 @@ impl Target {
     }
 }
 
-/// The first output that goes to the same place as one before it: two writers would mix their lines.
-pub fn named_twice(targets: &[Target]) -> Option<&Place> {
-    let places = || targets.iter().map(|target| &target.place);
+/// The first destination that an earlier output has too: two writers would mix their lines.
+pub fn duplicate_destination(specs: &[OutputSpec]) -> Option<&Destination> {
+    let places = || specs.iter().map(|spec| &spec.destination);
     places()
         .enumerate()
-        .find(|(at, place)| places().take(*at).any(|other| other.is_same(place)))
-        .map(|(_, place)| place)
+        .find(|(at, destination)| places().take(*at).any(|other| other.is_same(destination)))
+        .map(|(_, destination)| destination)
 }
 
-/// Takes known options off the end: what is left may have commas of its own.
+/// Splits known options off the end. The destination itself may contain commas.
 fn split(mut text: &str) -> (&str, Vec<(&str, &str)>) {
     let mut options = Vec::new();
     while let Some((rest, last)) = text.rsplit_once(',')
@@ -258,7 +268,7 @@ fn split(mut text: &str) -> (&str, Vec<(&str, &str)>) {
     (text, options)
 }
 
-/// `64MiB`, `100k`, `4096`: octets.
+/// Parses a number of bytes such as `64MiB`, `100k` or `4096`.
 fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
@@ -270,44 +280,48 @@ fn size(text: &str) -> Result<u64, String> {
     };
     let size = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
     size.filter(|size| *size >= 4096)
-        .ok_or_else(|| format!("max-size={text}: a size such as 64MiB is needed, of at least 4KiB"))
+        .ok_or_else(|| format!("max-size={text}: expected a size of at least 4KiB, such as 64MiB"))
 }
 
-/// A group's number. Names mean nothing in an image, which has no /etc/group.
+/// Parses a group's number. Names are not accepted, because the image has no /etc/group.
 pub fn group(text: &str) -> Result<u32, String> {
-    // The last number stands for "no group" in the kernel's interfaces.
+    // The largest number means "no group" in the kernel's interfaces.
     text.parse()
         .ok()
         .filter(|group| *group != u32::MAX)
-        .ok_or_else(|| format!("{text:?} is no group's number, such as 4: `getent group NAME` shows it"))
+        .ok_or_else(|| format!("{text:?}: expected the number of a group, such as 4: `getent group NAME` shows it"))
 }
 
 fn age(text: &str) -> Result<Duration, String> {
     let span = text.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
     span.filter(|span| *span >= Duration::from_secs(1))
-        .ok_or_else(|| format!("max-age={text}: a time such as 24h is needed, of at least 1s"))
+        .ok_or_else(|| format!("max-age={text}: expected a time of at least 1s, such as 24h"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn said(text: &str) -> String {
-        Target::from_str(text).unwrap_err()
+    fn error(text: &str) -> String {
+        OutputSpec::from_str(text).unwrap_err()
     }
 
     #[test]
     fn every_form() {
-        assert_eq!(Target::from_str("stdout"), Ok(Target::STDOUT));
-        let file = Target::from_str("file:/a,b.jsonl,format=ocsf,max-size=64MiB,max-age=24h,keep=3").unwrap();
+        assert_eq!(OutputSpec::from_str("stdout"), Ok(OutputSpec::STDOUT));
+        let file = OutputSpec::from_str("file:/a,b.jsonl,format=ocsf,max-size=64MiB,max-age=24h,keep=3").unwrap();
         let rotation = Rotation { max_size: Some(64 << 20), max_age: Some(Duration::from_secs(86_400)), keep: 3 };
         let readers = Readers::default();
-        assert_eq!(file.place, Place::File { path: "/a,b.jsonl".into(), rotation, readers });
+        assert_eq!(file.destination, Destination::File { path: "/a,b.jsonl".into(), rotation, readers });
         assert_eq!(file.format, Some(Format::Ocsf));
-        assert_eq!(Target::from_str("drops.jsonl").unwrap().place.to_string(), "drops.jsonl");
-        assert_eq!(Target::from_str("otlp:http://c:4318").unwrap().place.to_string(), "otlp:http://c:4318/v1/logs");
-        assert_eq!(Target::from_str("otlp:https://c/x/y").unwrap().place.to_string(), "otlp:https://c/x/y");
-        let Place::Otlp(endpoint) = Target::from_str("otlp:https://c,token-file=/t,ca-file=/ca.pem").unwrap().place
+        assert_eq!(OutputSpec::from_str("drops.jsonl").unwrap().destination.to_string(), "drops.jsonl");
+        assert_eq!(
+            OutputSpec::from_str("otlp:http://c:4318").unwrap().destination.to_string(),
+            "otlp:http://c:4318/v1/logs"
+        );
+        assert_eq!(OutputSpec::from_str("otlp:https://c/x/y").unwrap().destination.to_string(), "otlp:https://c/x/y");
+        let Destination::Otlp(endpoint) =
+            OutputSpec::from_str("otlp:https://c,token-file=/t,ca-file=/ca.pem").unwrap().destination
         else {
             panic!("not OTLP");
         };
@@ -315,10 +329,10 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_named_twice_is_found() {
+    fn a_destination_that_is_named_twice_is_found() {
         let twice = |texts: &[&str]| {
-            let targets: Vec<_> = texts.iter().map(|text| Target::from_str(text).unwrap()).collect();
-            named_twice(&targets).map(ToString::to_string)
+            let specs: Vec<_> = texts.iter().map(|text| OutputSpec::from_str(text).unwrap()).collect();
+            duplicate_destination(&specs).map(ToString::to_string)
         };
         assert_eq!(twice(&["stdout", "/a", "/b", "otlp:http://c", "events"]), None);
         assert_eq!(twice(&["/a", "stdout", "/a,format=ecs"]).as_deref(), Some("/a"));
@@ -334,16 +348,16 @@ mod tests {
         );
     }
 
-    /// An option that the table has and the parser lacks would be refused for every output.
+    /// The parser would reject an option that only the table has.
     #[test]
     fn every_option_of_the_table_can_be_set() {
-        let place = |kind: &'static str| match kind {
+        let destination = |kind: &'static str| match kind {
             "file" => "file:/a.jsonl",
             "otlp" => "otlp:https://c",
             other => other,
         };
         for kind in KINDS {
-            assert_eq!(Target::from_str(place(kind)).unwrap().place.kind(), kind);
+            assert_eq!(OutputSpec::from_str(destination(kind)).unwrap().destination.kind(), kind);
         }
         for option in OPTIONS {
             let value = match option.value {
@@ -354,19 +368,19 @@ mod tests {
                 _ => "3",
             };
             for kind in option.of {
-                let place = place(kind);
-                let text = format!("{place},{}={value}", option.name);
-                assert_ne!(Target::from_str(&text), Target::from_str(place), "{text}");
-                assert!(Target::from_str(&text).is_ok(), "{text}: {}", said(&text));
+                let destination = destination(kind);
+                let text = format!("{destination},{}={value}", option.name);
+                assert_ne!(OutputSpec::from_str(&text), OutputSpec::from_str(destination), "{text}");
+                assert!(OutputSpec::from_str(&text).is_ok(), "{text}: {}", error(&text));
             }
             assert!(help().contains(&format!("{}={}", option.name, option.value)));
         }
     }
 
     #[test]
-    fn what_is_wrong_is_named_with_a_remedy() {
+    fn errors_name_the_fault_and_the_remedy() {
         for (text, needs) in [
-            ("", "stdout, a path or file:PATH"),
+            ("", "stdout, a path, file:PATH"),
             ("file:", "needs a path"),
             ("stdout,format=xml", "native, ecs, ocsf, otel"),
             ("stdout,max-size=1MiB", "max-size= is an option of file outputs, not of stdout"),
@@ -382,8 +396,8 @@ mod tests {
             ("otlp:http://c,ca-file=/ca.pem", "ca-file= is for https"),
             ("events,format=ecs", "not of events"),
         ] {
-            assert!(said(text).contains(needs), "{text}: {}", said(text));
+            assert!(error(text).contains(needs), "{text}: {}", error(text));
         }
-        assert!(!said("otlp:http://user:secret@c").contains("secret"));
+        assert!(!error("otlp:http://user:secret@c").contains("secret"));
     }
 }

@@ -1,4 +1,4 @@
-//! One JSON object a line, on stdout.
+//! Writes a JSON object per line to stdout.
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -10,18 +10,18 @@ use crate::record::format::Format;
 use crate::record::{Record, format};
 
 #[derive(Debug)]
-pub struct Stdout {
+pub struct StdoutSink {
     format: Format,
     buffer: Vec<u8>,
 }
 
-impl Stdout {
-    pub fn new(format: Format) -> Stdout {
-        Stdout { format, buffer: Vec::new() }
+impl StdoutSink {
+    pub fn new(format: Format) -> StdoutSink {
+        StdoutSink { format, buffer: Vec::new() }
     }
 }
 
-impl Sink for Stdout {
+impl Sink for StdoutSink {
     fn name(&self) -> String {
         "stdout".into()
     }
