@@ -14,14 +14,14 @@ const SETTLING: Duration = Duration::from_secs(10);
 /// What keeps the cluster's state current.
 pub enum Source {
     Manifests,
-    Api { options: api::Options, lookups: Lookups, queues: lookup::LookupQueues },
+    Api { options: api::ApiOptions, lookups: Lookups, queues: lookup::LookupQueues },
 }
 
 /// Where the state is to come from.
 #[derive(Debug, Clone)]
 pub enum From {
     Manifests(Vec<PathBuf>),
-    Api(api::Options),
+    Api(api::ApiOptions),
 }
 
 /// Opens the source. Wrong paths and options end the agent; a server that is away does not.

@@ -11,7 +11,7 @@ use super::cluster::ClusterArgs;
 use crate::agent::source::From;
 use crate::agent::{self, Config};
 use crate::cluster::access_review::Reviewer;
-use crate::cluster::api::{Options, Peers};
+use crate::cluster::api::{ApiOptions, PeerDiscovery};
 use crate::config::{Live, flags};
 use crate::http::{Guard, TokenFile};
 use crate::kernel::pins;
@@ -45,7 +45,7 @@ pub struct AgentArgs {
     /// Whether pods of other nodes are watched, or looked up when they first appear in a drop: one watch of all pods on each
     /// node is more than the API server of a large cluster should carry.
     #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
-    peers: Peers,
+    peers: PeerDiscovery,
 
     /// This node's name in the cluster.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
@@ -183,7 +183,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     }
     let file = file.with_all_drops(args.all_drops);
     let (access, node) = (args.api.access(), args.node_name.clone());
-    if args.peers == Peers::Lookup && node.is_none() {
+    if args.peers == PeerDiscovery::Lookup && node.is_none() {
         anyhow::bail!("--peers=lookup needs to know which pods are this node's: give --node-name, or set NODE_NAME");
     }
     let reviewer = Reviewer::new(access.clone(), args.agents_namespace.clone(), "--tail-listen refuses all readers");
@@ -203,7 +203,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     }
     let config = Config {
         source: match args.manifests.is_empty() {
-            true => From::Api(Options { access, peers: args.peers, node }),
+            true => From::Api(ApiOptions { access, peers: args.peers, node }),
             false => From::Manifests(args.manifests),
         },
         access: args.api.access(),
