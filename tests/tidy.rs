@@ -290,7 +290,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("missing", &[]),
     ("recorded", &["model", "text", "cluster", "policy", "record"]),
     ("tail", &["model", "text", "storage", "backoff", "cluster", "record", "history", "missing", "recorded"]),
-    ("doctor", &["cluster", "inventory"]),
+    ("doctor", &["text", "cluster", "inventory"]),
     (
         "cli",
         &[
@@ -303,7 +303,6 @@ const EDGES: &[(&str, &[&str])] = &[
             "inventory",
             "policy",
             "record",
-            "history",
             "sink",
             "config",
             "http",
