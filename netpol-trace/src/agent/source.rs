@@ -14,14 +14,14 @@ const SYNC_TIME: Duration = Duration::from_secs(10);
 /// An opened source.
 pub enum ClusterSource {
     Manifests,
-    Api { options: api::Options, lookups: Lookups, queues: lookup::LookupQueues },
+    Api { options: api::ApiOptions, lookups: Lookups, queues: lookup::LookupQueues },
 }
 
 /// The configured source.
 #[derive(Debug, Clone)]
 pub enum SourceConfig {
     Manifests(Vec<PathBuf>),
-    Api(api::Options),
+    Api(api::ApiOptions),
 }
 
 /// Opens the source. Wrong paths and options end the agent; an API server that is not reachable does not.

@@ -11,7 +11,7 @@ use super::cluster::ClusterArgs;
 use crate::agent::source::SourceConfig;
 use crate::agent::{self, AgentConfig};
 use crate::cluster::access_review::Reviewer;
-use crate::cluster::api::{Options, Peers};
+use crate::cluster::api::{ApiOptions, PeerDiscovery};
 use crate::config::{Live, flags};
 use crate::http::{Guard, TokenFile};
 use crate::kernel::pins;
@@ -45,7 +45,7 @@ pub struct AgentArgs {
     /// Whether to watch the pods of other nodes, or to look each one up when it first appears in a drop. In a large cluster, a watch of all
     /// pods from every node is too much load for the API server.
     #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
-    peers: Peers,
+    peers: PeerDiscovery,
 
     /// This node's name in the cluster.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
@@ -183,7 +183,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     }
     let file = file.with_all_drops(args.all_drops);
     let (access, node) = (args.api.access(), args.node_name.clone());
-    if args.peers == Peers::Lookup && node.is_none() {
+    if args.peers == PeerDiscovery::Lookup && node.is_none() {
         anyhow::bail!("--peers=lookup needs the name of this node: give --node-name, or set NODE_NAME");
     }
     let reviewer = Reviewer::new(access.clone(), args.agents_namespace.clone(), "--tail-listen refuses all readers");
@@ -203,7 +203,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     }
     let config = AgentConfig {
         source: match args.manifests.is_empty() {
-            true => SourceConfig::Api(Options { access, peers: args.peers, node }),
+            true => SourceConfig::Api(ApiOptions { access, peers: args.peers, node }),
             false => SourceConfig::Manifests(args.manifests),
         },
         access: args.api.access(),

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::cluster::Index;
-use crate::cluster::index::{AddressOwner, Backend, PodView};
+use crate::cluster::index::{AddressOwner, PodView, ServiceBackend};
 use crate::missing::{self, few};
 use crate::model::cluster::{Pod, Protocol, Service, ServicePort};
 use crate::model::{Address, ServiceRef};
@@ -128,14 +128,14 @@ fn through_service<'a>(
 ) -> Resolution<'a> {
     let address = ip.or_else(|| service.ips.first().copied());
     let original = address.map(|ip| Address { ip, port: Some(service_port.port) });
-    let same_port = |b: &Backend<'a>| b.service_port == service_port;
-    let mut backends: Vec<Backend<'a>> =
+    let same_port = |b: &ServiceBackend<'a>| b.service_port == service_port;
+    let mut backends: Vec<ServiceBackend<'a>> =
         index.service_backends(&service.namespace, &service.name).filter(same_port).collect();
     // Each address family has its own slice. A pod in both is one backend.
-    let key = |b: &Backend<'a>| (b.pod.map(|p| (p.pod.namespace.clone(), p.pod.name.clone())), b.target_port);
+    let key = |b: &ServiceBackend<'a>| (b.pod.map(|p| (p.pod.namespace.clone(), p.pod.name.clone())), b.target_port);
     let mut seen = std::collections::HashSet::new();
     backends.retain(|b| b.pod.is_none() || seen.insert(key(b)));
-    let case = |backend: &Backend<'a>| {
+    let case = |backend: &ServiceBackend<'a>| {
         let to = match (backend.pod, backend.ip) {
             (Some(view), _) => ResolvedEndpoint { end: PolicyEndpoint::pod(view), name: pod_name(view.pod), how: None },
             (None, Some(ip)) => at_address(index, ip),

@@ -25,7 +25,7 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::api::Access;
-use super::budget::Budget;
+use super::budget::RequestBudget;
 use sessions::{Question, Session, SessionKey, SessionState, Sessions};
 
 /// The audience of tokens for the agents. Every other server refuses such a token.
@@ -114,7 +114,7 @@ pub struct Reviewer {
     agents: String,
     client: OnceCell<Client>,
     sessions: Sessions,
-    unknown_tokens: Budget,
+    unknown_tokens: RequestBudget,
     /// What happens to callers while the API server does not respond, for the log.
     consequence: &'static str,
     /// True from a failed request to the next response: each is logged once.
@@ -134,7 +134,7 @@ impl Reviewer {
             agents,
             client: OnceCell::new(),
             sessions: Sessions::default(),
-            unknown_tokens: Budget::new(UNKNOWN_TOKENS.0, UNKNOWN_TOKENS.1),
+            unknown_tokens: RequestBudget::new(UNKNOWN_TOKENS.0, UNKNOWN_TOKENS.1),
             consequence,
             failing: AtomicBool::new(false),
         }

@@ -22,7 +22,7 @@ use kube::api::ListParams;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-pub(in crate::cluster) use connect::Connection;
+pub(in crate::cluster) use connect::ApiConnection;
 use connect::Current;
 pub(super) use connect::chain;
 pub use connect::{Access, AccessError};
@@ -51,7 +51,7 @@ const NODES: Duration = Duration::from_secs(3600);
 
 /// How the agent learns of pods on other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Peers {
+pub enum PeerDiscovery {
     /// By a watch or look-ups, depending on the number of pods in the cluster.
     #[default]
     Auto,
@@ -61,18 +61,18 @@ pub enum Peers {
     Lookup,
 }
 
-/// Options of the API server as source.
+/// ApiOptions of the API server as source.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct ApiOptions {
     pub access: Access,
-    pub peers: Peers,
+    pub peers: PeerDiscovery,
     /// This node's name in the cluster.
     pub node: Option<String>,
 }
 
 /// Keeps `cluster` current until dropped.
-pub async fn follow(cluster: Cluster, options: Options, lookups: Lookups, queues: lookup::LookupQueues) {
-    let connection = Connection::new(options.access.clone());
+pub async fn follow(cluster: Cluster, options: ApiOptions, lookups: Lookups, queues: lookup::LookupQueues) {
+    let connection = ApiConnection::new(options.access.clone());
     let reflector = |info: &KindInfo, kind: Kind, mode| Reflector::new(cluster.clone(), info.plural, kind.into(), mode);
     let pods = reflector(&pod::INFO, Kind::Pod, ListMode::Parts);
     let nodes = reflector(&node::INFO, Kind::Node, ListMode::Whole);
@@ -96,9 +96,9 @@ pub async fn follow(cluster: Cluster, options: Options, lookups: Lookups, queues
 
 /// Pods and nodes: all of them, or this node's.
 async fn peers(
-    connection: Connection,
+    connection: ApiConnection,
     cluster: Cluster,
-    options: Options,
+    options: ApiOptions,
     mut pods: Reflector,
     mut nodes: Reflector,
     lookups: Lookups,
@@ -142,16 +142,16 @@ enum Mode {
 /// The mode, and the reason for it. Retries until the API server answers: a server that does not may be that of a large
 /// cluster.
 async fn choose(
-    connection: &Connection,
-    options: &Options,
+    connection: &ApiConnection,
+    options: &ApiOptions,
     pods: &Collection,
     mut reflectors: [&mut Reflector; 2],
 ) -> (Mode, String) {
     match (options.peers, options.node.as_deref()) {
-        (Peers::Watch, _) => (Mode::Watch, "--peers=watch".to_owned()),
-        (Peers::Lookup, Some(node)) => (Mode::Lookup(node.into()), "--peers=lookup".to_owned()),
+        (PeerDiscovery::Watch, _) => (Mode::Watch, "--peers=watch".to_owned()),
+        (PeerDiscovery::Lookup, Some(node)) => (Mode::Lookup(node.into()), "--peers=lookup".to_owned()),
         (_, None) => (Mode::Watch, "this node's name is not known (--node-name)".to_owned()),
-        (Peers::Auto, Some(node)) => {
+        (PeerDiscovery::Auto, Some(node)) => {
             let mut pause = Pause::default();
             loop {
                 let count = match connection.current().await {
@@ -183,7 +183,7 @@ async fn count(current: &Current, resource: &Collection) -> Result<u64, ApiError
 }
 
 /// Lists all nodes now, each hour, and when `again` is notified.
-async fn list_nodes(connection: Connection, resource: Collection, mut reflector: Reflector, again: Arc<Notify>) {
+async fn list_nodes(connection: ApiConnection, resource: Collection, mut reflector: Reflector, again: Arc<Notify>) {
     let mut pause = Pause::default();
     loop {
         let listed = match connection.current().await {

@@ -7,16 +7,16 @@ use tokio::time::Instant;
 
 /// A rate with a burst. Each request reserves its place in time and waits for it.
 #[derive(Debug)]
-pub(in crate::cluster) struct Budget {
+pub(in crate::cluster) struct RequestBudget {
     interval: Duration,
     burst: u32,
     /// The time at which the reserved requests are done, at the rate alone.
     used_up: Mutex<Option<Instant>>,
 }
 
-impl Budget {
-    pub fn new(interval: Duration, burst: u32) -> Budget {
-        Budget { interval, burst, used_up: Mutex::new(None) }
+impl RequestBudget {
+    pub fn new(interval: Duration, burst: u32) -> RequestBudget {
+        RequestBudget { interval, burst, used_up: Mutex::new(None) }
     }
 
     /// Waits until a request is allowed. Returns `false` at once if the wait would be longer than `most`.
@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn a_burst_and_then_the_rate() {
-        let budget = Budget::new(Duration::from_secs(1), 10);
+        let budget = RequestBudget::new(Duration::from_secs(1), 10);
         let start = Instant::now();
         let waits: Vec<_> = (0..13).map(|_| budget.reserve(start, Duration::from_secs(2))).collect();
         assert!(waits[..10].iter().all(|wait| *wait == Some(Duration::ZERO)), "{waits:?}");

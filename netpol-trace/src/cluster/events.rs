@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use super::api::Access;
-use super::budget::Budget;
+use super::budget::RequestBudget;
 
 /// `reportingController` of every Event.
 pub const CONTROLLER: &str = "netpol-trace.io/agent";
@@ -63,7 +63,7 @@ pub struct Writer {
     runtime: Runtime,
     client: Option<Client>,
     instance: String,
-    budget: Budget,
+    budget: RequestBudget,
 }
 
 impl std::fmt::Debug for Writer {
@@ -81,7 +81,7 @@ impl Writer {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let node = node.filter(|node| !node.is_empty()).unwrap_or("unknown");
         let instance = node.chars().take(INSTANCE).collect();
-        Ok(Writer { access, runtime, client: None, instance, budget: Budget::new(interval, burst) })
+        Ok(Writer { access, runtime, client: None, instance, budget: RequestBudget::new(interval, burst) })
     }
 
     /// Writes the first Event of a kind and returns its name.

@@ -28,7 +28,7 @@ pub(in crate::cluster) use history::{Before, Claim};
 use ipnet::IpNet;
 use jiff::Timestamp;
 pub use moment::{Moment, PolicyChanged};
-pub use services::Backend;
+pub use services::ServiceBackend;
 use strings::Strings;
 
 use super::kinds::{Kind, Object};

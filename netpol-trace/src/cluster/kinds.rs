@@ -185,7 +185,7 @@ apiVersion: v1
 kind: List
 items:
 - {apiVersion: v1, kind: Namespace, metadata: {name: x}}
-- {apiVersion: v1, kind: Node, metadata: {name: n}, spec: {podCIDR: 10.1.0.0/24}}
+- {apiVersion: v1, kind: Node, metadata: {name: node-1}, spec: {podCIDR: 10.1.0.0/24}}
 - {apiVersion: v1, kind: Pod, metadata: {name: p, namespace: x}, status: {podIP: 10.1.0.1}}
 - {apiVersion: v1, kind: Service, metadata: {name: s, namespace: x}, spec: {clusterIP: 10.2.0.1, ports: [{port: 80}]}}
 - {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: np, namespace: x}, spec: {podSelector: {}}}

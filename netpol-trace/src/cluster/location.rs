@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::yaml::{Node, Path, Step, Value};
+use super::yaml::{Path, Step, Value, YamlNode};
 
 /// A location in the input. Shown as `file:line`, with the document's number where the file has several, and the field.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,11 +119,11 @@ enum Name {
 }
 
 impl FieldLines {
-    pub fn of(node: &Node) -> FieldLines {
+    pub fn of(node: &YamlNode) -> FieldLines {
         FieldLines::build(node, node.line)
     }
 
-    fn build(node: &Node, line: u32) -> FieldLines {
+    fn build(node: &YamlNode, line: u32) -> FieldLines {
         let children = match &node.value {
             Value::Mapping(entries) => entries
                 .iter()

@@ -245,7 +245,7 @@ impl Loader {
         }
     }
 
-    fn document(&mut self, root: &yaml::Node, whole: &Location, given: bool) {
+    fn document(&mut self, root: &yaml::YamlNode, whole: &Location, given: bool) {
         let mut output = document::DecodedDocument::default();
         document::document(root, &mut output);
         for (kind, count) in output.skipped {
@@ -366,9 +366,9 @@ impl Loader {
     }
 }
 
-fn externally_local(node: &yaml::Node) -> bool {
+fn externally_local(node: &yaml::YamlNode) -> bool {
     let policy = node.get("spec").and_then(|spec| spec.get("externalTrafficPolicy"));
-    policy.and_then(yaml::Node::as_str) == Some("Local")
+    policy.and_then(yaml::YamlNode::as_str) == Some("Local")
 }
 
 #[cfg(test)]

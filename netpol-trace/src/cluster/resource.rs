@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 
-use super::api::{ApiError, Collection, Connection, Need, Reflector, Snapshot, watch};
+use super::api::{ApiConnection, ApiError, Collection, Need, Reflector, Snapshot, watch};
 use super::change::{Key, Scope};
 use super::decode::{Checked, ObjectReader};
 use super::index::Index;
@@ -137,7 +137,7 @@ pub(in crate::cluster) trait AnyResource: Sync {
     /// Lists and watches until dropped or, if the kind can go with its CRD (`may_end`), until it is gone.
     fn watch(
         &self,
-        connection: Connection,
+        connection: ApiConnection,
         collection: Collection,
         reflector: Reflector,
         may_end: bool,
@@ -173,7 +173,7 @@ impl<R: Resource> AnyResource for Typed<R> {
 
     fn watch(
         &self,
-        connection: Connection,
+        connection: ApiConnection,
         collection: Collection,
         reflector: Reflector,
         may_end: bool,

@@ -51,11 +51,11 @@ impl SourceStatus {
 /// The index and the status of its sources, kept current. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Cluster {
-    shared: Arc<Inner>,
+    shared: Arc<ClusterState>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct ClusterState {
     index: RwLock<Index>,
     /// By name. Has its own lock because readers of the index read it too.
     sources: Mutex<BTreeMap<String, SourceStatus>>,
@@ -83,7 +83,7 @@ impl Cluster {
 
     fn new(files: Option<Files>) -> Cluster {
         let (index, sources, events) = (RwLock::default(), Mutex::default(), Mutex::default());
-        Cluster { shared: Arc::new(Inner { index, sources, events, changes: watch::Sender::new(0), files }) }
+        Cluster { shared: Arc::new(ClusterState { index, sources, events, changes: watch::Sender::new(0), files }) }
     }
 
     /// Locks the index for reading. Hold the lock briefly, because changes wait for it, and never twice in one thread.

@@ -23,7 +23,7 @@ pub const MAX_BYTES: usize = 256 << 20;
 
 /// One value with its line.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Node {
+pub struct YamlNode {
     /// 1-based.
     pub line: u32,
     pub value: Value,
@@ -43,12 +43,12 @@ pub enum Value {
         raw: Option<Box<str>>,
     },
     String(Box<str>),
-    Sequence(Vec<Node>),
-    Mapping(Vec<(Key, Node)>),
+    Sequence(Vec<YamlNode>),
+    Mapping(Vec<(YamlKey, YamlNode)>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
+pub struct YamlKey {
     pub name: Box<str>,
     pub line: u32,
 }
@@ -58,7 +58,7 @@ pub struct Key {
 pub struct Document {
     /// 1-based, among the documents that are not empty.
     pub number: u32,
-    pub root: Node,
+    pub root: YamlNode,
 }
 
 /// The text is neither YAML nor JSON, or exceeds a bound.
@@ -143,8 +143,8 @@ impl Path {
     }
 }
 
-impl Node {
-    pub fn get(&self, name: &str) -> Option<&Node> {
+impl YamlNode {
+    pub fn get(&self, name: &str) -> Option<&YamlNode> {
         match &self.value {
             Value::Mapping(entries) => entries.iter().find(|(key, _)| *key.name == *name).map(|(_, node)| node),
             _ => None,
@@ -159,7 +159,7 @@ impl Node {
     }
 
     /// The node at `path`, if it exists.
-    pub fn at(&self, path: &Path) -> Option<&Node> {
+    pub fn at(&self, path: &Path) -> Option<&YamlNode> {
         path.0.iter().try_fold(self, |node, step| match (step, &node.value) {
             (Step::Field(name), _) => node.get(name),
             (Step::Index(index), Value::Sequence(items)) => items.get(*index),

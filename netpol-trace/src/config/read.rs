@@ -5,7 +5,7 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::{ConfigFile, ConfigProblem, ConfigProblems, FileOption};
-use crate::cluster::yaml::{self, Node, Value};
+use crate::cluster::yaml::{self, Value, YamlNode};
 use crate::model::Cause;
 use crate::pipeline::filter::{Pattern, Selection};
 
@@ -99,7 +99,7 @@ fn file(text: &[u8], problems: &mut Vec<ConfigProblem>) -> ConfigFile {
     file
 }
 
-fn selection(name: &str, line: u32, node: &Node, problems: &mut Vec<ConfigProblem>) -> Selection {
+fn selection(name: &str, line: u32, node: &YamlNode, problems: &mut Vec<ConfigProblem>) -> Selection {
     let mut selection = Selection::default();
     let entries = match &node.value {
         Value::Null => return selection,
@@ -124,7 +124,7 @@ fn selection(name: &str, line: u32, node: &Node, problems: &mut Vec<ConfigProble
     selection
 }
 
-fn patterns(name: &str, line: u32, node: &Node, problems: &mut Vec<ConfigProblem>) -> Option<Vec<Pattern>> {
+fn patterns(name: &str, line: u32, node: &YamlNode, problems: &mut Vec<ConfigProblem>) -> Option<Vec<Pattern>> {
     list(name, line, node, problems, |text| match text {
         "" => Err("an empty text matches nothing; remove it".to_owned()),
         text => Ok(Pattern::new(text)),
@@ -156,7 +156,7 @@ fn cidr(text: &str) -> Result<IpNet, String> {
 fn list<T>(
     name: &str,
     line: u32,
-    node: &Node,
+    node: &YamlNode,
     problems: &mut Vec<ConfigProblem>,
     item: impl Fn(&str) -> Result<T, String>,
 ) -> Option<Vec<T>> {
@@ -186,7 +186,7 @@ fn list<T>(
 }
 
 /// An option with its values. Problems of the values are reported after those of the name.
-fn flag(name: &str, line: u32, node: &Node) -> FileOption {
+fn flag(name: &str, line: u32, node: &YamlNode) -> FileOption {
     let values = match &node.value {
         Value::Null => Err("has no value: give one, or remove the key"),
         Value::Sequence(items) => items.iter().map(scalar).collect::<Option<_>>().ok_or("takes a list of values"),
@@ -196,7 +196,7 @@ fn flag(name: &str, line: u32, node: &Node) -> FileOption {
 }
 
 /// A scalar as it was written: `node-name: no` is the text `no`.
-fn scalar(node: &Node) -> Option<String> {
+fn scalar(node: &YamlNode) -> Option<String> {
     match &node.value {
         Value::String(text) => Some(text.to_string()),
         Value::Bool { value, raw } => Some(raw.as_deref().map_or_else(|| value.to_string(), str::to_owned)),

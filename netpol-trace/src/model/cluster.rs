@@ -73,7 +73,7 @@ pub struct Pod {
     /// `metadata.deletionTimestamp` is set. A terminating pod stays subject to policy.
     pub terminating: bool,
     pub ports: Box<[ContainerPort]>,
-    pub owner: Option<Owner>,
+    pub owner: Option<PodOwner>,
     pub created: Option<Timestamp>,
     pub template: bool,
 }
@@ -102,7 +102,7 @@ pub enum PodPhase {
 
 /// The workload that made a pod: for a Deployment's pod the Deployment, not its ReplicaSet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
+pub struct PodOwner {
     pub kind: Str,
     pub name: Str,
 }
@@ -329,12 +329,12 @@ pub struct EndpointSlice {
     pub name: Str,
     /// From the label `kubernetes.io/service-name`.
     pub service: Option<Str>,
-    pub endpoints: Box<[Endpoint]>,
+    pub endpoints: Box<[SliceEndpoint]>,
     pub ports: Box<[EndpointPort]>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct Endpoint {
+pub struct SliceEndpoint {
     pub ips: Box<[IpAddr]>,
     pub ready: bool,
     pub node: Option<Str>,

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::LogCounts;
 use crate::cluster::Index;
 use crate::cluster::Object;
-use crate::model::cluster::{Labels, Namespace, Owner, Pod, PodPhase};
+use crate::model::cluster::{Labels, Namespace, Pod, PodOwner, PodPhase};
 use crate::model::packet::transport_number;
 use crate::model::{EndpointKind, OwnerRef, PodRef};
 use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
@@ -143,7 +143,7 @@ fn recorded_pod(ip: IpAddr, pod: &PodRef) -> Pod {
         phase: PodPhase::Running,
         terminating: false,
         ports: Box::default(),
-        owner: pod.owner.as_ref().map(|o| Owner { kind: o.kind.as_str().into(), name: o.name.as_str().into() }),
+        owner: pod.owner.as_ref().map(|o| PodOwner { kind: o.kind.as_str().into(), name: o.name.as_str().into() }),
         created: None,
         template: false,
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use netpol_trace::cluster::Cluster;
-use netpol_trace::cluster::api::{self, Access, Lookups, Options, Peers};
+use netpol_trace::cluster::api::{self, Access, ApiOptions, Lookups, PeerDiscovery};
 use netpol_trace_tests::agent::{self, Agent};
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::daemon::Lifetime;
@@ -310,9 +310,9 @@ impl Followers {
         let mut clusters = Vec::new();
         for n in 0..count {
             let access = Access { kubeconfig: Some(kubeconfig.to_owned()), context: None };
-            let peers = if mode == "watch" { Peers::Watch } else { Peers::Lookup };
+            let peers = if mode == "watch" { PeerDiscovery::Watch } else { PeerDiscovery::Lookup };
             let (lookups, asked) = Lookups::new(Some(node_name(n).as_str().into()));
-            let options = Options { access, peers, node: Some(node_name(n).as_str().into()) };
+            let options = ApiOptions { access, peers, node: Some(node_name(n).as_str().into()) };
             let cluster = Cluster::live();
             runtime.spawn(api::follow(cluster.clone(), options, lookups, asked));
             clusters.push(cluster);

@@ -13,7 +13,7 @@ use k8s_openapi::api::authentication::v1::UserInfo;
 use ring::digest;
 use tokio::time::Instant;
 
-use super::super::budget::Budget;
+use super::super::budget::RequestBudget;
 use super::Audience;
 
 /// A refusal is valid no longer than this, so that a newly granted right takes effect soon.
@@ -65,7 +65,7 @@ pub(super) struct Session {
     info: UserInfo,
     answers: Mutex<HashMap<Question, (bool, Instant)>>,
     /// Shared by all sessions of one user name.
-    questions: Arc<Budget>,
+    questions: Arc<RequestBudget>,
 }
 
 impl Session {
@@ -107,10 +107,10 @@ pub(super) enum SessionState {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Sessions(Mutex<State>);
+pub(super) struct Sessions(Mutex<SessionTable>);
 
 #[derive(Debug, Default)]
-struct State {
+struct SessionTable {
     /// With the time of the last TokenReview.
     known: HashMap<SessionKey, (Arc<Session>, Instant)>,
     /// With the time of the refusal.
@@ -143,7 +143,7 @@ impl Sessions {
         let known = state.known.values().find(|(session, _)| session.name() == name);
         let questions = known.map(|(session, _)| session.questions.clone());
         state.make_room_for(name);
-        let questions = questions.unwrap_or_else(|| Arc::new(Budget::new(QUESTIONS.0, QUESTIONS.1)));
+        let questions = questions.unwrap_or_else(|| Arc::new(RequestBudget::new(QUESTIONS.0, QUESTIONS.1)));
         let session = Arc::new(Session { info, answers: Mutex::default(), questions });
         state.known.insert(key, (session.clone(), now));
         session
@@ -172,7 +172,7 @@ impl Sessions {
     }
 }
 
-impl State {
+impl SessionTable {
     /// Removes a session of the same user name if that name has its share, else one of the name with most sessions. A user with
     /// many tokens so evicts their own sessions, not those of others.
     fn make_room_for(&mut self, name: &str) {

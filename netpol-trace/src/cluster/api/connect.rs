@@ -117,7 +117,7 @@ fn service_account(kubeconfig: KubeconfigError) -> Result<Config, AccessError> {
 
 /// The client that all watches share. Clones share it.
 #[derive(Debug, Clone)]
-pub(in crate::cluster) struct Connection {
+pub(in crate::cluster) struct ApiConnection {
     access: Access,
     state: Arc<Mutex<Option<Current>>>,
 }
@@ -136,9 +136,9 @@ impl std::fmt::Debug for Current {
     }
 }
 
-impl Connection {
-    pub fn new(access: Access) -> Connection {
-        Connection { access, state: Arc::new(Mutex::new(None)) }
+impl ApiConnection {
+    pub fn new(access: Access) -> ApiConnection {
+        ApiConnection { access, state: Arc::new(Mutex::new(None)) }
     }
 
     /// The current client, or a new one.

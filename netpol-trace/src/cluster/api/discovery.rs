@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::super::kinds::{KINDS, Kind, OTHER_POLICIES};
 use super::super::resource::Watched;
 use super::super::source::Cluster;
-use super::connect::Connection;
+use super::connect::ApiConnection;
 use super::error::{ApiError, ApiRequest};
 use super::reflector::{ListMode, Reflector};
 use super::watch::{Collection, Pause};
@@ -22,7 +22,7 @@ const INTERVAL: Duration = Duration::from_secs(300);
 const SOURCE: &str = "other policy APIs";
 
 /// Discovers and watches until dropped.
-pub(super) async fn run(connection: Connection, cluster: Cluster) {
+pub(super) async fn run(connection: ApiConnection, cluster: Cluster) {
     let unknown = Kind::OtherPolicy { group: "".into(), kind: "".into() };
     let mut reflector = Reflector::new(cluster.clone(), SOURCE, unknown.into(), ListMode::Additions);
     let mut pause = Pause::default();
@@ -64,7 +64,7 @@ pub(super) struct DiscoveredKind {
     pub collection: Collection,
 }
 
-async fn watch(connection: Connection, cluster: Cluster, discovered: DiscoveredKind) -> DiscoveredKind {
+async fn watch(connection: ApiConnection, cluster: Cluster, discovered: DiscoveredKind) -> DiscoveredKind {
     let DiscoveredKind { kind, collection } = &discovered;
     let name = format!("{}.{}", collection.plural, collection.group);
     let reflector = Reflector::new(cluster, &name, kind.clone().into(), ListMode::Whole);
@@ -73,7 +73,7 @@ async fn watch(connection: Connection, cluster: Cluster, discovered: DiscoveredK
 }
 
 /// A kind that the API server may have.
-struct Candidate {
+struct OptionalKind {
     kind: Kind,
     group: &'static str,
     /// `None`: any version will do, as only metadata is read.
@@ -81,31 +81,32 @@ struct Candidate {
     plural: &'static str,
 }
 
-fn candidates() -> Vec<Candidate> {
+fn optional_kinds() -> Vec<OptionalKind> {
     let evaluated = KINDS.iter().filter(|entry| entry.info.watched == Watched::WhereServed).map(|entry| {
         let (group, version) = entry.info.group_version();
-        Candidate { kind: entry.kind.clone(), group, version: Some(version), plural: entry.info.plural }
+        OptionalKind { kind: entry.kind.clone(), group, version: Some(version), plural: entry.info.plural }
     });
     let others = OTHER_POLICIES.iter().map(|(group, kind, plural)| {
         let kind = Kind::OtherPolicy { group: (*group).into(), kind: (*kind).into() };
-        Candidate { kind, group, version: None, plural }
+        OptionalKind { kind, group, version: None, plural }
     });
     evaluated.chain(others).collect()
 }
 
-/// The candidates that the API server has.
+/// The optional_kinds that the API server has.
 pub(super) async fn discover(client: &Client) -> Result<Vec<DiscoveredKind>, ApiError> {
     let request = ApiRequest { verb: "discover", group: "", resource: "API groups", verbs: &["get"] };
     let api_error = |error: kube::Error| ApiError::of(&error, request);
-    let candidates = candidates();
+    let optional_kinds = optional_kinds();
     let groups = client.list_api_groups().await.map_err(api_error)?.groups;
     let has = |name: &str| groups.iter().any(|group| group.name == name);
     let mut discovered: Vec<DiscoveredKind> = Vec::new();
     for group in &groups {
-        let candidates: Vec<&Candidate> = candidates.iter().filter(|kind| kind.group == group.name).collect();
+        let optional_kinds: Vec<&OptionalKind> =
+            optional_kinds.iter().filter(|kind| kind.group == group.name).collect();
         // Calico's own API server shows what its CRDs hold under a second name.
         let duplicate = group.name == "crd.projectcalico.org" && has("projectcalico.org");
-        if candidates.is_empty() || duplicate {
+        if optional_kinds.is_empty() || duplicate {
             continue;
         }
         for version in &group.versions {
@@ -118,7 +119,7 @@ pub(super) async fn discover(client: &Client) -> Result<Vec<DiscoveredKind>, Api
                 }
                 Err(error) => return Err(api_error(error)),
             };
-            for Candidate { kind, version: wanted, plural, .. } in &candidates {
+            for OptionalKind { kind, version: wanted, plural, .. } in &optional_kinds {
                 let is_served = resources.iter().any(|resource| resource.name == *plural);
                 let is_wanted = wanted.is_none_or(|wanted| wanted == version.version);
                 if is_served && is_wanted && !discovered.iter().any(|known| known.kind == *kind) {

@@ -40,14 +40,14 @@ const MAX_CONFIRMS: usize = 256;
 /// The pipeline's side of the look-ups: requests and results. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Lookups {
-    shared: Arc<Inner>,
+    shared: Arc<SharedLookups>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct SharedLookups {
     active: AtomicBool,
     node: Option<Str>,
-    state: Mutex<State>,
+    state: Mutex<LookupState>,
     finds: Sender<IpAddr>,
     confirms: Sender<IpAddr>,
     /// How many of the two lists, pods and nodes, are not complete yet.
@@ -64,7 +64,7 @@ pub struct LookupQueues {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct LookupState {
     results: HashMap<IpAddr, LookupResult>,
     /// Requested, without result yet.
     pending: HashSet<IpAddr>,
@@ -90,7 +90,7 @@ impl Lookups {
     pub fn new(node: Option<Str>) -> (Lookups, LookupQueues) {
         let (finds, find_queue) = channel(MAX_FINDS);
         let (confirms, confirm_queue) = channel(MAX_CONFIRMS);
-        let shared = Inner {
+        let shared = SharedLookups {
             active: AtomicBool::new(false),
             node,
             state: Mutex::default(),
@@ -177,7 +177,7 @@ impl Lookups {
         self.shared.unlisted.fetch_sub(1, Ordering::AcqRel);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LookupState> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -189,10 +189,10 @@ fn next_page(list: &str) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct List {
         #[serde(default)]
-        metadata: Meta,
+        metadata: ListMetadata,
     }
     #[derive(Default, serde::Deserialize)]
-    struct Meta {
+    struct ListMetadata {
         #[serde(rename = "continue", default)]
         next: Option<String>,
     }

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::super::decode::wire::WireObject;
 use super::super::resource::{KindInfo, Resource};
-use super::connect::{Connection, Current};
+use super::connect::{ApiConnection, Current};
 use super::error::{ApiError, ApiErrorKind, ApiRequest};
 use super::reflector::{Reflector, WatchUpdate};
 
@@ -88,7 +88,7 @@ impl Collection {
 
 /// Lists and watches `collection` until dropped or, with `may_end`, until the server no longer has it.
 pub(in crate::cluster) async fn run<R: Resource>(
-    connection: Connection,
+    connection: ApiConnection,
     collection: Collection,
     mut reflector: Reflector,
     may_end: bool,

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::super::kinds::workload::{self, WORKLOADS};
 use super::super::kinds::{KINDS, OTHER_POLICIES, Object};
 use super::super::resource::KindInfo;
-use super::super::yaml::{self, Node, Path, Step, Value};
+use super::super::yaml::{self, Path, Step, Value, YamlNode};
 use super::meta::DEFAULT_NAMESPACE;
 use super::{Checked, quoted};
 use crate::model::Str;
@@ -20,7 +20,7 @@ use crate::model::cluster::OtherPolicy;
 pub struct DocumentObject<'a> {
     pub object: Object,
     /// Has the lines of the object's fields.
-    pub node: &'a Node,
+    pub node: &'a YamlNode,
     /// The file has no `metadata.namespace`, so `default` is assumed.
     pub namespace_defaulted: bool,
 }
@@ -74,13 +74,13 @@ const MAX_SKIPPED_KINDS: usize = 200;
 const MAX_FAULTS: usize = 20;
 
 /// Decodes the objects of `root` into `output`.
-pub fn document<'a>(root: &'a Node, output: &mut DecodedDocument<'a>) {
+pub fn document<'a>(root: &'a YamlNode, output: &mut DecodedDocument<'a>) {
     object(root, None, output);
 }
 
 /// `inherited`: apiVersion and kind of a typed list, for items that have none.
-fn object<'a>(node: &'a Node, inherited: Option<(&str, &str)>, output: &mut DecodedDocument<'a>) {
-    let text = |name| node.get(name).and_then(Node::as_str).filter(|text| !text.is_empty());
+fn object<'a>(node: &'a YamlNode, inherited: Option<(&str, &str)>, output: &mut DecodedDocument<'a>) {
+    let text = |name| node.get(name).and_then(YamlNode::as_str).filter(|text| !text.is_empty());
     let (version, kind) = match (text("apiVersion"), text("kind"), inherited) {
         (Some(version), Some(kind), _) => (version, kind),
         (None, None, Some(inherited)) => inherited,
@@ -119,7 +119,7 @@ fn object<'a>(node: &'a Node, inherited: Option<(&str, &str)>, output: &mut Deco
 
 /// Reads one object of a document.
 pub(in crate::cluster) struct ObjectReader<'o, 'a> {
-    node: &'a Node,
+    node: &'a YamlNode,
     version: &'o str,
     kind: &'o str,
     policy_kind: Option<&'static str>,
@@ -160,7 +160,7 @@ impl<'a> ObjectReader<'_, 'a> {
         let group = self.version.split_once('/').map_or("", |(group, _)| group);
         let other_policy = OTHER_POLICIES.iter().any(|(g, kind, _)| (*g, *kind) == (group, self.kind));
         if other_policy {
-            let meta = |name| self.node.get("metadata").and_then(|meta| meta.get(name)).and_then(Node::as_str);
+            let meta = |name| self.node.get("metadata").and_then(|meta| meta.get(name)).and_then(YamlNode::as_str);
             let bounded = |text: &str| -> Str { text.chars().take(253).collect::<String>().into() };
             let object = OtherPolicy {
                 group: group.into(),
@@ -173,7 +173,7 @@ impl<'a> ObjectReader<'_, 'a> {
             return;
         }
         let mut infos = KINDS.iter().map(|entry| entry.info).chain(WORKLOADS.iter().map(|workload| &workload.info));
-        // Only groups of Kubernetes itself: a kind `Node` or `Service` of another project is not meant for this program.
+        // Only groups of Kubernetes itself: a kind `YamlNode` or `Service` of another project is not meant for this program.
         let home =
             matches!(group, "extensions" | "networking") || infos.clone().any(|info| info.group_version().0 == group);
         let meant = infos.find(|info| info.name.eq_ignore_ascii_case(self.kind));
@@ -226,7 +226,8 @@ impl<'a> ObjectReader<'_, 'a> {
             }
             Ok(decoded) => match convert(&decoded) {
                 Ok(object) => {
-                    let namespace = node.get("metadata").and_then(|meta| meta.get("namespace")).and_then(Node::as_str);
+                    let namespace =
+                        node.get("metadata").and_then(|meta| meta.get("namespace")).and_then(YamlNode::as_str);
                     let namespace_defaulted = namespace.is_none_or(str::is_empty);
                     self.output.objects.push(DocumentObject { object, node, namespace_defaulted });
                 }
@@ -240,7 +241,7 @@ impl<'a> ObjectReader<'_, 'a> {
     }
 
     fn fault(&mut self, kind: FaultKind, field: Path, message: String, fatal: bool) {
-        let meta = |name| self.node.get("metadata").and_then(|meta| meta.get(name)).and_then(Node::as_str);
+        let meta = |name| self.node.get("metadata").and_then(|meta| meta.get(name)).and_then(YamlNode::as_str);
         let name = match (meta("namespace"), meta("name")) {
             (Some(namespace), Some(name)) => format!("{} {namespace}/{name}", self.kind),
             (None, Some(name)) => format!("{} {name}", self.kind),

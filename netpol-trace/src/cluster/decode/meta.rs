@@ -17,15 +17,15 @@ const MAX_LABELS: usize = 10_000;
 
 /// `metadata`, checked.
 #[derive(Debug, Clone, PartialEq)]
-pub(in crate::cluster) struct Meta {
+pub(in crate::cluster) struct CheckedMetadata {
     pub namespace: Str,
     pub name: Str,
     pub uid: Option<Str>,
     pub labels: Labels,
 }
 
-impl Meta {
-    pub(in crate::cluster) fn read(meta: &ObjectMeta, violations: &mut Violations) -> Meta {
+impl CheckedMetadata {
+    pub(in crate::cluster) fn read(meta: &ObjectMeta, violations: &mut Violations) -> CheckedMetadata {
         let path = Path::default().field("metadata");
         let name = meta.name.as_deref().unwrap_or_default();
         match (name, &meta.generate_name) {
@@ -36,7 +36,7 @@ impl Meta {
         }
         let namespace = meta.namespace.as_deref().filter(|name| !name.is_empty()).unwrap_or(DEFAULT_NAMESPACE);
         namespace_syntax(namespace, &path.field("namespace"), violations);
-        Meta {
+        CheckedMetadata {
             namespace: namespace.into(),
             name: name.into(),
             uid: uid(meta),

@@ -8,7 +8,7 @@ use crate::model::cluster::{EndpointSlice, Pod, Protocol, Service, ServicePort, 
 
 /// One address and port behind a port of a service.
 #[derive(Debug, Clone, Copy)]
-pub struct Backend<'a> {
+pub struct ServiceBackend<'a> {
     /// `None` for a pod or template without a known address.
     pub ip: Option<IpAddr>,
     pub pod: Option<PodView<'a>>,
@@ -21,7 +21,11 @@ pub struct Backend<'a> {
 impl Index {
     /// The backends of a service: those of its endpoint slices or, if it has none, the pods that its selector selects. Empty if the
     /// service has no endpoints or does not exist.
-    pub fn service_backends<'a>(&'a self, namespace: &str, name: &str) -> impl Iterator<Item = Backend<'a>> + use<'a> {
+    pub fn service_backends<'a>(
+        &'a self,
+        namespace: &str,
+        name: &str,
+    ) -> impl Iterator<Item = ServiceBackend<'a>> + use<'a> {
         let entry = self.namespaces.get(namespace);
         let service = entry.and_then(|entry| entry.services.get(name));
         let mut backends = Vec::new();
@@ -43,7 +47,7 @@ impl Index {
         entry: &'a NamespaceEntry,
         service: &'a Service,
         slice: &'a EndpointSlice,
-        backends: &mut Vec<Backend<'a>>,
+        backends: &mut Vec<ServiceBackend<'a>>,
     ) {
         for endpoint in &slice.endpoints {
             // kube-proxy uses the first address only; a slice has one family.
@@ -54,7 +58,7 @@ impl Index {
             });
             for (port, service_port) in ports_of(slice, service) {
                 let (ready, target_port) = (endpoint.ready, port);
-                backends.push(Backend { ip, pod, service_port, target_port, ready });
+                backends.push(ServiceBackend { ip, pod, service_port, target_port, ready });
             }
         }
     }
@@ -88,13 +92,19 @@ impl NamespaceEntry {
         self.slices.values().filter(|slice| slice.service.as_ref() == Some(&service.name))
     }
 
-    fn selected_backends<'a>(&'a self, service: &'a Service, backends: &mut Vec<Backend<'a>>) {
+    fn selected_backends<'a>(&'a self, service: &'a Service, backends: &mut Vec<ServiceBackend<'a>>) {
         let Some(selector) = &service.selector else { return };
         for pod in self.pods().filter(|view| !view.pod.is_over() && selects(selector, view.pod)) {
             for service_port in &service.ports {
                 let Some(target_port) = resolve(service_port, pod.pod) else { continue };
                 let ip = pod.pod.ips.first().copied();
-                backends.push(Backend { ip, pod: Some(pod), service_port, target_port, ready: !pod.pod.terminating });
+                backends.push(ServiceBackend {
+                    ip,
+                    pod: Some(pod),
+                    service_port,
+                    target_port,
+                    ready: !pod.pod.terminating,
+                });
             }
         }
     }

@@ -164,7 +164,7 @@ items:
 fn services_lead_to_their_backends_and_back() {
     let index = index(SERVICES);
     let backends = |name: &str| {
-        let show = |b: Backend<'_>| {
+        let show = |b: ServiceBackend<'_>| {
             let pod = b.pod.map_or("-".to_owned(), |v| v.pod.name.to_string());
             let ip = b.ip.map_or("-".to_owned(), |ip| ip.to_string());
             format!("{}>{ip}:{} {pod}{}", b.service_port.port, b.target_port, if b.ready { "" } else { " unready" })

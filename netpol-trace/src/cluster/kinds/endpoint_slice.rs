@@ -1,4 +1,4 @@
-//! Endpoint slices: the addresses behind a service.
+//! SliceEndpoint slices: the addresses behind a service.
 
 use std::sync::Arc;
 
@@ -6,13 +6,13 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::super::change::{Key, Scope};
-use super::super::decode::meta::{self, Meta};
+use super::super::decode::meta::{self, CheckedMetadata};
 use super::super::decode::{Checked, Violations};
 use super::super::index::Index;
 use super::super::resource::{KindInfo, Resource};
 use super::super::yaml::Path;
 use super::Kind;
-use crate::model::cluster::{Endpoint, EndpointPort, EndpointSlice};
+use crate::model::cluster::{EndpointPort, EndpointSlice, SliceEndpoint};
 
 pub(in crate::cluster) const INFO: KindInfo = KindInfo {
     api_version: "discovery.k8s.io/v1",
@@ -34,8 +34,8 @@ impl Resource for EndpointSlice {
 
     fn decode(api: &discovery::EndpointSlice) -> Checked<EndpointSlice> {
         let mut v = Violations::default();
-        let meta = Meta::read(&api.metadata, &mut v);
-        let endpoints = api.endpoints.iter().flatten().map(|endpoint| Endpoint {
+        let meta = CheckedMetadata::read(&api.metadata, &mut v);
+        let endpoints = api.endpoints.iter().flatten().map(|endpoint| SliceEndpoint {
             ips: endpoint.addresses.iter().filter_map(|ip| ip.parse().ok()).collect(),
             // The API says that an absent condition counts as ready.
             ready: endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true),

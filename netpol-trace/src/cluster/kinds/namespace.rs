@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::super::api::Need;
 use super::super::change::{Key, Scope};
-use super::super::decode::meta::{Meta, namespace_syntax};
+use super::super::decode::meta::{CheckedMetadata, namespace_syntax};
 use super::super::decode::{Checked, Violations, wire};
 use super::super::index::{Before, Index, PolicyEvent, PolicyEventKind};
 use super::super::resource::{KindInfo, Resource};
@@ -46,7 +46,7 @@ impl Resource for Namespace {
     /// Adds the label that the API server sets on each namespace (KEP-2161).
     fn decode(api: &core::Namespace) -> Checked<Namespace> {
         let mut violations = Violations::default();
-        let meta = Meta::read(&api.metadata, &mut violations);
+        let meta = CheckedMetadata::read(&api.metadata, &mut violations);
         namespace_syntax(&meta.name, &Path::parse("metadata.name"), &mut violations);
         let name_label = [(Str::from("kubernetes.io/metadata.name"), meta.name.clone())];
         let labels = meta.labels.iter().map(|(k, v)| (k.clone(), v.clone())).chain(name_label).collect();

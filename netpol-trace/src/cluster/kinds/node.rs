@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
 use super::super::change::{Key, Scope};
-use super::super::decode::meta::Meta;
+use super::super::decode::meta::CheckedMetadata;
 use super::super::decode::{Checked, Violations, quoted, wire};
 use super::super::index::Index;
 use super::super::resource::{KindInfo, Resource, Watched};
@@ -64,7 +64,7 @@ impl Resource for Node {
 
     fn decode(api: &core::Node) -> Checked<Node> {
         let mut violations = Violations::default();
-        let meta = Meta::read(&api.metadata, &mut violations);
+        let meta = CheckedMetadata::read(&api.metadata, &mut violations);
         let addresses = api.status.iter().flat_map(|status| status.addresses.iter().flatten());
         let mut ips: Vec<IpAddr> = Vec::new();
         for ip in addresses.filter_map(|address| address.address.parse().ok()) {

@@ -11,14 +11,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::super::api::Need;
 use super::super::change::{Key, Scope};
-use super::super::decode::meta::{self, Meta};
+use super::super::decode::meta::{self, CheckedMetadata};
 use super::super::decode::{Checked, Violations};
 use super::super::index::{Claim, Index, PodEntry, PodKey};
 use super::super::resource::{KindInfo, Resource, Watched};
 use super::super::yaml::Path;
 use super::Kind;
 use crate::model::Str;
-use crate::model::cluster::{ContainerPort, Labels, Owner, Pod, PodPhase};
+use crate::model::cluster::{ContainerPort, Labels, Pod, PodOwner, PodPhase};
 
 pub(in crate::cluster) const INFO: KindInfo = KindInfo {
     name: "Pod",
@@ -42,7 +42,7 @@ impl Resource for Pod {
 
     fn decode(api: &core::Pod) -> Checked<Pod> {
         let mut v = Violations::default();
-        let meta = Meta::read(&api.metadata, &mut v);
+        let meta = CheckedMetadata::read(&api.metadata, &mut v);
         let status = api.status.as_ref();
         let mut ips: Vec<IpAddr> = Vec::new();
         let primary = status.and_then(|s| s.pod_ip.as_deref());
@@ -228,15 +228,15 @@ fn phase(name: &str) -> PodPhase {
 
 /// The workload behind a pod, without a GET of its ReplicaSet: a Deployment names its ReplicaSets
 /// `<deployment>-<pod-template-hash>`. A Job's name does not show its CronJob, so the owner is the Job.
-fn owner(meta: &ObjectMeta, labels: &Labels) -> Option<Owner> {
+fn owner(meta: &ObjectMeta, labels: &Labels) -> Option<PodOwner> {
     let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
     let deployment = labels
         .get("pod-template-hash")
         .and_then(|hash| owner.name.strip_suffix(&**hash)?.strip_suffix('-'))
         .filter(|name| owner.kind == "ReplicaSet" && !name.is_empty());
     Some(match deployment {
-        Some(name) => Owner { kind: "Deployment".into(), name: name.into() },
-        None => Owner { kind: owner.kind.as_str().into(), name: owner.name.as_str().into() },
+        Some(name) => PodOwner { kind: "Deployment".into(), name: name.into() },
+        None => PodOwner { kind: owner.kind.as_str().into(), name: owner.name.as_str().into() },
     })
 }
 

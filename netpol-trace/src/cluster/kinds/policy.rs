@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::super::api::Need;
 use super::super::change::{Key, Scope};
-use super::super::decode::meta::Meta;
+use super::super::decode::meta::CheckedMetadata;
 use super::super::decode::{Checked, Violations};
 use super::super::index::{Before, Index, Isolation, PolicyEvent, PolicyEventKind};
 use super::super::resource::{KindInfo, Resource};
@@ -39,7 +39,7 @@ impl Resource for Policy {
 
     fn decode(api: &networking::NetworkPolicy) -> Checked<Policy> {
         let mut v = Violations::default();
-        let meta = Meta::read(&api.metadata, &mut v);
+        let meta = CheckedMetadata::read(&api.metadata, &mut v);
         let path = Path::default().field("spec");
         let Some(spec) = &api.spec else {
             v.add(&path, "a NetworkPolicy without spec; `spec: {podSelector: {}}` selects every pod of the namespace");

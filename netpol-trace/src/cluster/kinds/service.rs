@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::super::change::{Key, Scope};
-use super::super::decode::meta::{self, Meta, Port};
+use super::super::decode::meta::{self, CheckedMetadata, Port};
 use super::super::decode::{Checked, Violations};
 use super::super::index::Index;
 use super::super::resource::{KindInfo, Resource};
@@ -28,7 +28,7 @@ impl Resource for Service {
 
     fn decode(api: &core::Service) -> Checked<Service> {
         let mut v = Violations::default();
-        let meta = Meta::read(&api.metadata, &mut v);
+        let meta = CheckedMetadata::read(&api.metadata, &mut v);
         let spec = api.spec.clone().unwrap_or_default();
         let path = Path::default().field("spec");
         let balancers =

@@ -5,13 +5,13 @@ use k8s_openapi::api::batch::v1 as batch;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::super::decode::meta::{self, Meta};
+use super::super::decode::meta::{self, CheckedMetadata};
 use super::super::decode::{Checked, ObjectReader, Violations};
 use super::super::resource::KindInfo;
 use super::super::yaml::Path;
 use super::pod::ports;
 use crate::model::Str;
-use crate::model::cluster::{Owner, Pod, PodPhase};
+use crate::model::cluster::{Pod, PodOwner, PodPhase};
 
 /// A kind whose objects hold a pod template.
 pub(in crate::cluster) struct WorkloadKind {
@@ -76,13 +76,13 @@ pub(in crate::cluster) fn decode(
     path: &Path,
 ) -> Checked<Pod> {
     let mut v = Violations::default();
-    let meta = Meta::read(metadata, &mut v);
+    let meta = CheckedMetadata::read(metadata, &mut v);
     let labels_path = path.field("metadata").field("labels");
     let template_meta = template.metadata.as_ref();
     let spec = template.spec.as_ref();
     let kind: Str = kind.into();
     let pod = Pod {
-        owner: Some(Owner { kind, name: meta.name.clone() }),
+        owner: Some(PodOwner { kind, name: meta.name.clone() }),
         namespace: meta.namespace,
         name: meta.name,
         uid: None,

@@ -1,4 +1,4 @@
-//! [`Node`] as a serde format, so that the API's types are read from it without a copy. The reader itself tracks positions and
+//! [`YamlNode`] as a serde format, so that the API's types are read from it without a copy. The reader itself tracks positions and
 //! unknown fields: wrappers around it would be compiled once more for each of the API's types.
 
 use std::cell::RefCell;
@@ -8,7 +8,7 @@ use serde::de::value::StrDeserializer;
 use serde::de::{self, Deserialize, DeserializeSeed, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::{Key, Node, Path, Step, Value};
+use super::{Path, Step, Value, YamlKey, YamlNode};
 
 /// A value of another type than the API's.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,7 @@ impl de::Error for Error {
 }
 
 /// Reads a value of the API's type `T`. Returns the first `most` fields that the type does not have, and the path of an error.
-pub fn decode<'de, T: Deserialize<'de>>(root: &'de Node, most: usize) -> (Result<T, (Path, Error)>, Vec<Path>) {
+pub fn decode<'de, T: Deserialize<'de>>(root: &'de YamlNode, most: usize) -> (Result<T, (Path, Error)>, Vec<Path>) {
     let noticed = RefCell::new(Noticed { most, ..Noticed::default() });
     let decoded = T::deserialize(Reader { node: root, position: &Position::Root, noticed: &noticed });
     let Noticed { unknown, failed, .. } = noticed.into_inner();
@@ -85,7 +85,7 @@ impl Position<'_> {
 }
 
 struct Reader<'de, 'p> {
-    node: &'de Node,
+    node: &'de YamlNode,
     position: &'p Position<'p>,
     noticed: &'p RefCell<Noticed>,
 }
@@ -108,13 +108,13 @@ fn wrong(value: &Value, expected: &dyn de::Expected) -> Error {
 }
 
 impl<'de> Reader<'de, '_> {
-    fn seq<V: Visitor<'de>>(self, items: &'de [Node], visitor: V) -> Result<V::Value, Error> {
+    fn seq<V: Visitor<'de>>(self, items: &'de [YamlNode], visitor: V) -> Result<V::Value, Error> {
         visitor.visit_seq(Items { items: items.iter().enumerate(), position: self.position, noticed: self.noticed })
     }
 
-    fn map<V: Visitor<'de>>(self, entries: &'de [(Key, Node)], visitor: V) -> Result<V::Value, Error> {
+    fn map<V: Visitor<'de>>(self, entries: &'de [(YamlKey, YamlNode)], visitor: V) -> Result<V::Value, Error> {
         let entries = entries.iter();
-        visitor.visit_map(Entries { entries, entry: None, position: self.position, noticed: self.noticed })
+        visitor.visit_map(MapEntries { entries, entry: None, position: self.position, noticed: self.noticed })
     }
 }
 
@@ -203,7 +203,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
 }
 
 struct Items<'de, 'p> {
-    items: std::iter::Enumerate<slice::Iter<'de, Node>>,
+    items: std::iter::Enumerate<slice::Iter<'de, YamlNode>>,
     position: &'p Position<'p>,
     noticed: &'p RefCell<Noticed>,
 }
@@ -219,15 +219,15 @@ impl<'de> de::SeqAccess<'de> for Items<'de, '_> {
     }
 }
 
-struct Entries<'de, 'p> {
-    entries: slice::Iter<'de, (Key, Node)>,
+struct MapEntries<'de, 'p> {
+    entries: slice::Iter<'de, (YamlKey, YamlNode)>,
     /// The entry whose key was read, but not its value.
-    entry: Option<&'de (Key, Node)>,
+    entry: Option<&'de (YamlKey, YamlNode)>,
     position: &'p Position<'p>,
     noticed: &'p RefCell<Noticed>,
 }
 
-impl<'de> de::MapAccess<'de> for Entries<'de, '_> {
+impl<'de> de::MapAccess<'de> for MapEntries<'de, '_> {
     type Error = Error;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {

@@ -19,11 +19,11 @@ use super::super::super::index::AddressOwner;
 use super::super::super::kinds::pod::wire::LookedUpPodWire;
 use super::super::super::kinds::{Kind, Object, pod};
 use super::super::super::source::{Cluster, SourceStatus};
-use super::super::connect::{Connection, Current};
+use super::super::connect::{ApiConnection, Current};
 use super::super::error::{ApiError, ApiErrorKind};
 use super::super::watch::Collection;
 use super::{CONFIRMATION_INTERVAL, LookupQueues, LookupResult, Lookups, MAX_CONFIRMS, SWEEP};
-use crate::cluster::budget::Budget;
+use crate::cluster::budget::RequestBudget;
 use crate::model::Str;
 use crate::model::cluster::Pod;
 
@@ -40,14 +40,20 @@ const AT_ONCE: usize = 8;
 const NODES_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Serves the queues until dropped.
-pub async fn run(connection: Connection, cluster: Cluster, lookups: Lookups, queues: LookupQueues, nodes: Arc<Notify>) {
+pub async fn run(
+    connection: ApiConnection,
+    cluster: Cluster,
+    lookups: Lookups,
+    queues: LookupQueues,
+    nodes: Arc<Notify>,
+) {
     let finder = Arc::new(Finder {
         connection,
         cluster,
         lookups,
-        lists: Budget::new(LISTS.0, LISTS.1),
-        gets: Budget::new(GETS.0, GETS.1),
-        nodes_again: Budget::new(NODES_INTERVAL, 1),
+        lists: RequestBudget::new(LISTS.0, LISTS.1),
+        gets: RequestBudget::new(GETS.0, GETS.1),
+        nodes_again: RequestBudget::new(NODES_INTERVAL, 1),
         nodes,
         pods: Collection::of(&pod::INFO),
         ranges_hold: AtomicBool::new(true),
@@ -81,12 +87,12 @@ fn addresses(queue: Receiver<IpAddr>) -> impl futures::Stream<Item = IpAddr> {
 }
 
 struct Finder {
-    connection: Connection,
+    connection: ApiConnection,
     cluster: Cluster,
     lookups: Lookups,
-    lists: Budget,
-    gets: Budget,
-    nodes_again: Budget,
+    lists: RequestBudget,
+    gets: RequestBudget,
+    nodes_again: RequestBudget,
     /// Notified, the nodes are listed again.
     nodes: Arc<Notify>,
     pods: Collection,
