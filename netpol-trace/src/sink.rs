@@ -174,32 +174,32 @@ impl Deliverer {
     /// Writes declarations of earlier losses, then `entries`. Returns true if the reader has gone.
     fn deliver(&mut self, sink: &mut dyn Sink, entries: Vec<QueueEntry>, queue: &Queue, ids: &RecordIds) -> bool {
         let mut records = Vec::with_capacity(entries.len());
-        let mut meanings = Vec::with_capacity(entries.len());
-        // Not made by this thread.
-        let mut others = Vec::with_capacity(entries.len());
+        let mut items = Vec::with_capacity(entries.len());
+        // True for records of the pipeline's thread.
+        let mut recyclable = Vec::with_capacity(entries.len());
         let declarations = self.undeclared.take().into_iter().map(QueueEntry::Overflowed);
         for entry in declarations.chain(entries) {
-            let (mut record, meaning) = match entry {
+            let (mut record, item) = match entry {
                 QueueEntry::Record(waiting) => (waiting.record, BatchItem::Packets(waiting.packets)),
                 QueueEntry::Overflowed(lost) => {
                     let declaration = lost.declaration(&self.name);
                     (Arc::new(ids.record(Body::Loss(declaration), None, lost.time())), BatchItem::Declares(lost))
                 }
             };
-            // While another sink has it too, this one's is a copy.
-            others.push(matches!(meaning, BatchItem::Packets(_)) && Arc::get_mut(&mut record).is_some());
+            // `make_mut` makes a copy while another sink has the record too.
+            recyclable.push(matches!(item, BatchItem::Packets(_)) && Arc::get_mut(&mut record).is_some());
             Arc::make_mut(&mut record).seq = self.seq + records.len() as u64 + 1;
             records.push(record);
-            meanings.push(meaning);
+            items.push(item);
         }
         let delivery = sink.deliver(&records, Patience(queue));
         let delivered = delivery.delivered.min(records.len());
         self.seq += delivered as u64;
         let mut done = BatchOutcome { records: delivered as u64, ..BatchOutcome::default() };
         let (mut lost_packets, mut lost_records) = (0, 0);
-        let reason = delivery.error.as_ref().map_or(LossReason::WriteFailed, SinkError::reason);
-        for (at, (record, meaning)) in records.iter().zip(meanings).enumerate() {
-            match meaning {
+        let reason = delivery.error.as_ref().map_or("write_failed", SinkError::reason);
+        for (at, (record, item)) in records.iter().zip(items).enumerate() {
+            match item {
                 BatchItem::Packets(packets) if at < delivered => done.written += packets,
                 BatchItem::Packets(packets) => {
                     lost_packets += packets;
@@ -227,8 +227,13 @@ impl Deliverer {
         let closed = matches!(delivery.error, Some(SinkError::Closed));
         self.log(delivery.error.as_ref().filter(|_| !closed));
         queue.complete(done, delivery.error.map(|error| error.to_string()));
-        queue
-            .give_back(records.into_iter().zip(others).filter_map(|(record, other)| other.then_some(record)).collect());
+        queue.recycle(
+            records
+                .into_iter()
+                .zip(recyclable)
+                .filter_map(|(record, recyclable)| recyclable.then_some(record))
+                .collect(),
+        );
         closed
     }
 
@@ -287,7 +292,7 @@ mod tests {
         }
     }
 
-    /// Of two sinks the one that has a record first makes a copy: only the record itself goes back to who made it.
+    /// The first of two sinks copies the record. It frees its copy, and the second sink recycles the record.
     #[test]
     fn a_copy_is_freed_by_its_sink() {
         let queues = [Queue::default(), Queue::default()];
@@ -302,6 +307,6 @@ mod tests {
             let entries = queue.take(BATCH, Duration::ZERO).unwrap();
             assert!(!deliverer.deliver(&mut Taker, entries, queue, &ids()));
         }
-        assert_eq!(queues.map(|queue| (queue.spent(), queue.counts().written)), [(0, 1), (1, 1)]);
+        assert_eq!(queues.map(|queue| (queue.finished(), queue.counts().written)), [(0, 1), (1, 1)]);
     }
 }

@@ -88,7 +88,7 @@ impl Aggregator {
                 let hand_on = (!pending).then(|| drop.clone());
                 let first = FirstPacket { drop, pending, set, more: entry.more };
                 match std::mem::replace(entry, first) {
-                    // The packet from before the swap is handed on by itself.
+                    // The packet from before the swap is handed on alone.
                     FirstPacket { drop, pending: true, .. } => Some(drop),
                     _ => hand_on,
                 }
@@ -184,7 +184,7 @@ impl FirstPacket {
         join(self.drop.clone(), std::mem::take(&mut self.pending), key, &count)
     }
 
-    /// What is to be handed on of a flow without a count of the kernel: a pending packet, and those that other CPUs sent.
+    /// The drop to hand on for a flow without a count of the kernel: the pending packet and packets that other CPUs sent.
     fn take_uncounted(&mut self, key: &AggregateKey) -> Option<AggregatedDrop> {
         match (self.pending, self.more.count) {
             (false, 0) => None,

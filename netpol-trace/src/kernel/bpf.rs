@@ -14,7 +14,7 @@ const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 const BPF_NETKIT_PRIMARY: u32 = 54;
 const BPF_NETKIT_PEER: u32 = 55;
 
-/// SAFETY: `attr` is a member of union bpf_attr that fits `command`, and what it points to is as long as it says.
+/// SAFETY: `attr` must be the member of union bpf_attr for `command`, and its pointers must be valid for its lengths.
 unsafe fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
     // SAFETY: the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
