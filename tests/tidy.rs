@@ -289,7 +289,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("missing", &[]),
     ("tail", &["model", "text", "record", "missing"]),
     ("recorded", &["model", "text", "cluster", "policy", "record", "tail"]),
-    ("doctor", &["cluster", "inventory"]),
+    ("doctor", &["text", "cluster", "inventory"]),
     (
         "cli",
         &[
