@@ -14,6 +14,7 @@ macro_rules! eprintln {
 
 pub mod agent;
 pub mod audit;
+mod backoff;
 pub mod cli;
 pub mod cluster;
 pub mod config;

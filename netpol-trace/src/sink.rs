@@ -1,7 +1,6 @@
 //! Writes records to their outputs. Each sink has a thread, a bounded queue and a `seq` without gaps, so that a slow or broken sink delays
 //! neither the pipeline nor the other sinks. Each sink declares records for which its queue had no room in its own stream.
 
-pub mod backoff;
 pub mod fan_out;
 pub mod file;
 pub mod history;

@@ -227,7 +227,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
         stderr(&refused)
     );
     let logs = node.tail(&dev, &["-n", "staging"])?;
-    ensure!(logs.stdout.is_empty() && stderr(&logs).contains("node tail-node does not answer"), "{}", stderr(&logs));
+    ensure!(logs.stdout.is_empty() && stderr(&logs).contains("no answer from node tail-node"), "{}", stderr(&logs));
     ensure!(stderr(&logs).contains("; 0 of 1 agent answered; no answer from tail-node ("), "{}", stderr(&logs));
     ensure!(logs.status.code() == Some(1), "{}", logs.status);
     what_is_not_there(&node, &admin)?;

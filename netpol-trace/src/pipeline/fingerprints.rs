@@ -16,7 +16,7 @@ use crate::model::ChangeKind;
 use crate::model::Facts;
 use crate::model::packet::{Packet, Repeats};
 use crate::pipeline::connections::{Finding, Origin};
-use crate::record::fingerprint::Hasher;
+use crate::record::fingerprint::FingerprintHasher;
 use crate::record::{Fingerprint, PolicyChange};
 
 /// Identifies the running kernel: equal in all of its containers, new with each boot.
@@ -61,7 +61,7 @@ impl Fingerprints {
         let headers = &packet.headers;
         let port = |port: Option<u16>| port.map_or(u64::MAX, u64::from);
         let (icmp_type, icmp_code) = headers.icmp.unwrap_or_default();
-        let hash = Hasher::new("drop")
+        let hash = FingerprintHasher::new("drop")
             .text(&self.kernel)
             .number(facts.netns.unwrap_or_default().into())
             .number(origin.iif.into())
@@ -86,7 +86,7 @@ impl Fingerprints {
     /// Returns the fingerprint of an unanswered connection, which two nodes may have seen.
     pub fn unanswered(&mut self, finding: &Finding, opened: Timestamp) -> Fingerprint {
         let (client, server) = (finding.tuple.client, finding.tuple.server);
-        let hash = Hasher::new("unanswered")
+        let hash = FingerprintHasher::new("unanswered")
             .text(&self.cluster)
             .address(client.0)
             .number(client.1.into())
@@ -101,7 +101,7 @@ impl Fingerprints {
     /// Returns the fingerprint of a policy change, of which every agent has a record: uid and generation of the object. A change without a new
     /// generation (a namespace's labels, policies from files) is identified by its content and the minute in which the agent learned of it.
     pub fn policy_change(&mut self, change: &PolicyChange, at: Timestamp) -> Fingerprint {
-        let hash = Hasher::new("policy_change")
+        let hash = FingerprintHasher::new("policy_change")
             .number(change.change as u64)
             .text(&change.namespace)
             .maybe(change.policy.as_deref())

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use crate::backoff::Backoff;
 use crate::metrics::Metrics;
 use crate::model::{Cause, SinkState};
 use crate::record::{Body, Fingerprint};
-use crate::sink::backoff::Backoff;
 use crate::sink::queue::{OnWritten, Queue, QueuedRecord, SinkCounts};
 use crate::sink::reopen::{Open, ReopeningSink};
 use crate::sink::{self, RecordIds, Sink, SinkError};

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::history::Ring;
+use crate::history::HistoryRing;
 use crate::record::format::Format;
 use crate::record::{Record, format};
 use crate::sink::queue::Patience;
@@ -17,13 +17,13 @@ pub const FORMAT: Format = Format::Native;
 
 #[derive(Debug)]
 pub struct HistorySink {
-    ring: Ring,
+    ring: HistoryRing,
     buffer: Vec<u8>,
 }
 
 impl HistorySink {
     pub fn open(folder: &Path, readers: Readers, run: &str, size: u64) -> io::Result<HistorySink> {
-        Ok(HistorySink { ring: Ring::open(folder, readers, run, size)?, buffer: Vec::new() })
+        Ok(HistorySink { ring: HistoryRing::open(folder, readers, run, size)?, buffer: Vec::new() })
     }
 }
 

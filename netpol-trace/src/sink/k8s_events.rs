@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::cluster::events::{EventError, ObjectRef, Occurrence, Writer};
-use crate::model::{Cause, PodRef};
+use crate::model::{Action, Cause, PodRef};
 use crate::record::describe;
 use crate::record::describe::Brevity;
-use crate::record::format::Format;
-use crate::record::read;
-use crate::record::{Body, Drop, Record, format, restrict};
+use crate::record::read::RecordView;
+use crate::record::{Body, Drop, Record, restrict};
 use crate::sink::queue::Patience;
 use crate::sink::{Delivery, Sink, SinkError};
 
@@ -261,21 +260,20 @@ fn hash(what: impl Hash) -> u64 {
 /// The Event's text, with only what a reader of the pod's namespace may see, and the policy if it is in that namespace.
 fn note(record: &Record, pod: &PodRef, is_source: bool) -> (String, Option<ObjectRef>) {
     let shown = restrict::restricted(record.clone(), |namespace| namespace == pod.namespace);
-    let mut line = Vec::new();
-    let encoded = shown.as_ref().map(|shown| format::line(Format::Native, shown, &mut line));
-    let Some(seen) = encoded.and_then(Result::ok).and_then(|()| read::read(line.trim_ascii_end())) else {
+    let Some(shown @ Record { body: Body::Drop(drop), .. }) = &shown else {
         return ("A connection was denied by NetworkPolicy".to_owned(), None);
     };
-    let (to, end) = if is_source { ("to", &seen.destination) } else { ("from", &seen.source) };
-    let other = end.as_ref().map(describe::end).unwrap_or_default();
-    let what = if &*seen.action == "reject" { "rejected" } else { "dropped" };
-    let why = describe::brief(&seen, Brevity::Short);
-    let mut note = format!("{} {to} {other} {what}: {why}", describe::port(&seen));
-    if let Some(hint) = &seen.hint {
+    let view = RecordView::of_drop(shown, drop);
+    let (to, end) = if is_source { ("to", &view.destination) } else { ("from", &view.source) };
+    let other = end.as_ref().map(describe::endpoint).unwrap_or_default();
+    let what = if drop.action == Action::Reject { "rejected" } else { "dropped" };
+    let why = describe::brief(&view, Brevity::Short);
+    let mut note = format!("{} {to} {other} {what}: {why}", describe::port(&view));
+    if let Some(hint) = &view.hint {
         note += &format!(". {}", describe::sentence(&hint.message));
     }
-    let policy = seen.verdict.as_ref().and_then(|verdict| {
-        let policy = verdict.deciding(&seen.direction).1.isolated_by.first()?;
+    let policy = view.verdict.as_ref().and_then(|verdict| {
+        let policy = verdict.deciding(&view.direction).1.isolated_by.first()?;
         Some(ObjectRef { namespace: policy.namespace.to_string(), name: policy.name.to_string(), uid: None })
     });
     (cut(note), policy)

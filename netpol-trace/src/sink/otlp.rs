@@ -25,9 +25,9 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Map, Value};
 use tokio::runtime::Runtime;
 
-use super::backoff::Backoff;
 use super::queue::Patience;
 use super::{Delivery, Sink, SinkError};
+use crate::backoff::Backoff;
 use crate::record::Record;
 use crate::record::format::otel;
 

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::backoff::Backoff;
 use super::queue::Patience;
 use super::{Delivery, Sink, SinkError};
+use crate::backoff::Backoff;
 use crate::metrics::Metrics;
 use crate::record::Record;
 

@@ -75,11 +75,9 @@ impl Reading {
                 return Err(io::Error::other(*why));
             }
             let (mut batch, mut failed) = (Vec::new(), None);
-            let more = follower.read(|lines| {
-                for line in lines.split_inclusive(|b| *b == b'\n') {
-                    if failed.is_none() {
-                        failed = view.line(line, &mut batch).err();
-                    }
+            let more = follower.read(|line| {
+                if failed.is_none() {
+                    failed = view.line(line, &mut batch).err();
                 }
             });
             if !batch.is_empty() && self.to_reader.blocking_send(Ok(batch)).is_err() {
@@ -136,19 +134,20 @@ struct View {
 impl View {
     /// Appends what the reader may see of a line. An error: what they may see is not known.
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>) -> Result<(), ReviewError> {
-        let Some(seen) = read::read(line.trim_ascii_end()) else { return Ok(()) };
+        let Some(seen) = read::read(line) else { return Ok(()) };
         if self.since.is_some_and(|since| seen.last_time.unwrap_or(seen.time) < since) {
             return Ok(());
         }
         if self.namespaces.is_empty() {
             out.extend_from_slice(line);
+            out.push(b'\n');
             return Ok(());
         }
-        let of = |end: &read::End<'_>| {
+        let of = |end: &read::EndpointView<'_>| {
             let pod = end.pod.as_ref().map(|pod| pod.namespace.to_string());
             pod.or_else(|| end.service.as_ref().map(|service| service.namespace.to_string()))
         };
-        let mut theirs: Vec<String> = seen.ends().filter_map(of).collect();
+        let mut theirs: Vec<String> = seen.endpoints().filter_map(of).collect();
         if &*seen.kind == "policy_change" {
             theirs.push(seen.namespace.to_string());
         }

@@ -1,4 +1,4 @@
-//! Pauses between attempts, which double up to a limit and have a random part.
+//! Pauses between attempts: doubled each time up to a limit, with jitter.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ impl Backoff {
         Backoff { next: first, longest }
     }
 
-    /// The pause before the next attempt.
+    /// Returns the pause before the next attempt.
     pub fn pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = (pause * 2).min(self.longest);
@@ -27,7 +27,7 @@ impl Backoff {
     }
 }
 
-/// Half the pause to one and a half of it, so that agents do not all reconnect to a receiver at the same time.
+/// Returns 50 % to 150 % of `pause`, so that agents that lost the same server do not all reconnect at once.
 fn jittered(pause: Duration) -> Duration {
     // Without a random number the pause stays as it is.
     let random = getrandom::u32().unwrap_or(512);

@@ -1,77 +1,78 @@
-//! The namespaces, pods and labels that there are: what to name instead of what was looked for and not found.
+//! Collects the namespaces, pods and labels that exist, to suggest one of them for a name that does not.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::select::{Wanted, matches};
+use super::select::{Selection, matches};
 use crate::missing;
 use crate::model::cluster::Selector;
-use crate::record::read::Seen;
+use crate::record::read::RecordView;
 
-/// Records that are looked at for names, so that a long log is still filtered at the speed of memory.
+/// Records whose names are collected. After that the prefilter can skip lines without parsing them.
 pub const RECORDS: usize = 20_000;
-/// Pods that are kept.
+/// Namespaces that are kept, and pods.
 const PODS: usize = 10_000;
 
 /// Pods with their labels, from records or from an API server.
 #[derive(Debug, Default)]
-pub struct Names {
-    /// Records that are still looked at.
+pub struct KnownNames {
+    /// Records whose names are still to be collected.
     left: usize,
     namespaces: BTreeSet<String>,
     pods: BTreeMap<(String, String), BTreeMap<String, String>>,
 }
 
-impl Names {
-    /// For the first records of a log; `wanted`: whether anybody will ask.
-    pub fn of_records(wanted: bool) -> Names {
-        Names { left: if wanted { RECORDS } else { 0 }, ..Names::default() }
+impl KnownNames {
+    /// Collects the names in the first [`RECORDS`] records of a log, if they are `needed`.
+    pub fn of_records(needed: bool) -> KnownNames {
+        KnownNames { left: if needed { RECORDS } else { 0 }, ..KnownNames::default() }
     }
 
-    /// Whether more records are not looked at.
+    /// Returns true if no more names are collected.
     pub fn is_full(&self) -> bool {
         self.left == 0
     }
 
-    /// Takes the names in a record; when full only those that are `wanted`.
-    pub fn record(&mut self, seen: &Seen<'_>, wanted: bool) {
-        if self.is_full() && !wanted {
+    /// Adds the names in a record. If full, only those of a `selected` record.
+    pub fn add_record(&mut self, record: &RecordView<'_>, selected: bool) {
+        if self.is_full() && !selected {
             return;
         }
         self.left = self.left.saturating_sub(1);
-        for end in seen.ends() {
+        for end in record.endpoints() {
             if let Some(service) = &end.service {
-                self.namespace(&service.namespace);
+                self.add_namespace(&service.namespace);
             }
             if let Some(pod) = &end.pod {
                 let labels = pod.labels.iter().map(|(key, value)| (key.to_string(), value.to_string()));
-                self.pod(&pod.namespace, &pod.name, labels);
+                self.add_pod(&pod.namespace, &pod.name, labels);
             }
         }
     }
 
-    pub fn namespace(&mut self, name: &str) {
+    pub fn add_namespace(&mut self, name: &str) {
         if self.namespaces.len() < PODS && !self.namespaces.contains(name) {
             self.namespaces.insert(name.to_owned());
         }
     }
 
-    pub fn pod(&mut self, namespace: &str, name: &str, labels: impl Iterator<Item = (String, String)>) {
-        self.namespace(namespace);
+    pub fn add_pod(&mut self, namespace: &str, name: &str, labels: impl Iterator<Item = (String, String)>) {
+        self.add_namespace(namespace);
         let key = (namespace.to_owned(), name.to_owned());
         if self.pods.len() < PODS && !self.pods.contains_key(&key) {
             self.pods.insert(key, labels.collect());
         }
     }
 
-    /// What of `wanted` there is not, and what there is instead; a line each.
-    pub fn missing(&self, wanted: &Wanted) -> Vec<String> {
-        if !wanted.pods.is_empty() {
-            let missing = wanted.pods.iter().filter(|pod| !self.pods.contains_key(pod));
+    /// Returns a message for each selected name that does not exist, with the names that do.
+    pub fn missing(&self, selection: &Selection) -> Vec<String> {
+        if !selection.pods.is_empty() {
+            let missing = selection.pods.iter().filter(|pod| !self.pods.contains_key(pod));
             return missing.map(|(namespace, name)| self.no_pod(namespace, name)).collect();
         }
-        let namespace = wanted.namespace.as_deref();
-        let mut pods = self.pods.iter().filter(|((of, _), _)| namespace.is_none_or(|wanted| of == wanted)).peekable();
-        let note = match (namespace, &wanted.labels) {
+        let namespace = selection.namespace.as_deref();
+        let mut pods =
+            self.pods.iter().filter(|((of, _), _)| namespace.is_none_or(|namespace| of == namespace)).peekable();
+        let note = match (namespace, &selection.labels) {
             (Some(namespace), _) if pods.peek().is_none() => Some(self.no_pods(namespace)),
             (_, Some(selector)) => {
                 let labels: Vec<_> = pods.map(|(_, labels)| labels).collect();
@@ -120,19 +121,19 @@ mod tests {
     use super::super::select::selector;
     use super::*;
 
-    fn missing(change: impl FnOnce(&mut Wanted)) -> Vec<String> {
-        let mut names = Names::default();
+    fn missing(change: impl FnOnce(&mut Selection)) -> Vec<String> {
+        let mut names = KnownNames::default();
         for (namespace, name, app) in [("staging", "db-0", "db"), ("staging", "api-0", "api"), ("qa", "web-0", "web")] {
-            names.pod(namespace, name, [("app".to_owned(), app.to_owned())].into_iter());
+            names.add_pod(namespace, name, [("app".to_owned(), app.to_owned())].into_iter());
         }
-        names.namespace("empty");
-        let mut wanted = Wanted::default();
-        change(&mut wanted);
-        names.missing(&wanted)
+        names.add_namespace("empty");
+        let mut selection = Selection::default();
+        change(&mut selection);
+        names.missing(&selection)
     }
 
     #[test]
-    fn what_is_not_there_is_named_with_what_is() {
+    fn a_missing_name_is_reported_with_the_names_that_exist() {
         let pod = |namespace: &str, name: &str| missing(|w| w.pods = vec![(namespace.into(), name.into())]);
         assert_eq!(pod("staging", "db-0"), [""; 0]);
         assert_eq!(pod("staging", "db-9"), ["no pod staging/db-9; staging has api-0, db-0"]);

@@ -1,27 +1,26 @@
-//! The last words on stderr: what of the input was not shown, and how many drops there were.
+//! Closing notes on stderr: which part of the input was not shown, and how many drops there were.
 
 use std::io::{self, Write};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::Args;
-use crate::tail::names::RECORDS;
-use crate::tail::stream::Tail;
+use super::known_names::RECORDS;
+use super::stream::Tail;
 use crate::text::{counted, escape, thousands};
 
-/// Nodes that a message names.
-const NAMED: usize = 8;
+/// Nodes that a note names.
+const NODES_NAMED: usize = 8;
 
 fn note(what: &str) {
     eprintln!("note: {}", escape(what));
 }
 
-/// What was not shown, and what there is instead of what was not found. `live`: the API server was asked for the latter.
-pub(super) fn notes(tail: &Tail, live: bool) {
-    let tally = &tail.tally;
+/// Writes notes on what was not shown, and which selected names do not exist. `live`: the API server was asked for the names.
+pub fn notes(tail: &Tail, live: bool) {
+    let counts = &tail.counts;
     let first =
-        |word: &str| tally.first_not_record.as_ref().map(|first| format!(" ({word}{first})")).unwrap_or_default();
-    match tally.not_records {
+        |word: &str| counts.first_not_record.as_ref().map(|first| format!(" ({word}{first})")).unwrap_or_default();
+    match counts.not_records {
         0 => {}
         1 => note(&format!("1 line is not a netpol-trace record and was skipped{}", first(""))),
         many => note(&format!(
@@ -30,57 +29,59 @@ pub(super) fn notes(tail: &Tail, live: bool) {
             first("first: ")
         )),
     }
-    let (repeated, twins) = tail.repeated();
+    let (repeated, duplicates) = tail.not_shown_again();
     match repeated {
         0 => {}
         1 => note("1 record came more than once and is shown once"),
         many => note(&format!("{} records came more than once and are shown once", thousands(many))),
     }
-    match twins {
+    match duplicates {
         0 => {}
         1 => note("1 duplicate hidden: another node's agent recorded the same event"),
         many => note(&format!("{} duplicates hidden: other nodes' agents recorded the same events", thousands(many))),
     }
     lost_elsewhere(tail);
-    let nothing = tally.found.drops + tally.found.unanswered == 0;
-    if nothing && let Some(second) = tally.newest {
-        note(&format!("the newest record that was looked at is of {}Z", String::from_utf8_lossy(&second)));
+    let nothing = counts.drops.drops + counts.drops.unanswered == 0;
+    if nothing && let Some(second) = counts.newest {
+        note(&format!("the newest record in the input is from {}Z", String::from_utf8_lossy(&second)));
     }
-    if !live && tally.records > 0 && (nothing || !tail.wanted().pods.is_empty()) {
+    if !live && counts.records > 0 && (nothing || !tail.selection().pods.is_empty()) {
         let place = if tail.names.is_full() {
             format!("in the first {} records", thousands(RECORDS as u64))
         } else {
             "in the records".to_owned()
         };
-        tail.names.missing(tail.wanted()).iter().for_each(|missing| note(&format!("{place}: {missing}")));
+        tail.names.missing(tail.selection()).iter().for_each(|missing| note(&format!("{place}: {missing}")));
     }
 }
 
-/// Agents' words about themselves are shown only from where the pods are; their losses are not left out altogether.
+/// Notes the losses of nodes where none of the selected pods is known to run: a lost packet may still be theirs.
 fn lost_elsewhere(tail: &Tail) {
-    let lost = &tail.tally.lost_elsewhere;
+    let lost = &tail.counts.lost_elsewhere;
     if lost.is_empty() {
         return;
     }
-    let named: Vec<&str> = lost.keys().take(NAMED).map(String::as_str).collect();
-    let more = match lost.len().saturating_sub(NAMED) {
+    let named: Vec<&str> = lost.keys().take(NODES_NAMED).map(String::as_str).collect();
+    let more = match lost.len().saturating_sub(NODES_NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    let agents = if lost.len() == 1 { "the agent of another node" } else { "agents of other nodes" };
-    let packets = match lost.values().copied().fold(0, u64::saturating_add) {
-        0 => "were not counting for a time".to_owned(),
+    let (agents, were) = match lost.len() {
+        1 => ("the agent of another node", "was"),
+        _ => ("the agents of other nodes", "were"),
+    };
+    let what = match lost.values().copied().fold(0, u64::saturating_add) {
+        0 => format!("{were} not counting for a time"),
         packets => format!("lost {}", counted(packets, "packet")),
     };
-    let packets = if lost.len() == 1 { packets.replacen("were", "was", 1) } else { packets };
-    let subject = tail.wanted().subject();
-    note(&format!("{agents} ({}{more}) {packets}: whether any was{subject} can't be told", named.join(", ")));
+    let subject = tail.selection().subject();
+    note(&format!("{agents} ({}{more}) {what}; nobody knows if any was{subject}", named.join(", ")));
 }
 
-/// `no drops to or from staging/db-9 in the last 10 min; 3 of 3 agents answered`
-pub(super) fn line(args: &Args, tail: &Tail, began: Timestamp, found_in: &str) {
-    let what = tail.wanted().describe(Some(&tail.tally.found));
-    let time = match (args.since, args.follow) {
+/// Writes the closing line: `no drops to or from staging/db-9 in the last 10 min; 3 of 3 agents answered`.
+pub fn line(tail: &Tail, since: Option<SignedDuration>, follow: bool, began: Timestamp, source: &str) {
+    let what = tail.selection().describe(Some(&tail.counts.drops));
+    let time = match (since, follow) {
         (None, _) => String::new(),
         (Some(since), false) => format!(" in the last {}", span(since)),
         (Some(since), true) => match began.checked_sub(since) {
@@ -88,7 +89,7 @@ pub(super) fn line(args: &Args, tail: &Tail, began: Timestamp, found_in: &str) {
             Err(_) => String::new(),
         },
     };
-    eprintln!("netpol-trace tail: {}", escape(&format!("{what}{time}{found_in}")));
+    eprintln!("netpol-trace tail: {}", escape(&format!("{what}{time}{source}")));
     let _ = io::stderr().flush();
 }
 
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_written_as_people_say_them() {
+    fn spans_have_units() {
         for (seconds, expected) in
             [(0, "0 s"), (30, "30 s"), (600, "10 min"), (5400, "1 h 30 min"), (90_061, "25 h 1 min 1 s")]
         {

@@ -1,47 +1,47 @@
-//! Shows each record once: the same id from two logs, and the same packet, connection or policy change recorded by two agents.
+//! Shows each record once: drops a record whose id came before, and one of the same packet, connection or policy change by another agent.
 //!
-//! Agents whose nodes share a kernel (kind), and the old and the new one of a rolling upgrade, all see a packet die; every agent has a
-//! record of every policy's change. Such records have the same fingerprint, which the agents make: `pipeline/fingerprints.rs`.
+//! Agents whose nodes share a kernel (kind), and the old and the new agent of a rolling upgrade, all record the same dropped packet; every
+//! agent records every policy change. Such records have the same fingerprint: `pipeline/fingerprints.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
-use crate::record::read::Seen;
+use crate::record::read::RecordView;
 
-/// Blocks of ids that are remembered: 4096 ids each, 512 octets. What is beyond is forgotten, oldest half first.
+/// Blocks of ids that are remembered: 4,096 ids in 512 bytes each. Beyond that the older half is forgotten.
 const BLOCKS: usize = 1 << 16;
 const BLOCK: u64 = 4096;
-/// Fingerprints that are remembered, twice: a generation before and the one that fills.
+/// Fingerprints of one generation. Two generations are remembered: the one that fills, and the one before.
 const FINGERPRINTS: usize = 1 << 17;
-/// Runs that are told apart.
+/// Runs that are kept apart.
 const RUNS: usize = 1 << 12;
 
-/// 4,096 numbers of a run, a bit each.
-type Numbers = Box<[u64; 64]>;
+/// One bit for each of 4,096 numbers of a run.
+type SeqBits = Box<[u64; 64]>;
 
 #[derive(Debug, Default)]
-pub struct Once {
+pub struct Dedup {
     hasher: RandomState,
     runs: HashMap<String, u32>,
-    ids: [HashMap<(u32, u64), Numbers>; 2],
-    /// By a hash of each.
+    ids: [HashMap<(u32, u64), SeqBits>; 2],
+    /// Hashes of fingerprints.
     fingerprints: [HashSet<u64>; 2],
-    /// Records that were shown before.
+    /// Records whose id came before.
     pub repeated: u64,
-    /// Records of what another agent's record has shown.
-    pub twins: u64,
+    /// Records whose fingerprint came before, with another id.
+    pub duplicates: u64,
 }
 
-impl Once {
-    /// Whether this record is to be shown.
-    pub fn is_new(&mut self, seen: &Seen<'_>) -> bool {
-        let run = self.run(&seen.run);
-        if !self.is_new_id(run, &seen.id) {
+impl Dedup {
+    /// Returns true if the record is to be shown.
+    pub fn is_new(&mut self, record: &RecordView<'_>) -> bool {
+        let run = self.run(&record.run);
+        if !self.is_new_id(run, &record.id) {
             self.repeated += 1;
             return false;
         }
-        if !seen.fingerprint.is_empty() && !self.is_new_fingerprint(&seen.fingerprint) {
-            self.twins += 1;
+        if !record.fingerprint.is_empty() && !self.is_new_fingerprint(&record.fingerprint) {
+            self.duplicates += 1;
             return false;
         }
         true
@@ -52,7 +52,7 @@ impl Once {
             return *number;
         }
         if self.runs.len() >= RUNS {
-            // Numbers would mean two runs: all is forgotten rather than a record kept back that is new.
+            // A number must not stand for two runs. Forgetting all may show a record twice; it hides none.
             (self.runs, self.ids, self.fingerprints) = Default::default();
         }
         let number = u32::try_from(self.runs.len()).unwrap_or(u32::MAX);
@@ -61,7 +61,7 @@ impl Once {
     }
 
     fn is_new_id(&mut self, run: u32, id: &str) -> bool {
-        // An id without a number can't be compared: shown.
+        // An id without a number cannot be compared, so the record is shown.
         let Some(number) = id.rsplit_once('/').and_then(|(_, number)| number.parse::<u64>().ok()) else { return true };
         let (key, bit) = ((run, number / BLOCK), number % BLOCK);
         if !self.ids[0].contains_key(&key) {
@@ -105,25 +105,25 @@ mod tests {
     }
 
     fn shown(lines: &[String]) -> (Vec<usize>, u64, u64) {
-        let mut once = Once::default();
-        let new = |(at, line): (usize, &String)| once.is_new(&read::read(line.as_bytes()).unwrap()).then_some(at);
+        let mut dedup = Dedup::default();
+        let new = |(at, line): (usize, &String)| dedup.is_new(&read::read(line.as_bytes()).unwrap()).then_some(at);
         let shown = lines.iter().enumerate().filter_map(new).collect();
-        (shown, once.repeated, once.twins)
+        (shown, dedup.repeated, dedup.duplicates)
     }
 
     #[test]
-    fn the_same_id_is_shown_once() {
+    fn a_repeated_id_is_shown_once() {
         let lines = [record("a", 1, "p"), record("a", 2, "q"), record("a", 1, "p")];
         assert_eq!(shown(&lines), (vec![0, 1], 1, 0));
     }
 
     #[test]
-    fn what_two_agents_saw_is_shown_once() {
+    fn an_event_recorded_by_two_agents_is_shown_once() {
         let lines = [record("a", 1, "p"), record("b", 7, "p"), record("b", 8, "q"), record("c", 1, "p")];
         assert_eq!(shown(&lines), (vec![0, 2], 0, 2));
     }
 
-    /// Runs had 8 digits once, and their records no fingerprint.
+    /// Earlier versions had runs of 8 digits, and records without a fingerprint.
     #[test]
     fn records_without_a_fingerprint_are_known_by_their_id() {
         let line = |run: &str| record(run, 1, "").replace(r#""fingerprint":"","#, "");
@@ -132,13 +132,13 @@ mod tests {
     }
 
     #[test]
-    fn numbers_of_a_stranger_cost_bounded_memory() {
-        let mut once = Once::default();
+    fn untrusted_numbers_cost_bounded_memory() {
+        let mut dedup = Dedup::default();
         for number in (0..u64::MAX).step_by(usize::MAX / 400_000) {
             let line = record("a", number, &number.to_string());
-            once.is_new(&read::read(line.as_bytes()).unwrap());
+            dedup.is_new(&read::read(line.as_bytes()).unwrap());
         }
-        assert!(once.ids.iter().map(HashMap::len).sum::<usize>() <= BLOCKS);
-        assert!(once.fingerprints.iter().map(HashSet::len).sum::<usize>() <= 2 * FINGERPRINTS);
+        assert!(dedup.ids.iter().map(HashMap::len).sum::<usize>() <= BLOCKS);
+        assert!(dedup.fingerprints.iter().map(HashSet::len).sum::<usize>() <= 2 * FINGERPRINTS);
     }
 }

@@ -1,4 +1,4 @@
-//! The top of a period: pairs, policies and hints by their packets. Bounded: what finds no room is counted as others.
+//! The summary of a period: the pairs, policies and hints with most packets. Bounded: rows without room are counted together.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -8,47 +8,47 @@ use jiff::Timestamp;
 use super::paint::{Ink, cut, width, wrap};
 use super::text::Style;
 use crate::record::describe;
-use crate::record::read::Seen;
+use crate::record::read::RecordView;
 use crate::text::counted;
 
-/// Different pairs, policies or hints that are counted.
+/// Rows of each table that are counted.
 const ROWS: usize = 20_000;
 /// Rows of each table that are shown.
 const SHOWN: usize = 10;
 
 #[derive(Debug, Default)]
-pub struct Summary {
+pub struct DropSummary {
     first: Option<Timestamp>,
     last: Option<Timestamp>,
     records: u64,
     packets: u64,
     unanswered: u64,
-    causes: Table<String>,
-    pairs: Table<String>,
-    policies: Table<String>,
-    hints: Table<u64>,
-    /// What a row of `hints` says.
+    causes: TopTable<String>,
+    pairs: TopTable<String>,
+    policies: TopTable<String>,
+    hints: TopTable<u64>,
+    /// Code and message for each row of `hints`.
     messages: HashMap<u64, (String, String)>,
-    nodes: Table<String>,
+    nodes: TopTable<String>,
     /// Lost packets by stage and reason.
-    losses: Table<String>,
+    losses: TopTable<String>,
     changes: u64,
 }
 
-/// Packets by key.
+/// Packets by key. `others` counts those of keys without room.
 #[derive(Debug)]
-struct Table<K> {
+struct TopTable<K> {
     rows: HashMap<K, u64>,
     others: u64,
 }
 
-impl<K> Default for Table<K> {
-    fn default() -> Table<K> {
-        Table { rows: HashMap::new(), others: 0 }
+impl<K> Default for TopTable<K> {
+    fn default() -> TopTable<K> {
+        TopTable { rows: HashMap::new(), others: 0 }
     }
 }
 
-impl<K: std::hash::Hash + Eq + Ord> Table<K> {
+impl<K: std::hash::Hash + Eq + Ord> TopTable<K> {
     fn add<Q>(&mut self, key: &Q, packets: u64)
     where
         K: std::borrow::Borrow<Q>,
@@ -63,7 +63,7 @@ impl<K: std::hash::Hash + Eq + Ord> Table<K> {
         }
     }
 
-    /// Most packets first; equals by key, so that the answer is always the same.
+    /// Returns the rows with most packets first. Rows with equal packets are in the order of their keys, so that the output is always the same.
     fn top(&self) -> Vec<(&K, u64)> {
         let mut rows: Vec<_> = self.rows.iter().map(|(key, packets)| (key, *packets)).collect();
         rows.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
@@ -71,48 +71,50 @@ impl<K: std::hash::Hash + Eq + Ord> Table<K> {
     }
 }
 
-impl Summary {
-    pub fn add(&mut self, seen: &Seen<'_>) {
-        self.first = Some(self.first.map_or(seen.time, |first| first.min(seen.time)));
-        let last = seen.last_time.unwrap_or(seen.time);
+impl DropSummary {
+    pub fn add(&mut self, record: &RecordView<'_>) {
+        self.first = Some(self.first.map_or(record.time, |first| first.min(record.time)));
+        let last = record.last_time.unwrap_or(record.time);
         self.last = self.last.max(Some(last));
-        let packets = seen.packets();
-        match &*seen.kind {
+        let packets = record.packets();
+        match &*record.kind {
             "drop" => {
                 self.records += 1;
                 self.packets = self.packets.saturating_add(packets);
-                self.causes.add(&*seen.cause, packets);
+                self.causes.add(&*record.cause, packets);
             }
             "unanswered" => {
                 self.unanswered = self.unanswered.saturating_add(packets);
                 return;
             }
-            "loss" => return self.losses.add(&format!("{}: {}", &*seen.stage, &*seen.reason), seen.count.unwrap_or(0)),
+            "loss" => {
+                return self.losses.add(&format!("{}: {}", &*record.stage, &*record.reason), record.count.unwrap_or(0));
+            }
             "policy_change" => {
                 self.changes += 1;
                 return;
             }
             _ => return,
         }
-        self.nodes.add(&*seen.node, packets);
-        if let (Some(source), Some(destination)) = (&seen.source, &seen.destination) {
+        self.nodes.add(&*record.node, packets);
+        if let (Some(source), Some(destination)) = (&record.source, &record.destination) {
             let pair = format!(
                 "{} -> {} {}",
                 describe::workload(source),
                 describe::workload(destination),
-                describe::port(seen)
+                describe::port(record)
             );
             self.pairs.add(&pair, packets);
         }
-        if let Some(verdict) = seen.verdict.as_ref().filter(|verdict| &*verdict.result == "denied") {
+        if let Some(verdict) = record.verdict.as_ref().filter(|verdict| &*verdict.result == "denied") {
             for (direction, side) in [("egress", &verdict.egress), ("ingress", &verdict.ingress)] {
                 for policy in side.isolated_by.iter().filter(|_| &*side.result == "denied") {
                     self.policies.add(&format!("{}/{} {direction}", &*policy.namespace, &*policy.name), packets);
                 }
             }
         }
-        if let Some(hint) = &seen.hint {
-            let case = describe::case(seen);
+        if let Some(hint) = &record.hint {
+            let case = describe::hint_key(record);
             self.hints.add(&case, packets);
             if self.messages.len() < ROWS && self.hints.rows.contains_key(&case) {
                 self.messages
@@ -128,7 +130,7 @@ impl Summary {
 
     pub fn text(&self, style: Style) -> String {
         let mut out = String::new();
-        let (Some(first), Some(last)) = (self.first, self.last) else { return "Nothing was recorded.\n".to_owned() };
+        let (Some(first), Some(last)) = (self.first, self.last) else { return "There are no records.\n".to_owned() };
         let causes: Vec<_> = self.causes.top().iter().map(|(c, n)| format!("{n} {}", describe::name(c))).collect();
         let _ = writeln!(
             out,
@@ -159,7 +161,14 @@ impl Summary {
         out
     }
 
-    fn rows(&self, style: Style, title: &str, table: &Table<String>, name: impl Fn(&str) -> String, out: &mut String) {
+    fn rows(
+        &self,
+        style: Style,
+        title: &str,
+        table: &TopTable<String>,
+        name: impl Fn(&str) -> String,
+        out: &mut String,
+    ) {
         let top = table.top();
         if top.is_empty() {
             return;

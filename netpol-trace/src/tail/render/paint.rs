@@ -2,7 +2,7 @@
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// What a piece of text is, for its colour.
+/// The meaning of a text, which decides its colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ink {
     Plain,
@@ -13,7 +13,7 @@ pub enum Ink {
     Strong,
 }
 
-/// Paints, or doesn't.
+/// Whether to colour text.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Paint(pub bool);
 
@@ -35,7 +35,7 @@ pub fn width(text: &str) -> usize {
     text.width()
 }
 
-/// At most `most` columns of `text`, which ends in `…` if it was longer.
+/// Cuts `text` to `most` columns. A text that was longer ends in `…`.
 pub fn cut(text: &str, most: usize) -> String {
     if text.width() <= most {
         return text.to_owned();
@@ -55,7 +55,7 @@ pub fn cut(text: &str, most: usize) -> String {
     kept
 }
 
-/// Breaks `text` at spaces into lines of at most `most` columns; a longer word is broken where it must.
+/// Breaks `text` at spaces into lines of at most `most` columns. Breaks longer words anywhere.
 pub fn wrap(text: &str, most: usize) -> Vec<String> {
     let most = most.max(1);
     let mut lines = vec![String::new()];

@@ -1,5 +1,5 @@
-//! Records for a reader: what happened, whose policy, what to do, in that order, in one line; the hint below the first
-//! line of its kind, and by its number in the lines after.
+//! One line for each record: what happened, by which policy, and what the nearest rule misses. The hint follows the first line that has it;
+//! later lines refer to it by its number.
 
 use std::collections::HashMap;
 
@@ -10,33 +10,33 @@ use jiff::tz::TimeZone;
 use super::paint::{Ink, Paint, cut, width, wrap};
 use crate::record::describe;
 use crate::record::describe::Brevity;
-use crate::record::read::Seen;
+use crate::record::read::RecordView;
 
-/// Hints that are remembered by number; beyond, they are told again.
+/// Hints that are remembered by number. Beyond that, numbering begins anew and hints are shown again.
 const HINTS: usize = 1000;
-/// Of a line that is too long, its reason keeps this much; what is left goes to the names.
+/// Columns that the reason of a line keeps at least if the line is too long, and those that each name keeps.
 const REASON_AT_LEAST: usize = 20;
 const NAME_AT_LEAST: usize = 10;
-/// A narrower terminal gets times without milliseconds.
+/// On a narrower terminal times have no milliseconds.
 const NARROW: usize = 100;
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Style {
-    /// Columns; `None` where nobody looks at a terminal: nothing is cut.
+    /// Columns of the terminal. `None`: not a terminal, nothing is cut.
     pub width: Option<usize>,
-    /// Everything the record knows, however long.
+    /// Show everything in the record, however long.
     pub wide: bool,
     pub paint: Paint,
 }
 
-/// Prints records one after the other.
+/// Renders records one after the other.
 #[derive(Debug, Default)]
 pub struct Printer {
     style: Style,
     day: Option<Date>,
     hints: HashMap<u64, usize>,
-    /// Hints told so far.
-    told: usize,
+    /// Hints shown so far.
+    hints_shown: usize,
 }
 
 impl Printer {
@@ -45,22 +45,22 @@ impl Printer {
     }
 
     /// Appends the lines of one record to `out`.
-    pub fn record(&mut self, seen: &Seen<'_>, out: &mut String) {
-        self.date(seen.time, out);
-        let hint = self.hint_number(seen);
-        match &*seen.kind {
-            "drop" | "unanswered" => self.flow(seen, hint, out),
-            "loss" => self.plain(seen, "LOST", Ink::Bad, &describe::loss(seen), out),
-            "policy_change" => self.plain(seen, "POLICY", Ink::Strong, &describe::policy_change(seen), out),
-            "status" => self.plain(seen, "AGENT", Ink::Dim, &describe::status(seen), out),
-            kind => self.plain(seen, "OTHER", Ink::Dim, &format!("a record of kind {}", describe::name(kind)), out),
+    pub fn record(&mut self, record: &RecordView<'_>, out: &mut String) {
+        self.date(record.time, out);
+        let hint = self.hint_number(record);
+        match &*record.kind {
+            "drop" | "unanswered" => self.flow(record, hint, out),
+            "loss" => self.plain(record, "LOST", Ink::Bad, &describe::loss(record), out),
+            "policy_change" => self.plain(record, "POLICY", Ink::Strong, &describe::policy_change(record), out),
+            "status" => self.plain(record, "AGENT", Ink::Dim, &describe::status(record), out),
+            kind => self.plain(record, "OTHER", Ink::Dim, &format!("a record of kind {}", describe::name(kind)), out),
         }
-        if let (Some((number, true)), Some(hint)) = (hint, &seen.hint) {
+        if let (Some((number, true)), Some(hint)) = (hint, &record.hint) {
             self.hint(number, &describe::name(&hint.code), &describe::sentence(&hint.message), out);
         }
     }
 
-    /// Times are short; the day is told when it changes.
+    /// Writes the day if it changed: times are without it.
     fn date(&mut self, time: Timestamp, out: &mut String) {
         let day = time.to_zoned(TimeZone::UTC).date();
         if !self.style.wide && self.day.replace(day) != Some(day) {
@@ -78,7 +78,7 @@ impl Printer {
         }
     }
 
-    /// Words of one width stand in a column, where there is room for that.
+    /// Pads the word, so that words stand in a column.
     fn word(&self, word: &str, ink: Ink) -> String {
         let columns = if self.is_narrow() { 4 } else { 6 };
         self.style.paint.ink(&format!("{word:<columns$}"), ink)
@@ -88,19 +88,19 @@ impl Printer {
         !self.style.wide && self.style.width.is_some_and(|columns| columns < NARROW)
     }
 
-    /// The number of the record's hint, and whether it is to be told now.
-    fn hint_number(&mut self, seen: &Seen<'_>) -> Option<(usize, bool)> {
-        seen.hint.as_ref()?;
-        let case = describe::case(seen);
-        if let Some(number) = self.hints.get(&case) {
+    /// Returns the number of the record's hint, and true if the hint is to be shown now.
+    fn hint_number(&mut self, record: &RecordView<'_>) -> Option<(usize, bool)> {
+        record.hint.as_ref()?;
+        let key = describe::hint_key(record);
+        if let Some(number) = self.hints.get(&key) {
             return Some((*number, false));
         }
         if self.hints.len() >= HINTS {
             self.hints.clear();
         }
-        self.told += 1;
-        self.hints.insert(case, self.told);
-        Some((self.told, true))
+        self.hints_shown += 1;
+        self.hints.insert(key, self.hints_shown);
+        Some((self.hints_shown, true))
     }
 
     fn hint(&self, number: usize, code: &str, message: &str, out: &mut String) {
@@ -113,14 +113,14 @@ impl Printer {
         }
     }
 
-    fn plain(&self, seen: &Seen<'_>, word: &str, ink: Ink, text: &str, out: &mut String) {
-        // A policy is every node's.
-        let node = if seen.node.is_empty() || &*seen.kind == "policy_change" {
+    fn plain(&self, record: &RecordView<'_>, word: &str, ink: Ink, text: &str, out: &mut String) {
+        // Every node records a policy change.
+        let node = if record.node.is_empty() || &*record.kind == "policy_change" {
             String::new()
         } else {
-            format!("node {}: ", describe::name(&seen.node))
+            format!("node {}: ", describe::name(&record.node))
         };
-        let time = self.time(seen.time);
+        let time = self.time(record.time);
         let room = self.style.width.filter(|_| !self.style.wide).map(|columns| columns.saturating_sub(time.len() + 8));
         let text = format!("{node}{text}");
         let text = room.map_or_else(|| text.clone(), |room| cut(&text, room));
@@ -128,22 +128,22 @@ impl Printer {
         *out += &format!("{} {} {}\n", paint.ink(&time, Ink::Dim), self.word(word, ink), paint.ink(&text, ink));
     }
 
-    fn flow(&self, seen: &Seen<'_>, hint: Option<(usize, bool)>, out: &mut String) {
-        let (word, ink) = match (&*seen.kind, &*seen.action) {
-            ("unanswered", _) => ("SILENT", Ink::Warn),
+    fn flow(&self, record: &RecordView<'_>, hint: Option<(usize, bool)>, out: &mut String) {
+        let (word, ink) = match (&*record.kind, &*record.action) {
+            ("unanswered", _) => ("UNANSWERED", Ink::Warn),
             (_, "reject") => ("REJECT", Ink::Bad),
             _ => ("DROP", Ink::Bad),
         };
-        let time = self.time(seen.time);
+        let time = self.time(record.time);
         let paint = self.style.paint;
         let number = hint.map(|(number, _)| format!(" [{number}]")).unwrap_or_default();
-        let marks = marks(seen);
-        let port = describe::port(seen);
-        let mut parts = Parts::of(seen, self.style.wide);
+        let marks = marks(record);
+        let port = describe::port(record);
+        let mut parts = Parts::of(record, self.style.wide);
         if let Some(columns) = self.style.width.filter(|_| !self.style.wide) {
             let word = word.len().max(if self.is_narrow() { 4 } else { 6 });
             let fixed = time.len() + 1 + word + 1 + " -> ".len() + 1 + width(&port) + width(&marks) + 2 + number.len();
-            parts.fit(seen, columns.saturating_sub(fixed));
+            parts.fit(record, columns.saturating_sub(fixed));
         }
         let Parts { source, destination, why } = parts;
         *out += &format!(
@@ -156,16 +156,16 @@ impl Printer {
     }
 }
 
-/// Few words between port and reason, where there is more than one packet or something odd.
-fn marks(seen: &Seen<'_>) -> String {
+/// Marks between port and reason: several packets, a reply, a spoofed source address.
+fn marks(record: &RecordView<'_>) -> String {
     let mut marks = String::new();
-    if seen.packets() > 1 {
-        marks += &format!(" x{}", seen.packets());
+    if record.packets() > 1 {
+        marks += &format!(" x{}", record.packets());
     }
-    if seen.reply {
+    if record.reply {
         marks += " reply";
     }
-    if seen.spoofed {
+    if record.spoofed {
         marks += " spoofed";
     }
     marks
@@ -179,15 +179,16 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(seen: &Seen<'_>, wide: bool) -> Parts {
-        let why = if &*seen.kind == "unanswered" { describe::silence(seen) } else { describe::why(seen) };
-        let end =
-            |end: &Option<crate::record::read::End<'_>>| end.as_ref().map_or_else(|| "?".to_owned(), describe::end);
-        let mut parts = Parts { source: end(&seen.source), destination: end(&seen.destination), why };
+    fn of(record: &RecordView<'_>, wide: bool) -> Parts {
+        let why = if &*record.kind == "unanswered" { describe::unanswered(record) } else { describe::why(record) };
+        let end = |end: &Option<crate::record::read::EndpointView<'_>>| {
+            end.as_ref().map_or_else(|| "?".to_owned(), describe::endpoint)
+        };
+        let mut parts = Parts { source: end(&record.source), destination: end(&record.destination), why };
         if !wide {
             return parts;
         }
-        for (text, end) in [(&mut parts.source, &seen.source), (&mut parts.destination, &seen.destination)] {
+        for (text, end) in [(&mut parts.source, &record.source), (&mut parts.destination, &record.destination)] {
             let Some(end) = end else { continue };
             let ip = describe::name(&end.ip);
             let port = end.port.map(|port| format!(" port {port}")).unwrap_or_default();
@@ -199,40 +200,40 @@ impl Parts {
                 .names
                 .first()
                 .filter(|_| end.pod.is_some())
-                .map(|dns| format!(", asked for {}", describe::name(dns)));
+                .map(|dns| format!(", resolved from {}", describe::name(dns)));
             *text += &format!(" ({ip}{port}{}{})", service.unwrap_or_default(), dns.unwrap_or_default());
         }
-        let kernel = &seen.kernel;
-        let known = [&kernel.mechanism, &kernel.hook, &kernel.reason, &kernel.location, &kernel.device];
-        let known: Vec<_> =
-            known.into_iter().filter(|text| !text.is_empty()).map(|text| describe::name(text)).collect();
-        // A policy is every node's.
-        let node = if seen.node.is_empty() || &*seen.kind == "policy_change" {
+        let kernel = &record.kernel;
+        let kernel_parts = [&kernel.mechanism, &kernel.hook, &kernel.reason, &kernel.location, &kernel.device];
+        let kernel_parts: Vec<_> =
+            kernel_parts.into_iter().filter(|text| !text.is_empty()).map(|text| describe::name(text)).collect();
+        // Every node records a policy change.
+        let node = if record.node.is_empty() || &*record.kind == "policy_change" {
             String::new()
         } else {
-            format!(", node {}", describe::name(&seen.node))
+            format!(", node {}", describe::name(&record.node))
         };
-        let cause = if seen.cause.is_empty() { describe::name(&seen.kind) } else { describe::name(&seen.cause) };
-        parts.why += &format!(" ({cause}{node}: {})", known.join(" "));
+        let cause = if record.cause.is_empty() { describe::name(&record.kind) } else { describe::name(&record.cause) };
+        parts.why += &format!(" ({cause}{node}: {})", kernel_parts.join(" "));
         parts
     }
 
-    /// Makes the parts fit into `columns` together: first by saying less, then by cutting.
-    fn fit(&mut self, seen: &Seen<'_>, columns: usize) {
+    /// Makes the parts fit into `columns` together: first in fewer words, then by cutting.
+    fn fit(&mut self, record: &RecordView<'_>, columns: usize) {
         let total = |parts: &Parts| width(&parts.source) + width(&parts.destination) + width(&parts.why);
         for brevity in [Brevity::Short, Brevity::Shortest] {
-            if total(self) > columns && &*seen.kind == "drop" {
-                self.why = describe::brief(seen, brevity);
+            if total(self) > columns && &*record.kind == "drop" {
+                self.why = describe::brief(record, brevity);
             }
         }
         for replica in [true, false] {
             for shorten_source in [true, false] {
                 if total(self) > columns {
                     let (text, end) = match shorten_source {
-                        true => (&mut self.source, &seen.source),
-                        false => (&mut self.destination, &seen.destination),
+                        true => (&mut self.source, &record.source),
+                        false => (&mut self.destination, &record.destination),
                     };
-                    *text = end.as_ref().map_or_else(|| "?".to_owned(), |end| describe::short_end(end, replica));
+                    *text = end.as_ref().map_or_else(|| "?".to_owned(), |end| describe::short_endpoint(end, replica));
                 }
             }
         }
@@ -242,7 +243,7 @@ impl Parts {
         let reason = width(&self.why).min(REASON_AT_LEAST.max(columns / 3));
         let names = columns.saturating_sub(reason);
         let [source, destination] = [width(&self.source), width(&self.destination)];
-        // The shorter name stays whole if it can.
+        // The shorter name stays whole if there is room.
         let half = names / 2;
         let [source, destination] = match (source <= half, destination <= half) {
             (true, _) => [source, destination.min(names - source)],
