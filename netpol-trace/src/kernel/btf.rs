@@ -244,20 +244,20 @@ fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
+/// Requires the running kernel's BTF, for tests.
 #[cfg(test)]
-pub(in crate::kernel) mod tests {
+pub fn vmlinux() -> anyhow::Result<Vec<u8>> {
+    let path = "/sys/kernel/btf/vmlinux";
+    std::fs::read(path).map_err(|error| crate::skip::missing(format!("this kernel's BTF, {path}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
     use super::*;
     use aya_obj::btf::BtfKind;
     use proptest::prelude::*;
 
     use crate::require;
-    use crate::skip::missing;
-
-    /// The running kernel's BTF.
-    pub(in crate::kernel) fn vmlinux() -> anyhow::Result<Vec<u8>> {
-        let path = "/sys/kernel/btf/vmlinux";
-        std::fs::read(path).map_err(|error| missing(format!("this kernel's BTF, {path}: {error}")))
-    }
 
     #[test]
     fn finds_fields_through_unnamed_unions() {

@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn only_policy_reasons_pass_by_default() {
-        let blob = crate::require!(super::super::btf::tests::vmlinux());
+        let blob = crate::require!(super::super::btf::vmlinux());
         let reasons =
             super::super::layout::Layout::from_btf(&super::super::btf::Btf::parse(&blob).unwrap()).unwrap().reasons;
         let value = |name: &str| reasons.iter().find(|(_, n)| *n == name).map(|(v, _)| v);

@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn this_kernel_resolves() {
-        let blob = crate::require!(super::super::btf::tests::vmlinux());
+        let blob = crate::require!(super::super::btf::vmlinux());
         let layout = Layout::from_btf(&Btf::parse(&blob).unwrap()).unwrap();
         assert!((2..=4).contains(&layout.arguments), "{layout:?}");
         assert_ne!(layout.offsets.skb_dev, layout.offsets.skb_sk);
