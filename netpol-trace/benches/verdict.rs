@@ -15,9 +15,10 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use netpol_trace::cluster::Object;
 use netpol_trace::cluster::index::AddressOwner;
 use netpol_trace::cluster::{Change, Index, Kind};
-use netpol_trace::model::cluster::{Object, Protocol};
+use netpol_trace::model::cluster::Protocol;
 use netpol_trace::policy;
 use netpol_trace::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, PolicyResult, Transport};
 

@@ -1,4 +1,4 @@
-//! From what was typed to the connections that policy sees.
+//! Resolves the endpoints and the port that were typed to the connections that a policy sees.
 
 use std::net::IpAddr;
 
@@ -9,7 +9,7 @@ use crate::model::cluster::{Pod, Protocol, Service, ServicePort};
 use crate::model::{Address, ServiceRef};
 use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
-/// What is wrong with what was typed.
+/// What is wrong with the arguments.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EndpointError {
     #[error("--{option} {given:?}: {what}")]
@@ -18,7 +18,7 @@ pub(super) enum EndpointError {
     PortNeeded(String),
 }
 
-/// As typed.
+/// The arguments as typed.
 #[derive(Debug)]
 pub(super) struct ConnectionArgs<'q> {
     pub from: &'q str,
@@ -31,9 +31,9 @@ pub(super) struct Resolution<'a> {
     pub from: String,
     pub to: String,
     pub service: Option<ServiceRef>,
-    /// One for each pod behind a service, else one.
+    /// For a service, one for each pod behind it; else one.
     pub cases: Vec<ResolvedConnection<'a>>,
-    /// Why there is no case.
+    /// Why there is no connection.
     pub why_none: Option<String>,
 }
 
@@ -43,12 +43,12 @@ pub(super) struct ResolvedConnection<'a> {
     pub from: String,
     pub to: String,
     pub port: String,
-    /// The service's address, before translation.
+    /// The service's address, before NAT.
     pub original: Option<Address>,
     pub resolved: Vec<String>,
 }
 
-/// One end: what it is, how to call it, and how it was found.
+/// An endpoint: its identity, its name, and a note on how it was resolved.
 struct ResolvedEndpoint<'a> {
     end: PolicyEndpoint<'a>,
     name: String,
@@ -131,7 +131,7 @@ fn through_service<'a>(
     let same_port = |b: &Backend<'a>| b.service_port == service_port;
     let mut backends: Vec<Backend<'a>> =
         index.service_backends(&service.namespace, &service.name).filter(same_port).collect();
-    // Slices come one per address family; a pod in both is one backend.
+    // Each address family has its own slice. A pod in both is one backend.
     let key = |b: &Backend<'a>| (b.pod.map(|p| (p.pod.namespace.clone(), p.pod.name.clone())), b.target_port);
     let mut seen = std::collections::HashSet::new();
     backends.retain(|b| b.pod.is_none() || seen.insert(key(b)));
@@ -151,7 +151,7 @@ fn through_service<'a>(
     let cases: Vec<_> = backends.iter().map(case).collect();
     let name = format!("{}/{}", service.namespace, service.name);
     let why = format!(
-        "service {name} has no pod behind port {}/{}, so there is no destination to judge",
+        "service {name} has no pod behind port {}/{}, so there is no destination to evaluate",
         service_port.port, service_port.protocol
     );
     Resolution {
@@ -175,7 +175,7 @@ fn target<'a>(index: &'a Index, text: &str) -> Result<ResolvedTarget<'a>, String
     match parts.as_slice() {
         [namespace, name] => pod(index, namespace, name).map(ResolvedTarget::ResolvedEndpoint),
         [namespace, kind, name] => named(index, namespace, kind, name),
-        _ => Err("write NS/POD, NS/KIND/NAME or an IP address, for example staging/deploy/api".to_owned()),
+        _ => Err("expected NS/POD, NS/KIND/NAME or an IP address, such as staging/deploy/api".to_owned()),
     }
 }
 
@@ -197,9 +197,7 @@ fn named<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Resul
         "job" | "jobs" => "Job",
         "cj" | "cronjob" | "cronjobs" => "CronJob",
         other => {
-            return Err(format!(
-                "{other:?} is no kind that is known here: pod, svc, deploy, sts, ds, rs, job, cronjob"
-            ));
+            return Err(format!("unknown kind {other:?}: expected pod, svc, deploy, sts, ds, rs, job or cronjob"));
         }
     };
     workload(index, namespace, kind, name).map(ResolvedTarget::ResolvedEndpoint)
@@ -211,7 +209,7 @@ fn pod<'a>(index: &'a Index, namespace: &str, name: &str) -> Result<ResolvedEndp
         .pod(namespace, name)
         .ok_or_else(|| not_found(index, namespace, "pod", name, &pods().collect::<Vec<_>>()))?;
     let over =
-        view.pod.is_over().then(|| format!("{} has finished: it sends and takes nothing any more", pod_name(view.pod)));
+        view.pod.is_over().then(|| format!("{} has finished: it sends and receives nothing", pod_name(view.pod)));
     Ok(ResolvedEndpoint {
         end: PolicyEndpoint::pod(view),
         name: pod_name(view.pod),
@@ -219,7 +217,7 @@ fn pod<'a>(index: &'a Index, namespace: &str, name: &str) -> Result<ResolvedEndp
     })
 }
 
-/// A running pod of the workload, since it has an address; else its template.
+/// Returns a running pod of the workload, because it has an address; if there is none, the template.
 fn workload<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Result<ResolvedEndpoint<'a>, String> {
     let owned = |view: &PodView<'a>| {
         let owner = view.pod.owner.as_ref();
@@ -253,11 +251,11 @@ fn workload<'a>(index: &'a Index, namespace: &str, kind: &str, name: &str) -> Re
 }
 
 fn template_note(view: PodView<'_>) -> Option<String> {
-    let note = || format!("{} is a pod template: labels and ports are its, an address it has not", pod_name(view.pod));
+    let note = || format!("{} is a pod template: it has labels and ports, and no address", pod_name(view.pod));
     view.pod.template.then(note)
 }
 
-/// `staging/api-7d9`, of a template `staging/deploy/api`.
+/// `staging/api-7d9`; for a template `staging/deploy/api`.
 fn pod_name(pod: &Pod) -> String {
     let kind = pod.owner.as_ref().filter(|_| pod.template).map(|owner| match &*owner.kind {
         "Deployment" => "deploy/",
@@ -270,7 +268,7 @@ fn pod_name(pod: &Pod) -> String {
     format!("{}/{}{}", pod.namespace, kind.unwrap_or_default(), pod.name)
 }
 
-/// What there is instead.
+/// Returns a message with the names that exist.
 fn not_found(index: &Index, namespace: &str, what: &str, name: &str, known: &[String]) -> String {
     if index.namespace(namespace).is_none() {
         let mut all: Vec<_> = index.namespaces().map(|(name, _)| name.to_string()).collect();
@@ -288,7 +286,7 @@ fn address_or_service(index: &Index, ip: IpAddr) -> ResolvedTarget<'_> {
     }
 }
 
-/// Whose address it is: a pod, a node, or nobody's that is known.
+/// Returns the endpoint with this address: a pod, a node, external, or unknown.
 pub(super) fn owner(index: &Index, ip: IpAddr) -> PolicyEndpoint<'_> {
     let identity = match index.owner_of(ip) {
         AddressOwner::Pod(view) => PolicyIdentity::Pod(view),
@@ -309,14 +307,14 @@ fn at_address(index: &Index, ip: IpAddr) -> ResolvedEndpoint<'_> {
             (ip.to_string(), Some(format!("{count} pods claim {ip}")))
         }
         (PolicyIdentity::Unknown, _) => {
-            (ip.to_string(), Some(format!("{ip} is in the pod network, of no pod in the input")))
+            (ip.to_string(), Some(format!("{ip} is in the pod network, and no pod of the input has it")))
         }
         (PolicyIdentity::External, _) => (ip.to_string(), None),
     };
     ResolvedEndpoint { end, name, how }
 }
 
-/// The port as policy sees it, at a destination that is not a service.
+/// Parses the port of a destination that is not a service.
 fn pod_port(text: &str, to: &ResolvedEndpoint<'_>) -> Result<(Transport, Option<u16>), String> {
     if text.eq_ignore_ascii_case("icmp") {
         return Ok((Transport::Icmp, None));
@@ -326,7 +324,7 @@ fn pod_port(text: &str, to: &ResolvedEndpoint<'_>) -> Result<(Transport, Option<
         return Ok((Transport::Named(wanted.unwrap_or(Protocol::Tcp)), Some(number)));
     }
     let PolicyIdentity::Pod(view) = to.end.identity else {
-        return Err(format!("only pods have named ports, and {} is none: give the number", to.name));
+        return Err(format!("{} is not a pod, and only pods have named ports: give the number", to.name));
     };
     let named = view.pod.ports.iter().filter(|p| p.name.as_deref() == Some(name));
     let fits = |p: &&crate::model::cluster::ContainerPort| wanted.is_none_or(|w| w == p.protocol);
@@ -367,11 +365,11 @@ fn split_port(text: &str) -> Result<(&str, Option<Protocol>), String> {
         Some((name, "TCP" | "tcp")) => (name, Some(Protocol::Tcp)),
         Some((name, "UDP" | "udp")) => (name, Some(Protocol::Udp)),
         Some((name, "SCTP" | "sctp")) => (name, Some(Protocol::Sctp)),
-        Some((_, other)) => return Err(format!("{other:?} is no protocol of a policy: TCP, UDP or SCTP")),
+        Some((_, other)) => return Err(format!("unknown protocol {other:?}: expected TCP, UDP or SCTP")),
     };
     let digits = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
     if name.is_empty() || digits && name.parse::<u16>().is_err() {
-        return Err("a port is a number up to 65535 or a name".to_owned());
+        return Err("expected a number up to 65535 or a name".to_owned());
     }
     Ok((name, protocol))
 }

@@ -1,4 +1,4 @@
-//! `netpol-trace explain`: what the policies say of one connection, and why.
+//! `netpol-trace explain`: whether the policies allow a connection, and why.
 
 mod queries;
 mod text;
@@ -16,15 +16,14 @@ use crate::model::{Hint, ServiceRef, Verdict, VerdictResult};
 use crate::policy;
 use crate::policy::{ClientRequest, CniOptions, RuleCheck};
 
-/// Say what the policies make of a connection: which isolate the two pods, which rule allows it, and where none does,
-/// what each rule misses.
+/// Explain whether the policies allow a connection: which policies isolate the pods, which rule allows it, or what each rule misses.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Ends: NS/POD, NS/deploy/NAME (also sts, ds, rs, job, cronjob), an IP address; --to also NS/svc/NAME, which is
-resolved to the pods behind the service and their own ports.
+Endpoints: NS/POD, NS/deploy/NAME (also sts, ds, rs, job, cronjob) or an IP address. --to also takes NS/svc/NAME, which stands for the pods
+behind the service and their own ports.
 
-Exit codes: 0 allowed, 1 denied, 3 undetermined, 2 wrong usage or input with errors. A service with several pods
-behind it: 1 when one of them is denied. With --queries: 0, and 2 when the input can't be used.
+Exit codes: 0 allowed, 1 denied (for a service: to at least one of its pods), 2 wrong arguments or input with errors, 3 undetermined. With
+--queries: 0, or 2 if the input cannot be used.
 
 Examples:
   netpol-trace explain --manifests cluster.yaml --from staging/api-7d9 --to staging/svc/db-svc --port 3306
@@ -33,17 +32,17 @@ Examples:
 pub struct ExplainArgs {
     #[command(flatten)]
     source: ClusterInput,
-    /// Who opens the connection
+    /// PolicyIdentity opens the connection
     #[arg(long, required_unless_present = "queries", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
-    /// To whom
+    /// The endpoint to which it is opened
     #[arg(long, required_unless_present = "queries", value_name = "NS/POD|NS/svc/NAME|IP")]
     to: Option<String>,
-    /// 5432/TCP, 53/UDP, 80 (TCP), a port's name, or icmp; of a service its own port, and not needed if it has one only
+    /// 5432/TCP, 53/UDP, 80 (TCP), a port's name, or icmp. For a service: the service's port, not needed if there is only one
     #[arg(long, conflicts_with = "queries")]
     port: Option<String>,
     /// JSON lines {"id":…,"from":{"pod":"ns/name"}|{"ip":"…"},"to":{…},"protocol":"TCP","port":80} from a file or -;
-    /// answers are JSON lines in the same order
+    /// the results are JSON lines in the same order
     #[arg(long, value_name = "FILE", conflicts_with_all = ["from", "to", "output"])]
     queries: Option<PathBuf>,
     #[arg(short, long, value_enum, default_value = "text")]
@@ -82,16 +81,16 @@ fn explain(args: &ExplainArgs) -> Result<ExitCode, InputError> {
     }))
 }
 
-/// The whole answer: one part for each way the connection can go.
+/// The result, with one entry for each pod that the connection can reach.
 #[derive(Debug, Serialize)]
 struct Explained {
     from: String,
     to: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     service: Option<ServiceRef>,
-    /// Denied when one answer is, then undetermined when one is.
+    /// Denied if one entry is, else undetermined if one is.
     result: VerdictResult,
-    /// Why there is no answer to give.
+    /// Why there is no entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<String>,
     answers: Vec<ExplainedConnection>,
@@ -104,7 +103,7 @@ struct ExplainedConnection {
     to: String,
     /// `3306/TCP`, as policy sees it.
     port: String,
-    /// How many of the service's backends this stands for.
+    /// How many of the service's backends have this result.
     #[serde(skip_serializing_if = "is_one")]
     backends: usize,
     verdict: Verdict,
@@ -112,7 +111,7 @@ struct ExplainedConnection {
     hint: Option<Hint>,
     egress: Vec<PolicyCheck>,
     ingress: Vec<PolicyCheck>,
-    /// Whether each end is a pod; others are not subject to policy.
+    /// Whether each endpoint is a pod. Policies isolate pods only.
     #[serde(skip)]
     pods: [bool; 2],
     /// How the endpoints were resolved, where that is not plain.
@@ -137,7 +136,7 @@ fn answer(index: &Index, options: &CniOptions, question: &ConnectionArgs<'_>) ->
     let mut answers: Vec<ExplainedConnection> = Vec::new();
     for case in &resolved.cases {
         let next = one_answer(index, options, case, resolved.service.as_ref());
-        // Replicas get the same answer; once is enough.
+        // Replicas have the same result.
         match answers.iter_mut().find(|a| same_but_for_the_pod(a, &next)) {
             Some(same) => same.backends += 1,
             None => answers.push(next),
@@ -151,7 +150,7 @@ fn answer(index: &Index, options: &CniOptions, question: &ConnectionArgs<'_>) ->
     } else {
         VerdictResult::Allowed
     };
-    // The one that answers the question comes first.
+    // Entries with the overall result come first.
     answers.sort_by_key(|a| a.verdict.result != result);
     let why = resolved.why_none.filter(|_| answers.is_empty());
     Ok(Explained { from: resolved.from, to: resolved.to, service: resolved.service, result, why, answers })

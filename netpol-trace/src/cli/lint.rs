@@ -13,10 +13,10 @@ use crate::cluster::location::ProblemKind;
 use crate::policy::lint;
 use crate::policy::lint::{Severity, catalogue};
 
-/// Find the usual NetworkPolicy mistakes in manifests: what is wrong, where, and what to write instead.
+/// Find the usual mistakes in NetworkPolicies: what is wrong, where, and what to write instead.
 ///
-/// Reads policies together with the namespaces, pods, workloads and services beside them: the more of the cluster it
-/// sees, the more it can tell. A selector whose pods or namespaces are not in the input is never called wrong.
+/// Reads policies together with namespaces, pods, workloads and services. The more of the cluster is in the input, the more mistakes it finds.
+/// It reports no selector whose pods or namespaces are not in the input.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -26,12 +26,12 @@ Examples:
   netpol-trace lint --context prod policies/        what it would have with these applied
   netpol-trace lint --severity info --fail-on error deploy/
   netpol-trace lint -o sarif deploy/ > lint.sarif   for code scanning
-  netpol-trace lint --list                          all mistakes that it knows
+  netpol-trace lint --list                          all mistakes that it finds
 
-Exit code: 0 nothing at or above --fail-on, 1 findings, 2 bad usage or something that can't be read.")]
+Exit codes: 0 no finding at or above --fail-on, 1 findings, 2 wrong arguments or a file that cannot be read.")]
 pub struct LintArgs {
-    /// Files or folders; `-` is standard input. Without any the cluster of the kubeconfig's current context is read; with
-    /// --context too, files go over what is there.
+    /// Files or folders; - is standard input. Without any, the kubeconfig's current context is read. With --context too, the files replace
+    /// objects of that cluster.
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
 
@@ -105,11 +105,11 @@ pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
     }
     let loaded = match input::load(&args.paths, &args.cluster) {
         Ok(loaded) => loaded,
-        Err(trouble) => return input::finish("lint", Err(trouble.into())),
+        Err(error) => return input::finish("lint", Err(error.into())),
     };
     let findings = lint::lint(&loaded, &args.disable);
     let unreadable: Vec<_> = loaded.problems.iter().filter(|p| p.kind == ProblemKind::Unreadable).collect();
-    // Of nothing there is nothing to report.
+    // If nothing could be read, there is no report.
     if loaded.files > 0 || unreadable.is_empty() {
         let least = args.severity.into();
         let report = match args.output {

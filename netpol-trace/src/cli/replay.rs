@@ -1,4 +1,4 @@
-//! `netpol-trace replay`: recorded drops against edited policies.
+//! `netpol-trace replay`: evaluates recorded drops with edited policies.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,16 +13,16 @@ use crate::policy::CniOptions;
 use crate::recorded::connections::RecordedConnection;
 use crate::text::{counted, escape};
 
-/// Judge recorded drops by edited policies: which would now pass, which still drop, and why.
+/// Evaluate recorded drops with edited policies: which would now pass, which would still be dropped, and why.
 ///
-/// Records hold drops only: connections that passed are not in them, so whether the edit breaks one of those is not judged.
+/// Records have drops only, so replay does not show whether the edit breaks a connection that passed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Pods and namespaces that the manifests lack are taken from the records, with the labels they had.
+Pods and namespaces that are not in the manifests are taken from the records, with the labels that they had.
 
-Exit codes: 0 every recorded drop would pass now, or the records hold no drop by policy; 1 some still drop; 3 none still
-drops but some can't be told; 2 wrong usage, input with errors, or a log that holds no record or can't be read to its end
-(what was read counts).
+Exit codes: 0 every recorded drop would pass now, or the records have no drop by policy; 1 some would still be dropped; 2 wrong arguments,
+input with errors, or a log that has no record or cannot be read to its end (what was read counts); 3 none would be dropped, but some are
+undetermined.
 
 Examples:
   netpol-trace replay drops.jsonl --manifests cluster.yaml --manifests edited/
@@ -50,7 +50,7 @@ fn work(args: &ReplayArgs) -> Result<ExitCode, InputError> {
     }
     let mut index = args.source.load()?;
     let recorded = input::records(&args.records)?;
-    let (nothing, broken, log) = (recorded.nothing_to("judge"), recorded.broken, recorded.log);
+    let (nothing, broken, log) = (recorded.nothing_to("evaluate"), recorded.broken, recorded.log);
     for object in log.missing_objects(&index) {
         index.upsert(object);
     }
@@ -71,11 +71,11 @@ fn work(args: &ReplayArgs) -> Result<ExitCode, InputError> {
 
 #[derive(Debug, Serialize)]
 struct Replay {
-    /// Recorded connections by what the edited policies make of them.
+    /// Recorded connections that the edited policies allow.
     would_pass: usize,
     still_dropped: usize,
     undetermined: usize,
-    not_judged: &'static str,
+    not_evaluated: &'static str,
     connections: Vec<ReplayedConnection>,
 }
 
@@ -89,14 +89,13 @@ struct ReplayedConnection {
     why: String,
 }
 
-const NOT_JUDGED: &str =
-    "Connections that passed are not in the records, so whether the edited policies break one of them was not judged.";
+const NOT_EVALUATED: &str = "Connections that passed are not in the records, so this does not show whether the edited policies break one of them.";
 
 impl Replay {
     fn of(index: &Index, options: &CniOptions, recorded: &[RecordedConnection]) -> Replay {
         let mut connections: Vec<ReplayedConnection> =
             recorded.iter().map(|recorded| replayed(index, options, recorded)).collect();
-        // What still fails is what the reader came for.
+        // Connections that would still be dropped come first.
         connections.sort_by_key(|c| match c.verdict.result {
             VerdictResult::Denied => 0,
             VerdictResult::Undetermined => 1,
@@ -107,7 +106,7 @@ impl Replay {
             would_pass: count(VerdictResult::Allowed),
             still_dropped: count(VerdictResult::Denied),
             undetermined: count(VerdictResult::Undetermined),
-            not_judged: NOT_JUDGED,
+            not_evaluated: NOT_EVALUATED,
             connections,
         }
     }
@@ -115,25 +114,25 @@ impl Replay {
     fn text(&self) -> String {
         let Replay { would_pass, still_dropped, undetermined, connections, .. } = self;
         let mut text = format!(
-            "{would_pass} of {} would pass, {still_dropped} still {}, {undetermined} can't be told.\n",
+            "{would_pass} of {} would pass, {still_dropped} still {}, {undetermined} are undetermined.\n",
             counted(connections.len() as u64, "recorded connection"),
             if *still_dropped == 1 { "drops" } else { "drop" }
         );
-        for judged in connections {
-            let word = match judged.verdict.result {
+        for replayed in connections {
+            let word = match replayed.verdict.result {
                 VerdictResult::Denied => "still drops",
-                VerdictResult::Undetermined => "can't tell ",
-                VerdictResult::Allowed => "would pass ",
+                VerdictResult::Undetermined => "undetermined",
+                VerdictResult::Allowed => "would pass",
             };
-            let ReplayedConnection { connection, packets, why, .. } = judged;
+            let ReplayedConnection { connection, packets, why, .. } = replayed;
             text += &format!(
-                "  {word}  {} ({} recorded)\n               {}\n",
+                "  {word:<12}  {} ({} recorded)\n                {}\n",
                 escape(connection),
                 counted(*packets, "packet"),
                 escape(why)
             );
         }
-        text + NOT_JUDGED + "\n"
+        text + NOT_EVALUATED + "\n"
     }
 }
 

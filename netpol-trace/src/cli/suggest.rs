@@ -1,4 +1,4 @@
-//! `netpol-trace suggest`: the smallest policy change that lets drops through.
+//! `netpol-trace suggest`: the smallest policy change that allows a connection, or recorded drops.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,20 +11,21 @@ use serde_json::Value;
 use super::endpoints::{self, ConnectionArgs};
 use super::input::{self, ClusterInput, Cni, InputError, is_stdin};
 use crate::cluster::Index;
-use crate::model::cluster::{Object, Policy};
+use crate::cluster::Object;
+use crate::model::cluster::Policy;
 use crate::policy::suggest::{NoSuggestion, OpenedPair, SuggestedChange};
 use crate::policy::{CniOptions, Connection, suggest};
 use crate::text::escape;
 
-/// Write the smallest NetworkPolicy change that lets a connection, or recorded drops, through: YAML for kubectl apply.
+/// Write the smallest NetworkPolicy change that allows a connection, or recorded drops: YAML for kubectl apply.
 ///
-/// Adds rules, never changes one; isolates nothing that is open now; selects workloads by labels that outlive a rollout. Says
-/// what else each rule lets through, as far as the pods in the input go.
+/// Adds rules and never changes one. Isolates no pod that is not isolated now. Selects workloads by labels that stay the same over a rollout.
+/// Lists what else each rule allows between the pods in the input.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: 0 every connection gets through with the printed policies (or did before), or the records hold no drop by
-policy; 1 some can't; 2 wrong usage, input with errors, or a log that holds no record or can't be read to its end (what was
-read counts).
+Exit codes: 0 the printed policies allow every connection (or it was allowed before), or the records have no drop by policy; 1 no policy can
+allow some connections; 2 wrong arguments, input with errors, or a log that has no record or cannot be read to its end (what was read
+counts).
 
 Examples:
   netpol-trace suggest --manifests cluster.yaml --from staging/api-7d9 --to staging/svc/db-svc --port 3306
@@ -38,13 +39,13 @@ pub struct SuggestArgs {
     records: Vec<PathBuf>,
     #[command(flatten)]
     source: ClusterInput,
-    /// Who opens the connection
+    /// The endpoint that opens the connection
     #[arg(long, requires = "to", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
-    /// To whom
+    /// The endpoint to which it is opened
     #[arg(long, requires = "from", value_name = "NS/POD|NS/svc/NAME|IP")]
     to: Option<String>,
-    /// 5432/TCP, 53/UDP, 80 (TCP) or a port's name; of a service its own port
+    /// 5432/TCP, 53/UDP, 80 (TCP) or a port's name; for a service: the service's port
     #[arg(long, requires = "from")]
     port: Option<String>,
     #[arg(short, long, value_enum, default_value = "yaml")]
@@ -109,13 +110,13 @@ fn work(args: &SuggestArgs) -> Result<ExitCode, InputError> {
     Ok(ExitCode::from(if broken { input::USAGE_OR_INPUT } else { u8::from(!plan.not_suggested.is_empty()) }))
 }
 
-/// All changes, one for each policy.
+/// The changes, one for each policy.
 #[derive(Debug, Default)]
 struct Plan {
     policies: BTreeMap<(String, String), Planned>,
     allowed_already: Vec<String>,
     not_suggested: Vec<NotSuggested>,
-    /// Why no connection was judged.
+    /// Why no connection was evaluated.
     nothing: Option<String>,
 }
 
@@ -150,7 +151,7 @@ struct NotSuggested {
 }
 
 impl Plan {
-    /// Plans for one connection, on top of what is planned: `now` is the cluster with it.
+    /// Adds the changes for one connection. `now` is the cluster with the changes so far.
     fn add(&mut self, now: &mut Index, connection: &Connection<'_>, options: &CniOptions, title: String) {
         let changes = suggest::suggest(now, &suggest::rebind(now, connection), options);
         match changes {
@@ -194,9 +195,7 @@ impl Plan {
             (0, 0) if self.allowed_already.is_empty() => {}
             (0, 0) => line("Nothing to change: the policies allow it already.".into()),
             (0, _) => {}
-            (n, _) => {
-                line(format!("{n} {} to apply. Read what each lets through, then kubectl apply -f.", policies(n)))
-            }
+            (n, _) => line(format!("{n} {} to apply. Read what each allows, then kubectl apply -f.", policies(n))),
         }
         for not in &self.not_suggested {
             line(format!("NOT solved: {}: {}", not.connection, not.why));
@@ -238,7 +237,7 @@ fn policies(count: usize) -> &'static str {
 }
 
 impl Planned {
-    /// What the reader must know before applying: new or changed, for what, and what else.
+    /// Writes what to know before applying: new or changed, for which connection, and what else is allowed.
     fn comment(&self, text: &mut String) {
         let mut line = |line: String| {
             let _ = writeln!(text, "# {}", escape(&line));
@@ -249,9 +248,9 @@ impl Planned {
             false => format!("{namespace}/{name} as it is, with added rules."),
         });
         for added in &self.added {
-            line(format!("{} lets through {}", added.rule, added.connection));
+            line(format!("{} allows {}", added.rule, added.connection));
             if added.also_allows.is_empty() {
-                line("  and nothing else, as far as the pods in the input go".to_owned());
+                line("  and nothing else between the pods in the input".to_owned());
             }
             const SHOWN: usize = 8;
             for opened in added.also_allows.iter().take(SHOWN) {
@@ -261,7 +260,7 @@ impl Planned {
                 line(format!("  and {more} more pairs (-o json lists them)"));
             }
             if added.pairs_not_looked_at > 0 {
-                line(format!("  {} pairs were too many to look at", added.pairs_not_looked_at));
+                line(format!("  {} more pairs were not checked: too many", added.pairs_not_looked_at));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! `netpol-trace verify-log`: does this log account for every packet?
+//! `netpol-trace verify-log`: checks whether a log accounts for every packet.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -11,18 +11,17 @@ use crate::recorded::input::{self, LogError};
 use crate::recorded::unpack::Unreadable;
 use crate::text::escape;
 
-/// Does this log account for every packet?
+/// Check whether a log accounts for every packet.
 ///
-/// Checks that no record is missing, that the packets in the records are those that the agent's statuses count, that what was
-/// lost is declared, and that nothing lies between a run and the next one without being said. Native records only.
+/// Checks that no record is missing, that the packets in the records are those that the agent's status records count, that losses are
+/// declared, and that the time between two runs is declared. Reads native records only.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Rotated files can be given in any order: they are read in the order of their first records.
 
-Exit codes: 0 every packet is in a record or in a declared loss with its count, 3 the same but for declared time in which
-nobody counted (between a crash and the next start, or at the end of a run that has not stopped), 1 something is missing
-that the log does not declare, or there is no record at all, 2 wrong usage or a file that can't be read to its end or is not
-a log.
+Exit codes: 0 every packet is in a record or in a declared loss with its count; 1 something is missing that the log does not declare, or
+there is no record; 2 wrong arguments, or a file that cannot be read to its end or is not a log; 3 as 0, except for declared time in which
+nobody counted (between a crash and the next start, or at the end of a run that has not stopped).
 
 Examples:
   netpol-trace verify-log drops.jsonl
@@ -66,7 +65,7 @@ fn report(error: &LogError) {
     eprintln!("netpol-trace verify-log: {}", escape(&error.to_string()));
 }
 
-/// Whether an input could not be read to its end, or is something else.
+/// Reads all logs. Returns true if one could not be read to its end, or is not a log.
 fn read_all(files: &[PathBuf], audit: &mut Audit) -> Result<bool, LogError> {
     let mut broken = false;
     for mut input in input::in_order_of_time(files)? {

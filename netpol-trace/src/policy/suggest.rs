@@ -18,9 +18,10 @@ pub use manifest::{json, yaml};
 pub use side_effects::{OpenedPair, SideEffects};
 
 use crate::cluster::Index;
+use crate::cluster::Object;
 use crate::cluster::index::PodView;
 use crate::model::Str;
-use crate::model::cluster::{Direction, Object, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
+use crate::model::cluster::{Direction, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
 use crate::policy;
 use crate::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, PolicyResult, Transport};
 

@@ -16,12 +16,12 @@ const BYTES: usize = 16;
 pub struct Fingerprint([u8; BYTES]);
 
 impl Fingerprint {
-    /// That of a record which no other agent can have: made of its id.
+    /// Returns the fingerprint of a record that no other agent can have: a hash of its id.
     pub fn of_id(id: &str) -> Fingerprint {
         FingerprintHasher::new("record").text(id).finish()
     }
 
-    /// That of what is the same as this one, for the time after `earlier` others.
+    /// Returns the fingerprint of an event that is the same as `earlier` events before it.
     #[must_use]
     pub fn repeated(self, earlier: u64) -> Fingerprint {
         let mut hasher = FingerprintHasher::new("repeat").number(earlier);
@@ -29,7 +29,7 @@ impl Fingerprint {
         hasher.finish()
     }
 
-    /// Of a record that was written elsewhere: `None` where it has none, or something else in its place.
+    /// Deserializes the fingerprint of a record. Returns `None` if it is missing or has another form.
     pub fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Fingerprint>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
         let mut bytes = [0; BYTES];
@@ -58,17 +58,17 @@ impl Serialize for Fingerprint {
     }
 }
 
-/// Hashes what a fingerprint is made of, part by part. SHA-1, cut to 128 bits as a UUID's is: nobody chooses both of two inputs freely.
+/// Hashes the parts of a fingerprint. SHA-1 cut to 128 bits, as in a UUID, is enough: an attacker cannot choose both of two inputs.
 #[derive(Debug, Clone)]
 pub struct FingerprintHasher(Sha1);
 
 impl FingerprintHasher {
-    /// `what`: the kind of thing, so that two kinds are never equal.
+    /// `what` is the kind of event. Fingerprints of different kinds differ.
     pub fn new(what: &str) -> FingerprintHasher {
         FingerprintHasher(Sha1::new()).text(what)
     }
 
-    /// A text, behind its length: two texts are not their concatenation.
+    /// Adds a text with its length in front, so that `ab`, `c` differs from `a`, `bc`.
     #[must_use]
     pub fn text(self, text: &str) -> FingerprintHasher {
         let mut this = self.number(text.len() as u64);
@@ -76,7 +76,7 @@ impl FingerprintHasher {
         this
     }
 
-    /// A text that may be missing.
+    /// Adds a text that may be missing.
     #[must_use]
     pub fn maybe(self, text: Option<&str>) -> FingerprintHasher {
         match text {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_costs_the_record_nothing() {
+    fn another_form_is_no_fingerprint() {
         let read = |json: &str| Fingerprint::lenient(&mut serde_json::Deserializer::from_str(json)).unwrap();
         let own = Fingerprint::of_id("a/1");
         assert_eq!(read(&serde_json::to_string(&own).unwrap()), Some(own));

@@ -1,17 +1,17 @@
-//! Shortens a record whose line would be too long.
+//! Shortens a record that is too long for a line.
 
 use std::collections::BTreeMap;
 
 use super::{Body, PolicyChange, Record, Status};
 use crate::model::{Part, Str};
 
-/// How a record too long for a line gets shorter.
+/// Steps of shortening, each shorter than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 pub(super) enum ShortenStep {
     Labels,
     Policies,
     Texts,
-    /// What is left is bounded whatever is in it: some 40 texts of 40 octets, each of which JSON makes six at most.
+    /// Bounded for any content: about 40 texts of 40 bytes, each of which takes at most six in JSON.
     Least,
 }
 
@@ -19,7 +19,7 @@ impl ShortenStep {
     pub(super) const ALL: [ShortenStep; 4] =
         [ShortenStep::Labels, ShortenStep::Policies, ShortenStep::Texts, ShortenStep::Least];
 
-    /// Policies, misses and notes that are kept.
+    /// Number of policies, misses and notes that are kept.
     fn kept(self) -> usize {
         match self {
             ShortenStep::Labels => usize::MAX,
@@ -28,7 +28,7 @@ impl ShortenStep {
         }
     }
 
-    /// Octets of a text.
+    /// Bytes of a text that are kept.
     fn text(self) -> usize {
         match self {
             ShortenStep::Labels => usize::MAX,
@@ -47,11 +47,11 @@ pub(super) fn shortened(mut record: Record, step: ShortenStep) -> Record {
         Body::Drop(drop) => {
             (&mut drop.truncated, [&mut drop.source, &mut drop.destination], &mut drop.verdict, &mut drop.hint)
         }
-        Body::Unanswered(silent) => (
-            &mut silent.truncated,
-            [&mut silent.source, &mut silent.destination],
-            &mut silent.verdict,
-            &mut silent.hint,
+        Body::Unanswered(unanswered) => (
+            &mut unanswered.truncated,
+            [&mut unanswered.source, &mut unanswered.destination],
+            &mut unanswered.verdict,
+            &mut unanswered.hint,
         ),
         Body::Loss(_) => return record,
         Body::Status(status) => {
@@ -75,7 +75,7 @@ pub(super) fn shortened(mut record: Record, step: ShortenStep) -> Record {
             texts.extend(pod.uid.iter_mut().chain(&mut pod.node));
             texts.extend(pod.owner.iter_mut().flat_map(|owner| [&mut owner.kind, &mut owner.name]));
         }
-        // Names are whole but in the last step: a name that is cut names something else.
+        // Names are cut in the last step only: a cut name can be the name of another object.
         if step == ShortenStep::Least {
             texts.into_iter().for_each(clip);
             let service = end.service.iter_mut().flat_map(|service| [&mut service.namespace, &mut service.name]);
@@ -128,7 +128,7 @@ fn short_status(status: &mut Status, step: ShortenStep) {
     }
     status.not_recorded = std::mem::take(&mut status.not_recorded).into_iter().take(kept).collect();
     if step == ShortenStep::Least {
-        // Kinds of objects are whatever a manifest calls them.
+        // A manifest can have any kind, so kinds are untrusted and can be long.
         status.not_recorded.clear();
         status
             .sources

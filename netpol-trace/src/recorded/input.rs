@@ -1,4 +1,4 @@
-//! Logs as they are named on a command line: files, quoted patterns, the folder of an agent's history, standard input.
+//! Finds the logs that a command line names: files, quoted patterns, the folder of an agent's history, standard input.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use crate::record::magic;
 use crate::record::read;
 use crate::text::{counted, escape, thousands};
 
-/// What can't be read, and why.
+/// Why a log cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error("{name} {}{}", is(reason), tip(name, reason))]
@@ -23,7 +23,7 @@ pub enum LogError {
     #[error("{0}: {1}")]
     Pattern(String, String),
     #[error(
-        "{0} is a folder without records (*.jsonl), so not one of an agent's --history-dir; name its files, or quote a pattern: '{0}/*'"
+        "{0} is a folder without records (*.jsonl), so not an agent's --history-dir; name its files, or quote a pattern: '{0}/*'"
     )]
     Folder(String),
     #[error("{name} {}", no_record(*lines, first))]
@@ -44,7 +44,7 @@ fn no_record(lines: u64, first: &str) -> String {
 /// `x is a gzip archive cut off …`, but `x: no such file`.
 fn is(reason: &Unreadable) -> String {
     match reason {
-        Unreadable::Io(_) => format!("can't be read: {reason}"),
+        Unreadable::Io(_) => format!("cannot be read: {reason}"),
         Unreadable::Foreign(_) => format!("is {reason}"),
         Unreadable::CutOff(..) | Unreadable::Damaged(..) => format!("is a {reason}"),
     }
@@ -65,12 +65,12 @@ fn tip(name: &str, reason: &Unreadable) -> String {
     }
 }
 
-/// One log. It is opened when it is read, so that any number of files can be named.
+/// One log. It is opened only when it is read, so that any number of files can be named.
 #[derive(Debug)]
 pub struct LogInput {
     pub name: String,
     pub location: LogLocation,
-    /// What can't be opened twice: a pipe; or what was wrong when it was opened.
+    /// A pipe, which cannot be opened twice, or why opening failed.
     open: Option<Result<LogReader, LogError>>,
 }
 
@@ -82,12 +82,12 @@ pub enum LogLocation {
     Segment(PathBuf),
 }
 
-/// Whether the path stands for standard input.
+/// Returns true if the path stands for standard input.
 pub fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-/// The logs that `arguments` name, patterns in the order of names; each once, and each is there.
+/// Returns the logs that `arguments` name, each once. The files of a pattern are in the order of their names. Fails if a file does not exist.
 pub fn inputs(arguments: &[PathBuf]) -> Result<Vec<LogInput>, LogError> {
     let mut locations = Vec::new();
     for argument in arguments {
@@ -97,7 +97,7 @@ pub fn inputs(arguments: &[PathBuf]) -> Result<Vec<LogInput>, LogError> {
             (false, Err(error)) if error.kind() == io::ErrorKind::NotFound && is_pattern(argument) => {
                 locations.extend(matching(argument)?);
             }
-            // What is wrong with it is found out when it is opened.
+            // Errors are reported when it is opened.
             (false, _) => locations.push(LogLocation::File(argument.clone())),
         }
     }
@@ -112,7 +112,7 @@ pub fn inputs(arguments: &[PathBuf]) -> Result<Vec<LogInput>, LogError> {
     locations.into_iter().map(LogInput::new).collect()
 }
 
-/// The same in the order of their first records: a shell lists `log.1` after `log`, though its records are older.
+/// Returns the logs in the order of their first records: a shell lists `log.1` after `log`, although its records are older.
 pub fn in_order_of_time(arguments: &[PathBuf]) -> Result<Vec<LogInput>, LogError> {
     let mut inputs = inputs(arguments)?;
     if inputs.len() < 2 {
@@ -130,13 +130,13 @@ fn is_pattern(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().iter().any(|byte| b"*?[".contains(byte))
 }
 
-/// The files that a pattern matches; folders are left out.
+/// Returns the files that a pattern matches, without folders.
 fn matching(pattern: &Path) -> Result<Vec<LogLocation>, LogError> {
     let name = pattern.display().to_string();
     let wrong = |why: &dyn std::fmt::Display| LogError::Pattern(name.clone(), why.to_string());
     let text = pattern.to_str().ok_or_else(|| wrong(&"a pattern must be UTF-8"))?;
     let mut files = Vec::new();
-    // An editor's `.drops.jsonl.swp` is no part of a log. (The crate's option for it panics on names that are not UTF-8.)
+    // Skips hidden files, such as an editor's `.drops.jsonl.swp`. The crate's option for that panics on names that are not UTF-8.
     let hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     for path in glob::glob(text).map_err(|error| wrong(&error))? {
         let path = path.map_err(|error| wrong(&error))?;
@@ -191,7 +191,7 @@ impl LogInput {
         let mut input = LogInput { name, location, open: None };
         let LogLocation::File(path) = &input.location else { return Ok(input) };
         match File::open(path) {
-            // Mistyped, more often than not.
+            // Most likely a typing error.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(input.unreadable(error.into())),
             Ok(file) if file.metadata().is_ok_and(|metadata| metadata.is_file()) => {}
             opened => {
@@ -202,7 +202,7 @@ impl LogInput {
         Ok(input)
     }
 
-    /// The text of the log, decompressed; `None`: its agent has removed it in between.
+    /// Opens the log for reading, decompressed. Returns `None` if the agent has removed the file of its history in the meantime.
     pub fn open(&mut self) -> Result<Option<LogReader>, LogError> {
         if let Some(open) = self.open.take() {
             return open.map(Some);
@@ -222,8 +222,8 @@ impl LogInput {
         LogError::Unreadable { name: self.name.clone(), reason }
     }
 
-    /// What is wrong with an input of which `lines` lines are not empty and none is a record. An empty one is no error here, and
-    /// neither is a file of a history with half a line, as a crash leaves it.
+    /// Returns what is wrong with a log of `lines` lines, none of which is a record. An empty log is no error here, and neither is a file of a
+    /// history with only half a line, which a crash can leave.
     pub fn without_record(&self, lines: u64, first: Option<&str>) -> Option<LogError> {
         let torn = lines == 1 && first == Some(magic::CUT_OFF) && matches!(self.location, LogLocation::Segment(_));
         if lines == 0 || torn {
@@ -233,8 +233,8 @@ impl LogInput {
         Some(LogError::NoRecord { name: self.name.clone(), lines, first })
     }
 
-    /// The time of the first record, which may stand behind half a line or an agent's other output. What is read is not lost, and
-    /// neither is why it can't be read: that comes again.
+    /// Returns the time of the first record, which may come after half a line or other output of an agent. The bytes read, or the error, are
+    /// kept for [`LogInput::open`].
     fn first_time(&mut self) -> Option<Timestamp> {
         let mut reader = match self.open() {
             Ok(reader) => reader?,
@@ -249,7 +249,7 @@ impl LogInput {
             let read = match reader.read(&mut buffer) {
                 Ok(read) => buffer.get(..read).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                // Comes again when the rest is read.
+                // Reported when the rest is read.
                 Err(_) => &[],
             };
             let mut take = |line: &[u8]| time = time.or_else(|| read::read(line).map(|seen| seen.time));

@@ -281,7 +281,7 @@ impl Prefilter {
             causes: selection.causes.iter().map(|cause| quoted(cause)).collect(),
             other_kinds: ["loss", "status", "policy_change"].map(quoted).into(),
             time: Finder::new("\"time\":\"").into_owned(),
-            // A folded record's last packet may be newer than its first.
+            // The last packet of a record may be newer than its first.
             last_time: Finder::new("\"last_time\":").into_owned(),
             since: selection.since.and_then(second),
         }

@@ -242,7 +242,7 @@ fn a_log_without_drops_differs_from_an_empty_one() {
     );
     assert_eq!(
         replay,
-        ("No drop by policy in quiet.jsonl (1 record read): nothing to judge.\n".to_owned(), String::new(), 0)
+        ("No drop by policy in quiet.jsonl (1 record read): nothing to evaluate.\n".to_owned(), String::new(), 0)
     );
 }
 

@@ -130,7 +130,7 @@ fn names_that_can_not_be_are_mistakes_and_no_answers() {
         (&["-n", "ns/staging"], "remove what is before the slash"),
         (&["-n", "Staging"], "lower-case letters"),
         (&["-n", "staging,qa-test"], "the name of one namespace"),
-        (&["db-0"], "db-0 can't be read: no such file (a pod's drops: netpol-trace tail --pod db-0 -n NAMESPACE)"),
+        (&["db-0"], "db-0 cannot be read: no such file (a pod's drops: netpol-trace tail --pod db-0 -n NAMESPACE)"),
     ] {
         let (stdout, stderr, code) = run(dir.path(), &[&["tail", "drops.jsonl"], arguments].concat(), b"");
         assert!(code == 2 && stdout.is_empty() && stderr.contains(expected), "{arguments:?} {code}: {stderr}");

@@ -1,5 +1,6 @@
 //! The YAML in a hint does what the hint says.
 
+use netpol_trace::cluster::Object;
 use netpol_trace::cluster::manifests;
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy;

@@ -1,6 +1,7 @@
 //! The hint for each mistake, and none without evidence.
 
 use expect_test::{Expect, expect};
+use netpol_trace::cluster::Object;
 use netpol_trace::model::cluster::*;
 use netpol_trace::model::{Address, ServiceRef};
 use netpol_trace::policy;

@@ -1,6 +1,7 @@
 //! Hints by the service or protocol in use.
 
 use expect_test::expect;
+use netpol_trace::cluster::Object;
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy;
 use netpol_trace::policy::ClientRequest;

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use netpol_trace::cluster::Index;
+use netpol_trace::cluster::{Index, Object};
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy::{Connection, PolicyEndpoint, Transport};
 

@@ -1,5 +1,6 @@
 //! The semantics of the API, one test for each point.
 
+use netpol_trace::cluster::Object;
 use netpol_trace::model::cluster::*;
 use netpol_trace::model::{Str, VerdictResult};
 

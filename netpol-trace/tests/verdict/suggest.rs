@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use netpol_trace::cluster::Index;
+use netpol_trace::cluster::Object;
 use netpol_trace::cluster::manifests::load_bytes;
 use netpol_trace::model::VerdictResult;
-use netpol_trace::model::cluster::{Direction, Object};
+use netpol_trace::model::cluster::Direction;
 use netpol_trace::policy;
 use netpol_trace::policy::suggest::{NoSuggestion, OpenedPair};
 use netpol_trace::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, PolicyResult, suggest};

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use netpol_trace::cluster::change::{Change, Key, Kind};
+use netpol_trace::cluster::Object;
+use netpol_trace::cluster::{Change, Key, Kind};
 use netpol_trace::cluster::{Cluster, SourceStatus};
 use netpol_trace::kernel::KernelDrop;
-use netpol_trace::model::cluster::{Object, Pod};
+use netpol_trace::model::cluster::Pod;
 use netpol_trace::pipeline::Pipeline;
 use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::record::format::Format;

@@ -1,4 +1,4 @@
-//! The verbs that judge, on a live cluster.
+//! The subcommands that evaluate policies, on a live cluster.
 
 use std::process::{Command, Output};
 
@@ -27,7 +27,7 @@ fn explain_lint_suggest_and_doctor_read_the_live_cluster() -> Result<()> {
     assert_eq!(explained.status.code(), Some(1), "{out}{}", text(&explained.stderr));
     assert!(out.contains("DENIED") && out.contains("lab/deny-server"), "{out}");
 
-    // What it would be with an edited policy on top.
+    // The verdict with an edited policy on top.
     let dir = tempfile::tempdir()?;
     let mut open = policy("deny-server", "server");
     open["spec"]["ingress"] = serde_json::json!([{}]);

@@ -1,4 +1,4 @@
-//! `--queries`: JSON lines in, JSON lines out, in order, one line at a time.
+//! `--queries`: reads JSON lines, and writes a JSON line for each, in the same order.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -17,7 +17,7 @@ use crate::model::cluster::Protocol;
 use crate::policy;
 use crate::policy::{CniOptions, Connection, PolicyEndpoint, Transport};
 
-/// A longer line is answered with an error and skipped: no line takes unbounded memory.
+/// A longer line gets an error: no line takes unbounded memory.
 const LINE_AT_MOST: u64 = 1 << 20;
 
 #[derive(Debug, Deserialize)]
@@ -77,11 +77,11 @@ pub(super) fn run(index: &Index, options: &CniOptions, path: &Path) -> Result<Ex
             answer(index, options, &line)
         } else {
             input.skip_until(b'\n').map_err(unusable)?;
-            (Value::Null, QueryAnswer::Error(format!("a line longer than {LINE_AT_MOST} octets")))
+            (Value::Null, QueryAnswer::Error(format!("a line longer than {LINE_AT_MOST} bytes")))
         };
         serde_json::to_writer(&mut out, &AnswerLine { id: &id, answer }).map_err(io::Error::from)?;
         out.write_all(b"\n")?;
-        // Whoever asks line by line must not wait for a full buffer.
+        // A client that sends one line at a time waits for each result.
         if input.buffer().is_empty() {
             out.flush()?;
         }
@@ -94,7 +94,7 @@ fn answer(index: &Index, options: &CniOptions, line: &[u8]) -> (Value, QueryAnsw
     let query: Query = match serde_json::from_slice(line) {
         Ok(query) => query,
         Err(error) => {
-            // The id of a line that is JSON at least.
+            // The line can be JSON with an id, and still not be a query.
             let id = serde_json::from_slice::<Value>(line).ok().and_then(|mut v| Some(v.get_mut("id")?.take()));
             return (id.unwrap_or_default(), QueryAnswer::Error(error.to_string()));
         }
@@ -112,7 +112,7 @@ fn connection<'a>(index: &'a Index, query: &Query) -> Result<Connection<'a>, Str
         Some("UDP") => Transport::Named(Protocol::Udp),
         Some("SCTP") => Transport::Named(Protocol::Sctp),
         Some("ICMP") => Transport::Icmp,
-        Some(other) => return Err(format!("protocol {other:?}: TCP, UDP, SCTP or ICMP")),
+        Some(other) => return Err(format!("unknown protocol {other:?}: expected TCP, UDP, SCTP or ICMP")),
     };
     if query.port.is_none() && transport != Transport::Icmp {
         return Err("port is missing".to_owned());

@@ -1,4 +1,4 @@
-//! The answer for people: a line that answers, then why.
+//! The result as text: the answer in one line, then the reasons.
 
 use super::{Explained, ExplainedConnection, PolicyCheck};
 use crate::model::{Side, VerdictResult};
@@ -11,7 +11,7 @@ const ITEMS_SHOWN: usize = 12;
 pub(super) fn page(explained: &Explained) -> String {
     let mut page = TextPage::default();
     let Some(first) = explained.answers.first() else {
-        let why = explained.why.as_deref().unwrap_or("nothing to judge");
+        let why = explained.why.as_deref().unwrap_or("nothing to evaluate");
         page.line(0, &format!("{}  {} -> {}: {why}", capital(explained.result), explained.from, explained.to));
         return page.0;
     };
@@ -29,7 +29,7 @@ pub(super) fn page(explained: &Explained) -> String {
 struct TextPage(String);
 
 impl TextPage {
-    /// One line; what strangers wrote in it can't move the cursor.
+    /// Appends a line, with untrusted text escaped.
     fn line(&mut self, depth: usize, text: &str) {
         self.0 += &"  ".repeat(depth);
         self.0 += &escape(text);
@@ -94,7 +94,7 @@ impl TextPage {
             self.line(2, unrestricted);
             return;
         }
-        // Of many, those that fit come first.
+        // Of many items, those that match are shown first.
         let fitting = items.iter().filter(|item| item.result != MatchResult::NoMatch);
         let missing = items.iter().filter(|item| item.result == MatchResult::NoMatch);
         let shown: Vec<&ItemCheck> = if items.len() > ITEMS_SHOWN {
@@ -117,7 +117,7 @@ impl TextPage {
     }
 }
 
-/// `ingress[0].from[1]…` without the rule, which the line above names.
+/// `ingress[0].from[1]…` without the rule, which is in the line above.
 fn short(field: &str) -> &str {
     field.split_once("].").map_or(field, |(_, rest)| rest)
 }
@@ -126,7 +126,7 @@ fn fit(fit: MatchResult) -> &'static str {
     match fit {
         MatchResult::Match => "matches",
         MatchResult::NoMatch => "does not match",
-        MatchResult::Unknown => "can't be known",
+        MatchResult::Unknown => "unknown",
     }
 }
 

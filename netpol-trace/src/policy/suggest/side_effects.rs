@@ -1,8 +1,9 @@
 //! Which other connections an added rule allows.
 
 use crate::cluster::Index;
+use crate::cluster::Object;
 use crate::cluster::index::PodView;
-use crate::model::cluster::{Direction, Object, Peer, Policy, Rule};
+use crate::model::cluster::{Direction, Peer, Policy, Rule};
 use crate::policy;
 use crate::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, PolicyResult};
 

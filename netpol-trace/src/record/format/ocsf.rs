@@ -56,11 +56,11 @@ pub fn event(record: &Record) -> Value {
         event["disposition"] = json!(if rejected { "Rejected" } else { "Blocked" });
         event["status_detail"] = json!(drop.cause.as_str());
     }
-    if let Body::Unanswered(silent) = &record.body {
-        event["count"] = json!(silent.count);
+    if let Body::Unanswered(unanswered) = &record.body {
+        event["count"] = json!(unanswered.count);
         event["status_id"] = json!(2);
         event["status"] = json!("Failure");
-        event["status_detail"] = json!(silent.basis);
+        event["status_detail"] = json!(unanswered.basis);
     }
     let mut event = compact(event);
     event["unmapped"] = embedded(record);
@@ -104,7 +104,7 @@ fn network(event: &mut Value, view: &FlowView<'_>, time: i64) {
     }
 }
 
-/// Between pods it is lateral; at the cluster's edge it has a direction.
+/// Traffic between pods is lateral. At the cluster's edge it is inbound or outbound.
 fn direction(view: &FlowView<'_>) -> (u64, &'static str) {
     let outside = |end: &Endpoint| end.kind == EndpointKind::External;
     match (outside(view.source), outside(view.destination)) {
@@ -115,7 +115,7 @@ fn direction(view: &FlowView<'_>) -> (u64, &'static str) {
     }
 }
 
-/// The flags octet, as TCP has it.
+/// Returns the flags byte of the TCP header.
 fn flags(view: &FlowView<'_>) -> Option<u64> {
     let bit = |flag: &str| match flag {
         "fin" => 1,

@@ -22,7 +22,7 @@ pub struct Log {
 /// The instrumentation scope.
 pub const SCOPE: &str = "netpol-trace";
 
-/// Who speaks, the same for all records of a run.
+/// Returns the resource attributes, the same for all records of a run.
 pub fn resource(record: &Record) -> Map<String, Value> {
     object(json!({
         "service.name": "netpol-trace", "service.version": env!("CARGO_PKG_VERSION"), "service.instance.id": record.run,

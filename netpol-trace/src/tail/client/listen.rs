@@ -108,7 +108,7 @@ impl Listener {
         }
     }
 
-    /// Returns true also if the API server cannot be asked.
+    /// Returns true also if the API server cannot be request.
     async fn exists(&self, agent: &Agent) -> bool {
         self.agents.list().await.map_or(true, |all| all.iter().any(|other| other.pod == agent.pod))
     }
