@@ -84,7 +84,7 @@ fn options_that_need_another() {
     check(
         "history-group: adm\n",
         expect![[
-            r#"config.yaml:1: invalid value 'adm' for '--history-group <GID>': "adm" is no group's number, such as 4: `getent group NAME` shows it"#
+            r#"config.yaml:1: invalid value 'adm' for '--history-group <GID>': "adm": expected the number of a group, such as 4: `getent group NAME` shows it"#
         ]],
     );
 }
