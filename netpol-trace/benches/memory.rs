@@ -12,8 +12,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jiff::Timestamp;
+use netpol_trace::cluster::Object;
 use netpol_trace::cluster::{Change, Cluster, Kind};
-use netpol_trace::model::cluster::{Object, Owner, Pod};
+use netpol_trace::model::cluster::{Owner, Pod};
 
 /// Objects in a page of a list.
 const PAGE: usize = 500;

@@ -10,7 +10,7 @@ mod random;
 use std::process::ExitCode;
 
 use netpol_trace::policy;
-use netpol_trace::policy::{Options, PolicyResult};
+use netpol_trace::policy::{CniOptions, PolicyResult};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         let (world, queries) = questions.new_tree(&mut runner).expect("no filter rejects").current();
         let index = world.index();
         for query in &queries {
-            let result = policy::evaluate(&index, &world.connection(&index, query), &Options::default()).result();
+            let result = policy::evaluate(&index, &world.connection(&index, query), &CniOptions::default()).result();
             let expected = oracle::allows(&world, query);
             let agrees = match result {
                 PolicyResult::Allowed(_) => expected,

@@ -15,11 +15,12 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use netpol_trace::cluster::Object;
 use netpol_trace::cluster::index::AddressOwner;
 use netpol_trace::cluster::{Change, Index, Kind};
-use netpol_trace::model::cluster::{Object, Protocol};
+use netpol_trace::model::cluster::Protocol;
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, PolicyResult, Transport};
+use netpol_trace::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, PolicyResult, Transport};
 
 /// How long one figure is measured.
 const MEASURED: Duration = Duration::from_millis(800);
@@ -80,7 +81,7 @@ fn while_pods_change() {
         .iter()
         .filter_map(|c| Some([c.source.ip?, c.destination.ip?]))
         .collect();
-    let options = Options::default();
+    let options = CniOptions::default();
     let mut rates = Vec::new();
     for changes in [0, PODS] {
         for n in 0..changes {
@@ -114,7 +115,7 @@ fn while_pods_change() {
 }
 
 fn speeds(index: &Index, pods: usize) -> [f64; 5] {
-    let options = &Options::default();
+    let options = &CniOptions::default();
     let connections = &large::connections(index, pods, 20_000);
     let denied = |c: &&Connection<'_>| matches!(policy::evaluate(index, c, options).result(), PolicyResult::Denied);
     let (denied, allowed): (Vec<_>, Vec<_>) = connections.iter().partition(denied);
@@ -162,7 +163,7 @@ fn changes(index: &mut Index, pods: usize) -> (f64, f64) {
 
 fn allocations_by_path() {
     let index = Index::from_objects(large::objects(10_000));
-    let options = Options::default();
+    let options = CniOptions::default();
     let connections = large::connections(&index, 10_000, 20_000);
     let (_, bare) =
         allocations::during(|| connections.iter().for_each(|c| _ = black_box(policy::evaluate(&index, c, &options))));

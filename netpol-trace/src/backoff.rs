@@ -29,7 +29,7 @@ impl Backoff {
 
 /// Returns 50 % to 150 % of `pause`, so that agents that lost the same server do not all reconnect at once.
 fn jittered(pause: Duration) -> Duration {
-    // 512 leaves the pause as it is.
+    // Without a random number the pause stays as it is.
     let random = getrandom::u32().unwrap_or(512);
     pause.mul_f64(0.5 + f64::from(random % 1024) / 1024.0)
 }

@@ -4,7 +4,7 @@
 //! `--tail-listen` uses the same server.
 
 mod guard;
-mod pending;
+mod idle;
 mod write_timeout;
 
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 
 use crate::metrics::{Metrics, text};
 pub use guard::{Guard, TOKEN_NEEDED, TokenFile, bearer};
-use pending::PendingConnections;
+use idle::IdleConnections;
 pub use write_timeout::Stalled;
 use write_timeout::WriteTimeout;
 
@@ -73,7 +73,7 @@ fn probe(result: Result<String, String>) -> Response {
 /// Serves until dropped. Disconnects and counts a client that reads nothing of its response for `write_timeout`.
 pub async fn serve(listener: TcpListener, router: Router, metrics: Arc<Metrics>, write_timeout: Duration) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let pending = PendingConnections::default();
+    let idle = IdleConnections::default();
     loop {
         let (stream, client) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -85,7 +85,7 @@ pub async fn serve(listener: TcpListener, router: Router, metrics: Arc<Metrics>,
             }
         };
         // Clients that open connections and send nothing must not lock out the kubelet's probes: it would restart the agent.
-        if slots.available_permits() == 0 && pending.close_oldest() {
+        if slots.available_permits() == 0 && idle.close_oldest() {
             metrics.error("listen", "client_asks_nothing");
             tracing::debug!("closed the oldest connection without a request to accept a newer one");
         }
@@ -95,8 +95,8 @@ pub async fn serve(listener: TcpListener, router: Router, metrics: Arc<Metrics>,
         let stream = WriteTimeout::new(stream, write_timeout, stalled.clone());
         let metrics = metrics.clone();
         let router = router.clone().layer(Extension(stalled.clone()));
-        pending.spawn(router, move |router| async move {
-            // One request for each connection: a connection that has sent a request is never pending again.
+        idle.spawn(router, move |router| async move {
+            // One request for each connection: a connection that has sent a request is never idle again.
             let served = http1::Builder::new()
                 .keep_alive(false)
                 .timer(TokioTimer::new())

@@ -9,7 +9,7 @@
 //! [`check_rules`] compares every rule with the connection, for `explain`; [`hint`] names the usual mistake.
 //!
 //! [`evaluate`] is the fast core; [`verdict_of`] also renders the verdict of a record. Where Kubernetes leaves a point to the
-//! CNI, [`Options`] decides, and the verdict's notes name that point.
+//! CNI, [`CniOptions`] decides, and the verdict's notes name that point.
 
 mod evaluate;
 mod explain;
@@ -105,7 +105,7 @@ pub enum PolicyIdentity<'a> {
 /// Points that Kubernetes leaves to the CNI. Where a point decides, `None` makes the verdict undetermined, and a set value is
 /// named in the verdict's notes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
+pub struct CniOptions {
     /// Whether `ipBlock` matches pod IPs.
     pub ipblock_matches_pods: Option<bool>,
     /// Whether policy treats a hostNetwork pod like any other pod (`Some(false)`: like its node).
@@ -117,9 +117,9 @@ pub struct Options {
     pub other_protocols_pass: Option<bool>,
 }
 
-impl Default for Options {
+impl Default for CniOptions {
     fn default() -> Self {
-        Options {
+        CniOptions {
             // Kubernetes' own e2e tests require the match (calico#6634).
             ipblock_matches_pods: Some(true),
             // The documentation leaves it open, and plugins do both.

@@ -1,5 +1,5 @@
-//! `tail` against a real API server: as who may read the agents' logs, and as a namespace's developer. The kubelet between
-//! the API server and the agent is `kubelet.py`, which has the two endpoints that this needs.
+//! `tail` on a real API server: with the right to read the agents' logs, and as a namespace's developer. `kubelet.py` stands in for the
+//! kubelet between API server and agent, with the two endpoints that this needs.
 
 mod live;
 mod many;
@@ -53,7 +53,7 @@ impl TailNode {
         std::fs::copy(&log, history.join("0000000000001-05db8ac4-000001.jsonl"))?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let (agent, stderr) = start_agent(plane, agents, dir.path(), &history, listener)?;
-        // What the kubelet serves is what the agent has written so far, and an earlier run's log.
+        // The kubelet serves an earlier run's log and what the agent has written so far.
         std::fs::write(dir.path().join(POD), std::fs::read_to_string(&log)? + &stderr)?;
         let (kubelet, port) = start_kubelet(dir.path())?;
         objects(plane, port, agents, node, POD)?;
@@ -67,7 +67,7 @@ impl TailNode {
         Ok(command.arg(kubeconfig).args(arguments).stdin(Stdio::null()).output()?)
     }
 
-    /// A developer of namespace `staging` as docs/security.md has it: two bindings, and the account that they ask as.
+    /// Makes a developer of namespace `staging` as docs/security.md says: two bindings, and the account whose token the developer uses.
     fn developer(&self, name: &str) -> Result<PathBuf> {
         let developer = ("staging", name);
         account(self.plane, developer.0, name)?;
@@ -75,7 +75,7 @@ impl TailNode {
         bind(self.plane, name, Some(developer.0), ("ClusterRole", "netpol-trace-developer"), developer)?;
         bind(self.plane, name, Some(self.agents), ("Role", "netpol-trace-reach"), developer)?;
         let kubeconfig = self.plane.account_kubeconfig(developer.0, name)?;
-        // The API server learns of bindings by watches of its own.
+        // The API server sees bindings by watches of its own.
         eventually("the developer's rights", || {
             let output = self.tail(&kubeconfig, &["-n", "staging", "--service-account"])?;
             Ok((!output.stdout.is_empty()).then_some(()))
@@ -128,7 +128,7 @@ fn start_agent(
         .arg(history)
         .arg("--manifests")
         .arg(manifests)
-        // As whom it asks who may see what.
+        // The account with which it asks the API server who may see what.
         .env("KUBECONFIG", plane.account_kubeconfig(agents, "agent")?)
         .stdout(Stdio::piped())
         .stderr(std::fs::File::create(&log)?)
@@ -136,13 +136,13 @@ fn start_agent(
         .map(KilledOnDrop)?;
     let (mut first, mut stdout) = (String::new(), BufReader::new(agent.0.stdout.take().context("a pipe")?));
     stdout.read_line(&mut first)?;
-    // An agent whose reader has gone ends with the next record, and any lab's drop makes one.
+    // An agent whose stdout is closed ends with the next record, which any lab's drop can cause.
     std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
     ensure!(first.contains("\"started\""), "{first}{}", std::fs::read_to_string(log)?);
     Ok((agent, first))
 }
 
-/// What the control plane and the script that stands in for a kubelet require.
+/// Requires what the control plane and `kubelet.py` require.
 fn can_run_kubelet() -> Result<()> {
     has_program("openssl", "openssl")?;
     has_program("python3", "python3")?;
@@ -197,14 +197,14 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     require!(can_run_kubelet());
     let node = TailNode::start("tail-agents", "tail-node")?;
 
-    // By the logs: everything.
+    // With the right to read logs: all records.
     let admin = node.plane.kubeconfig();
     let all = node.tail(&admin, &["-A"])?;
     ensure!(stderr(&all).contains("listening to 1 of 1 nodes: tail-node"), "{}", stderr(&all));
     let all = records(&all)?;
     ensure!(all.iter().filter(|record| record.is_drop()).count() == 22, "{all:?}");
 
-    // A developer: their namespace's drops, the other end an address.
+    // A developer: the namespace's drops, with the peer as an address.
     let dev = node.developer("dev")?;
     let output = node.tail(&dev, &["-n", "staging", "--service-account"])?;
     let seen = records(&output)?;
@@ -218,7 +218,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
         ensure!(!text.contains(foreign), "{foreign} in {text}");
     }
 
-    // Nobody else's, not the logs, and nothing without a token.
+    // But not other namespaces' drops, not the logs, and nothing without a token.
     let refused = node.tail(&dev, &["-n", "qa-test", "--service-account"])?;
     ensure!(refused.stdout.is_empty() && stderr(&refused).contains("forbidden"), "{}", stderr(&refused));
     ensure!(
@@ -231,7 +231,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     ensure!(stderr(&logs).contains("; 0 of 1 agent answered; no answer from tail-node ("), "{}", stderr(&logs));
     ensure!(logs.status.code() == Some(1), "{}", logs.status);
     what_is_not_there(&node, &admin)?;
-    // Whoever may not read the logs hears of the other way.
+    // Without the right to read logs, the message names the other way.
     ensure!(stderr(&logs).matches("with -n NAMESPACE --service-account").count() == 1, "{}", stderr(&logs));
     let both = node.tail(&dev, &["--pod", "staging/a", "--pod", "qa-test/b", "--service-account"])?;
     ensure!(stderr(&both).contains("one namespace at a time"), "{}", stderr(&both));
@@ -240,7 +240,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     for (path, token, expected) in [
         ("/v1/records?namespace=staging", None, "401"),
         ("/v1/records?namespace=staging", Some("nonsense"), "401"),
-        // A token of theirs, but made for something else.
+        // The developer's token, but for another audience.
         ("/v1/records?namespace=staging", Some(token("vault")?.as_str()), "401"),
         ("/v1/records?namespace=staging", Some(own.as_str()), "200"),
         ("/v1/records?namespace=staging,qa-test", Some(own.as_str()), "403"),
@@ -253,7 +253,7 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     follows(&node, &admin)
 }
 
-/// Of what is not there: nothing that would look like an answer, what there is instead, and who was asked.
+/// For a missing pod or namespace `tail` shows no records, and says what exists instead and how many agents answered.
 fn what_is_not_there(node: &TailNode, admin: &Path) -> Result<()> {
     account(node.plane, "staging", "default")?;
     node.plane.api().apply(&json!({
@@ -278,7 +278,7 @@ fn what_is_not_there(node: &TailNode, admin: &Path) -> Result<()> {
             "{stderr}"
         );
     }
-    // What its node's agent has lost may be the pod's.
+    // Records that its node's agent has lost may be the pod's.
     let there = node.tail(admin, &["--pod", "staging/db-0", "--since", "87600h"])?;
     let kinds: Vec<_> = records(&there)?.iter().map(|record| record.text("/kind").to_owned()).collect();
     ensure!(kinds.iter().any(|kind| kind == "drop") && kinds.iter().any(|kind| kind == "loss"), "{kinds:?}");
@@ -289,7 +289,7 @@ fn what_is_not_there(node: &TailNode, admin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `tail -f`, whose records are read as they come.
+/// A running `tail -f`, whose records are read as they come.
 struct Following {
     _tail: KilledOnDrop,
     lines: Receiver<std::io::Result<String>>,
@@ -314,7 +314,7 @@ impl Following {
         Ok(Following { _tail: tail, lines, stderr, seen: Vec::new() })
     }
 
-    /// Reads until a record is `done`'s; with the time when it came.
+    /// Reads until `done` is true for a record, and returns the time when that record came.
     fn until(&mut self, what: &str, mut done: impl FnMut(&[Record]) -> bool) -> Result<Instant> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -338,7 +338,7 @@ impl Following {
         self.seen.iter().map(|record| record.text("/id")).collect()
     }
 
-    /// No record came twice.
+    /// Fails if a record came twice.
     fn no_doubles(&self) -> Result<()> {
         let mut once = self.ids();
         once.sort_unstable();
@@ -352,7 +352,7 @@ impl Following {
     }
 }
 
-/// What is written to the log later is shown, and again after the container was started anew: without a gap or a double.
+/// Later lines of the log are shown, also after the container was restarted: without a gap or a duplicate.
 fn follows(node: &TailNode, admin: &Path) -> Result<()> {
     let log = node.dir.path().join(POD);
     let mut tail = Following::start(node.dir.path(), node.agents, admin, &["-A"])?;
@@ -366,7 +366,7 @@ fn follows(node: &TailNode, admin: &Path) -> Result<()> {
     let append = |text: &str| std::fs::OpenOptions::new().append(true).open(&log)?.write_all(text.as_bytes());
     append(&record("a", 1))?;
     tail.has("a/1")?;
-    // The container dies in the middle of a line, after a last word, and starts again: the old log is the previous one then.
+    // The container dies in the middle of a line and starts again; the old log is then the previous one.
     append("{\"schema\":\"netpol-tr")?;
     let old = std::fs::read_to_string(&log)?.replace("{\"schema\":\"netpol-tr", "") + &record("a", 2);
     std::fs::write(log.with_file_name(format!("{POD}.previous")), old + "{\"schema\":\"netpol-tr")?;

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use super::render::{Objects, kustomize};
 
-/// docs/scaling.md: a small cluster's agent runs in so much.
+/// The memory limit that docs/scaling.md gives for a small cluster.
 const MEMORY_LIMIT_MIB: u64 = 64;
 const PACKETS: u64 = 3;
 const NODE_NAME: &str = "node-a";
@@ -41,7 +41,7 @@ const MASKED: [&str; 10] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// A pod of an overlay in a lab's node.
+/// A lab whose node runs a pod of an overlay in containerd.
 pub struct ImageLab {
     pub pair: Pair,
     pub containerd: Containerd,
@@ -49,7 +49,7 @@ pub struct ImageLab {
     /// The DaemonSet's container.
     container: Value,
     image: String,
-    /// What its mounts show, by the volume's name.
+    /// The folders of its volumes, by name.
     volumes: TempDir,
 }
 
@@ -70,7 +70,8 @@ impl ImageLab {
         Ok(ImageLab { pair, containerd, sandbox, container, image, volumes })
     }
 
-    /// What a kubelet makes of the DaemonSet's container, with other arguments. `profile` is a seccomp profile of type Localhost.
+    /// The CRI configuration that a kubelet makes of the DaemonSet's container, with other arguments. `profile` is a seccomp profile of type
+    /// Localhost.
     pub fn container_config(&self, arguments: &[String], profile: Option<&Path>) -> Result<Value> {
         let security = &self.container["securityContext"];
         assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault");
@@ -86,12 +87,12 @@ impl ImageLab {
         };
         let mut mounts: Vec<Value> =
             self.container["volumeMounts"].as_array().context("mounts")?.iter().map(mount).collect();
-        // In place of an API server.
+        // Manifests stand in for the API server.
         mounts.push(json!({ "container_path": "/manifests", "readonly": true, "host_path": self.pair.manifests() }));
         Ok(json!({
             "image": { "image": self.image },
             "args": arguments,
-            // Bytes: JSON of protocol buffers has them in base64.
+            // Protocol buffers have bytes as base64 in JSON.
             "envs": [{ "key": "NODE_NAME", "value": BASE64_STANDARD.encode(NODE_NAME) }],
             "mounts": mounts,
             "linux": {
@@ -118,7 +119,7 @@ impl ImageLab {
     /// Starts the agent with the DaemonSet's arguments.
     fn agent(&self, name: &str) -> Result<Container> {
         let arguments = self.container["args"].as_array().context("arguments")?.iter().filter_map(Value::as_str);
-        // A kubelet puts the pod's address there.
+        // A kubelet inserts the pod's address.
         let arguments = arguments.map(|argument| argument.replace("$(POD_IP)", "127.0.0.1"));
         let more = ["--manifests", "/manifests", "--all-drops"].into_iter().chain(SOON).map(String::from);
         let config = self.container_config(&arguments.chain(more).collect::<Vec<_>>(), None)?;
@@ -127,7 +128,7 @@ impl ImageLab {
         Ok(agent)
     }
 
-    /// Has the lab's policy drop packets, and waits for their records.
+    /// Sends packets that the lab's policy drops, and waits for their records.
     fn send(&self, agent: &Container) -> Result<()> {
         for _ in 0..PACKETS {
             traffic::udp(&self.pair.client()?.netns, CLIENT.into(), [(SERVER, 5000).into()], 32)?;
@@ -135,7 +136,8 @@ impl ImageLab {
         self.wait_for(agent, "a drop", |record| self.is_ours(record))
     }
 
-    /// Stops the agent as a kubelet does: its books balance, and every packet that the policy dropped is in a record that says so.
+    /// Stops the agent as a kubelet does, checks its packet accounting, and checks that every packet that the policy dropped is in a record
+    /// with the cause `policy`.
     fn stop_and_compare(&self, agent: &Container) -> Result<Run> {
         self.containerd.stop_container(agent, 15)?;
         let code = i32::try_from(self.containerd.exit_code(agent)?.context("an end")?)?;
@@ -163,7 +165,7 @@ impl ImageLab {
         .with_context(|| format!("stderr: {:?}", agent.lines("stderr")))
     }
 
-    /// What `doctor` says in the DaemonSet's container, with its exit code.
+    /// Runs `doctor` in the DaemonSet's container. Returns its exit code and findings.
     fn doctor(&self, name: &str, profile: Option<&Path>) -> Result<(i64, Vec<Value>)> {
         let arguments = ["doctor", "--output", "json"].map(String::from);
         let config = self.container_config(&arguments, profile)?;
@@ -194,8 +196,8 @@ pub fn given(overlay: &str) -> Result<(Objects, PathBuf)> {
     Ok((kustomize(&kubectl, overlay)?, archive.into()))
 }
 
-/// In the node's network namespace, with all that the manifests allow: every dropped packet is in a record on its stdout, within
-/// the memory that docs/scaling.md says; it ends as asked, its successor knows it, and killed it leaves nothing.
+/// In the node's network namespace, with all rights of the manifests: every dropped packet is in a record on stdout, within the memory limit
+/// of docs/scaling.md. The agent stops cleanly, the next one knows it, and after SIGKILL nothing stays in the kernel.
 #[test]
 fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
     let (objects, archive) = require!(given("overlays/host-network"));
@@ -205,7 +207,7 @@ fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
     let run = image_lab.stop_and_compare(&first)?;
     let started = run.records.iter().find(|record| record.text("/phase") == "started").context("a start")?;
     assert_eq!(started.text("/node"), NODE_NAME, "{started}");
-    // Both hooks and the rulesets, as the overlay has it.
+    // Both hooks and the rulesets are active in this overlay.
     for name in ["kfree_skb", "tc", "rulesets"] {
         let hook = started.list("/hooks").iter().find(|hook| hook["name"] == name).context(name)?;
         assert!(!["off", "refused", "unreadable"].contains(&hook["state"].as_str().unwrap_or_default()), "{started}");
@@ -234,7 +236,7 @@ fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
     image_lab.containerd.remove(&image_lab.sandbox)
 }
 
-/// In a network namespace of its own, with the least that the manifests give.
+/// In a network namespace of its own, with the fewest rights of the manifests.
 #[test]
 fn the_image_records_drops_from_a_pods_network() -> Result<()> {
     let (objects, archive) = require!(given("overlays/restricted"));
@@ -246,7 +248,7 @@ fn the_image_records_drops_from_a_pods_network() -> Result<()> {
     image_lab.containerd.remove(&image_lab.sandbox)
 }
 
-/// The program comes out of a container that has nothing else, by the way that README has: `kubectl exec` starts it inside.
+/// Copies the program out of the container as README says: `kubectl exec` runs it inside, and it prints itself.
 fn comes_out(container: &Container) -> Result<()> {
     let pid = container.processes()?.first().context("the agent's process")?.to_string();
     let mut inside = Command::new("nsenter");
@@ -257,7 +259,7 @@ fn comes_out(container: &Container) -> Result<()> {
     Ok(())
 }
 
-/// What doctor says of the runtime's profile is so: the default one lets bpf(2) through, and one that doesn't is named.
+/// Doctor is right about the seccomp profile: the runtime's default one allows bpf(2), and one that does not is reported.
 #[test]
 fn doctor_in_the_image_knows_the_seccomp_profile() -> Result<()> {
     let (objects, archive) = require!(given("overlays/host-network"));

@@ -1,4 +1,4 @@
-//! The manifests before a real API server, and the rights that they give.
+//! A real API server accepts the manifests, and they give the documented rights.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -51,7 +51,7 @@ fn kubeconfig(plane: &ControlPlane, namespace: &str, name: &str) -> Result<PathB
     plane.kubeconfig_with(&format!("{namespace}-{name}"), token)
 }
 
-/// With the overlay's own namespace there: dry runs need it.
+/// A control plane with the overlay's namespace, which dry runs need.
 fn installed(overlay: &str) -> Result<(&'static ControlPlane, Objects)> {
     let plane = cluster::shared()?;
     let objects = kustomize(&built(&KUBECTL)?, overlay)?;
@@ -82,7 +82,7 @@ fn the_server_takes_every_overlay() -> Result<()> {
     Ok(())
 }
 
-/// Pod Security lets the DaemonSet's pods into their namespace, and would not into one of level baseline.
+/// Pod Security admits the DaemonSet's pods into their namespace, and not into one of level baseline.
 #[test]
 fn pod_security() -> Result<()> {
     require!(cluster::can_run(&[KUBECTL]));
@@ -91,7 +91,7 @@ fn pod_security() -> Result<()> {
         let pod = |namespace: &str| {
             let template = &objects["DaemonSet netpol-trace"]["spec"]["template"];
             let mut spec = template["spec"].clone();
-            // The account is the next test's matter.
+            // The next test is about the account.
             spec["serviceAccountName"] = "default".into();
             spec["automountServiceAccountToken"] = false.into();
             json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "agent", "namespace": namespace }, "spec": spec })
@@ -148,7 +148,7 @@ fn the_account_may_read_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
-/// The agent itself finds nothing missing: it syncs every source as that account.
+/// With that account the agent syncs every source.
 #[test]
 fn the_agent_needs_no_more() -> Result<()> {
     require!(cluster::can_run(&[KUBECTL]));
@@ -202,7 +202,7 @@ fn a_namespace_of_developers_is_one_command() -> Result<()> {
     Ok(())
 }
 
-/// What was installed goes with one command.
+/// One command removes the installation.
 #[test]
 fn uninstall_leaves_nothing() -> Result<()> {
     require!(cluster::can_run(&[KUBECTL]));

@@ -1,4 +1,4 @@
-//! Every packet is accounted for. All tests of the lab stop_and_compare the same way (`Pair::stop_and_compare`); these press harder.
+//! Packet accounting under load. Other tests of the lab check it too (`Pair::stop_and_compare`).
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -11,13 +11,12 @@ use netpol_trace_tests::record::{Record, drops, packets};
 use netpol_trace_tests::{can_run_lab, eventually, nft, require, traffic};
 use nix::sys::signal::Signal;
 
-/// Many packets for this machine: an emulated one, with a single slow processor, takes a minute for what others do in a
-/// second.
+/// Many packets for this machine. An emulated one, with a single slow processor, needs a minute for what others do in a second.
 fn many() -> usize {
     if thread::available_parallelism().is_ok_and(|processors| processors.get() == 1) { 1800 } else { 18_000 }
 }
 
-/// One flow, many packets: none is forgotten.
+/// One flow, many packets: every packet is counted.
 #[test]
 fn one_flow_many_packets() -> Result<()> {
     require!(can_run_lab());
@@ -56,8 +55,8 @@ fn many_flows() -> Result<()> {
     Ok(())
 }
 
-/// Drops of the node's own processes (process context) while forwarded ones (softirq) interrupt them: the agent declares the runs
-/// of the program that BPF's recursion protection skips.
+/// Drops of the node's own packets (process context) are interrupted by drops of forwarded ones (softirq): the agent declares the runs
+/// that BPF's recursion protection skips.
 #[test]
 fn output_under_forwarded_load() -> Result<()> {
     const OUTPUT: &str = "
@@ -90,7 +89,7 @@ table inet host {
     run.account_for("denied and out", counted, &pair.netfilter_drops(&run))
 }
 
-/// Two labs with the same addresses: their drops stay apart, and one agent's books hold for both.
+/// Two labs with the same addresses: their drops stay apart, and one agent accounts for both.
 #[test]
 fn two_nodes_with_the_same_addresses() -> Result<()> {
     require!(can_run_lab());
@@ -109,7 +108,7 @@ fn two_nodes_with_the_same_addresses() -> Result<()> {
     Ok(())
 }
 
-/// An agent that does not get to read: what the ring has no room for is counted, declared, and not forgotten.
+/// A stopped agent: events that the ring has no room for are counted and declared.
 #[test]
 fn a_full_ring_is_declared() -> Result<()> {
     const PORTS: u16 = 10_000;
@@ -129,7 +128,7 @@ fn a_full_ring_is_declared() -> Result<()> {
     run.account_for("denied", pair.counted("denied")?, &pair.netfilter_drops(&run))
 }
 
-/// A file system of so many bytes, in a folder of its own.
+/// A small file system, in a folder of its own.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
@@ -148,12 +147,12 @@ impl Drop for SmallDisk {
     }
 }
 
-/// A disk that fills up and is cleared: the log says what it lacks, and balances.
+/// A disk that fills up and is cleared: the log declares what is missing, and the accounting is correct.
 #[test]
 fn a_full_disk_is_declared() -> Result<()> {
     const PACKETS: usize = 2000;
     require!(can_run_lab());
-    // With the losses that floods make, some of the declarations would be lost here.
+    // Losses of other tests' floods would have loss records too, some of which would be lost here.
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let disk = SmallDisk::mount(8 << 20)?;
@@ -169,7 +168,7 @@ fn a_full_disk_is_declared() -> Result<()> {
     agent.wait_for("every packet on stdout", |records| {
         packets(drops(records).filter(|record| pair.lab.owns(record))) == PACKETS as u64
     })?;
-    // Nor did the file's sink wait for better times: what is left of the room is less than a batch of lines.
+    // The file's sink used the space: less than a batch of lines is left.
     let mut size = 0;
     eventually("the disk to be full", || {
         let now = std::fs::metadata(&log)?.len();

@@ -1,4 +1,4 @@
-//! Repeated packets are counted, not told one by one: every packet is in the count of one record.
+//! Repeated packets are counted, not recorded one by one. Every packet is in the count of one record.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,11 +12,11 @@ use netpol_trace_tests::{can_run_lab, require, traffic};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// So many flows, from one CPU, are more than it keeps apart by itself (16,384 on a machine with one) and all keep apart together
-/// (4,096); their destination ports are fewer than the 2,048 beyond.
+/// More flows from one CPU than its own table (16,384 on a machine with one CPU) and the shared map (4,096) hold together. The keys
+/// without source port, one per destination port, are fewer than the 2,048 beyond.
 const MANY_SOURCES: usize = 28;
 const FEW_PORTS: u16 = 1_500;
-/// More than all that with 2,048 destination ports beyond.
+/// More flows than all of that, with 2,048 destination ports beyond.
 const SCAN_PORTS: u16 = 40_000;
 
 pub fn own<'a>(pair: &'a Pair, run: &'a Run) -> impl Iterator<Item = &'a Record> {
@@ -28,7 +28,7 @@ pub fn flood(pair: &Pair, count: usize) -> Result<()> {
     traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 100).map(drop)
 }
 
-/// Does it from each CPU that this process may use: a CPU drops what is sent from it.
+/// Runs `work` on each CPU that this process may use: packets are dropped on the CPU that sends them.
 fn on_each_cpu(what: impl Fn() -> Result<()> + Sync) -> Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;
@@ -44,7 +44,7 @@ fn on_each_cpu(what: impl Fn() -> Result<()> + Sync) -> Result<()> {
     Ok(())
 }
 
-/// The first packet at once; the others as one count a window.
+/// The first packet is recorded at once, the others as one count per window.
 #[test]
 fn a_flood_is_a_few_records() -> Result<()> {
     require!(can_run_lab());
@@ -62,12 +62,12 @@ fn a_flood_is_a_few_records() -> Result<()> {
     assert_eq!(mine.len(), 2, "the first one and the rest: {mine:?}");
     assert_eq!(mine.iter().map(|record| record.number("/bytes").unwrap_or_default()).sum::<u64>(), 2000 * 128);
     let rest = mine.last().context("a record")?;
-    // To the kernel's tick, within which all of them may have come.
+    // Times are exact to the kernel's tick, and all packets may have come within one.
     assert!(rest.text("/last_time") >= rest.text("/time") && !rest.text("/last_time").is_empty(), "{rest}");
     Ok(())
 }
 
-/// Each CPU sends the first packet that it sees: the others' are in the count.
+/// Each CPU emits the first packet that it sees. The count has the others.
 #[test]
 fn a_flow_of_several_cpus_is_one() -> Result<()> {
     require!(can_run_lab());
@@ -96,7 +96,7 @@ fn a_flow_of_several_cpus_is_one() -> Result<()> {
     Ok(())
 }
 
-/// More flows than there is room for: coarser, marked, and exact all the same.
+/// More flows than the maps have room for: the key is coarser and marked, and the count is exact.
 #[test]
 fn a_full_map_aggregates_coarser() -> Result<()> {
     require!(can_run_lab());
@@ -132,7 +132,7 @@ fn a_full_map_aggregates_coarser() -> Result<()> {
     Ok(())
 }
 
-/// And where even those find no room, by the two addresses.
+/// With no room for the coarser keys either, packets are counted by their two addresses.
 #[test]
 fn a_scan_is_aggregated_by_addresses() -> Result<()> {
     require!(can_run_lab());
@@ -145,7 +145,7 @@ fn a_scan_is_aggregated_by_addresses() -> Result<()> {
     traffic::udp(&pair.client()?.netns, CLIENT.into(), scan, 64)?;
     let run = agent.stop()?;
     run.balance()?;
-    // A slow machine's agent may not keep up with 22,000 first packets at once: it says so.
+    // On a slow machine the agent may lose some of 22,000 first packets, which it declares.
     run.account_for("denied", pair.counted("denied")?, &pair.netfilter_drops(&run))?;
     let wide: Vec<&Record> = own(&pair, &run)
         .filter(|r| r.text("/aggregated_by/because") == "flow_map_full" && r.number("/destination/port").is_none())
@@ -161,7 +161,7 @@ fn a_scan_is_aggregated_by_addresses() -> Result<()> {
     Ok(())
 }
 
-/// Above the budget drops are aggregated by workloads, and every packet is in a count.
+/// Above the record budget drops are aggregated by workload, and every packet is in a count.
 #[test]
 fn a_spent_budget_aggregates_by_workloads() -> Result<()> {
     require!(can_run_lab());

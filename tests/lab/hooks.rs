@@ -1,4 +1,4 @@
-//! Other places and ways to drop than FORWARD.
+//! Drops at other hooks than FORWARD, and by REJECT.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use netpol_trace_tests::{can_run_lab, require};
 
 const BRIEFLY: Duration = Duration::from_millis(300);
 
-/// The node's own process: the drop is in OUTPUT, and the socket learns of it. The pod's own node is always allowed, so the
-/// record must not say that a policy did it.
+/// A process of the node: the drop is in OUTPUT, and the socket gets an error. NetworkPolicy always allows a pod's own node, so the cause
+/// must not be `policy`.
 #[test]
 fn output() -> Result<()> {
     const RULES: &str = "
@@ -24,7 +24,7 @@ table inet host {
 }";
     require!(can_run_lab());
     let pair = Pair::start(RULES)?;
-    // Such a pod's address is the node's: who of the two sent can't be known, and no policy selects it.
+    // A pod with hostNetwork has the node's address: the sender is ambiguous, and no policy selects it.
     let on_host = pair::pod("on-host", &[NODE.into()]).replace("spec:\n", "spec:\n  hostNetwork: true\n");
     std::fs::write(pair.manifests().join("on-host.yaml"), on_host)?;
     let agent = pair.watch()?;
@@ -66,7 +66,7 @@ table inet host {
     Ok(())
 }
 
-/// POSTROUTING, where kindnet's agent sits: both pods are known there too.
+/// POSTROUTING, where kindnet's agent drops: the record names both pods.
 #[test]
 fn postrouting() -> Result<()> {
     const RULES: &str = "
@@ -88,7 +88,7 @@ table inet network-policy {
     Ok(())
 }
 
-/// REJECT drops too, and tells the client. Its own answer is no drop.
+/// REJECT drops the packet and answers the client. The answer is not a drop.
 #[test]
 fn reject() -> Result<()> {
     const RULES: &str = "
@@ -121,9 +121,9 @@ table inet network-policy {
     for (to, _) in &cases {
         let found = records.iter().find(|record| record.address("destination") == Some(*to));
         let record = found.unwrap_or_else(|| panic!("no record for {to}: {records:?}"));
-        // An ICMP error that arrives while connect holds the socket is only noted: some clients send a second SYN.
+        // If an ICMP error arrives while connect holds the socket, some clients send a second SYN.
         assert_eq!(record.cause(), "policy", "{record}");
-        // Where the kernel does not tell it from DROP, the record must not claim to know.
+        // If the kernel does not distinguish it from DROP, the action is `unknown`.
         assert_ne!(record.text("/action"), "drop", "{record}");
     }
     Ok(())

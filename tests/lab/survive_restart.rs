@@ -58,14 +58,14 @@ fn start(pins: &Pins, pair: &Pair, options: &[&str]) -> Result<Agent> {
     Agent::start(&[&always, options].concat())
 }
 
-/// Packets in the records of both runs, and those that the second declares for the first.
+/// Packets in the records of both runs, and packets that the second declares for the first.
 fn reported(pair: &Pair, runs: [&Run; 2]) -> (u64, u64) {
     let reported = runs.iter().map(|run| packets(own(pair, run))).sum();
     let orphans = runs[1].records.iter().filter(|record| record.text("/of") == "packets_of_the_run_before");
     (reported, orphans.filter_map(|record| record.number("/count")).sum())
 }
 
-/// What a killed agent had not reported, the next one tells: counts and unread records are in pinned maps.
+/// The next agent reports what a killed one had not: counts and unread records are in pinned maps.
 #[test]
 fn the_next_agent_reports_a_killed_agents_counts() -> Result<()> {
     require!(can_run_lab());
@@ -76,7 +76,7 @@ fn the_next_agent_reports_a_killed_agents_counts() -> Result<()> {
     flood(&pair, 500)?;
     first.wait_for("the first packet's record", |records| drops(records).any(|r| pair.lab.owns(r)))?;
     first.signal(Signal::SIGSTOP)?;
-    // Nobody reads these.
+    // These stay unread, since the agent is stopped.
     let ports = (6000..6100).map(|port| SocketAddr::from((SERVER, port)));
     traffic::udp(&pair.client()?.netns, CLIENT.into(), ports, 64)?;
     first.signal(Signal::SIGKILL)?;
@@ -94,7 +94,7 @@ fn the_next_agent_reports_a_killed_agents_counts() -> Result<()> {
     Ok(())
 }
 
-/// Not even the packets between two agents are missing, in the middle of a flood: the hook stays attached.
+/// In the middle of a flood not even packets between two agents are missing: the hook stays attached.
 #[test]
 fn a_kept_hook_leaves_no_gap() -> Result<()> {
     require!(can_run_lab());
@@ -128,7 +128,7 @@ fn a_kept_hook_leaves_no_gap() -> Result<()> {
     second.balance()?;
     let (reported, orphans) = reported(&pair, [first, second]);
     let counted = pair.counted("denied")?;
-    // What ended with the first agent may be another lab's.
+    // Packets lost with the first agent may be another lab's.
     assert!(
         reported <= counted && counted <= reported + orphans,
         "{counted}: reported {reported}, ended with the first agent {orphans}"
@@ -137,7 +137,7 @@ fn a_kept_hook_leaves_no_gap() -> Result<()> {
     Ok(())
 }
 
-/// One agent ends as it should and the next one takes over its hook, while one flow goes on: nothing is missing, nothing twice.
+/// One agent ends cleanly and the next one takes over its hook while a flow goes on: every packet is counted once.
 #[test]
 fn a_rolling_update_loses_nothing() -> Result<()> {
     require!(can_run_lab());
@@ -210,7 +210,7 @@ fn another_version_removes_what_it_finds() -> Result<()> {
     let of_first = pins.left()?;
     assert!(matches!(of_first.as_slice(), [(_, true)]), "the hook stays: {of_first:?}");
     assert!(first.stderr.contains("stays attached"), "and the log says so: {}", first.stderr);
-    // What the hook counts from now on is for an agent of the same kind, which does not come.
+    // The hook goes on counting for an agent of the same kind, which is not started.
     flood(&pair, 5)?;
 
     let other_options = ["--ring-kib", "4096", "--state-dir", &state];
@@ -265,7 +265,7 @@ fn no_further_capability_is_needed() -> Result<()> {
     Ok(())
 }
 
-/// Without a bpf file system there is no start: one message that says where and what to do.
+/// Without a BPF file system the agent does not start: one message names the path and the remedy.
 #[test]
 fn nothing_can_be_pinned_elsewhere() -> Result<()> {
     require!(can_run_lab());
@@ -298,7 +298,7 @@ fn cleanup(pins: &Pins) -> Result<Output> {
     command.arg(agent::binary()?).output().context("unshare")
 }
 
-/// What a node keeps for nobody goes by hand; a running agent's does not.
+/// `doctor --cleanup` removes pins without an agent, and keeps a running agent's.
 #[test]
 fn doctor_removes_what_survived() -> Result<()> {
     require!(can_run_lab());

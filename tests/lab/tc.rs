@@ -1,4 +1,4 @@
-//! The tc hook: what pods' interfaces add to a drop, and connections that nobody answers.
+//! The tc hook: what pods' interfaces add to a drop, and unanswered connections.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -15,7 +15,7 @@ pub const BOTH: [&str; 3] = ["--all-drops", "--hooks", "kfree_skb,tc"];
 /// Shorter than TCP's first retransmission: one SYN.
 const ONE_SYN: Duration = Duration::from_millis(300);
 
-/// A pod that was told an address by DNS: the drop's record says by which name.
+/// A pod got the address from DNS: the drop's record has the name.
 #[test]
 fn names_come_from_the_pods_own_dns_answers() -> Result<()> {
     require!(can_run_lab());
@@ -37,8 +37,8 @@ fn names_come_from_the_pods_own_dns_answers() -> Result<()> {
     Ok(())
 }
 
-/// A service's address is translated by something that conntrack knows nothing of, as eBPF load balancers do: the client's
-/// interface saw what was asked for.
+/// A service's address is translated without conntrack, as eBPF load balancers do: the tc hook on the client's interface sees the service's
+/// address.
 #[test]
 fn the_address_that_was_asked_for_is_known_without_conntrack() -> Result<()> {
     const TRANSLATE: &str = "
@@ -75,15 +75,15 @@ table inet translate {
     Ok(())
 }
 
-/// Nobody answers and nothing is dropped on this node: a record says so, once for several tries to one port. What was
-/// answered, refused or dropped has none.
+/// A connection without an answer and without a drop on this node has one record for all tries to one port. Connections that were
+/// answered, refused or dropped have none.
 #[test]
 fn an_unanswered_connection_is_reported() -> Result<()> {
     require!(can_run_lab());
     let mut pair = Pair::start("table inet t {\n}")?;
     let outside = pair.add_outside()?;
     let far = pair.lab.host("outside")?;
-    // The far end's own firewall drops in silence; that is another machine, seen here only because the lab is one.
+    // The remote host's own firewall drops. In reality that is another machine; the lab's are all on this one.
     let _open = Server::tcp(&far.netns, SocketAddr::new(outside.ip(), 8080))?;
     blackhole(&pair, 9999)?;
     let agent = pair.watch_node(&["--hooks", "tc"])?;
@@ -110,13 +110,13 @@ fn an_unanswered_connection_is_reported() -> Result<()> {
     assert_eq!(unanswered.len(), 1, "one record for one port: {unanswered:?}");
     let stopped = run.stopped()?;
     assert_eq!(stopped.number("/connections/lost"), Some(0), "{stopped}");
-    // Three tries in silence, one that passed, one refused.
+    // Three unanswered tries, one that passed, one that was refused.
     assert!(stopped.number("/connections/opened") >= Some(5), "{stopped}");
     Ok(())
 }
 
-/// A CPU that sees a connection's packets all the time looks at the map of connections once a tick: none but the last of them are
-/// missing in the count, and what was answered is known to be.
+/// A CPU that sees a connection's packets all the time updates the map of connections once per tick: only the last packets are missing in
+/// the count, and answers are seen.
 #[test]
 fn unanswered_connections_at_a_high_rate_are_counted() -> Result<()> {
     require!(can_run_lab());
@@ -139,7 +139,7 @@ fn unanswered_connections_at_a_high_rate_are_counted() -> Result<()> {
         });
         traffic::udp(&pair.client()?.netns, CLIENT.into(), paced, 32)
     };
-    // An interface must have been watched for a while before a UDP packet can be told from a late answer.
+    // The agent must watch an interface for a while before it can distinguish a first UDP packet from a late answer.
     eventually("an unanswered connection", || {
         send(5000)?;
         send(9999)?;
@@ -153,7 +153,7 @@ fn unanswered_connections_at_a_high_rate_are_counted() -> Result<()> {
     Ok(())
 }
 
-/// A drop that was seen on this node explains the silence.
+/// A connection that was dropped on this node is not `unanswered`.
 #[test]
 fn a_dropped_connection_is_not_called_unanswered() -> Result<()> {
     require!(can_run_lab());
@@ -167,9 +167,9 @@ fn a_dropped_connection_is_not_called_unanswered() -> Result<()> {
         traffic::tcp(client, from, (to, 80).into(), ONE_SYN, TcpOptions::default())?;
         traffic::udp(client, from, [(to, 5000).into()], 32)?;
     }
-    // A drop in another network namespace of this machine explains it just as well.
+    // So is one that was dropped in another network namespace of this machine.
     traffic::tcp(client, CLIENT.into(), SocketAddr::new(outside.ip(), 9999), ONE_SYN, TcpOptions::default())?;
-    // Nothing is to come, so only time can tell: more than the grace time.
+    // No record is expected, so wait for more than the grace time.
     std::thread::sleep(Duration::from_millis(6500));
     let run = agent.stop()?;
     run.balance()?;
@@ -179,7 +179,7 @@ fn a_dropped_connection_is_not_called_unanswered() -> Result<()> {
     Ok(())
 }
 
-/// Without the tc hook nothing of it: no names, no connections.
+/// Without the tc hook there are no names and no connections.
 #[test]
 fn each_hook_works_alone() -> Result<()> {
     require!(can_run_lab());
@@ -193,7 +193,7 @@ fn each_hook_works_alone() -> Result<()> {
         let run = agent.stop()?;
         run.balance()?;
         let stopped = run.stopped()?;
-        // The inventory of rulesets is told among the hooks, and read whichever of them runs. `reject` comes with kfree_skb.
+        // The status has the inventory of rulesets among the hooks, whichever of them run. `reject` comes with kfree_skb.
         let hooks_told = stopped.list("/hooks").iter().filter_map(|hook| hook["name"].as_str());
         let names: Vec<&str> = hooks_told.filter(|name| !["rulesets", "reject"].contains(name)).collect();
         assert_eq!(names, expected, "{stopped}");
@@ -208,7 +208,7 @@ fn each_hook_works_alone() -> Result<()> {
     Ok(())
 }
 
-/// A pod that sends with another's address: the record says so, and only of that packet.
+/// A pod sends with another's address: only the record of that packet is marked.
 #[test]
 fn a_spoofed_source_is_marked() -> Result<()> {
     require!(can_run_lab());
@@ -218,7 +218,7 @@ fn a_spoofed_source_is_marked() -> Result<()> {
         pair.lab.node().sysctl(&format!("ipv4/conf/{device}/rp_filter"), "0")?;
     }
     let client = &pair.client()?.netns;
-    // Another pod's address, one that nobody has, and one that the pod has and the cluster does not know.
+    // Another pod's address, an address without an owner, and one that the pod has but its object lacks.
     let server_as_source: IpAddr = OUTSIDE.into();
     let unknown: IpAddr = [10, 244, 1, 77].into();
     let second: IpAddr = [10, 244, 1, 9].into();
@@ -237,7 +237,7 @@ fn a_spoofed_source_is_marked() -> Result<()> {
     Ok(())
 }
 
-/// A rule that rejects answers in the server's place, right before the packet is freed: no drop in silence.
+/// A rule that rejects answers in the server's place, right before the packet is freed: the action is `reject`, not `drop`.
 #[test]
 fn a_reject_is_distinguished_from_a_drop() -> Result<()> {
     const REJECT: &str = "
@@ -260,13 +260,13 @@ table inet network-policy {
     traffic::tcp(client, CLIENT6.into(), (SERVER6, 80).into(), ONE_SYN, TcpOptions::default())?;
     traffic::udp(client, CLIENT.into(), [(SERVER, 80).into()], 32)?;
     traffic::tcp(client, CLIENT.into(), (SERVER, 81).into(), ONE_SYN, TcpOptions::default())?;
-    // That nothing was answered is known only where the kernel shows each answer.
-    let told = agent
+    // `drop` is certain only if the kernel shows every answer.
+    let shown = agent
         .records()
         .iter()
         .flat_map(|record| record.list("/hooks").to_vec())
         .any(|hook| hook["name"] == "reject" && hook["state"] == "fentry");
-    let dropped = if told { "drop" } else { "unknown" };
+    let dropped = if shown { "drop" } else { "unknown" };
     let records = pair.stop_and_compare(agent, "denied")?;
     for record in drops(&records) {
         let expected = if record.number("/destination/port") == Some(80) { "reject" } else { dropped };
@@ -276,7 +276,7 @@ table inet network-policy {
     Ok(())
 }
 
-/// What goes to `port` of the host outside vanishes before it.
+/// Drops packets to `port` of the host outside before they arrive.
 fn blackhole(pair: &Pair, port: u16) -> Result<()> {
     let far = &pair.lab.host("outside")?.netns;
     let rules = format!(

@@ -1,4 +1,4 @@
-//! The OpenTelemetry Collector takes what the agent sends by OTLP, over TLS, and passes it on as it understood it.
+//! The OpenTelemetry Collector receives the agent's OTLP over TLS and forwards what it has parsed.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::consumers::{PYTHON, check, find};
 
-/// The Collector with a TLS listener at `listen`, which sends on to `to`.
+/// Starts the Collector with a TLS listener at `listen`. It forwards to `to`.
 fn start(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<KilledOnDrop> {
     let file = |name: &str| dir.join(name).to_string_lossy().into_owned();
     let config = json!({
@@ -31,7 +31,7 @@ fn start(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<KilledOnDrop>
             "pipelines": { "logs": { "receivers": ["otlp"], "exporters": ["otlp_http"] } },
         },
     });
-    // YAML takes JSON.
+    // JSON is YAML too.
     fs::write(dir.join("config.yaml"), config.to_string())?;
     let log = fs::File::create(dir.join("collector.log"))?;
     let mut command = Command::new(built(&COLLECTOR)?);
@@ -72,7 +72,7 @@ fn the_collector_takes_what_the_agent_sends() -> Result<()> {
     let sink = stopped.list("/sinks").get(1).cloned().unwrap_or_default();
     ensure!(sink["lost"] == 0 && sink["error"].is_null(), "{stopped}\n{}\n{}", run.stderr, log());
 
-    // Behind the Collector is every record, by the official types.
+    // The receiver behind the Collector has every record, in the official types.
     let mut count = 0;
     let whole = eventually("every record", || {
         let (taken, heads) = behind.taken();

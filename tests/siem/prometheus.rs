@@ -1,4 +1,4 @@
-//! Prometheus scrapes the agent, evaluates the alert rules, and promtool finds nothing to say.
+//! Prometheus scrapes the agent and evaluates the alert rules; promtool finds no fault.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -20,12 +20,12 @@ fn deploy(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file)
 }
 
-/// A port that nobody has at this moment.
+/// A port that is free at this moment.
 fn free() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// Status and body of a GET.
+/// Sends a GET and returns status and body.
 fn get(address: SocketAddr, path: &str, headers: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
@@ -60,12 +60,12 @@ fn ended(mut command: Command, input: &str) -> Result<String> {
     Ok(text)
 }
 
-/// The alert rules are rules, and raise what they should on made-up series.
+/// The alert rules are valid and fire as expected on test series.
 #[test]
 fn the_alert_rules_hold() -> Result<()> {
-    for (verb, file) in [("check", "prometheus/alerts.yaml"), ("test", "prometheus/alerts.test.yaml")] {
+    for (subcommand, file) in [("check", "prometheus/alerts.yaml"), ("test", "prometheus/alerts.test.yaml")] {
         let mut promtool = require!(program("usr/bin/promtool"));
-        promtool.args([verb, "rules"]).arg(deploy(file));
+        promtool.args([subcommand, "rules"]).arg(deploy(file));
         ended(promtool, "")?;
     }
     Ok(())
@@ -86,7 +86,7 @@ fn prometheus_scrapes_the_agent() -> Result<()> {
     traffic::udp(&pair.client()?.netns, CLIENT.into(), (5000..5007).map(|port| (SERVER, port).into()), 64)?;
     agent.wait_for("the drops", |records| records.iter().filter(|r| pair.lab.owns(r)).count() >= 7)?;
 
-    // The probes need no token, the metrics do.
+    // Probes need no token, /metrics does.
     eventually("it is ready", || Ok((get(agents, "/readyz", "")?.0 == 200).then_some(())))?;
     assert_eq!(get(agents, "/healthz", "")?, (200, "ok\n".to_owned()));
     assert_eq!(get(agents, "/metrics", "")?.0, 401);
@@ -129,7 +129,7 @@ fn prometheus_scrapes_the_agent() -> Result<()> {
     agent.stop()?.balance()
 }
 
-/// The dashboard asks only for metrics that there are.
+/// The dashboard uses only metrics that exist.
 #[test]
 fn the_dashboard_knows_its_metrics() -> Result<()> {
     let dashboard: Value = serde_json::from_str(&fs::read_to_string(deploy("grafana/netpol-trace.json"))?)?;

@@ -1,4 +1,4 @@
-//! rsyslog reads the agent's file as deploy/collectors/rsyslog.conf has it, and has its fields.
+//! rsyslog reads the agent's file with deploy/collectors/rsyslog.conf and parses every field.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ fn rsyslog_parses_every_line() -> Result<()> {
     let native = all.files("native", ".jsonl")?.remove(0);
     let folder = tempfile::tempdir()?;
     let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
-    // The published example, with this test's places.
+    // The published example, with this test's paths.
     let example = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/collectors/rsyslog.conf"))?;
     let config = example
         .replace("/var/log/netpol-trace.jsonl", &native.to_string_lossy())
@@ -29,7 +29,7 @@ fn rsyslog_parses_every_line() -> Result<()> {
         .replace("/var/log/netpol-trace-broken.log", &at("broken.log"));
     fs::write(at("rsyslog.conf"), config)?;
     let modules = debian(&format!("usr/lib/{}-linux-gnu/rsyslog", std::env::consts::ARCH));
-    // In the foreground, with a pid file of its own: the machine's own rsyslog, if any, knows nothing of it.
+    // In the foreground, with a pid file of its own, so that it does not affect the machine's own rsyslog.
     rsyslogd.args(["-n", "-f", &at("rsyslog.conf"), "-i", &at("pid"), "-M"]).arg(&modules);
     let log = fs::File::create(at("rsyslogd.log"))?;
     let _running = KilledOnDrop(rsyslogd.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);

@@ -1,4 +1,4 @@
-//! The books: every packet that the agent matched is in its records or in a declared loss.
+//! Packet accounting: every packet that the agent matched is in its records or in a declared loss.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -17,25 +17,25 @@ impl Run {
         Ok(last)
     }
 
-    /// Packets that this run declares lost, the estimate of recursion misses among them.
+    /// Packets that this run declares lost, including the estimate of recursion misses.
     pub fn lost(&self) -> Result<u64> {
         let stopped = self.stopped()?;
         let total = |name: &str| stopped.number(&format!("/totals/{name}")).with_context(|| format!("no {name}"));
         Ok(total("kernel/lost")? + total("kernel/recursion_misses")? + total("agent/lost")?)
     }
 
-    /// Fails unless it ended well, and its last status balances and agrees with its records.
+    /// Fails unless the agent exited with 0 and its last status adds up and agrees with its records.
     pub fn balance(&self) -> Result<()> {
         anyhow::ensure!(self.exit.success(), "the agent ended with {}; stderr:\n{}", self.exit, self.stderr);
         let wrong = imbalances(self)?;
         anyhow::ensure!(wrong.is_empty(), "{}\nlast status: {}", wrong.join("\n"), self.stopped()?);
-        // And the program's own check says so too.
+        // The agent's own check must agree.
         let answer = self.verify_log()?;
         anyhow::ensure!(answer.status.success(), "verify-log: {}", String::from_utf8_lossy(&answer.stdout));
         Ok(())
     }
 
-    /// What `netpol-trace verify-log` says of these records.
+    /// Runs `netpol-trace verify-log` on these records.
     pub fn verify_log(&self) -> Result<Output> {
         let mut command = Command::new(agent::binary()?);
         command.args(["verify-log", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
@@ -48,7 +48,7 @@ impl Run {
         Ok(child.wait_with_output()?)
     }
 
-    /// Fails unless packets that a rule counted are in these records, or declared lost.
+    /// Fails unless the packets that a rule counted are in these records or declared lost.
     pub fn account_for<'a>(
         &self,
         what: &str,
@@ -67,7 +67,7 @@ impl Run {
 /// The causes that are written without `--all-drops`.
 pub const WRITTEN: &[&str] = &["policy", "disagrees", "enforcer_unavailable", "service_without_endpoints", "unknown"];
 
-/// What does not add up in a run that ended cleanly; one line each.
+/// What does not add up in a run that ended cleanly, one line each.
 pub fn imbalances(run: &Run) -> Result<Vec<String>> {
     let stopped = run.stopped()?;
     let total = |name: &str| stopped.number(&format!("/totals/{name}")).with_context(|| format!("no totals/{name}"));
@@ -80,7 +80,7 @@ pub fn imbalances(run: &Run) -> Result<Vec<String>> {
         .records
         .iter()
         .filter(|record| record.kind() == "loss" && record.value()["estimate"] != true)
-        // Losses of connections and answers (tc hook) are outside of the books, which count packets that were dropped.
+        // Losses of connections and answers (tc hook) are not losses of dropped packets.
         .filter(|record| record.value()["of"].is_null())
         .filter_map(|record| record.number("/count"))
         .sum();
@@ -96,7 +96,7 @@ pub fn imbalances(run: &Run) -> Result<Vec<String>> {
     equal("between: read = emitted + aggregated", read, emitted + aggregated);
     equal("held at the end", held, 0);
     equal("packets in records = written - filtered", packets(&run.records), written.saturating_sub(filtered));
-    // Other causes are also counted where no record is made, in the kernel.
+    // The kernel counts packets of the other causes without making a record.
     for cause in WRITTEN {
         let of_cause = packets(run.records.iter().filter(|record| record.cause() == *cause));
         let counted = stopped.number(&format!("/causes/{cause}")).unwrap_or_default();
@@ -152,7 +152,7 @@ mod tests {
             imbalances(&run(&[DROP, &format!("{line}{of}}}"), &stopped])).unwrap()
         };
         assert_eq!(loss(r#","of":"connections""#), [""; 0]);
-        assert_ne!(loss(""), [""; 0], "a lost packet went unnoticed");
+        assert_ne!(loss(""), [""; 0], "a lost packet was not noticed");
     }
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
             ("\"run\":\"a\"", "\"run\":\"b\""),
         ] {
             let changed = STOPPED.replacen(from, to, 1);
-            assert_ne!(imbalances(&run(&[DROP, &changed])).unwrap(), [""; 0], "{from} -> {to} went unnoticed");
+            assert_ne!(imbalances(&run(&[DROP, &changed])).unwrap(), [""; 0], "{from} -> {to} was not noticed");
         }
         assert!(imbalances(&run(&[DROP])).is_err(), "no `stopped`");
     }

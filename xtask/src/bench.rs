@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the figures, as tables.
+//! `cargo xtask bench`: runs the benches and prints their tables.
 
 mod page;
 
@@ -14,11 +14,11 @@ use crate::{image, machine};
 /// Measure and print tables.
 ///
 /// The agent is the release, as the image has it. Benches run one after the other, since they would disturb each other.
-/// Figures depend on the machine; nothing is asserted, but by the soak.
+/// Figures depend on the machine. No bench fails on a figure, except the soak.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only these benches; `all`: those that this machine can run, and docs/benchmarks.md is made of them [default: the same without
-    /// the page]
+    /// Only these benches. `all` runs every bench that this machine can run and writes docs/benchmarks.md [default: every bench,
+    /// without the page]
     names: Vec<String>,
     /// Name the benches and what they measure
     #[arg(long)]
@@ -38,7 +38,7 @@ struct Bench {
     measures: &'static str,
     /// It runs the agent, which needs root.
     runs_agent: bool,
-    /// Only when it is named.
+    /// Runs only when it is named.
     on_request: bool,
 }
 
@@ -63,13 +63,13 @@ const BENCHES: [Bench; 9] = [
     },
     Bench {
         name: "records",
-        measures: "from the kernel's record to the written line, by processor time and allocations",
+        measures: "processor time and allocations from the kernel's event to the written line",
         runs_agent: false,
         on_request: false,
     },
     Bench {
         name: "drops",
-        measures: "what watching drops costs, next to bpftrace, bcc and nftables' log (some minutes)",
+        measures: "the cost of watching drops, compared with bpftrace, bcc and nftables' log (some minutes)",
         runs_agent: true,
         on_request: false,
     },
@@ -81,25 +81,25 @@ const BENCHES: [Bench; 9] = [
     },
     Bench {
         name: "tc",
-        measures: "the tc hook's cost of a packet, next to an empty program",
+        measures: "the tc hook's cost per packet, compared with an empty program",
         runs_agent: true,
         on_request: false,
     },
     Bench {
         name: "api",
-        measures: "what agents cost a real API server, and a cluster's size an agent (some minutes)",
+        measures: "the load of agents on a real API server, and an agent's memory by cluster size (some minutes)",
         runs_agent: true,
         on_request: false,
     },
     Bench {
         name: "soak",
-        measures: "--minutes of mixed drops and pods that come and go: flat, and the books balance",
+        measures: "--minutes of mixed drops and pods that come and go: memory stays flat, and every packet is accounted for",
         runs_agent: true,
         on_request: true,
     },
 ];
 
-/// The word for all of them, with the page.
+/// The name that stands for every bench and the page.
 const ALL: &str = "all";
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -140,16 +140,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs a bench; what it printed.
+/// Runs a bench and returns what it printed.
 fn one(bench: &Bench, args: &Args) -> Result<String> {
     match bench.name {
         "api" => setup::ensure_programs(&[ETCD, API_SERVER])?,
-        // What is missing is named in its row.
+        // A missing program is named in its row of the table.
         "drops" => setup::ensure(&[Need::Peers]).unwrap_or_else(|error| println!("{error:#}")),
         _ => {}
     }
     let mut command = machine::cargo();
-    // The whole workspace's features, as all else is built.
+    // With the features of the whole workspace, as every other build has them: no crate is built twice.
     command.args(["bench", "--quiet", "--locked", "--workspace", "--bench", bench.name, "--"]);
     command.args(&args.rest);
     if bench.runs_agent {

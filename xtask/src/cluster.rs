@@ -1,4 +1,4 @@
-//! `cargo xtask cluster`: a real control plane, started, tested against, ended.
+//! `cargo xtask cluster`: starts a real control plane, runs the tests against one, and stops it.
 
 use std::process::{Command, ExitCode};
 
@@ -8,7 +8,7 @@ use crate::cluster_programs::{API_SERVER, ETCD, PROGRAMS};
 use crate::machine;
 use crate::setup::{self, Need};
 
-/// Start a real Kubernetes control plane on this machine, end it, or run the tests that use one.
+/// Start a real Kubernetes control plane on this machine, stop it, or run the tests that use one.
 ///
 /// etcd and kube-apiserver, built by Go 1.26 the first time (the API server takes some minutes), listening on free ports
 /// of the loopback interface, with all state in target/cluster.
@@ -27,7 +27,7 @@ enum ClusterCommand {
         /// Only tests whose names contain this
         filter: Option<String>,
     },
-    /// End what `up` started and remove its state
+    /// Stop what `up` started and remove its state
     Down,
 }
 
@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
 }
 
-/// Runs the program of the tests' package that starts and ends it.
+/// Runs `netpol-trace-cluster` of the tests' package, which starts and stops the control plane.
 fn control(subcommand: &str) -> Result<ExitCode> {
     machine::run(machine::cargo().args([
         "build",

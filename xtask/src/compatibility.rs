@@ -1,4 +1,4 @@
-//! `cargo xtask compatibility`: what was seen of every mechanism, per kernel, as docs/compatibility.md.
+//! `cargo xtask compatibility`: writes docs/compatibility.md, which says for each kernel how every mechanism's drops are recorded.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -12,9 +12,9 @@ use serde_json::Value;
 use crate::setup::{self, Need};
 use crate::{image, machine, test, vm};
 
-/// Run a test per mechanism on this kernel and in virtual machines, and write what was seen to docs/compatibility.md.
+/// Run one test per mechanism on this kernel and in virtual machines, and write the results to docs/compatibility.md.
 ///
-/// Parts of kernels that are not run stay. Exit code 1 when a row is not as it should be.
+/// Sections of other kernels stay as they are. The exit code is 1 when a row is wrong.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Version prefixes of Debian kernels to boot, or `here` for this machine's own
@@ -23,7 +23,7 @@ pub struct Args {
     /// Read this output of the lab's `rows::` tests instead of running them
     #[arg(long, value_name = "FILE", conflicts_with = "kernels")]
     log: Option<PathBuf>,
-    /// That file has some of the rows only: the kernel's others stay as they are, and so do those of its other builds
+    /// The file has only some rows: the kernel's other rows, and sections of its other builds, stay as they are
     #[arg(long, requires = "log")]
     part: bool,
 }
@@ -31,7 +31,7 @@ pub struct Args {
 /// This machine's own kernel.
 const HERE: &str = "here";
 const DOCUMENT: &str = "docs/compatibility.md";
-/// What every run of the rows ends with.
+/// The beginning of the last line of a complete run.
 const END: &str = "test result: ";
 const INTRODUCTION: &str = "# What is seen on which kernel
 
@@ -84,11 +84,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut seen = BTreeMap::new();
     for log in &logs {
         if !log.contains(END) {
-            bail!("the rows were not run to their end: {}", log.lines().last().unwrap_or_default());
+            bail!("the tests did not run to their end; the last line is: {}", log.lines().last().unwrap_or_default());
         }
         let rows = parse(log);
         if rows.is_empty() {
-            bail!("no row in the tests' output: {}", log.lines().last().unwrap_or_default());
+            bail!("the tests' output has no row; the last line is: {}", log.lines().last().unwrap_or_default());
         }
         seen.extend(rows);
     }
@@ -102,7 +102,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             rows.append(&mut others);
             rows.sort_by(|a, b| a.name.cmp(&b.name));
         } else {
-            // Another build of the same kernel takes its place.
+            // This build of the kernel replaces the section of an earlier one.
             sections.retain(|other, _| line(other) != line(kernel));
         }
         let text = section(rows);
@@ -147,7 +147,7 @@ fn run_rows(kernels: &[String]) -> Result<Vec<String>> {
     Ok(logs)
 }
 
-/// A row's line, or why there is none.
+/// The result of one row's test, or why there is none.
 #[derive(Debug, Clone, PartialEq)]
 struct RowResult {
     name: String,
@@ -157,12 +157,12 @@ struct RowResult {
     right: u64,
     wrongly_policy: u64,
     skipped: Option<String>,
-    /// Its test failed before there was anything to compare.
+    /// The test failed before it had figures to compare.
     failed: bool,
 }
 
 impl RowResult {
-    /// A row without figures.
+    /// A row without figures: skipped or failed.
     fn without(name: &str) -> RowResult {
         RowResult {
             name: short(name),
@@ -186,7 +186,7 @@ impl RowResult {
     }
 }
 
-/// Rows by kernel. Skips and failures count for the kernel of the rows around them.
+/// Reads rows by kernel. A skip or a failure belongs to the kernel of the rows in the same log.
 fn parse(log: &str) -> BTreeMap<String, Vec<RowResult>> {
     let mut kernels: BTreeMap<String, Vec<RowResult>> = BTreeMap::new();
     let mut skips: Vec<RowResult> = Vec::new();
@@ -206,7 +206,7 @@ fn parse(log: &str) -> BTreeMap<String, Vec<RowResult>> {
                 ..RowResult::without("")
             });
         } else if let Some((test, why)) = line.split_once(": skipped: ")
-            // Behind `test rows::x ... `, where the tests run one after the other.
+            // With one thread the line begins with libtest's `test NAME ... `.
             && let Some(at) = test.rfind("rows::")
         {
             skips.push(RowResult { skipped: Some(why.chars().take(120).collect()), ..RowResult::without(&test[at..]) });
@@ -224,7 +224,7 @@ fn parse(log: &str) -> BTreeMap<String, Vec<RowResult>> {
     kernels
 }
 
-/// What stays the same over a distribution's updates: version and flavour.
+/// The part of a release that a distribution's updates don't change: version and flavour.
 fn line(release: &str) -> (Vec<&str>, &str) {
     let version = release.split(|c: char| !c.is_ascii_digit()).take(2).collect();
     (version, release.rsplit_once('-').map_or("", |(_, flavour)| flavour))
@@ -277,7 +277,7 @@ fn section(rows: &[RowResult]) -> String {
     text
 }
 
-/// The rows of a kernel's part of the document.
+/// The rows of a kernel's section.
 fn rows_of(section: &str) -> Vec<RowResult> {
     let lines = section.lines().skip_while(|line| !line.starts_with("| row |")).skip(2);
     lines.filter_map(row_of).collect()
@@ -308,7 +308,7 @@ fn percent(part: u64, whole: u64) -> String {
     if whole == 0 { "-".to_owned() } else { format!("{:.0} %", 100.0 * part as f64 / whole as f64) }
 }
 
-/// The kernels' parts of the document as it is.
+/// The sections of the document, by kernel.
 fn sections(document: &str) -> BTreeMap<String, String> {
     let parts = document.split("\n## Linux ").skip(1);
     parts

@@ -14,7 +14,7 @@ use crate::cluster::Index;
 use crate::model::cluster::Direction;
 use crate::model::{Hint, ServiceRef, Verdict, VerdictResult};
 use crate::policy;
-use crate::policy::{ClientRequest, Options, RuleCheck};
+use crate::policy::{ClientRequest, CniOptions, RuleCheck};
 
 /// Explain whether the policies allow a connection: which policies isolate the pods, which rule allows it, or what each rule misses.
 #[derive(Debug, clap::Args)]
@@ -131,7 +131,7 @@ fn is_one(count: &usize) -> bool {
     *count == 1
 }
 
-fn answer(index: &Index, options: &Options, question: &ConnectionArgs<'_>) -> Result<Explained, InputError> {
+fn answer(index: &Index, options: &CniOptions, question: &ConnectionArgs<'_>) -> Result<Explained, InputError> {
     let resolved = endpoints::resolve(index, question)?;
     let mut answers: Vec<ExplainedConnection> = Vec::new();
     for case in &resolved.cases {
@@ -162,7 +162,7 @@ fn same_but_for_the_pod(a: &ExplainedConnection, b: &ExplainedConnection) -> boo
 
 fn one_answer(
     index: &Index,
-    options: &Options,
+    options: &CniOptions,
     case: &ResolvedConnection<'_>,
     service: Option<&ServiceRef>,
 ) -> ExplainedConnection {

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 
 use super::cluster::ClusterArgs;
 use super::endpoints;
+use crate::cluster::Object;
 use crate::cluster::location::Severity;
 use crate::cluster::manifests::{self, Loaded};
 use crate::cluster::{Index, api};
-use crate::model::cluster::Object;
-use crate::policy::Options;
+use crate::policy::CniOptions;
 use crate::recorded;
 use crate::recorded::connections::{Collector, RecordedConnections};
 pub(super) use crate::recorded::input::is_stdin;
@@ -163,8 +163,8 @@ enum YesNoUnknown {
 }
 
 impl Cni {
-    pub(super) fn options(&self) -> Options {
-        Options {
+    pub(super) fn options(&self) -> CniOptions {
+        CniOptions {
             ipblock_matches_pods: self.ipblock_matches_pods.into(),
             host_network_is_pod: self.host_network_is_pod.into(),
             own_node_allowed: self.own_node_allowed.into(),

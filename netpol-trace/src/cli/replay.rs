@@ -9,7 +9,7 @@ use super::input::{self, ClusterInput, Cni, InputError, TextOrJson, is_stdin};
 use crate::cluster::Index;
 use crate::model::{Verdict, VerdictResult};
 use crate::policy;
-use crate::policy::Options;
+use crate::policy::CniOptions;
 use crate::recorded::connections::RecordedConnection;
 use crate::text::{counted, escape};
 
@@ -92,7 +92,7 @@ struct ReplayedConnection {
 const NOT_EVALUATED: &str = "Connections that passed are not in the records, so this does not show whether the edited policies break one of them.";
 
 impl Replay {
-    fn of(index: &Index, options: &Options, recorded: &[RecordedConnection]) -> Replay {
+    fn of(index: &Index, options: &CniOptions, recorded: &[RecordedConnection]) -> Replay {
         let mut connections: Vec<ReplayedConnection> =
             recorded.iter().map(|recorded| replayed(index, options, recorded)).collect();
         // Connections that would still be dropped come first.
@@ -136,7 +136,7 @@ impl Replay {
     }
 }
 
-fn replayed(index: &Index, options: &Options, recorded: &RecordedConnection) -> ReplayedConnection {
+fn replayed(index: &Index, options: &CniOptions, recorded: &RecordedConnection) -> ReplayedConnection {
     let verdict = policy::verdict_of(index, &recorded.connection(index), options);
     let why = policy::summary(&verdict);
     ReplayedConnection { connection: recorded.title(), packets: recorded.packets, verdict, why }

@@ -11,9 +11,10 @@ use serde_json::Value;
 use super::endpoints::{self, ConnectionArgs};
 use super::input::{self, ClusterInput, Cni, InputError, is_stdin};
 use crate::cluster::Index;
-use crate::model::cluster::{Object, Policy};
+use crate::cluster::Object;
+use crate::model::cluster::Policy;
 use crate::policy::suggest::{NoSuggestion, OpenedPair, SuggestedChange};
-use crate::policy::{Connection, Options, suggest};
+use crate::policy::{CniOptions, Connection, suggest};
 use crate::text::escape;
 
 /// Write the smallest NetworkPolicy change that allows a connection, or recorded drops: YAML for kubectl apply.
@@ -151,7 +152,7 @@ struct NotSuggested {
 
 impl Plan {
     /// Adds the changes for one connection. `now` is the cluster with the changes so far.
-    fn add(&mut self, now: &mut Index, connection: &Connection<'_>, options: &Options, title: String) {
+    fn add(&mut self, now: &mut Index, connection: &Connection<'_>, options: &CniOptions, title: String) {
         let changes = suggest::suggest(now, &suggest::rebind(now, connection), options);
         match changes {
             Ok(changes) => {
@@ -192,7 +193,7 @@ impl Plan {
         }
         match (self.policies.len(), self.not_suggested.len()) {
             (0, 0) if self.allowed_already.is_empty() => {}
-            (0, 0) => line("NoSuggestion to change: the policies allow it already.".into()),
+            (0, 0) => line("Nothing to change: the policies allow it already.".into()),
             (0, _) => {}
             (n, _) => line(format!("{n} {} to apply. Read what each allows, then kubectl apply -f.", policies(n))),
         }

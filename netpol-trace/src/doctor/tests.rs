@@ -78,21 +78,21 @@ fn a_good_node_in_full() {
         Yes: drops can be recorded here.
 
         ok   kernel       Linux 6.8.0-31-generic
-                          drops carry their reason
+                          drops have a reason
         ok   btf          /sys/kernel/btf/vmlinux, 5 MiB
                           the layout of the kernel's structures is known
         ok   hook         kfree_skb loads and attaches, as BTF tracepoint
-                          the kernel lets us see drops
+                          the kernel lets this process see drops
         ok   capabilities CAP_BPF and CAP_PERFMON for the programs, CAP_SYSLOG for symbols, CAP_NET_ADMIN and CAP_NET_RAW for rulesets
-                          all that are needed are in the effective set
+                          all capabilities that the agent needs are effective
         ok   lockdown     none
                           no restriction
-        ok   symbols      addresses are shown
-                          a drop's place in the kernel's code has a name
+        ok   symbols      /proc/kallsyms shows addresses
+                          records name the call site of a drop (`kernel.location`)
         ok   memory       cgroup limit 256 MiB
                           enough to start with
         ok   sysctl       kernel.unprivileged_bpf_disabled=2
-                          no matter: it restricts processes without CAP_BPF only
+                          without effect: it restricts only processes without CAP_BPF
         ok   coverage     nftables: inet kube-network-policies (0 rules)
                           its drops are recorded, mechanism `nftables`
     "#]]
@@ -113,7 +113,7 @@ fn no_btf() {
                               the layout of the kernel's structures can't be found, so packets can't be read
                               To do: use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as the distributions' are; in a container, mount /sys
             FAIL hook         kfree_skb does not load: this kernel has no BTF
-                              the kernel does not let us see drops
+                              the kernel does not let this process see drops
                               To do: see `btf`
         "#]],
     );
@@ -130,7 +130,7 @@ fn an_old_kernel() {
             No: drops can't be recorded here: Linux 4.19.0-26-amd64, older than 5.10.
 
             FAIL kernel       Linux 4.19.0-26-amd64, older than 5.10
-                              its programs may not read kernel memory the way netpol-trace does
+                              its BPF programs can't read kernel memory in the way that netpol-trace needs
                               To do: use Linux 5.10 or later, built with CONFIG_DEBUG_INFO_BTF=y
         "#]],
     );
@@ -150,15 +150,15 @@ fn linux_5_10_without_addresses() {
             No: drops can't be recorded here: /proc/kallsyms shows every address as 0; locked memory: 64 KiB.
 
             FAIL symbols      /proc/kallsyms shows every address as 0
-                              this kernel's drops have no reason, and without addresses no place: nothing tells a policy's drop
+                              this kernel's drops have no reason, and without addresses no call site: nothing identifies a policy's drop
                               To do: sysctl kernel.kptr_restrict=1, and grant CAP_SYSLOG
             FAIL memory       locked memory: 64 KiB
                               before Linux 5.11 maps count against this limit, and it is too small for them
                               To do: grant CAP_SYS_RESOURCE, or ulimit -l unlimited
 
             warn kernel       Linux 5.10.0-36-cloud-amd64
-                              drops carry no reason before 5.18: they are told apart by the place in the kernel's code, which needs symbol addresses
-                              To do: nothing need be done; Linux 5.18 or later adds the reason
+                              before 5.18 drops have no reason: the agent identifies them by call site, which needs symbol addresses
+                              To do: no action is needed; Linux 5.18 or later adds the reason
         "#]],
     );
 }
@@ -219,7 +219,7 @@ fn cilium_and_a_full_queue() {
                               such drops are an overloaded enforcer's, not a policy's; those that it decides are recorded
                               To do: look at the policy engine's CPU, or raise its queue length
             warn cni          Cilium (by interfaces and /etc/cni/net.d)
-                              Cilium drops in its own eBPF programs; verdicts speak of NetworkPolicy v1 only, not of Cilium's policies
+                              Cilium drops in its own eBPF programs; verdicts cover NetworkPolicy v1 only, not Cilium's policies
                               To do: for Cilium's own policies use hubble observe --verdict DROPPED
         "#]],
     );
@@ -236,7 +236,7 @@ fn nothing_enforces() {
             Yes: drops can be recorded here, with one limit.
 
             warn cni          Flannel (by interfaces and /etc/cni/net.d)
-                              Flannel enforces no NetworkPolicy: unless another program does, there are no such drops
+                              Flannel enforces no NetworkPolicy: unless another program does, no policy drops packets here
                               To do: add an enforcer, such as kube-network-policies
         "#]],
     );
@@ -252,8 +252,8 @@ fn a_pods_own_network() {
         expect![[r#"
             Yes: drops can be recorded here, with one limit.
 
-            warn coverage     this is not the host's network namespace
-                              drops of the whole node are seen from here, but its rulesets and interfaces are not
+            warn coverage     this process is not in the host's network namespace
+                              drops of the whole node are recorded, but its rulesets and interfaces can't be read from here
                               To do: set hostNetwork: true, or run doctor on the host
         "#]],
     );
@@ -270,15 +270,15 @@ fn a_table_name_cannot_steer_the_terminal() {
 fn a_hook_that_drops_do_not_need() {
     check(
         |facts| {
-            let costs = Some("REJECT is told by the rules".into());
+            let costs = Some("only the rules show a REJECT".into());
             facts.hooks.push(HookProbe { name: "reject".into(), result: Err("EPERM".into()), costs });
         },
         expect![[r#"
             Yes: drops can be recorded here, with one limit.
 
             warn hook         reject: EPERM
-                              REJECT is told by the rules
-                              To do: nothing need be done for the drops themselves; see `capabilities` and `lockdown`
+                              only the rules show a REJECT
+                              To do: drops are recorded without this hook; to get it, see `capabilities` and `lockdown`
         "#]],
     );
 }
@@ -308,20 +308,20 @@ fn nothing_is_known() {
                               the layout of the kernel's structures can't be found, so packets can't be read
                               To do: use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as the distributions' are; in a container, mount /sys
 
-            warn kernel       the release can't be read
+            warn kernel       the kernel's release can't be read
                               what this kernel can do is not known
                               To do: mount /proc
-            warn hook         not tried
-                              whether the kernel lets us see drops is not known
-                              To do: run doctor as the agent runs
-            warn capabilities the effective set can't be read
+            warn hook         no hook was tried
+                              whether the kernel lets this process see drops is not known
+                              To do: run doctor with the agent's user and capabilities
+            warn capabilities the effective capabilities can't be read
                               which features this process may use is not known
                               To do: mount /proc
-            warn lockdown     can't be told: /sys/kernel/security is not mounted or not readable
+            warn lockdown     not known: /sys/kernel/security is not mounted or not readable
                               if a hook does not load, lockdown may be why
                               To do: mount -t securityfs securityfs /sys/kernel/security, or run as root
             warn symbols      /proc/kallsyms can't be read
-                              drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure
+                              records have the drop's reason but no `kernel.location`, and mechanism and cause are less certain
                               To do: grant CAP_SYSLOG, or run as root
             warn coverage     nftables: can't be read (Operation not permitted (os error 1))
                               its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown

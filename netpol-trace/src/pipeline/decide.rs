@@ -24,7 +24,7 @@ const GRACE: SignedDuration = SignedDuration::from_secs(10);
 #[derive(Clone, Copy)]
 pub(super) struct EvalContext<'a> {
     pub index: &'a Index,
-    pub options: &'a policy::Options,
+    pub options: &'a policy::CniOptions,
     pub time: Timestamp,
 }
 

@@ -11,13 +11,13 @@ pub(super) fn confirm(lookups: Option<&Lookups>, flow: &mut Flow<'_>, index: &In
     let Some(lookups) = lookups else { return };
     for end in [&mut flow.source, &mut flow.destination] {
         let unconfirmed = match end.owner {
-            OwnedBy::Pod(view) => !lookups.vouches(view.pod, end.ip, time),
-            OwnedBy::External => lookups.may_be_a_pods(end.ip, index),
+            OwnedBy::Pod(view) => !lookups.confirms(view.pod, end.ip, time),
+            OwnedBy::External => lookups.may_be_pod_address(end.ip, index),
             OwnedBy::Unknown | OwnedBy::Unconfirmed | OwnedBy::Former(_) => true,
             OwnedBy::Node(_) | OwnedBy::Service | OwnedBy::Ambiguous(_) | OwnedBy::Reused(..) => false,
         };
         if unconfirmed && look_up {
-            lookups.ask(end.ip);
+            lookups.request(end.ip);
         }
         if unconfirmed && matches!(end.owner, OwnedBy::Pod(_) | OwnedBy::External) {
             end.owner = OwnedBy::Unconfirmed;

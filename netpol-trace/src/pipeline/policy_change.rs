@@ -56,7 +56,7 @@ impl Pipeline {
 
 /// Returns the record of a change.
 pub fn change(event: &PolicyEvent) -> PolicyChange {
-    let mut change = match &event.what {
+    let mut change = match &event.kind {
         PolicyEventKind::Policy { before, after, effects } => {
             policy_change(before.as_deref(), after.as_deref(), effects)
         }

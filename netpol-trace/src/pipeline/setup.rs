@@ -24,7 +24,7 @@ pub struct Pipeline {
     pub(super) cluster: Cluster,
     pub(super) node: Option<String>,
     pub(super) all_drops: bool,
-    pub(super) options: policy::Options,
+    pub(super) options: policy::CniOptions,
     pub(super) verdicts: VerdictCache,
     pub clock: Clock,
     /// The time of the last batch: one clock read serves many drops.
@@ -63,7 +63,7 @@ impl Pipeline {
             cluster,
             node,
             all_drops,
-            options: policy::Options::default(),
+            options: policy::CniOptions::default(),
             verdicts: VerdictCache::default(),
             clock: Clock::now(),
             now: Instant::now(),

@@ -6,7 +6,7 @@ use crate::cluster::Index;
 use crate::cluster::index::PodView;
 use crate::model::cluster::{Direction, Policy};
 use crate::policy::matching::{Assumptions, Match, Matcher, UndeterminedReason};
-use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, Transport};
+use crate::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// The result of both directions.
 #[derive(Debug, Clone, Copy)]
@@ -103,7 +103,7 @@ impl<'a> IsolatingPolicies<'a> {
 }
 
 /// Evaluates `connection` in both directions.
-pub fn evaluate<'a>(index: &Index, connection: &Connection<'a>, options: &Options) -> PolicyEvaluation<'a> {
+pub fn evaluate<'a>(index: &Index, connection: &Connection<'a>, options: &CniOptions) -> PolicyEvaluation<'a> {
     let egress = Matcher::new(index, connection, options, Direction::Egress);
     let ingress = Matcher { direction: Direction::Ingress, ..egress };
     PolicyEvaluation { egress: one_side(&egress), ingress: one_side(&ingress) }

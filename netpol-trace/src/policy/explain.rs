@@ -11,7 +11,7 @@ use crate::policy::evaluate::{AllowedBy, PolicyEvaluation, PolicyResult, SideEva
 use crate::policy::matching::{Assumptions, Matcher, UndeterminedReason};
 use crate::policy::miss::text;
 use crate::policy::nearest::{NearestRule, nearest};
-use crate::policy::{Connection, Options, PolicyIdentity};
+use crate::policy::{CniOptions, Connection, PolicyIdentity};
 
 /// Policies of other APIs that a note names.
 const OTHERS_NAMED: usize = 3;
@@ -19,7 +19,7 @@ const OTHERS_NAMED: usize = 3;
 const CHANGES_NAMED: usize = 10;
 
 /// Evaluates `connection` and renders the record's verdict.
-pub fn verdict_of(index: &Index, connection: &Connection<'_>, options: &Options) -> crate::model::Verdict {
+pub fn verdict_of(index: &Index, connection: &Connection<'_>, options: &CniOptions) -> crate::model::Verdict {
     explain(index, connection, options, &evaluate(index, connection, options)).verdict
 }
 
@@ -33,7 +33,7 @@ pub struct ExplainedVerdict<'a> {
 pub fn explain<'a>(
     index: &Index,
     connection: &Connection<'a>,
-    options: &Options,
+    options: &CniOptions,
     evaluation: &PolicyEvaluation<'a>,
 ) -> ExplainedVerdict<'a> {
     let result = evaluation.result();

@@ -21,7 +21,7 @@ use crate::policy::evaluate::{PolicyEvaluation, PolicyResult, SideEvaluation, ev
 use crate::policy::explain::{ExplainedVerdict, explain};
 use crate::policy::matching::{Match, Matcher, NAME_LABEL, UndeterminedReason, covers, in_block, selects};
 use crate::policy::nearest::{NearestRule, as_pod};
-use crate::policy::{Connection, Options, PolicyIdentity, Transport, type_name};
+use crate::policy::{CniOptions, Connection, PolicyIdentity, Transport, type_name};
 
 /// The connection as the client opened it, which policy does not see.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,7 +39,12 @@ pub const FTP_DATA: u16 = 20;
 pub(super) const NODE_LOCAL_DNS: [u8; 4] = [169, 254, 20, 10];
 
 /// The hint for a denied connection, or for one that ICMP or a hostNetwork pod leaves undetermined.
-pub fn hint(index: &Index, connection: &Connection<'_>, options: &Options, request: ClientRequest<'_>) -> Option<Hint> {
+pub fn hint(
+    index: &Index,
+    connection: &Connection<'_>,
+    options: &CniOptions,
+    request: ClientRequest<'_>,
+) -> Option<Hint> {
     let evaluation = evaluate(index, connection, options);
     let explained = explain(index, connection, options, &evaluation);
     hint_of(index, connection, options, &evaluation, &explained, request)
@@ -49,7 +54,7 @@ pub fn hint(index: &Index, connection: &Connection<'_>, options: &Options, reque
 pub fn hint_of<'a>(
     index: &Index,
     connection: &Connection<'a>,
-    options: &Options,
+    options: &CniOptions,
     evaluation: &PolicyEvaluation<'a>,
     explained: &ExplainedVerdict<'a>,
     request: ClientRequest<'_>,
@@ -79,7 +84,7 @@ const BOTH: [Direction; 2] = [Direction::Egress, Direction::Ingress];
 fn undetermined(
     index: &Index,
     connection: &Connection<'_>,
-    options: &Options,
+    options: &CniOptions,
     evaluation: &PolicyEvaluation<'_>,
 ) -> Option<Hint> {
     BOTH.into_iter().find_map(|direction| {

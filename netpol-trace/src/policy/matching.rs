@@ -9,12 +9,12 @@ use crate::cluster::index::NamespaceEntry;
 use crate::model::cluster::{
     Direction, Labels, Operator, Peer, Pod, Policy, PortMatch, PortSpec, Requirement, Rule, Selector, Service,
 };
-use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, Transport};
+use crate::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// The label that the API server puts on every namespace (KEP-2161): known even when the object is not.
 pub(super) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
-/// The CNI-dependent points that a result rests on, as set in [`Options`]. A bit set.
+/// The CNI-dependent points that a result rests on, as set in [`CniOptions`]. A bit set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Assumptions(u8);
 
@@ -102,7 +102,7 @@ impl Match {
 pub(super) struct Matcher<'o, 'a> {
     pub connection: Connection<'a>,
     pub direction: Direction,
-    pub options: &'o Options,
+    pub options: &'o CniOptions,
     /// The destination address is a service's.
     pub to_service: bool,
 }
@@ -111,7 +111,7 @@ impl<'o, 'a> Matcher<'o, 'a> {
     pub(super) fn new(
         index: &Index,
         connection: &Connection<'a>,
-        options: &'o Options,
+        options: &'o CniOptions,
         direction: Direction,
     ) -> Matcher<'o, 'a> {
         let to_service = is_service_address(index, connection);

@@ -7,7 +7,7 @@ use crate::model::Miss;
 use crate::model::cluster::{Direction, Peer, Policy};
 use crate::policy::matching::{Match, Matcher};
 use crate::policy::miss::bounded;
-use crate::policy::{Connection, Options};
+use crate::policy::{CniOptions, Connection};
 
 /// Whether a rule or one of its items matches the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -45,7 +45,7 @@ pub struct ItemCheck {
 pub fn check_rules(
     index: &Index,
     connection: &Connection<'_>,
-    options: &Options,
+    options: &CniOptions,
     direction: Direction,
     policy: &Policy,
 ) -> Vec<RuleCheck> {

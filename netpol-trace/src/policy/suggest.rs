@@ -12,16 +12,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+pub(super) use labels::is_stable;
 pub use labels::stable;
 pub use manifest::{json, yaml};
 pub use side_effects::{OpenedPair, SideEffects};
 
 use crate::cluster::Index;
+use crate::cluster::Object;
 use crate::cluster::index::PodView;
 use crate::model::Str;
-use crate::model::cluster::{Direction, Object, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
+use crate::model::cluster::{Direction, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
 use crate::policy;
-use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, PolicyResult, Transport};
+use crate::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, PolicyResult, Transport};
 
 /// One policy to apply.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,7 +54,7 @@ pub enum NoSuggestion {
 pub fn suggest(
     index: &Index,
     connection: &Connection<'_>,
-    options: &Options,
+    options: &CniOptions,
 ) -> Result<Vec<SuggestedChange>, NoSuggestion> {
     let evaluation = policy::evaluate(index, connection, options);
     let denied: Vec<Direction> = [Direction::Egress, Direction::Ingress]
@@ -92,7 +94,7 @@ fn port_of(connection: &Connection<'_>) -> Result<PortMatch, NoSuggestion> {
 fn verify(
     index: &Index,
     connection: &Connection<'_>,
-    options: &Options,
+    options: &CniOptions,
     changes: &[SuggestedChange],
 ) -> Result<(), NoSuggestion> {
     let mut changed = index.clone();
@@ -124,7 +126,7 @@ pub fn rebind<'a>(index: &'a Index, connection: &Connection<'a>) -> Connection<'
 fn change(
     index: &Index,
     connection: &Connection<'_>,
-    options: &Options,
+    options: &CniOptions,
     direction: Direction,
     port: &PortMatch,
 ) -> Result<SuggestedChange, NoSuggestion> {
@@ -238,7 +240,7 @@ fn peer_of(
     index: &Index,
     subject: PodView<'_>,
     peer: PolicyEndpoint<'_>,
-    options: &Options,
+    options: &CniOptions,
 ) -> Result<Peer, NoSuggestion> {
     let unknown = || NoSuggestion::NotExpressible("the address of the other endpoint is not known".into());
     match peer.identity {

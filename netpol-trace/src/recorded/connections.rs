@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 use super::LogCounts;
 use crate::cluster::Index;
-use crate::model::cluster::{Labels, Namespace, Object, Owner, Pod, PodPhase};
+use crate::cluster::Object;
+use crate::model::cluster::{Labels, Namespace, Owner, Pod, PodPhase};
 use crate::model::packet::transport_number;
 use crate::model::{EndpointKind, OwnerRef, PodRef};
 use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};

@@ -257,7 +257,7 @@ fn hash(what: impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// The Event's text, with only what a reader of the pod's namespace may see, and the policy if it is in that namespace.
+/// Describes the drop for a reader who may read the pod's namespace and no other. Returns the policy too, if it is one of that namespace.
 fn note(record: &Record, pod: &PodRef, is_source: bool) -> (String, Option<ObjectRef>) {
     let shown = restrict::restricted(record.clone(), |namespace| namespace == pod.namespace);
     let Some(shown @ Record { body: Body::Drop(drop), .. }) = &shown else {

@@ -1,4 +1,4 @@
-//! The YAML that the classic articles show, and the questions that people then have.
+//! The YAML of the well-known articles, and questions about it.
 
 use expect_test::expect;
 

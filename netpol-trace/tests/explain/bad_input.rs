@@ -1,4 +1,4 @@
-//! What can be wrong: said with a place, exit code 2; and nothing of a stranger's reaches the terminal raw.
+//! Bad input: a message with its place and exit code 2. Untrusted text reaches the terminal only escaped.
 
 use expect_test::expect;
 
@@ -171,9 +171,9 @@ fn an_error_in_a_manifest_has_its_place() {
             exit 2
         "#]],
     );
-    let said = explain(&["--manifests", "/nowhere/at/all", "--from", "x/a", "--to", "x/b", "--port", "80"], "");
-    assert_eq!((said.code, said.out.as_str()), (2, ""));
-    assert!(said.err.contains("/nowhere/at/all"), "{}", said.err);
+    let run = explain(&["--manifests", "/nowhere/at/all", "--from", "x/a", "--to", "x/b", "--port", "80"], "");
+    assert_eq!((run.code, run.out.as_str()), (2, ""));
+    assert!(run.err.contains("/nowhere/at/all"), "{}", run.err);
 }
 
 #[test]
@@ -182,10 +182,10 @@ fn no_control_character_reaches_the_terminal() {
     for question in
         [["x/a", "x/b\u{1b}[2J", "80"], ["x/\u{1b}]0;owned\u{7}", "x/b", "80"], ["x/a", "x/svc/\u{9b}1m", "80"]]
     {
-        let said =
+        let run =
             explain(&["--manifests", "-", "--from", question[0], "--to", question[1], "--port", question[2]], &hostile);
-        assert_eq!(said.code, 2, "{}", said.err);
-        for text in [said.out, said.err] {
+        assert_eq!(run.code, 2, "{}", run.err);
+        for text in [run.out, run.err] {
             assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
         }
     }
@@ -198,10 +198,10 @@ fn a_selector_with_ten_thousand_expressions_takes_bounded_time_and_text() {
         "{TWO}---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: x}}\nspec:\n  podSelector: {{}}\n  ingress:\n  - from:\n    - podSelector: {{matchExpressions: [{expressions}]}}\n"
     );
     let started = std::time::Instant::now();
-    let said = explain(&["--manifests", "-", "--from", "x/a", "--to", "x/b", "--port", "80"], &np);
+    let run = explain(&["--manifests", "-", "--from", "x/a", "--to", "x/b", "--port", "80"], &np);
     assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
-    assert!(said.out.len() + said.err.len() < 8000, "{}", said.out);
-    assert!(said.code == 1 || said.code == 2, "{}", said.err);
+    assert!(run.out.len() + run.err.len() < 8000, "{}", run.out);
+    assert!(run.code == 1 || run.code == 2, "{}", run.err);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `--queries`: in order, one answer a line, and a bad line costs only itself.
+//! `--queries`: answers in order, one per line; a bad line fails alone.
 
 use std::io::Write;
 
@@ -25,9 +25,9 @@ items:
 fn ask(lines: &str) -> (String, i32) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(CLUSTER.as_bytes()).unwrap();
-    let said = explain(&["--manifests", file.path().to_str().unwrap(), "--queries", "-"], lines);
-    assert_eq!(said.err, "");
-    (said.out, said.code)
+    let run = explain(&["--manifests", file.path().to_str().unwrap(), "--queries", "-"], lines);
+    assert_eq!(run.err, "");
+    (run.out, run.code)
 }
 
 #[test]
@@ -64,9 +64,8 @@ fn answers_come_in_order_and_a_bad_line_costs_only_itself() {
 
 #[test]
 fn one_question_as_json() {
-    let said =
-        explain(&["--manifests", "-", "--from", "8.8.8.8", "--to", "x/b", "--port", "80", "-o", "json"], CLUSTER);
-    assert_eq!((said.err.as_str(), said.code), ("", 1));
+    let run = explain(&["--manifests", "-", "--from", "8.8.8.8", "--to", "x/b", "--port", "80", "-o", "json"], CLUSTER);
+    assert_eq!((run.err.as_str(), run.code), ("", 1));
     expect![[r#"
         {
           "from": "8.8.8.8",
@@ -145,7 +144,7 @@ fn one_question_as_json() {
             }
           ]
         }
-    "#]].assert_eq(&said.out);
+    "#]].assert_eq(&run.out);
 }
 
 #[test]

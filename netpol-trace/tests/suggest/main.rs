@@ -11,9 +11,9 @@ fn demo() -> PathBuf {
 }
 
 /// Runs the program with the demo's manifests; standard error, standard output and the exit code.
-fn run(verb: &str, arguments: &[&str], input: &str) -> String {
+fn run(subcommand: &str, arguments: &[&str], input: &str) -> String {
     let mut child = Command::new(env!("CARGO_BIN_EXE_netpol-trace"))
-        .arg(verb)
+        .arg(subcommand)
         .args(arguments)
         .arg("--manifests")
         .arg(demo())
@@ -28,8 +28,8 @@ fn run(verb: &str, arguments: &[&str], input: &str) -> String {
     format!("{}{}exit {}\n", text(output.stderr), text(output.stdout), output.status.code().unwrap())
 }
 
-fn check(verb: &str, arguments: &[&str], input: &str, expected: Expect) {
-    expected.assert_eq(&run(verb, arguments, input));
+fn check(subcommand: &str, arguments: &[&str], input: &str, expected: Expect) {
+    expected.assert_eq(&run(subcommand, arguments, input));
 }
 
 /// Two recorded drops: qa-test's frontend at staging's database, and staging's api at the cluster's DNS.
@@ -50,7 +50,7 @@ fn records() -> String {
 }
 
 #[test]
-fn a_rule_goes_into_the_policy_that_is_meant_for_these_pods() {
+fn a_rule_goes_into_the_policy_for_these_pods() {
     let question = ["--from", "qa-test/deploy/frontend", "--to", "staging/svc/db-svc"];
     check(
         "suggest",
@@ -141,7 +141,7 @@ fn nothing_to_change() {
         &question,
         "",
         expect![[r#"
-            # NoSuggestion to change: the policies allow it already.
+            # Nothing to change: the policies allow it already.
             # allowed already, or by the rules below: qa-test/frontend-7d9c8bf9d-x2lkp -> qa-test/db-0 3306/TCP
             exit 0
         "#]],
@@ -234,7 +234,7 @@ fn recorded_drops_become_policies() {
 }
 
 #[test]
-fn replay_says_what_still_drops_and_what_it_can_not_judge() {
+fn replay_lists_what_still_drops_and_what_is_not_known() {
     check(
         "replay",
         &["-"],

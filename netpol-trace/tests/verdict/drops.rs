@@ -1,4 +1,4 @@
-//! Drops of denied connections in a large cluster, as the kernel's side hands them over.
+//! Drops of denied connections in a large cluster, as the kernel's programs report them.
 
 use std::net::IpAddr;
 
@@ -8,32 +8,32 @@ use netpol_trace::model::packet::{Repeats, TCP};
 use netpol_trace::model::{Answers, Candidate, Facts, Hook, Mechanism, Site, VerdictResult};
 use netpol_trace::packet;
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, Options};
+use netpol_trace::policy::{CniOptions, Connection};
 use netpol_trace_common::aggregate::AggregateKey;
 use netpol_trace_common::{CT_WORDS, DropEvent, HEAD_LEN, flags};
 
 use crate::large;
 
-/// What the kernel would hand over for connections that policies deny.
+/// Kernel events of connections that policies deny.
 pub fn denied(cluster: &Cluster, pods: usize, flows: usize) -> Vec<KernelDrop> {
     let index = cluster.read();
     let denied = |connection: &Connection<'_>| {
-        policy::verdict_of(&index, connection, &Options::default()).result == VerdictResult::Denied
+        policy::verdict_of(&index, connection, &CniOptions::default()).result == VerdictResult::Denied
     };
     let connections = large::connections(&index, pods, 2 * flows);
     connections.iter().filter(|connection| denied(connection)).take(flows).zip(1024..).map(drop_of).collect()
 }
 
 fn drop_of((connection, source_port): (&Connection<'_>, u16)) -> KernelDrop {
-    let octets = |ip: Option<IpAddr>| match ip {
+    let bytes = |ip: Option<IpAddr>| match ip {
         Some(IpAddr::V4(ip)) => ip.octets(),
         _ => unreachable!("the cluster is made of IPv4 addresses"),
     };
     // A SYN.
     let mut head = [0; HEAD_LEN];
     head[..12].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, TCP, 0, 0]);
-    head[12..16].copy_from_slice(&octets(connection.source.ip));
-    head[16..20].copy_from_slice(&octets(connection.destination.ip));
+    head[12..16].copy_from_slice(&bytes(connection.source.ip));
+    head[16..20].copy_from_slice(&bytes(connection.destination.ip));
     head[20..22].copy_from_slice(&source_port.to_be_bytes());
     head[22..24].copy_from_slice(&connection.port.unwrap_or(0).to_be_bytes());
     head[32..36].copy_from_slice(&[0x50, 2, 0xff, 0xff]);

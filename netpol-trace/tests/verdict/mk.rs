@@ -1,13 +1,13 @@
-//! Small makers of model objects, so that a test reads like the YAML it stands for.
+//! Builds model objects from short texts, so that a test reads like YAML.
 #![allow(dead_code, reason = "each test and bench uses its own part")]
 
 use std::net::IpAddr;
 
-use netpol_trace::cluster::Index;
+use netpol_trace::cluster::{Index, Object};
 use netpol_trace::model::Str;
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, Transport};
+use netpol_trace::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -164,7 +164,7 @@ pub fn port(text: &str) -> PortMatch {
     PortMatch { protocol: protocol(proto), protocol_defaulted: !text.contains('/'), port }
 }
 
-/// `x/a` is a pod by name, `10.0.0.1` an address, `node:n1` a node, `unknown` and `unknown:10.0.0.1` what they say.
+/// `x/a` is a pod by name, `10.0.0.1` an address, `node:n1` a node, `unknown` and `unknown:10.0.0.1` endpoints without a known owner.
 pub fn end<'a>(index: &'a Index, text: &'a str) -> PolicyEndpoint<'a> {
     if let Some((namespace, name)) = text.split_once('/') {
         return PolicyEndpoint::pod(index.pod(namespace, name).unwrap_or_else(|| panic!("no pod {text}")));
@@ -191,12 +191,12 @@ pub fn connection<'a>(index: &'a Index, from: &'a str, to: &'a str, port: &str) 
 /// A cluster under test.
 pub struct Cluster {
     pub index: Index,
-    pub options: Options,
+    pub options: CniOptions,
 }
 
 pub fn cluster(pods: impl IntoIterator<Item = Pod>, policies: impl IntoIterator<Item = Policy>) -> Cluster {
     let objects = pods.into_iter().map(Object::Pod).chain(policies.into_iter().map(Object::Policy));
-    Cluster { index: Index::from_objects(objects), options: Options::default() }
+    Cluster { index: Index::from_objects(objects), options: CniOptions::default() }
 }
 
 impl Cluster {

@@ -5,7 +5,7 @@ use netpol_trace::cluster::Index;
 use netpol_trace::model::Str;
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy;
-use netpol_trace::policy::Options;
+use netpol_trace::policy::CniOptions;
 use proptest::prelude::*;
 
 use crate::mk::*;
@@ -151,9 +151,9 @@ fn a_named_port_shows_what_the_pod_has() {
         [np()],
         ["staging/api", "8.8.8.8", "80/TCP"],
         expect![[r#"
-        egress: staging/p egress[0]
-          egress[0].ports[0] http/TCP | packet 80/TCP (a port's name means nothing outside of pods)
-    "#]],
+            egress: staging/p egress[0]
+              egress[0].ports[0] http/TCP | packet 80/TCP (only pods have port names)
+        "#]],
     );
     let metrics = egress("staging/p", "", [any_peer(["metrics/TCP"])]);
     check(
@@ -339,7 +339,7 @@ fn fix(policy: &mut Policy, direction: Direction, miss: &netpol_trace::model::Mi
 fn side_with(world: &World, policy: Policy, query: &Query, direction: Direction) -> netpol_trace::model::Side {
     let alone = World { policies: vec![policy], ..world.clone() };
     let index: Index = alone.index();
-    let verdict = policy::verdict_of(&index, &alone.connection(&index, query), &Options::default());
+    let verdict = policy::verdict_of(&index, &alone.connection(&index, query), &CniOptions::default());
     if direction == Direction::Egress { verdict.egress } else { verdict.ingress }
 }
 
@@ -350,7 +350,7 @@ proptest! {
     fn the_misses_fixes_turn_the_rule_into_a_match((world, queries) in random::questions(20)) {
         let index = world.index();
         for query in &queries {
-            let verdict = policy::verdict_of(&index, &world.connection(&index, query), &Options::default());
+            let verdict = policy::verdict_of(&index, &world.connection(&index, query), &CniOptions::default());
             for (direction, side) in [(Direction::Egress, &verdict.egress), (Direction::Ingress, &verdict.ingress)] {
                 let Some(nearest) = &side.nearest else { continue };
                 let policy = world.policies.iter().find(|p| format!("{}/{}", p.namespace, p.name) == nearest.policy).unwrap();

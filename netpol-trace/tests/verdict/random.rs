@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netpol_trace::cluster::Index;
+use netpol_trace::cluster::{Index, Object};
 use netpol_trace::model::Str;
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};

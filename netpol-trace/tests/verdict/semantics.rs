@@ -1,5 +1,6 @@
-//! What an engine must get right, one test a point.
+//! The semantics of the API, one test for each point.
 
+use netpol_trace::cluster::Object;
 use netpol_trace::model::cluster::*;
 use netpol_trace::model::{Str, VerdictResult};
 
@@ -205,10 +206,10 @@ fn a13_a_native_sidecars_named_port_counts_with_a_note() {
 #[test]
 fn a14_end_port_is_inclusive() {
     let cluster = world([ingress("x/p", "", [any_peer(["32000-32768/TCP"])])]);
-    for (port, said) in
+    for (port, expected) in
         [("31999", "denied ingress"), ("32000", "allowed"), ("32768", "allowed"), ("32769", "denied ingress")]
     {
-        assert_eq!(cluster.says("y/a", "x/a", &format!("{port}/TCP")), said);
+        assert_eq!(cluster.says("y/a", "x/a", &format!("{port}/TCP")), expected);
     }
 }
 
@@ -279,7 +280,7 @@ fn a16_a_pod_by_name_matches_by_any_of_its_addresses_and_without_addresses_by_no
 }
 
 #[test]
-fn a17_a_services_address_is_not_judged_as_if_policy_saw_it() {
+fn a17_a_services_address_is_not_evaluated_as_if_policy_saw_it() {
     let service = Object::Service(Service {
         namespace: "y".into(),
         name: "svc".into(),
@@ -431,7 +432,7 @@ fn an_unknown_peer_is_allowed_by_a_rule_for_any_peer_and_else_undetermined() {
     ];
     let cluster = world(policies);
     let from = |to, port| cluster.says("unknown:10.200.0.9", to, port);
-    // The unknown end's own egress is not known either, so nothing better than undetermined can come out …
+    // The unknown endpoint's own egress is not known either, so nothing better than undetermined can come out …
     assert_eq!(from("x/a", "80/TCP"), "undetermined addresses_only");
     assert_eq!(cluster.verdict_of("unknown:10.200.0.9", "x/a", "80/TCP").ingress.result, VerdictResult::Allowed);
     assert_eq!(cluster.verdict_of("unknown:10.200.0.9", "x/b", "80/TCP").ingress.result, VerdictResult::Undetermined);

@@ -1,21 +1,22 @@
-//! A suggestion lets its connection through, closes nothing, and opens nothing that it doesn't list.
+//! A suggestion allows its connection, denies nothing new, and allows nothing else that it does not list.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use netpol_trace::cluster::Index;
+use netpol_trace::cluster::Object;
 use netpol_trace::cluster::manifests::load_bytes;
 use netpol_trace::model::VerdictResult;
-use netpol_trace::model::cluster::{Direction, Object};
+use netpol_trace::model::cluster::Direction;
 use netpol_trace::policy;
 use netpol_trace::policy::suggest::{NoSuggestion, OpenedPair};
-use netpol_trace::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, PolicyResult, suggest};
+use netpol_trace::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, PolicyResult, suggest};
 use proptest::prelude::*;
 
 use crate::random;
 
 /// Allowed in `direction`?
 fn allows(index: &Index, connection: &Connection<'_>, direction: Direction) -> bool {
-    let evaluation = policy::evaluate(index, &suggest::rebind(index, connection), &Options::default());
+    let evaluation = policy::evaluate(index, &suggest::rebind(index, connection), &CniOptions::default());
     matches!(evaluation.side(direction).result, PolicyResult::Allowed(_))
 }
 
@@ -35,7 +36,7 @@ proptest! {
 
     fn suggestions_open_what_they_say((world, queries) in random::questions(24)) {
         let index = world.index();
-        let options = Options::default();
+        let options = CniOptions::default();
         for query in &queries {
             let connection = world.connection(&index, query);
             let before = policy::verdict_of(&index, &connection, &options);
@@ -71,7 +72,7 @@ proptest! {
                     prop_assert!(was || !is || listed, "{direction} of {other:?} is opened by {changes:?}");
                 }
             }
-            // What is printed is what was judged.
+            // The printed manifest is the policy that was evaluated.
             for change in &changes {
                 // Random policies hold what the API refuses (port 0, a block's exception outside of it).
                 let original = index.policy(&change.policy.namespace, &change.policy.name);
@@ -91,6 +92,6 @@ proptest! {
 #[test]
 fn every_suggestion_opens_its_connection_and_what_it_lists() {
     suggestions_open_what_they_say();
-    // A property over nothing would hold too.
+    // The property must not hold only because there are no suggestions.
     assert!(SUGGESTED.load(Ordering::Relaxed) > 100, "only {SUGGESTED:?} suggestions were made");
 }

@@ -1,13 +1,14 @@
-//! What was said of a connection is said again of its next packets, and only while it would be said anew.
+//! The pipeline reuses a cached verdict for the next packets of a connection, as long as an evaluation would return the same.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use netpol_trace::cluster::change::{Change, Key, Kind};
+use netpol_trace::cluster::Object;
+use netpol_trace::cluster::{Change, Key, Kind};
 use netpol_trace::cluster::{Cluster, SourceStatus};
 use netpol_trace::kernel::KernelDrop;
-use netpol_trace::model::cluster::{Object, Pod};
+use netpol_trace::model::cluster::Pod;
 use netpol_trace::pipeline::Pipeline;
 use netpol_trace::pipeline::accounting::Intake;
 use netpol_trace::record::format::Format;
@@ -23,7 +24,7 @@ const PODS: usize = 100;
 
 fn cluster() -> Cluster {
     let cluster = Cluster::live();
-    // Half a second off, so that what is said of the policies' age changes within a second of the drops.
+    // Half a second off, so that the policies' age in seconds changes between the drops.
     let at = Timestamp::now() - SignedDuration::from_millis(3_600_500);
     let mut objects = large::objects(PODS);
     for object in &mut objects {
@@ -57,7 +58,7 @@ fn records(pipeline: &mut Pipeline, path: &Path, drops: &[KernelDrop]) -> Vec<Va
     let text = std::fs::read_to_string(path).unwrap();
     let lines = text.lines().skip(before).map(|line| {
         let mut record: Value = serde_json::from_str(line).unwrap();
-        // The clock is set for each pipeline anew, some microseconds off. Equal packets have fingerprints of their own.
+        // Each pipeline sets its clock, some microseconds off. Equal packets have different fingerprints.
         ["id", "seq", "time", "fingerprint"]
             .iter()
             .for_each(|field| _ = record.as_object_mut().unwrap().remove(*field));
@@ -66,54 +67,54 @@ fn records(pipeline: &mut Pipeline, path: &Path, drops: &[KernelDrop]) -> Vec<Va
     lines.collect()
 }
 
-/// What the pipeline says of `drops`, which has said it before, must be what one says that never saw them.
-fn same(folder: &Path, old: &mut Pipeline, cluster: &Cluster, drops: &[KernelDrop], after: &str) {
-    let again = records(old, &folder.join("old"), drops);
+/// A pipeline that has seen `drops` before must write the same records as a new one.
+fn assert_same(folder: &Path, old: &mut Pipeline, cluster: &Cluster, drops: &[KernelDrop], after: &str) {
+    let cached = records(old, &folder.join("old"), drops);
     let path = folder.join("new");
-    let anew = records(&mut pipeline(cluster, &path), &path, drops);
+    let evaluated = records(&mut pipeline(cluster, &path), &path, drops);
     std::fs::remove_file(path).unwrap();
-    assert_eq!(again.len(), drops.len(), "{after}");
-    for (again, anew) in again.iter().zip(&anew) {
-        assert_eq!(again, anew, "{after}");
+    assert_eq!(cached.len(), drops.len(), "{after}");
+    for (cached, evaluated) in cached.iter().zip(&evaluated) {
+        assert_eq!(cached, evaluated, "{after}");
     }
 }
 
 #[test]
-fn it_is_said_again_while_it_holds() {
+fn a_cached_verdict_is_what_an_evaluation_returns() {
     let folder = tempfile::tempdir().unwrap();
     let cluster = cluster();
     let mut drops = drops::denied(&cluster, PODS, 300);
     let mut old = pipeline(&cluster, &folder.path().join("old"));
     for time in ["once", "twice", "thrice"] {
-        same(folder.path(), &mut old, &cluster, &drops, time);
+        assert_same(folder.path(), &mut old, &cluster, &drops, time);
     }
-    // A second later policies are a second older; and half of one.
+    // 0.7 s later the policies' age in seconds is one higher.
     for drop in &mut drops {
         drop.packet.as_mut().unwrap().time += 700_000_000;
     }
-    same(folder.path(), &mut old, &cluster, &drops, "later");
-    same(folder.path(), &mut old, &cluster, &drops, "later again");
+    assert_same(folder.path(), &mut old, &cluster, &drops, "later");
+    assert_same(folder.path(), &mut old, &cluster, &drops, "later again");
     synced(&cluster, false);
-    same(folder.path(), &mut old, &cluster, &drops, "out of sync");
+    assert_same(folder.path(), &mut old, &cluster, &drops, "out of sync");
     synced(&cluster, true);
 
-    // Another port, so another nearest rule and hint; a pod with other labels; none of it in the drops' past.
+    // Another port gives another nearest rule and hint. All changes are older than the drops.
     let at = Timestamp::now() - SignedDuration::from_mins(30);
     let api = mk::ingress("team-1/api", "app=api", [mk::rule([mk::pods("app=frontend")], ["8081/TCP"])]);
     cluster.apply(vec![Change::Upsert(Object::Policy(api))], at);
-    same(folder.path(), &mut old, &cluster, &drops, "another policy");
+    assert_same(folder.path(), &mut old, &cluster, &drops, "another policy");
     let gone = Key { kind: Kind::Policy, namespace: Some("team-2".into()), name: "default-deny".into() };
     cluster.apply(vec![Change::Delete(gone)], at);
-    same(folder.path(), &mut old, &cluster, &drops, "a policy less");
+    assert_same(folder.path(), &mut old, &cluster, &drops, "a policy less");
     let other = large::pod(7);
     let other = Pod { labels: mk::labels("app=other"), ..other };
     cluster.apply(vec![Change::Upsert(Object::Pod(other))], at);
-    same(folder.path(), &mut old, &cluster, &drops, "other labels");
+    assert_same(folder.path(), &mut old, &cluster, &drops, "other labels");
 }
 
-/// What a record is made of: itself, its body, its id, its Community ID and its TCP flags.
+/// The allocations of a record: itself, its body, its id, its Community ID and its TCP flags.
 #[test]
-fn saying_it_again_makes_five_allocations() {
+fn a_cached_verdict_makes_five_allocations() {
     let folder = tempfile::tempdir().unwrap();
     let cluster = cluster();
     let drops = drops::denied(&cluster, PODS, 300);
@@ -122,8 +123,8 @@ fn saying_it_again_makes_five_allocations() {
         pipeline.handle(drops.iter().cloned()).unwrap();
     }
     pipeline.output.drain();
-    let again = drops.clone();
-    let ((), allocations) = allocations::during(|| pipeline.handle(again).unwrap());
+    let repeated = drops.clone();
+    let ((), allocations) = allocations::during(|| pipeline.handle(repeated).unwrap());
     pipeline.output.drain();
     let (most, found) = (5 * drops.len() + 50, allocations as usize);
     assert!(found <= most, "{found} allocations for {} records", drops.len());

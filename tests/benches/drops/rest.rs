@@ -10,7 +10,7 @@ use netpol_trace_tests::pair::{Pair, pod, policy};
 
 const PODS: u16 = 1_000;
 const STARTS: usize = 9;
-/// At rest: after so long without anything to do.
+/// How long the agent is idle before it counts as at rest.
 const REST: Duration = Duration::from_secs(5);
 
 pub fn run() -> Result<()> {
@@ -34,7 +34,7 @@ pub fn run() -> Result<()> {
     pair.add("policies.yaml", &policies.join("---\n"))?;
     let manifests = pair.manifests().to_string_lossy();
     let watched = Watched::start_in(pair.lab.node(), &["--manifests", &manifests], 0)?;
-    // What rest means here.
+    // The idle time.
     std::thread::sleep(REST);
     let before = process::cpu(watched.pid())?;
     std::thread::sleep(REST);

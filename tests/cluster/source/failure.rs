@@ -1,4 +1,4 @@
-//! The API server goes, comes back, was never there, or refuses.
+//! The API server stops, comes back, is missing at the start, or refuses requests.
 
 use anyhow::Result;
 use netpol_trace_tests::agent::Agent;
@@ -14,7 +14,7 @@ fn all_out_of_sync(records: &[Record]) -> bool {
     })
 }
 
-/// Drops are recorded throughout: with what was known, and saying that it may be old; then everything is caught up with.
+/// Drops are recorded throughout: from the last known state, marked as stale, and from the current state once the server is back.
 #[test]
 fn the_server_dies_and_comes_back_during_drops() -> Result<()> {
     require!(cluster::can_run(&[]));
@@ -39,7 +39,7 @@ fn the_server_dies_and_comes_back_during_drops() -> Result<()> {
     api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// Without a server from the start: addresses only, none of them called external; names as soon as it is there.
+/// Without a server at the start records have only addresses, none of them `external`. They have names once the server is there.
 #[test]
 fn the_server_is_away_at_the_start() -> Result<()> {
     require!(cluster::can_run(&[]));
@@ -59,7 +59,7 @@ fn the_server_is_away_at_the_start() -> Result<()> {
     api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// Credentials that the server doesn't take are read again from where they came from.
+/// The agent rereads credentials that the server refuses.
 #[test]
 fn credentials_are_read_again() -> Result<()> {
     require!(cluster::can_run(&[]));
@@ -78,7 +78,7 @@ fn credentials_are_read_again() -> Result<()> {
     api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// Group, resource, and the verbs that the agent wants.
+/// Group, resource and verbs of the rights that the agent uses.
 pub const RIGHTS: [(&str, &str, &[&str]); 6] = [
     ("", "pods", &["get", "list", "watch"]),
     ("", "nodes", &["list", "watch"]),
@@ -88,7 +88,8 @@ pub const RIGHTS: [(&str, &str, &[&str]); 6] = [
     ("networking.k8s.io", "networkpolicies", &["list", "watch"]),
 ];
 
-/// A ServiceAccount that lacks one resource after the other: the message names it and the rule to add, the rest works.
+/// A ServiceAccount without the rights on one resource, for each resource in turn: the message names it and the rule to add, and the rest
+/// works.
 #[test]
 fn each_missing_right_is_named_and_the_rest_works() -> Result<()> {
     require!(cluster::can_run(&[]));
@@ -97,7 +98,7 @@ fn each_missing_right_is_named_and_the_rest_works() -> Result<()> {
         let name = format!("without-{lacking}");
         account(&api_lab, &name, lacking)?;
         let kubeconfig = api_lab.plane.account_kubeconfig("lab", &name)?.display().to_string();
-        // The authorizer learns of the binding by a watch of its own.
+        // The authorizer sees the binding by a watch of its own.
         let api = netpol_trace_tests::cluster::api::Api::connect(kubeconfig.as_ref())?;
         let other = if lacking == "pods" { "nodes" } else { "pods" };
         eventually("the account's rights", || Ok(api.get(&format!("/api/v1/{other}?limit=1")).ok()))?;
@@ -119,9 +120,9 @@ fn each_missing_right_is_named_and_the_rest_works() -> Result<()> {
         assert_eq!(record.text("/enrichment"), "stale", "without {lacking}: {record}");
         let named = !record.pod("destination").is_empty();
         assert_eq!(named, lacking != "pods", "without {lacking}: {record}");
-        let judged = record.isolated_by("ingress") == ["lab/deny-server"];
-        assert_eq!(judged, !["pods", "networkpolicies"].contains(&lacking), "without {lacking}: {record}");
-        // Granted, it comes by itself.
+        let denied = record.isolated_by("ingress") == ["lab/deny-server"];
+        assert_eq!(denied, !["pods", "networkpolicies"].contains(&lacking), "without {lacking}: {record}");
+        // Once the right is granted, the agent recovers.
         if lacking == "nodes" {
             account(&api_lab, &name, "nothing")?;
             agent.wait_for("all in sync after the grant", in_sync)?;
@@ -133,12 +134,12 @@ fn each_missing_right_is_named_and_the_rest_works() -> Result<()> {
     Ok(())
 }
 
-/// A ServiceAccount of namespace lab with all of [`RIGHTS`] but those on one resource.
+/// Makes a ServiceAccount of namespace lab with all of [`RIGHTS`] except those on one resource.
 pub fn account(api_lab: &ApiLab, name: &str, lacking: &str) -> Result<()> {
     account_with(api_lab, name, &|resource, _| resource != lacking)
 }
 
-/// A ServiceAccount of namespace lab with those [`RIGHTS`], by resource and verb, that it `has`.
+/// Makes a ServiceAccount of namespace lab with the [`RIGHTS`], by resource and verb, for which `has` is true.
 pub fn account_with(api_lab: &ApiLab, name: &str, has: &dyn Fn(&str, &str) -> bool) -> Result<()> {
     let rule = |(group, resource, verbs): &(&str, &str, &[&str])| {
         let verbs: Vec<&str> = verbs.iter().copied().filter(|verb| has(resource, verb)).collect();

@@ -1,4 +1,4 @@
-//! As in a pod of the cluster: no kubeconfig, but the environment and the files that the kubelet gives, and keeps up to date.
+//! The agent as in a pod: without a kubeconfig, with the environment and files that a kubelet provides and updates.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{ApiLab, NODE, failure, in_sync, policy};
 
-/// Shows `$1` at the place where a pod finds its service account, in a mount namespace of the agent's own.
+/// Mounts `$1` where a pod has its service account, in a mount namespace of the agent's own.
 const POD: &str = "
 set -e
 from=$1; shift
@@ -22,7 +22,7 @@ mount --bind $from /run/secrets/kubernetes.io/serviceaccount
 exec \"$@\"
 ";
 
-/// A token of the account, put where it is as the kubelet does: whole, by a rename.
+/// Writes a token of the account as the kubelet does: by a rename.
 fn issue(api_lab: &ApiLab, folder: &Path, account: &str) -> Result<()> {
     let path = format!("/api/v1/namespaces/lab/serviceaccounts/{account}/token");
     let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
@@ -56,7 +56,7 @@ fn the_service_account_is_used_and_its_token_reread() -> Result<()> {
     let record = api_lab.send(&agent)?;
     assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");
 
-    // The account is made anew, so its first token is no longer good; and no connection lasts that could do without one.
+    // The account is recreated, so its first token is invalid. The server restarts, so every request needs a token.
     let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "namespace": "lab", "name": "in-cluster" } });
     api_lab.delete(&account)?;
     api_lab.apply(&account)?;
@@ -78,7 +78,7 @@ fn the_service_account_is_used_and_its_token_reread() -> Result<()> {
     api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// Pods' files are below /var/run, which is /run on today's systems.
+/// True if /var/run, below which pods have their files, is /run.
 fn is_run() -> bool {
     fs::canonicalize("/var/run").is_ok_and(|path| path == Path::new("/run"))
 }

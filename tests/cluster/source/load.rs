@@ -1,4 +1,4 @@
-//! Much change at once: memory stays bounded, drops are recorded, the books balance.
+//! Many changes at once: memory stays bounded, drops are recorded, and every packet is accounted for.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -20,7 +20,7 @@ fn resident_kib(agent: &Agent) -> Result<u64> {
     Ok(line.trim().trim_end_matches("kB").trim().parse()?)
 }
 
-/// 10,000 changes of pods as fast as the server takes them, with drops in between.
+/// 10,000 changes of pods as fast as the server accepts them, with drops in between.
 #[test]
 fn ten_thousand_changes_of_pods() -> Result<()> {
     require!(cluster::can_run(&[]));
@@ -28,7 +28,7 @@ fn ten_thousand_changes_of_pods() -> Result<()> {
     let change = |n: u32| -> Result<()> {
         let ip = IpAddr::from([10, 245, u8::try_from(n % 200)?, u8::try_from(n / 200 % 250)?]);
         let mut object = pod(&format!("pod-{}", n % PODS), "node-b", &[ip]);
-        object["metadata"]["labels"]["turn"] = n.to_string().into();
+        object["metadata"]["labels"]["round"] = n.to_string().into();
         api_lab.apply(&object).map(drop)
     };
     (0..PODS).try_for_each(change)?;

@@ -1,4 +1,4 @@
-//! `--peers=lookup`: pods of other nodes are asked for, and never named wrongly.
+//! `--peers=lookup`: the agent looks up pods of other nodes, and never uses a wrong name.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 
 use super::{ApiLab, NODE, node, pod, source};
 
-/// Less than TCP waits before its second SYN.
+/// Shorter than TCP's first retransmission.
 const ONE_SYN: Duration = Duration::from_millis(300);
 
-/// The server is a pod of another node: looked up, confirmed, and when its address is another's, named no more.
+/// The server is a pod of another node: the agent looks it up, confirms it, and stops using the name when the address has a new owner.
 #[test]
 fn a_remote_peer_is_looked_up_and_a_reused_address_never_has_the_old_name() -> Result<()> {
     require!(cluster::can_run(&[]));
@@ -34,7 +34,7 @@ fn a_remote_peer_is_looked_up_and_a_reused_address_never_has_the_old_name() -> R
         ("lab/client".into(), "lab/first".into()),
         "{record}"
     );
-    // By a confirmed answer, again and again.
+    // Every later record is confirmed too.
     for _ in 0..3 {
         let record = api_lab.send(&agent)?;
         assert_eq!(record.pod("destination"), "lab/first", "{record}");
@@ -54,7 +54,7 @@ fn a_remote_peer_is_looked_up_and_a_reused_address_never_has_the_old_name() -> R
     api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// A node whose pods have addresses of these ranges.
+/// A node with these podCIDRs.
 fn dual_node(name: &str, ip: &str, pod_cidrs: &[&str]) -> Value {
     let mut node = node(name, ip, pod_cidrs[0]);
     node["spec"]["podCIDRs"] = json!(pod_cidrs);
@@ -70,7 +70,7 @@ fn send6(api_lab: &ApiLab, agent: &Agent) -> Result<Record> {
     agent.records().into_iter().find(mine).context("it was there")
 }
 
-/// How many pods were found by EndpointSlice, by node, by address.
+/// Numbers of pods found by EndpointSlice, by node, by address.
 fn found_by(agent: Agent) -> Result<[u64; 3]> {
     let run = agent.stop()?;
     run.balance()?;
@@ -83,19 +83,19 @@ fn found_by(agent: Agent) -> Result<[u64; 3]> {
     Ok([count("EndpointSlice")?, count("by node")?, count("by address")?])
 }
 
-/// Each in a cluster where only that way leads to the pod; each asks the real server.
+/// Each kind of lookup on a real server, where only that kind finds the pod.
 #[test]
 fn a_remote_peer_is_found_by_slice_by_node_and_by_address() -> Result<()> {
     require!(cluster::can_run(&[]));
     let api_lab = ApiLab::empty()?;
     api_lab.apply(&node(NODE, "172.18.0.2", "10.244.9.0/24"))?;
     api_lab.apply(&pod("client", NODE, &[CLIENT.into(), CLIENT6.into()]))?;
-    // The server's addresses are of node-b's ranges.
+    // The server's addresses are in node-b's podCIDRs.
     api_lab.apply(&dual_node("node-b", "172.18.0.3", &["10.244.1.0/24", "fd00:10:244:1::/64"]))?;
     api_lab.apply(&node("node-c", "172.18.0.4", "10.250.0.0/24"))?;
     let agent = || api_lab.agent(&["--peers", "lookup"]);
 
-    // IPv4 and IPv6 of one pod: only the first is in a field selector.
+    // A field selector matches only the first of a pod's addresses.
     let both = pod("both", "node-b", &[SERVER.into(), SERVER6.into()]);
     api_lab.apply(&both)?;
     let by_node = agent()?;
@@ -105,7 +105,7 @@ fn a_remote_peer_is_found_by_slice_by_node_and_by_address() -> Result<()> {
     assert_eq!(found_by(by_node)?, [0, 2, 0]);
     api_lab.delete(&both)?;
 
-    // On a node whose range is another: not among the pods of the node that the range tells.
+    // The address is not in its node's podCIDR, so a lookup by node does not find it.
     let strayed = pod("strayed", "node-c", &[SERVER.into()]);
     api_lab.apply(&strayed)?;
     let by_address = agent()?;
@@ -113,7 +113,7 @@ fn a_remote_peer_is_found_by_slice_by_node_and_by_address() -> Result<()> {
     assert_eq!(found_by(by_address)?, [0, 0, 1]);
     api_lab.delete(&strayed)?;
 
-    // An IPv6 address on that node is in no field selector either; the slice names the pod.
+    // No field selector matches an IPv6 address on that node; the EndpointSlice names the pod.
     let sliced = pod("sliced", "node-c", &["10.250.0.9".parse()?, SERVER6.into()]);
     api_lab.apply(&sliced)?;
     api_lab.apply(&json!({
@@ -131,7 +131,7 @@ fn a_remote_peer_is_found_by_slice_by_node_and_by_address() -> Result<()> {
     Ok(())
 }
 
-/// With the tc hook alone what the enforcer drops is a connection without an answer; its record has the peer's name too.
+/// With the tc hook alone, a connection that the enforcer drops is `unanswered`; its record has the peer's name too.
 #[test]
 fn an_unanswered_connection_waits_for_its_peers_name() -> Result<()> {
     require!(cluster::can_run(&[]));

@@ -1,4 +1,4 @@
-//! Objects that the server takes and nobody expects.
+//! Unusual objects that the API server accepts.
 
 use std::net::IpAddr;
 
@@ -22,7 +22,7 @@ fn surprising_objects_are_taken() -> Result<()> {
     bare["metadata"]["labels"] = Value::Null;
     let mut pending = pod("pending", "node-a", &[]);
     pending["status"] = json!({ "phase": "Pending" });
-    // A pod has at most one address of each family: the status is the kubelet's to write, and this is what it takes.
+    // The server accepts at most one address per family in a pod's status.
     let both: [IpAddr; 2] = ["10.244.1.52".parse()?, "fd00:10:244:1::52".parse()?];
     let doomed = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "doomed" } });
     api_lab.apply(&doomed)?;
@@ -34,7 +34,7 @@ fn surprising_objects_are_taken() -> Result<()> {
     }
     api_lab.delete(&pod("client", "node-a", &[]))?;
     api_lab.apply(&bare)?;
-    // Nothing empties it here, so it stays, terminating, with its policy.
+    // No controller empties the namespace here, so it stays terminating, with its policy.
     api_lab.delete(&doomed)?;
 
     let agent = api_lab.agent(&[])?;
@@ -48,7 +48,7 @@ fn surprising_objects_are_taken() -> Result<()> {
         "{record}"
     );
     assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");
-    // The pod with 1,000 labels becomes the server: its record is a line like others.
+    // The pod with 1,000 labels becomes the server: its record is short enough for a line.
     api_lab.delete(&pod("server", "node-a", &[]))?;
     many["metadata"]["name"] = json!("labelled");
     many["metadata"]["labels"]["app"] = json!("server");

@@ -1,4 +1,4 @@
-//! The verbs that judge, on a live cluster.
+//! The subcommands that evaluate policies, on a live cluster.
 
 use std::process::{Command, Output};
 
@@ -27,7 +27,7 @@ fn explain_lint_suggest_and_doctor_read_the_live_cluster() -> Result<()> {
     assert_eq!(explained.status.code(), Some(1), "{out}{}", text(&explained.stderr));
     assert!(out.contains("DENIED") && out.contains("lab/deny-server"), "{out}");
 
-    // What it would be with an edited policy on top.
+    // The verdict with an edited policy on top.
     let dir = tempfile::tempdir()?;
     let mut open = policy("deny-server", "server");
     open["spec"]["ingress"] = serde_json::json!([{}]);
@@ -63,7 +63,7 @@ fn a_cluster_that_cannot_be_read_is_an_error_that_says_why() -> Result<()> {
     let away = run(&api_lab, &[&["explain"][..], &ends].concat())?;
     assert_eq!(away.status.code(), Some(2));
     // Refused or reset: the port may not be closed yet.
-    assert!(text(&away.stderr).contains("the cluster can't be read: "), "{}", text(&away.stderr));
+    assert!(text(&away.stderr).contains("cannot read the cluster: "), "{}", text(&away.stderr));
     assert!(text(&away.stderr).contains("Connection re"), "{}", text(&away.stderr));
     let context = run(&api_lab, &[&["explain", "--context", "nowhere"][..], &ends].concat())?;
     assert_eq!(context.status.code(), Some(2));

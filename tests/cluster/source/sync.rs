@@ -1,4 +1,4 @@
-//! What the API server has is known at once, and so is what changes.
+//! The agent knows the API server's objects from the start, and their changes at once.
 
 use anyhow::Result;
 use netpol_trace_tests::{cluster, eventually, require};
@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{ApiLab, in_sync, pod, policy, source};
 use netpol_trace_tests::pair::SERVER;
 
-/// Both ends, the policy and its generation; then a new policy, an edited one, a deleted one, and new labels.
+/// Records have both endpoints and the policy with its generation; then a new policy, an edited one, a deleted one, and new labels.
 #[test]
 fn objects_and_their_changes_are_known() -> Result<()> {
     require!(cluster::can_run(&[]));
@@ -40,7 +40,7 @@ fn objects_and_their_changes_are_known() -> Result<()> {
     api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// A watch that was away for longer than the server remembers lists again: what is gone is gone, what came is there.
+/// A watch whose resourceVersion the server has compacted lists again: deleted objects are gone, new ones are there.
 #[test]
 fn a_watch_that_is_too_old_lists_again() -> Result<()> {
     require!(cluster::can_run(&[]));
@@ -48,7 +48,7 @@ fn a_watch_that_is_too_old_lists_again() -> Result<()> {
     api_lab.apply(&pod("gone", "node-a", &["10.244.1.77".parse()?]))?;
     let agent = api_lab.agent(&[])?;
     assert_eq!(source(&agent.records(), "pods").map(|s| s["objects"]["Pod"].clone()), Some(json!(3)));
-    // The agent stands still while the server forgets: one that was restarted remembers nothing from before.
+    // The agent is stopped while the server restarts, after which the server has no earlier events.
     agent.signal(nix::sys::signal::Signal::SIGSTOP)?;
     api_lab.plane.restart_server()?;
     api_lab.delete(&policy("deny-server", "server"))?;
@@ -59,13 +59,13 @@ fn a_watch_that_is_too_old_lists_again() -> Result<()> {
     eventually("the policies as they are now", || {
         Ok((api_lab.send(&agent)?.isolated_by("ingress") == ["lab/deny-instead"]).then_some(()))
     })?;
-    // The pods' watch is back too when it tells of a change.
+    // A change of a pod shows that the pods' watch works too.
     let mut labelled = pod("server", "node-a", &[SERVER.into()]);
-    labelled["metadata"]["labels"]["turn"] = json!("second");
+    labelled["metadata"]["labels"]["round"] = json!("second");
     api_lab.apply(&labelled)?;
     eventually("the pod's new label", || {
         let record = api_lab.send(&agent)?;
-        Ok((record.text("/destination/pod/labels/turn") == "second").then_some(()))
+        Ok((record.text("/destination/pod/labels/round") == "second").then_some(()))
     })?;
     let run = agent.stop()?;
     run.balance()?;
@@ -75,7 +75,7 @@ fn a_watch_that_is_too_old_lists_again() -> Result<()> {
     Ok(())
 }
 
-/// The other policy APIs are watched where their CRDs exist, also when they come later.
+/// The agent watches the other policy APIs where their CRDs exist, also if they are installed later.
 #[test]
 fn policies_of_other_apis_make_a_verdict_less_than_final() -> Result<()> {
     require!(cluster::can_run(&[]));
@@ -102,7 +102,7 @@ fn policies_of_other_apis_make_a_verdict_less_than_final() -> Result<()> {
         source(records, "ciliumnetworkpolicies.cilium.io")
             .is_some_and(|s| s["synced"] == true && s["objects"]["CiliumNetworkPolicy"] == 1)
     })?;
-    // Nothing of v1 isolates the server now, so what drops may be theirs.
+    // No NetworkPolicy isolates the server now, so another API's policy may drop.
     api_lab.delete(&policy("deny-server", "server"))?;
     let record = eventually("a record without a v1 policy", || {
         let record = api_lab.send(&agent)?;

@@ -1,4 +1,4 @@
-//! `tail` where there are more agents than it asks by itself.
+//! `tail` in a cluster with more agents than it asks by default.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{Following, can_run_kubelet, objects, records, start_kubelet, stderr};
 
 const AGENTS: &str = "tail-many-agents";
-/// Of the pods that are looked for.
+/// The namespace of the pods that `tail` is asked for.
 const PODS: &str = "tail-many";
 const NODES: usize = 60;
 /// Agents whose logs `tail` reads at a time.
@@ -91,7 +91,7 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
         Ok(std::fs::write(log(on), text)?)
     };
     let db = place(plane, "db-0", 7)?;
-    // Egress is recorded at the pod, ingress at its peer; the agent of 30 knows of neither end where it runs.
+    // Egress drops are recorded at the pod's node, ingress drops at its peer's. Node 30 has neither endpoint.
     append(7, &drop(7, 2, ("db-0", 7), ("web-1", Some(12))))?;
     append(12, &drop(12, 2, ("web-1", 12), ("db-0", Some(7))))?;
     append(30, &drop(30, 2, ("other", 30), ("db-0", None)))?;
@@ -109,7 +109,7 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
     );
     ensure!(few.status.success(), "{}", few.status);
 
-    // Everybody, and as many at a time as there should be: the kubelet answers when so many ask, and notes the most.
+    // All agents, this many at a time: the kubelet answers once that many requests wait, and notes the highest number.
     std::fs::write(dir.path().join("hold"), AT_ONCE.to_string())?;
     let all = tail(&admin, &["--pod", &wanted, "--all-nodes"])?;
     std::fs::remove_file(dir.path().join("hold"))?;
@@ -120,7 +120,7 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
 
     not_all_answer(plane, &admin, &wanted, &append)?;
 
-    // The pod moves while it is looked for.
+    // The pod moves to another node while `tail` runs.
     let mut following = Following::start(dir.path(), AGENTS, &admin, &["--pod", &wanted])?;
     following.has("run12/2")?;
     plane.api().delete(&db)?;
@@ -132,7 +132,7 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
     Ok(())
 }
 
-/// An agent that does not run is named, and what another lost is shown if its node has to do with the pod, else counted.
+/// `tail` names an agent that does not run. Losses of an agent are shown if the pod or its peers are on its node, else they are counted.
 fn not_all_answer(
     plane: &ControlPlane,
     admin: &Path,

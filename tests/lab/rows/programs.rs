@@ -10,8 +10,8 @@ use netpol_trace_tests::row::{Expect, PORT, Row, policy, since};
 use netpol_trace_tests::skip::missing;
 use netpol_trace_tests::{require, test_name};
 
-/// A row whose enforcer is a program that `attach` puts in place; what `attach` returns keeps it there. Packets go from the
-/// client to the server's `port`.
+/// A row whose enforcer is a program that `attach` attaches. The value that `attach` returns keeps it attached. Packets go from the client
+/// to the server's `port`.
 fn row<T>(
     test: &'static str,
     kind: Kind,
@@ -38,7 +38,7 @@ fn ifindex(row: &Row, device: &str) -> Result<u32> {
 }
 
 fn tcx(test: &'static str, ingress: bool, expect: Expect) -> Result<()> {
-    // Packets of the client come in by its host-side interface and leave by the server's.
+    // The client's packets enter by its host-side interface and leave by the server's.
     let device = if ingress { "veth0" } else { "veth1" };
     row(test, Kind::Tc, PORT, expect, |row, program| {
         let index = ifindex(row, device)?;
@@ -64,7 +64,7 @@ fn tcx_egress() -> Result<()> {
 fn clsact(test: &'static str, direction: &str, device: &str, expect: Expect) -> Result<()> {
     row(test, Kind::Tc, PORT, expect, |row, program| {
         let node = row.pair.lab.node();
-        // A BPF file system of its own, for as long as tc needs the path.
+        // A BPF file system for as long as tc needs the path.
         let mount = BpfFs::mount()?;
         let pin = format!("{}/program", mount.path().display());
         program.pin(&pin)?;
@@ -118,7 +118,7 @@ fn cgroup(test: &'static str, kind: Kind, port: u16, expect: Expect) -> Result<(
         let (mount, own) = mount.zip(own).context("no cgroup2 here")?;
         let directory = File::open(format!("{mount}{own}"))?;
         let link = program.attach_cgroup(directory.as_raw_fd(), kind)?;
-        // Somebody must listen: the program runs for the receiving socket.
+        // The program runs for a receiving socket, so there must be one.
         let sockets = row.pair.server()?.netns.run(|| -> Result<Vec<std::net::UdpSocket>> {
             Ok(vec![std::net::UdpSocket::bind(("0.0.0.0", port))?, bind_v6_only(port)?])
         })?;

@@ -1,4 +1,4 @@
-//! The cluster's programs: the Go module that pins each, and where the built ones lie.
+//! The cluster's programs: the Go module that pins each, and its path once built.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ pub struct GoProgram {
     pub module: Module,
 }
 
-/// A folder under `tests/cluster` with a go.mod: its dependencies' versions are its own.
+/// A folder under `tests/cluster` with a go.mod of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Module {
     pub folder: &'static str,
@@ -19,7 +19,7 @@ pub struct Module {
     main: &'static str,
     go_mod: &'static str,
     go_sum: &'static str,
-    /// A program of its own, where the folder has one.
+    /// The folder's own source, if it has one.
     source: &'static str,
 }
 
@@ -75,24 +75,24 @@ pub const KUBE_ROUTER: GoProgram = GoProgram {
 
 pub const HELM: GoProgram = GoProgram { name: "helm", package: "helm.sh/helm/v3/cmd/helm", module: HELM_MODULE };
 
-/// A kubelet's calls of a container runtime, one at a time.
+/// Makes one of a kubelet's calls to a container runtime.
 pub const CRI: GoProgram = GoProgram { name: "cri", package: ".", module: CRI_MODULE };
 
 /// The OpenTelemetry Collector, of the parts that the tests use. Not in [`PROGRAMS`]: it takes minutes to build, for one test.
 pub const COLLECTOR: GoProgram = GoProgram { name: "otelcol", package: ".", module: COLLECTOR_MODULE };
 
-/// In the order in which they are built: what others wait for first.
+/// In the order in which they are built: first what others wait for.
 pub const PROGRAMS: [GoProgram; 6] = [ETCD, API_SERVER, KUBECTL, KUBE_ROUTER, HELM, CRI];
 
 impl GoProgram {
-    /// Where it lies in the cache, once built.
+    /// Its path in the cache, once built.
     pub fn path(&self, cache: &Path) -> PathBuf {
         self.module.cached(cache).join(self.name)
     }
 }
 
 impl Module {
-    /// Its folder in the cache: named by the version, and by all that is built or pins a dependency: a change builds anew.
+    /// Its folder in the cache. The name has the version and a hash of the sources and pinned dependencies, so that a change rebuilds it.
     pub fn cached(&self, cache: &Path) -> PathBuf {
         let pins = fnv1a(self.go_mod.bytes().chain(self.go_sum.bytes()).chain(self.source.bytes()));
         cache.join(format!("cluster-{}-{}-{pins:08x}", self.folder, self.version()))
@@ -106,7 +106,7 @@ impl Module {
     }
 }
 
-/// A hash that is the same in every build of this file.
+/// FNV-1a, which is the same in every build.
 fn fnv1a(bytes: impl Iterator<Item = u8>) -> u32 {
     bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }

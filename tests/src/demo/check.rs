@@ -1,5 +1,5 @@
-//! Compares what people expect, what happened, what the kernel counted and what the records say. Each function returns
-//! one line for each disagreement.
+//! Compares the expected outcomes with the clients' outcomes, the kernel's counters and the records. Each function returns one line per
+//! disagreement.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::record::{Record, drops, packets};
 use crate::topology::Lab;
 use crate::traffic::{Attempt, Outcome};
 
-/// What the clients saw against what was expected.
+/// Compares the clients' outcomes with the expected ones.
 pub fn reality(attempts: &[Attempt]) -> Vec<String> {
     let mut wrong = Vec::new();
     for (flow, attempt) in FLOWS.iter().zip(attempts) {
@@ -25,7 +25,7 @@ pub fn reality(attempts: &[Attempt]) -> Vec<String> {
     wrong
 }
 
-/// The rules' counters against what was expected: a counter counts if and only if a flow was to hit it.
+/// Compares the rules' counters with the expected ones: a counter counts if and only if a flow is expected to hit it.
 pub fn counters(counters: &BTreeMap<String, u64>) -> Vec<String> {
     let mut wrong = Vec::new();
     for (name, packets) in counters {
@@ -42,8 +42,8 @@ pub fn counters(counters: &BTreeMap<String, u64>) -> Vec<String> {
     wrong
 }
 
-/// The records against all of it. `lost` is the loss that the agent declared: so many packets may be missing. `all_drops` says
-/// that the agent was to write every cause.
+/// Compares the records with all of it. As many packets as the agent declared `lost` may be missing. `all_drops` is true if the agent
+/// writes every cause.
 pub fn records(
     lab: &Lab,
     all: &[Record],
@@ -104,7 +104,7 @@ pub fn records(
     wrong
 }
 
-/// Whether a record is about a packet that this attempt sent; not about an answer to it.
+/// True if a record is about a packet that this attempt sent, not about an answer to it.
 pub fn is_of(record: &Record, attempt: &Attempt) -> bool {
     record.address("source") == Some(attempt.source) && record.value()["reply"] != true
 }

@@ -1,4 +1,4 @@
-//! The demo's hosts and flows, as data: who sends what to whom, and what a reader of the policies expects.
+//! The demo's hosts and flows as data: who sends what to whom, and the outcome that a reader of the policies expects.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -40,7 +40,7 @@ pub const HOSTS: &[HostSpec] = &[
     },
 ];
 
-/// One thing that somebody tries.
+/// One connection attempt.
 #[derive(Debug)]
 pub struct Flow {
     /// A host's name.
@@ -54,15 +54,15 @@ pub struct Flow {
 
 #[derive(Debug)]
 pub struct Target {
-    /// How a person would name it: `staging/db-svc:3306`.
+    /// Its name for people: `staging/db-svc:3306`.
     pub name: &'static str,
-    /// What the client connects to: an address and port, a service's or a host's.
+    /// The address and port that the client connects to, of a service or a host.
     pub address: &'static str,
-    /// The host that gets it, after the service's DNAT; `""` where nobody does.
+    /// The host that receives it, after the service's DNAT; `""` if none does.
     pub host: &'static str,
     /// The service that the address belongs to; `""` for none.
     pub service: &'static str,
-    /// The port that the host gets it on.
+    /// The host's port, after DNAT.
     pub port: u16,
 }
 
@@ -70,26 +70,26 @@ pub struct Target {
 pub enum Traffic {
     /// Connect, and read the server's greeting.
     Tcp,
-    /// The same, with a hop limit.
+    /// Connect with a hop limit.
     TcpTtl(u32),
     /// A question to a name server.
     Dns(&'static str),
-    /// FTP's LIST in active mode: what counts is the server's connection back to the client.
+    /// FTP's LIST in active mode: the flow is the server's connection back to the client.
     FtpActive,
-    /// A SYN-ACK that answers nothing, from this port.
+    /// A SYN-ACK without a SYN before it, from this port.
     SynAck(u16),
 }
 
 #[derive(Debug)]
 pub enum ExpectedOutcome {
     Passes,
-    /// By a policy: which side's, every policy that isolates that side's pod, and the nft counter of the rule.
+    /// Dropped by a policy: the side, every policy that isolates that side's pod, and the nft counter of the rule.
     Dropped {
         direction: &'static str,
         isolated_by: &'static [&'static str],
         counter: &'static str,
     },
-    /// For another reason: the record's cause, what the client sees, and the nft counter if a rule did it.
+    /// Dropped for another reason: the record's cause, the client's outcome, and the nft counter if a rule dropped it.
     Fails {
         cause: &'static str,
         outcome: Outcome,
@@ -98,7 +98,7 @@ pub enum ExpectedOutcome {
 }
 
 impl Flow {
-    /// Whether the client gets no answer of any kind.
+    /// True if the client gets no answer at all.
     pub fn vanishes(&self) -> bool {
         matches!(
             self.expect,
@@ -134,7 +134,7 @@ impl fmt::Display for Flow {
             Traffic::Tcp | Traffic::Dns(_) => "",
         };
         match self.traffic {
-            // The connection that counts is the server's, from port 20.
+            // The flow is the server's connection, from port 20.
             Traffic::FtpActive => write!(f, "{} -> {}{note}", self.to.name.trim_end_matches(":21"), self.from),
             _ => write!(f, "{} -> {}{note}", self.from, self.to.name),
         }

@@ -1,4 +1,4 @@
-//! The demo's result for a person: one line a flow, the answer first.
+//! The demo's result for people: one line per flow, the outcome first.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use crate::record::{Record, drops};
 use crate::topology::Lab;
 use crate::traffic::{Attempt, Outcome};
 
-/// Every flow with what became of it, the policies' drops first. `width` is the terminal's, in columns.
+/// Every flow with its outcome, the policies' drops first. `width` is the terminal's, in columns.
 pub fn flows(lab: &Lab, records: &[Record], attempts: &[Attempt], width: usize) -> String {
     let label = FLOWS.iter().map(|flow| flow.to_string().len()).max().unwrap_or_default();
     let mut groups = [
@@ -117,7 +117,7 @@ fn outcome(outcome: &Outcome) -> &str {
     }
 }
 
-/// Text from records on a terminal: control characters become `\u{…}`.
+/// Escapes text from records for a terminal: control characters become `\u{…}`.
 pub fn plain(text: &str) -> String {
     text.chars().fold(String::new(), |mut plain, c| {
         if c.is_control() {
@@ -129,7 +129,7 @@ pub fn plain(text: &str) -> String {
     })
 }
 
-/// Words of `text`, indented, in lines of at most `width` columns; a longer word has a line to itself.
+/// Wraps `text` into indented lines of at most `width` columns. A longer word has a line to itself.
 fn wrap(out: &mut String, text: &str, indent: usize, width: usize) {
     let mut column = 0;
     for word in text.split(' ').filter(|word| !word.is_empty()) {

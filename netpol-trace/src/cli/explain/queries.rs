@@ -15,7 +15,7 @@ use crate::cluster::Index;
 use crate::model::Verdict;
 use crate::model::cluster::Protocol;
 use crate::policy;
-use crate::policy::{Connection, Options, PolicyEndpoint, Transport};
+use crate::policy::{CniOptions, Connection, PolicyEndpoint, Transport};
 
 /// A longer line gets an error: no line takes unbounded memory.
 const LINE_AT_MOST: u64 = 1 << 20;
@@ -54,7 +54,7 @@ enum QueryAnswer {
     Error(String),
 }
 
-pub(super) fn run(index: &Index, options: &Options, path: &Path) -> Result<ExitCode, InputError> {
+pub(super) fn run(index: &Index, options: &CniOptions, path: &Path) -> Result<ExitCode, InputError> {
     let unusable = |error| InputError::Read(format!("--queries {}", path.display()), error);
     let input: Box<dyn Read> = match is_stdin(path) {
         true => Box::new(io::stdin().lock()),
@@ -90,7 +90,7 @@ pub(super) fn run(index: &Index, options: &Options, path: &Path) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-fn answer(index: &Index, options: &Options, line: &[u8]) -> (Value, QueryAnswer) {
+fn answer(index: &Index, options: &CniOptions, line: &[u8]) -> (Value, QueryAnswer) {
     let query: Query = match serde_json::from_slice(line) {
         Ok(query) => query,
         Err(error) => {

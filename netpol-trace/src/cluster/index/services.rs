@@ -6,21 +6,21 @@ use std::sync::Arc;
 use super::{AddressOwner, Index, NamespaceEntry, PodView};
 use crate::model::cluster::{EndpointSlice, Pod, Protocol, Service, ServicePort, TargetPort};
 
-/// One address and port behind one port of a service.
+/// One address and port behind a port of a service.
 #[derive(Debug, Clone, Copy)]
 pub struct Backend<'a> {
-    /// `None`: a pod (or template) whose address is not known.
+    /// `None` for a pod or template without a known address.
     pub ip: Option<IpAddr>,
     pub pod: Option<PodView<'a>>,
     pub service_port: &'a ServicePort,
-    /// The port on the backend: what a policy is judged by.
+    /// The port on the backend: policies match this port.
     pub target_port: u16,
     pub ready: bool,
 }
 
 impl Index {
-    /// What is behind a service: its endpoint slices or, where the source has none of them, the pods that its selector
-    /// picks. Empty: the service has no endpoints, or there is no such service.
+    /// The backends of a service: those of its endpoint slices or, if it has none, the pods that its selector selects. Empty if the
+    /// service has no endpoints or does not exist.
     pub fn service_backends<'a>(&'a self, namespace: &str, name: &str) -> impl Iterator<Item = Backend<'a>> + use<'a> {
         let entry = self.namespaces.get(namespace);
         let service = entry.and_then(|entry| entry.services.get(name));
@@ -100,7 +100,7 @@ impl NamespaceEntry {
     }
 }
 
-/// The slice's ports with the service ports that they are of: names tie them, the one nameless port has none.
+/// The slice's ports with their service ports. Both have the same name; a service with one port needs no name.
 fn ports_of<'a>(slice: &'a EndpointSlice, service: &'a Service) -> impl Iterator<Item = (u16, &'a ServicePort)> {
     slice.ports.iter().filter_map(|port| {
         let service_port = service.ports.iter().find(|p| p.name == port.name && p.protocol == port.protocol)?;

@@ -1,4 +1,4 @@
-//! saphyr-parser's events to a tree.
+//! Builds the tree from saphyr-parser's events.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -7,10 +7,9 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
 use super::{Key, MAX_ALIASED_NODES, MAX_DEPTH, MAX_NODES, Node, SyntaxError, Value, scalar};
 
-/// Reads one piece of text; `first_line` is the number of its first line. Normally that is one document; documents that
-/// hold nothing are left out.
+/// Reads one piece of text, normally one document. `first_line` is the number of its first line. Empty documents are left out.
 pub(super) fn read(text: &str, first_line: u32) -> Result<Vec<Node>, SyntaxError> {
-    // The parser places an early end of the text on a line of its own.
+    // The parser reports an unexpected end of the text one line after the last.
     let last_line = text.lines().count().max(1);
     let mut builder = Builder { first_line, last_line, ..Builder::default() };
     let mut parser = Parser::new_from_str(text);
@@ -29,7 +28,7 @@ struct Builder {
     roots: Vec<Node>,
     stack: Vec<Frame>,
     anchors: HashMap<usize, Rc<Node>>,
-    /// Nodes made, and among them those copied for anchors, aliases and merge keys.
+    /// The number of nodes, and of those copied for anchors, aliases and merge keys.
     nodes: usize,
     copied: usize,
 }
@@ -77,7 +76,7 @@ impl Builder {
             },
             Event::Alias(anchor) => {
                 let Some(target) = self.anchors.get(&anchor).cloned() else {
-                    return Err("an alias inside of the value that it names".to_owned());
+                    return Err("an alias inside the value that it names".to_owned());
                 };
                 self.copy(&target)?;
                 self.finish(Node { line, value: target.value.clone() }, 0, false)
@@ -99,7 +98,7 @@ impl Builder {
         Ok(())
     }
 
-    /// A complete node goes to where it belongs.
+    /// Adds a complete node to its parent.
     fn finish(&mut self, node: Node, anchor: usize, merge: bool) -> Result<(), String> {
         self.nodes += 1;
         if self.nodes > MAX_NODES {
@@ -125,7 +124,7 @@ impl Builder {
                 None => {
                     let key = Key { name: scalar::key(node.value)?, line: node.line };
                     if !frame.keys.insert(key.name.clone()) {
-                        return Err(format!("the key {:?} is there twice", key.name));
+                        return Err(format!("duplicate key {:?}", key.name));
                     }
                     frame.key = Some(key);
                 }
@@ -159,7 +158,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Accounts for a copy of `node` before it is made.
+    /// Checks and counts a copy of `node` before it is made.
     fn copy(&mut self, node: &Node) -> Result<(), String> {
         let mut size = Size { weight: 0, limit: MAX_ALIASED_NODES - self.copied };
         size.add(node, MAX_DEPTH.saturating_sub(self.stack.len()))?;
@@ -168,7 +167,7 @@ impl Builder {
     }
 }
 
-/// What a copy costs: one for each value, and one more for each 64 bytes of text.
+/// The cost of a copy: one for each value, and one more for each 64 bytes of text.
 struct Size {
     weight: usize,
     limit: usize,
@@ -206,10 +205,10 @@ fn tagged(text: &str, tag: Option<&Tag>) -> Result<Value, String> {
     match core {
         Some("null") => Ok(Value::Null),
         Some("bool" | "int" | "float") => match scalar::resolve(text)? {
-            Value::String(text) => Err(format!("{text:?} is not what its tag says")),
+            Value::String(text) => Err(format!("{text:?} does not have the type of its tag")),
             value => Ok(value),
         },
-        // Go reads these as bytes; no field here holds any.
+        // Go reads these as bytes; no field of these kinds has any.
         Some("binary") => Err("the tag !!binary is not supported here".to_owned()),
         _ => Ok(Value::String(text.into())),
     }

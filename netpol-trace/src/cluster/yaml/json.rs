@@ -1,4 +1,4 @@
-//! JSON through serde_json, with the line of every value: YAML's rules differ in tabs, escapes and long keys.
+//! Reads JSON with serde_json, with the line of every value. A YAML parser would differ in tabs, escapes and long keys.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -22,7 +22,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Document>, SyntaxError> {
         let nodes = Cell::new(0);
         let root = Seed { lines: &lines, nodes: &nodes }.deserialize(&mut reader).map_err(|error| {
             let line = u32::try_from(error.line()).unwrap_or(u32::MAX);
-            // The place is a field of ours: serde_json's " at line 1 column 2" would say it twice.
+            // The line is a field of `SyntaxError`: serde_json's " at line 1 column 2" would repeat it.
             let text = error.to_string();
             let message = text.split(" at line ").next().unwrap_or(&text);
             SyntaxError { document: number, line, message: format!("not JSON: {message}") }
@@ -31,8 +31,8 @@ pub(super) fn parse(text: &str) -> Result<Vec<Document>, SyntaxError> {
     }
 }
 
-/// The line of the last byte read. A newline counts from the byte after it, so the one byte that serde_json reads
-/// ahead (after a number) does no harm.
+/// The line of the last byte read. A newline counts from the byte after it, because serde_json reads one byte ahead after a
+/// number.
 struct Lines {
     line: Cell<u32>,
     newline: Cell<bool>,
@@ -45,7 +45,7 @@ struct Counting<'a> {
 
 impl Read for Counting<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        // One byte at a time: serde_json asks so (io::Bytes), and counting relies on it.
+        // One byte at a time: serde_json reads so (io::Bytes), and counting depends on it.
         let (Some(slot), Some((byte, rest))) = (buffer.first_mut(), self.rest.split_first()) else { return Ok(0) };
         if self.lines.newline.replace(*byte == b'\n') {
             self.lines.line.set(self.lines.line.get() + 1);
@@ -129,7 +129,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
             let key = Key { name: name.into(), line: self.lines.line.get() };
             let value = entries.next_value_seed(self)?;
             if !seen.insert(key.name.clone()) {
-                return Err(A::Error::custom(format!("the key {:?} is there twice", key.name)));
+                return Err(A::Error::custom(format!("duplicate key {:?}", key.name)));
             }
             nodes.push((key, value));
         }

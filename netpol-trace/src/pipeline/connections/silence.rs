@@ -180,7 +180,7 @@ pub fn body(
     finding: &Finding,
     flow: &enrich::Flow<'_>,
     index: &Index,
-    options: &policy::Options,
+    options: &policy::CniOptions,
     names: Vec<String>,
     time: Timestamp,
     stale: &[String],

@@ -4,7 +4,7 @@ use super::change;
 use crate::cluster::{Change, Index, Kind, Scope, manifests};
 use crate::record::Body;
 
-fn objects(yaml: &str) -> Vec<crate::model::cluster::Object> {
+fn objects(yaml: &str) -> Vec<crate::cluster::Object> {
     let loaded = manifests::load_bytes("test.yaml", yaml.as_bytes());
     assert_eq!(loaded.error().map(ToString::to_string), None);
     loaded.objects.into_iter().map(|located| located.object).collect()

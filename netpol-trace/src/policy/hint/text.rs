@@ -8,21 +8,9 @@ use crate::model::Str;
 use crate::model::cluster::{Direction, Labels, Policy};
 use crate::policy::matching::{Matcher, NAME_LABEL};
 use crate::policy::nearest::as_pod;
+use crate::policy::suggest::is_stable;
 use crate::policy::{PolicyEndpoint, PolicyIdentity, Transport};
 
-/// Labels that change from one rollout, revision or replica to the next: a selector must not have them.
-const UNSTABLE: [&str; 10] = [
-    "pod-template-hash",
-    "controller-revision-hash",
-    "pod-template-generation",
-    "statefulset.kubernetes.io/pod-name",
-    "apps.kubernetes.io/pod-index",
-    "controller-uid",
-    "batch.kubernetes.io/controller-uid",
-    "job-name",
-    "batch.kubernetes.io/job-name",
-    "batch.kubernetes.io/job-completion-index",
-];
 /// Labels that name the application. Where a pod has one of these, the selector has only these.
 const NAMING: [&str; 4] = ["app.kubernetes.io/name", "app.kubernetes.io/instance", "app", "k8s-app"];
 const LABELS_AT_MOST: usize = 4;
@@ -124,7 +112,7 @@ fn stable(labels: &Labels) -> Option<StableLabels<'_>> {
 
 impl<'a> StableLabels<'a> {
     fn pairs(self) -> impl Iterator<Item = (&'a Str, &'a Str)> {
-        let keep = move |key: &str| if self.naming { NAMING.contains(&key) } else { !UNSTABLE.contains(&key) };
+        let keep = move |key: &str| if self.naming { NAMING.contains(&key) } else { is_stable(key) };
         self.labels.iter().filter(move |(key, _)| keep(key)).take(LABELS_AT_MOST)
     }
 }

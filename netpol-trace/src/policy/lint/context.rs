@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::cluster::Index;
+use crate::cluster::Object;
 use crate::cluster::index::{NamespaceEntry, PodView};
-use crate::cluster::manifests::{Loaded, Located, identity};
+use crate::cluster::manifests::{Loaded, Located};
 use crate::model::Str;
-use crate::model::cluster::{Direction, Labels, Object, Peer, Policy, PortMatch, Rule, Selector, Service};
+use crate::model::cluster::{Direction, Labels, Peer, Policy, PortMatch, Rule, Selector, Service};
 use crate::policy::matching::NAME_LABEL;
 
 pub const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
@@ -94,7 +95,7 @@ impl<'a> LintContext<'a> {
 
     /// A rendered chart: workloads, and no object names a namespace (`helm install -n` does).
     pub fn is_chart(&self) -> bool {
-        let mut objects = self.loaded.objects.iter().filter(|located| !identity(&located.object).1.is_empty());
+        let mut objects = self.loaded.objects.iter().filter(|located| !located.object.identity().1.is_empty());
         let template = |object: &Object| matches!(object, Object::Pod(pod) if pod.template);
         self.loaded.objects.iter().any(|located| template(&located.object)) && objects.all(|l| l.namespace_defaulted)
     }

@@ -30,7 +30,7 @@ fn is_zero(count: &u64) -> bool {
 impl LintSummary {
     fn of(findings: &[LintFinding], loaded: &Loaded) -> LintSummary {
         let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
-        let pod = |object: &crate::model::cluster::Object| matches!(object, crate::model::cluster::Object::Pod(_));
+        let pod = |object: &crate::cluster::Object| matches!(object, crate::cluster::Object::Pod(_));
         LintSummary {
             error: count(Severity::Error),
             warning: count(Severity::Warning),

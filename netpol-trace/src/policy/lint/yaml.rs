@@ -1,4 +1,4 @@
-//! YAML that a fix tells the user to write.
+//! YAML that the user should write.
 
 use crate::cluster::yaml::scalar_text;
 use crate::model::Str;

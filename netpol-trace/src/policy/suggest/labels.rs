@@ -22,9 +22,14 @@ const UNSTABLE: [&str; 14] = [
     "version",
 ];
 
+/// Whether a label with this key stays the same from one pod of the workload to the next, and from one release to the next.
+pub fn is_stable(key: &str) -> bool {
+    !UNSTABLE.contains(&key)
+}
+
 /// The labels that stay the same from one pod of the workload to the next, and from one release to the next.
 pub fn stable(labels: &Labels) -> impl Iterator<Item = (&Str, &Str)> {
-    labels.iter().filter(|(key, _)| !UNSTABLE.contains(&&***key))
+    labels.iter().filter(|(key, _)| is_stable(key))
 }
 
 /// A selector for the pod's workload; with no stable label, the empty one.

@@ -1,10 +1,11 @@
 //! Which other connections an added rule allows.
 
 use crate::cluster::Index;
+use crate::cluster::Object;
 use crate::cluster::index::PodView;
-use crate::model::cluster::{Direction, Object, Peer, Policy, Rule};
+use crate::model::cluster::{Direction, Peer, Policy, Rule};
 use crate::policy;
-use crate::policy::{Connection, Options, PolicyEndpoint, PolicyIdentity, PolicyResult};
+use crate::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, PolicyResult};
 
 /// Pairs that are compared; the rest is only counted.
 const MAX_PAIRS: usize = 100_000;
@@ -29,7 +30,7 @@ pub struct OpenedPair {
 pub(super) fn of(
     index: &Index,
     connection: &Connection<'_>,
-    options: &Options,
+    options: &CniOptions,
     direction: Direction,
     policy: &Policy,
     rule: &Rule,

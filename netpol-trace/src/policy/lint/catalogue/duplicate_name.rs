@@ -12,7 +12,7 @@ pub static LINT: Lint = Lint {
     fix: "Rename one of them.",
     check: |context, findings| {
         let duplicates = context.loaded.problems.iter().filter(|problem| problem.kind == ProblemKind::Duplicate);
-        for problem in duplicates.filter(|problem| shape::is_policy(problem)) {
+        for problem in duplicates.filter(|problem| problem.is_policy) {
             // The loader reports the same object twice as a note.
             let fix = match problem.severity {
                 Severity::Info => "remove one of the two",

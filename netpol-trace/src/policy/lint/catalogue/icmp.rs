@@ -33,7 +33,7 @@ mod tests {
         case(
             "{podSelector: {}, ingress: [{ports: [{protocol: ICMP}]}]}",
             expect![[r#"
-            error[icmp] spec.ingress[0].ports[0].protocol: "ICMP" is no protocol here; NetworkPolicy can't express ICMP: TCP, UDP and SCTP only
+            error[icmp] spec.ingress[0].ports[0].protocol: unknown protocol "ICMP": NetworkPolicy can't express ICMP, only TCP, UDP and SCTP
               remove the rule; test with a TCP connection instead of ping
         "#]],
         );

@@ -1,6 +1,5 @@
 //! The network plugin of the input applies no policies.
 
-use crate::cluster::manifests::identity;
 use crate::policy::lint::Severity;
 use crate::policy::lint::catalogue::Lint;
 
@@ -17,7 +16,7 @@ pub static LINT: Lint = Lint {
     check: |context, findings| {
         let has_daemon = |part: &str| {
             context.loaded.objects.iter().any(|located| {
-                let (kind, _, name) = identity(&located.object);
+                let (kind, _, name) = located.object.identity();
                 matches!(kind, "DaemonSet" | "Pod") && name.contains(part)
             })
         };

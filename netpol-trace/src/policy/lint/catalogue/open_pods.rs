@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::cluster::manifests::{Located, identity};
-use crate::model::cluster::{Object, Pod};
+use crate::cluster::Object;
+use crate::cluster::manifests::Located;
+use crate::model::cluster::Pod;
 use crate::policy::lint::catalogue::Lint;
 use crate::policy::lint::context::{DIRECTIONS, LintContext};
 use crate::policy::lint::text::list;
@@ -26,7 +27,7 @@ pub static LINT: Lint = Lint {
         for (namespace, located) in open {
             let Some(first) = located.first() else { continue };
             let pods: Vec<String> =
-                located.iter().map(|l| identity(&l.object)).map(|(kind, _, name)| format!("{kind} {name}")).collect();
+                located.iter().map(|l| l.object.identity()).map(|(kind, _, name)| format!("{kind} {name}")).collect();
             findings.push(LintFinding {
                 id: LINT.id,
                 severity: LINT.severity,

@@ -44,7 +44,7 @@ fn shape(problem: &Problem) -> Option<LintFinding> {
         ProblemKind::UnknownField if missing_to::stray_peer(problem).is_some() => return None,
         ProblemKind::UnknownField => {
             // kubectl refuses it in a policy (strict validation); other clients lose the field.
-            let severity = if is_policy(problem) { Severity::Error } else { problem.severity };
+            let severity = if problem.is_policy { Severity::Error } else { problem.severity };
             (severity, problem.message.clone(), unknown_fix(&path))
         }
         ProblemKind::Syntax => {
@@ -67,10 +67,6 @@ fn shape(problem: &Problem) -> Option<LintFinding> {
 pub fn finding(lint: &Lint, problem: &Problem, message: String, fix: String) -> LintFinding {
     let severity = lint.severity;
     LintFinding { id: lint.id, severity, place: problem.place.clone(), object: problem.object.clone(), message, fix }
-}
-
-pub fn is_policy(problem: &Problem) -> bool {
-    problem.object.starts_with("NetworkPolicy")
 }
 
 fn unknown_fix(path: &Path) -> String {
@@ -122,7 +118,7 @@ mod tests {
         case(
             "{podSelector: {}, policyTypes: [egress]}",
             expect![[r#"
-            error[shape] spec.policyTypes[0]: spec.policyTypes[0]: "egress" is no policy type: Ingress or Egress
+            error[shape] spec.policyTypes[0]: spec.policyTypes[0]: unknown policy type "egress": expected Ingress or Egress
               correct it; the API server refuses the object as it is
         "#]],
         );

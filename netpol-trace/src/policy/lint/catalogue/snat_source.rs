@@ -2,8 +2,9 @@
 
 use ipnet::IpNet;
 
+use crate::cluster::Object;
 use crate::cluster::manifests::Located;
-use crate::model::cluster::{Direction, Object, Peer};
+use crate::model::cluster::{Direction, Peer};
 use crate::policy::lint::catalogue::Lint;
 use crate::policy::lint::context::{LintContext, RuleContext};
 use crate::policy::lint::{LintFinding, Severity};

@@ -1,4 +1,4 @@
-//! Sets of policies as teams run them: nothing to say.
+//! Sets of policies as teams run them: no warnings.
 
 use crate::policy::lint::tests::*;
 

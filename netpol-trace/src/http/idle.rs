@@ -10,20 +10,20 @@ use tokio::task::AbortHandle;
 
 /// The connections without a request, oldest first.
 #[derive(Debug, Clone, Default)]
-pub(super) struct PendingConnections(Arc<Mutex<Connections>>);
+pub(super) struct IdleConnections(Arc<Mutex<IdleList>>);
 
 #[derive(Debug, Default)]
-struct Connections {
+struct IdleList {
     last: u64,
-    pending: BTreeMap<u64, AbortHandle>,
+    idle: BTreeMap<u64, AbortHandle>,
 }
 
-impl PendingConnections {
-    fn lock(&self) -> MutexGuard<'_, Connections> {
+impl IdleConnections {
+    fn lock(&self) -> MutexGuard<'_, IdleList> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a connection in a task of its own. It is pending until the router gets its request, or until it ends.
+    /// Serves a connection in a task of its own. It is idle until the router gets its request, or until it ends.
     pub fn spawn<F>(&self, router: Router, serve: impl FnOnce(Router) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -31,7 +31,7 @@ impl PendingConnections {
         // The lock is held until the task is in the map, because its request may come at once.
         let mut connections = self.lock();
         connections.last += 1;
-        let connection = Arc::new(PendingConnection { all: self.clone(), number: connections.last });
+        let connection = Arc::new(IdleConnection { all: self.clone(), number: connections.last });
         let with_request = connection.clone();
         let served = serve(router.layer(middleware::map_request(move |request: Request| {
             with_request.remove();
@@ -42,24 +42,24 @@ impl PendingConnections {
             connection.remove();
         });
         let number = connections.last;
-        connections.pending.insert(number, task.abort_handle());
+        connections.idle.insert(number, task.abort_handle());
     }
 
-    /// Ends the connection that has been pending longest; `false` when none is pending.
+    /// Ends the connection that has been idle longest; `false` when none is idle.
     pub fn close_oldest(&self) -> bool {
-        let oldest = self.lock().pending.pop_first();
+        let oldest = self.lock().idle.pop_first();
         oldest.inspect(|(_, task)| task.abort()).is_some()
     }
 }
 
 /// One connection in the list.
-struct PendingConnection {
-    all: PendingConnections,
+struct IdleConnection {
+    all: IdleConnections,
     number: u64,
 }
 
-impl PendingConnection {
+impl IdleConnection {
     fn remove(&self) {
-        self.all.lock().pending.remove(&self.number);
+        self.all.lock().idle.remove(&self.number);
     }
 }

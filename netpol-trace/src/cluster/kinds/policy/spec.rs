@@ -1,71 +1,25 @@
-//! networking.k8s.io/v1 NetworkPolicy, with the checks of the API server's validation (pkg/apis/networking/validation).
+//! The rules and selectors of a NetworkPolicy, with the checks of the API server's validation
+//! (pkg/apis/networking/validation).
 
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1 as networking;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-use super::super::yaml::Path;
-use super::meta::{self, Meta, Port};
-use super::{Checked, Violations, quoted};
-use crate::model::cluster::{
-    Direction, Labels, Operator, Peer, Policy, PortMatch, PortSpec, Requirement, Rule, Selector,
-};
+use super::super::super::decode::meta::{self, Port};
+use super::super::super::decode::{Violations, quoted};
+use super::super::super::yaml::Path;
+use crate::model::Direction;
+use crate::model::cluster::{Operator, Peer, PortMatch, PortSpec, Requirement, Rule, Selector};
 
-/// A selector with more requirements or values is refused: every one is looked at for every pod and packet.
+/// A selector with more requirements or values is refused: each is compared for every pod and packet.
 const MAX_REQUIREMENTS: usize = 1_000;
 const MAX_VALUES: usize = 10_000;
 const MAX_ITEMS: usize = 10_000;
 
-pub fn policy(policy: &networking::NetworkPolicy) -> Checked<Policy> {
-    let mut v = Violations::default();
-    let meta = Meta::read(&policy.metadata, &mut v);
-    let path = Path::default().field("spec");
-    let Some(spec) = &policy.spec else {
-        v.add(&path, "a NetworkPolicy without spec; `spec: {podSelector: {}}` selects every pod of the namespace");
-        return Err(v.0);
-    };
-    let subject =
-        spec.pod_selector.as_ref().map(|s| selector(s, &path.field("podSelector"), &mut v)).unwrap_or_default();
-    let ingress = spec.ingress.iter().flatten().map(|rule| (rule.from.as_deref(), rule.ports.as_deref()));
-    let egress = spec.egress.iter().flatten().map(|rule| (rule.to.as_deref(), rule.ports.as_deref()));
-    let (ingress, egress): (Vec<_>, Vec<_>) = (ingress.collect(), egress.collect());
-    let policy = Policy {
-        namespace: meta.namespace,
-        name: meta.name,
-        uid: meta.uid,
-        labels: meta.labels,
-        annotations: annotations(&policy.metadata),
-        generation: policy.metadata.generation,
-        changed: changed(&policy.metadata),
-        subject,
-        declared_types: types(spec.policy_types.as_deref(), &path.field("policyTypes"), &mut v),
-        ingress: rules(&ingress, Direction::Ingress, &path, &mut v),
-        egress: rules(&egress, Direction::Egress, &path, &mut v),
-    };
-    v.check(policy)
-}
-
-/// Octets of annotations that are kept; they are only handed on.
-const MAX_ANNOTATIONS: usize = 16 * 1024;
-
-fn annotations(meta: &ObjectMeta) -> Labels {
-    const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
-    let kept = || meta.annotations.iter().flatten().filter(|(key, _)| *key != LAST_APPLIED);
-    let size: usize = kept().map(|(key, value)| key.len() + value.len()).sum();
-    if size > MAX_ANNOTATIONS { Labels::default() } else { kept().map(|(k, v)| (k.as_str(), v.as_str())).collect() }
-}
-
-/// The newest time that the object's own history names.
-fn changed(meta: &ObjectMeta) -> Option<jiff::Timestamp> {
-    let fields =
-        meta.managed_fields.iter().flatten().filter(|entry| entry.subresource.as_deref().unwrap_or("").is_empty());
-    fields.filter_map(|entry| entry.time.as_ref()).chain(&meta.creation_timestamp).map(|time| time.0).max()
-}
-
-fn types(types: Option<&[String]>, path: &Path, v: &mut Violations) -> Option<Box<[Direction]>> {
+pub(super) fn types(types: Option<&[String]>, path: &Path, v: &mut Violations) -> Option<Box<[Direction]>> {
     let types = types.filter(|types| !types.is_empty())?;
     if types.len() > 2 {
-        v.add(path, "more than two types: Ingress and Egress are all there are");
+        v.add(path, "more than two policy types: expected Ingress, Egress or both");
         return None;
     }
     let mut declared = Vec::new();
@@ -73,15 +27,18 @@ fn types(types: Option<&[String]>, path: &Path, v: &mut Violations) -> Option<Bo
         match name.as_str() {
             "Ingress" => declared.push(Direction::Ingress),
             "Egress" => declared.push(Direction::Egress),
-            other => v.add(&path.index(i), format!("{} is no policy type: Ingress or Egress", quoted(other))),
+            other => {
+                v.add(&path.index(i), format!("unknown policy type {}: expected Ingress or Egress", quoted(other)))
+            }
         }
     }
     Some(declared.into())
 }
 
-type RuleParts<'a> = (Option<&'a [networking::NetworkPolicyPeer]>, Option<&'a [networking::NetworkPolicyPort]>);
+pub(super) type RuleParts<'a> =
+    (Option<&'a [networking::NetworkPolicyPeer]>, Option<&'a [networking::NetworkPolicyPort]>);
 
-fn rules(rules: &[RuleParts<'_>], direction: Direction, spec: &Path, v: &mut Violations) -> Box<[Rule]> {
+pub(super) fn rules(rules: &[RuleParts<'_>], direction: Direction, spec: &Path, v: &mut Violations) -> Box<[Rule]> {
     let path = spec.field(direction.as_str());
     if too_many(rules.len(), &path, v) {
         return Box::default();
@@ -103,7 +60,7 @@ fn rules(rules: &[RuleParts<'_>], direction: Direction, spec: &Path, v: &mut Vio
 fn too_many(count: usize, path: &Path, v: &mut Violations) -> bool {
     let many = count > MAX_ITEMS;
     if many {
-        v.add(path, format!("{count} items are more than the {MAX_ITEMS} taken"));
+        v.add(path, format!("{count} items: at most {MAX_ITEMS} are supported"));
     }
     many
 }
@@ -111,7 +68,7 @@ fn too_many(count: usize, path: &Path, v: &mut Violations) -> bool {
 fn peer(peer: &networking::NetworkPolicyPeer, path: &Path, v: &mut Violations) -> Option<Peer> {
     match (&peer.ip_block, &peer.namespace_selector, &peer.pod_selector) {
         (None, None, None) => {
-            v.add(path, "a peer with nothing in it; for every pod of every namespace write `namespaceSelector: {}`, for everything leave the list out");
+            v.add(path, "an empty peer; for every pod of every namespace write `namespaceSelector: {}`, for every peer leave the list out");
             None
         }
         (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
@@ -137,7 +94,7 @@ fn ip_block(block: &networking::IPBlock, path: &Path, v: &mut Violations) -> Opt
         let path = path.field("except").index(i);
         let Some(hole) = self::cidr(text, &path, v) else { continue };
         if !cidr.contains(&hole) || cidr.prefix_len() >= hole.prefix_len() {
-            v.add(&path, format!("{hole} is not inside of cidr {cidr}: each except must be a smaller part of it"));
+            v.add(&path, format!("{hole} is not inside cidr {cidr}: each except must be a smaller range in it"));
         }
         except.push(hole);
     }
@@ -153,7 +110,7 @@ fn cidr(text: &str, path: &Path, v: &mut Violations) -> Option<IpNet> {
                 Ok(ip) => format!("; for this one address write {ip}/{}", if ip.is_ipv4() { 32 } else { 128 }),
                 Err(_) => "; for example 10.0.0.0/8 or fd00::/8".to_owned(),
             };
-            v.add(path, format!("{} is no CIDR{fix}", quoted(text)));
+            v.add(path, format!("invalid CIDR {}{fix}", quoted(text)));
             None
         }
     }
@@ -202,7 +159,7 @@ pub(super) fn selector(selector: &LabelSelector, path: &Path, v: &mut Violations
     let path = path.field("matchExpressions");
     if requirements.len() + expressions.len() > MAX_REQUIREMENTS {
         let count = requirements.len() + expressions.len();
-        v.add(&path, format!("{count} requirements are more than the {MAX_REQUIREMENTS} taken in one selector"));
+        v.add(&path, format!("{count} requirements in one selector: at most {MAX_REQUIREMENTS} are supported"));
         return Selector::default();
     }
     for (i, expression) in expressions.iter().enumerate() {
@@ -211,7 +168,7 @@ pub(super) fn selector(selector: &LabelSelector, path: &Path, v: &mut Violations
         let values = expression.values.as_deref().unwrap_or_default();
         let values_path = path.field("values");
         if values.len() > MAX_VALUES {
-            v.add(&values_path, format!("{} values are more than the {MAX_VALUES} taken", values.len()));
+            v.add(&values_path, format!("{} values: at most {MAX_VALUES} are supported", values.len()));
             continue;
         }
         for (i, value) in values.iter().enumerate() {
@@ -245,7 +202,7 @@ pub(super) fn selector(selector: &LabelSelector, path: &Path, v: &mut Violations
             other => {
                 v.add(
                     &path.field("operator"),
-                    format!("{} is no operator: In, NotIn, Exists or DoesNotExist", quoted(other)),
+                    format!("unknown operator {}: expected In, NotIn, Exists or DoesNotExist", quoted(other)),
                 );
                 continue;
             }
