@@ -19,19 +19,21 @@ impl Backoff {
         Backoff { next: first, longest }
     }
 
-    /// Returns the pause before the next attempt.
+    /// Returns the pause before the next attempt, random in its upper half: agents that lost the same server do not all retry at once.
     pub fn pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = (pause * 2).min(self.longest);
-        jittered(pause)
+        pause.mul_f64(0.5 + f64::from(random_below(1024)) / 2048.0)
+    }
+
+    pub async fn wait(&mut self) {
+        tokio::time::sleep(self.pause()).await;
     }
 }
 
-/// Returns 50 % to 150 % of `pause`, so that agents that lost the same server do not all reconnect at once.
-fn jittered(pause: Duration) -> Duration {
-    // Without a random number the pause stays as it is.
-    let random = getrandom::u32().unwrap_or(512);
-    pause.mul_f64(0.5 + f64::from(random % 1024) / 1024.0)
+/// Returns a random number below `bound`; 0 if the kernel gives none.
+pub fn random_below(bound: u32) -> u32 {
+    getrandom::u32().unwrap_or(0) % bound.max(1)
 }
 
 #[cfg(test)]
@@ -43,7 +45,7 @@ mod tests {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
         for seconds in [1.0, 2.0, 4.0, 5.0, 5.0] {
             let pause = backoff.pause().as_secs_f64();
-            assert!((seconds * 0.5..seconds * 1.5).contains(&pause), "{seconds}: {pause}");
+            assert!((seconds * 0.5..=seconds).contains(&pause), "{seconds}: {pause}");
         }
     }
 }

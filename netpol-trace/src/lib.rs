@@ -23,6 +23,7 @@ pub mod history;
 pub mod http;
 pub mod inventory;
 pub mod kernel;
+mod lock;
 mod memory;
 pub mod metrics;
 pub mod missing;

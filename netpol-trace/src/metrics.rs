@@ -4,7 +4,7 @@ pub mod catalogue;
 pub mod text;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use catalogue as c;
@@ -12,6 +12,7 @@ use foldhash::fast::RandomState;
 use jiff::Timestamp;
 use text::MetricsPage;
 
+use crate::lock::IgnorePoison;
 use crate::model::{Direction, LossReason, LossStage};
 use crate::record::{Body, Drop, Status};
 
@@ -61,7 +62,7 @@ impl Default for Metrics {
 
 impl Metrics {
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().ignore_poison()
     }
 
     /// Counts a record.

@@ -197,7 +197,7 @@ impl Deliverer {
         self.seq += delivered as u64;
         let mut done = BatchOutcome { records: delivered as u64, ..BatchOutcome::default() };
         let (mut lost_packets, mut lost_records) = (0, 0);
-        let reason = delivery.error.as_ref().map_or("write_failed", SinkError::reason);
+        let reason = delivery.error.as_ref().map_or(LossReason::WriteFailed, SinkError::reason);
         for (at, (record, item)) in records.iter().zip(items).enumerate() {
             match item {
                 BatchItem::Packets(packets) if at < delivered => done.written += packets,

@@ -37,7 +37,7 @@ fn any_line_that_is_missing_is_noticed() {
         let mut rest = lines();
         rest.remove(at);
         let report = audit(&rest.join("\n"));
-        // Without its first or last line a log begins or ends inside a run: that can't be told from one that was cut there.
+        // Without its first or last line a log begins or ends inside a run, as a rotated one does.
         let expected = if at == 0 || at == lines().len() - 1 {
             Completeness::CompleteButForGaps
         } else {

@@ -32,8 +32,8 @@ use reflector::ListMode;
 pub(in crate::cluster) use reflector::Reflector;
 pub use snapshot::load;
 pub(in crate::cluster) use snapshot::{Need, Snapshot};
+use watch::BACKOFF;
 pub(in crate::cluster) use watch::Collection;
-use watch::Pause;
 
 use super::decode::wire::WireObject;
 use super::kinds::{KINDS, Kind, node, pod};
@@ -152,7 +152,7 @@ async fn choose(
         (PeerDiscovery::Lookup, Some(node)) => (Mode::Lookup(node.into()), "--peers=lookup".to_owned()),
         (_, None) => (Mode::Watch, "this node's name is not known (--node-name)".to_owned()),
         (PeerDiscovery::Auto, Some(node)) => {
-            let mut pause = Pause::default();
+            let mut backoff = BACKOFF;
             loop {
                 let count = match connection.current().await {
                     Ok(current) => count(&current, pods).await,
@@ -167,7 +167,7 @@ async fn choose(
                     }
                     Err(error) => reflectors.iter_mut().for_each(|reflector| reflector.failed(&error)),
                 }
-                pause.wait().await;
+                backoff.wait().await;
             }
         }
     }
@@ -184,7 +184,7 @@ async fn count(current: &Current, resource: &Collection) -> Result<u64, ApiError
 
 /// Lists all nodes now, each hour, and when `again` is notified.
 async fn list_nodes(connection: ApiConnection, resource: Collection, mut reflector: Reflector, again: Arc<Notify>) {
-    let mut pause = Pause::default();
+    let mut backoff = BACKOFF;
     loop {
         let listed = match connection.current().await {
             Ok(current) => watch::list::<Node>(&current, &resource, &mut reflector).await.map(drop),
@@ -192,12 +192,12 @@ async fn list_nodes(connection: ApiConnection, resource: Collection, mut reflect
         };
         match listed {
             Ok(()) => {
-                pause = Pause::default();
+                backoff = BACKOFF;
                 let _ = tokio::time::timeout(NODES, again.notified()).await;
             }
             Err(error) => {
                 reflector.failed(&error);
-                pause.wait().await;
+                backoff.wait().await;
             }
         }
     }

@@ -1,7 +1,9 @@
 //! Limits the rate of requests to the API server.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
+
+use crate::lock::IgnorePoison;
 
 use tokio::time::Instant;
 
@@ -31,7 +33,7 @@ impl RequestBudget {
     }
 
     fn reserve(&self, now: Instant, most: Duration) -> Option<Duration> {
-        let mut used_up = self.used_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut used_up = self.used_up.lock().ignore_poison();
         let after = used_up.filter(|time| *time > now).unwrap_or(now) + self.interval;
         let wait = after.saturating_duration_since(now + self.interval * self.burst);
         (wait <= most).then(|| {

@@ -4,7 +4,9 @@ mod files;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+
+use crate::lock::IgnorePoison;
 
 use files::Files;
 use jiff::Timestamp;
@@ -88,18 +90,18 @@ impl Cluster {
 
     /// Locks the index for reading. Hold the lock briefly, because changes wait for it, and never twice in one thread.
     pub fn read(&self) -> RwLockReadGuard<'_, Index> {
-        self.shared.index.read().unwrap_or_else(PoisonError::into_inner)
+        self.shared.index.read().ignore_poison()
     }
 
     /// Applies `changes`, which the source reported at `at` on this machine's clock. Readers see all of them or none.
     pub fn apply(&self, changes: Vec<Change>, at: Timestamp) {
-        let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.shared.index.write().ignore_poison();
         index.apply(changes, at);
         let (events, lost) = index.take_events();
         if events.is_empty() && lost == 0 {
             return;
         }
-        let mut waiting = self.shared.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.shared.events.lock().ignore_poison();
         let room = MAX_EVENTS.saturating_sub(waiting.0.len());
         waiting.1 += lost + events.len().saturating_sub(room) as u64;
         waiting.0.extend(events.into_iter().take(room));
@@ -136,7 +138,7 @@ impl Cluster {
 
     /// Takes the queued events, and the number of events that found no room.
     pub fn take_events(&self) -> (Vec<PolicyEvent>, u64) {
-        std::mem::take(&mut *self.shared.events.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.shared.events.lock().ignore_poison())
     }
 
     pub fn sources(&self) -> Vec<SourceStatus> {
@@ -153,7 +155,7 @@ impl Cluster {
     }
 
     fn lock_sources(&self) -> MutexGuard<'_, BTreeMap<String, SourceStatus>> {
-        self.shared.sources.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.sources.lock().ignore_poison()
     }
 }
 

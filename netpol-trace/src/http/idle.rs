@@ -1,7 +1,9 @@
 //! The connections of a listener whose client has not sent a request yet.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::lock::IgnorePoison;
 
 use axum::Router;
 use axum::extract::Request;
@@ -20,7 +22,7 @@ struct IdleList {
 
 impl IdleConnections {
     fn lock(&self) -> MutexGuard<'_, IdleList> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().ignore_poison()
     }
 
     /// Serves a connection in a task of its own. It is idle until the router gets its request, or until it ends.

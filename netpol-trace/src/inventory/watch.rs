@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
 use super::{Inventory, nft_loaded};
+use crate::lock::IgnorePoison;
 use crate::netlink;
 use crate::netlink::route::{RTNLGRP_LINK, RTNLGRP_TC};
 
@@ -68,7 +69,7 @@ impl InventoryWatcher {
 
     /// Returns the inventory as it was last read.
     pub fn latest(&self) -> Arc<Inventory> {
-        self.shared.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.current.read().ignore_poison().clone()
     }
 }
 
@@ -132,7 +133,7 @@ fn follow(shared: &WatcherState, mut listeners: Listeners, mut took: Duration, l
         let quiet = changed.is_some_and(|at| now.duration_since(at) >= QUIET_TIME);
         if rested && (quiet || now.duration_since(read_at) >= POLL) {
             let fresh = Arc::new(Inventory::read(&linked));
-            *shared.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+            *shared.current.write().ignore_poison() = fresh;
             read_at = Instant::now();
             took = read_at.duration_since(now);
             // A change that came during the reading may be missing in it.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use crate::backoff::Backoff;
 use crate::cluster::events::{EventError, ObjectRef, Occurrence, Writer};
 use crate::model::{Action, Cause, LossReason, PodRef};
 use crate::record::describe;
@@ -31,8 +32,8 @@ const MAX_SERIES_OF_POD: usize = 10;
 const NOTE: usize = 1000;
 /// The time limit of one request.
 const ATTEMPT: Duration = Duration::from_secs(5);
-/// The first and the longest pause after a failure; pauses double.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Between attempts to reach the API server.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 
 /// The name of the encoding in records.
 pub const FORMAT: &str = "events.k8s.io/v1";
@@ -43,8 +44,8 @@ pub struct EventsSink {
     series: HashMap<u64, EventSeries>,
     /// Records that are in no Event and not yet declared as lost.
     lost: u64,
-    /// The API server is unreachable: time of the next request, last pause and error.
-    unreachable: Option<(Instant, Duration, String)>,
+    /// The API server is unreachable: time of the next request, back-off and error.
+    unreachable: Option<(Instant, Backoff, String)>,
 }
 
 /// One Event and the drops that it counts.
@@ -156,9 +157,8 @@ impl EventsSink {
                     self.lost += std::mem::take(&mut series.unreported);
                 }
                 Err(EventError::Away(why)) => {
-                    let before = self.unreachable.as_ref().map_or(PAUSE.0 / 2, |(_, pause, _)| *pause);
-                    let pause = (before * 2).min(PAUSE.1);
-                    self.unreachable = Some((now + pause, pause, why));
+                    let mut backoff = self.unreachable.take().map_or(BACKOFF, |(_, backoff, _)| backoff);
+                    self.unreachable = Some((now + backoff.pause(), backoff, why));
                     break;
                 }
             }
@@ -257,7 +257,7 @@ fn hash(what: impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// The Event's text, with only what a reader of the pod's namespace may see, and the policy if it is in that namespace.
+/// Describes the drop for a reader who may read the pod's namespace and no other. Returns the policy too, if it is one of that namespace.
 fn note(record: &Record, pod: &PodRef, is_source: bool) -> (String, Option<ObjectRef>) {
     let shown = restrict::restricted(record.clone(), |namespace| namespace == pod.namespace);
     let Some(shown @ Record { body: Body::Drop(drop), .. }) = &shown else {

@@ -1,10 +1,11 @@
 //! The bounded queue before each sink, with the sink's accounting: every record is written, held or lost.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::lost::LostRange;
+use crate::lock::IgnorePoison;
 use crate::model::{Cause, LossReason, SINK_QUEUE_RECORDS};
 use crate::record::{Body, Record};
 
@@ -126,12 +127,12 @@ pub struct Queue {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().ignore_poison()
     }
 
     fn wait_emptied<'a>(&self, mut state: MutexGuard<'a, QueueState>, most: Duration) -> MutexGuard<'a, QueueState> {
         state.waiting += 1;
-        state = self.emptied.wait_timeout(state, most).unwrap_or_else(PoisonError::into_inner).0;
+        state = self.emptied.wait_timeout(state, most).ignore_poison().0;
         state.waiting -= 1;
         state
     }
@@ -214,12 +215,12 @@ impl Queue {
                 return Some(Vec::new());
             }
             state.idle = true;
-            state = self.filled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.filled.wait_timeout(state, left).ignore_poison().0;
             state.idle = false;
             if !state.entries.is_empty() {
                 let few = |state: &mut QueueState| !state.ended && state.entries.len() < count;
                 let gathered = self.filled.wait_timeout_while(state, GATHER, few);
-                state = gathered.unwrap_or_else(PoisonError::into_inner).0;
+                state = gathered.ignore_poison().0;
             }
         }
     }
@@ -368,7 +369,7 @@ impl Patience<'_> {
             if now >= by {
                 return state.stop_by.is_none_or(|by| now < by);
             }
-            state = self.0.filled.wait_timeout(state, by - now).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.0.filled.wait_timeout(state, by - now).ignore_poison().0;
         }
     }
 

@@ -237,7 +237,7 @@ spec:
         &with(np),
         "qa-test/api -> staging/db 3306/TCP",
         expect![[r#"
-            warning: -:17 (document 2): NetworkPolicy deny-all names no namespace: taken for "default" only
+            warning: -:17 (document 2): NetworkPolicy deny-all has no namespace, so it counts for "default"
             ALLOWED  qa-test/api -> staging/db 3306/TCP: egress not isolated; ingress not isolated
 
             egress of qa-test/api: allowed, no policy isolates it for egress
@@ -273,7 +273,7 @@ spec:
         expect![[r#"
             warning: -:28 (document 3) metadata.name: NetworkPolicy staging/ingress-policy: has the name of the object at -:17 (document 2): once corrected and applied it replaces that one, of which nothing stays
             error: -:31 (document 3) spec.ingress: NetworkPolicy staging/ingress-policy: found a mapping, expected a list
-            netpol-trace explain: the input has errors, so an answer could be wrong; see above
+            netpol-trace explain: the manifests have errors (see above), so a result could be wrong
             exit 2
         "#]],
     );

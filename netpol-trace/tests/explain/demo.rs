@@ -136,9 +136,9 @@ fn a_service_without_endpoints() {
     check(
         "qa-test/deploy/frontend -> qa-test/svc/metrics-svc",
         expect![[r#"
-        UNDETERMINED  qa-test/frontend-7d9c8bf9d-x2lkp -> qa-test/svc/metrics-svc: service qa-test/metrics-svc has no pod behind port 9090/TCP, so there is no destination to judge
-        exit 3
-    "#]],
+            UNDETERMINED  qa-test/frontend-7d9c8bf9d-x2lkp -> qa-test/svc/metrics-svc: service qa-test/metrics-svc has no pod behind port 9090/TCP, so there is no destination to evaluate
+            exit 3
+        "#]],
     );
 }
 

@@ -56,7 +56,7 @@ fn answers_come_in_order_and_a_bad_line_costs_only_itself() {
         {"id":null,"error":"expected ident at line 1 column 2"}
         {"id":[3],"error":"from: no pod \"x/none\" in the input"}
         {"id":4,"error":"invalid value: integer `80000`, expected u16 at line 1 column 77"}
-        {"id":5,"error":"protocol \"GRE\": TCP, UDP, SCTP or ICMP"}
+        {"id":5,"error":"unknown protocol \"GRE\": expected TCP, UDP, SCTP or ICMP"}
         {"id":6,"error":"invalid IP address syntax at line 1 column 48"}
         {"id":null,"verdict":{"result":"denied","basis":"networkpolicy_v1","egress":{"result":"allowed","isolated_by":[]},"ingress":{"result":"denied","isolated_by":[{"namespace":"x","name":"p"}],"nearest":{"policy":"x/p","rule":"ingress[0]","misses":[{"field":"ingress[0].from[0]","want":"pods app=a in namespace x","have":"8.8.8.8 (outside of the cluster)"}]}}}}
     "#]].assert_eq(&out);

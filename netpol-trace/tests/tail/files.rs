@@ -159,7 +159,7 @@ fn what_is_no_log_is_named_and_is_no_answer() {
     for (name, expected) in [
         ("empty-folder", "empty-folder is a folder without records (*.jsonl)"),
         ("no-such*", "no file matches no-such*"),
-        ("nowhere.jsonl", "nowhere.jsonl can't be read: no such file"),
+        ("nowhere.jsonl", "nowhere.jsonl cannot be read: no such file"),
     ] {
         for arguments in subcommands(&[name]) {
             let (stdout, stderr, code) = run(dir.path(), &arguments, b"");
@@ -227,7 +227,7 @@ fn a_log_without_drops_differs_from_an_empty_one() {
         );
         for (subcommand, (stdout, stderr, code)) in [("suggest", suggest), ("replay", replay)] {
             assert_eq!((stdout.as_str(), code), ("", 2), "{stderr}");
-            assert_eq!(stderr, format!("netpol-trace {subcommand}: {empty} is empty: it holds no record\n"));
+            assert_eq!(stderr, format!("netpol-trace {subcommand}: {empty} is empty: it has no record\n"));
         }
         assert!(verify.2 == 1 && verify.0.starts_with("NOT complete: there is no record.\n"), "{verify:?}");
     }

@@ -1,7 +1,9 @@
 //! Slots for readers: a limit in total and a limit per user, so that no user takes all slots.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::lock::IgnorePoison;
 
 /// Readers at once; each has a thread.
 const MAX_READERS: usize = 32;
@@ -40,7 +42,7 @@ impl ReaderSlots {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().ignore_poison()
     }
 }
 

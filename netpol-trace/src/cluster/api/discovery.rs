@@ -15,7 +15,7 @@ use super::super::source::Cluster;
 use super::connect::ApiConnection;
 use super::error::{ApiError, ApiRequest};
 use super::reflector::{ListMode, Reflector};
-use super::watch::{Collection, Pause};
+use super::watch::{BACKOFF, Collection};
 
 /// CRDs come and go with an installation, not by the minute.
 const INTERVAL: Duration = Duration::from_secs(300);
@@ -25,7 +25,7 @@ const SOURCE: &str = "other policy APIs";
 pub(super) async fn run(connection: ApiConnection, cluster: Cluster) {
     let unknown = Kind::OtherPolicy { group: "".into(), kind: "".into() };
     let mut reflector = Reflector::new(cluster.clone(), SOURCE, unknown.into(), ListMode::Additions);
-    let mut pause = Pause::default();
+    let mut backoff = BACKOFF;
     let mut watches: JoinSet<DiscoveredKind> = JoinSet::new();
     let mut watched: BTreeSet<DiscoveredKind> = BTreeSet::new();
     loop {
@@ -41,7 +41,7 @@ pub(super) async fn run(connection: ApiConnection, cluster: Cluster) {
             Ok(discovered) => {
                 reflector.begin();
                 reflector.complete();
-                pause = Pause::default();
+                backoff = BACKOFF;
                 for kind in discovered {
                     if watched.insert(kind.clone()) {
                         watches.spawn(watch(connection.clone(), cluster.clone(), kind));
@@ -51,7 +51,7 @@ pub(super) async fn run(connection: ApiConnection, cluster: Cluster) {
             }
             Err(error) => {
                 reflector.failed(&error);
-                pause.wait().await;
+                backoff.wait().await;
             }
         }
     }

@@ -14,7 +14,7 @@ mod find;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 pub(super) use find::run;
@@ -22,6 +22,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::super::Index;
+use crate::lock::IgnorePoison;
 use crate::model::Str;
 use crate::model::cluster::Pod;
 
@@ -178,7 +179,7 @@ impl Lookups {
     }
 
     fn lock(&self) -> MutexGuard<'_, LookupState> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.state.lock().ignore_poison()
     }
 
     fn result(&self, ip: IpAddr) -> Option<LookupResult> {

@@ -16,6 +16,7 @@ use super::super::resource::{KindInfo, Resource};
 use super::connect::{ApiConnection, Current};
 use super::error::{ApiError, ApiErrorKind, ApiRequest};
 use super::reflector::{Reflector, WatchUpdate};
+use crate::backoff::{Backoff, random_below};
 
 /// Objects in a page of a list.
 pub(super) const PAGE: u32 = 500;
@@ -25,7 +26,8 @@ const BURST: usize = 256;
 const LIST_TIMEOUT: Duration = Duration::from_secs(20);
 /// A connection that failed for this long may need other credentials, or another address.
 const RENEW_AFTER: Duration = Duration::from_secs(60);
-const PAUSES: std::ops::Range<Duration> = Duration::from_millis(500)..Duration::from_secs(30);
+pub(super) const BACKOFF: Backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(30));
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// A collection of the API: the objects of a kind that a list or watch returns.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,7 +96,7 @@ pub(in crate::cluster) async fn run<R: Resource>(
     may_end: bool,
 ) {
     let mut watch = Watch { collection, version: None, streaming: true };
-    let mut pause = Pause::default();
+    let mut backoff = BACKOFF;
     let mut last_good = Instant::now();
     loop {
         let begun = Instant::now();
@@ -102,18 +104,18 @@ pub(in crate::cluster) async fn run<R: Resource>(
             Ok(current) => current,
             Err(error) => {
                 reflector.failed(&error.into());
-                pause.wait().await;
+                backoff.wait().await;
                 continue;
             }
         };
         let ended = watch.session::<R>(&current, &mut reflector).await;
         if reflector.synced() {
             last_good = Instant::now();
-            pause = Pause::default();
+            backoff = BACKOFF;
         }
         match ended {
             // The server ends each watch after some minutes.
-            Ok(()) if begun.elapsed() > PAUSES.start => continue,
+            Ok(()) if begun.elapsed() > FIRST_PAUSE => continue,
             Ok(()) => {}
             Err(error) if error.kind == ApiErrorKind::Expired => {
                 tracing::debug!("{}: listing again: {error}", reflector.name());
@@ -130,7 +132,7 @@ pub(in crate::cluster) async fn run<R: Resource>(
                 reflector.failed(&error);
             }
         }
-        pause.wait().await;
+        backoff.wait().await;
     }
 }
 
@@ -265,44 +267,5 @@ impl Watch {
     fn upsert<R: Resource>(&mut self, object: WireObject<R>, new: bool) -> WatchUpdate<R> {
         self.version = Some(object.version.clone());
         WatchUpdate::Upsert { object, new }
-    }
-}
-
-/// Exponential back-off. Each pause is random in its upper half, so that agents that failed together do not retry together.
-#[derive(Debug, Default)]
-pub(super) struct Pause {
-    attempts: u32,
-}
-
-impl Pause {
-    pub async fn wait(&mut self) {
-        tokio::time::sleep(self.next()).await;
-    }
-
-    fn next(&mut self) -> Duration {
-        let longest = PAUSES.start.saturating_mul(1 << self.attempts.min(16)).min(PAUSES.end);
-        self.attempts += 1;
-        longest.mul_f64(0.5 + f64::from(random_below(1000)) / 2000.0)
-    }
-}
-
-pub(super) fn random_below(bound: u32) -> u32 {
-    use std::hash::{BuildHasher, RandomState};
-    // `RandomState` has keys from the system's random source.
-    let random = RandomState::new().hash_one(Instant::now());
-    u32::try_from(random % u64::from(bound.max(1))).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_bound() {
-        let mut pause = Pause::default();
-        let pauses: Vec<Duration> = (0..12).map(|_| pause.next()).collect();
-        assert!(pauses[0] >= PAUSES.start / 2 && pauses[0] <= PAUSES.start, "{pauses:?}");
-        assert!(pauses.iter().all(|pause| *pause <= PAUSES.end), "{pauses:?}");
-        assert!(pauses[11] >= PAUSES.end / 2, "{pauses:?}");
     }
 }

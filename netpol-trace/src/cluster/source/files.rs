@@ -1,7 +1,7 @@
 //! Manifest files as a source: read at start-up, and again when they change.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -10,6 +10,7 @@ use super::super::kinds::KINDS;
 use super::super::manifests::{self, Loaded};
 use super::super::{Change, Kind, Object};
 use super::{Cluster, SourceStatus};
+use crate::lock::IgnorePoison;
 use crate::model::cluster::Policy;
 
 /// Interval at which the files are checked. Polling sees changes that inotify misses: the link swap of a mounted ConfigMap, a
@@ -53,7 +54,7 @@ impl Cluster {
     pub(super) fn check(&self, before: Option<Signature>) -> Option<Signature> {
         let files = self.shared.files.as_ref()?;
         let now = Signature::of(&files.paths);
-        let mut seen = files.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = files.seen.lock().ignore_poison();
         if *seen != now && before.as_ref() == Some(&now) {
             *seen = now.clone();
             self.reload(&files.paths);

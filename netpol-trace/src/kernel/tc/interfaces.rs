@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{PoisonError, RwLock};
+use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
 use aya::programs::TcAttachType;
 
 use super::mode::TcMode;
 use super::order::before_ours;
+use crate::lock::IgnorePoison;
 use crate::netlink::route::{self, Link};
 
 /// The least time between two requests for the addresses behind an interface.
@@ -53,11 +54,11 @@ impl Interfaces {
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, InterfaceTable> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+        self.state.read().ignore_poison()
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, InterfaceTable> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+        self.state.write().ignore_poison()
     }
 
     pub(super) fn insert(&self, link: Link, error: Option<String>) {

@@ -5,7 +5,7 @@ mod responses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,6 +17,7 @@ use super::{NODES_NAMED, TailError, live, report};
 use crate::cluster::access_review::READER;
 use crate::cluster::agents::{Agent, Agents, AgentsError};
 use crate::cluster::api::Access;
+use crate::lock::IgnorePoison;
 use crate::tail::render::Rendering;
 use crate::tail::select::{Selection, SelectionArgs};
 use crate::tail::stream::Tail;
@@ -118,11 +119,11 @@ pub(super) struct SharedResponses(Arc<Mutex<AgentResponses>>);
 
 impl SharedResponses {
     pub fn update(&self, update: impl FnOnce(&mut AgentResponses)) {
-        update(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        update(&mut self.0.lock().ignore_poison());
     }
 
     fn get(&self) -> AgentResponses {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().ignore_poison().clone()
     }
 }
 

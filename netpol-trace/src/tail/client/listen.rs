@@ -104,7 +104,7 @@ impl Listener {
                 self.responses.update(|responses| responses.removed(&agent));
                 return agent.pod;
             }
-            tokio::time::sleep(backoff.pause()).await;
+            backoff.wait().await;
         }
     }
 

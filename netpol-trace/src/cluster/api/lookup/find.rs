@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -24,6 +24,7 @@ use super::super::error::{ApiError, ApiErrorKind};
 use super::super::watch::Collection;
 use super::{CONFIRMATION_INTERVAL, LookupQueues, LookupResult, Lookups, MAX_CONFIRMS, SWEEP};
 use crate::cluster::budget::RequestBudget;
+use crate::lock::IgnorePoison;
 use crate::model::Str;
 use crate::model::cluster::Pod;
 
@@ -325,7 +326,7 @@ impl Finder {
     }
 
     fn forbidden(&self) -> MutexGuard<'_, Option<String>> {
-        self.forbidden.lock().unwrap_or_else(PoisonError::into_inner)
+        self.forbidden.lock().ignore_poison()
     }
 
     /// Removes the pods of other nodes whose results are gone.
