@@ -7,8 +7,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use netpol_trace_common::PerCpu;
 use netpol_trace_common::aggregate::{
-    self, Handover, FAST_SLOTS, FULL_COARSE, FULL_FLOWS, FastSlot, AggregateCount, AggregateKey, AggregateState, BITMAP_WORDS, FlowBitmap,
-    MAX_COARSE, MAX_FLOWS, MAX_WIDE, INDEX_WORDS_PER_SLOT, WORDS, WORDS_V4, shift,
+    self, AggregateCount, AggregateKey, AggregateState, BITMAP_WORDS, FAST_SLOTS, FULL_COARSE, FULL_FLOWS, FastSlot,
+    FlowBitmap, Handover, INDEX_WORDS_PER_SLOT, MAX_COARSE, MAX_FLOWS, MAX_WIDE, WORDS, WORDS_V4, shift,
 };
 
 use crate::drop::{self, bpf_ktime};

@@ -5,7 +5,9 @@ use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
-use netpol_trace_common::{Config, MAX_IGNORED_SITES, DropEvent, ReasonFilter, Locations, Offsets, PerCpu, REASONS, REJECT_NS};
+use netpol_trace_common::{
+    Config, DropEvent, Locations, MAX_IGNORED_SITES, Offsets, PerCpu, REASONS, REJECT_NS, ReasonFilter,
+};
 
 use crate::drop::bpf_ktime;
 

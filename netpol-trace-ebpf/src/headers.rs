@@ -75,7 +75,7 @@ pub struct Sctp {
 }
 
 /// The fields of the IP headers.
-pub struct Packet {
+pub struct IpPacket {
     /// IPv4 as IPv4-mapped IPv6.
     pub source: [u32; 4],
     pub destination: [u32; 4],
@@ -85,16 +85,16 @@ pub struct Packet {
 }
 
 pub enum Ip {
-    Packet(Packet),
+    Packet(IpPacket),
     /// Not IP, or a fragment that has no transport header.
     Other,
     Unreadable,
 }
 
-impl Packet {
+impl IpPacket {
     #[inline(always)]
-    pub fn flipped(&self) -> Packet {
-        Packet { source: self.destination, destination: self.source, ..*self }
+    pub fn flipped(&self) -> IpPacket {
+        IpPacket { source: self.destination, destination: self.source, ..*self }
     }
 }
 
@@ -139,7 +139,7 @@ pub fn is_established_tcp(ctx: &TcContext) -> bool {
 /// Reads a UDP packet without options, extension headers or fragments in the packet's own memory, the second most frequent kind.
 /// `None`: the packet may still be UDP.
 #[inline(always)]
-pub fn plain_udp(ctx: &TcContext) -> Option<(Packet, [u16; 2])> {
+pub fn plain_udp(ctx: &TcContext) -> Option<(IpPacket, [u16; 2])> {
     let (data, end) = (ctx.data(), ctx.data_end());
     let ip = data + ETHERNET as usize;
     match ethertype(ctx) {
@@ -153,7 +153,7 @@ pub fn plain_udp(ctx: &TcContext) -> Option<(Packet, [u16; 2])> {
                 return None;
             }
             let (source, destination) = (mapped(header.source), mapped(header.destination));
-            Some((Packet { source, destination, protocol: UDP, transport: ETHERNET + 20 }, ports))
+            Some((IpPacket { source, destination, protocol: UDP, transport: ETHERNET + 20 }, ports))
         }
         IPV6 => {
             if ip + 44 > end {
@@ -165,7 +165,7 @@ pub fn plain_udp(ctx: &TcContext) -> Option<(Packet, [u16; 2])> {
                 return None;
             }
             let (source, destination) = (header.source, header.destination);
-            Some((Packet { source, destination, protocol: UDP, transport: ETHERNET + 40 }, ports))
+            Some((IpPacket { source, destination, protocol: UDP, transport: ETHERNET + 40 }, ports))
         }
         _ => None,
     }
@@ -198,7 +198,7 @@ fn ipv4(ctx: &TcContext, at: u32) -> Ip {
     if header.fragment & FRAGMENT_OFFSET != 0 {
         return Ip::Other;
     }
-    Ip::Packet(Packet {
+    Ip::Packet(IpPacket {
         source: mapped(header.source),
         destination: mapped(header.destination),
         protocol: header.protocol,
@@ -221,7 +221,7 @@ fn ipv6(ctx: &TcContext, at: u32) -> Ip {
         match next {
             HOP_BY_HOP | ROUTING | DESTINATION | AUTHENTICATION | FRAGMENT_HEADER => {}
             protocol => {
-                return Ip::Packet(Packet {
+                return Ip::Packet(IpPacket {
                     source: header.source,
                     destination: header.destination,
                     protocol,
@@ -258,7 +258,7 @@ pub fn is_multicast(address: &[u32; 4]) -> bool {
 
 /// The key of the connection that a packet in `direction` belongs to.
 #[inline(always)]
-pub fn key(ctx: &TcContext, direction: u8, ip: &Packet, source: u16, destination: u16) -> FlowKey {
+pub fn key(ctx: &TcContext, direction: u8, ip: &IpPacket, source: u16, destination: u16) -> FlowKey {
     let skb: *const __sk_buff = ctx.skb.skb;
     // SAFETY: a field of the context.
     let ifindex = unsafe { (*skb).ifindex };

@@ -32,7 +32,7 @@ pub fn is_aggregated(key: &AggregateKey) -> bool {
 }
 
 /// The part of a key that comes from the packet's headers.
-struct Flow {
+struct FlowFields {
     kind: u8,
     protocol: u8,
     /// The lower half of the word of ports: the ports as in the packet.
@@ -112,7 +112,7 @@ fn ports(source: u64, destination: u64) -> u64 {
 }
 
 #[inline(always)]
-fn ipv4<M: Memory>(head: &M::Head, skb: &Skb) -> Option<Flow> {
+fn ipv4<M: Memory>(head: &M::Head, skb: &Skb) -> Option<FlowFields> {
     // Version, header length, type of service and packet length, in memory order.
     let first: u32 = M::get(head, 0);
     if first as u8 != 0x45 {
@@ -123,25 +123,25 @@ fn ipv4<M: Memory>(head: &M::Head, skb: &Skb) -> Option<Flow> {
     let protocol: u8 = M::get(head, 9);
     // Fragments other than the first have no transport header.
     if u16::from_be(M::get(head, 6)) & 0x1fff != 0 {
-        return Some(Flow { kind: aggregate::V4 | aggregate::FRAGMENT, protocol, ports: 0, tcp_flags: 0, bytes });
+        return Some(FlowFields { kind: aggregate::V4 | aggregate::FRAGMENT, protocol, ports: 0, tcp_flags: 0, bytes });
     }
-    transport::<M, 20>(head, skb, Flow { kind: aggregate::V4, protocol, ports: 0, tcp_flags: 0, bytes })
+    transport::<M, 20>(head, skb, FlowFields { kind: aggregate::V4, protocol, ports: 0, tcp_flags: 0, bytes })
 }
 
 #[inline(always)]
-fn ipv6<M: Memory>(head: &M::Head, skb: &Skb) -> Option<Flow> {
+fn ipv6<M: Memory>(head: &M::Head, skb: &Skb) -> Option<FlowFields> {
     let protocol: u8 = M::get(head, 6);
     if !matches!(protocol, TCP | UDP | ICMPV6 | SCTP) {
         return None;
     }
     let length = u16::from_be(M::get(head, 4));
     let bytes = if length != 0 { u32::from(length) + 40 } else { skb.len };
-    transport::<M, 40>(head, skb, Flow { kind: aggregate::V6, protocol, ports: 0, tcp_flags: 0, bytes })
+    transport::<M, 40>(head, skb, FlowFields { kind: aggregate::V6, protocol, ports: 0, tcp_flags: 0, bytes })
 }
 
 /// Ports and flags, from the transport header at `AT`.
 #[inline(always)]
-fn transport<M: Memory, const AT: u32>(head: &M::Head, skb: &Skb, mut flow: Flow) -> Option<Flow> {
+fn transport<M: Memory, const AT: u32>(head: &M::Head, skb: &Skb, mut flow: FlowFields) -> Option<FlowFields> {
     let needed = if flow.protocol == TCP { 14 } else { 8 };
     if u32::from(skb.network_header) + AT + needed > skb.tail {
         return None;

@@ -11,9 +11,9 @@ use core::mem::MaybeUninit;
 use netpol_trace_common::aggregate::{AggregateKey, WORDS};
 use netpol_trace_common::{DropEvent, NO_REASON, PerCpu, REASON_OTHER, REASONS, flags};
 
+use crate::aggregate::{ActiveMaps, Outcome};
 use crate::drop::{self, Direct, Memory, Probed, Skb, Typed};
 use crate::emit::{self, counter, field};
-use crate::aggregate::{Outcome, ActiveMaps};
 use crate::key::{self, Measure};
 
 /// The arguments of the tracepoint.
@@ -95,7 +95,7 @@ fn slot(reason: u32) -> usize {
 
 /// A drop, before its packet is read.
 #[derive(Clone, Copy)]
-struct Drop {
+struct FreedPacket {
     location: u64,
     reason: u32,
     rejected: bool,
@@ -104,7 +104,7 @@ struct Drop {
 
 /// Counts a drop that passed the filter with others of its flow, or sends it.
 #[inline(always)]
-fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: Drop) {
+fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: FreedPacket) {
     emit::add(counter!(cpu.matched));
     let mut extra = if drop.rejected { flags::REJECTED } else { 0 };
     // The task distinguishes the verdict of a queue's listener from a queue whose listener died. Only reasons that count by location
@@ -147,11 +147,11 @@ fn fill<C: Arguments, M: Memory>(event: &mut MaybeUninit<DropEvent>, ctx: &C, ke
 
 /// Returns a drop that is to be recorded; `None` for others.
 #[inline(always)]
-fn interesting(ctx: &impl Arguments, cpu: *mut PerCpu) -> Option<Drop> {
+fn interesting(ctx: &impl Arguments, cpu: *mut PerCpu) -> Option<FreedPacket> {
     let (reason, location) = (ctx.reason(), ctx.word(1));
     let slot = slot(reason);
     let rejected = emit::take_reject_mark(cpu, ctx.skb() as u64);
-    let mut drop = Drop { location, reason, rejected, by_location: false };
+    let mut drop = FreedPacket { location, reason, rejected, by_location: false };
     // On a kernel without reasons the slot is REASON_OTHER; there the loader sets that bit in `by_location`.
     let has = |bits: u64| bits >> (slot % 64) & 1 == 1;
     if has(emit::bits(|filter| &filter.anywhere, slot)) {

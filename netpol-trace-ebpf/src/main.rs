@@ -7,9 +7,9 @@
 #![feature(asm_experimental_arch)]
 #![allow(internal_features)]
 
+mod aggregate;
 mod drop;
 mod emit;
-mod aggregate;
 mod headers;
 mod key;
 mod kfree_skb;

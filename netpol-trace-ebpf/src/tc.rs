@@ -89,7 +89,7 @@ fn observe(ctx: &TcContext, direction: u8) {
 struct TcPacket<'a> {
     ctx: &'a TcContext,
     direction: u8,
-    ip: headers::Packet,
+    ip: headers::IpPacket,
     /// Ports of a plain UDP packet.
     ports: Option<[u16; 2]>,
 }
