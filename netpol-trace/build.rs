@@ -1,4 +1,4 @@
-//! Builds the eBPF object, which the agent embeds: the binary is one file to copy to a node.
+//! Builds the eBPF object, which is embedded in the agent, so that the agent is a single file.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,14 +1,14 @@
-//! Keeps the invariants of ARCHITECTURE.md true. Reads source text only: no root, no kernel.
+//! Tests the invariants of ARCHITECTURE.md that source text shows. Needs no root and no kernel.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Longer files can't be read in one go.
+/// Lines of a file that can be read in one go, comments and golden texts included.
 const MAX_LINES: usize = 460;
 /// Folders of the agent that compute and do nothing else.
 const PURE: [&str; 4] = ["model", "packet", "policy", "record"];
-/// What a pure module has no use for, as it is written in code.
+/// Names in code that a pure module does not use.
 const IMPURE: [&str; 22] = [
     "tokio",
     "std::fs",
@@ -41,14 +41,14 @@ struct Source {
 }
 
 impl Source {
-    /// The lines that are code of the program itself: without comments, and without the tests at a file's end.
+    /// The lines of the program's code, without comments and without the tests at the file's end.
     fn code(&self) -> impl Iterator<Item = (usize, &str)> {
         let until = self.text.find("\n#[cfg(test)]\nmod ").unwrap_or(self.text.len());
         let lines = self.text.get(..until).unwrap_or_default().lines();
         lines.map(|line| line.split("//").next().unwrap_or_default()).enumerate().map(|(n, line)| (n + 1, line))
     }
 
-    /// Whether this is the module `name` of the agent, or below it.
+    /// True if this is the module `name` of the agent, or below it.
     fn in_module(&self, name: &str) -> bool {
         let below = self.path.strip_prefix("netpol-trace/src/").and_then(|path| path.strip_prefix(name));
         below.is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
@@ -63,7 +63,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// Every file of the checkout that is text, in path order; build output and what Git ignores left out.
+/// Every text file of the checkout in path order, without build output.
 fn files() -> Vec<Source> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(dir).unwrap().flatten() {
@@ -104,7 +104,7 @@ fn none(what: &str, found: Vec<String>) {
     assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
 }
 
-/// Whether `line` has `word`, and not as the tail of a longer name.
+/// True if `line` has `word`, and not as the end of a longer name.
 fn has(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| {
         let before = line[..at].chars().next_back();
@@ -168,13 +168,13 @@ fn no_mod_rs() {
     none("foo.rs and foo/, not foo/mod.rs", found.map(|file| file.path).collect());
 }
 
-/// Home folders and checkouts of whoever wrote a file.
+/// No file has the path of a home folder or a checkout.
 #[test]
 fn no_path_of_one_machine() {
     let mut found = Vec::new();
     for file in files() {
         for (number, line) in file.text.lines().enumerate() {
-            // As pieces, so that this file has none.
+            // In pieces, so that this file has no such path.
             for dir in ["root", "home", "work", "Users"] {
                 let path = format!("/{dir}/");
                 let begins = line.match_indices(&path).any(|(at, _)| {
@@ -196,22 +196,23 @@ fn the_readme_names_every_command() {
     let cli = fs::read_to_string(root().join("netpol-trace/src/cli.rs")).unwrap();
     let variants = cli.split_once("enum Command {").unwrap().1.split_once("\n}").unwrap().0;
     let variants = variants.lines().map(str::trim).filter(|line| line.starts_with(char::is_uppercase));
-    let verbs: Vec<String> = variants.map(|line| verb(line.split(['(', ',', ' ']).next().unwrap())).collect();
-    assert!(verbs.iter().any(|verb| verb == "agent"), "{verbs:?}");
-    let unnamed = verbs.into_iter().filter(|verb| !readme.contains(&format!("| `netpol-trace {verb}` |")));
+    let subcommands: Vec<String> =
+        variants.map(|line| subcommand(line.split(['(', ',', ' ']).next().unwrap())).collect();
+    assert!(subcommands.iter().any(|name| name == "agent"), "{subcommands:?}");
+    let unnamed = subcommands.into_iter().filter(|name| !readme.contains(&format!("| `netpol-trace {name}` |")));
     none("commands missing in README.md", unnamed.collect());
 }
 
-/// `VerifyLog` is the command `verify-log`.
-fn verb(variant: &str) -> String {
-    let mut verb = String::new();
+/// The subcommand of a variant: `VerifyLog` is `verify-log`.
+fn subcommand(variant: &str) -> String {
+    let mut name = String::new();
     for c in variant.chars() {
-        if c.is_uppercase() && !verb.is_empty() {
-            verb.push('-');
+        if c.is_uppercase() && !name.is_empty() {
+            name.push('-');
         }
-        verb.extend(c.to_lowercase());
+        name.extend(c.to_lowercase());
     }
-    verb
+    name
 }
 
 /// The part of ARCHITECTURE.md under a heading.
@@ -250,27 +251,31 @@ const EDGES: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("text", &[]),
     ("memory", &[]),
+    ("backoff", &[]),
+    ("lock", &[]),
     ("netlink", &[]),
     ("storage", &[]),
     ("packet", &["model"]),
-    ("kernel", &["model", "memory", "netlink", "packet"]),
-    ("cluster", &["model", "text"]),
+    // packet: the aggregate stage decodes each event once, so that single packets and counts both leave it as a `Packet`.
+    ("kernel", &["model", "memory", "netlink", "packet", "lock"]),
+    ("cluster", &["model", "text", "backoff", "lock"]),
     ("telemetry", &["cluster"]),
-    ("inventory", &["model", "netlink"]),
+    ("inventory", &["model", "netlink", "lock"]),
     ("policy", &["model", "text", "cluster"]),
     ("record", &["model", "text"]),
     ("history", &["record", "storage"]),
-    ("metrics", &["model", "text", "record"]),
-    ("sink", &["model", "cluster", "record", "history", "metrics", "storage"]),
+    ("metrics", &["model", "text", "record", "lock"]),
+    ("sink", &["model", "backoff", "lock", "cluster", "record", "history", "metrics", "storage"]),
     ("pipeline", &["model", "packet", "kernel", "cluster", "inventory", "policy", "record", "sink"]),
     ("config", &["model", "cluster", "pipeline"]),
-    ("http", &["cluster", "metrics"]),
+    ("http", &["cluster", "metrics", "lock"]),
     (
         "agent",
         &[
             "model",
             "memory",
             "storage",
+            "lock",
             "kernel",
             "cluster",
             "inventory",
@@ -285,9 +290,9 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("audit", &["model", "text", "record"]),
     ("missing", &[]),
-    ("tail", &["model", "text", "record", "missing"]),
-    ("recorded", &["model", "text", "cluster", "policy", "record", "tail"]),
-    ("doctor", &["cluster", "inventory"]),
+    ("recorded", &["model", "text", "cluster", "policy", "record"]),
+    ("tail", &["model", "text", "storage", "backoff", "lock", "cluster", "record", "history", "missing", "recorded"]),
+    ("doctor", &["text", "cluster", "inventory"]),
     (
         "cli",
         &[
@@ -300,7 +305,6 @@ const EDGES: &[(&str, &[&str])] = &[
             "inventory",
             "policy",
             "record",
-            "history",
             "sink",
             "config",
             "http",

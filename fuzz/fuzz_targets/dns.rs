@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
-use netpol_trace::pipeline::connections::Names;
+use netpol_trace::pipeline::connections::DnsNames;
 
 thread_local! {
-    static NAMES: RefCell<Names> = RefCell::default();
+    static NAMES: RefCell<DnsNames> = RefCell::default();
 }
 
 fuzz_target!(|bytes: &[u8]| {

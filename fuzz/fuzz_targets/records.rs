@@ -4,8 +4,8 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let log = netpol_trace::recorded::read(bytes).expect("reading from memory does not fail");
-    for flow in &log.flows {
-        let _ = netpol_trace::text::escape(&flow.title());
+    let log = netpol_trace::recorded::connections::read(bytes).expect("reading from memory does not fail");
+    for connection in &log.connections {
+        let _ = netpol_trace::text::escape(&connection.title());
     }
 });

@@ -1,8 +1,8 @@
-//! What crosses the boundary between the eBPF programs and the agent. Both sides compile this file, so a layout can't
-//! drift between them; the asserts at the end keep it from drifting between compilers.
+//! Data that the eBPF programs and the agent exchange. Both sides compile this file, so that they agree on each layout; the asserts
+//! at the end make sure that two compilers agree on it too.
 //!
-//! All of it is plain words in the machine's byte order, except packet bytes and conntrack tuples, which stay in
-//! network order as the kernel holds them.
+//! All fields are plain words in the machine's byte order, except packet bytes and conntrack tuples, which stay in network order as
+//! the kernel holds them.
 #![no_std]
 
 macro_rules! layout {
@@ -13,29 +13,29 @@ macro_rules! layout {
     };
 }
 
-pub mod fold;
+pub mod aggregate;
 pub mod tc;
 
-use fold::FoldKey;
+use aggregate::AggregateKey;
 
-/// Bytes copied from the packet's network header on: IPv6 with a few extension headers and a TCP header fit.
+/// Bytes that are copied from the packet's network header on: enough for IPv6 with a few extension headers and a TCP header.
 pub const HEAD_LEN: usize = 96;
 /// Words of `struct nf_conn` from `tuplehash[0].tuple` up to and with `status`.
 pub const CT_WORDS: usize = 13;
-/// Offset in octets between the two tuples of that copy: a tuple (40) and a list node (16).
+/// Offset in bytes between the two tuples of that copy: a tuple (40) and a list node (16).
 pub const CT_REPLY_OFFSET: usize = 56;
-/// Offset in octets of `status` in that copy.
+/// Offset in bytes of `status` in that copy.
 pub const CT_STATUS_OFFSET: usize = 96;
-/// The programs read so many octets of `struct dst_entry`, with `dev` and `input` in them.
-pub const DST_OCTETS: u32 = 64;
-/// Slots of [`Filter`]'s bitmaps and of the per-reason counters. Linux 7.3 has about 130 reasons.
+/// Bytes of `struct dst_entry` that the programs read; `dev` and `input` are among them.
+pub const DST_BYTES: u32 = 64;
+/// Slots of [`ReasonFilter`]'s bitmaps and of the per-reason counters. Linux 7.3 has about 130 reasons.
 pub const REASONS: usize = 256;
-/// The slot that counts reasons of subsystems (OVS, mac80211) and any beyond the table.
+/// The slot for reasons of subsystems (OVS, mac80211) and for any beyond the table.
 pub const REASON_OTHER: u32 = REASONS as u32 - 1;
-/// Code ranges that make an unspecific reason interesting.
+/// Code ranges in which a drop with an unspecific reason is recorded.
 pub const LOCATIONS: usize = 32;
-/// Places in modules that the agent can tell the programs to be silent about; a node has a few dozen.
-pub const DULL_LOCATIONS: u32 = 1024;
+/// Call sites in modules whose drops the agent can make the programs ignore; a node has a few dozen.
+pub const MAX_IGNORED_SITES: u32 = 1024;
 /// `DropEvent::reason` on kernels before 5.17, which have none.
 pub const NO_REASON: u32 = u32::MAX;
 
@@ -47,13 +47,13 @@ pub struct DropEvent {
     pub time: u64,
     /// Return address in the function that freed the packet.
     pub location: u64,
-    /// `dst->input`, which tells the hook; 0 without a dst.
+    /// `dst->input`, from which the hook follows; 0 without a dst.
     pub dst_input: u64,
     /// Copy of `struct nf_conn`, see [`CT_WORDS`]; all zero without [`flags::CONNTRACK`].
     pub conntrack: [u64; CT_WORDS],
     /// `enum skb_drop_reason`, or [`NO_REASON`].
     pub reason: u32,
-    /// `skb->len`: octets from `skb->data` on.
+    /// `skb->len`: bytes from `skb->data` on.
     pub len: u32,
     /// `skb->data - skb->head`.
     pub data_offset: u32,
@@ -66,11 +66,11 @@ pub struct DropEvent {
     pub protocol: u16,
     /// `skb->dev`'s index, 0 without a device.
     pub ifindex: u32,
-    /// `skb->skb_iif`: the device the packet came in by.
+    /// `skb->skb_iif`: the device that received the packet.
     pub iif: u32,
     /// Index of `dst->dev`.
     pub out_ifindex: u32,
-    /// Inode number of the network namespace; 0 when nothing names one.
+    /// Inode number of the network namespace; 0 when no pointer leads to one.
     pub netns: u32,
     pub mark: u32,
     pub gso_segs: u16,
@@ -79,9 +79,9 @@ pub struct DropEvent {
     pub ctinfo: u8,
     pub flags: u8,
     pub pad: [u8; 6],
-    /// Under which later packets like this one are counted; its kind is [`fold::NOT_FOLDED`] where none will be.
-    pub key: FoldKey,
-    /// `skb->dev->name`: 16 octets, NUL-padded, in memory order.
+    /// The key under which later packets like this one are counted; its kind is [`aggregate::NOT_AGGREGATED`] if none will be.
+    pub key: AggregateKey,
+    /// `skb->dev->name`: 16 bytes, NUL-padded, in memory order.
     pub device: [u64; 2],
     pub head: [u8; HEAD_LEN],
 }
@@ -94,15 +94,15 @@ pub mod flags {
     pub const SOCKET: u8 = 8;
     /// The packet's head could not be read.
     pub const NO_HEAD: u8 = 16;
-    /// `skb->_nfct` is `IP_CT_UNTRACKED` (7): conntrack was told to leave the packet alone.
+    /// `skb->_nfct` is `IP_CT_UNTRACKED` (7): a rule excluded the packet from conntrack.
     pub const UNTRACKED: u8 = 32;
-    /// The current task is a kernel thread. Looked up only for reasons that count by location.
+    /// The current task is a kernel thread. Set only for reasons that count by location.
     pub const KERNEL_THREAD: u8 = 64;
-    /// An ICMP error or a reset about this packet was sent right before it was freed.
+    /// The kernel sent an ICMP error or a reset about this packet right before it freed the packet.
     pub const REJECTED: u8 = 128;
 }
 
-/// Offsets in octets, found in the running kernel's BTF at start. A field that the kernel lacks is [`ABSENT`].
+/// Field offsets in bytes, from the running kernel's BTF. A field that the kernel lacks is [`ABSENT`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offsets {
@@ -138,10 +138,10 @@ pub struct Offsets {
     pub skb_data_len: u32,
 }
 
-/// An offset of a field that this kernel doesn't have.
+/// The offset of a field that this kernel doesn't have.
 pub const ABSENT: u32 = u32::MAX;
 
-/// What the loader tells the programs; frozen before they load, so the verifier sees constants.
+/// Settings of the programs. The loader freezes them before it loads the programs, so that the verifier sees constants.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
@@ -149,32 +149,32 @@ pub struct Config {
     pub arguments: u32,
     /// Id of the OVS drop-reason subsystem, 0 when there is none.
     pub ovs_subsystem: u32,
-    /// Not 0: count repeated packets instead of sending each.
-    pub fold: u32,
-    /// Not 0: the kernel has no recursion protection for tracepoint programs (before 6.1), so a softirq can run the program in
-    /// the middle of another run on the same CPU.
+    /// Not 0: the programs count repeated packets instead of sending each.
+    pub aggregate: u32,
+    /// Not 0: the kernel has no recursion protection for tracepoint programs (before 6.1), so a softirq can interrupt a run of the
+    /// program and run it again on the same CPU.
     pub recursive: u32,
-    /// Flows that each CPU counts by itself, a power of two: see [`fold::slots`].
+    /// Flows that each CPU counts in slots of its own, a power of two: see [`aggregate::slots`].
     pub slots: u32,
     pub pad: u32,
-    pub filter: Filter,
+    pub filter: ReasonFilter,
     pub offsets: Offsets,
 }
 
-/// Which reasons are recorded.
+/// Drop reasons that are recorded, as bitmaps.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Filter {
-    /// Reasons that are recorded wherever they come from.
+pub struct ReasonFilter {
+    /// Reasons that are recorded at every call site.
     pub anywhere: [u64; REASONS / 64],
-    /// Reasons that are recorded when the location lies in one of [`Locations`].
+    /// Reasons that are recorded at the call sites of [`Locations`].
     pub by_location: [u64; REASONS / 64],
-    /// Those of both, and [`REASON_OTHER`] where subsystems have drops of interest: the first test.
+    /// The union of both, with [`REASON_OTHER`] if a subsystem has reasons that are recorded: the first test.
     pub either: [u64; REASONS / 64],
 }
 
-impl Filter {
-    /// Whether `bits` has the bit of `reason`; false beyond the table.
+impl ReasonFilter {
+    /// True if `bits` has the bit of `reason`; false beyond the table.
     #[inline(always)]
     pub fn has(bits: &[u64; REASONS / 64], reason: u32) -> bool {
         // An array index that the verifier can follow without a panic branch.
@@ -191,53 +191,53 @@ pub struct CodeRange {
     pub end: u64,
 }
 
-/// What the agent knows of the kernel's code; it fills this, again when a module brings more.
+/// Kernel code that matters to the filter. The agent writes it at start and whenever a module was loaded.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Locations {
-    /// Where unspecific drops are interesting.
+    /// Functions whose drops with an unspecific reason are recorded.
     pub ranges: [CodeRange; LOCATIONS],
-    /// The kernel image itself. Code outside of it is a module's, which may have been loaded a moment ago.
+    /// The kernel image. Code outside of it belongs to a module, which may have been loaded a moment ago.
     pub image: CodeRange,
 }
 
-/// The kernel's side of the books, one per CPU, in packets.
+/// The kernel's part of packet accounting, for each CPU, in packets: `matched = emitted + aggregated + lost_ring`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Passed the filter.
+pub struct DropCounters {
+    /// Packets that passed the filter.
     pub matched: u64,
-    /// Handed to the ring.
+    /// Packets sent through the ring.
     pub emitted: u64,
-    /// Counted in a map.
+    /// Packets counted in a map.
     pub aggregated: u64,
-    /// The ring was full.
+    /// Packets for which the ring had no room.
     pub lost_ring: u64,
 }
 
-/// What each CPU keeps between two runs of the programs. What every run looks at comes first, in one line of the cache.
+/// State that each CPU keeps between two runs of the programs. The fields that every run reads come first, in one cache line.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PerCpu {
-    pub counters: Counters,
-    /// Address of the packet about which an ICMP error or a reset was sent last; 0 once it is freed.
+    pub counters: DropCounters,
+    /// Address of the packet about which the kernel sent an ICMP error or a reset last; 0 once the packet is freed.
     pub rejected: u64,
-    /// When `rejected` was noted: CLOCK_MONOTONIC, ns.
+    /// When `rejected` was set: CLOCK_MONOTONIC, ns.
     pub rejected_at: u64,
-    /// The kernel's tick (jiffies) at which the clock was read last, and what it showed: CLOCK_MONOTONIC, ns.
+    /// The kernel's tick (jiffies) at which the clock was read last, and its value: CLOCK_MONOTONIC, ns.
     pub tick: u64,
     pub time: u64,
     /// Every kfree_skb by its reason, recorded or not.
     pub seen: [u64; REASONS],
-    /// The tick at which the reader was last woken from here.
+    /// The tick at which this CPU last woke the reader.
     pub woken: u64,
-    /// How many of this CPU's own flows each of the two sets has, see [`fold::FastSlot`].
+    /// Slots that this CPU uses in each of the two sets, see [`aggregate::FastSlot`].
     pub flows: [u64; 2],
-    /// Up to a whole line of the cache.
+    /// Fills up a cache line.
     pub pad: [u64; 5],
 }
 
-/// A packet that was rejected is freed within so many ns; a note that is older is about another one at the same address.
+/// The kernel frees a rejected packet within this time, in ns. An older mark belongs to another packet at the same address.
 pub const REJECT_NS: u64 = 100_000_000;
 
 layout!(DropEvent, 400,
@@ -246,8 +246,8 @@ layout!(DropEvent, 400,
     out_ifindex @ 160, netns @ 164, mark @ 168, gso_segs @ 172, gso_size @ 174, ctinfo @ 176, flags @ 177,
     key @ 184, device @ 288, head @ 304);
 layout!(Offsets, 104, skb_len @ 0, skb_dev @ 40, dev_ifindex @ 56, dst_dev @ 76, ct_tuple @ 84, shinfo_gso_size @ 92, task_flags @ 96);
-layout!(Filter, 96, anywhere @ 0, by_location @ 32, either @ 64);
-layout!(Config, 224, arguments @ 0, ovs_subsystem @ 4, fold @ 8, recursive @ 12, slots @ 16, filter @ 24, offsets @ 120);
+layout!(ReasonFilter, 96, anywhere @ 0, by_location @ 32, either @ 64);
+layout!(Config, 224, arguments @ 0, ovs_subsystem @ 4, aggregate @ 8, recursive @ 12, slots @ 16, filter @ 24, offsets @ 120);
 layout!(Locations, 528, image @ 512);
 layout!(PerCpu, 2176, counters @ 0, rejected @ 32, rejected_at @ 40, tick @ 48, seen @ 64, woken @ 2112, flows @ 2120);
-layout!(Counters, 32, matched @ 0, emitted @ 8, aggregated @ 16, lost_ring @ 24);
+layout!(DropCounters, 32, matched @ 0, emitted @ 8, aggregated @ 16, lost_ring @ 24);

@@ -1,9 +1,9 @@
 //! What the tc programs and the agent share: connections at the pods' host-side interfaces, and DNS answers to pods.
 
-/// Octets of a DNS answer that are copied: RFC 1035's limit for UDP. A longer one (EDNS) gives the records that fit.
+/// Bytes of a DNS answer that are copied: RFC 1035's limit for UDP. Of a longer answer (EDNS) the agent reads the records that fit.
 pub const DNS_BYTES: usize = 512;
 
-/// A connection at one interface. `pod` is the end behind the interface, whoever opened the connection: both
+/// A connection at one interface. `pod` is the endpoint behind the interface, whichever endpoint opened the connection: both
 /// directions have the same key.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -19,48 +19,49 @@ pub struct FlowKey {
     pub protocol: u32,
 }
 
-/// What the kernel keeps of a connection until it is answered (TCP, SCTP: the entry is then removed) or idle (UDP: the
-/// agent removes it).
+/// State of a connection. The program removes it when a TCP or SCTP connection is answered; the agent removes it when a UDP
+/// connection is idle.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FlowState {
     /// CLOCK_MONOTONIC, ns, of the first packet.
     pub opened: u64,
-    /// Packets from the side that opened it; above [`MANY`] to some milliseconds. Not atomic: it tells "still sending" from "silent".
+    /// Packets from the opener. Above [`MANY`] they are added once a tick. Not atomic: the number only shows whether the opener still
+    /// sends.
     pub packets: u32,
-    /// UDP: packets and ICMP errors from the other side.
+    /// UDP: packets and ICMP errors from the other endpoint.
     pub replies: u32,
-    /// [`FROM_POD`] or [`TO_POD`]: who opened it.
+    /// [`FROM_POD`] or [`TO_POD`]: the direction of the packet that opened the connection.
     pub direction: u32,
     pub pad: u32,
 }
 
-/// Connections that each CPU remembers.
+/// Entries of [`Recent`] for each CPU.
 pub const RECENT: u32 = 64;
 
-/// A UDP connection of which a CPU saw a packet within the kernel's tick: until the next one the map of connections need not be looked
-/// at. Only where a packet more is no news: one that was answered, or of more than [`MANY`] packets.
+/// A UDP connection of which a CPU saw a packet in the current tick of the kernel: until the next tick its packets need no look-up in
+/// the map of connections. Used only for connections that were answered or have more than [`MANY`] packets.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recent {
     pub tick: u64,
     pub key: FlowKey,
-    /// Who opened it: [`FlowState::direction`].
+    /// [`FlowState::direction`].
     pub direction: u32,
-    /// Packets of that side that the map's entry does not have yet. Few: another connection may take their place.
+    /// Packets of the opener that are not yet added to the map's entry. They are lost when another connection takes this entry.
     pub packets: u32,
     pub pad: u32,
 }
 
-/// Up to so many packets without an answer are counted one by one.
+/// Unanswered packets that are counted one by one.
 pub const MANY: u32 = 64;
 
-/// The pod opened the connection: its first packet came in at the interface (the pod's egress).
+/// The pod opened the connection: its first packet entered at the interface (the pod's egress).
 pub const FROM_POD: u8 = 0;
 /// The connection was opened towards the pod: its first packet left by the interface (the pod's ingress).
 pub const TO_POD: u8 = 1;
 
-/// What a [`FlowEvent`] tells.
+/// Kinds of a [`FlowEvent`].
 pub mod event {
     /// A connection was opened and its entry is in the map.
     pub const OPENED: u8 = 1;
@@ -72,7 +73,7 @@ pub mod event {
     pub const DNS: u8 = 4;
 }
 
-/// Something happened to a connection. Also the head of every record in the ring.
+/// A change of a connection. Every record in the ring begins with one.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlowEvent {
@@ -81,44 +82,45 @@ pub struct FlowEvent {
     pub key: FlowKey,
     /// One of [`event`].
     pub event: u8,
-    /// [`FROM_POD`] or [`TO_POD`]: where the packet that is told of was going.
+    /// [`FROM_POD`] or [`TO_POD`]: the direction of the packet that caused the event.
     pub direction: u8,
     /// Type and code of an ICMP error.
     pub icmp: [u8; 2],
-    /// L3 length of the packet in octets.
+    /// L3 length of the packet in bytes.
     pub length: u32,
     pub pad: u32,
 }
 
-/// A DNS answer that was delivered to a pod which had asked.
+/// A DNS answer that was delivered to the pod that had asked.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct DnsEvent {
     pub head: FlowEvent,
-    /// Octets of `payload` that are set; the rest is not initialised.
+    /// Bytes of `payload` that are set; the rest is not initialised.
     pub length: u32,
     pub pad: u32,
     pub payload: [u8; DNS_BYTES],
 }
 
-/// The tc hook's own books, one per CPU; apart from the drops'. `opened = reported + lost_ring + lost_full + lost_insert`.
+/// Accounting of the tc hook, for each CPU, in connections: `opened = reported + lost_ring + lost_full + lost_insert`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct FlowCounters {
     /// Packets that opened a connection.
     pub opened: u64,
-    /// Of those, reported to the agent.
+    /// Connections reported to the agent.
     pub reported: u64,
-    /// Of those, not told: the ring was full.
+    /// Not reported: the ring was full.
     pub lost_ring: u64,
-    /// The map was full.
+    /// Not reported: the map was full.
     pub lost_full: u64,
-    /// The map refused for another reason.
+    /// Not reported: the map refused the entry for another reason.
     pub lost_insert: u64,
-    /// DNS answers and refusals told, and those for which the ring had no room.
+    /// DNS answers and refusals.
     pub answers: u64,
+    /// DNS answers and refusals for which the ring had no room.
     pub answers_lost: u64,
-    /// Packets whose headers could not be walked: too many extension headers, or cut short.
+    /// Packets whose headers could not be read: too many extension headers, or truncated.
     pub unread: u64,
 }
 

@@ -1,31 +1,31 @@
-//! Reads one freed packet into its record. Every pointer may be null or stale: a failed read leaves zeros.
+//! Reads a freed packet into a record. Any pointer may be null or stale: a failed read yields zeros.
 
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel};
 use core::mem::MaybeUninit;
-use netpol_trace_common::fold::FoldKey;
-use netpol_trace_common::{ABSENT, CT_WORDS, DST_OCTETS, DropEvent, HEAD_LEN, flags};
+use netpol_trace_common::aggregate::AggregateKey;
+use netpol_trace_common::{ABSENT, CT_WORDS, DST_BYTES, DropEvent, HEAD_LEN, flags};
 
 use crate::emit::field;
 
-/// How a program may read the kernel's structures.
+/// A way to read the kernel's structures, by what the kernel's verifier allows.
 pub trait Memory {
     fn load<T: Copy + Default>(at: *const u8, offset: u32) -> T;
 
     /// The packet's headers, from `offset` behind `head` on.
     type Head;
     fn open(head: Pointer, offset: u16) -> Self::Head;
-    /// A field of them: `at` is below [`HEADERS`] and a constant.
+    /// A field of the headers: `at` is a constant below [`HEADERS`].
     fn get<T: Copy + Default>(head: &Self::Head, at: u32) -> T;
-    /// Copies [`HEAD_LEN`] octets from `offset` behind `head` on; false where they can't be read.
+    /// Copies [`HEAD_LEN`] bytes from `offset` behind `head` on; false if they can't be read.
     fn copy_head(to: *mut u8, head: Pointer, offset: u16) -> bool {
         copy(to, HEAD_LEN as u32, (head.0 as u64).wrapping_add(u64::from(offset)))
     }
 }
 
-/// Octets of headers that [`Memory::get`] can reach: IPv6's and TCP's up to its flags.
+/// Bytes of headers that [`Memory::get`] can read: IPv6's header and TCP's up to its flags.
 const HEADERS: usize = 56;
 
-/// Headers that were copied.
+/// A copy of the headers.
 #[repr(C)]
 pub struct Copied([u64; HEADERS / 8]);
 
@@ -44,7 +44,7 @@ impl Copied {
     }
 }
 
-/// Plain loads of the packet's headers as well: from Linux 6.17 on the verifier takes `head` for readable memory.
+/// Plain loads, of the packet's headers too: from Linux 6.17 on the verifier accepts `head` as readable memory.
 pub struct Direct;
 
 impl Memory for Direct {
@@ -63,15 +63,15 @@ impl Memory for Direct {
         Typed::load(*head, at)
     }
 
-    /// Word by word, without a call. What can't be read is zeros, and so no IP header.
+    /// Word by word, without a helper call. A failed read yields zeros, which are no IP header.
     #[inline(always)]
     fn copy_head(to: *mut u8, head: Pointer, offset: u16) -> bool {
         let head = Self::open(head, offset);
         let mut at = 0;
         while at < HEAD_LEN as u32 {
             let word: u64 = Self::get(&head, at);
-            // SAFETY: `to` has HEAD_LEN octets, a multiple of 8, at an aligned address. Volatile, or the compiler loads all words
-            // first and has no place for them.
+            // SAFETY: `to` has HEAD_LEN bytes, a multiple of 8, at an aligned address. Volatile, because the compiler would otherwise
+            // load all words first and need more stack than there is.
             unsafe { core::ptr::write_volatile(to.add(at as usize).cast::<u64>(), word) };
             at += 8;
         }
@@ -101,7 +101,7 @@ impl Memory for Typed {
     }
 }
 
-/// The probe-read helper, for addresses that are mere numbers: about 30 ns a call.
+/// The probe-read helper, for addresses whose type the verifier does not know: about 30 ns a call.
 pub struct Probed;
 
 impl Memory for Probed {
@@ -123,14 +123,14 @@ impl Memory for Probed {
     }
 }
 
-/// Copies `len` octets of kernel memory; on a fault the helper zeroes the target.
+/// Copies `len` bytes of kernel memory; on a fault the helper zeroes the target.
 #[inline(always)]
 fn copy(to: *mut u8, len: u32, from: u64) -> bool {
-    // SAFETY: `to` has `len` octets; the verifier checks that again.
+    // SAFETY: `to` has `len` bytes; the verifier checks it too.
     unsafe { bpf_probe_read_kernel(to.cast(), len, from as *const _) == 0 }
 }
 
-/// What both the key and the record are made of.
+/// The fields of an skb from which both the key and the record are made.
 pub struct Skb {
     at: *const u8,
     pub head: Pointer,
@@ -182,13 +182,13 @@ impl Skb {
         skb
     }
 
-    /// Address of conntrack's entry, or 0.
+    /// Address of the packet's conntrack entry, or 0.
     #[inline(always)]
     pub fn conntrack(&self) -> u64 {
         self.nfct & !7
     }
 
-    /// The beginning of conntrack's original tuple: `src { u3[16], u[2], l3num[2] } dst { u3[16], u[2], … }` in words of 8.
+    /// Copies the beginning of conntrack's original tuple: `src { u3[16], u[2], l3num[2] } dst { u3[16], u[2], … }` in words of 8.
     #[inline(always)]
     pub fn tuple(&self, to: *mut [u64; 5]) {
         copy(to.cast(), 40, self.conntrack() + u64::from(field!(offsets.ct_tuple)));
@@ -208,14 +208,14 @@ impl Skb {
     }
 }
 
-/// The network namespace, by number, of what has a pointer to it at `offset`; 0 without one.
+/// The number of the network namespace to which the structure at `at` has a pointer at `offset`; 0 if the pointer is null.
 #[inline(always)]
 fn netns<M: Memory>(at: *const u8, offset: u32) -> u32 {
     let net = load_pointer::<M>(at, offset);
     if net.is_null() { 0 } else { M::load(net, field!(offsets.net_inum)) }
 }
 
-/// Writes one field of the record, which is not yet initialised. The value is evaluated outside of the unsafe block.
+/// Writes one field of the record, which is not yet initialised. The value is evaluated outside the unsafe block.
 macro_rules! set {
     ($event:ident.$field:ident = $value:expr) => {{
         let value = $value;
@@ -224,31 +224,32 @@ macro_rules! set {
     }};
 }
 
-/// Writes word by word: whole, the compiler calls a function that goes octet by octet, and the verifier follows it each time.
+/// Writes an array word by word. For a whole array the compiler would call a byte-wise copy function, whose loop the verifier follows at
+/// every call.
 #[inline(always)]
 pub fn words<T: Copy, const N: usize>(to: *mut T, from: [T; N]) {
     let mut i = 0;
     while i < N {
-        // SAFETY: callers give a field of N such words.
+        // SAFETY: callers pass a field of N such words.
         unsafe { core::ptr::write_volatile(to.add(i), from[i]) };
         i += 1;
     }
 }
 
-/// The address of one field of the record, as the target of a copy.
-macro_rules! place {
+/// The address of a field of the record, as the target of a copy.
+macro_rules! address_of {
     ($event:ident.$field:ident) => {
         // SAFETY: as for `set!`; only the address is taken.
         unsafe { (&raw mut (*$event).$field).cast::<u8>() }
     };
 }
 
-/// Fills every byte of `event`. `extra`: flags that the caller knows.
+/// Fills every byte of `event`. `extra` has the flags that the caller determined.
 #[inline(always)]
 pub fn fill<M: Memory>(
     event: &mut MaybeUninit<DropEvent>,
     skb: &Skb,
-    key: &FoldKey,
+    key: &AggregateKey,
     location: u64,
     reason: u32,
     extra: u8,
@@ -261,7 +262,7 @@ pub fn fill<M: Memory>(
     set!(event.location = location);
     set!(event.reason = reason);
     set!(event.len = skb.len);
-    // `data` and `head` are pointers, which later verifiers don't let a program subtract; the linear part ends at `tail`.
+    // Later verifiers reject the subtraction of the pointers `data` and `head`; but the linear part ends at `tail`.
     let linear = skb.len.wrapping_sub(M::load(at, field!(offsets.skb_data_len)));
     set!(event.data_offset = skb.tail.wrapping_sub(linear));
     set!(event.tail = skb.tail);
@@ -271,18 +272,18 @@ pub fn fill<M: Memory>(
     set!(event.protocol = skb.protocol);
     set!(event.mark = M::load(at, field!(offsets.skb_mark)));
     set!(event.iif = skb.iif);
-    words(place!(event.pad).cast::<u16>(), [0; 3]);
+    words(address_of!(event.pad).cast::<u16>(), [0; 3]);
     set!(event.ctinfo = skb.nfct as u8 & 7);
     if skb.conntrack() == 0 {
-        words(place!(event.conntrack).cast(), [0u64; CT_WORDS]);
+        words(address_of!(event.conntrack).cast(), [0u64; CT_WORDS]);
     } else {
         let tuple = skb.conntrack() + u64::from(field!(offsets.ct_tuple));
-        copy(place!(event.conntrack), size_of::<[u64; CT_WORDS]>() as u32, tuple);
+        copy(address_of!(event.conntrack), size_of::<[u64; CT_WORDS]>() as u32, tuple);
     }
-    words(place!(event.key).cast(), key.words);
+    words(address_of!(event.key).cast(), key.words);
     set!(event.ifindex = skb.ifindex);
     if skb.dev.is_null() {
-        words(place!(event.device).cast(), [0u64; 2]);
+        words(address_of!(event.device).cast(), [0u64; 2]);
     } else {
         let name = field!(offsets.dev_name);
         set!(event.device = [M::load(skb.dev, name), M::load(skb.dev, name + 8)]);
@@ -291,8 +292,8 @@ pub fn fill<M: Memory>(
     set!(event.gso_size = gso[0]);
     set!(event.gso_segs = gso[1]);
     flag |= destination(event, M::load(at, field!(offsets.skb_refdst)), &mut netns);
-    // Last: its place has held something else.
-    if !M::copy_head(place!(event.head), skb.head, skb.network_header) {
+    // Last, because `destination` uses this field as a buffer.
+    if !M::copy_head(address_of!(event.head), skb.head, skb.network_header) {
         flag |= flags::NO_HEAD;
     }
     set!(event.netns = netns);
@@ -307,10 +308,10 @@ fn gso<M: Memory>(skb: &Skb) -> [u16; 2] {
     Probed::load(shared_info, field!(offsets.shinfo_gso_size))
 }
 
-/// A packet of the smallest MTU of IPv4 is not worth a look: offloaded ones are larger.
+/// Packets up to IPv4's smallest MTU are never offloaded segments, so that their shared info is not read.
 const SMALL: u32 = 576;
 
-/// Packets on the wire that the skb stands for.
+/// Number of packets on the wire that the skb stands for.
 #[inline(always)]
 pub fn segments<M: Memory>(skb: &Skb) -> u32 {
     if skb.len <= SMALL {
@@ -320,7 +321,7 @@ pub fn segments<M: Memory>(skb: &Skb) -> u32 {
     match (size, count) {
         (0, _) => 1,
         (_, 1..) => u32::from(count),
-        // The headers' few octets make no difference but at the very edge.
+        // The headers are counted too: a difference only where the length is close to a multiple.
         (size, 0) => skb.len.div_ceil(u32::from(size)),
     }
 }
@@ -330,7 +331,7 @@ fn load_pointer<M: Memory>(at: *const u8, offset: u32) -> *const u8 {
     M::load::<Pointer>(at, offset).0
 }
 
-/// A raw pointer with a default, for [`Memory::load`].
+/// A raw pointer that implements `Default`, for [`Memory::load`].
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct Pointer(pub *const u8);
@@ -347,7 +348,7 @@ pub fn bpf_ktime() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Whether a kernel thread is running, or nothing (the idle task).
+/// True if the current task is a kernel thread or the idle task.
 #[inline(always)]
 pub fn kernel_thread() -> bool {
     const PF_IDLE: u32 = 0x2;
@@ -364,10 +365,11 @@ fn destination(event: *mut DropEvent, refdst: u64, netns: &mut u32) -> u8 {
     let dst = refdst & !1;
     let (mut input, mut ifindex) = (0u64, 0u32);
     if dst != 0 {
-        // Both fields at once, since a copy costs the same whatever its size; where the headers will be, since the stack is short.
-        let scratch = place!(event.head);
-        copy(scratch, DST_OCTETS, dst);
-        // SAFETY: the layout has both fields within the octets that were written.
+        // One copy for both fields, because its cost hardly depends on the size. The field for the headers serves as buffer, because
+        // the stack has 512 bytes.
+        let scratch = address_of!(event.head);
+        copy(scratch, DST_BYTES, dst);
+        // SAFETY: the agent checked that both fields lie within the bytes that were copied.
         let word = |offset: u32| unsafe { core::ptr::read_volatile(scratch.add(offset as usize).cast::<u64>()) };
         input = word(field!(offsets.dst_input));
         let dev = word(field!(offsets.dst_dev)) as *const u8;

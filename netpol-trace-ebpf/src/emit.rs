@@ -1,24 +1,26 @@
-//! How every record leaves the kernel, and the books of it: what was matched is emitted, aggregated or lost.
+//! Sends records to the agent and counts them: each matched packet is emitted, aggregated or lost.
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
-use netpol_trace_common::{Config, DULL_LOCATIONS, DropEvent, Filter, Locations, Offsets, PerCpu, REASONS, REJECT_NS};
+use netpol_trace_common::{
+    Config, DropEvent, Locations, MAX_IGNORED_SITES, Offsets, PerCpu, REASONS, REJECT_NS, ReasonFilter,
+};
 
 use crate::drop::bpf_ktime;
 
-/// The loader overrides it, and sets the size below too.
+/// The loader overrides this value, and the sizes of the maps below.
 #[unsafe(no_mangle)]
 static CONFIG: Config = Config {
     arguments: 2,
     ovs_subsystem: 0,
-    fold: 0,
+    aggregate: 0,
     recursive: 0,
     slots: 0,
     pad: 0,
-    filter: Filter { anywhere: [0; REASONS / 64], by_location: [0; REASONS / 64], either: [0; REASONS / 64] },
+    filter: ReasonFilter { anywhere: [0; REASONS / 64], by_location: [0; REASONS / 64], either: [0; REASONS / 64] },
     offsets: Offsets {
         skb_len: 0,
         skb_tail: 0,
@@ -51,18 +53,18 @@ static CONFIG: Config = Config {
 
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(4 << 20, 0);
-/// A plain array indexed by CPU, with an entry for each CPU that the machine may have: the loader sets its size. The address of
-/// a plain array is a constant of the programs; a per-CPU array is looked up. Mappable, so that it begins with a page.
+/// A plain array indexed by CPU, with an entry for each possible CPU; the loader sets its size. The address of a plain array is a
+/// constant of the programs, while a per-CPU array needs a look-up. Mappable, so that it begins on a page boundary.
 #[map]
 static PER_CPU: Array<PerCpu> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static LOCATIONS: Array<Locations> = Array::with_max_entries(1, 0);
-/// Places in modules where no enforcer drops anything, as the agent has found.
+/// Call sites in modules where no enforcer drops packets, as found by the agent.
 #[map]
-static DULL: HashMap<u64, u8> = HashMap::with_max_entries(DULL_LOCATIONS, 0);
+static IGNORED_SITES: HashMap<u64, u8> = HashMap::with_max_entries(MAX_IGNORED_SITES, 0);
 
-/// The address of the configuration: read its fields with [`field!`], one volatile load each, so that the compiler
-/// can't fold in the zeros above and the verifier sees the loader's constants.
+/// The address of the configuration. [`field!`] reads its fields, with one volatile load each: otherwise the compiler would use the
+/// zeros above as constants.
 #[inline(always)]
 pub fn config() -> *const Config {
     &raw const CONFIG
@@ -76,10 +78,10 @@ macro_rules! field {
 }
 pub(crate) use field;
 
-/// Whether `location` lies in one of the functions that make an unspecific reason interesting, or in a module's code that
-/// the agent has not judged yet: a module may be newer than what the agent knows.
+/// True if `location` lies in a function whose unspecific drops are recorded, or in code of a module that the agent has not yet
+/// classified: the module may have been loaded a moment ago.
 #[inline(always)]
-pub fn location_matters(location: u64) -> bool {
+pub fn is_interesting_site(location: u64) -> bool {
     let Some(locations) = LOCATIONS.get(0) else { return false };
     let mut i = 0;
     while i < locations.ranges.len() {
@@ -90,50 +92,50 @@ pub fn location_matters(location: u64) -> bool {
         i += 1;
     }
     let image = &locations.image;
-    // SAFETY: the value is not looked at, only whether there is one.
-    (location < image.start || location >= image.end) && unsafe { DULL.get(location) }.is_none()
+    // SAFETY: the value is not read.
+    (location < image.start || location >= image.end) && unsafe { IGNORED_SITES.get(location) }.is_none()
 }
 
-/// The word of one of the filter's bitmaps that has the bit of `slot`.
+/// The word with the bit of `slot`, of one of the filter's bitmaps.
 #[inline(always)]
-pub fn bits(of: fn(&Filter) -> &[u64; REASONS / 64], slot: usize) -> u64 {
+pub fn bits(of: fn(&ReasonFilter) -> &[u64; REASONS / 64], slot: usize) -> u64 {
     // SAFETY: as for `field!`; a slot is below REASONS.
     unsafe { core::ptr::read_volatile((&raw const *of(&(*config()).filter)).cast::<u64>().add(slot / 64)) }
 }
 
-/// What this CPU keeps between two runs.
+/// The state of this CPU.
 #[inline(always)]
 pub fn cpu() -> Option<*mut PerCpu> {
     PER_CPU.get_ptr_mut(number())
 }
 
-/// The CPU that this runs on. Until its end a program stays there.
+/// The number of this CPU. A program stays on one CPU until it ends.
 #[inline(always)]
 pub fn number() -> u32 {
     // SAFETY: a helper without arguments.
     unsafe { bpf_get_smp_processor_id() as u32 }
 }
 
-/// Counts an event before anything is decided about it.
+/// Counts a freed packet by its reason, before the filter.
 #[inline(always)]
 pub fn count_seen(cpu: *mut PerCpu, slot: usize) {
-    // SAFETY: a CPU's own map value, and a slot is below REASONS. A plain add: `seen` only bounds `matched` from above, and a lost
-    // increment (a recursive run, see `Config::recursive`) is worth less than an atomic on every freed packet.
+    // SAFETY: a CPU's own map value, and a slot is below REASONS. A plain add: `seen` is only an upper bound of
+    // `matched`, so a lost increment (by an interrupting run, see `Config::recursive`) costs less than an atomic on every freed packet.
     unsafe { *(&raw mut (*cpu).seen).cast::<u64>().add(slot) += 1 }
 }
 
-/// Whether an answer to a packet at this address was noted.
+/// True if the kernel sent an ICMP error or a reset about a packet at this address.
 #[inline(always)]
-pub fn has_note(cpu: *mut PerCpu, skb: u64) -> bool {
+pub fn has_reject_mark(cpu: *mut PerCpu, skb: u64) -> bool {
     // SAFETY: a CPU's own map value.
     unsafe { (*cpu).rejected == skb }
 }
 
-/// Whether an answer to the packet was sent right before. The note is taken down for every packet that is freed, since another
-/// one may get its address.
+/// Returns whether the kernel sent an ICMP error or a reset about this packet just before, and clears the mark: another packet may get
+/// the same address.
 #[inline(always)]
-pub fn take_note(cpu: *mut PerCpu, skb: u64) -> bool {
-    if !has_note(cpu, skb) {
+pub fn take_reject_mark(cpu: *mut PerCpu, skb: u64) -> bool {
+    if !has_reject_mark(cpu, skb) {
         return false;
     }
     // SAFETY: a CPU's own map value.
@@ -143,12 +145,12 @@ pub fn take_note(cpu: *mut PerCpu, skb: u64) -> bool {
     }
 }
 
-/// Adds 1 to a counter of the books.
+/// Adds 1 to one of this CPU's counters.
 #[inline(always)]
 pub fn add(counter: *mut u64) {
     let recursive = field!(recursive) != 0;
-    // SAFETY: `counter` is a field of a CPU's own map value. Atomic only on kernels that let a softirq run the program in the
-    // middle of another run on the same CPU.
+    // SAFETY: `counter` is a field of a CPU's own map value. Atomic only on kernels where a softirq can interrupt a run
+    // of the program with another run on the same CPU.
     unsafe {
         if recursive {
             core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(counter, 1);
@@ -158,7 +160,7 @@ pub fn add(counter: *mut u64) {
     }
 }
 
-/// One of this CPU's counters.
+/// The address of one of this CPU's counters.
 macro_rules! counter {
     ($cpu:ident.$name:ident) => {
         // SAFETY: a CPU's own map value; only the address is taken.
@@ -167,9 +169,9 @@ macro_rules! counter {
 }
 pub(crate) use counter;
 
-/// Reserves room for one record, which must be submitted or discarded. `None`: the ring was full, which is counted.
+/// Reserves room for one record, which must be submitted or discarded. Counts a loss and returns `None` if the ring is full.
 ///
-/// The record is built in the reservation itself: per-CPU scratch would be overwritten by a recursive run.
+/// The record is built in the reservation itself: an interrupting run would overwrite a per-CPU buffer.
 #[inline(always)]
 pub fn reserve(cpu: *mut PerCpu) -> Option<RingBufEntry<DropEvent>> {
     let entry = EVENTS.reserve::<DropEvent>(0);
@@ -179,22 +181,22 @@ pub fn reserve(cpu: *mut PerCpu) -> Option<RingBufEntry<DropEvent>> {
     entry
 }
 
-/// Sends a record, all of which was written.
+/// Sends a record, which must be completely written.
 #[inline(always)]
 pub fn submit(cpu: *mut PerCpu, event: RingBufEntry<DropEvent>) {
     event.submit(wake_up(cpu));
     add(counter!(cpu.emitted));
 }
 
-/// Gives the room back: the packet was counted after all.
+/// Discards a reservation: the packet was counted in a map instead.
 #[inline(always)]
 pub fn discard(cpu: *mut PerCpu, event: RingBufEntry<DropEvent>) {
     event.discard(0);
     add(counter!(cpu.aggregated));
 }
 
-/// A wake-up costs ten times what a record does: one a tick from each CPU, and only when the reader has caught up. It looks again
-/// by itself while records come.
+/// Flags for the submission. A wake-up costs ten times as much as a record: each CPU causes at most one a tick, and only when the
+/// reader has caught up. While records come, the reader polls.
 #[inline(always)]
 fn wake_up(cpu: *mut PerCpu) -> u64 {
     // SAFETY: a helper without arguments, and a CPU's own map value.

@@ -1,4 +1,4 @@
-//! IP and transport headers of a packet at a tc hook. Every length is bounded, every read checked.
+//! Reads IP and transport headers of a packet at a tc hook. Every length is bounded, and every read is checked.
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
@@ -6,7 +6,7 @@ use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
 use netpol_trace_common::tc::{FROM_POD, FlowKey};
 
-/// Octets in front of the IP header: veth and netkit are Ethernet, and VLAN tags are not in the data by then.
+/// Bytes before the IP header: veth and netkit are Ethernet, and the kernel has already removed VLAN tags from the data.
 pub const ETHERNET: u32 = 14;
 
 pub const ICMP: u8 = 1;
@@ -17,10 +17,10 @@ pub const SCTP: u8 = 132;
 
 const IPV4: u32 = 0x0800u16.to_be() as u32;
 const IPV6: u32 = 0x86ddu16.to_be() as u32;
-/// Offset and "more fragments" of `frag_off`; a packet without either is whole.
+/// Offset and "more fragments" of `frag_off`; a packet with neither is not fragmented.
 const FRAGMENT: u16 = 0x3fffu16.to_be();
 const FRAGMENT_OFFSET: u16 = 0x1fffu16.to_be();
-/// IPv6 extension headers that are walked; a packet with more is counted and left alone.
+/// IPv6 extension headers that are read; a packet with more is counted as unread.
 const EXTENSIONS: u32 = 6;
 
 #[repr(C)]
@@ -74,72 +74,72 @@ pub struct Sctp {
     length: u16,
 }
 
-/// What the IP headers say.
-pub struct Packet {
+/// The fields of the IP headers.
+pub struct IpPacket {
     /// IPv4 as IPv4-mapped IPv6.
     pub source: [u32; 4],
     pub destination: [u32; 4],
     pub protocol: u8,
-    /// Offset of the transport header from the packet's begin.
+    /// Offset of the transport header from the beginning of the packet.
     pub transport: u32,
 }
 
 pub enum Ip {
-    Packet(Packet),
+    Packet(IpPacket),
     /// Not IP, or a fragment that has no transport header.
     Other,
     Unreadable,
 }
 
-impl Packet {
+impl IpPacket {
     #[inline(always)]
-    pub fn flipped(&self) -> Packet {
-        Packet { source: self.destination, destination: self.source, ..*self }
+    pub fn flipped(&self) -> IpPacket {
+        IpPacket { source: self.destination, destination: self.source, ..*self }
     }
 }
 
-/// Copies `size_of::<T>()` octets; `None` where the packet ends before. Works on what is not linear too.
+/// Copies `size_of::<T>()` bytes, also from outside the linear part; `None` if the packet is shorter.
 #[inline(always)]
 pub fn load<T: Copy>(ctx: &TcContext, at: u32) -> Option<T> {
     let mut value = MaybeUninit::<T>::uninit();
-    // SAFETY: the target has the size that is given; on success all of it is set, and T is plain words.
+    // SAFETY: the target has the size that is passed; on success all of it is set, and T is plain words.
     unsafe {
         let read = bpf_skb_load_bytes(ctx.skb.skb.cast(), at, value.as_mut_ptr().cast(), size_of::<T>() as u32);
         if read == 0 { Some(value.assume_init()) } else { None }
     }
 }
 
-/// Whether this is a whole TCP segment that neither opens nor refuses a connection: nearly every packet there is. Reads
-/// the packet's own memory; says no when the headers are not there.
+/// True for an unfragmented TCP segment that neither opens nor refuses a connection, as nearly all packets are. Reads the packet's own
+/// memory; false if the headers are not in the linear part.
 #[inline(always)]
 pub fn is_established_tcp(ctx: &TcContext) -> bool {
     const OPENS_OR_REFUSES: u8 = 2 | 4;
     let (data, end) = (ctx.data(), ctx.data_end());
     let ip = data + ETHERNET as usize;
-    // SAFETY (here and below): each octet read lies before `end`; the verifier checks that again.
-    let octet = |at: usize| unsafe { *((ip + at) as *const u8) };
+    // SAFETY (here and below): each byte lies before `end`; the verifier checks it too.
+    let byte = |at: usize| unsafe { *((ip + at) as *const u8) };
     match ethertype(ctx) {
         IPV4 => {
             if ip + 34 > end {
                 return false;
             }
             let fragment = unsafe { *((ip + 6) as *const u16) };
-            octet(0) == 0x45 && octet(9) == TCP && fragment & FRAGMENT == 0 && octet(33) & OPENS_OR_REFUSES == 0
+            byte(0) == 0x45 && byte(9) == TCP && fragment & FRAGMENT == 0 && byte(33) & OPENS_OR_REFUSES == 0
         }
         IPV6 => {
             if ip + 54 > end {
                 return false;
             }
-            octet(6) == TCP && octet(53) & OPENS_OR_REFUSES == 0
+            byte(6) == TCP && byte(53) & OPENS_OR_REFUSES == 0
         }
         _ => false,
     }
 }
 
-/// A UDP packet without options, extension headers or fragments, read in the packet's own memory: the second most
-/// frequent sort. `None` says nothing.
+/// Reads a UDP packet without options, extension headers or fragments in the packet's own memory, the second most frequent kind.
+/// `None`: the packet may still be UDP.
 #[inline(always)]
-pub fn plain_udp(ctx: &TcContext) -> Option<(Packet, [u16; 2])> {
+pub fn plain_udp(ctx: &TcContext) -> Option<(IpPacket, [u16; 2])> {
     let (data, end) = (ctx.data(), ctx.data_end());
     let ip = data + ETHERNET as usize;
     match ethertype(ctx) {
@@ -147,13 +147,13 @@ pub fn plain_udp(ctx: &TcContext) -> Option<(Packet, [u16; 2])> {
             if ip + 24 > end {
                 return None;
             }
-            // SAFETY: both lie before `end`; the verifier checks that again.
+            // SAFETY: both lie before `end`; the verifier checks it too.
             let (header, ports) = unsafe { (*(ip as *const Ipv4), *((ip + 20) as *const [u16; 2])) };
             if header.version != 0x45 || header.protocol != UDP || header.fragment & FRAGMENT != 0 {
                 return None;
             }
             let (source, destination) = (mapped(header.source), mapped(header.destination));
-            Some((Packet { source, destination, protocol: UDP, transport: ETHERNET + 20 }, ports))
+            Some((IpPacket { source, destination, protocol: UDP, transport: ETHERNET + 20 }, ports))
         }
         IPV6 => {
             if ip + 44 > end {
@@ -165,7 +165,7 @@ pub fn plain_udp(ctx: &TcContext) -> Option<(Packet, [u16; 2])> {
                 return None;
             }
             let (source, destination) = (header.source, header.destination);
-            Some((Packet { source, destination, protocol: UDP, transport: ETHERNET + 40 }, ports))
+            Some((IpPacket { source, destination, protocol: UDP, transport: ETHERNET + 40 }, ports))
         }
         _ => None,
     }
@@ -178,7 +178,7 @@ fn ethertype(ctx: &TcContext) -> u32 {
     unsafe { (*skb).protocol }
 }
 
-/// Reads the IP headers that begin at `at`. The first octet tells the version: an ICMP error quotes its own family.
+/// Reads the IP headers that begin at `at`. An ICMP error quotes a packet of its own family, so the EtherType gives the version.
 #[inline(always)]
 pub fn ip(ctx: &TcContext, at: u32) -> Ip {
     match ethertype(ctx) {
@@ -198,7 +198,7 @@ fn ipv4(ctx: &TcContext, at: u32) -> Ip {
     if header.fragment & FRAGMENT_OFFSET != 0 {
         return Ip::Other;
     }
-    Ip::Packet(Packet {
+    Ip::Packet(IpPacket {
         source: mapped(header.source),
         destination: mapped(header.destination),
         protocol: header.protocol,
@@ -221,7 +221,7 @@ fn ipv6(ctx: &TcContext, at: u32) -> Ip {
         match next {
             HOP_BY_HOP | ROUTING | DESTINATION | AUTHENTICATION | FRAGMENT_HEADER => {}
             protocol => {
-                return Ip::Packet(Packet {
+                return Ip::Packet(IpPacket {
                     source: header.source,
                     destination: header.destination,
                     protocol,
@@ -247,7 +247,7 @@ fn mapped(ipv4: u32) -> [u32; 4] {
     [0, 0, 0xffffu32.to_be(), ipv4]
 }
 
-/// Multicast of either family, and IPv4's broadcast: nobody is expected to answer.
+/// True for multicast of either family and IPv4's broadcast: packets to which no answer is expected.
 #[inline(always)]
 pub fn is_multicast(address: &[u32; 4]) -> bool {
     let first = u32::from_be(address[0]) >> 24;
@@ -258,7 +258,7 @@ pub fn is_multicast(address: &[u32; 4]) -> bool {
 
 /// The key of the connection that a packet in `direction` belongs to.
 #[inline(always)]
-pub fn key(ctx: &TcContext, direction: u8, ip: &Packet, source: u16, destination: u16) -> FlowKey {
+pub fn key(ctx: &TcContext, direction: u8, ip: &IpPacket, source: u16, destination: u16) -> FlowKey {
     let skb: *const __sk_buff = ctx.skb.skb;
     // SAFETY: a field of the context.
     let ifindex = unsafe { (*skb).ifindex };

@@ -1,6 +1,6 @@
-//! The key under which a packet is counted, read from its headers.
+//! Reads the key under which a packet is counted from the packet's headers.
 
-use netpol_trace_common::fold::{self, FoldKey, WORDS, shift};
+use netpol_trace_common::aggregate::{self, AggregateKey, WORDS, shift};
 
 use crate::drop::{self, Memory, Skb};
 
@@ -10,9 +10,9 @@ pub struct Measure {
     pub segments: u32,
 }
 
-/// A word of the key, from where it is: the compiler would keep all of them twice, and the stack is short.
+/// Reads a word of the key in place: without this the compiler would keep a second copy of the key on the stack, which has 512 bytes.
 #[inline(always)]
-pub fn word(key: &FoldKey, at: usize) -> u64 {
+pub fn word(key: &AggregateKey, at: usize) -> u64 {
     // SAFETY: a live reference.
     unsafe { core::ptr::read_volatile(&raw const key.words[at]) }
 }
@@ -25,26 +25,26 @@ const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const SCTP: u8 = 132;
 
-/// Whether packets like this one are counted.
+/// True if packets of this flow are counted.
 #[inline(always)]
-pub fn folds(key: &FoldKey) -> bool {
-    key.kind() != fold::NOT_FOLDED
+pub fn is_aggregated(key: &AggregateKey) -> bool {
+    key.kind() != aggregate::NOT_AGGREGATED
 }
 
-/// What of a packet's headers tells its flow from others.
-struct Flow {
+/// The part of a key that comes from the packet's headers.
+struct FlowFields {
     kind: u8,
     protocol: u8,
-    /// The word of ports, without those before NAT.
+    /// The lower half of the word of ports: the ports as in the packet.
     ports: u64,
     tcp_flags: u8,
     bytes: u32,
 }
 
-/// Writes the key of the packet's flow. Its kind stays [`fold::NOT_FOLDED`] for packets that can't be told apart this cheaply:
-/// options, extension headers, a transport header beyond the linear part, no network namespace.
+/// Writes the key of the packet's flow. The key's kind stays [`aggregate::NOT_AGGREGATED`] for a packet with options or extension
+/// headers, without a network namespace, or whose transport header lies beyond the linear part: reading those costs too much.
 #[inline(always)]
-pub fn read<M: Memory>(key: &mut FoldKey, skb: &Skb, location: u64, reason: u32, extra: u8) -> Measure {
+pub fn read<M: Memory>(key: &mut AggregateKey, skb: &Skb, location: u64, reason: u32, extra: u8) -> Measure {
     let head = M::open(skb.head, skb.network_header);
     let unknown = Measure { bytes: skb.len, segments: 1 };
     let tracked = skb.conntrack() != 0;
@@ -89,7 +89,7 @@ pub fn read<M: Memory>(key: &mut FoldKey, skb: &Skb, location: u64, reason: u32,
     key.words[1] = location;
     key.words[2] = u64::from(skb.iif) | u64::from(skb.netns) << 32;
     key.words[3] = u64::from(flow.protocol)
-        | u64::from(flow.tcp_flags & fold::TCP_FLAGS) << shift::TCP_FLAGS
+        | u64::from(flow.tcp_flags & aggregate::TCP_FLAGS) << shift::TCP_FLAGS
         | (skb.nfct & 7) << shift::CTINFO
         | u64::from(flow.kind) << shift::KIND
         | u64::from(extra) << shift::FLAGS;
@@ -97,22 +97,23 @@ pub fn read<M: Memory>(key: &mut FoldKey, skb: &Skb, location: u64, reason: u32,
     Measure { bytes: flow.bytes, segments: drop::segments::<M>(skb) }
 }
 
-/// The words of conntrack's original tuple, by way of the key's last ones: the stack is short.
+/// Copies conntrack's original tuple into the last words of the key and returns it. The key serves as buffer because the stack has 512
+/// bytes.
 #[inline(always)]
-fn tuple(key: &mut FoldKey, skb: &Skb) -> [u64; 5] {
+fn tuple(key: &mut AggregateKey, skb: &Skb) -> [u64; 5] {
     skb.tuple((&raw mut key.words[WORDS - 5]).cast());
     [word(key, 8), word(key, 9), word(key, 10), word(key, 11), word(key, 12)]
 }
 
-/// The upper half of the word of ports, from the conntrack tuple's words that hold them.
+/// The upper half of the word of ports, from the words of the conntrack tuple that contain them.
 #[inline(always)]
 fn ports(source: u64, destination: u64) -> u64 {
     (source & 0xffff) << 32 | (destination >> 32 & 0xffff) << 48
 }
 
 #[inline(always)]
-fn ipv4<M: Memory>(head: &M::Head, skb: &Skb) -> Option<Flow> {
-    // Version, length of the header, type of service, length of the packet; in memory's order.
+fn ipv4<M: Memory>(head: &M::Head, skb: &Skb) -> Option<FlowFields> {
+    // Version, header length, type of service and packet length, in memory order.
     let first: u32 = M::get(head, 0);
     if first as u8 != 0x45 {
         return None;
@@ -120,27 +121,27 @@ fn ipv4<M: Memory>(head: &M::Head, skb: &Skb) -> Option<Flow> {
     let length = u16::from_be((first >> 16) as u16);
     let bytes = if length != 0 { u32::from(length) } else { skb.len };
     let protocol: u8 = M::get(head, 9);
-    // Behind the first fragment there is no transport header.
+    // Fragments other than the first have no transport header.
     if u16::from_be(M::get(head, 6)) & 0x1fff != 0 {
-        return Some(Flow { kind: fold::V4 | fold::FRAGMENT, protocol, ports: 0, tcp_flags: 0, bytes });
+        return Some(FlowFields { kind: aggregate::V4 | aggregate::FRAGMENT, protocol, ports: 0, tcp_flags: 0, bytes });
     }
-    transport::<M, 20>(head, skb, Flow { kind: fold::V4, protocol, ports: 0, tcp_flags: 0, bytes })
+    transport::<M, 20>(head, skb, FlowFields { kind: aggregate::V4, protocol, ports: 0, tcp_flags: 0, bytes })
 }
 
 #[inline(always)]
-fn ipv6<M: Memory>(head: &M::Head, skb: &Skb) -> Option<Flow> {
+fn ipv6<M: Memory>(head: &M::Head, skb: &Skb) -> Option<FlowFields> {
     let protocol: u8 = M::get(head, 6);
     if !matches!(protocol, TCP | UDP | ICMPV6 | SCTP) {
         return None;
     }
     let length = u16::from_be(M::get(head, 4));
     let bytes = if length != 0 { u32::from(length) + 40 } else { skb.len };
-    transport::<M, 40>(head, skb, Flow { kind: fold::V6, protocol, ports: 0, tcp_flags: 0, bytes })
+    transport::<M, 40>(head, skb, FlowFields { kind: aggregate::V6, protocol, ports: 0, tcp_flags: 0, bytes })
 }
 
 /// Ports and flags, from the transport header at `AT`.
 #[inline(always)]
-fn transport<M: Memory, const AT: u32>(head: &M::Head, skb: &Skb, mut flow: Flow) -> Option<Flow> {
+fn transport<M: Memory, const AT: u32>(head: &M::Head, skb: &Skb, mut flow: FlowFields) -> Option<FlowFields> {
     let needed = if flow.protocol == TCP { 14 } else { 8 };
     if u32::from(skb.network_header) + AT + needed > skb.tail {
         return None;
@@ -149,7 +150,7 @@ fn transport<M: Memory, const AT: u32>(head: &M::Head, skb: &Skb, mut flow: Flow
     if flow.protocol == TCP {
         flow.tcp_flags = M::get(head, AT + 13);
     } else if matches!(flow.protocol, ICMP | ICMPV6) {
-        // The checksum differs between packets; the identifier doesn't.
+        // Packets of a flow differ in the checksum but not in the identifier.
         flow.ports = flow.ports & 0xffff | u64::from(M::get::<u16>(head, AT + 4)) << 16;
     }
     Some(flow)

@@ -1,19 +1,19 @@
 //! Hook 1: the `kfree_skb` tracepoint, as BTF tracepoint and, for kernels that refuse that, as raw tracepoint.
 //!
-//! The kernel does not run a program on a CPU where that program is running already (recursion protection, from 6.1). A drop in
-//! a softirq that interrupts the program is therefore missed. The kernel counts such misses for each program, and the agent
-//! declares them as an estimated loss.
+//! From 6.1 the kernel does not run a program on a CPU where that program is already running (recursion protection). The program
+//! therefore misses a drop in a softirq that interrupts it. The kernel counts such misses for each program, and the agent declares
+//! them as an estimated loss.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use core::mem::MaybeUninit;
-use netpol_trace_common::fold::{FoldKey, WORDS};
+use netpol_trace_common::aggregate::{AggregateKey, WORDS};
 use netpol_trace_common::{DropEvent, NO_REASON, PerCpu, REASON_OTHER, REASONS, flags};
 
+use crate::aggregate::{ActiveMaps, Outcome};
 use crate::drop::{self, Direct, Memory, Probed, Skb, Typed};
 use crate::emit::{self, counter, field};
-use crate::fold::{Outcome, Place};
 use crate::key::{self, Measure};
 
 /// The arguments of the tracepoint.
@@ -21,7 +21,7 @@ trait Arguments: EbpfContext {
     fn word(&self, at: usize) -> u64;
     fn skb(&self) -> *const u8;
 
-    /// An argument that the kernel lacks is behind a constant false: the verifier never looks at the load.
+    /// On kernels without this argument the condition is a constant false, so that the verifier skips the load.
     #[inline(always)]
     fn reason(&self) -> u32 {
         if field!(arguments) >= 3 { self.word(2) as u32 } else { NO_REASON }
@@ -48,11 +48,11 @@ arguments!(BtfTracePointContext RawTracePointContext);
 
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb(ctx: BtfTracePointContext) -> u32 {
-    // Kernels that take it have the reason.
+    // Kernels that accept this program pass a reason.
     if passes(&ctx, |ctx| ctx.word(2) as u32) { handle::<_, Direct>(&ctx) } else { 0 }
 }
 
-/// For kernels before 6.17, whose verifier doesn't let a program load a packet's headers.
+/// For kernels before 6.17, whose verifier rejects plain loads of a packet's headers.
 #[btf_tracepoint(function = "kfree_skb")]
 pub fn kfree_skb_copy(ctx: BtfTracePointContext) -> u32 {
     if passes(&ctx, Arguments::reason) { handle::<_, Typed>(&ctx) } else { 0 }
@@ -63,14 +63,14 @@ pub fn kfree_skb_raw(ctx: RawTracePointContext) -> u32 {
     if passes(&ctx, Arguments::reason) { handle::<_, Probed>(&ctx) } else { 0 }
 }
 
-/// One bitmap test throws out nearly everything. What it lets pass is a function of its own: this one has hardly any stack, and saves
-/// one register, since it reads the reason only when it needs it.
+/// Discards nearly all freed packets by one bitmap test. The rest is handled in a function of its own, so that this one needs little
+/// stack and saves only one register.
 #[inline(always)]
 fn passes<C: Arguments>(ctx: &C, reason: impl FnOnce(&C) -> u32) -> bool {
     let Some(cpu) = emit::cpu() else { return false };
     let (slot, skb) = (slot(reason(ctx)), ctx.skb() as u64);
     emit::count_seen(cpu, slot);
-    emit::has_note(cpu, skb) || emit::bits(|filter| &filter.either, slot) >> (slot % 64) & 1 == 1
+    emit::has_reject_mark(cpu, skb) || emit::bits(|filter| &filter.either, slot) >> (slot % 64) & 1 == 1
 }
 
 /// Handles a freed packet that passed the first test.
@@ -83,53 +83,54 @@ fn handle<C: Arguments, M: Memory>(ctx: &C) -> u32 {
     0
 }
 
-/// Where a reason has its bits and its count: below [`REASONS`].
+/// The index of a reason's bits and count, below [`REASONS`].
 #[inline(always)]
 fn slot(reason: u32) -> usize {
     let slot = if reason < REASONS as u32 { reason } else { REASON_OTHER };
     let mut slot = slot as u64;
-    // SAFETY: one instruction. The compiler would drop the mask, which it knows to be needless and the verifier doesn't.
+    // SAFETY: one instruction. The compiler knows that the mask is redundant and would drop it; the verifier needs it.
     unsafe { core::arch::asm!("{slot} &= {mask}", slot = inout(reg) slot, mask = const REASONS - 1) };
     slot as usize
 }
 
-/// What is known of a drop without a look at its packet.
+/// A drop, before its packet is read.
 #[derive(Clone, Copy)]
-struct Drop {
+struct FreedPacket {
     location: u64,
     reason: u32,
     rejected: bool,
     by_location: bool,
 }
 
-/// A drop that passed the filter: counted with its like, or sent.
+/// Counts a drop that passed the filter with others of its flow, or sends it.
 #[inline(always)]
-fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: Drop) {
+fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: FreedPacket) {
     emit::add(counter!(cpu.matched));
     let mut extra = if drop.rejected { flags::REJECTED } else { 0 };
-    // Who drops tells a queue's verdict from a queue whose listener died. Only places that count by location need it.
+    // The task distinguishes the verdict of a queue's listener from a queue whose listener died. Only reasons that count by location
+    // need it.
     if drop.by_location && drop::kernel_thread() {
         extra |= flags::KERNEL_THREAD;
     }
-    let place = if field!(fold) != 0 { Place::now(cpu) } else { None };
-    let mut key = MaybeUninit::<FoldKey>::uninit();
+    let maps = if field!(aggregate) != 0 { ActiveMaps::current(cpu) } else { None };
+    let mut key = MaybeUninit::<AggregateKey>::uninit();
     drop::words(key.as_mut_ptr().cast(), [0u64; WORDS]);
     // SAFETY: all its words were written.
     let key = unsafe { key.assume_init_mut() };
     let mut measure = Measure { bytes: 0, segments: 1 };
-    if let Some(place) = &place {
+    if let Some(maps) = &maps {
         measure = key::read::<M>(key, &Skb::read::<M>(ctx.skb()), drop.location, drop.reason, extra);
-        if key::folds(key)
-            && let Outcome::Counted = place.count(key, &measure)
+        if key::is_aggregated(key)
+            && let Outcome::Counted = maps.count(key, &measure)
         {
             emit::add(counter!(cpu.aggregated));
             return;
         }
     }
     let Some(mut event) = emit::reserve(cpu) else { return };
-    if let Some(place) = &place
-        && key::folds(key)
-        && let Outcome::Counted = place.claim(key, &measure)
+    if let Some(maps) = &maps
+        && key::is_aggregated(key)
+        && let Outcome::Counted = maps.open(key, &measure)
     {
         emit::discard(cpu, event);
         return;
@@ -138,27 +139,27 @@ fn matched<C: Arguments, M: Memory>(ctx: &C, cpu: *mut PerCpu, drop: Drop) {
     emit::submit(cpu, event);
 }
 
-/// A function of its own, with a stack of its own: what the key was made of is read again.
+/// Not inlined, so that it has a stack of its own. It reads the packet again.
 #[inline(never)]
-fn fill<C: Arguments, M: Memory>(event: &mut MaybeUninit<DropEvent>, ctx: &C, key: &FoldKey, extra: u8) {
+fn fill<C: Arguments, M: Memory>(event: &mut MaybeUninit<DropEvent>, ctx: &C, key: &AggregateKey, extra: u8) {
     drop::fill::<M>(event, &Skb::read::<M>(ctx.skb()), key, ctx.word(1), ctx.reason(), extra);
 }
 
-/// What is known of a drop that is to be recorded; `None` for one that is not.
+/// Returns a drop that is to be recorded; `None` for others.
 #[inline(always)]
-fn interesting(ctx: &impl Arguments, cpu: *mut PerCpu) -> Option<Drop> {
+fn interesting(ctx: &impl Arguments, cpu: *mut PerCpu) -> Option<FreedPacket> {
     let (reason, location) = (ctx.reason(), ctx.word(1));
     let slot = slot(reason);
-    let rejected = emit::take_note(cpu, ctx.skb() as u64);
-    let mut drop = Drop { location, reason, rejected, by_location: false };
-    // The slot of a two-argument kernel is REASON_OTHER, whose bit in `by_location` the loader sets there.
+    let rejected = emit::take_reject_mark(cpu, ctx.skb() as u64);
+    let mut drop = FreedPacket { location, reason, rejected, by_location: false };
+    // On a kernel without reasons the slot is REASON_OTHER; there the loader sets that bit in `by_location`.
     let has = |bits: u64| bits >> (slot % 64) & 1 == 1;
     if has(emit::bits(|filter| &filter.anywhere, slot)) {
         return Some(drop);
     }
     if has(emit::bits(|filter| &filter.by_location, slot)) {
         drop.by_location = true;
-        return emit::location_matters(location).then_some(drop);
+        return emit::is_interesting_site(location).then_some(drop);
     }
     let subsystem = field!(ovs_subsystem);
     (subsystem != 0 && reason != NO_REASON && reason >> 16 == subsystem).then_some(drop)

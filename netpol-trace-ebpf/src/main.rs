@@ -1,22 +1,22 @@
-//! netpol-trace's eBPF programs: one thin program per hook, one file per hook, and one path by which records leave.
+//! netpol-trace's eBPF programs: one file for each hook, and one path by which records reach the agent.
 #![no_std]
 #![no_main]
-// The only atomic add that the BPF target lowers on 5.10 too.
+// For the only atomic add that compiles to instructions that Linux 5.10 has.
 #![feature(core_intrinsics)]
-// A mask that the compiler must not drop.
+// For a mask that the compiler must not drop.
 #![feature(asm_experimental_arch)]
 #![allow(internal_features)]
 
+mod aggregate;
 mod drop;
 mod emit;
-mod fold;
 mod headers;
 mod key;
 mod kfree_skb;
 mod reject;
 mod tc;
 
-/// The kernel checks this string before it lends GPL-only helpers.
+/// The kernel checks this string before it permits GPL-only helpers.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,5 +1,5 @@
-//! What netfilter's REJECT sends. It does so before it frees the packet that it rejects, on the same CPU: a note of that
-//! packet tells the kfree_skb program that it was a reject. Runs only when an ICMP error or a reset is sent.
+//! Distinguishes netfilter's REJECT from DROP. REJECT sends an ICMP error or a reset before it frees the packet, on the same CPU: these
+//! programs mark that packet for the kfree_skb program. They run only when the kernel sends an ICMP error or a reset.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
@@ -7,7 +7,7 @@ use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
 
 use crate::emit;
 
-/// Destination unreachable, in ICMP and in ICMPv6: what REJECT sends.
+/// Destination unreachable, the ICMP and ICMPv6 types that REJECT sends.
 const ICMP_UNREACHABLE: u32 = 3;
 const ICMP6_UNREACHABLE: u32 = 1;
 
@@ -15,16 +15,16 @@ const ICMP6_UNREACHABLE: u32 = 1;
 #[fentry(function = "__icmp_send")]
 pub fn reject_icmp(ctx: FEntryContext) -> u32 {
     if ctx.arg::<u64>(1) as u32 == ICMP_UNREACHABLE {
-        note(ctx.arg::<u64>(0));
+        mark(ctx.arg::<u64>(0));
     }
     0
 }
 
-/// The same where trampolines are refused and the tracepoint exists (6.10).
+/// The tracepoint (from 6.10), for kernels that reject trampolines.
 #[btf_tracepoint(function = "icmp_send")]
 pub fn reject_icmp_tp(ctx: BtfTracePointContext) -> u32 {
     if ctx.arg::<u64>(1) as u32 == ICMP_UNREACHABLE {
-        note(ctx.arg::<u64>(0));
+        mark(ctx.arg::<u64>(0));
     }
     0
 }
@@ -33,20 +33,20 @@ pub fn reject_icmp_tp(ctx: BtfTracePointContext) -> u32 {
 #[fentry(function = "icmp6_send")]
 pub fn reject_icmp6(ctx: FEntryContext) -> u32 {
     if ctx.arg::<u64>(1) as u8 as u32 == ICMP6_UNREACHABLE {
-        note(ctx.arg::<u64>(0));
+        mark(ctx.arg::<u64>(0));
     }
     0
 }
 
-/// `nf_ct_attach(new, old)`: only REJECT's resets call it, of both families, and the old packet is the rejected one.
+/// `nf_ct_attach(new, old)`: called only by REJECT's resets, for both families; `old` is the rejected packet.
 #[fentry(function = "nf_ct_attach")]
 pub fn reject_reset(ctx: FEntryContext) -> u32 {
-    note(ctx.arg::<u64>(1));
+    mark(ctx.arg::<u64>(1));
     0
 }
 
 #[inline(always)]
-fn note(skb: u64) {
+fn mark(skb: u64) {
     let Some(cpu) = emit::cpu() else { return };
     // SAFETY: a CPU's own map value, and a helper without arguments.
     unsafe {

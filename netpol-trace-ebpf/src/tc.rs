@@ -1,8 +1,8 @@
-//! Hook 2: tc, on the host's side of pods' interfaces. Sees what a pod sends before NAT and policy, and what reaches it
-//! behind them. Never changes a packet and never decides: both programs always let the next one run.
+//! Hook 2: tc, on the host's end of pods' interfaces. Sees packets that a pod sends before NAT and policy, and packets that reach the pod
+//! after both. Both programs pass every packet on unchanged to the next program.
 //!
-//! What happens all the time, a segment of a TCP connection, costs a few loads. Only what opens or answers a connection
-//! touches the map.
+//! A segment of an established TCP connection, the most frequent case, costs a few loads. Only packets that open or answer a connection
+//! need a map look-up.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns, bpf_skb_load_bytes};
@@ -16,29 +16,29 @@ use netpol_trace_common::tc::{
 use crate::emit::{self, add};
 use crate::headers::{self, ETHERNET, ICMP, ICMPV6, SCTP, TCP, UDP};
 
-/// TCX_NEXT, and TC_ACT_UNSPEC: no opinion.
+/// TCX_NEXT and TC_ACT_UNSPEC: the next program decides.
 const NEXT: i32 = -1;
 const DNS_PORT: u16 = 53u16.to_be();
 /// The header of a DNS message.
 const DNS_HEADER: u32 = 12;
 
-/// Connections that wait for an answer, and UDP flows in use. A plain hash: an LRU map forgets silently.
+/// Unanswered connections, and UDP connections in use. A plain hash map: an LRU map would evict entries without a count.
 #[map]
 static FLOWS: HashMap<FlowKey, FlowState> = HashMap::with_max_entries(32 * 1024, 0);
-/// For as many CPUs as the machine may have: the loader sets that. No program runs in the middle of another one at this hook.
+/// [`RECENT`] entries for each possible CPU; the loader sets its size. At this hook no run of a program interrupts another one.
 #[map]
 static RECENTLY: Array<Recent> = Array::with_max_entries(RECENT, 0);
-/// A ring of its own: a flood of connections can't crowd out drops.
+/// Separate from the ring of drops, so that a flood of connections takes no room from drops.
 #[map]
 static FLOW_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[map]
 static FLOW_COUNTERS: PerCpuArray<FlowCounters> = PerCpuArray::with_max_entries(1, 0);
-/// Until when (CLOCK_MONOTONIC, ns) connections are followed. A clsact filter outlives a killed agent, which then no
-/// longer renews this: the filter does nothing.
+/// The time (CLOCK_MONOTONIC, ns) until which new connections are recorded. The agent renews it. A clsact filter outlives a killed
+/// agent, and then does nothing.
 #[map]
 static LEASE: Array<u64> = Array::with_max_entries(1, 0);
 
-/// Adds one to a counter. Looked up only here: what happens all the time counts nothing.
+/// Adds 1 to a counter. The look-up of the counters is here, so that the most frequent packets, which are not counted, do without it.
 macro_rules! count {
     ($field:ident) => {
         if let Some(counters) = FLOW_COUNTERS.get_ptr_mut(0) {
@@ -75,26 +75,26 @@ fn observe(ctx: &TcContext, direction: u8) {
             headers::Ip::Unreadable => return count!(unread),
         },
     };
-    let seen = Seen { ctx, direction, ip, ports };
-    match seen.ip.protocol {
-        TCP => seen.tcp(),
-        UDP => seen.udp(),
-        SCTP => seen.sctp(),
-        ICMP | ICMPV6 => seen.icmp(),
+    let packet = TcPacket { ctx, direction, ip, ports };
+    match packet.ip.protocol {
+        TCP => packet.tcp(),
+        UDP => packet.udp(),
+        SCTP => packet.sctp(),
+        ICMP | ICMPV6 => packet.icmp(),
         _ => {}
     }
 }
 
-/// One packet whose IP headers are read.
-struct Seen<'a> {
+/// A packet whose IP headers were read.
+struct TcPacket<'a> {
     ctx: &'a TcContext,
     direction: u8,
-    ip: headers::Packet,
-    /// Of a plain UDP packet, read already.
+    ip: headers::IpPacket,
+    /// Ports of a plain UDP packet.
     ports: Option<[u16; 2]>,
 }
 
-impl Seen<'_> {
+impl TcPacket<'_> {
     #[inline(always)]
     fn tcp(&self) {
         const SYN: u8 = 2;
@@ -134,16 +134,16 @@ impl Seen<'_> {
         let Some([source, destination]) = ports else { return self.unread() };
         let key = self.key(source, destination);
         let recent = self.recent(&key);
-        let asked = match recent.and_then(|recent| self.again(recent, &key)) {
-            Some(asked) => asked,
+        let is_reply = match recent.and_then(|recent| self.count_recent(recent, &key)) {
+            Some(is_reply) => is_reply,
             None => self.sent(&key, !headers::is_multicast(&self.ip.destination), recent),
         };
-        if asked && source == DNS_PORT && self.direction == TO_POD {
+        if is_reply && source == DNS_PORT && self.direction == TO_POD {
             self.dns(&key);
         }
     }
 
-    /// An ICMP error is about the packet that it quotes, which went the other way.
+    /// An ICMP error is about the packet that it quotes, which went in the opposite direction.
     #[inline(always)]
     fn icmp(&self) {
         let Some(kind) = headers::load::<[u8; 2]>(self.ctx, self.ip.transport) else { return self.unread() };
@@ -159,7 +159,7 @@ impl Seen<'_> {
             _ => return,
         };
         let Some([source, destination]) = headers::load::<[u16; 2]>(self.ctx, quoted.transport) else { return };
-        // Seen from this packet's direction, the quoted source is where the error goes.
+        // The error goes to the source of the quoted packet.
         let key = headers::key(self.ctx, self.direction, &quoted.flipped(), destination, source);
         self.refused(&key, event::ICMP, kind);
     }
@@ -169,7 +169,7 @@ impl Seen<'_> {
         headers::key(self.ctx, self.direction, &self.ip, source, destination)
     }
 
-    /// Where this CPU remembers the connection, if it does.
+    /// This CPU's entry of [`RECENTLY`] for the connection; another connection may be in it.
     #[inline(always)]
     fn recent(&self, key: &FlowKey) -> Option<*mut Recent> {
         let mixed =
@@ -178,25 +178,26 @@ impl Seen<'_> {
         RECENTLY.get_ptr_mut(emit::number() * RECENT + at)
     }
 
-    /// A packet of a connection that this CPU saw within the tick, else `None`. Says what `sent` says.
+    /// Counts a packet of a connection of which this CPU saw a packet in the current tick. Returns whether the packet is a reply; `None` for
+    /// another connection or tick.
     #[inline(always)]
-    fn again(&self, recent: *mut Recent, key: &FlowKey) -> Option<bool> {
+    fn count_recent(&self, recent: *mut Recent, key: &FlowKey) -> Option<bool> {
         // SAFETY: a CPU's own map value; and a helper without arguments.
         unsafe {
             if (*recent).key != *key || (*recent).tick != bpf_jiffies64() {
                 return None;
             }
-            let asked = (*recent).direction != self.direction as u32;
-            (*recent).packets += u32::from(!asked);
-            Some(asked)
+            let is_reply = (*recent).direction != self.direction as u32;
+            (*recent).packets += u32::from(!is_reply);
+            Some(is_reply)
         }
     }
 
-    /// A packet of a connection. A first one opens it, if it `may_open`. Returns whether it answers one that the pod opened.
+    /// Counts a packet of a connection. The first packet opens the connection if it `may_open` one. Returns whether the packet is a reply.
     #[inline(always)]
     fn sent(&self, key: &FlowKey, may_open: bool, recent: Option<*mut Recent>) -> bool {
         if let Some(state) = FLOWS.get_ptr_mut(key) {
-            // SAFETY: live map values, one of them this CPU's own. Plain adds: a lost one can't turn "some" into "none".
+            // SAFETY: live map values, one of them this CPU's own. Plain adds: a lost increment never makes a count zero.
             unsafe {
                 let direction = (*state).direction;
                 if direction == self.direction as u32 {
@@ -215,7 +216,7 @@ impl Seen<'_> {
                 return direction != self.direction as u32;
             }
         }
-        // SAFETY: as above. What is left of a connection that had the same key is not this one's.
+        // SAFETY: as above. Drops the count of an earlier connection with the same key.
         if let Some(recent) = recent
             && unsafe { (*recent).key == *key }
         {
@@ -230,7 +231,7 @@ impl Seen<'_> {
     #[inline(always)]
     fn opened(&self, key: &FlowKey) {
         let now = now();
-        // SAFETY: the value of an array map that always exists; an aligned word, read once.
+        // SAFETY: the value of an array map, which always exists; an aligned word, read once.
         if LEASE.get_ptr(0).is_none_or(|until| unsafe { core::ptr::read_volatile(until) } < now) {
             return;
         }
@@ -241,16 +242,16 @@ impl Seen<'_> {
             Err(FULL) => return count!(lost_full),
             Err(_) => return count!(lost_insert),
         }
-        if self.tell(key, event::OPENED, [0; 2], now) {
+        if self.report(key, event::OPENED, [0; 2], now) {
             count!(reported);
         } else {
-            // Nobody knows of the entry, so nobody would ever remove it. The next packet tries again.
+            // The agent does not know the entry and would never remove it. The next packet makes a new one.
             let _ = FLOWS.remove(key);
             count!(lost_ring);
         }
     }
 
-    /// A handshake's answer: the connection needs no watching any more.
+    /// The reply of a handshake: the connection is established, and its entry is removed.
     #[inline(always)]
     fn answered(&self, key: &FlowKey) {
         if self.is_open_from_the_other_side(key) {
@@ -267,13 +268,13 @@ impl Seen<'_> {
                 return;
             }
             (*state).replies += 1;
-            // A UDP flow can be refused again and again; once is told.
+            // A UDP connection may be refused many times; only the first refusal is reported.
             if (*state).replies > 1 {
                 return;
             }
         }
         count!(answers);
-        if !self.tell(key, event, icmp, now()) {
+        if !self.report(key, event, icmp, now()) {
             count!(answers_lost);
         }
         if key.protocol != UDP as u32 {
@@ -304,7 +305,7 @@ impl Seen<'_> {
         let record: *mut DnsEvent = entry.as_mut_ptr();
         let head = self.event(key, event::DNS, [0; 2], now());
         // SAFETY: `record` is the reservation, of DnsEvent's size; `length` is at most that of `payload`. The verifier checks
-        // both again.
+        // both too.
         let copied = unsafe {
             (&raw mut (*record).head).write(head);
             (&raw mut (*record).length).write(length);
@@ -320,7 +321,7 @@ impl Seen<'_> {
     }
 
     #[inline(always)]
-    fn tell(&self, key: &FlowKey, event: u8, icmp: [u8; 2], time: u64) -> bool {
+    fn report(&self, key: &FlowKey, event: u8, icmp: [u8; 2], time: u64) -> bool {
         let Some(mut entry) = FLOW_EVENTS.reserve::<FlowEvent>(0) else { return false };
         entry.write(self.event(key, event, icmp, time));
         entry.submit(0);
@@ -339,7 +340,7 @@ impl Seen<'_> {
     }
 }
 
-/// -E2BIG: how a hash map says that it is full.
+/// -E2BIG: the error of a hash map that is full.
 const FULL: i32 = -7;
 
 #[inline(always)]

@@ -12,8 +12,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jiff::Timestamp;
+use netpol_trace::cluster::Object;
 use netpol_trace::cluster::{Change, Cluster, Kind};
-use netpol_trace::model::cluster::{Object, Owner, Pod};
+use netpol_trace::model::cluster::{Pod, PodOwner};
 
 /// Objects in a page of a list.
 const PAGE: usize = 500;
@@ -106,7 +107,7 @@ fn pod(i: usize) -> Pod {
     Pod {
         uid: Some(format!("{i:08x}-0a56-4f7c-9d0f-5c2c0b8e5c2c").into()),
         labels: pod.labels.iter().map(|(k, v)| (k.clone(), v.clone())).chain(own).collect(),
-        owner: Some(Owner { kind: "Deployment".into(), name: format!("app-{}", i / 4).as_str().into() }),
+        owner: Some(PodOwner { kind: "Deployment".into(), name: format!("app-{}", i / 4).as_str().into() }),
         node: Some(format!("worker-{}", i % 1_000).as_str().into()),
         created: Some(Timestamp::UNIX_EPOCH),
         ..pod

@@ -10,7 +10,7 @@ mod random;
 use std::process::ExitCode;
 
 use netpol_trace::policy;
-use netpol_trace::policy::{Finding, Options};
+use netpol_trace::policy::{CniOptions, PolicyResult};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
@@ -26,16 +26,16 @@ fn main() -> ExitCode {
         let (world, queries) = questions.new_tree(&mut runner).expect("no filter rejects").current();
         let index = world.index();
         for query in &queries {
-            let finding = policy::evaluate(&index, &world.connection(&index, query), &Options::default()).finding();
+            let result = policy::evaluate(&index, &world.connection(&index, query), &CniOptions::default()).result();
             let expected = oracle::allows(&world, query);
-            let agrees = match finding {
-                Finding::Allowed(_) => expected,
-                Finding::Denied => !expected,
-                Finding::Undetermined(_) => false,
+            let agrees = match result {
+                PolicyResult::Allowed(_) => expected,
+                PolicyResult::Denied => !expected,
+                PolicyResult::Undetermined(_) => false,
             };
             if !agrees {
                 differences += 1;
-                println!("{finding:?}, not allowed={expected}: {query:?} in {world:#?}");
+                println!("{result:?}, not allowed={expected}: {query:?} in {world:#?}");
             }
             evaluated += 1;
             *if expected { &mut allowed } else { &mut denied } += 1;

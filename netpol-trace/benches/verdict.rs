@@ -15,11 +15,12 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use netpol_trace::cluster::Object;
 use netpol_trace::cluster::index::AddressOwner;
 use netpol_trace::cluster::{Change, Index, Kind};
-use netpol_trace::model::cluster::{Object, Protocol};
+use netpol_trace::model::cluster::Protocol;
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, End, Finding, Options, Transport, Who};
+use netpol_trace::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, PolicyResult, Transport};
 
 /// How long one figure is measured.
 const MEASURED: Duration = Duration::from_millis(800);
@@ -80,7 +81,7 @@ fn while_pods_change() {
         .iter()
         .filter_map(|c| Some([c.source.ip?, c.destination.ip?]))
         .collect();
-    let options = Options::default();
+    let options = CniOptions::default();
     let mut rates = Vec::new();
     for changes in [0, PODS] {
         for n in 0..changes {
@@ -97,12 +98,12 @@ fn while_pods_change() {
         rates.push(per_second(&addresses, |ends| {
             let moment = index.at(then, ends);
             let end = |ip| match moment.owner_of(ip) {
-                AddressOwner::Pod(view) => End { ip: Some(ip), who: Who::Pod(view) },
-                _ => End { ip: Some(ip), who: Who::External },
+                AddressOwner::Pod(view) => PolicyEndpoint { ip: Some(ip), identity: PolicyIdentity::Pod(view) },
+                _ => PolicyEndpoint { ip: Some(ip), identity: PolicyIdentity::External },
             };
             let [source, destination] = ends.map(end);
-            for who in [source.who, destination.who] {
-                let Who::Pod(view) = who else { continue };
+            for identity in [source.identity, destination.identity] {
+                let PolicyIdentity::Pod(view) = identity else { continue };
                 black_box(index.changed_near(view.pod, then, SignedDuration::from_secs(10)));
             }
             let transport = Transport::Named(Protocol::Tcp);
@@ -114,23 +115,23 @@ fn while_pods_change() {
 }
 
 fn speeds(index: &Index, pods: usize) -> [f64; 5] {
-    let options = &Options::default();
+    let options = &CniOptions::default();
     let connections = &large::connections(index, pods, 20_000);
-    let denied = |c: &&Connection<'_>| matches!(policy::evaluate(index, c, options).finding(), Finding::Denied);
+    let denied = |c: &&Connection<'_>| matches!(policy::evaluate(index, c, options).result(), PolicyResult::Denied);
     let (denied, allowed): (Vec<_>, Vec<_>) = connections.iter().partition(denied);
     [
         per_second(connections, |c| _ = black_box(policy::evaluate(index, c, options))),
         per_second(connections, |c| _ = black_box(policy::evaluate(index, &by_address(index, c), options))),
-        per_second(connections, |c| _ = black_box(policy::judge(index, c, options))),
-        per_second(&denied, |c| _ = black_box(policy::judge(index, c, options))),
-        per_second(&allowed, |c| _ = black_box(policy::judge(index, c, options))),
+        per_second(connections, |c| _ = black_box(policy::verdict_of(index, c, options))),
+        per_second(&denied, |c| _ = black_box(policy::verdict_of(index, c, options))),
+        per_second(&allowed, |c| _ = black_box(policy::verdict_of(index, c, options))),
     ]
 }
 
 fn by_address<'a>(index: &'a Index, connection: &Connection<'a>) -> Connection<'a> {
-    let look_up = |end: &End<'a>| match end.ip.map(|ip| index.owner_of(ip)) {
-        Some(AddressOwner::Pod(view)) => End { ip: end.ip, who: Who::Pod(view) },
-        _ => End { ip: end.ip, who: Who::External },
+    let look_up = |end: &PolicyEndpoint<'a>| match end.ip.map(|ip| index.owner_of(ip)) {
+        Some(AddressOwner::Pod(view)) => PolicyEndpoint { ip: end.ip, identity: PolicyIdentity::Pod(view) },
+        _ => PolicyEndpoint { ip: end.ip, identity: PolicyIdentity::External },
     };
     Connection { source: look_up(&connection.source), destination: look_up(&connection.destination), ..*connection }
 }
@@ -162,12 +163,12 @@ fn changes(index: &mut Index, pods: usize) -> (f64, f64) {
 
 fn allocations_by_path() {
     let index = Index::from_objects(large::objects(10_000));
-    let options = Options::default();
+    let options = CniOptions::default();
     let connections = large::connections(&index, 10_000, 20_000);
     let (_, bare) =
         allocations::during(|| connections.iter().for_each(|c| _ = black_box(policy::evaluate(&index, c, &options))));
     let (_, owned) =
-        allocations::during(|| connections.iter().for_each(|c| _ = black_box(policy::judge(&index, c, &options))));
+        allocations::during(|| connections.iter().for_each(|c| _ = black_box(policy::verdict_of(&index, c, &options))));
     println!();
     println!(
         "heap allocations a verdict: {:.2} bare, {:.2} as a record",

@@ -1,6 +1,6 @@
-//! Takes the eBPF object's DWARF out: BTF was made of it, and it is four fifths of the object that the agent carries.
+//! Removes DWARF from the eBPF object, of which it is four fifths. bpf-linker has already made BTF of it.
 
-/// Octets of a section header, and where its parts are.
+/// Size in bytes of a section header, and offsets of its fields.
 const HEADER: usize = 64;
 const NAME: usize = 0;
 const KIND: usize = 4;
@@ -10,11 +10,11 @@ const ALIGN: usize = 48;
 /// A section without content in the file.
 const NOBITS: u64 = 8;
 
-/// A 64-bit little-endian ELF file without the sections that only debuggers read. Their headers stay, as unused ones: sections
-/// are known by number.
+/// Returns a 64-bit little-endian ELF file without its debug sections. Their headers stay, marked as unused, because sections are referred to
+/// by number.
 ///
 /// # Errors
-/// What is damaged, as text for people.
+/// What is damaged.
 pub fn strip(elf: &[u8]) -> Result<Vec<u8>, String> {
     let table = number(elf, 0x28, 8)?;
     let count = number(elf, 0x3c, 2)?;
@@ -48,7 +48,7 @@ pub fn strip(elf: &[u8]) -> Result<Vec<u8>, String> {
 }
 
 fn part(bytes: &[u8], at: usize, len: usize) -> Result<&[u8], String> {
-    bytes.get(at..).and_then(|rest| rest.get(..len)).ok_or_else(|| format!("the eBPF object ends before octet {at}"))
+    bytes.get(at..).and_then(|rest| rest.get(..len)).ok_or_else(|| format!("the eBPF object ends before byte {at}"))
 }
 
 fn number(bytes: &[u8], at: usize, len: usize) -> Result<usize, String> {

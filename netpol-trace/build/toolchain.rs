@@ -1,30 +1,30 @@
-//! What builds the eBPF object: found on the machine, not assumed.
+//! Finds the compiler and linker that build the eBPF object.
 //!
-//! One file for both users: the agent's build script includes it as a module, and so does `cargo xtask` (setup
-//! installs what [`find`] misses). Standard library only, since a build script must stay quick to build.
+//! The agent's build script includes this file as a module, and so does `cargo xtask` (setup installs what [`find`] misses). It uses only the
+//! standard library, so that the build script builds quickly.
 //!
-//! Two kinds of compiler will do, both with LLVM's BPF back end:
+//! Two kinds of compiler work, both with LLVM's BPF back end:
 //! - a distribution's rustc with a ready-made `core` for `bpfel-unknown-none` (Debian: `rustc-web` and
 //!   `libstd-rust-web-dev-bpf`);
 //! - a rustup nightly with `rust-src`, which builds `core` itself (`-Z build-std`).
 //!
-//! Either needs bpf-linker, linked with the LLVM library of that compiler.
+//! Both need a bpf-linker that is linked with the LLVM library of that compiler.
 #![allow(dead_code, reason = "each of the two users needs only a part")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// The eBPF target triple: little-endian, as every machine that the agent is built for.
+/// The eBPF target triple: little-endian, as all machines that the agent supports.
 pub const TARGET: &str = "bpfel-unknown-none";
 /// The bpf-linker that setup installs. Older ones lack the features that name an LLVM version.
 pub const BPF_LINKER_VERSION: &str = "0.13.0";
-/// The oldest compiler that takes the workspace (`rust-version` in Cargo.toml).
+/// The oldest compiler that builds the workspace (`rust-version` in Cargo.toml).
 const MIN_RUSTC: (u32, u32) = (1, 95);
-/// The distribution's compiler; rustup's lies elsewhere and comes first in PATH.
+/// The distribution's compiler; rustup's has another path and comes first in PATH.
 const DISTRIBUTION_RUSTC: &str = "/usr/bin/rustc";
 
-/// A compiler and a linker that fit each other.
+/// A compiler and a linker with the same version of LLVM.
 #[derive(Debug, Clone)]
 pub struct Toolchain {
     pub kind: Kind,
@@ -52,10 +52,10 @@ pub enum Kind {
     Nightly { toolchain: String },
 }
 
-/// Finds what builds the eBPF object.
+/// Finds a compiler and a linker.
 ///
 /// # Errors
-/// What is missing, and what to do about it, as text for people.
+/// What is missing and what to do, for people.
 pub fn find() -> Result<Toolchain, String> {
     let Compiler { kind, llvm, .. } = find_compiler().ok_or_else(|| {
         format!(
@@ -77,7 +77,7 @@ pub fn find() -> Result<Toolchain, String> {
     Ok(Toolchain { kind, linker, llvm })
 }
 
-/// The compiler, the distribution's first: it needs no nightly.
+/// Finds a compiler, preferably the distribution's, which needs no nightly toolchain.
 pub fn find_compiler() -> Option<Compiler> {
     let rustc = PathBuf::from(DISTRIBUTION_RUSTC);
     if let Some(sysroot) = sysroot(&mut plain(&rustc))
@@ -101,9 +101,9 @@ pub fn nightlies() -> Vec<String> {
     names.filter(|name| name.starts_with("nightly")).map(str::to_owned).collect()
 }
 
-/// A bpf-linker that runs: the one setup installed, else one in PATH that is recent enough.
+/// Finds a bpf-linker that runs: the one that setup installed, or one in PATH that is recent enough.
 pub fn find_linker(llvm: u32) -> Option<PathBuf> {
-    // It is run, since its LLVM library may have gone with the toolchain that had it.
+    // Run it: its LLVM library may have been removed with the toolchain.
     let version = |path: &Path| stdout(plain(path).arg("--version"));
     let cached = linker_path(llvm);
     if version(&cached).is_some() {
@@ -115,17 +115,17 @@ pub fn find_linker(llvm: u32) -> Option<PathBuf> {
     (found >= release(BPF_LINKER_VERSION)?).then_some(in_path)
 }
 
-/// Where setup installs bpf-linker: a folder per version and LLVM, so that an upgrade of either builds a new one.
+/// The path at which setup installs bpf-linker: a folder for each version of it and of LLVM, so that an upgrade of either builds a new one.
 pub fn linker_path(llvm: u32) -> PathBuf {
     linker_root(llvm).join("bin/bpf-linker")
 }
 
-/// The folder that is `cargo install`'s root for bpf-linker.
+/// The root of `cargo install` for bpf-linker.
 pub fn linker_root(llvm: u32) -> PathBuf {
     cache_dir().join(format!("bpf-linker-{BPF_LINKER_VERSION}-llvm{llvm}"))
 }
 
-/// What is costly to make and belongs to no checkout: `$XDG_CACHE_HOME/netpol-trace`.
+/// The folder for things that take long to build and belong to no checkout: `$XDG_CACHE_HOME/netpol-trace`.
 pub fn cache_dir() -> PathBuf {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     absolute("XDG_CACHE_HOME")
@@ -134,24 +134,24 @@ pub fn cache_dir() -> PathBuf {
         .join("netpol-trace")
 }
 
-/// `cargo build --release` of the eBPF crate at `manifest`, its output under `target_dir`. The caller may add
-/// arguments; the object is then `target_dir/bpfel-unknown-none/release/<name of the binary>`.
+/// The command `cargo build --release` for the eBPF crate at `manifest`, with output under `target_dir`. The caller may add arguments. The
+/// object is then `target_dir/bpfel-unknown-none/release/<name of the binary>`.
 pub fn build_command(toolchain: &Toolchain, manifest: &Path, target_dir: &Path) -> Command {
     cargo_command(toolchain, "build", manifest, target_dir)
 }
 
-/// Another cargo verb (`clippy`) over the eBPF crate, under the same settings as [`build_command`].
-pub fn cargo_command(toolchain: &Toolchain, verb: &str, manifest: &Path, target_dir: &Path) -> Command {
+/// A cargo subcommand (`build`, `clippy`) for the eBPF crate, with the same settings as [`build_command`].
+pub fn cargo_command(toolchain: &Toolchain, subcommand: &str, manifest: &Path, target_dir: &Path) -> Command {
     let mut command = match &toolchain.kind {
         Kind::Debian { rustc } => {
             let mut command = plain(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            // The stable compiler is told to take the unstable features that aya-ebpf's assembler parts need.
-            command.arg(verb).env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1");
+            // Lets the stable compiler accept the unstable features that aya-ebpf's assembler code needs.
+            command.arg(subcommand).env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1");
             command
         }
         Kind::Nightly { toolchain } => {
             let mut command = rustup(toolchain, "cargo");
-            command.args([verb, "-Z", "build-std=core"]);
+            command.args([subcommand, "-Z", "build-std=core"]);
             command
         }
     };
@@ -160,7 +160,7 @@ pub fn cargo_command(toolchain: &Toolchain, verb: &str, manifest: &Path, target_
         .arg(manifest)
         .arg("--target-dir")
         .arg(target_dir)
-        // bpf-linker makes BTF out of the debug information.
+        // bpf-linker makes BTF from the debug information.
         .env("RUSTFLAGS", "-C debuginfo=2 -C link-arg=--btf")
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &toolchain.linker);
     if let Some(dir) = manifest.parent().filter(|dir| dir.is_absolute()) {
@@ -169,8 +169,8 @@ pub fn cargo_command(toolchain: &Toolchain, verb: &str, manifest: &Path, target_
     command
 }
 
-/// A command that doesn't inherit what cargo and rustup set for the build that runs this: another compiler would
-/// take the host build's flags, wrapper, target or libraries for its own.
+/// A command without the environment variables that cargo and rustup set for the running build: another compiler would use the host build's
+/// flags, wrapper, target or libraries.
 fn plain(program: impl AsRef<std::ffi::OsStr>) -> Command {
     const KEPT: [&str; 7] = [
         "CARGO_HOME",
@@ -204,13 +204,13 @@ fn sysroot(rustc: &mut Command) -> Option<PathBuf> {
     Some(PathBuf::from(stdout(rustc.args(["--print", "sysroot"]))?.trim()))
 }
 
-/// Whether the sysroot has a compiled `core` for the eBPF target.
+/// True if the sysroot has a compiled `core` for the eBPF target.
 fn has_core(sysroot: &Path) -> bool {
     let Ok(dir) = fs::read_dir(sysroot.join("lib/rustlib").join(TARGET).join("lib")) else { return false };
     dir.flatten().any(|entry| entry.file_name().to_str().is_some_and(|n| n.starts_with("libcore-")))
 }
 
-/// `LLVM version: 22.1.8` in `rustc -vV` is 22. `None` for a compiler that is too old.
+/// The major version of LLVM: 22 for `LLVM version: 22.1.8` in `rustc -vV`. `None` for a compiler that is too old.
 fn llvm_version(rustc: &mut Command) -> Option<u32> {
     let text = stdout(rustc.arg("-vV"))?;
     let field = |name| text.lines().find_map(|line| line.strip_prefix(name));
@@ -220,13 +220,13 @@ fn llvm_version(rustc: &mut Command) -> Option<u32> {
     field("LLVM version: ")?.split('.').next()?.trim().parse().ok()
 }
 
-/// The first two numbers of `0.13.0`, which compare.
+/// The first two numbers of a version such as `0.13.0`.
 fn release(version: &str) -> Option<(u32, u32)> {
     let mut parts = version.split('.').map(|part| part.parse().ok());
     Some((parts.next()??, parts.next()??))
 }
 
-/// What a command prints, when it can be run and succeeds.
+/// The standard output of a command, if it runs and succeeds.
 fn stdout(command: &mut Command) -> Option<String> {
     let output = command.stderr(std::process::Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())

@@ -1,24 +1,24 @@
-//! Does a log account for every packet? Pure: lines in, findings out.
+//! Checks whether a log accounts for every packet. Pure: records in, findings out.
 //!
-//! A run's records are numbered without gaps, and its statuses say how many packets the agent dealt with. So a log can be
-//! checked by itself: no number may be missing, the packets in the records before a status must be the packets that the
-//! status counts, and what was lost must be in a `loss` record.
+//! An agent numbers the records of a run without gaps, and its status records say how many packets it has read, written and lost. So a log
+//! can be checked by itself: no number may be missing, the drop records before a status must hold the packets that the status counts, and
+//! every lost packet must be in a `loss` record.
 
 mod report;
 mod run;
 
 use std::collections::HashMap;
+use std::fmt::Display;
 
-pub use report::{Answer, Report, RunReport};
+pub use report::{AuditReport, Completeness, RunReport};
 use run::Run;
 
-use crate::model::LossStage;
-use crate::record::{Body, Record};
+use crate::record::read::RecordView;
 
 /// Runs that are kept apart; records of more are counted.
 const MAX_RUNS: usize = 100_000;
 
-/// What is known of a log so far.
+/// The state of the check after some records.
 #[derive(Debug, Default)]
 pub struct Audit {
     runs: Vec<Run>,
@@ -33,8 +33,12 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Takes a record; those of a run come in the order of their numbers, but for a few that are late or come twice.
-    pub fn record(&mut self, record: &Record) {
+    /// Adds a record. The records of a run come in the order of their numbers, except for a few late ones and duplicates.
+    pub fn record(&mut self, place: &impl Display, record: &RecordView<'_>) {
+        let seq = match check(record) {
+            Ok(seq) => seq,
+            Err(why) => return self.broken(place, &why),
+        };
         self.records += 1;
         let at = match self.by_id.get(&*record.run) {
             Some(at) => *at,
@@ -44,53 +48,64 @@ impl Audit {
             }
             None => {
                 self.by_id.insert(record.run.to_string(), self.runs.len());
-                self.runs.push(Run::begins(record));
+                self.runs.push(Run::starting_with(record, seq));
                 self.runs.len() - 1
             }
         };
-        self.runs[at].take(record);
+        self.runs[at].add(record, seq);
     }
 
-    /// Takes a line that is not a record.
-    pub fn broken(&mut self, place: &str, why: &str) {
+    /// Adds a line that is not a record, or that cannot be accounted for.
+    pub fn broken(&mut self, place: &impl Display, why: &impl Display) {
         self.broken += 1;
         self.first_broken.get_or_insert_with(|| format!("{place}: {why}"));
     }
 
-    /// Takes the reason why a log could not be read to its end.
+    /// Adds the reason why a log could not be read to its end.
     pub fn unread(&mut self, why: String) {
         self.unread.push(why);
     }
 
-    /// What the log says, all in all.
-    pub fn report(self) -> Report {
+    pub fn report(self) -> AuditReport {
         report::of(self)
     }
 }
 
-/// Packets in a record, as the books count them.
-fn packets(record: &Record) -> u64 {
-    match &record.body {
-        Body::Drop(drop) => drop.count,
-        _ => 0,
+/// Returns the record's number, or what the accounting lacks. The reader is lenient; the accounting cannot be.
+fn check(record: &RecordView<'_>) -> Result<u64, &'static str> {
+    let seq = record.seq.filter(|_| !record.run.is_empty()).ok_or("a record without `run` or `seq`")?;
+    match &*record.kind {
+        "drop" if record.count.is_none() => Err("a drop without `count`"),
+        "status" if record.totals.is_none() => Err("a status without `totals` that this version of netpol-trace knows"),
+        "status" if run::phase(record).is_none() => {
+            Err("a status with a `phase` that this version of netpol-trace does not know")
+        }
+        _ => Ok(seq),
     }
 }
 
-/// Packets that a record declares lost: exact ones, which the books know, and estimates, which they leave out.
-fn declared(record: &Record) -> (u64, u64) {
-    match &record.body {
-        Body::Loss(loss) if loss.of.is_none() => match (loss.count, loss.estimate) {
-            (Some(count), false) => (count, 0),
-            (Some(count), true) => (0, count),
-            (None, _) => (0, 0),
-        },
+/// Returns the packets in a record, as the agent's totals count them.
+fn packets(record: &RecordView<'_>) -> u64 {
+    if &*record.kind == "drop" { record.packets() } else { 0 }
+}
+
+/// Returns the packets that a record declares lost: an exact count, which the totals include, and an estimate, which they do not.
+fn declared(record: &RecordView<'_>) -> (u64, u64) {
+    match record.count {
+        Some(count) if &*record.kind == "loss" && record.of.is_empty() => {
+            if record.estimate {
+                (0, count)
+            } else {
+                (count, 0)
+            }
+        }
         _ => (0, 0),
     }
 }
 
-/// Whether the record declares time in which nobody counted.
-fn is_gap(record: &Record) -> bool {
-    matches!(&record.body, Body::Loss(loss) if loss.count.is_none() || loss.stage == LossStage::NotAttached)
+/// Returns true if the record declares time in which nobody counted.
+fn is_gap(record: &RecordView<'_>) -> bool {
+    &*record.kind == "loss" && (record.count.is_none() || &*record.stage == "not_attached")
 }
 
 #[cfg(test)]

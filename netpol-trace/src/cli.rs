@@ -1,10 +1,10 @@
-//! The command line: one file per verb.
+//! The command line: one file for each subcommand, with its arguments and exit codes.
 
 pub mod agent;
 mod binary;
 mod cluster;
 pub mod doctor;
-mod ends;
+mod endpoints;
 pub mod explain;
 mod input;
 pub mod lint;
@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// Says which NetworkPolicy dropped a packet, why, and what would let it through.
+/// Report which NetworkPolicy dropped a packet, why, and which change would allow it.
 #[derive(Debug, Parser)]
 #[command(name = "netpol-trace", version, propagate_version = true)]
 pub struct Cli {
@@ -30,22 +30,22 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Agent(agent::AgentArgs),
-    Doctor(doctor::Args),
-    Explain(explain::Args),
+    Doctor(doctor::DoctorArgs),
+    Explain(explain::ExplainArgs),
     Lint(lint::LintArgs),
-    Replay(replay::Args),
-    Suggest(suggest::Args),
-    Tail(tail::Args),
+    Replay(replay::ReplayArgs),
+    Suggest(suggest::SuggestArgs),
+    Tail(tail::TailArgs),
     Completions(shell::CompletionsArgs),
     #[command(hide = true)]
     Man(shell::ManArgs),
-    VerifyLog(verify_log::Args),
-    PrintBinary(binary::Args),
-    /// Print the record's JSON Schema.
+    VerifyLog(verify_log::VerifyLogArgs),
+    PrintBinary(binary::PrintBinaryArgs),
+    /// Print the JSON Schema of records.
     Schema,
 }
 
-/// Parses the arguments and runs the verb. Errors go to stderr in one line each; a panic is never part of an answer.
+/// Parses the arguments and runs the subcommand. An error is one line on stderr.
 pub fn run() -> ExitCode {
     let called = std::env::args_os().next();
     let matches = shell::called_as(Cli::command(), called.as_deref()).get_matches();
@@ -80,7 +80,7 @@ fn schema() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `| head` is no error.
+/// Returns true if the reader of stdout has gone, as in `| head`: that is not an error.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
 }
@@ -89,7 +89,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 mod tests {
     use super::*;
 
-    /// What the runbook tells people to type at night is what the program takes.
+    /// The commands in the runbook have valid arguments.
     #[test]
     fn the_runbooks_commands_can_be_typed() {
         let page = include_str!("../../docs/runbook.md");

@@ -1,27 +1,30 @@
-//! What the cluster says: sources (manifest files, an API server) fill one [`Index`] of our own model types.
+//! The cluster's state: a source (manifest files or an API server) fills one [`Index`] of model types.
 //!
 //! ```text
 //! manifests (files) ─┐
-//!                    ├─> decode (k8s-openapi → model) ─> Index ─> enrich, verdict
+//!                    ├─> kinds (k8s-openapi → model) ─> Index ─> enrich, verdict
 //! api server ────────┘
 //! ```
 //!
-//! Only this module names the Kubernetes API types or client: everything downstream sees [`model`] and [`Index`].
+//! Only this module names the Kubernetes API types and client. Everything downstream reads [`model`](crate::model) and
+//! [`Index`].
 
 pub mod access_review;
 pub mod agents;
 pub mod api;
 mod budget;
 pub mod change;
-pub mod decode;
+pub(crate) mod decode;
 pub mod events;
 pub mod index;
-pub mod manifests;
-
+mod kinds;
 pub mod location;
+pub mod manifests;
+mod resource;
 pub mod source;
 pub mod yaml;
 
-pub use change::{Change, Key, Kind, Scope};
+pub use change::{Change, Key, Scope};
 pub use index::Index;
+pub use kinds::{Kind, Object};
 pub use source::{Cluster, SourceStatus};

@@ -1,6 +1,7 @@
-//! The config file: every option of the agent by its long name, and what goes into records, which is re-read while the agent runs.
+//! The config file: every option of the agent by its long name, and the settings of records, which the agent re-reads while it
+//! runs.
 //!
-//! [`read`] turns text into a [`File`] or into problems with their lines; [`flags`] joins the options with the command
+//! [`read`] turns text into a [`ConfigFile`] or into problems with their lines; [`flags`] merges the options with the command
 //! line's; [`live`] re-reads. docs/configuration.md has every key.
 
 pub mod flags;
@@ -13,12 +14,12 @@ use std::fmt;
 use std::path::Path;
 
 pub use crate::pipeline::filter::{Pattern, Selection, Settings};
-pub use flags::Flag;
+pub use flags::FileOption;
 pub use live::Live;
 
 use crate::text::escape;
 
-/// Every option of the agent by its long name, each with the values that it takes where these are a closed set.
+/// Every option of the agent by its long name, each with its values where they are a closed set.
 pub fn options() -> Vec<(String, Vec<String>)> {
     let command = crate::cli::agent::command();
     let long = command.get_arguments().filter_map(|arg| Some((arg.get_long()?.to_owned(), arg)));
@@ -29,41 +30,41 @@ pub fn options() -> Vec<(String, Vec<String>)> {
     long.map(|(name, arg)| (name, values(arg))).collect()
 }
 
-/// What a config file says.
+/// The content of a config file.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct File {
-    /// Options of the agent; they count at its start.
-    pub flags: Vec<Flag>,
+pub struct ConfigFile {
+    /// Options of the agent; they take effect at its start.
+    pub flags: Vec<FileOption>,
     pub settings: Settings,
 }
 
-/// What is wrong in a config file, where, and what would be right.
+/// What is wrong in a config file, where, and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigProblem {
     pub line: u32,
     pub message: String,
 }
 
-impl Problem {
-    fn new(line: u32, message: impl Into<String>) -> Problem {
-        Problem { line, message: message.into() }
+impl ConfigProblem {
+    fn new(line: u32, message: impl Into<String>) -> ConfigProblem {
+        ConfigProblem { line, message: message.into() }
     }
 }
 
-/// All problems of a file, one a line.
+/// All problems of a file; displayed one per line.
 #[derive(Debug, thiserror::Error)]
-pub struct Problems {
+pub struct ConfigProblems {
     pub path: String,
-    pub problems: Vec<Problem>,
+    pub problems: Vec<ConfigProblem>,
 }
 
-impl Problems {
-    fn of(path: &Path, problems: Vec<Problem>) -> Problems {
-        Problems { path: path.display().to_string(), problems }
+impl ConfigProblems {
+    fn of(path: &Path, problems: Vec<ConfigProblem>) -> ConfigProblems {
+        ConfigProblems { path: path.display().to_string(), problems }
     }
 }
 
-impl fmt::Display for Problems {
+impl fmt::Display for ConfigProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, problem) in self.problems.iter().enumerate() {
             let end = if n == 0 { "" } else { "\n" };

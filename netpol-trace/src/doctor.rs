@@ -1,11 +1,11 @@
 //! `netpol-trace doctor`: what this kernel and node can and cannot show, and what to grant.
 //!
-//! [`facts::gather`] looks, and changes nothing on the node; [`judge`] is pure and says what it means.
+//! [`facts::gather`] reads the node's state and changes nothing; [`diagnose`] is pure and turns it into findings.
 
 mod api;
+mod diagnose;
 mod enforcement;
 pub mod facts;
-mod judge;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -13,47 +13,52 @@ mod text;
 use serde::Serialize;
 
 pub use api::api;
-pub use facts::{Facts, gather};
-pub use judge::judge;
+pub use diagnose::diagnose;
+pub use facts::{NodeFacts, gather};
 pub use text::text;
 
-/// How good a finding is.
+/// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// As it should be, or without effect.
+pub enum FindingStatus {
+    /// As needed, or without effect.
     Ok,
-    /// Something is not shown, costs more than it should, or can't be told.
+    /// Records lack something, drops cost more than needed, or the state is not known.
     Warn,
     /// Drops can't be recorded.
     Fail,
 }
 
-/// The check that tries the programs themselves.
+/// Name of the check that loads the programs.
 const HOOK: &str = "hook";
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub struct DoctorFinding {
     /// A stable name, such as `btf`; several findings can share one.
     pub check: &'static str,
-    pub status: Status,
-    /// What is so on this machine.
+    pub status: FindingStatus,
+    /// The state of this machine.
     pub found: String,
-    /// What follows for netpol-trace.
+    /// What the state means for netpol-trace.
     pub meaning: String,
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }
 
-impl Finding {
-    fn new(check: &'static str, status: Status, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
-        Finding { check, status, found: found.into(), meaning: meaning.into(), remedy: None }
+impl DoctorFinding {
+    fn new(
+        check: &'static str,
+        status: FindingStatus,
+        found: impl Into<String>,
+        meaning: impl Into<String>,
+    ) -> DoctorFinding {
+        DoctorFinding { check, status, found: found.into(), meaning: meaning.into(), remedy: None }
     }
 
-    fn ok(check: &'static str, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
-        Finding::new(check, Status::Ok, found, meaning)
+    fn ok(check: &'static str, found: impl Into<String>, meaning: impl Into<String>) -> DoctorFinding {
+        DoctorFinding::new(check, FindingStatus::Ok, found, meaning)
     }
 
     fn warn(
@@ -61,8 +66,8 @@ impl Finding {
         found: impl Into<String>,
         meaning: impl Into<String>,
         remedy: impl Into<String>,
-    ) -> Finding {
-        Finding { remedy: Some(remedy.into()), ..Finding::new(check, Status::Warn, found, meaning) }
+    ) -> DoctorFinding {
+        DoctorFinding { remedy: Some(remedy.into()), ..DoctorFinding::new(check, FindingStatus::Warn, found, meaning) }
     }
 
     fn fail(
@@ -70,12 +75,12 @@ impl Finding {
         found: impl Into<String>,
         meaning: impl Into<String>,
         remedy: impl Into<String>,
-    ) -> Finding {
-        Finding { remedy: Some(remedy.into()), ..Finding::new(check, Status::Fail, found, meaning) }
+    ) -> DoctorFinding {
+        DoctorFinding { remedy: Some(remedy.into()), ..DoctorFinding::new(check, FindingStatus::Fail, found, meaning) }
     }
 }
 
-/// Whether drops can be recorded: nothing failed.
-pub fn can_record(findings: &[Finding]) -> bool {
-    findings.iter().all(|finding| finding.status != Status::Fail)
+/// Whether drops can be recorded: no check failed.
+pub fn can_record(findings: &[DoctorFinding]) -> bool {
+    findings.iter().all(|finding| finding.status != FindingStatus::Fail)
 }

@@ -1,8 +1,8 @@
-//! The agent's history: a bounded ring of records on disk. Files of JSON lines, oldest first by name; the oldest goes when
-//! the next finds no room.
+//! The agent's history: a bounded ring of records on disk. Files of JSON lines, in the order of their names. The oldest file is removed if the
+//! next one does not fit.
 //!
-//! A crash may tear the last line of a file; no file is written to twice, so that nothing follows the torn line. Two
-//! agents may share a folder for the moment of an upgrade: their files have their runs in their names.
+//! A crash may cut off the last line of a file. Each run writes new files only, so nothing follows a line that is cut off. During an upgrade two
+//! agents may share a folder: the names of their files differ by the run.
 
 mod follow;
 
@@ -18,40 +18,40 @@ use jiff::Timestamp;
 
 use crate::storage::{self, Folder, Readers};
 
-/// Octets on disk, if not told otherwise.
+/// Default size on disk, in bytes.
 pub const DEFAULT_SIZE: u64 = 64 << 20;
-/// The ring's parts: what one deletion forgets.
+/// Number of files of a full ring. Removing one file forgets one part.
 const PARTS: u64 = 16;
-/// Fewer octets would not hold a few records a file.
+/// Smallest size in bytes: a file still holds a few records.
 pub const SMALLEST_SIZE: u64 = 1 << 20;
 const ENDING: &str = ".jsonl";
 
-/// The writing end: one per agent.
+/// Writes the history. Each agent has one.
 #[derive(Debug)]
-pub struct Ring {
+pub struct HistoryRing {
     folder: PathBuf,
     readers: Readers,
     run: String,
     size: u64,
-    current: Option<Current>,
+    current: Option<OpenSegment>,
     /// Files of this run so far.
     files: u64,
 }
 
 #[derive(Debug)]
-struct Current {
+struct OpenSegment {
     file: File,
     name: OsString,
     length: u64,
 }
 
-impl Ring {
-    /// Makes the folder if need be, for `readers`. What earlier runs left stays, as far as there is room.
-    pub fn open(folder: &Path, readers: Readers, run: &str, size: u64) -> io::Result<Ring> {
+impl HistoryRing {
+    /// Opens the history, and makes its folder for `readers` if it is missing. Files of earlier runs stay while there is room.
+    pub fn open(folder: &Path, readers: Readers, run: &str, size: u64) -> io::Result<HistoryRing> {
         Folder::create(folder, readers)?.keep_private(is_segment)?;
         let (folder, run, size) = (folder.to_owned(), run.to_owned(), size.max(SMALLEST_SIZE));
-        let mut ring = Ring { folder, readers, run, size, current: None, files: 0 };
-        // Found out now rather than at the first drop.
+        let mut ring = HistoryRing { folder, readers, run, size, current: None, files: 0 };
+        // Fails now rather than at the first drop.
         ring.current = Some(ring.next()?);
         Ok(ring)
     }
@@ -60,7 +60,7 @@ impl Ring {
         &self.folder
     }
 
-    /// Appends whole lines. After an error nothing of them is in the ring.
+    /// Appends whole lines. After an error none of them is in the ring.
     pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         let full = self.size / PARTS;
         let current = match self.current.take() {
@@ -70,7 +70,7 @@ impl Ring {
         let current = self.current.insert(current);
         let written = current.file.write_all(lines);
         if let Err(error) = written {
-            // The file system is full, or gone: a new file is tried next time, and no line follows half a line.
+            // The file system is full or gone. The next call tries a new file, so no line follows half a line.
             let _ = current.file.set_len(current.length);
             self.current = None;
             return Err(error);
@@ -79,18 +79,18 @@ impl Ring {
         Ok(())
     }
 
-    /// False after somebody removed the folder, or what is in it.
-    fn is_in_place(&self, current: &Current) -> io::Result<bool> {
+    /// Returns false if the folder or the file was removed.
+    fn is_in_place(&self, current: &OpenSegment) -> io::Result<bool> {
         storage::still_names(&self.folder.join(&current.name), &current.file)
     }
 
-    fn next(&mut self) -> io::Result<Current> {
+    fn next(&mut self) -> io::Result<OpenSegment> {
         let folder = Folder::create(&self.folder, self.readers)?;
         self.make_room(&folder)?;
         self.files += 1;
         let name = format!("{:013}-{}-{:06}{ENDING}", Timestamp::now().as_millisecond(), self.run, self.files);
         let name = OsString::from(name);
-        Ok(Current { file: folder.create_new(&name)?, name, length: 0 })
+        Ok(OpenSegment { file: folder.create_new(&name)?, name, length: 0 })
     }
 
     /// Removes the oldest files until one more fits.
@@ -126,11 +126,11 @@ fn is_segment(name: &OsStr) -> bool {
     is_number(parts.next()) && parts.next().is_some() && is_number(parts.next()) && parts.next().is_none()
 }
 
-/// The ring's files, oldest first.
+/// Returns the ring's files, oldest first.
 pub fn segments(folder: &Folder) -> io::Result<Vec<Segment>> {
     let mut segments = Vec::new();
     for (name, stat) in folder.files()?.into_iter().filter(|(name, _)| is_segment(name)) {
-        // Before 1970 nothing was recorded.
+        // A time before 1970 is as good as 0.
         let (seconds, nanos) = (stat.st_mtime.try_into().unwrap_or(0), stat.st_mtime_nsec.try_into().unwrap_or(0));
         let modified = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
         segments.push(Segment { name, length: stat.st_size.try_into().unwrap_or(0), modified });
@@ -139,14 +139,14 @@ pub fn segments(folder: &Folder) -> io::Result<Vec<Segment>> {
     Ok(segments)
 }
 
-/// From when the ring can answer: the time of its oldest record.
+/// Returns the time of the oldest record.
 pub fn reaches_back_to(folder: &Folder) -> io::Result<Option<Timestamp>> {
     for segment in segments(folder)? {
         let Ok(file) = folder.read(&segment.name) else { continue };
         let mut line = Vec::new();
         BufReader::new(io::Read::take(file, crate::record::lines::LINE_AT_MOST as u64)).read_until(b'\n', &mut line)?;
-        if let Some(seen) = crate::record::read::read(line.trim_ascii_end()) {
-            return Ok(Some(seen.time));
+        if let Some(record) = crate::record::read::read(line.trim_ascii_end()) {
+            return Ok(Some(record.time));
         }
     }
     Ok(None)

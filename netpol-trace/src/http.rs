@@ -1,9 +1,10 @@
 //! The agent's listener (`--listen`): /metrics for Prometheus, /healthz and /readyz for the kubelet. Off by default.
 //!
-//! Whoever reaches the port may be anybody: connections, headers and time are bounded, and /metrics can ask for a token.
+//! Clients are untrusted: connections, headers and time are bounded, and /metrics can require a token. The listener of
+//! `--tail-listen` uses the same server.
 
 mod guard;
-mod waiting;
+mod idle;
 mod write_timeout;
 
 use std::net::SocketAddr;
@@ -24,23 +25,23 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::metrics::{Metrics, text};
-pub use guard::{Guard, TOKEN_NEEDED, Token, bearer};
-use waiting::Waiting;
+pub use guard::{Guard, TOKEN_NEEDED, TokenFile, bearer};
+use idle::IdleConnections;
 pub use write_timeout::Stalled;
 use write_timeout::WriteTimeout;
 
-/// Connections served at once; more wait.
+/// Connections served at once; more wait in the backlog.
 const MAX_CONNECTIONS: usize = 64;
-/// How long a client may take over a request's head.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a client may take nothing of an answer: else 64 of them would hold all connections for ever.
-pub const MUST_READ_WITHIN: Duration = Duration::from_secs(30);
+/// Time for a client to send the head of its request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time in which a client must read some of its response: else 64 clients that read nothing would hold all connections forever.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Takes the address now, so that one that can't be had is told before anything is attached.
-pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+/// Binds the address of an option. The agent does this before it attaches anything, so that a used port fails the start.
+pub async fn bind(option: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     let bound = TcpListener::bind(address).await;
     bound.with_context(|| {
-        format!("--listen {address}: choose another address or port, or see who has it with `ss -ltnp`")
+        format!("{option} {address}: choose another address or port, or find its user with `ss -ltnp`")
     })
 }
 
@@ -61,7 +62,7 @@ pub fn router(metrics: Arc<Metrics>, guard: Option<Guard>) -> Router {
         .with_state(metrics)
 }
 
-/// The answer for a kubelet, and on further lines what a person may want to know.
+/// A probe's response: the first line is for the kubelet, further lines are notes for people.
 fn probe(result: Result<String, String>) -> Response {
     match result {
         Ok(notes) => format!("ok\n{notes}").into_response(),
@@ -69,46 +70,46 @@ fn probe(result: Result<String, String>) -> Response {
     }
 }
 
-/// Serves until dropped. A client that takes nothing of its answer for `must_read_within` is disconnected and counted.
-pub async fn serve(listener: TcpListener, router: Router, metrics: Arc<Metrics>, must_read_within: Duration) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let waiting = Waiting::default();
+/// Serves until dropped. Disconnects and counts a client that reads nothing of its response for `write_timeout`.
+pub async fn serve(listener: TcpListener, router: Router, metrics: Arc<Metrics>, write_timeout: Duration) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let idle = IdleConnections::default();
     loop {
         let (stream, client) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of file descriptors, most likely: at once again would only burn time.
-                tracing::warn!(%error, "a connection to a listener could not be taken");
+                // Most likely no file descriptor is free: an immediate retry would only burn CPU time.
+                tracing::warn!(%error, "a listener could not accept a connection");
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
             }
         };
-        // Whoever opens connections and asks nothing must not keep the kubelet's probes out: it would restart the agent.
-        if places.available_permits() == 0 && waiting.close_oldest() {
+        // Clients that open connections and send nothing must not lock out the kubelet's probes: it would restart the agent.
+        if slots.available_permits() == 0 && idle.close_oldest() {
             metrics.error("listen", "client_asks_nothing");
-            tracing::debug!("a connection to a listener that asked nothing is closed for a newer one");
+            tracing::debug!("closed the oldest connection without a request to accept a newer one");
         }
         // The semaphore is never closed.
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let stalled = Stalled::default();
-        let stream = WriteTimeout::new(stream, must_read_within, stalled.clone());
+        let stream = WriteTimeout::new(stream, write_timeout, stalled.clone());
         let metrics = metrics.clone();
         let router = router.clone().layer(Extension(stalled.clone()));
-        waiting.spawn(router, move |router| async move {
-            // One request each: a connection that has asked is then never one that waits.
+        idle.spawn(router, move |router| async move {
+            // One request for each connection: a connection that has sent a request is never idle again.
             let served = http1::Builder::new()
                 .keep_alive(false)
                 .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
+                .header_read_timeout(HEADER_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
             if let Err(error) = served.await {
-                tracing::debug!(%error, "a connection to a listener");
+                tracing::debug!(%error, "a connection to a listener failed");
             }
-            if stalled.is_so() {
+            if stalled.is_stalled() {
                 metrics.error("listen", "client_does_not_read");
-                tracing::warn!(%client, "disconnected: the client read nothing for {must_read_within:?}");
+                tracing::warn!(%client, "disconnected: the client read nothing for {write_timeout:?}");
             }
-            drop(place);
+            drop(slot);
         });
     }
 }

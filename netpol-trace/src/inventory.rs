@@ -1,21 +1,21 @@
-//! A read-only inventory of what can drop packets in the agent's own network namespace: nftables, legacy iptables, queues,
-//! tc, XDP. It says what the kernel's word for a drop leaves open: which engine it was, whether it drops or rejects, and
-//! whether a chain that enforces policies is there at all.
+//! A read-only inventory of everything that can drop packets in the agent's own network namespace: nftables, legacy iptables, queues, tc,
+//! XDP. It answers what the kernel's drop reason leaves open: which rule engine dropped the packet, whether its rules drop or reject, and
+//! whether a chain of a policy enforcer is there at all.
 //!
 //! ```text
-//! netlink, getsockopt, /proc ─> nft, legacy, devices (pure parsers) ─> Ruleset ─> Inventory <─ cause, doctor
+//! netlink, getsockopt, /proc ─> nft, legacy, devices (pure parsers) ─> Ruleset ─> Inventory <─ decide, doctor
 //!                                        ^                                            |
-//!                                        └── Watcher: again when nftables says so, and every few seconds
+//!                                        └── InventoryWatcher: on nftables' notifications, and every few seconds
 //! ```
 //!
-//! A right that is missing leaves a part unknown, with its reason; nothing fails for it. A drop of another network namespace
-//! is never judged by it.
+//! Without a permission a part stays unknown, with the reason; nothing fails. The inventory is not used for drops of other network
+//! namespaces.
 
 pub mod coverage;
 pub mod devices;
 mod legacy;
 mod nft;
-pub mod owner;
+pub mod products;
 pub mod ruleset;
 mod watch;
 
@@ -25,81 +25,80 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
-pub use watch::Watcher;
+pub use watch::InventoryWatcher;
 
 use self::devices::Device;
-use self::ruleset::{Backend, Builder, ByOwner, Ruleset};
+use self::ruleset::{RuleEngine, Ruleset, RulesetBuilder, TerminalsByProduct};
 use crate::model::{Family, Hook, Mechanism};
 use crate::netlink::{self, Complete};
 
-/// Whether a part of the inventory is known.
+/// Whether a part of the inventory can be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Known {
+pub enum Readable {
     Yes,
-    /// This kernel, or this network namespace, has no such thing.
+    /// This kernel or this network namespace does not have the part.
     Absent,
-    /// With the reason.
+    /// The part cannot be read; the text is the reason.
     No(String),
 }
 
-impl Known {
-    fn of(result: io::Result<()>) -> Known {
-        result.map_or_else(|error| Known::No(error.to_string()), |()| Known::Yes)
+impl Readable {
+    fn of(result: io::Result<()>) -> Readable {
+        result.map_or_else(|error| Readable::No(error.to_string()), |()| Readable::Yes)
     }
 
     pub fn is_known(&self) -> bool {
-        !matches!(self, Known::No(_))
+        !matches!(self, Readable::No(_))
     }
 }
 
-/// What there is in one network namespace at one time.
+/// The inventory of one network namespace at one time.
 #[derive(Debug, Clone)]
 pub struct Inventory {
     /// Inode number of the network namespace.
     pub netns: Option<u32>,
-    pub nft: Known,
-    pub legacy: Known,
+    pub nft: Readable,
+    pub legacy: Readable,
     pub ruleset: Ruleset,
     /// The NFQUEUEs that have a listener.
-    pub queues: Vec<Queue>,
-    /// Conntrack has connections of this network namespace, so its hooks are at work here.
+    pub queues: Vec<NfQueue>,
+    /// Conntrack has connections of this network namespace, so its hooks are registered here.
     pub conntrack: bool,
-    pub devices_known: Known,
+    pub devices_known: Readable,
     pub devices: Vec<Device>,
 }
 
 /// An NFQUEUE with a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Queue {
+pub struct NfQueue {
     pub number: u16,
     /// Packets lost because the queue or its listener's socket was full.
     pub lost: u64,
 }
 
-/// Who can have dropped a packet at a place.
+/// Whose rules can have dropped a packet at a hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blame {
-    /// A chain that enforces policies can.
-    Policy,
-    /// Only chains of others can.
+pub enum RuleOwnership {
+    /// A chain of a policy enforcer can.
+    Enforcer,
+    /// Only chains of other products can.
     Other,
-    /// Nobody's name is on what can.
-    Nobody,
+    /// No known product has the chains that can.
+    Unknown,
 }
 
 impl Inventory {
-    /// Looks at the network namespace of the calling thread. `linked` names the programs of a device that netlink
-    /// does not tell.
+    /// Reads the network namespace of the calling thread. `linked` returns the names of a device's programs that netlink does not list.
     pub fn read(linked: impl Fn(&str) -> Vec<String>) -> Inventory {
-        let mut builder = Builder::default();
-        let nft = if nft_loaded() { Known::of(read_nft(&mut builder)) } else { Known::Absent };
-        let legacy = Known::of(legacy::read(&mut builder));
+        let mut builder = RulesetBuilder::default();
+        let nft = if nft_loaded() { Readable::of(read_nft(&mut builder)) } else { Readable::Absent };
+        let legacy = Readable::of(legacy::read(&mut builder));
         if [&nft, &legacy].iter().any(|known| !known.is_known()) {
             builder.incomplete();
         }
         let (devices_known, devices) = match devices::read(linked) {
-            Ok(devices) => (Known::Yes, devices),
-            Err(error) => (Known::No(error.to_string()), Vec::new()),
+            Ok(devices) => (Readable::Yes, devices),
+            Err(error) => (Readable::No(error.to_string()), Vec::new()),
         };
         Inventory {
             netns: own_netns(),
@@ -113,79 +112,73 @@ impl Inventory {
         }
     }
 
-    /// Whether a drop in the network namespace `netns` happened here.
+    /// Returns true if this is the inventory of the network namespace `netns`.
     pub fn is_of(&self, netns: Option<u32>) -> bool {
         netns.is_some() && netns == self.netns
     }
 
-    /// What netfilter's engines can do where a drop happened; the engine that `mechanism` leaves open are both.
-    pub fn at(&self, mechanism: Mechanism, hook: Option<Hook>, family: Family) -> ByOwner {
-        let both = [Backend::Nft, Backend::Legacy];
-        let backends: &[Backend] = match mechanism {
+    /// Returns what the rules at a hook can do with a packet. If `mechanism` does not determine the rule engine, it is both.
+    pub fn at(&self, mechanism: Mechanism, hook: Option<Hook>, family: Family) -> TerminalsByProduct {
+        let both = [RuleEngine::Nft, RuleEngine::Legacy];
+        let backends: &[RuleEngine] = match mechanism {
             Mechanism::Nftables => &both[..1],
             Mechanism::IptablesLegacy => &both[1..],
             _ => &both,
         };
-        let mut all = ByOwner::default();
+        let mut all = TerminalsByProduct::default();
         backends.iter().for_each(|backend| all.add(&self.ruleset.at(*backend, hook, family)));
         all
     }
 
-    /// Who can have dropped a packet there.
-    pub fn blame(&self, mechanism: Mechanism, hook: Option<Hook>, family: Family) -> Blame {
+    /// Returns whose rules can have dropped a packet there.
+    pub fn ownership(&self, mechanism: Mechanism, hook: Option<Hook>, family: Family) -> RuleOwnership {
         let found = self.at(mechanism, hook, family);
         if mechanism == Mechanism::Nfqueue {
-            return if found.has_policy_queue() { Blame::Policy } else { Blame::Nobody };
+            return if found.has_policy_queue() { RuleOwnership::Enforcer } else { RuleOwnership::Unknown };
         }
         let somebody = found.0.keys().any(Option::is_some);
         let nobody = found.0.keys().any(Option::is_none);
         match (found.has_policy(), somebody, nobody) {
-            (true, ..) => Blame::Policy,
-            // With the enforcer known by name elsewhere, a chain without a name is not its.
-            (false, _, true) if self.ruleset.complete && self.enforcer_known() => Blame::Other,
-            (false, true, false) if self.ruleset.complete => Blame::Other,
-            _ => Blame::Nobody,
+            (true, ..) => RuleOwnership::Enforcer,
+            // The enforcer's chains are known at other hooks, so a chain of no known product is not the enforcer's.
+            (false, _, true) if self.ruleset.complete && self.enforcer_known() => RuleOwnership::Other,
+            (false, true, false) if self.ruleset.complete => RuleOwnership::Other,
+            _ => RuleOwnership::Unknown,
         }
     }
 
-    /// The parts that can't be read, with the reason.
+    /// Returns the parts that cannot be read, with the reason.
     pub fn unknown(&self) -> Vec<String> {
         let parts = [("nftables", &self.nft), ("iptables-legacy", &self.legacy), ("devices", &self.devices_known)];
         let mut unknown = Vec::new();
         for (name, known) in parts {
-            if let Known::No(why) = known {
+            if let Readable::No(why) = known {
                 unknown.push(format!("{name} ({why})"));
             }
         }
         unknown
     }
 
-    /// Whether a chain with the name of an enforcer exists in a ruleset.
+    /// Returns true if a ruleset has a chain of a policy enforcer.
     pub fn enforcer_known(&self) -> bool {
-        self.ruleset.owners.keys().any(|(owner, _)| owner.is_policy())
+        self.ruleset.products.keys().any(|(product, _)| product.is_enforcer())
     }
 
-    /// The CNI whose tc program sits on a device.
+    /// Returns the CNI whose tc program is on a device.
     pub fn cni_on(&self, device: &str) -> Option<&'static str> {
         self.devices.iter().find(|d| d.name == device)?.cni()
     }
 }
 
-/// Tables, chains, rules, and the elements of verdict maps.
-/// Reads conntrack's number of connections in this network namespace.
-fn has_connections() -> bool {
-    let count = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
-    count.is_ok_and(|count| count.trim().parse().is_ok_and(|count: u64| count > 0))
-}
-
-fn read_nft(builder: &mut Builder) -> io::Result<()> {
+/// Reads tables, chains, rules, and the elements of verdict maps.
+fn read_nft(builder: &mut RulesetBuilder) -> io::Result<()> {
     let request = |message: u16| nft::SUBSYSTEM << 8 | message;
     *builder = netlink::consistent(|| {
-        let mut fresh = Builder::default();
+        let mut fresh = RulesetBuilder::default();
         let mut complete = Complete(true);
         let mut maps = Vec::new();
-        for question in [nft::GET_TABLE, nft::GET_CHAIN, nft::GET_RULE, nft::GET_SET] {
-            let dump = netlink::dump(NETLINK_NETFILTER, request(question), &[0; 4], |kind, body| {
+        for object in [nft::GET_TABLE, nft::GET_CHAIN, nft::GET_RULE, nft::GET_SET] {
+            let dump = netlink::dump(NETLINK_NETFILTER, request(object), &[0; 4], |kind, body| {
                 maps.extend(nft::take(&mut fresh, kind & 0xff, body));
             })?;
             complete.0 &= dump.0;
@@ -198,7 +191,7 @@ fn read_nft(builder: &mut Builder) -> io::Result<()> {
             });
             match dump {
                 Ok(dump) => complete.0 &= dump.0,
-                // Gone since it was listed.
+                // The map was removed after it was listed.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => complete.0 = false,
                 Err(error) => return Err(error),
             }
@@ -208,94 +201,100 @@ fn read_nft(builder: &mut Builder) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether nftables is in the kernel's image.
+/// True if nftables is built into the kernel's image.
 static NFT_BUILT_IN: OnceLock<bool> = OnceLock::new();
 
-/// To be told by who has read the kernel's symbols anyway.
+/// Sets whether nftables is built in, which the caller knows from the kernel's symbols.
 pub fn nft_is_built_in(known: bool) {
     let _ = NFT_BUILT_IN.set(known);
 }
 
-/// Whether nftables is there. Asking for its tables would load it.
+/// Returns true if nftables is loaded. A request for its tables would load it.
 fn nft_loaded() -> bool {
     fs::exists("/sys/module/nf_tables").unwrap_or(false)
         || *NFT_BUILT_IN.get_or_init(|| {
             let symbols = fs::read("/proc/kallsyms").unwrap_or_default();
-            // A module's symbols have its name behind them.
+            // In a line of a module's symbol the module's name follows.
             symbols.split(|byte| *byte == b'\n').any(|line| line.ends_with(b" nft_do_chain"))
         })
 }
 
-/// The inode number that records call `kernel.netns`.
+/// Returns the inode number of the network namespace, the `kernel.netns` of records.
 fn own_netns() -> Option<u32> {
     u32::try_from(fs::metadata("/proc/thread-self/ns/net").ok()?.ino()).ok()
 }
 
-/// `queue peer total mode range queue_dropped user_dropped sequence 1`, a line per queue with a listener.
-fn queues() -> Vec<Queue> {
+/// Returns true if conntrack has connections of this network namespace.
+fn has_connections() -> bool {
+    let count = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
+    count.is_ok_and(|count| count.trim().parse().is_ok_and(|count: u64| count > 0))
+}
+
+/// Reads the queues with a listener, a line each: `queue peer total mode range queue_dropped user_dropped sequence 1`.
+fn queues() -> Vec<NfQueue> {
     let mut text = String::new();
-    // No such file: no such module, so no queue.
+    // Without the file the module is not loaded, so there are no queues.
     if let Ok(file) = fs::File::open("/proc/thread-self/net/netfilter/nfnetlink_queue") {
         let _ = file.take(1 << 20).read_to_string(&mut text);
     }
     text.lines().filter_map(queue).collect()
 }
 
-fn queue(line: &str) -> Option<Queue> {
+fn queue(line: &str) -> Option<NfQueue> {
     let mut numbers = line.split_whitespace();
     let number = numbers.next()?.parse().ok()?;
     let mut lost = numbers.skip(4).map(|n| n.parse::<u64>().unwrap_or(0));
-    Some(Queue { number, lost: lost.next()?.saturating_add(lost.next()?) })
+    Some(NfQueue { number, lost: lost.next()?.saturating_add(lost.next()?) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::ruleset::{Base, Ends, Rule, TableFamily, TableKey};
+    use crate::inventory::ruleset::{BaseChain, RuleEffect, TableFamily, TableKey, Terminals};
 
-    fn inventory(rules: &[(&str, Hook, &str, Ends)]) -> Inventory {
-        let mut builder = Builder::default();
-        for (table, hook, chain, ends) in rules {
-            let key = TableKey { backend: Backend::Nft, family: TableFamily::Inet, name: (*table).into() };
+    fn inventory(rules: &[(&str, Hook, &str, Terminals)]) -> Inventory {
+        let mut builder = RulesetBuilder::default();
+        for (table, hook, chain, terminals) in rules {
+            let key = TableKey { backend: RuleEngine::Nft, family: TableFamily::Inet, name: (*table).into() };
             let base = format!("base-{hook:?}");
-            builder.chain(&key, &base, Some(Base { hook: *hook, priority: 0, policy_drops: false }));
-            builder.rule(&key, &base, Rule { jumps: vec![(*chain).into()], ..Rule::default() });
-            builder.rule(&key, chain, Rule { ends: *ends, ..Rule::default() });
+            builder.chain(&key, &base, Some(BaseChain { hook: *hook, priority: 0, policy_drops: false }));
+            builder.rule(&key, &base, RuleEffect { jumps: vec![(*chain).into()], ..RuleEffect::default() });
+            builder.rule(&key, chain, RuleEffect { terminals: *terminals, ..RuleEffect::default() });
         }
         Inventory {
             netns: Some(1),
-            nft: Known::Yes,
-            legacy: Known::Absent,
+            nft: Readable::Yes,
+            legacy: Readable::Absent,
             ruleset: builder.finish(),
             queues: vec![],
             conntrack: false,
-            devices_known: Known::Yes,
+            devices_known: Readable::Yes,
             devices: vec![],
         }
     }
 
     #[test]
-    fn blame() {
-        let here = |rules: &[_], hook| inventory(rules).blame(Mechanism::Nftables, Some(hook), Family::Ipv4);
-        let calico = ("filter", Hook::Forward, "cali-tw-x", Ends::DROP);
-        let ufw = ("filter", Hook::Input, "ufw-user-input", Ends::DROP);
-        let plain = ("mine", Hook::Input, "input", Ends::DROP);
-        assert_eq!(here(&[calico, ufw], Hook::Forward), Blame::Policy);
-        assert_eq!(here(&[calico, ufw], Hook::Input), Blame::Other);
-        assert_eq!(here(&[calico, plain], Hook::Input), Blame::Other, "Calico's chains are elsewhere");
-        assert_eq!(here(&[plain], Hook::Input), Blame::Nobody, "the enforcer may have no name");
-        assert_eq!(here(&[ufw], Hook::Input), Blame::Other);
+    fn ownership() {
+        let here = |rules: &[_], hook| inventory(rules).ownership(Mechanism::Nftables, Some(hook), Family::Ipv4);
+        let calico = ("filter", Hook::Forward, "cali-tw-x", Terminals::DROP);
+        let ufw = ("filter", Hook::Input, "ufw-user-input", Terminals::DROP);
+        let plain = ("mine", Hook::Input, "input", Terminals::DROP);
+        assert_eq!(here(&[calico, ufw], Hook::Forward), RuleOwnership::Enforcer);
+        assert_eq!(here(&[calico, ufw], Hook::Input), RuleOwnership::Other);
+        assert_eq!(here(&[calico, plain], Hook::Input), RuleOwnership::Other, "Calico's chains are elsewhere");
+        assert_eq!(here(&[plain], Hook::Input), RuleOwnership::Unknown, "the enforcer may be unknown");
+        assert_eq!(here(&[ufw], Hook::Input), RuleOwnership::Other);
     }
 
     #[test]
     fn queues_are_read() {
-        assert_eq!(queue("  100  12345     0 2 65531     3     4        9  1"), Some(Queue { number: 100, lost: 7 }));
+        assert_eq!(queue("  100  12345     0 2 65531     3     4        9  1"), Some(NfQueue { number: 100, lost: 7 }));
         assert_eq!(queue("garbage"), None);
     }
 
     #[test]
     fn this_machine_can_be_read() {
-        // Whatever the rights: parts may be unknown, with a reason, and nothing panics.
+        // With any permissions: parts may be unknown, with a reason, and nothing panics.
         let inventory = Inventory::read(|_| Vec::new());
         assert!(inventory.netns.is_some());
         assert!(inventory.devices_known.is_known(), "anybody may list devices: {:?}", inventory.devices_known);

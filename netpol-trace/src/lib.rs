@@ -14,6 +14,7 @@ macro_rules! eprintln {
 
 pub mod agent;
 pub mod audit;
+mod backoff;
 pub mod cli;
 pub mod cluster;
 pub mod config;
@@ -22,6 +23,7 @@ pub mod history;
 pub mod http;
 pub mod inventory;
 pub mod kernel;
+mod lock;
 mod memory;
 pub mod metrics;
 pub mod missing;
@@ -33,6 +35,9 @@ pub mod policy;
 pub mod record;
 pub mod recorded;
 pub mod sink;
+#[cfg(test)]
+#[path = "../../tests/src/skip.rs"]
+mod skip;
 pub mod storage;
 pub mod tail;
 pub mod telemetry;

@@ -1,38 +1,39 @@
-//! What /metrics and the probes tell. The worker publishes its state once a second; a scrape reads that and waits for nobody.
+//! The content of /metrics and the probes. The worker publishes its state once a second, and a scrape reads that without waiting.
 
 pub mod catalogue;
 pub mod text;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use catalogue as c;
 use foldhash::fast::RandomState;
 use jiff::Timestamp;
-use text::Page;
+use text::MetricsPage;
 
-use crate::model::Direction;
+use crate::lock::IgnorePoison;
+use crate::model::{Direction, LossReason, LossStage};
 use crate::record::{Body, Drop, Status};
 
-/// Different label sets of one metric; names of namespaces beyond count under [`OTHER`].
+/// Limit of label sets of one metric. Further namespaces are counted under [`OTHER`].
 const MAX_SERIES: usize = 10_000;
 const OTHER: &str = "_other";
-/// A worker that has published nothing for so long is stuck.
+/// A worker that has published nothing for this long is stuck.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// The agent's numbers, shared by those who count and those who tell.
+/// The agent's numbers, which sinks and the worker update and the listener reads.
 #[derive(Debug)]
 pub struct Metrics {
     started: Timestamp,
-    state: Mutex<State>,
+    state: Mutex<Counts>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Counts {
     /// By direction and cause, then by namespace.
     denied: BTreeMap<(&'static str, &'static str), HashMap<String, u64, RandomState>>,
-    /// How many there are of it.
+    /// Number of series in `denied`.
     series: usize,
     unanswered: u64,
     policy_changes: u64,
@@ -43,10 +44,10 @@ struct State {
 /// What the worker publishes.
 #[derive(Debug)]
 pub struct Published {
-    /// As a `running` status would tell it.
+    /// The state, as in a status record of phase `running`.
     pub status: Status,
-    /// Losses so far, by stage and reason.
-    pub losses: Vec<(&'static str, &'static str, u64)>,
+    /// Losses of this run.
+    pub losses: Vec<((LossStage, LossReason), u64)>,
     pub queued: u64,
     pub queue_size: u64,
     pub ring_peak: u64,
@@ -60,8 +61,8 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.state.lock().ignore_poison()
     }
 
     /// Counts a record.
@@ -70,10 +71,10 @@ impl Metrics {
             Body::Drop(drop) => {
                 let mut state = self.lock();
                 let (direction, cause) = (drop.direction.map_or("unknown", Direction::as_str), drop.cause.as_str());
-                let State { denied, series, .. } = &mut *state;
+                let Counts { denied, series, .. } = &mut *state;
                 let namespaces = denied.entry((direction, cause)).or_default();
                 let namespace = denying_namespace(drop);
-                // Nearly every namespace is there already.
+                // Does not allocate for a namespace that is counted already.
                 if let Some(count) = namespaces.get_mut(namespace) {
                     *count += drop.count;
                     return;
@@ -82,13 +83,13 @@ impl Metrics {
                 *series += usize::from(*series < MAX_SERIES);
                 *namespaces.entry(namespace.into()).or_default() += drop.count;
             }
-            Body::Unanswered(silent) => self.lock().unanswered += silent.count,
+            Body::Unanswered(unanswered) => self.lock().unanswered += unanswered.count,
             Body::PolicyChange(change) => self.lock().policy_changes += u64::from(change.policy.is_some()),
             Body::Loss(_) | Body::Status(_) => {}
         }
     }
 
-    /// Counts an error that costs something: where, and which.
+    /// Counts an error by its stage and kind.
     pub fn error(&self, stage: &'static str, kind: &'static str) {
         *self.lock().errors.entry((stage, kind)).or_default() += 1;
     }
@@ -101,10 +102,10 @@ impl Metrics {
         self.lock().published.as_ref().map(|(published, at)| (published.clone(), at.elapsed()))
     }
 
-    /// /healthz: the worker works.
+    /// Answers /healthz: whether the worker makes progress.
     ///
     /// # Errors
-    /// What is wrong, in words.
+    /// The text says what is wrong.
     pub fn healthy(&self) -> Result<(), String> {
         match self.published() {
             Some((_, age)) if age > STUCK => Err(format!("the pipeline has been stuck for {} s", age.as_secs())),
@@ -112,18 +113,18 @@ impl Metrics {
         }
     }
 
-    /// /readyz: hooks are attached, and each source is in sync or known not to be. Names the outputs that fail: they leave the others
-    /// ready.
+    /// Answers /readyz: whether the hooks are attached and each source is in sync or has an error. Returns a line for each output that
+    /// fails; the agent is ready all the same, because the others work.
     ///
     /// # Errors
-    /// What is missing, in words.
+    /// The text says what is missing.
     pub fn ready(&self) -> Result<String, String> {
         self.healthy()?;
         let Some((published, _)) = self.published() else {
             return Err("not started yet: hooks or sources are missing".into());
         };
-        let waits = |source: &&crate::model::SourceState| !source.synced && source.error.is_none();
-        match published.status.sources.iter().find(waits) {
+        let is_pending = |source: &&crate::model::SourceState| !source.synced && source.error.is_none();
+        match published.status.sources.iter().find(is_pending) {
             Some(source) => Err(format!("source {} is not in sync yet", source.name)),
             None => {
                 let failing = published.status.sinks.iter().filter(|sink| sink.error.is_some());
@@ -132,9 +133,9 @@ impl Metrics {
         }
     }
 
-    /// The page of /metrics.
+    /// Returns the page of /metrics.
     pub fn page(&self) -> String {
-        let mut page = Page::default();
+        let mut page = MetricsPage::default();
         page.family(&c::BUILD_INFO, [([env!("CARGO_PKG_VERSION")], 1)]);
         page.one(&c::START, u64::try_from(self.started.as_second()).unwrap_or_default());
         let published = {
@@ -151,24 +152,24 @@ impl Metrics {
             state.published.as_ref().map(|(published, at)| (published.clone(), at.elapsed()))
         };
         if let Some((published, age)) = published {
-            tell(&mut page, &published, age);
+            write_published(&mut page, &published, age);
         }
         page.finish()
     }
 }
 
-fn tell(page: &mut Page, published: &Published, age: Duration) {
+fn write_published(page: &mut MetricsPage, published: &Published, age: Duration) {
     let Published { status, losses, .. } = published;
     page.family(&c::PACKETS, status.causes.iter().map(|(of, n)| ([of.as_str()], *n)));
-    page.family(&c::LOST, losses.iter().map(|(stage, reason, n)| ([*stage, *reason], *n)));
+    page.family(&c::LOST, losses.iter().map(|((stage, reason), n)| ([stage.as_str(), reason.as_str()], *n)));
     let (kernel, agent) = (status.totals.kernel, status.totals.agent);
-    // Absent when they can't be read: a counter that falls to zero would look like a restart.
+    // Left out if they cannot be read: a counter that falls to zero would look like a restart.
     if let Some(kernel) = kernel {
         for (metric, value) in [
             (&c::SEEN, kernel.seen),
             (&c::MATCHED, kernel.matched),
             (&c::EMITTED, kernel.emitted),
-            (&c::FOLDED, kernel.aggregated),
+            (&c::AGGREGATED, kernel.aggregated),
             (&c::KERNEL_LOST, kernel.lost),
             (&c::RECURSION, kernel.recursion_misses),
         ] {
@@ -216,7 +217,7 @@ fn tell(page: &mut Page, published: &Published, age: Duration) {
     page.family(&c::OBJECTS, objects);
 }
 
-/// The namespace of the pod whose policy denied; of either pod where that is not known.
+/// Returns the namespace of the pod whose policy denied, or of either pod if the side is not known.
 fn denying_namespace(drop: &Drop) -> &str {
     let end = match drop.direction {
         Some(Direction::Egress) => &drop.source,
@@ -230,7 +231,7 @@ fn denying_namespace(drop: &Drop) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ConfigState, HookState};
+    use crate::model::{ConfigState, HookMode, HookState};
     use crate::record::Record;
 
     fn status() -> Status {
@@ -268,12 +269,12 @@ mod tests {
     }
 
     #[test]
-    fn a_hook_that_was_refused_is_told_from_one_that_was_not_asked_for() {
-        let hook = |name: &'static str, state| HookState { name: name.into(), state, detail: None };
+    fn a_refused_hook_differs_from_one_that_is_off() {
+        let hook = |name, mode| HookState::new(name, mode, None);
         let hooks = vec![
-            hook("kfree_skb", "btf_tracepoint".into()),
-            hook("tc", HookState::REFUSED),
-            hook("reject", HookState::OFF),
+            hook("kfree_skb", HookMode::BtfTracepoint),
+            hook("tc", HookMode::Refused),
+            hook("reject", HookMode::Off),
         ];
         let page = page(Status { hooks, ..status() });
         for line in [

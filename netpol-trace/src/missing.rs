@@ -1,4 +1,4 @@
-//! What there is instead of a name that was not found: names are soon mistyped.
+//! Messages for a name that does not exist, with the most similar names that do.
 
 /// Names that a message lists.
 const SHOWN: usize = 8;
@@ -20,7 +20,7 @@ pub fn namespace(name: &str, known: &[String]) -> String {
     }
 }
 
-/// A few names.
+/// Lists a few names.
 pub fn few(names: &[String]) -> String {
     match names {
         [] => "none".to_owned(),
@@ -29,13 +29,13 @@ pub fn few(names: &[String]) -> String {
     }
 }
 
-/// A few names; of many those first that look most like `name`.
+/// Lists a few names, those most similar to `name` first.
 pub fn nearest(name: &str, known: &[String]) -> String {
     if known.len() <= SHOWN {
         return few(known);
     }
     let mut known = known.to_vec();
-    // Names have at most 253 characters; what is longer is no name.
+    // A name in Kubernetes has at most 253 characters.
     known.sort_by_cached_key(|other| match other.len() {
         ..=253 => strsim::damerau_levenshtein(name, other),
         _ => usize::MAX,

@@ -2,10 +2,13 @@
 //!
 //! Types only: no I/O, no clock, and no import from the rest of the project.
 
+pub mod aggregation;
 pub mod cause;
+mod closed_set;
 pub mod cluster;
 pub mod direction;
 pub mod drop_site;
+pub mod drop_taxonomy;
 pub mod endpoint;
 pub mod loss;
 pub mod packet;
@@ -13,8 +16,10 @@ pub mod part;
 pub mod state;
 pub mod text;
 pub mod totals;
+pub mod unanswered;
 pub mod verdict;
 
+pub use aggregation::*;
 pub use cause::*;
 pub use direction::*;
 pub use drop_site::*;
@@ -24,4 +29,5 @@ pub use part::Part;
 pub use state::*;
 pub use text::{Str, Text};
 pub use totals::*;
+pub use unanswered::*;
 pub use verdict::*;

@@ -1,6 +1,7 @@
-//! Questions to the kernel over netlink, in the network namespace of the calling thread, and the attributes in its answers.
+//! Requests to the kernel over netlink in the calling thread's network namespace, and the attributes of its responses.
 //!
-//! Only what is in use is read, attribute by attribute: a decoder of whole messages fails on what a newer kernel adds.
+//! Reads only the attributes in use. netlink-packet-route decodes every attribute of a message and rejects the message if one has an
+//! unexpected length, so that a newer kernel could hide an interface.
 
 pub mod route;
 
@@ -13,26 +14,26 @@ use netlink_sys::{Socket, SocketAddr};
 
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
-/// The dump was overtaken by a change; what came may be mixed.
+/// A change interrupted the dump; it may mix two states.
 const INTERRUPTED: u16 = 0x10;
 
-/// The kernel fills up to 32 KiB when the reader has room. It walks a chain from its start for each part of a dump, so
-/// small parts make a long chain's dump slow: seconds for 50,000 rules.
+/// The receive buffer. The kernel sends up to 32 KiB at once if the reader has room. It walks a chain from its start for each part of a
+/// dump, so that small parts make the dump of a long chain slow: seconds for 50,000 rules.
 const DATAGRAM: usize = 64 << 10;
-/// A dump that was mixed of two states even after another try is taken as it is; the change itself asks again.
+/// How often an interrupted dump is repeated; then it is used as it is. The change that interrupted it causes another dump.
 const TRIES: usize = 3;
 
-/// Asks for all objects of a kind and hands `take` the type and the body of each answer.
+/// Requests all objects of a kind and calls `take` with the type and body of each response.
 pub fn dump(protocol: isize, request: u16, body: &[u8], take: impl FnMut(u16, &[u8])) -> io::Result<Complete> {
-    ask(protocol, request, NLM_F_DUMP, body, take)
+    exchange(protocol, request, NLM_F_DUMP, body, take)
 }
 
-/// Asks for a change and waits until it is made.
+/// Requests a change and waits for the acknowledgement.
 pub fn request(protocol: isize, request: u16, body: &[u8]) -> io::Result<()> {
-    ask(protocol, request, NLM_F_ACK, body, |_, _| ()).map(drop)
+    exchange(protocol, request, NLM_F_ACK, body, |_, _| ()).map(drop)
 }
 
-fn ask(
+fn exchange(
     protocol: isize,
     request: u16,
     flags: u16,
@@ -41,7 +42,7 @@ fn ask(
 ) -> io::Result<Complete> {
     let mut socket = Socket::new(protocol)?;
     if protocol == NETLINK_ROUTE {
-        // Without it the kernel ignores most of what a dump asks for. Since 4.20.
+        // Otherwise the kernel ignores most filters of a dump. Since 4.20.
         socket.set_netlink_get_strict_chk(true)?;
     }
     socket.bind_auto()?;
@@ -58,7 +59,7 @@ fn ask(
     }
 }
 
-/// Puts the next datagram into `datagram`, which has room for [`DATAGRAM`].
+/// Receives the next datagram into `datagram`, which has room for [`DATAGRAM`].
 fn receive(socket: &Socket, datagram: &mut Vec<u8>) -> io::Result<()> {
     datagram.clear();
     if socket.recv(datagram, libc::MSG_TRUNC)? > DATAGRAM {
@@ -67,18 +68,18 @@ fn receive(socket: &Socket, datagram: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a dump shows one state.
+/// True if a dump shows one consistent state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Complete(pub bool);
 
-/// Runs `ask` until its dumps show one state, a few times at most.
-pub fn consistent<T>(mut ask: impl FnMut() -> io::Result<(T, Complete)>) -> io::Result<T> {
+/// Repeats `dump` until it shows one consistent state, at most [`TRIES`] times.
+pub fn consistent<T>(mut dump: impl FnMut() -> io::Result<(T, Complete)>) -> io::Result<T> {
     let mut tries = 0;
     loop {
         tries += 1;
-        let (answer, complete) = ask()?;
+        let (response, complete) = dump()?;
         if complete.0 || tries == TRIES {
-            return Ok(answer);
+            return Ok(response);
         }
     }
 }
@@ -94,7 +95,7 @@ fn message(request: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     message
 }
 
-/// Takes the messages of one datagram; true at the end of a dump or at an acknowledgement.
+/// Reads the messages of a datagram. Returns true at the end of a dump or at an acknowledgement.
 fn read(mut datagram: &[u8], complete: &mut Complete, take: &mut impl FnMut(u16, &[u8])) -> io::Result<bool> {
     while !datagram.is_empty() {
         let message = NetlinkBuffer::new_checked(datagram).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -114,7 +115,7 @@ fn read(mut datagram: &[u8], complete: &mut Complete, take: &mut impl FnMut(u16,
     Ok(false)
 }
 
-/// A socket that hears of changes, of `groups`.
+/// A socket that receives notifications of `groups`.
 pub fn listen(protocol: isize, groups: &[u32]) -> io::Result<Socket> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
@@ -125,21 +126,21 @@ pub fn listen(protocol: isize, groups: &[u32]) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Forgets what has come; whether anything had. A socket whose buffer overflowed (ENOBUFS) has heard something too.
+/// Discards the received notifications and returns whether there were any. An overflow of the buffer (ENOBUFS) counts as one.
 pub fn drain(socket: &Socket) -> bool {
-    let mut heard = false;
-    // Bounded: a ruleset that never stops changing must not hold the caller.
+    let mut received = false;
+    // Bounded, because a ruleset may change all the time.
     for _ in 0..10_000 {
         match socket.recv(&mut &mut [0u8; 64][..], libc::MSG_TRUNC) {
-            Ok(_) => heard = true,
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => heard = true,
+            Ok(_) => received = true,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => received = true,
             Err(_) => break,
         }
     }
-    heard
+    received
 }
 
-/// A kernel that does not answer must not hold the caller for ever.
+/// Sets a timeout for receiving, so that the caller never waits for ever.
 fn timeout(socket: &Socket, seconds: i64) -> io::Result<()> {
     let time = libc::timeval { tv_sec: seconds, tv_usec: 0 };
     let size = size_of::<libc::timeval>() as libc::socklen_t;
@@ -150,12 +151,12 @@ fn timeout(socket: &Socket, seconds: i64) -> io::Result<()> {
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Attributes in order; a malformed one ends them.
+/// The attributes in order, up to a malformed one.
 pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let (header, _) = bytes.split_at_checked(4)?;
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
-        // The two upper bits say "nested" and "network order".
+        // The two upper bits are the flags "nested" and "network order".
         let kind = u16::from_ne_bytes([header[2], header[3]]) & 0x3fff;
         let value = bytes.get(4..length)?;
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -163,7 +164,7 @@ pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// The value of the first attribute of type `wanted`; attributes may be in it.
+/// The value of the first attribute of type `wanted`; the value may consist of attributes.
 pub fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
@@ -172,7 +173,7 @@ pub fn string(bytes: &[u8], wanted: u16) -> Option<String> {
     attribute(bytes, wanted).map(text)
 }
 
-/// Up to the first zero.
+/// The text up to the first zero byte.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
@@ -184,7 +185,7 @@ pub fn word(bytes: &[u8], at: usize) -> Option<u32> {
 
 /// Appends an attribute.
 pub fn put(to: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    // Values are names and numbers: far below the length's limit.
+    // Values are names and numbers, far shorter than the limit.
     to.extend(u16::try_from(4 + value.len()).unwrap_or(4).to_ne_bytes());
     to.extend(kind.to_ne_bytes());
     to.extend(value);

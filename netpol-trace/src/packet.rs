@@ -1,4 +1,4 @@
-//! Bytes to packets: pure, total, never panics. The bytes come from strangers.
+//! Turns a kernel record into a packet. Pure and total: the bytes are untrusted input, every input has a result, and none panics.
 
 pub mod conntrack;
 pub mod dns;
@@ -11,7 +11,7 @@ use crate::model::packet::{Headers, Packet, PacketError};
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 
-/// Reads the packet of one kernel record.
+/// Decodes the packet of one kernel record.
 pub fn decode(event: &DropEvent) -> Result<Packet, PacketError> {
     if event.flags & flags::NO_HEAD != 0 {
         return Err(PacketError::Truncated);
@@ -19,12 +19,12 @@ pub fn decode(event: &DropEvent) -> Result<Packet, PacketError> {
     if !matches!(u16::from_be(event.protocol), ETHERTYPE_IPV4 | ETHERTYPE_IPV6) {
         return Err(PacketError::NotIp);
     }
-    // What lies beyond the linear part is not this packet's.
+    // The bytes beyond the skb's linear part are not this packet's.
     let linear = event.tail.saturating_sub(u32::from(event.network_header)) as usize;
     let head = event.head.get(..linear.min(HEAD_LEN)).unwrap_or_default();
     let headers = headers::parse(head)?;
 
-    // skb->len counts from skb->data, which is at L2, L3 or L4 depending on where the packet died.
+    // skb->len counts from skb->data, which is at L2, L3 or L4 depending on where the kernel dropped it.
     let above = i64::from(event.data_offset) - i64::from(event.network_header);
     let length = u32::try_from(i64::from(event.len) + above).unwrap_or(headers.length);
     let conntrack =
@@ -39,7 +39,7 @@ pub fn decode(event: &DropEvent) -> Result<Packet, PacketError> {
     })
 }
 
-/// `gso_segs` where the stack filled it in, else what `gso_size` makes of the payload.
+/// `gso_segs` where the kernel has set it, else the payload divided by `gso_size`.
 fn segments(event: &DropEvent, headers: &Headers, length: u32) -> u32 {
     match (event.gso_size, event.gso_segs) {
         (0, _) => 1,
@@ -117,7 +117,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_lies_beyond_the_linear_part_is_not_read() {
+    fn bytes_beyond_the_linear_part_are_not_read() {
         assert_eq!(decode(&DropEvent { tail: 64 + 12, ..syn() }), Err(PacketError::Truncated));
         let ip_only = decode(&DropEvent { tail: 64 + 20, ..syn() }).unwrap();
         assert_eq!(ip_only.headers.destination_port, None);

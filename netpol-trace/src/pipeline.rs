@@ -22,30 +22,29 @@ mod verdict_cache;
 
 use std::time::Instant;
 
-use aggregate::{Key, Sums};
+use aggregate::{AggregateKey, PacketSums};
 use build::drop_body;
 use decide::{DropContext, EvalContext, NodeContext, decide};
 use enrich::{Flow, Moments};
 use identity::confirm;
-use opener::opener;
 use pending::PendingDrop;
 pub use setup::Pipeline;
 use verdict_cache::CacheKey;
 
 use crate::cluster::Index;
-use crate::inventory::Watcher;
-use crate::kernel::RawDrop;
+use crate::inventory::InventoryWatcher;
+use crate::kernel::KernelDrop;
 use crate::model::Cause;
-use crate::pipeline::filter::Ends;
+use crate::pipeline::filter::EndpointPair;
 use crate::record::Body;
 use crate::sink::SinkError;
 
 impl Pipeline {
     /// Takes a batch of drops through all stages.
-    pub fn handle(&mut self, drops: impl IntoIterator<Item = RawDrop>) -> Result<(), SinkError> {
+    pub fn handle(&mut self, drops: impl IntoIterator<Item = KernelDrop>) -> Result<(), SinkError> {
         self.now = Instant::now();
         for drop in drops {
-            let Some(drop) = self.decode(drop) else { continue };
+            let Some(drop) = self.accept(drop) else { continue };
             let may_wait = self.may_wait(&drop);
             self.accounting.held += drop.packets();
             if let Some(drop) = self.advance(drop, may_wait)? {
@@ -61,8 +60,7 @@ impl Pipeline {
         let index = cluster.read();
         let time = self.clock.wall(drop.packet.time);
         let moments = Moments::of(&index, &drop.packet, time, self.last_time(&drop));
-        let opener = opener(&drop.packet, |tuple| self.flows.as_ref().is_some_and(|flows| flows.was_opened(tuple)));
-        let mut flow = moments.name(&drop.packet, opener);
+        let mut flow = moments.name(&drop.packet, self.opener(&drop.packet));
         let look_up = !std::mem::replace(&mut drop.looked_up, true);
         confirm(self.lookups.as_ref(), &mut flow, &index, time, look_up);
         if may_wait && flow.may_be_named_later() {
@@ -95,7 +93,7 @@ impl Pipeline {
         let (packet, facts) = (&drop.packet, &drop.facts);
         let packets = drop.packets();
         let (time, last) = (self.clock.wall(packet.time), self.last_time(drop));
-        let inventory = self.inventory.as_ref().and_then(Watcher::current);
+        let inventory = self.inventory.as_ref().and_then(InventoryWatcher::current);
         let node = NodeContext {
             name: self.node.as_deref(),
             inventory: inventory.as_deref().filter(|inventory| inventory.is_of(facts.netns)),
@@ -111,7 +109,7 @@ impl Pipeline {
         if decision.cause == Cause::Disagrees && may_wait {
             return Ok(false);
         }
-        let admitted = self.configured.settings.admits(Some(decision.cause), &Ends::of_flow(flow));
+        let admitted = self.configured.settings.admits(Some(decision.cause), &EndpointPair::of_flow(flow));
         if !admitted || (!self.all_drops && !decision.cause.is_default()) {
             self.accounting.filter(decision.cause, packets);
             return Ok(true);
@@ -122,8 +120,8 @@ impl Pipeline {
         if let Some(budget) = self.budget.as_mut()
             && !budget.spend(self.now)
         {
-            let key = Key::of(flow, packet, context.site, facts.netns, decision.cause, decision.direction);
-            let sums = Sums::of(packet, &drop.repeats, time, last);
+            let key = AggregateKey::of(flow, packet, context.site, facts.netns, decision.cause, decision.direction);
+            let sums = PacketSums::of(packet, &drop.packet_count, time, last);
             self.accounting.held += packets;
             match budget.add(key, &sums) {
                 None => return Ok(true),
@@ -133,7 +131,7 @@ impl Pipeline {
         let cache = cache_key.map(|key| (&mut self.verdicts, key));
         let rendered = decision.render(flow, &context, eval, &self.cluster.stale(), cache);
         let mut record = drop_body(packet, facts, context.site, flow, rendered);
-        record.counts(packet, &drop.repeats, last);
+        record.counts(packet, &drop.packet_count, last);
         if let Some(flows) = &mut self.flows {
             flows.annotate(&mut record, packet, drop.origin, index, self.now);
         }
@@ -142,7 +140,7 @@ impl Pipeline {
         match (aggregate, body, &mut self.budget) {
             (Some((key, sums)), Body::Drop(record), Some(budget)) => budget.begin(key, record, &sums),
             (_, body, _) => {
-                let fingerprint = self.fingerprints.drop(packet, facts, drop.origin, &drop.repeats);
+                let fingerprint = self.fingerprints.drop(packet, facts, drop.origin, &drop.packet_count);
                 self.output.write(body, Some(fingerprint), time, packets)?;
             }
         }

@@ -1,55 +1,55 @@
-//! What NetworkPolicy v1 says of one connection, with the evidence. Pure: no clock, no kube client, no I/O.
+//! Evaluates NetworkPolicy v1 for one connection, with the evidence. Pure: no clock, no kube client, no I/O.
 //!
 //! ```text
-//! Connection ─> evaluate ─> Judgement (borrowed, no allocation) ─> report ─> record::Verdict
+//! Connection ─> evaluate ─> PolicyEvaluation (borrowed, no allocation) ─> explain ─> model::Verdict
 //!                 │                                                   │
 //!                 └─ matching: one rule, peer or port                 └─ nearest: the rule that came closest
 //! ```
 //!
-//! [`check_rules`] tells of every rule what fits and what does not, for `explain`; [`hint`] names the usual mistake.
+//! [`check_rules`] compares every rule with the connection, for `explain`; [`hint`] names the usual mistake.
 //!
-//! [`evaluate`] is the fast core; [`judge`] makes the record's form of it. Where Kubernetes leaves a point to the
-//! CNI, [`Options`] decides, and the verdict's notes say that it did.
+//! [`evaluate`] is the fast core; [`verdict_of`] also renders the verdict of a record. Where Kubernetes leaves a point to the
+//! CNI, [`CniOptions`] decides, and the verdict's notes name that point.
 
 mod evaluate;
+mod explain;
 mod hint;
 pub mod lint;
 mod matching;
 mod miss;
 mod nearest;
-mod report;
 mod rules;
 pub mod suggest;
 mod summary;
 
 use std::net::IpAddr;
 
-pub use evaluate::{Because, Finding, Judgement, Policies, Side, evaluate};
-pub use hint::{Asked, FTP_DATA, hint, hint_of};
+pub use evaluate::{AllowedBy, IsolatingPolicies, PolicyEvaluation, PolicyResult, SideEvaluation, evaluate};
+pub use explain::{ExplainedVerdict, explain, name_changes, verdict_of, verdict_result};
+pub use hint::{ClientRequest, FTP_DATA, hint, hint_of};
 use jiff::Timestamp;
-pub use matching::{Assumed, Doubt};
+pub use matching::{Assumptions, UndeterminedReason};
 pub(crate) use miss::bounded;
-pub use report::{Report, judge, name_changes, report, result};
-pub use rules::{Fit, ItemCheck, RuleCheck, check_rules};
+pub use rules::{ItemCheck, MatchResult, RuleCheck, check_rules};
 pub use summary::summary;
 
 use crate::cluster::index::PodView;
-use crate::model::cluster::Protocol;
+use crate::model::cluster::{Direction, Protocol};
 
-/// The connection that is judged: from the source to the address and port that the destination's policy sees (the
+/// The connection to evaluate: from the source to the address and port that the destination's policy sees (the
 /// backend, after a service's translation).
 #[derive(Debug, Clone, Copy)]
 pub struct Connection<'a> {
-    pub source: End<'a>,
-    pub destination: End<'a>,
+    pub source: PolicyEndpoint<'a>,
+    pub destination: PolicyEndpoint<'a>,
     pub transport: Transport,
     /// The destination's port; `None` where it is not known (a later fragment) or the transport has none.
     pub port: Option<u16>,
-    /// When it happened: gives `changed_ago_seconds` of the policies.
+    /// Time of the packet; `changed_ago_seconds` of the policies counts back from here.
     pub at: Option<Timestamp>,
 }
 
-/// What runs over IP. Only the first kind can be named by a policy.
+/// The protocol over IP. A policy can name only those of the first variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Transport {
     Named(Protocol),
@@ -72,54 +72,54 @@ impl Transport {
     }
 }
 
-/// One end, resolved to what it is before judging.
+/// The source or the destination, with what it is in the cluster.
 #[derive(Debug, Clone, Copy)]
-pub struct End<'a> {
-    /// The address in use; `None` when a pod was named without one: then any of its addresses counts.
+pub struct PolicyEndpoint<'a> {
+    /// The address in use. `None` for a pod given by name: then each of its addresses counts.
     pub ip: Option<IpAddr>,
-    pub who: Who<'a>,
+    pub identity: PolicyIdentity<'a>,
 }
 
-impl<'a> End<'a> {
-    /// A pod by name: any of its addresses counts.
-    pub fn pod(view: PodView<'a>) -> End<'a> {
-        End { ip: None, who: Who::Pod(view) }
+impl<'a> PolicyEndpoint<'a> {
+    /// A pod by name: each of its addresses counts.
+    pub fn pod(view: PodView<'a>) -> PolicyEndpoint<'a> {
+        PolicyEndpoint { ip: None, identity: PolicyIdentity::Pod(view) }
     }
 
-    pub fn external(ip: IpAddr) -> End<'a> {
-        End { ip: Some(ip), who: Who::External }
+    pub fn external(ip: IpAddr) -> PolicyEndpoint<'a> {
+        PolicyEndpoint { ip: Some(ip), identity: PolicyIdentity::External }
     }
 }
 
 #[derive(Debug, Clone, Copy)]
-pub enum Who<'a> {
+pub enum PolicyIdentity<'a> {
     Pod(PodView<'a>),
-    /// A node, by name; also a hostNetwork pod's packet, which carries its node's address.
+    /// A node, by name. The packets of hostNetwork pods have their node's address.
     Node(&'a str),
     /// Outside of the cluster.
     External,
-    /// Inside the cluster's address ranges, or claimed twice: owner not known.
+    /// Inside the cluster's address ranges without a known owner, or with several.
     Unknown,
 }
 
-/// Points that Kubernetes leaves to the CNI. `None` everywhere means "not known": where the point decides, the verdict
-/// is undetermined. Where a set point decides, a note says so.
+/// Points that Kubernetes leaves to the CNI. Where a point decides, `None` makes the verdict undetermined, and a set value is
+/// named in the verdict's notes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Options {
+pub struct CniOptions {
     /// Whether `ipBlock` matches pod IPs.
     pub ipblock_matches_pods: Option<bool>,
     /// Whether policy treats a hostNetwork pod like any other pod (`Some(false)`: like its node).
     pub host_network_is_pod: Option<bool>,
     /// Whether a pod and the node it runs on may always talk.
     pub own_node_allowed: Option<bool>,
-    /// Whether ICMP and other protocols that a policy can't name pass an isolated pod (`Some(false)`: only by a rule
+    /// Whether ICMP and other protocols that a policy can't name reach an isolated pod (`Some(false)`: only by a rule
     /// without ports).
     pub other_protocols_pass: Option<bool>,
 }
 
-impl Default for Options {
+impl Default for CniOptions {
     fn default() -> Self {
-        Options {
+        CniOptions {
             // Kubernetes' own e2e tests require the match (calico#6634).
             ipblock_matches_pods: Some(true),
             // The documentation leaves it open, and plugins do both.
@@ -129,5 +129,13 @@ impl Default for Options {
             // Undefined; plugins block, pass, or block some ICMP types only.
             other_protocols_pass: None,
         }
+    }
+}
+
+/// A direction as `policyTypes` spells it.
+fn type_name(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "Ingress",
+        Direction::Egress => "Egress",
     }
 }

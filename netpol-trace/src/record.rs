@@ -1,4 +1,4 @@
-//! The record, `schema: "netpol-trace/v1"`: one JSON object a line. Pure data: what it says was decided upstream.
+//! The record, `schema: "netpol-trace/v1"`: one JSON object a line. Types, encodings, the lenient reader, and descriptions. Pure.
 
 pub mod change;
 pub mod community_id;

@@ -1,17 +1,16 @@
-//! Where records go. Each sink has a thread, a bounded queue and a gapless `seq` of its own: one that is slow or gone holds up
-//! neither the others nor the pipeline; what had no room is declared in its own stream.
+//! Writes records to their outputs. Each sink has a thread, a bounded queue and a `seq` without gaps, so that a slow or broken sink delays
+//! neither the pipeline nor the other sinks. Each sink declares records for which its queue had no room in its own stream.
 
-pub mod backoff;
 pub mod fan_out;
 pub mod file;
 pub mod history;
 pub mod k8s_events;
-pub mod lines;
 mod lost;
 pub mod otlp;
 pub mod queue;
 pub mod reopen;
-pub mod target;
+pub mod spec;
+pub mod stdout;
 
 use std::fmt::Write;
 use std::io;
@@ -21,36 +20,36 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::model::Str;
+use crate::model::{LossReason, Str};
 use crate::record::{Body, Fingerprint, Record, SCHEMA};
-use lost::{Lost, Undeclared};
-use queue::{Done, Entry, Patience, Queue};
+use lost::{LostRange, Undeclared};
+use queue::{BatchOutcome, Patience, Queue, QueueEntry};
 
-/// Something that takes records in order.
+/// An output of records.
 pub trait Sink: Send {
-    /// As records, metrics and logs name it.
+    /// Its name in records, metrics and logs.
     fn name(&self) -> String;
 
-    /// The encoding's name.
+    /// The name of its encoding.
     fn format(&self) -> &'static str;
 
     /// Writes records in order.
     fn deliver(&mut self, records: &[Arc<Record>], patience: Patience<'_>) -> Delivery;
 
-    /// Whether whoever reads has gone, found out without writing.
+    /// True if the reader has gone. Must not write.
     fn is_closed(&self) -> bool {
         false
     }
 }
 
-/// What became of records that were given to a sink.
+/// The result of writing a batch.
 #[derive(Debug, Default)]
 pub struct Delivery {
-    /// Records from the front that got out.
+    /// Records written, from the front of the batch.
     pub delivered: usize,
-    /// Of those, how many the receiver did not want. Which ones, it does not say.
+    /// Of those, records that the receiver rejected; it does not report which.
     pub rejected: u64,
-    /// Why not all did.
+    /// Why the rest was not written.
     pub error: Option<SinkError>,
 }
 
@@ -60,46 +59,46 @@ impl Delivery {
     }
 }
 
-/// Why records did not get out.
+/// Why records were not written.
 #[derive(Debug, thiserror::Error)]
 pub enum SinkError {
-    /// The reader went away: not an error, the end.
+    /// The reader has gone: a normal end.
     #[error("the reader of the output has gone")]
     Closed,
     #[error("{name}: {error}")]
     Write { name: String, error: io::Error },
-    /// The receiver said no, could not be reached for too long, or the sink is not open.
+    /// The receiver refused, was unreachable for too long, or the sink is not open.
     #[error("{name}: {message}")]
-    Refused { name: String, reason: &'static str, message: String },
+    Refused { name: String, reason: LossReason, message: String },
 }
 
 impl SinkError {
-    /// The `reason` of the loss that comes of it.
-    pub fn reason(&self) -> &'static str {
+    /// The `reason` of the loss.
+    pub fn reason(&self) -> LossReason {
         match self {
-            SinkError::Closed => "closed",
-            SinkError::Write { .. } => "write_failed",
-            SinkError::Refused { reason, .. } => reason,
+            SinkError::Closed => LossReason::Closed,
+            SinkError::Write { .. } => LossReason::WriteFailed,
+            SinkError::Refused { reason, .. } => *reason,
         }
     }
 }
 
-/// Numbers records, the same number in every sink, and says whose they are.
+/// Makes records: gives each an id, which is the same in every sink, with cluster and node.
 #[derive(Debug)]
-pub struct Numbers {
+pub struct RecordIds {
     pub run: Str,
     pub cluster: Option<Str>,
     pub node: Option<Str>,
     next: AtomicU64,
 }
 
-impl Numbers {
-    pub fn new(run: String, cluster: Option<String>, node: Option<String>) -> Numbers {
+impl RecordIds {
+    pub fn new(run: String, cluster: Option<String>, node: Option<String>) -> RecordIds {
         let (cluster, node) = (cluster.map(Into::into), node.map(Into::into));
-        Numbers { run: run.into(), cluster, node, next: AtomicU64::new(1) }
+        RecordIds { run: run.into(), cluster, node, next: AtomicU64::new(1) }
     }
 
-    /// The next record; `seq` is each sink's own.
+    /// Makes the next record. Each sink sets its own `seq`.
     pub fn record(&self, body: Body, fingerprint: Option<Fingerprint>, time: Timestamp) -> Record {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         // The longest number has 20 digits.
@@ -120,95 +119,97 @@ impl Numbers {
     }
 }
 
-/// Records given to a sink at once.
+/// The most records in a batch.
 const BATCH: usize = 64;
-/// A sink without work looks this often whether its reader has gone, and tries again to declare a loss.
+/// An idle sink checks at this interval whether its reader has gone, and tries again to declare a loss.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Feeds a sink from its queue until that ends, or the sink's reader does.
-pub fn run(mut sink: Box<dyn Sink>, queue: &Queue, numbers: &Numbers) {
-    // Whatever ends this thread, nobody goes on waiting for it.
-    let _end = End(queue);
-    let mut feed = Feed { name: sink.name(), seq: 0, undeclared: Undeclared::default(), failing: false };
+/// The thread of a sink: writes what the queue has until the queue ends or the reader has gone.
+pub fn run(mut sink: Box<dyn Sink>, queue: &Queue, ids: &RecordIds) {
+    // However this thread ends, others must not wait for it.
+    let _abandon = AbandonOnDrop(queue);
+    let mut deliverer = Deliverer { name: sink.name(), seq: 0, undeclared: Undeclared::default(), failing: false };
     while let Some(entries) = queue.take(BATCH, IDLE) {
-        let closed = if entries.is_empty() && feed.undeclared.is_empty() {
+        let closed = if entries.is_empty() && deliverer.undeclared.is_empty() {
             sink.is_closed()
         } else {
-            feed.deliver(sink.as_mut(), entries, queue, numbers)
+            deliverer.deliver(sink.as_mut(), entries, queue, ids)
         };
         if closed {
             queue.abandon(Some(SinkError::Closed.to_string()));
             return;
         }
     }
-    if !feed.undeclared.is_empty() {
-        feed.deliver(sink.as_mut(), Vec::new(), queue, numbers);
+    if !deliverer.undeclared.is_empty() {
+        deliverer.deliver(sink.as_mut(), Vec::new(), queue, ids);
     }
 }
 
-struct End<'a>(&'a Queue);
+/// Abandons the queue when the sink's thread ends.
+struct AbandonOnDrop<'a>(&'a Queue);
 
-impl Drop for End<'_> {
+impl Drop for AbandonOnDrop<'_> {
     fn drop(&mut self) {
         self.0.abandon(None);
     }
 }
 
-struct Feed {
+/// Hands batches to a sink and does its accounting.
+struct Deliverer {
     name: String,
-    /// Of the last record that got out.
+    /// The number of the last record that was written.
     seq: u64,
     undeclared: Undeclared,
-    /// The last write failed: said once in the log.
+    /// The last write failed, and the log has a line about it.
     failing: bool,
 }
 
-/// What a record in a batch stands for.
-enum Meaning {
+/// What a record in a batch counts for.
+enum BatchItem {
     Packets(u64),
-    Declares(Lost),
+    Declares(LostRange),
 }
 
-impl Feed {
-    /// Delivers entries behind the declarations of what was lost before them. True when the reader has gone.
-    fn deliver(&mut self, sink: &mut dyn Sink, entries: Vec<Entry>, queue: &Queue, numbers: &Numbers) -> bool {
+impl Deliverer {
+    /// Writes declarations of earlier losses, then `entries`. Returns true if the reader has gone.
+    fn deliver(&mut self, sink: &mut dyn Sink, entries: Vec<QueueEntry>, queue: &Queue, ids: &RecordIds) -> bool {
         let mut records = Vec::with_capacity(entries.len());
-        let mut meanings = Vec::with_capacity(entries.len());
-        // Not made by this thread.
-        let mut others = Vec::with_capacity(entries.len());
-        let declarations = self.undeclared.take().into_iter().map(Entry::Overflowed);
+        let mut items = Vec::with_capacity(entries.len());
+        // True for records of the pipeline's thread.
+        let mut recyclable = Vec::with_capacity(entries.len());
+        let declarations = self.undeclared.take().into_iter().map(QueueEntry::Overflowed);
         for entry in declarations.chain(entries) {
-            let (mut record, meaning) = match entry {
-                Entry::Waiting(waiting) => (waiting.record, Meaning::Packets(waiting.packets)),
-                Entry::Overflowed(lost) => {
+            let (mut record, item) = match entry {
+                QueueEntry::Record(waiting) => (waiting.record, BatchItem::Packets(waiting.packets)),
+                QueueEntry::Overflowed(lost) => {
                     let declaration = lost.declaration(&self.name);
-                    (Arc::new(numbers.record(Body::Loss(declaration), None, lost.time())), Meaning::Declares(lost))
+                    (Arc::new(ids.record(Body::Loss(declaration), None, lost.time())), BatchItem::Declares(lost))
                 }
             };
-            // While another sink has it too, this one's is a copy.
-            others.push(matches!(meaning, Meaning::Packets(_)) && Arc::get_mut(&mut record).is_some());
+            // `make_mut` makes a copy while another sink has the record too.
+            recyclable.push(matches!(item, BatchItem::Packets(_)) && Arc::get_mut(&mut record).is_some());
             Arc::make_mut(&mut record).seq = self.seq + records.len() as u64 + 1;
             records.push(record);
-            meanings.push(meaning);
+            items.push(item);
         }
         let delivery = sink.deliver(&records, Patience(queue));
         let delivered = delivery.delivered.min(records.len());
         self.seq += delivered as u64;
-        let mut done = Done { records: delivered as u64, ..Done::default() };
+        let mut done = BatchOutcome { records: delivered as u64, ..BatchOutcome::default() };
         let (mut lost_packets, mut lost_records) = (0, 0);
-        let reason = delivery.error.as_ref().map_or("write_failed", SinkError::reason);
-        for (at, (record, meaning)) in records.iter().zip(meanings).enumerate() {
-            match meaning {
-                Meaning::Packets(packets) if at < delivered => done.written += packets,
-                Meaning::Packets(packets) => {
+        let reason = delivery.error.as_ref().map_or(LossReason::WriteFailed, SinkError::reason);
+        for (at, (record, item)) in records.iter().zip(items).enumerate() {
+            match item {
+                BatchItem::Packets(packets) if at < delivered => done.written += packets,
+                BatchItem::Packets(packets) => {
                     lost_packets += packets;
                     lost_records += 1;
                     done.of.push((record, packets));
-                    self.undeclared.add(Lost::new(reason, record, packets));
+                    self.undeclared.add(LostRange::new(reason, record, packets));
                 }
-                Meaning::Declares(_) if at < delivered => {}
-                // Its number was never seen: `seq` stays gapless, and the loss is declared again.
-                Meaning::Declares(lost) => self.undeclared.add(lost),
+                BatchItem::Declares(_) if at < delivered => {}
+                // The loss is declared again. Its `seq` was not written, so that no gap arises.
+                BatchItem::Declares(lost) => self.undeclared.add(lost),
             }
         }
         if lost_records > 0 {
@@ -218,23 +219,28 @@ impl Feed {
             let (count, packets) = (delivery.rejected.min(done.records), delivery.rejected.min(done.written));
             done.records -= count;
             done.written -= packets;
-            done.lost.push(("rejected", packets, count));
-            let mut rejected = Lost::new("rejected", first, packets).estimated();
-            rejected.add(Lost::new("rejected", last, 0));
+            done.lost.push((LossReason::Rejected, packets, count));
+            let mut rejected = LostRange::new(LossReason::Rejected, first, packets).estimated();
+            rejected.add(LostRange::new(LossReason::Rejected, last, 0));
             self.undeclared.add(rejected);
         }
         let closed = matches!(delivery.error, Some(SinkError::Closed));
         self.log(delivery.error.as_ref().filter(|_| !closed));
-        queue.settle(done, delivery.error.map(|error| error.to_string()));
-        queue
-            .give_back(records.into_iter().zip(others).filter_map(|(record, other)| other.then_some(record)).collect());
+        queue.complete(done, delivery.error.map(|error| error.to_string()));
+        queue.recycle(
+            records
+                .into_iter()
+                .zip(recyclable)
+                .filter_map(|(record, recyclable)| recyclable.then_some(record))
+                .collect(),
+        );
         closed
     }
 
     fn log(&mut self, error: Option<&SinkError>) {
         match error {
             Some(error) if !self.failing => {
-                tracing::error!(%error, "records can't be written; they are counted as lost until it works again");
+                tracing::error!(%error, "records can't be written; they are counted as lost until writing works again");
             }
             None if self.failing => tracing::info!(sink = self.name, "records can be written again"),
             _ => {}
@@ -262,12 +268,12 @@ mod tests {
         }
     }
 
-    pub(super) fn numbers() -> Numbers {
-        Numbers::new("a".into(), None, None)
+    pub(super) fn ids() -> RecordIds {
+        RecordIds::new("a".into(), None, None)
     }
 
-    pub(super) fn record(numbers: &Numbers) -> Record {
-        numbers.record(Body::Loss(loss()), None, Timestamp::UNIX_EPOCH)
+    pub(super) fn record(ids: &RecordIds) -> Record {
+        ids.record(Body::Loss(loss()), None, Timestamp::UNIX_EPOCH)
     }
 
     struct Taker;
@@ -286,20 +292,21 @@ mod tests {
         }
     }
 
-    /// Of two sinks the one that has a record first makes a copy: only the record itself goes back to who made it.
+    /// The first of two sinks copies the record. It frees its copy, and the second sink recycles the record.
     #[test]
     fn a_copy_is_freed_by_its_sink() {
         let queues = [Queue::default(), Queue::default()];
-        let record = Arc::new(record(&numbers()));
+        let record = Arc::new(record(&ids()));
         for queue in &queues {
-            queue.push(queue::Waiting::new(record.clone(), 1), Duration::ZERO);
+            queue.push(queue::QueuedRecord::new(record.clone(), 1), Duration::ZERO);
         }
         drop(record);
         for queue in &queues {
-            let mut feed = Feed { name: "taker".into(), seq: 0, undeclared: Undeclared::default(), failing: false };
+            let mut deliverer =
+                Deliverer { name: "taker".into(), seq: 0, undeclared: Undeclared::default(), failing: false };
             let entries = queue.take(BATCH, Duration::ZERO).unwrap();
-            assert!(!feed.deliver(&mut Taker, entries, queue, &numbers()));
+            assert!(!deliverer.deliver(&mut Taker, entries, queue, &ids()));
         }
-        assert_eq!(queues.map(|queue| (queue.spent(), queue.counts().written)), [(0, 1), (1, 1)]);
+        assert_eq!(queues.map(|queue| (queue.finished(), queue.counts().written)), [(0, 1), (1, 1)]);
     }
 }

@@ -1,8 +1,8 @@
 //! Folders and files that the agent writes.
 //!
-//! It writes as root to folders of the node (hostPath) that other workloads may be able to write to as well. So it follows no symbolic link
-//! in any part of a path, refuses what is not a regular file with one name, and lets nobody read what it makes but its own user and, where
-//! one is named, a group. The umask does not matter.
+//! The agent writes as root to folders of the node (hostPath) that other workloads may write to as well. So it follows no symbolic link in any
+//! part of a path, and refuses what is not a regular file with one name. Only its own user can read what it makes, and a group if one is named.
+//! The umask does not matter.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -15,7 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
-/// Why a folder or file can't be used.
+/// Why a folder or file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     #[error("{0} is a symbolic link, which the agent does not follow: name what it points to, or remove it")]
@@ -54,14 +54,14 @@ impl From<StorageError> for io::Error {
     }
 }
 
-/// Whether `path` still names this open file. Whoever may write to its folder can remove it, rename it, or put something else in its
-/// place, and what is written to a file without a name is lost.
+/// Returns true if `path` still names this open file. Another process may have removed or replaced it, and what is written to a file without a
+/// name is lost.
 pub fn still_names(path: &Path, file: &File) -> io::Result<bool> {
     let open = file.metadata()?;
     Ok(path.symlink_metadata().is_ok_and(|there| (there.dev(), there.ino()) == (open.dev(), open.ino())))
 }
 
-/// Who may read what the agent makes, besides its own user.
+/// Who may read the files of the agent, besides its own user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Readers {
     /// A group, by its number: an image has no /etc/group.
@@ -70,23 +70,23 @@ pub struct Readers {
 
 /// A folder's modes or a file's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum EntryKind {
     Folder,
     File,
 }
 
 impl Readers {
-    fn mode(self, kind: Kind) -> u32 {
+    fn mode(self, kind: EntryKind) -> u32 {
         match (kind, self.group) {
-            (Kind::Folder, None) => 0o700,
-            (Kind::Folder, Some(_)) => 0o750,
-            (Kind::File, None) => 0o600,
-            (Kind::File, Some(_)) => 0o640,
+            (EntryKind::Folder, None) => 0o700,
+            (EntryKind::Folder, Some(_)) => 0o750,
+            (EntryKind::File, None) => 0o600,
+            (EntryKind::File, Some(_)) => 0o640,
         }
     }
 
     /// Sets group and mode.
-    fn grant(self, fd: impl AsFd, path: &Path, kind: Kind) -> Result<(), StorageError> {
+    fn grant(self, fd: impl AsFd, path: &Path, kind: EntryKind) -> Result<(), StorageError> {
         if let Some(group) = self.group
             && fs::fstat(&fd).map_err(|error| StorageError::io(path, error))?.st_gid != group
         {
@@ -100,12 +100,12 @@ impl Readers {
         fs::fchmod(fd, Mode::from_raw_mode(self.mode(kind))).map_err(|error| StorageError::io(path, error))
     }
 
-    /// Whether something that exists lets others in, or keeps the group out.
-    fn differ(self, stat: &Stat, kind: Kind) -> bool {
+    /// Returns true if the mode of an existing file or folder gives access to others, or denies it to the group.
+    fn differ(self, stat: &Stat, kind: EntryKind) -> bool {
         let (mode, wanted) = (mode(stat), self.mode(kind));
-        let lets_others_in = mode & 0o777 & !wanted != 0;
-        let keeps_group_out = self.group.is_some_and(|group| stat.st_gid != group || mode & wanted != wanted);
-        lets_others_in || keeps_group_out
+        let open_to_others = mode & 0o777 & !wanted != 0;
+        let closed_to_group = self.group.is_some_and(|group| stat.st_gid != group || mode & wanted != wanted);
+        open_to_others || closed_to_group
     }
 }
 
@@ -117,7 +117,7 @@ fn is_own(stat: &Stat) -> bool {
     stat.st_uid == rustix::process::geteuid().as_raw()
 }
 
-/// An open folder. The names of files in it are resolved in this very folder, whatever becomes of its path.
+/// An open folder. File names are resolved in this folder, even if its path names another one later.
 #[derive(Debug)]
 pub struct Folder {
     fd: OwnedFd,
@@ -126,7 +126,7 @@ pub struct Folder {
 }
 
 const WALK: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-/// Never waits (at a FIFO) and never gets a controlling terminal.
+/// Does not block on a FIFO, and does not take a controlling terminal.
 const PLAIN: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
 impl Folder {
@@ -140,7 +140,7 @@ impl Folder {
         Folder::walk(path, readers, true)
     }
 
-    /// Opens a folder to read from, by whatever path: for a person, who knows what they name.
+    /// Opens a folder for reading, and follows symbolic links: for a user who names the folder.
     pub fn follow(path: &Path) -> io::Result<Folder> {
         Ok(Folder { fd: fs::open(path, WALK, Mode::empty())?, path: path.to_owned(), readers: Readers::default() })
     }
@@ -166,11 +166,11 @@ impl Folder {
         self.path.join(name)
     }
 
-    /// Makes a file that is not there yet, to append to.
+    /// Makes a new file to append to. Fails if it exists.
     pub fn create_new(&self, name: &OsStr) -> Result<File, StorageError> {
         self.make(name, OFlags::WRONLY | OFlags::APPEND).map_err(|error| match error {
-            Made::Refused(error) => error,
-            Made::Exists => StorageError::io(&self.whole(name), Errno::EXIST),
+            CreateError::Refused(error) => error,
+            CreateError::Exists => StorageError::io(&self.whole(name), Errno::EXIST),
         })
     }
 
@@ -189,24 +189,24 @@ impl Folder {
         self.regular(name, OFlags::RDONLY).map(|(file, _)| file)
     }
 
-    fn make(&self, name: &OsStr, how: OFlags) -> Result<File, Made> {
+    fn make(&self, name: &OsStr, how: OFlags) -> Result<File, CreateError> {
         let flags = how | PLAIN | OFlags::CREATE | OFlags::EXCL;
         let path = self.whole(name);
         match fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR) {
             Ok(fd) => {
-                self.readers.grant(&fd, &path, Kind::File).map_err(Made::Refused)?;
+                self.readers.grant(&fd, &path, EntryKind::File).map_err(CreateError::Refused)?;
                 Ok(fd.into())
             }
-            Err(Errno::EXIST) => Err(Made::Exists),
-            Err(error) => Err(Made::Refused(StorageError::io(&path, error))),
+            Err(Errno::EXIST) => Err(CreateError::Exists),
+            Err(error) => Err(CreateError::Refused(StorageError::io(&path, error))),
         }
     }
 
     fn open_or_make(&self, name: &OsStr, how: OFlags) -> Result<File, StorageError> {
         match self.make(name, how) {
             Ok(file) => return Ok(file),
-            Err(Made::Refused(error)) => return Err(error),
-            Err(Made::Exists) => {}
+            Err(CreateError::Refused(error)) => return Err(error),
+            Err(CreateError::Exists) => {}
         }
         let (file, stat) = self.regular(name, how)?;
         let path = self.whole(name);
@@ -217,7 +217,7 @@ impl Folder {
         Ok(file)
     }
 
-    /// Opens what exists, if it is a regular file. Looks before it opens: opening alone has effects on some devices.
+    /// Opens an existing regular file. Checks the type first, because opening has effects on some devices.
     fn regular(&self, name: &OsStr, how: OFlags) -> Result<(File, Stat), StorageError> {
         let path = self.whole(name);
         let failed = |error| StorageError::io(&path, error);
@@ -228,14 +228,14 @@ impl Folder {
         Ok((fd.into(), stat))
     }
 
-    /// A file that exists gets the mode for the group where one is named. Without one it stays as somebody has set it. The log says who
-    /// else can read it: whoever owns a file can, whatever its mode.
+    /// Gives an existing file the mode for the group, if one is named. Without one, the file keeps its mode. Logs who else can read it: its owner
+    /// can, whatever its mode.
     fn check(&self, file: &File, stat: &Stat, path: &Path) -> Result<(), StorageError> {
         let (path_shown, mode) = (path.display(), mode(stat));
         let (owner, group) = (stat.st_uid, stat.st_gid);
-        let differs = self.readers.differ(stat, Kind::File);
+        let differs = self.readers.differ(stat, EntryKind::File);
         if differs && self.readers.group.is_some() {
-            self.readers.grant(file, path, Kind::File)?;
+            self.readers.grant(file, path, EntryKind::File)?;
             tracing::info!("{path_shown} had mode {mode:04o} and group {group}: set to 0640 as its group= asks");
         }
         if !is_own(stat) {
@@ -262,11 +262,11 @@ impl Folder {
         let readable = readable.map_err(failed)?;
         let stat = fs::fstat(&readable).map_err(failed)?;
         let names = names(&readable).map_err(failed)?;
-        if readers.differ(&stat, Kind::Folder) {
-            let (mode, wanted) = (mode(&stat), readers.mode(Kind::Folder));
-            // A sticky or setgid bit is somebody's intention.
+        if readers.differ(&stat, EntryKind::Folder) {
+            let (mode, wanted) = (mode(&stat), readers.mode(EntryKind::Folder));
+            // A sticky or setgid bit was set on purpose.
             if is_own(&stat) && mode & 0o7000 == 0 && names.iter().all(|name| is_ours(name)) {
-                readers.grant(&readable, &self.path, Kind::Folder)?;
+                readers.grant(&readable, &self.path, EntryKind::Folder)?;
                 tracing::info!("{shown} had mode {mode:04o}: set to {wanted:04o}");
             } else {
                 tracing::warn!(
@@ -279,16 +279,16 @@ impl Folder {
         }
         let mut wider = None;
         for name in names.iter().filter(|name| is_ours(name)) {
-            // One that can't be opened (removed by another agent, no file) is not one that we could set.
+            // Skips files that cannot be opened, such as one that another agent has removed.
             let Ok((file, stat)) = self.regular(name, OFlags::RDONLY) else { continue };
-            if readers.differ(&stat, Kind::File) && is_own(&stat) && stat.st_nlink == 1 {
-                readers.grant(&file, &self.whole(name), Kind::File)?;
+            if readers.differ(&stat, EntryKind::File) && is_own(&stat) && stat.st_nlink == 1 {
+                readers.grant(&file, &self.whole(name), EntryKind::File)?;
                 let (count, first) = wider.unwrap_or((0, mode(&stat)));
                 wider = Some((count + 1, first));
             }
         }
         if let Some((count, mode)) = wider {
-            let wanted = readers.mode(Kind::File);
+            let wanted = readers.mode(EntryKind::File);
             tracing::warn!(
                 "{shown}: {count} files of earlier runs had other rights, such as {mode:04o}: set to {wanted:04o}"
             );
@@ -296,12 +296,12 @@ impl Folder {
         Ok(())
     }
 
-    /// The regular files in it. Links are none.
+    /// Returns the regular files in it, without symbolic links.
     pub fn files(&self) -> io::Result<Vec<(OsString, Stat)>> {
         let readable = fs::openat(&self.fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let mut files = Vec::new();
         for name in names(&readable)? {
-            // One that has been removed in between is no error.
+            // The file may have been removed in the meantime.
             let Ok(stat) = fs::statat(&self.fd, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
             if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
                 files.push((name, stat));
@@ -310,12 +310,12 @@ impl Folder {
         Ok(files)
     }
 
-    /// Renames a file in it; what had the new name is gone. A link at either name is itself renamed or replaced, not followed.
+    /// Renames a file in it, and replaces a file of the new name. A symbolic link is itself renamed or replaced.
     pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         Ok(fs::renameat(&self.fd, from, &self.fd, to)?)
     }
 
-    /// Exchanges two names in one step, where the file system can.
+    /// Exchanges two names in one step, if the file system supports that.
     pub fn exchange(&self, one: &OsStr, other: &OsStr) -> io::Result<()> {
         Ok(fs::renameat_with(&self.fd, one, &self.fd, other, RenameFlags::EXCHANGE)?)
     }
@@ -330,12 +330,12 @@ impl Folder {
 }
 
 /// Why no file was made.
-enum Made {
+enum CreateError {
     Exists,
     Refused(StorageError),
 }
 
-/// The next folder of a path, made for `readers` where it is missing.
+/// Opens the next folder of a path. Makes it if it is missing and `make` is given.
 fn step(above: &OwnedFd, name: &OsStr, path: &Path, make: Option<Readers>) -> Result<OwnedFd, StorageError> {
     let open =
         |how| fs::openat(above, name, how | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
@@ -343,10 +343,10 @@ fn step(above: &OwnedFd, name: &OsStr, path: &Path, make: Option<Readers>) -> Re
         (Err(Errno::NOENT), Some(readers)) => match fs::mkdirat(above, name, Mode::RWXU) {
             Ok(()) => {
                 let fd = open(OFlags::RDONLY).map_err(|error| StorageError::io(path, error))?;
-                readers.grant(&fd, path, Kind::Folder)?;
+                readers.grant(&fd, path, EntryKind::Folder)?;
                 Ok(fd)
             }
-            // Another agent was faster.
+            // Another agent has made it.
             Err(Errno::EXIST) => open(OFlags::PATH),
             Err(error) => Err(error),
         },

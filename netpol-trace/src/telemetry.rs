@@ -1,4 +1,4 @@
-//! The program's own logs: stderr, so that stdout stays records only.
+//! The program's own log, on stderr: stdout has records only.
 
 use std::io::IsTerminal;
 
@@ -10,20 +10,20 @@ use crate::cluster::api::LOG_OF_CLIENT;
 
 /// Starts logging. `RUST_LOG` chooses the level, or levels by module as in `info,netpol_trace::kernel=debug`; `info` by default.
 pub fn init() {
-    let (filter, mistake) = filter(&std::env::var("RUST_LOG").unwrap_or_default());
+    let (filter, error) = filter(&std::env::var("RUST_LOG").unwrap_or_default());
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let subscriber = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_writer(std::io::stderr);
     subscriber.with_ansi(colours).finish().with(filter).init();
-    if let Some(error) = mistake {
-        tracing::warn!(%error, "RUST_LOG is left out: it takes a level, or levels by module, as in info,hyper=debug");
+    if let Some(error) = error {
+        tracing::warn!(%error, "RUST_LOG is ignored: expected a level, or levels by module such as info,hyper=debug");
     }
 }
 
-/// What `asked` says, or the default where it is empty or wrong.
-fn filter(asked: &str) -> (Targets, Option<ParseError>) {
+/// Parses the value of `RUST_LOG`. Returns the default if it is empty or wrong, and the error.
+fn filter(value: &str) -> (Targets, Option<ParseError>) {
     let default = Targets::new().with_default(LevelFilter::INFO).with_target(LOG_OF_CLIENT, LevelFilter::OFF);
-    match asked.parse() {
-        _ if asked.is_empty() => (default, None),
+    match value.parse() {
+        _ if value.is_empty() => (default, None),
         Ok(filter) => (filter, None),
         Err(error) => (default, Some(error)),
     }
@@ -37,14 +37,14 @@ mod tests {
 
     #[test]
     fn levels_by_module_and_a_mistake() {
-        let says = |asked, module, level| filter(asked).0.would_enable(module, &level);
-        assert!(says("", "netpol_trace", Level::INFO) && !says("", "netpol_trace", Level::DEBUG));
-        assert!(!says("", "kube_client::client", Level::ERROR));
-        assert!(says("debug", "netpol_trace", Level::DEBUG) && says("debug", "kube_client", Level::DEBUG));
+        let logs = |value, module, level| filter(value).0.would_enable(module, &level);
+        assert!(logs("", "netpol_trace", Level::INFO) && !logs("", "netpol_trace", Level::DEBUG));
+        assert!(!logs("", "kube_client::client", Level::ERROR));
+        assert!(logs("debug", "netpol_trace", Level::DEBUG) && logs("debug", "kube_client", Level::DEBUG));
         let by_module = "warn,netpol_trace::kernel=trace";
-        assert!(says(by_module, "netpol_trace::kernel::attach", Level::TRACE));
-        assert!(!says(by_module, "netpol_trace::pipeline", Level::INFO));
+        assert!(logs(by_module, "netpol_trace::kernel::attach", Level::TRACE));
+        assert!(!logs(by_module, "netpol_trace::pipeline", Level::INFO));
         assert!(filter(by_module).1.is_none() && filter("a=b=c").1.is_some());
-        assert!(says("a=b=c", "netpol_trace", Level::INFO));
+        assert!(logs("a=b=c", "netpol_trace", Level::INFO));
     }
 }

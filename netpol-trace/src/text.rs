@@ -1,4 +1,4 @@
-//! Text for people.
+//! Text for terminals: escaping, and counts with their unit.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

@@ -1,4 +1,4 @@
-//! How long from a dropped packet to its line, and from exec to attached hooks: on the demo's manifests, real drops.
+//! The time from a dropped packet to its line, and from exec to attached hooks, with the demo's manifests and real drops.
 
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
@@ -15,12 +15,12 @@ use nix::unistd::Pid;
 
 const STARTS: usize = 9;
 const PACKETS: u64 = 500;
-/// Packets are this far apart, so that each one wakes the agent anew.
+/// The interval between packets, so that each one wakes the agent.
 const PAUSE: Duration = Duration::from_millis(7);
 /// With a record for each packet.
 const RATE: u64 = 10_000;
 const SECONDS: u64 = 10;
-/// Each with 64,000 flows of its own.
+/// Sockets with 64,000 flows each.
 const SOCKETS: usize = 2;
 
 fn main() -> Result<()> {
@@ -66,7 +66,7 @@ fn start(manifests: &str, options: &[&str]) -> Result<(Child, Duration)> {
         .spawn()?;
     let mut first = String::new();
     let stdout = child.stdout.as_mut().context("a piped stdout")?;
-    // One octet at a time: nothing behind the first line is swallowed.
+    // Byte by byte, so that nothing after the first line is read.
     let mut unbuffered = BufReader::with_capacity(1, stdout);
     unbuffered.read_line(&mut first)?;
     let took = begin.elapsed();
@@ -80,7 +80,7 @@ fn stop(child: &mut Child) -> Result<()> {
     Ok(())
 }
 
-/// Has `packets` datagrams sent that the policy drops; of each, the time from the kernel's stamp to its line being read.
+/// Sends datagrams that the policy drops. Returns for each the time from the kernel's time stamp to the reading of its line.
 fn latencies(options: &[&str], packets: u64, send: impl FnOnce(&Pair) -> Result<()>) -> Result<Vec<Duration>> {
     let pair = Pair::start(DENY)?;
     let (mut child, _) = start(&pair.manifests().to_string_lossy(), options)?;
@@ -91,7 +91,7 @@ fn latencies(options: &[&str], packets: u64, send: impl FnOnce(&Pair) -> Result<
         for line in BufReader::with_capacity(1 << 20, stdout).lines() {
             let line = line?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-            // Parsing whole lines would take longer than writing them.
+            // Parsing a whole line would take longer than writing it.
             if line.contains("\"kind\":\"drop\"") && line.contains(&netns) {
                 let (_, time) = line.split_once("\"time\":\"").context("a time")?;
                 let stamp: jiff::Timestamp = time.split('"').next().unwrap_or_default().parse()?;

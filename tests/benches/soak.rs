@@ -1,5 +1,5 @@
-//! Mixed drops and pods that come and go, for as many minutes as the argument says: memory, maps and descriptors stay flat, and the
-//! books balance. The one bench that fails: when they don't.
+//! Mixed drops and pods that come and go, for as many minutes as the argument says. The only bench that can fail: memory, maps and descriptors
+//! must stay flat, and every packet must be accounted for.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -14,13 +14,13 @@ use netpol_trace_tests::{agent, can_run_lab, require};
 
 const MINUTES: u64 = 20;
 const ROUND: Duration = Duration::from_secs(10);
-/// Of each round: packets of one flow, as fast as they go, and new flows, paced.
+/// Packets of each round: one flow at full rate, and new flows at a fixed rate.
 const ONE_FLOW: u64 = 3_200;
 const NEW_FLOWS: u64 = 1_024;
 const NEW_FLOWS_A_SECOND: u64 = 200;
-/// Pods that are there in each round, of which every round has others.
+/// Pods of a round; every round has other pods.
 const CHURN: u8 = 50;
-/// Growth that is none: of resident memory from the second quarter to the last, in percent and in octets.
+/// Growth of resident memory from the second quarter to the last that is allowed, in percent and in bytes.
 const GROWTH: f64 = 10.0;
 const GROWTH_OCTETS: f64 = 4e6;
 
@@ -53,7 +53,7 @@ fn main() -> Result<()> {
         let begin = Instant::now();
         sender.send(Flows::One(5000), ONE_FLOW, None)?;
         sender.send(Flows::New, NEW_FLOWS, Some(NEW_FLOWS_A_SECOND))?;
-        // The rest of the round is quiet: what is there to forget is forgotten then.
+        // The rest of the round is idle, so that old entries are removed.
         std::thread::sleep(ROUND.saturating_sub(begin.elapsed()));
         let (maps, map_count) = process::maps(agent.pid())?;
         let sample = Sample {
@@ -99,7 +99,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Another set of pods and policies in the cluster, and an interface on the node that stands for a pod's: gone a round later.
+/// Sets other pods and policies, and adds an interface that stands for a pod's, which the next round removes.
 fn churn(pair: &Pair, round: usize) -> Result<()> {
     let of_round = |n: u8| format!("churn-{round}-{n}");
     let address = |n: u8| [10, 246, (round % 200) as u8, n].into();
@@ -112,7 +112,7 @@ fn churn(pair: &Pair, round: usize) -> Result<()> {
     pair.lab.node().ip(&format!("link add churn{round} type veth peer name peer{round}\nlink set churn{round} up\n"))
 }
 
-/// What grew from the second quarter (the first is for warming up) to the last.
+/// Compares the last quarter with the second; the first is for warming up.
 fn growth(samples: &[Sample]) -> Vec<String> {
     let quarter = samples.len() / 4;
     let (Some(early), Some(late)) = (samples.get(quarter..2 * quarter), samples.get(3 * quarter..)) else {
@@ -126,11 +126,11 @@ fn growth(samples: &[Sample]) -> Vec<String> {
     let mut wrong = Vec::new();
     let (before, after) = compare(&|sample| sample.resident);
     if after > before * (1.0 + GROWTH / 100.0) && after > before + GROWTH_OCTETS {
-        wrong.push(format!("resident memory grew from {before:.0} to {after:.0} octets"));
+        wrong.push(format!("resident memory grew from {before:.0} to {after:.0} bytes"));
     }
     for (what, (before, after)) in [
         ("maps", compare(&|sample| sample.map_count as f64)),
-        ("maps' octets", compare(&|sample| sample.maps as f64)),
+        ("maps' bytes", compare(&|sample| sample.maps as f64)),
         ("descriptors", compare(&|sample| sample.descriptors as f64)),
     ] {
         if after > before {

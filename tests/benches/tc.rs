@@ -1,5 +1,5 @@
-//! What the tc hook costs a packet, next to a program that does nothing on the same interface. The kernel's own statistics
-//! (kernel.bpf_stats_enabled) measure both in the same run, and cost something themselves.
+//! The tc hook's cost per packet, compared with an empty program on the same interface. The kernel's statistics (kernel.bpf_stats_enabled)
+//! measure both in the same run, and cost time themselves.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use anyhow::Result;
 use netpol_trace_tests::bench::process;
 use netpol_trace_tests::bench::statistics::Statistics;
-use netpol_trace_tests::bpf::{Order, Program, Side, has_tcx};
+use netpol_trace_tests::bpf::{LoadedProgram, Order, Side, has_tcx};
 use netpol_trace_tests::netns::Netns;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, Pair, SERVER, SERVER6};
 use netpol_trace_tests::{can_run_lab, require};
@@ -20,7 +20,7 @@ fn main() -> Result<()> {
     require!(has_tcx());
     let pair = Pair::start("table inet t {\n}")?;
     let agent = pair.watch_node(&["--hooks", "tc"])?;
-    let empty = Program::empty("empty")?;
+    let empty = LoadedProgram::empty("empty")?;
     let device = &pair.client()?.device;
     let _links = [
         empty.attach(pair.lab.node(), device, Side::Ingress, Order::Last)?,
@@ -61,23 +61,23 @@ fn udp6(pair: &Pair) -> Result<()> {
 fn datagrams(netns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<()> {
     let socket = netns.run(|| UdpSocket::bind(from))?;
     for _ in 0..PACKETS {
-        // ICMP's "port unreachable" comes back as an error now and then.
+        // ICMP's "port unreachable" may come back as an error.
         let _ = socket.send_to(b"known", to);
     }
     Ok(())
 }
 
-/// Small writes without delay: each a segment, and each acknowledged.
+/// Small writes without delay: each is a segment and is acknowledged.
 fn tcp(pair: &Pair) -> Result<()> {
     let address = SocketAddr::from((SERVER, 7000));
     let listener = pair.server()?.netns.run(|| TcpListener::bind(address))?;
     let mut sender = pair.client()?.netns.run(|| TcpStream::connect(address))?;
     sender.set_nodelay(true)?;
     let (mut receiver, _) = listener.accept()?;
-    let mut octet = [0];
+    let mut byte = [0];
     for _ in 0..PACKETS / 10 {
         sender.write_all(b".")?;
-        receiver.read_exact(&mut octet)?;
+        receiver.read_exact(&mut byte)?;
     }
     Ok(())
 }
@@ -85,11 +85,11 @@ fn tcp(pair: &Pair) -> Result<()> {
 fn new_flows(pair: &Pair) -> Result<()> {
     let client = &pair.client()?.netns;
     let socket = client.run(|| UdpSocket::bind((CLIENT, 0)))?;
-    // Fewer than the kernel's table holds.
+    // Fewer flows than the kernel's map holds.
     for port in 1..8_000 {
         let _ = socket.send_to(b"new", (SERVER, port));
     }
-    // The next run must find them forgotten: flows of one packet are, after the grace time.
+    // Before the next run the flows, of one packet each, must have expired, which they do after the grace time.
     std::thread::sleep(std::time::Duration::from_secs(6));
     Ok(())
 }

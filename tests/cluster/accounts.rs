@@ -9,7 +9,7 @@ use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use serde_json::{Value, json};
 
 const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
-/// The account that developers ask as.
+/// The ServiceAccount whose tokens developers use.
 pub const READER: &str = "netpol-trace-reader";
 
 pub fn account(plane: &ControlPlane, namespace: &str, name: &str) -> Result<()> {
@@ -36,7 +36,7 @@ pub fn bind(
     plane.api().apply(&object).map(drop)
 }
 
-/// The roles as they are published; the namespace of the agents is another here.
+/// The published roles, with another namespace for the agents.
 pub fn roles(plane: &ControlPlane, agents: &str) -> Result<()> {
     let base = include_str!("../../deploy/kustomize/base/rbac.yaml");
     let tail = include_str!("../../deploy/kustomize/components/tail/roles.yaml");
@@ -53,7 +53,7 @@ pub fn roles(plane: &ControlPlane, agents: &str) -> Result<()> {
     Ok(())
 }
 
-/// The account that a namespace's developers ask as, with its binding, as they are published.
+/// The published account of a namespace's developers, with its binding.
 pub fn reader(plane: &ControlPlane, namespace: &str) -> Result<()> {
     let manifest = include_str!("../../deploy/kustomize/developer-namespace/reader.yaml");
     let (account, binding) = manifest.split_once("\n---\n").context("two objects")?;
@@ -69,7 +69,7 @@ pub fn token(plane: &ControlPlane, namespace: &str, name: &str, audience: Option
     Ok(made.pointer("/status/token").and_then(Value::as_str).context("a token")?.to_owned())
 }
 
-/// What a listener of the agent answers to a GET with this token, head and body.
+/// Sends a GET with this token to a listener of the agent and returns head and body.
 pub fn ask(address: SocketAddr, path: &str, token: Option<&str>) -> Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -1,4 +1,4 @@
-//! The control plane by itself: it starts, keeps objects, and leaves nothing.
+//! The tests' control plane: it starts, keeps objects, and leaves no processes or files.
 
 use anyhow::Result;
 use netpol_trace_tests::cluster::api::Api;
@@ -7,9 +7,9 @@ use netpol_trace_tests::cluster::daemon::Lifetime;
 use netpol_trace_tests::{cluster, require};
 use serde_json::json;
 
-/// What `cargo xtask cluster up` and `down` do, with a restart between.
+/// Does what `cargo xtask cluster up` and `down` do, with a restart between.
 #[test]
-fn a_detached_one_outlives_a_restart_and_ends_by_its_list() -> Result<()> {
+fn a_detached_control_plane_outlives_a_restart_and_ends_by_its_list() -> Result<()> {
     require!(cluster::can_run(&[]));
     let dir = tempfile::tempdir()?;
     let dir = dir.path().join("state");
@@ -54,7 +54,7 @@ fn a_service_account_has_only_its_rights() -> Result<()> {
         "subjects": [{ "kind": "ServiceAccount", "namespace": "accounts", "name": "reader" }],
     }))?;
     let reader = Api::connect(&plane.account_kubeconfig("accounts", "reader")?)?;
-    // The authorizer learns of the binding by a watch of its own.
+    // The authorizer sees the binding by a watch of its own.
     netpol_trace_tests::eventually("the right to list nodes", || Ok(reader.get("/api/v1/nodes").ok()))?;
     let error = format!("{:#}", reader.get("/api/v1/pods").unwrap_err());
     assert!(error.contains("pods is forbidden") && error.contains("system:serviceaccount:accounts:reader"), "{error}");

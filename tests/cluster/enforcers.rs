@@ -1,5 +1,5 @@
-//! Each enforcer with policies from the API server: they block, every blocked packet is recorded once and rightly, and
-//! nothing that is allowed is.
+//! Each enforcer with policies from the API server: every packet that it drops is recorded once, with the right policy, and no record is
+//! about an allowed connection.
 
 use anyhow::Result;
 use netpol_trace_tests::cluster::kube_router::{self, Backend, KubeRouter};
@@ -29,12 +29,12 @@ fn kube_router_by_nftables() -> Result<()> {
 fn kube_router(backend: Backend, number: u8) -> Result<()> {
     cluster::can_run(&[programs::KUBE_ROUTER])?;
     kube_router::has_backend(backend)?;
-    let _turn = exclusive();
+    let _exclusive = exclusive();
     let shop = Shop::build(number)?;
     let node = &shop.node;
     let mut router = KubeRouter::start(node, backend)?;
 
-    // No policy: all pass, nothing is recorded.
+    // Without a policy all connections pass, and there is no record.
     let open = shop.probes(&|_| true);
     assert_agree(shop.send_and_compare(&mut router, &open)?);
 
@@ -70,7 +70,7 @@ fn kube_router(backend: Backend, number: u8) -> Result<()> {
     let probes = shop.probes(&allowed);
     let (records, wrong) = shop.send_and_compare(&mut router, &probes)?;
     for record in &records {
-        // What denies, and why: web may not leave, whoever it calls; others don't get into db.
+        // web's egress is denied to all others; db's ingress is denied from others.
         let denied = |direction: &str| record.text(&format!("/verdict/{direction}/result")) == "denied";
         let from_web = record.pod("source") == web;
         assert_eq!(denied("egress"), from_web, "{record}");
@@ -82,13 +82,13 @@ fn kube_router(backend: Backend, number: u8) -> Result<()> {
             assert_eq!(record.isolated_by("ingress"), [format!("{ns}/db-ingress")], "{record}");
         }
         assert_eq!(record.text("/kernel/mechanism"), backend.mechanism(), "{record}");
-        // kube-router also has a rule that drops what conntrack finds invalid: which it was is known where the refusal
-        // was seen on its way.
+        // kube-router also has a rule that drops what conntrack finds invalid. Only a kernel that shows rejects tells which rule it
+        // was.
         assert!(["reject", "unknown"].contains(&record.text("/action")), "{record}");
     }
     assert_agree((records, wrong));
 
-    // Policies deleted: all pass again.
+    // Without the policies all connections pass again.
     node.plane().api().delete(&ingress)?;
     node.plane().api().delete(&egress)?;
     router.sync(node)?;
@@ -96,11 +96,11 @@ fn kube_router(backend: Backend, number: u8) -> Result<()> {
     router.remove(node)
 }
 
-/// The policies are there and nobody enforces them: connections pass, and no record claims that they were dropped.
+/// Policies without an enforcer: connections pass, and there is no record.
 #[test]
 fn policies_without_an_enforcer_drop_nothing() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let _turn = exclusive();
+    let _exclusive = exclusive();
     let shop = Shop::build(213)?;
     let deny = shop.policy("deny-all", json!({ "podSelector": {}, "policyTypes": ["Ingress", "Egress"] }));
     shop.node.plane().api().apply(&deny)?;
@@ -113,13 +113,12 @@ fn policies_without_an_enforcer_drop_nothing() -> Result<()> {
     Ok(())
 }
 
-/// An enforcer that is alive and whose rules somebody removed: connections pass that the policies deny, and no record says
-/// otherwise.
+/// An enforcer runs, but its rules were removed: connections that the policies deny pass, and there is no record.
 #[test]
 fn an_enforcer_without_its_rules_drops_nothing() -> Result<()> {
     require!(cluster::can_run(&[programs::KUBE_ROUTER]));
     require!(kube_router::has_backend(Backend::Nft));
-    let _turn = exclusive();
+    let _exclusive = exclusive();
     let shop = Shop::build(215)?;
     let node = &shop.node;
     let deny = shop.policy("deny-all", json!({ "podSelector": {}, "policyTypes": ["Ingress"] }));
@@ -135,13 +134,12 @@ fn an_enforcer_without_its_rules_drops_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A policy applied and deleted while packets flow: what is dropped is recorded, each packet once, also at the moments of
-/// change.
+/// A policy is applied and deleted while packets flow: every dropped packet is recorded once, also at the moments of change.
 #[test]
 fn a_policy_that_comes_and_goes_in_traffic() -> Result<()> {
     require!(cluster::can_run(&[programs::KUBE_ROUTER]));
     require!(kube_router::has_backend(Backend::Legacy));
-    let _turn = exclusive();
+    let _exclusive = exclusive();
     let shop = Shop::build(214)?;
     let node = &shop.node;
     let deny = shop
@@ -169,12 +167,12 @@ fn a_policy_that_comes_and_goes_in_traffic() -> Result<()> {
     for record in &own {
         let attempt = attempts.iter().find(|attempt| record.address("source") == Some(attempt.source));
         assert!(attempt.is_some(), "nobody sent this: {record}");
-        // The agent may hear of a change before the enforcer has carried it out: it says so.
+        // The agent may see a change before the enforcer has applied it; then the basis is `policy_changing`.
         let named = record.isolated_by("ingress") == [format!("{}/deny-db", shop.namespace)];
         assert!(named || record.text("/verdict/basis") == "policy_changing", "{record}");
     }
     for attempt in &attempts {
-        // One that passed may have sent a second SYN after the first was rejected, just before the policy went.
+        // A connection that passed may have sent a second SYN after the first was rejected, just before the policy was deleted.
         let found = own.iter().filter(|record| record.address("source") == Some(attempt.source)).count();
         assert!(found > 0 || attempt.outcome == Outcome::Passed, "not recorded: {attempt:?}");
     }
@@ -219,7 +217,7 @@ impl Shop {
         })
     }
 
-    /// Each pod to each other, by both protocols and families, on both ports.
+    /// Probes from each pod to each other, over both protocols and families, to both ports.
     fn probes(&self, allowed: &dyn Fn(&Probe) -> bool) -> Vec<Probe> {
         let mut probes = Vec::new();
         for from in APPS {
@@ -237,7 +235,7 @@ impl Shop {
         probes
     }
 
-    /// Sends with the agent watching; the policies' drops, and what disagrees.
+    /// Sends probes while the agent runs. Returns the policies' drops and what disagrees.
     fn send_and_compare(&self, router: &mut KubeRouter, probes: &[Probe]) -> Result<(Vec<Record>, Vec<String>)> {
         for _ in 0..5 {
             let before = router.counters(&self.node)?;
@@ -245,7 +243,7 @@ impl Shop {
             let attempts = probe::send(&self.node, probes)?;
             let run = agent.stop()?;
             let after = router.counters(&self.node)?;
-            // A late sync made kube-router write its rules anew, with counters from zero: once more.
+            // A late sync reset kube-router's counters: send again.
             if before.keys().ne(after.keys()) {
                 continue;
             }

@@ -18,19 +18,19 @@ use super::accounts::{account, bind};
 
 const NAMESPACE: &str = "events-agents";
 
-/// Three ports that no pods of other tests are asked for: all labs of a machine have the same addresses.
+/// Three ports that no other test sends to: all labs of a machine have the same addresses.
 fn ports() -> std::ops::Range<u16> {
     let first = 30_000 + (std::process::id() % 5_000) as u16 * 4;
     first..first + 3
 }
 
-/// And for that reason one test at a time.
-fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// Runs these tests one at a time, for the same reason.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An account for an agent; it may write Events when `may` is true.
+/// Makes an account for an agent. It may write Events if `may` is true.
 fn agent_account(plane: &ControlPlane, name: &str, may: bool) -> Result<std::path::PathBuf> {
     for namespace in [NAMESPACE, "lab"] {
         plane.namespace(namespace, &json!({}))?;
@@ -58,7 +58,7 @@ fn start(pair: &Pair, kubeconfig: &Path) -> Result<Agent> {
     Ok(agent)
 }
 
-/// Five datagrams to each of [`ports`].
+/// Sends five datagrams to each of [`ports`].
 fn send(pair: &Pair) -> Result<()> {
     let to: Vec<SocketAddr> = (0..5).flat_map(|_| ports().map(|port| (SERVER, port).into())).collect();
     traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 64).map(drop)
@@ -84,7 +84,7 @@ fn count(event: &Value) -> u64 {
 #[test]
 fn drops_are_events_of_the_pod() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let _turn = turn();
+    let _alone = alone();
     let plane = shared()?;
     let pair = Pair::start(DENY)?;
     let agent = start(&pair, &agent_account(plane, "events-agent", true)?)?;
@@ -97,7 +97,7 @@ fn drops_are_events_of_the_pod() -> Result<()> {
     let run = agent.stop()?;
 
     for port in ports() {
-        // One for all ten, counted up at the end at the latest.
+        // One Event for all ten, with its final count by the agent's end.
         let [event] = <[Value; 1]>::try_from(events(plane, port)?).map_err(|all| anyhow::anyhow!("{all:?}"))?;
         ensure!(count(&event) == 10, "{event:#}\n{}", run.stderr);
         for (pointer, expected) in [
@@ -126,13 +126,13 @@ fn drops_are_events_of_the_pod() -> Result<()> {
     Ok(())
 }
 
-/// A scan makes few Events, and yet every packet is counted in one of them.
+/// A scan makes few Events, and every packet is counted in one of them.
 #[test]
 fn a_scan_makes_few_events() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let _turn = turn();
+    let _alone = alone();
     let plane = shared()?;
-    // Pods of names of their own, since their Events are counted.
+    // Pods with names of their own, since the test counts their Events.
     let pair = Pair::start(DENY)?;
     let cluster = std::fs::read_to_string(pair.manifests().join("cluster.yaml"))?;
     pair.add("cluster.yaml", &cluster.replace("name: client", "name: scanner"))?;
@@ -152,11 +152,11 @@ fn a_scan_makes_few_events() -> Result<()> {
     Ok(())
 }
 
-/// Without the right to write them: said in the log, declared as lost, and the records come all the same.
+/// Without the right to write Events, the log says so, the losses are declared, and records are written all the same.
 #[test]
 fn without_the_right_they_are_declared_lost() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let _turn = turn();
+    let _alone = alone();
     let plane = shared()?;
     let pair = Pair::start(DENY)?;
     let agent = start(&pair, &agent_account(plane, "events-powerless", false)?)?;

@@ -23,11 +23,11 @@ class Hold:
     """While LOG_FOLDER/hold has a number, logs are answered when so many ask at the same time; LOG_FOLDER/most has the most."""
 
     def __init__(self):
-        self.turn = threading.Condition()
+        self.condition = threading.Condition()
         self.asking, self.most, self.passed = 0, 0, 0
 
     def __enter__(self):
-        with self.turn:
+        with self.condition:
             self.asking += 1
             try:
                 wanted = int(open(os.path.join(LOGS, "hold")).read())
@@ -36,17 +36,17 @@ class Hold:
             self.most = max(self.most, self.asking)
             if self.asking >= wanted:
                 # More, if there are any, come now.
-                self.turn.wait(0.5)
+                self.condition.wait(0.5)
                 with open(os.path.join(LOGS, "most"), "w") as most:
                     most.write(str(self.most))
                 self.passed += wanted
-                self.turn.notify_all()
+                self.condition.notify_all()
             else:
-                turn = self.passed
-                self.turn.wait_for(lambda: self.passed > turn, timeout=3)
+                passed = self.passed
+                self.condition.wait_for(lambda: self.passed > passed, timeout=3)
 
     def __exit__(self, *_):
-        with self.turn:
+        with self.condition:
             self.asking -= 1
 
 

@@ -1,5 +1,5 @@
-//! Tests against a real API server with real enforcers. They need root and the programs that `cargo xtask setup` builds
-//! with Go; without them they say so and pass.
+//! Tests on a real API server with real enforcers. They need root and the programs that `cargo xtask setup` builds with Go, and are
+//! skipped without.
 
 mod accounts;
 mod control_plane;
@@ -12,9 +12,9 @@ mod truth;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Each change of any object makes an enforcer write its rules anew, with counters from zero, and the truth table's
-/// namespaces have fixed names: tests with enforcers take turns.
+/// Locks out other tests with enforcers: each change of an object makes an enforcer rewrite its rules and reset their counters, and the
+/// truth table's namespaces have fixed names.
 fn exclusive() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    static EXCLUSIVE: Mutex<()> = Mutex::new(());
+    EXCLUSIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }

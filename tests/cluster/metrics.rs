@@ -1,4 +1,4 @@
-//! /metrics with `--metrics-rbac`: the API server says who may read them.
+//! /metrics with `--metrics-rbac`: the API server decides who may read them.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::accounts::{account, ask, bind, roles, token};
 
 const NAMESPACE: &str = "metrics-rbac";
 
-/// A port that nobody has at this moment.
+/// A port that is free at this moment.
 fn free() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
@@ -26,7 +26,7 @@ fn status(address: SocketAddr, path: &str, token: Option<&str>) -> Result<u16> {
     status.ok_or_else(|| anyhow::anyhow!("no status: {answer}"))
 }
 
-/// An agent that asks the API server of this kubeconfig who may read its metrics.
+/// Starts an agent that asks the API server of this kubeconfig who may read its metrics.
 fn start(kubeconfig: &Path) -> Result<(Agent, SocketAddr)> {
     let address = free()?;
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/manifests");
@@ -44,7 +44,7 @@ fn who_may_read_the_metrics() -> Result<()> {
     let plane = shared()?;
     plane.namespace(NAMESPACE, &json!({}))?;
     roles(plane, NAMESPACE)?;
-    for name in ["agent", "powerless", "scraper", "stranger"] {
+    for name in ["agent", "powerless", "scraper", "outsider"] {
         account(plane, NAMESPACE, name)?;
     }
     bind(plane, "metrics-agent", None, ("ClusterRole", "netpol-trace"), (NAMESPACE, "agent"))?;
@@ -53,14 +53,14 @@ fn who_may_read_the_metrics() -> Result<()> {
 
     let of = |name: &str, audience: Option<&str>| token(plane, NAMESPACE, name, audience);
     let ours = of("scraper", Some("netpol-trace"))?;
-    // The API server learns of new rights by watches of its own.
+    // The API server sees new rights by watches of its own.
     eventually("the rights", || Ok((status(address, "/metrics", Some(&ours))? == 200).then_some(())))?;
     for (whose, token, expected) in [
         ("nobody's", None, 401),
         ("no token at all", Some("nonsense".to_owned()), 401),
         ("for the API server", Some(of("scraper", None)?), 200),
         ("for somebody else", Some(of("scraper", Some("vault"))?), 401),
-        ("without the right", Some(of("stranger", Some("netpol-trace"))?), 403),
+        ("without the right", Some(of("outsider", Some("netpol-trace"))?), 403),
     ] {
         let got = status(address, "/metrics", token.as_deref())?;
         ensure!(got == expected, "a token {whose}: {got}, not {expected}");
@@ -68,10 +68,10 @@ fn who_may_read_the_metrics() -> Result<()> {
     ensure!(ask(address, "/metrics", Some(&ours))?.contains("netpol_trace_build_info"), "the metrics");
     ensure!(status(address, "/healthz", None)? == 200, "the kubelet has no token");
 
-    // Strangers who try many tokens cost the API server few questions, and don't keep out who was let in before.
+    // Clients that try many tokens cause few requests to the API server, and don't keep out a client that was let in before.
     let tries: Vec<_> =
         (0..60).map(|n| thread::spawn(move || status(address, "/metrics", Some(&format!("guess-{n}"))))).collect();
-    ensure!(status(address, "/metrics", Some(&ours))? == 200, "strangers keep out the one that may");
+    ensure!(status(address, "/metrics", Some(&ours))? == 200, "clients without rights keep out the one that may");
     let mut refused = [0, 0];
     for one in tries {
         match one.join().map_err(|_| anyhow::anyhow!("a panic"))?? {
@@ -85,7 +85,7 @@ fn who_may_read_the_metrics() -> Result<()> {
     let run = agent.stop()?;
     ensure!(!run.stderr.contains("WARN") && !run.stderr.contains(&ours), "{}", run.stderr);
 
-    // An agent that may not ask lets nobody in, and names the rules that it lacks.
+    // An agent without the right to ask lets nobody in, and names the rules that it lacks.
     let (agent, address) = start(&plane.account_kubeconfig(NAMESPACE, "powerless")?)?;
     ensure!(status(address, "/metrics", Some(&ours))? == 503, "let in without asking");
     let run = agent.stop()?;
@@ -111,7 +111,7 @@ fn nobody_is_let_in_when_the_server_is_away() -> Result<()> {
     let (agent, address) = start(&kubeconfig)?;
     ensure!(status(address, "/metrics", Some("a"))? == 503 && status(address, "/metrics", Some("a"))? == 503, "let in");
     let run = agent.stop()?;
-    let said = run.stderr.matches("nobody new is let in to /metrics").count();
-    ensure!(said == 1, "said {said} times: {}", run.stderr);
+    let messages = run.stderr.matches("nobody new is let in to /metrics").count();
+    ensure!(messages == 1, "{messages} messages: {}", run.stderr);
     Ok(())
 }

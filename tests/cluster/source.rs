@@ -1,4 +1,4 @@
-//! The agent with the API server as its source: what it knows, when it learns, and what it says when it can't.
+//! The agent with the API server as its source: what it knows, when, and what it reports if it can't.
 
 mod failure;
 mod in_cluster;
@@ -7,8 +7,8 @@ mod lookup;
 mod reuse;
 mod rights;
 mod shapes;
+mod subcommands;
 mod sync;
-mod verbs;
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,37 +23,37 @@ use netpol_trace_tests::traffic;
 use serde_json::{Value, json};
 
 /// A control plane that its test may kill, and two pods whose packets are dropped.
-pub struct Site {
+pub struct ApiLab {
     pub plane: ControlPlane,
     pub pair: Pair,
-    _turn: MutexGuard<'static, ()>,
+    _alone: MutexGuard<'static, ()>,
 }
 
-/// Of the pair's pods: the namespace, and the node that the agent runs on.
+/// The namespace of the pair's pods, and the node that the agent runs on.
 const NAMESPACE: &str = "lab";
 const NODE: &str = "node-a";
 
-impl Site {
+impl ApiLab {
     /// `lab/client` and `lab/server` on node-a, the policy `lab/deny-server`, and their control plane.
-    pub fn start() -> Result<Site> {
-        let site = Site::empty()?;
-        site.apply(&node(NODE, "172.18.0.2", "10.244.1.0/24"))?;
-        site.apply(&pod("client", NODE, &[CLIENT.into()]))?;
-        site.apply(&pod("server", NODE, &[SERVER.into()]))?;
-        site.apply(&policy("deny-server", "server"))?;
-        Ok(site)
+    pub fn start() -> Result<ApiLab> {
+        let api_lab = ApiLab::empty()?;
+        api_lab.apply(&node(NODE, "172.18.0.2", "10.244.1.0/24"))?;
+        api_lab.apply(&pod("client", NODE, &[CLIENT.into()]))?;
+        api_lab.apply(&pod("server", NODE, &[SERVER.into()]))?;
+        api_lab.apply(&policy("deny-server", "server"))?;
+        Ok(api_lab)
     }
 
     /// Only the namespace.
-    pub fn empty() -> Result<Site> {
-        static TURN: Mutex<()> = Mutex::new(());
+    pub fn empty() -> Result<ApiLab> {
+        static ALONE: Mutex<()> = Mutex::new(());
         // Two API servers at once are enough for a small machine: this one, and the one that other tests share.
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::Builder::new().prefix("netpol-trace-source-").tempdir()?.keep();
         let plane = ControlPlane::start(&dir, Lifetime::OfThisProgram)?;
-        let site = Site { plane, pair: Pair::start(DENY)?, _turn: turn };
-        site.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } }))?;
-        Ok(site)
+        let api_lab = ApiLab { plane, pair: Pair::start(DENY)?, _alone: alone };
+        api_lab.apply(&json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": NAMESPACE } }))?;
+        Ok(api_lab)
     }
 
     pub fn apply(&self, object: &Value) -> Result<Value> {
@@ -64,7 +64,7 @@ impl Site {
         self.plane.api().delete(object)
     }
 
-    /// The agent on node-a, with all rights.
+    /// Starts the agent on node-a, with all rights.
     pub fn agent(&self, arguments: &[&str]) -> Result<Agent> {
         let kubeconfig = self.plane.kubeconfig().display().to_string();
         let own = ["--all-drops", "--node-name", NODE, "--kubeconfig", &kubeconfig];
@@ -80,7 +80,7 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for ApiLab {
     fn drop(&mut self) {
         let _ = self.plane.server.kill();
         let _ = self.plane.etcd.kill();
@@ -116,13 +116,13 @@ pub fn policy(name: &str, app: &str) -> Value {
     })
 }
 
-/// The source of that name in the latest status.
+/// The source with this name in the latest status.
 pub fn source(records: &[Record], name: &str) -> Option<Value> {
     let status = records.iter().rev().find(|record| record.kind() == "status")?;
     status.list("/sources").iter().find(|source| source["name"] == name).cloned()
 }
 
-/// Whether every source of the latest status is in sync, without anything to complain of.
+/// True if every source of the latest status is in sync and has no error.
 pub fn in_sync(records: &[Record]) -> bool {
     let status = records.iter().rev().find(|record| record.kind() == "status");
     let good = |source: &Value| source["synced"] == true && source["error"].is_null();

@@ -1,5 +1,5 @@
-//! `tail` against a real API server: as who may read the agents' logs, and as a namespace's developer. The kubelet between
-//! the API server and the agent is `kubelet.py`, which has the two endpoints that this needs.
+//! `tail` on a real API server: with the right to read the agents' logs, and as a namespace's developer. `kubelet.py` stands in for the
+//! kubelet between API server and agent, with the two endpoints that this needs.
 
 mod live;
 mod many;
@@ -8,13 +8,14 @@ mod rights;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::shared;
+use netpol_trace_tests::process::KilledOnDrop;
 use netpol_trace_tests::record::Record;
 use netpol_trace_tests::{PATIENCE, agent, cluster, eventually, has_program, require};
 use serde_json::json;
@@ -23,30 +24,20 @@ use super::accounts::{self, READER, account, ask, bind, reader, roles};
 
 const POD: &str = "netpol-trace-x7k2p";
 
-/// A process that ends with its owner.
-struct Ends(Child);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// A node whose agent has run before: its history is the log of `tail`'s own tests.
-struct Node {
+struct TailNode {
     plane: &'static ControlPlane,
     /// The agents' namespace.
     agents: &'static str,
     dir: tempfile::TempDir,
     listener: u16,
-    _kubelet: Ends,
-    _agent: Ends,
+    _kubelet: KilledOnDrop,
+    _agent: KilledOnDrop,
 }
 
-impl Node {
+impl TailNode {
     /// Agents run in a namespace of the test's own.
-    fn start(agents: &'static str, node: &str) -> Result<Node> {
+    fn start(agents: &'static str, node: &str) -> Result<TailNode> {
         let plane = shared()?;
         let dir = tempfile::tempdir()?;
         for namespace in [agents, "staging", "qa-test"] {
@@ -61,12 +52,12 @@ impl Node {
         let log = Path::new(env!("CARGO_MANIFEST_DIR")).join("../netpol-trace/tests/tail/log.jsonl");
         std::fs::copy(&log, history.join("0000000000001-05db8ac4-000001.jsonl"))?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let (agent, said) = start_agent(plane, agents, dir.path(), &history, listener)?;
-        // What the kubelet serves is what the agent has written so far, and an earlier run's log.
-        std::fs::write(dir.path().join(POD), std::fs::read_to_string(&log)? + &said)?;
+        let (agent, stderr) = start_agent(plane, agents, dir.path(), &history, listener)?;
+        // The kubelet serves an earlier run's log and what the agent has written so far.
+        std::fs::write(dir.path().join(POD), std::fs::read_to_string(&log)? + &stderr)?;
         let (kubelet, port) = start_kubelet(dir.path())?;
         objects(plane, port, agents, node, POD)?;
-        Ok(Node { plane, agents, dir, listener, _kubelet: kubelet, _agent: agent })
+        Ok(TailNode { plane, agents, dir, listener, _kubelet: kubelet, _agent: agent })
     }
 
     fn tail(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<Output> {
@@ -76,7 +67,7 @@ impl Node {
         Ok(command.arg(kubeconfig).args(arguments).stdin(Stdio::null()).output()?)
     }
 
-    /// A developer of namespace `staging` as docs/security.md has it: two bindings, and the account that they ask as.
+    /// Makes a developer of namespace `staging` as docs/security.md says: two bindings, and the account whose token the developer uses.
     fn developer(&self, name: &str) -> Result<PathBuf> {
         let developer = ("staging", name);
         account(self.plane, developer.0, name)?;
@@ -84,7 +75,7 @@ impl Node {
         bind(self.plane, name, Some(developer.0), ("ClusterRole", "netpol-trace-developer"), developer)?;
         bind(self.plane, name, Some(self.agents), ("Role", "netpol-trace-reach"), developer)?;
         let kubeconfig = self.plane.account_kubeconfig(developer.0, name)?;
-        // The API server learns of bindings by watches of its own.
+        // The API server sees bindings by watches of its own.
         eventually("the developer's rights", || {
             let output = self.tail(&kubeconfig, &["-n", "staging", "--service-account"])?;
             Ok((!output.stdout.is_empty()).then_some(()))
@@ -112,7 +103,13 @@ fn objects(plane: &ControlPlane, port: u16, namespace: &str, node: &str, pod: &s
     Ok(())
 }
 
-fn start_agent(plane: &ControlPlane, agents: &str, dir: &Path, history: &Path, port: u16) -> Result<(Ends, String)> {
+fn start_agent(
+    plane: &ControlPlane,
+    agents: &str,
+    dir: &Path,
+    history: &Path,
+    port: u16,
+) -> Result<(KilledOnDrop, String)> {
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/manifests");
     let log = dir.join("agent.log");
     let mut agent = Command::new(agent::binary()?)
@@ -131,28 +128,28 @@ fn start_agent(plane: &ControlPlane, agents: &str, dir: &Path, history: &Path, p
         .arg(history)
         .arg("--manifests")
         .arg(manifests)
-        // As whom it asks who may see what.
+        // The account with which it asks the API server who may see what.
         .env("KUBECONFIG", plane.account_kubeconfig(agents, "agent")?)
         .stdout(Stdio::piped())
         .stderr(std::fs::File::create(&log)?)
         .spawn()
-        .map(Ends)?;
+        .map(KilledOnDrop)?;
     let (mut first, mut stdout) = (String::new(), BufReader::new(agent.0.stdout.take().context("a pipe")?));
     stdout.read_line(&mut first)?;
-    // An agent whose reader has gone ends with the next record, and any lab's drop makes one.
+    // An agent whose stdout is closed ends with the next record, which any lab's drop can cause.
     std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
     ensure!(first.contains("\"started\""), "{first}{}", std::fs::read_to_string(log)?);
     Ok((agent, first))
 }
 
-/// What the control plane and the script that stands in for a kubelet require.
+/// Requires what the control plane and `kubelet.py` require.
 fn can_run_kubelet() -> Result<()> {
     has_program("openssl", "openssl")?;
     has_program("python3", "python3")?;
     cluster::can_run(&[])
 }
 
-fn start_kubelet(dir: &Path) -> Result<(Ends, u16)> {
+fn start_kubelet(dir: &Path) -> Result<(KilledOnDrop, u16)> {
     let (certificate, key) = (dir.join("kubelet.pem"), dir.join("kubelet.key"));
     let made = Command::new("openssl")
         .args([
@@ -181,7 +178,7 @@ fn start_kubelet(dir: &Path) -> Result<(Ends, u16)> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .map(Ends)?;
+        .map(KilledOnDrop)?;
     let mut port = String::new();
     BufReader::new(kubelet.0.stdout.take().context("a pipe")?).read_line(&mut port)?;
     Ok((kubelet, port.trim().parse()?))
@@ -191,55 +188,59 @@ fn records(output: &Output) -> Result<Vec<Record>> {
     String::from_utf8_lossy(&output.stdout).lines().map(Record::parse).collect()
 }
 
-fn said(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[test]
 fn who_sees_what_through_the_api_server() -> Result<()> {
     require!(can_run_kubelet());
-    let node = Node::start("tail-agents", "tail-node")?;
+    let node = TailNode::start("tail-agents", "tail-node")?;
 
-    // By the logs: everything.
+    // With the right to read logs: all records.
     let admin = node.plane.kubeconfig();
     let all = node.tail(&admin, &["-A"])?;
-    ensure!(said(&all).contains("listening to 1 of 1 nodes: tail-node"), "{}", said(&all));
+    ensure!(stderr(&all).contains("listening to 1 of 1 nodes: tail-node"), "{}", stderr(&all));
     let all = records(&all)?;
     ensure!(all.iter().filter(|record| record.is_drop()).count() == 22, "{all:?}");
 
-    // A developer: their namespace's drops, the other end an address.
+    // A developer: the namespace's drops, with the peer as an address.
     let dev = node.developer("dev")?;
     let output = node.tail(&dev, &["-n", "staging", "--service-account"])?;
     let seen = records(&output)?;
     let theirs = |record: &Record| ["source", "destination"].iter().any(|end| record.pod(end).starts_with("staging/"));
     let expected: Vec<&str> = all.iter().filter(|r| r.is_drop() && theirs(r)).map(|r| r.text("/id")).collect();
     let drops: Vec<&str> = seen.iter().filter(|record| record.is_drop()).map(|record| record.text("/id")).collect();
-    ensure!(!expected.is_empty() && drops == expected, "{drops:?} {expected:?}\n{}", said(&output));
+    ensure!(!expected.is_empty() && drops == expected, "{drops:?} {expected:?}\n{}", stderr(&output));
     let text = String::from_utf8_lossy(&output.stdout);
     let foreign = ["frontend-7d9c8bf9d-x2lkp", "qa-test", "coredns", "worker-1\",\"kind\""];
     for foreign in foreign {
         ensure!(!text.contains(foreign), "{foreign} in {text}");
     }
 
-    // Nobody else's, not the logs, and nothing without a token.
+    // But not other namespaces' drops, not the logs, and nothing without a token.
     let refused = node.tail(&dev, &["-n", "qa-test", "--service-account"])?;
-    ensure!(refused.stdout.is_empty() && said(&refused).contains("forbidden"), "{}", said(&refused));
-    ensure!(said(&refused).contains("The ClusterRole netpol-trace-developer, bound to you in"), "{}", said(&refused));
+    ensure!(refused.stdout.is_empty() && stderr(&refused).contains("forbidden"), "{}", stderr(&refused));
+    ensure!(
+        stderr(&refused).contains("The ClusterRole netpol-trace-developer, bound to you in"),
+        "{}",
+        stderr(&refused)
+    );
     let logs = node.tail(&dev, &["-n", "staging"])?;
-    ensure!(logs.stdout.is_empty() && said(&logs).contains("node tail-node does not answer"), "{}", said(&logs));
-    ensure!(said(&logs).contains("; 0 of 1 agent answered; no answer from tail-node ("), "{}", said(&logs));
+    ensure!(logs.stdout.is_empty() && stderr(&logs).contains("no answer from node tail-node"), "{}", stderr(&logs));
+    ensure!(stderr(&logs).contains("; 0 of 1 agent answered; no answer from tail-node ("), "{}", stderr(&logs));
     ensure!(logs.status.code() == Some(1), "{}", logs.status);
     what_is_not_there(&node, &admin)?;
-    // Whoever may not read the logs hears of the other way.
-    ensure!(said(&logs).matches("with -n NAMESPACE --service-account").count() == 1, "{}", said(&logs));
+    // Without the right to read logs, the message names the other way.
+    ensure!(stderr(&logs).matches("with -n NAMESPACE --service-account").count() == 1, "{}", stderr(&logs));
     let both = node.tail(&dev, &["--pod", "staging/a", "--pod", "qa-test/b", "--service-account"])?;
-    ensure!(said(&both).contains("one namespace at a time"), "{}", said(&both));
+    ensure!(stderr(&both).contains("one namespace at a time"), "{}", stderr(&both));
     let token = |audience: &str| accounts::token(node.plane, "staging", READER, Some(audience));
     let own = token("netpol-trace")?;
     for (path, token, expected) in [
         ("/v1/records?namespace=staging", None, "401"),
         ("/v1/records?namespace=staging", Some("nonsense"), "401"),
-        // A token of theirs, but made for something else.
+        // The developer's token, but for another audience.
         ("/v1/records?namespace=staging", Some(token("vault")?.as_str()), "401"),
         ("/v1/records?namespace=staging", Some(own.as_str()), "200"),
         ("/v1/records?namespace=staging,qa-test", Some(own.as_str()), "403"),
@@ -252,8 +253,8 @@ fn who_sees_what_through_the_api_server() -> Result<()> {
     follows(&node, &admin)
 }
 
-/// Of what is not there: nothing that would look like an answer, what there is instead, and who was asked.
-fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
+/// For a missing pod or namespace `tail` shows no records, and says what exists instead and how many agents answered.
+fn what_is_not_there(node: &TailNode, admin: &Path) -> Result<()> {
     account(node.plane, "staging", "default")?;
     node.plane.api().apply(&json!({
         "apiVersion": "v1", "kind": "Pod",
@@ -267,30 +268,30 @@ fn what_is_not_there(node: &Node, admin: &Path) -> Result<()> {
         (&["-n", "tail-stagin"], "note: no namespace tail-stagin; the namespaces are "),
     ] {
         let output = node.tail(admin, arguments)?;
-        let said = said(&output);
+        let stderr = stderr(&output);
         // A policy of its namespace may be the pod's.
         let kinds: Vec<_> = records(&output)?.iter().map(|record| record.text("/kind").to_owned()).collect();
         ensure!(kinds.iter().all(|kind| kind == "policy_change"), "{arguments:?}: {kinds:?}");
-        ensure!(output.status.success() && said.contains(expected), "{arguments:?}: {said}");
+        ensure!(output.status.success() && stderr.contains(expected), "{arguments:?}: {stderr}");
         ensure!(
-            said.contains("netpol-trace tail: no drops to or from ") && said.contains("; 1 of 1 agent answered\n"),
-            "{said}"
+            stderr.contains("netpol-trace tail: no drops to or from ") && stderr.contains("; 1 of 1 agent answered\n"),
+            "{stderr}"
         );
     }
-    // What its node's agent has lost may be the pod's.
+    // Records that its node's agent has lost may be the pod's.
     let there = node.tail(admin, &["--pod", "staging/db-0", "--since", "87600h"])?;
     let kinds: Vec<_> = records(&there)?.iter().map(|record| record.text("/kind").to_owned()).collect();
     ensure!(kinds.iter().any(|kind| kind == "drop") && kinds.iter().any(|kind| kind == "loss"), "{kinds:?}");
     let drops = kinds.iter().filter(|kind| *kind == "drop").count();
-    let said = said(&there);
-    ensure!(said.contains(&format!("netpol-trace tail: {drops} drops (")) && !said.contains("no pod"), "{said}");
-    ensure!(said.contains(" to or from staging/db-0 in the last 87600 h; 1 of 1 agent answered\n"), "{said}");
+    let stderr = stderr(&there);
+    ensure!(stderr.contains(&format!("netpol-trace tail: {drops} drops (")) && !stderr.contains("no pod"), "{stderr}");
+    ensure!(stderr.contains(" to or from staging/db-0 in the last 87600 h; 1 of 1 agent answered\n"), "{stderr}");
     Ok(())
 }
 
-/// `tail -f`, whose records are read as they come.
+/// A running `tail -f`, whose records are read as they come.
 struct Following {
-    _tail: Ends,
+    _tail: KilledOnDrop,
     lines: Receiver<std::io::Result<String>>,
     stderr: PathBuf,
     seen: Vec<Record>,
@@ -306,14 +307,14 @@ impl Following {
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&stderr)?)
             .spawn()
-            .map(Ends)?;
+            .map(KilledOnDrop)?;
         let stdout = BufReader::new(tail.0.stdout.take().context("a pipe")?);
         let (sender, lines) = channel();
         std::thread::spawn(move || stdout.lines().try_for_each(|line| sender.send(line)));
         Ok(Following { _tail: tail, lines, stderr, seen: Vec::new() })
     }
 
-    /// Reads until a record is `done`'s; with the time when it came.
+    /// Reads until `done` is true for a record, and returns the time when that record came.
     fn until(&mut self, what: &str, mut done: impl FnMut(&[Record]) -> bool) -> Result<Instant> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -322,8 +323,8 @@ impl Following {
             }
             let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()));
             let line = line.with_context(|| {
-                let said = std::fs::read_to_string(&self.stderr).unwrap_or_default();
-                format!("no sign of {what} among {:?}\n{said}", self.ids())
+                let stderr = std::fs::read_to_string(&self.stderr).unwrap_or_default();
+                format!("no sign of {what} among {:?}\n{stderr}", self.ids())
             })?;
             self.seen.push(Record::parse(&line?)?);
         }
@@ -337,7 +338,7 @@ impl Following {
         self.seen.iter().map(|record| record.text("/id")).collect()
     }
 
-    /// No record came twice.
+    /// Fails if a record came twice.
     fn no_doubles(&self) -> Result<()> {
         let mut once = self.ids();
         once.sort_unstable();
@@ -346,13 +347,13 @@ impl Following {
         Ok(())
     }
 
-    fn said(&self) -> Result<String> {
+    fn log(&self) -> Result<String> {
         Ok(std::fs::read_to_string(&self.stderr)?)
     }
 }
 
-/// What is written to the log later is shown, and again after the container was started anew: without a gap or a double.
-fn follows(node: &Node, admin: &Path) -> Result<()> {
+/// Later lines of the log are shown, also after the container was restarted: without a gap or a duplicate.
+fn follows(node: &TailNode, admin: &Path) -> Result<()> {
     let log = node.dir.path().join(POD);
     let mut tail = Following::start(node.dir.path(), node.agents, admin, &["-A"])?;
     let record = |run: &str, number: u32| {
@@ -365,7 +366,7 @@ fn follows(node: &Node, admin: &Path) -> Result<()> {
     let append = |text: &str| std::fs::OpenOptions::new().append(true).open(&log)?.write_all(text.as_bytes());
     append(&record("a", 1))?;
     tail.has("a/1")?;
-    // The container dies in the middle of a line, after a last word, and starts again: the old log is the previous one then.
+    // The container dies in the middle of a line and starts again; the old log is then the previous one.
     append("{\"schema\":\"netpol-tr")?;
     let old = std::fs::read_to_string(&log)?.replace("{\"schema\":\"netpol-tr", "") + &record("a", 2);
     std::fs::write(log.with_file_name(format!("{POD}.previous")), old + "{\"schema\":\"netpol-tr")?;

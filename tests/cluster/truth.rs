@@ -22,7 +22,7 @@ fn kube_router_by_iptables_legacy() -> Result<()> {
     Ok(())
 }
 
-/// The table's other steps: the rules are the same, only the kernel's side differs.
+/// The table's other steps, with the same rules in nftables.
 #[test]
 fn kube_router_by_nftables() -> Result<()> {
     require!(run(Backend::Nft, 1, 202));
@@ -32,7 +32,7 @@ fn kube_router_by_nftables() -> Result<()> {
 fn run(backend: Backend, first: usize, number: u8) -> Result<()> {
     cluster::can_run(&[programs::KUBE_ROUTER])?;
     kube_router::has_backend(backend)?;
-    let _turn = exclusive();
+    let _exclusive = exclusive();
     let table: Value = serde_json::from_str(TABLE)?;
     let mut stage = Stage::build(&table["model"], number)?;
     let mut router = KubeRouter::start(&stage.node, backend)?;
@@ -68,7 +68,7 @@ struct Stage {
     _servers: Vec<netpol_trace_tests::server::Server>,
 }
 
-/// One step of the table: what the API server is told, and what is to become of each connection.
+/// One step of the table: the objects to apply, and the expected outcome of each connection.
 struct Step {
     name: String,
     case: Value,
@@ -119,11 +119,11 @@ impl Stage {
         Ok(Stage { node, model: model.clone(), pods, policies: Vec::new(), _servers: servers })
     }
 
-    /// Makes the cluster what the step says, sends its traffic with the agent watching, and returns what disagrees.
+    /// Applies the step's objects, sends its connections while the agent runs, and returns what disagrees.
     fn play(&mut self, step: &Step, router: &mut KubeRouter) -> Result<Vec<String>> {
         self.tell(&step.case)?;
         router.sync(&self.node)?;
-        // A sync that came late begins kube-router's counters anew: then nothing can be compared, and all is sent again.
+        // A late sync resets kube-router's counters: then all is sent again.
         for _ in 0..5 {
             let before = router.counters(&self.node)?;
             let agent = self.node.watch()?;
@@ -140,7 +140,7 @@ impl Stage {
         anyhow::bail!("kube-router makes its rules anew all the time")
     }
 
-    /// Labels and policies as the case has them; the step before is forgotten.
+    /// Sets the case's labels and policies, and removes those of the step before.
     fn tell(&mut self, case: &Value) -> Result<()> {
         let api = self.node.plane().api();
         for policy in self.policies.drain(..) {
@@ -163,7 +163,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Takes the pods and policies out of the API server, for the next test with the same names.
+    /// Deletes the pods and policies, for the next test with the same names.
     fn clear(&mut self) -> Result<()> {
         let api = self.node.plane().api();
         for policy in self.policies.drain(..) {
@@ -196,7 +196,7 @@ fn merged(labels: &Value, extra: &Value) -> Value {
     labels
 }
 
-/// The table's policies name its pods' addresses in ipBlocks; here the pods have others.
+/// Replaces the addresses of the table's pods in ipBlocks, since the pods have others here.
 fn with_addresses(policy: &Value, model: &Value, node: &Node) -> Result<Value> {
     let mut text = policy.to_string();
     for pod in list(&model["pods"]) {

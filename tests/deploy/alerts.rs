@@ -1,4 +1,4 @@
-//! The alerts: each leads to its section of the runbook, has series in promtool's tests, and comes with the chart as it is.
+//! The alerts: each links to its section of the runbook and has series in promtool's tests, and the chart installs the same rules.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::render::{deploy, documents, helm};
 
-/// One document with the groups of rules.
+/// Reads a YAML file with one document.
 fn file(name: &str) -> Result<Value> {
     let text = fs::read_to_string(deploy().join(name))?;
     documents(&text)?.into_iter().next().with_context(|| format!("{name} is empty"))
@@ -23,7 +23,7 @@ fn alerts() -> Result<Vec<Value>> {
     Ok(rules.filter(|rule| rule["alert"].is_string()).cloned().collect())
 }
 
-/// A heading's anchor, as GitHub makes it.
+/// The anchor that GitHub makes of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
     kept.collect::<String>().to_lowercase().replace(' ', "-")
@@ -48,7 +48,7 @@ fn alerts_lead_to_their_section_of_the_runbook() -> Result<()> {
     Ok(())
 }
 
-/// promtool runs them: `cargo test -p netpol-trace-tests --test siem the_alert_rules_hold`.
+/// promtool runs the tests: `cargo test -p netpol-trace-tests --test siem the_alert_rules_hold`.
 #[test]
 fn each_alert_is_seen_to_fire_and_not_to_fire() -> Result<()> {
     let tests = file("prometheus/alerts.test.yaml")?;
@@ -59,12 +59,12 @@ fn each_alert_is_seen_to_fire_and_not_to_fire() -> Result<()> {
         let of_this = || checks.iter().filter(|check| check["alertname"] == alert["alert"]);
         let fires = |check: &&&Value| check["exp_alerts"].as_array().is_some_and(|alerts| !alerts.is_empty());
         assert!(of_this().any(|check| fires(&check)), "{}: never expected to fire", alert["alert"]);
-        // The two that compare nothing with a time before.
+        // These two don't compare with an earlier time.
         let plain = ["NetpolTraceSinkFailing", "NetpolTraceAttributionStale"].map(Value::from);
         let quiet = of_this().any(|check| !fires(&check));
         assert!(quiet || plain.contains(&alert["alert"]), "{}: never expected to be quiet", alert["alert"]);
     }
-    // A counter with labels has no sample before its first event: series that begin with 0 hide what goes wrong then.
+    // A counter with labels has no sample before its first event, so a series that begins with 0 would hide a wrong rule.
     for test in tests {
         for series in test["input_series"].as_array().context("series")? {
             let (name, values) = (series["series"].as_str().context("a name")?, series["values"].to_string());
@@ -75,7 +75,7 @@ fn each_alert_is_seen_to_fire_and_not_to_fire() -> Result<()> {
     Ok(())
 }
 
-/// No second copy of the rules: what the chart installs is the file.
+/// The chart installs the rules of the file, not a second copy.
 #[test]
 fn the_chart_brings_the_same_rules() -> Result<()> {
     let program = require!(built(&HELM));
@@ -87,7 +87,7 @@ fn the_chart_brings_the_same_rules() -> Result<()> {
     Ok(())
 }
 
-/// Prometheus gives a target's metrics the labels of its pod: a metric's own label namespace, by which the alerts go, must win.
+/// Prometheus adds a pod's labels to its metrics. The alerts use the metrics' own label `namespace`, which must win.
 #[test]
 fn the_pod_monitors_keep_the_label_namespace() -> Result<()> {
     let component = file("kustomize/components/pod-monitor/podmonitor.yaml")?;

@@ -35,7 +35,7 @@ fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
         ("history.mib=0", "mib"),
         ("history.group=\"adm\"", "group"),
         ("supplementalGroups=[\"adm\"]", "supplementalGroups"),
-        // The API server takes no more than 31 bits.
+        // The API server accepts at most 31 bits.
         ("history.group=4294967294", "group"),
         ("tail.namespaces=[{\"name\":\"Staging\",\"developers\":[]}]", "name"),
         ("tail.namespaces=[{\"name\":\"a\\nb: c\",\"developers\":[]}]", "name"),
@@ -58,7 +58,7 @@ fn values_that_are_wrong_are_refused_by_name() -> Result<()> {
     Ok(())
 }
 
-/// Names that YAML takes for something else than a string are strings in each object.
+/// Names that YAML reads as numbers or booleans are strings in each object.
 #[test]
 fn namespaces_and_releases_may_have_any_name() -> Result<()> {
     let program = require!(built(&HELM));
@@ -94,7 +94,7 @@ fn namespaces_and_releases_may_have_any_name() -> Result<()> {
     Ok(())
 }
 
-/// With hostNetwork a loopback address is the node's: the probes go there. Everywhere else they go to the pod's address.
+/// With hostNetwork and a loopback listener the probes use the loopback address, else the pod's address.
 #[test]
 fn probes_go_where_the_agent_listens() -> Result<()> {
     let program = require!(built(&HELM));

@@ -1,4 +1,4 @@
-//! The examples for collectors: they find the agents' logs, and pass on every kind of record.
+//! The examples for collectors find the agents' logs and forward every kind of record.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ fn example(name: &str) -> Result<Value> {
     documents(&text)?.into_iter().next().with_context(|| format!("{name} is empty"))
 }
 
-/// Without `status` nobody can say whether a log is complete.
+/// Without `status` records `verify-log` can't check a log.
 #[test]
 fn no_example_leaves_out_records() -> Result<()> {
     let fluent_bit = example("fluent-bit.yaml")?;

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use super::render::{Objects, kustomize};
 
-/// docs/scaling.md: a small cluster's agent runs in so much.
+/// The memory limit that docs/scaling.md gives for a small cluster.
 const MEMORY_LIMIT_MIB: u64 = 64;
 const PACKETS: u64 = 3;
 const NODE_NAME: &str = "node-a";
@@ -41,20 +41,20 @@ const MASKED: [&str; 10] = [
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// A pod of an overlay in a lab's node.
-pub struct Site {
+/// A lab whose node runs a pod of an overlay in containerd.
+pub struct ImageLab {
     pub pair: Pair,
     pub containerd: Containerd,
     pub sandbox: Sandbox,
     /// The DaemonSet's container.
     container: Value,
     image: String,
-    /// What its mounts show, by the volume's name.
+    /// The folders of its volumes, by name.
     volumes: TempDir,
 }
 
-impl Site {
-    pub fn start(objects: &Objects, archive: &Path) -> Result<Site> {
+impl ImageLab {
+    pub fn start(objects: &Objects, archive: &Path) -> Result<ImageLab> {
         let pair = Pair::start(DENY)?;
         let containerd = Containerd::start(pair.lab.node(), &[archive])?;
         let pod = &objects["DaemonSet netpol-trace"]["spec"]["template"]["spec"];
@@ -67,10 +67,11 @@ impl Site {
         let config = objects["ConfigMap netpol-trace"]["data"]["config.yaml"].as_str().context("a config file")?;
         fs::write(volumes.path().join("config/config.yaml"), config)?;
         let image = container["image"].as_str().context("an image")?.to_owned();
-        Ok(Site { pair, containerd, sandbox, container, image, volumes })
+        Ok(ImageLab { pair, containerd, sandbox, container, image, volumes })
     }
 
-    /// What a kubelet makes of the DaemonSet's container, with other arguments. `profile` is a seccomp profile of type Localhost.
+    /// The CRI configuration that a kubelet makes of the DaemonSet's container, with other arguments. `profile` is a seccomp profile of type
+    /// Localhost.
     pub fn container_config(&self, arguments: &[String], profile: Option<&Path>) -> Result<Value> {
         let security = &self.container["securityContext"];
         assert_eq!(security["seccompProfile"]["type"], "RuntimeDefault");
@@ -86,12 +87,12 @@ impl Site {
         };
         let mut mounts: Vec<Value> =
             self.container["volumeMounts"].as_array().context("mounts")?.iter().map(mount).collect();
-        // In place of an API server.
+        // Manifests stand in for the API server.
         mounts.push(json!({ "container_path": "/manifests", "readonly": true, "host_path": self.pair.manifests() }));
         Ok(json!({
             "image": { "image": self.image },
             "args": arguments,
-            // Octets: JSON of protocol buffers has them in base64.
+            // Protocol buffers have bytes as base64 in JSON.
             "envs": [{ "key": "NODE_NAME", "value": BASE64_STANDARD.encode(NODE_NAME) }],
             "mounts": mounts,
             "linux": {
@@ -118,7 +119,7 @@ impl Site {
     /// Starts the agent with the DaemonSet's arguments.
     fn agent(&self, name: &str) -> Result<Container> {
         let arguments = self.container["args"].as_array().context("arguments")?.iter().filter_map(Value::as_str);
-        // A kubelet puts the pod's address there.
+        // A kubelet inserts the pod's address.
         let arguments = arguments.map(|argument| argument.replace("$(POD_IP)", "127.0.0.1"));
         let more = ["--manifests", "/manifests", "--all-drops"].into_iter().chain(SOON).map(String::from);
         let config = self.container_config(&arguments.chain(more).collect::<Vec<_>>(), None)?;
@@ -127,7 +128,7 @@ impl Site {
         Ok(agent)
     }
 
-    /// Has the lab's policy drop packets, and waits for their records.
+    /// Sends packets that the lab's policy drops, and waits for their records.
     fn send(&self, agent: &Container) -> Result<()> {
         for _ in 0..PACKETS {
             traffic::udp(&self.pair.client()?.netns, CLIENT.into(), [(SERVER, 5000).into()], 32)?;
@@ -135,8 +136,9 @@ impl Site {
         self.wait_for(agent, "a drop", |record| self.is_ours(record))
     }
 
-    /// Stops the agent as a kubelet does: its books balance, and every packet that the policy dropped is in a record that says so.
-    fn settle(&self, agent: &Container) -> Result<Run> {
+    /// Stops the agent as a kubelet does, checks its packet accounting, and checks that every packet that the policy dropped is in a record
+    /// with the cause `policy`.
+    fn stop_and_compare(&self, agent: &Container) -> Result<Run> {
         self.containerd.stop_container(agent, 15)?;
         let code = i32::try_from(self.containerd.exit_code(agent)?.context("an end")?)?;
         let stderr = agent.lines("stderr")?.join("\n");
@@ -163,7 +165,7 @@ impl Site {
         .with_context(|| format!("stderr: {:?}", agent.lines("stderr")))
     }
 
-    /// What `doctor` says in the DaemonSet's container, with its exit code.
+    /// Runs `doctor` in the DaemonSet's container. Returns its exit code and findings.
     fn doctor(&self, name: &str, profile: Option<&Path>) -> Result<(i64, Vec<Value>)> {
         let arguments = ["doctor", "--output", "json"].map(String::from);
         let config = self.container_config(&arguments, profile)?;
@@ -194,25 +196,25 @@ pub fn given(overlay: &str) -> Result<(Objects, PathBuf)> {
     Ok((kustomize(&kubectl, overlay)?, archive.into()))
 }
 
-/// In the node's network namespace, with all that the manifests allow: every dropped packet is in a record on its stdout, within
-/// the memory that docs/scaling.md says; it ends as asked, its successor knows it, and killed it leaves nothing.
+/// In the node's network namespace, with all rights of the manifests: every dropped packet is in a record on stdout, within the memory limit
+/// of docs/scaling.md. The agent stops cleanly, the next one knows it, and after SIGKILL nothing stays in the kernel.
 #[test]
 fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
     let (objects, archive) = require!(given("overlays/host-network"));
-    let site = Site::start(&objects, &archive)?;
-    let first = site.agent("first")?;
-    site.send(&first)?;
-    let run = site.settle(&first)?;
+    let image_lab = ImageLab::start(&objects, &archive)?;
+    let first = image_lab.agent("first")?;
+    image_lab.send(&first)?;
+    let run = image_lab.stop_and_compare(&first)?;
     let started = run.records.iter().find(|record| record.text("/phase") == "started").context("a start")?;
     assert_eq!(started.text("/node"), NODE_NAME, "{started}");
-    // Both hooks and the rulesets, as the overlay has it.
+    // Both hooks and the rulesets are active in this overlay.
     for name in ["kfree_skb", "tc", "rulesets"] {
         let hook = started.list("/hooks").iter().find(|hook| hook["name"] == name).context(name)?;
         assert!(!["off", "refused", "unreadable"].contains(&hook["state"].as_str().unwrap_or_default()), "{started}");
     }
 
-    let second = site.agent("second")?;
-    site.send(&second)?;
+    let second = image_lab.agent("second")?;
+    image_lab.send(&second)?;
     let successor = records(&second)?;
     assert_eq!(
         successor.iter().find(|r| r.text("/phase") == "started").context("a start")?.text("/previous_run"),
@@ -226,27 +228,27 @@ fn the_image_records_drops_in_the_nodes_network() -> Result<()> {
     assert!(objects.iter().any(|(kind, _)| *kind == "prog"), "{processes:?}: {objects:?}");
     let memory = second.most_memory()?;
     println!("at most {memory:.1} MiB of {MEMORY_LIMIT_MIB}");
-    site.containerd.stop_container(&second, 0)?;
-    assert_eq!(site.containerd.exit_code(&second)?, Some(137), "killed");
+    image_lab.containerd.stop_container(&second, 0)?;
+    assert_eq!(image_lab.containerd.exit_code(&second)?, Some(137), "killed");
     eventually("the agent's BPF objects are gone", || {
         Ok(objects.iter().all(|(kind, id)| !bpf::exists(kind, id)).then_some(()))
     })?;
-    site.containerd.remove(&site.sandbox)
+    image_lab.containerd.remove(&image_lab.sandbox)
 }
 
-/// In a network namespace of its own, with the least that the manifests give.
+/// In a network namespace of its own, with the fewest rights of the manifests.
 #[test]
 fn the_image_records_drops_from_a_pods_network() -> Result<()> {
     let (objects, archive) = require!(given("overlays/restricted"));
-    let site = Site::start(&objects, &archive)?;
-    let agent = site.agent("agent")?;
-    site.send(&agent)?;
+    let image_lab = ImageLab::start(&objects, &archive)?;
+    let agent = image_lab.agent("agent")?;
+    image_lab.send(&agent)?;
     comes_out(&agent)?;
-    site.settle(&agent)?;
-    site.containerd.remove(&site.sandbox)
+    image_lab.stop_and_compare(&agent)?;
+    image_lab.containerd.remove(&image_lab.sandbox)
 }
 
-/// The program comes out of a container that has nothing else, by the way that README has: `kubectl exec` starts it inside.
+/// Copies the program out of the container as README says: `kubectl exec` runs it inside, and it prints itself.
 fn comes_out(container: &Container) -> Result<()> {
     let pid = container.processes()?.first().context("the agent's process")?.to_string();
     let mut inside = Command::new("nsenter");
@@ -257,26 +259,26 @@ fn comes_out(container: &Container) -> Result<()> {
     Ok(())
 }
 
-/// What doctor says of the runtime's profile is so: the default one lets bpf(2) through, and one that doesn't is named.
+/// Doctor is right about the seccomp profile: the runtime's default one allows bpf(2), and one that does not is reported.
 #[test]
 fn doctor_in_the_image_knows_the_seccomp_profile() -> Result<()> {
     let (objects, archive) = require!(given("overlays/host-network"));
-    let site = Site::start(&objects, &archive)?;
-    let (code, findings) = site.doctor("default", None)?;
+    let image_lab = ImageLab::start(&objects, &archive)?;
+    let (code, findings) = image_lab.doctor("default", None)?;
     assert_eq!(code, 0, "{findings:#?}");
     let seccomp = finding(&findings, "seccomp")?;
     assert_eq!(seccomp["status"], "ok", "{seccomp}");
     assert_eq!(finding(&findings, "hook")?["status"], "ok", "{findings:#?}");
 
-    let profile = site.volumes.path().join("no-bpf.json");
+    let profile = image_lab.volumes.path().join("no-bpf.json");
     let refuse = json!({
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{ "names": ["bpf"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
     });
     fs::write(&profile, refuse.to_string())?;
-    let (code, findings) = site.doctor("no-bpf", Some(&profile))?;
+    let (code, findings) = image_lab.doctor("no-bpf", Some(&profile))?;
     assert_eq!(code, 1, "{findings:#?}");
     assert_eq!(finding(&findings, "seccomp")?["status"], "fail", "{findings:#?}");
     assert_eq!(finding(&findings, "hook")?["remedy"], "see `seccomp`", "{findings:#?}");
-    site.containerd.remove(&site.sandbox)
+    image_lab.containerd.remove(&image_lab.sandbox)
 }

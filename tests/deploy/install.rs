@@ -1,4 +1,4 @@
-//! The first installation as README has it: its lines, typed as they are.
+//! Runs README's lines for a first installation as they are.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -22,7 +22,7 @@ fn lines(beginnings: &[&str]) -> Result<Vec<String>> {
     Ok(typed.filter(|line| beginnings.iter().any(|begin| line.starts_with(begin))).map(str::to_owned).collect())
 }
 
-/// On a new cluster: the release is there, and Pod Security lets the agents' pods into their namespace.
+/// On a new cluster the release is deployed, and Pod Security admits the agents' pods into their namespace.
 #[test]
 fn the_readmes_helm_lines_install_it() -> Result<()> {
     require!(cluster::can_run(&[KUBECTL, HELM]));
@@ -40,11 +40,11 @@ fn the_readmes_helm_lines_install_it() -> Result<()> {
         .current_dir(deploy().parent().context("the checkout")?)
         .env("PATH", path)
         .env("KUBECONFIG", plane.kubeconfig())
-        // helm keeps what it finds out in the home folder.
+        // helm writes its caches into the home folder.
         .env("HOME", dir.path())
         .output()?;
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && said.contains("STATUS: deployed"), "{typed:#?}\n{said}");
+    let printed = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && printed.contains("STATUS: deployed"), "{typed:#?}\n{printed}");
 
     let daemonset = plane.api().get("/apis/apps/v1/namespaces/netpol-trace/daemonsets/netpol-trace")?;
     let spec = daemonset.pointer("/spec/template/spec").context("a pod")?.clone();
@@ -53,12 +53,12 @@ fn the_readmes_helm_lines_install_it() -> Result<()> {
         let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec });
         plane.api().post(&format!("/api/v1/namespaces/{namespace}/pods?dryRun=All"), &pod)
     };
-    let pod: Value = pods("netpol-trace").with_context(|| said.clone())?;
+    let pod: Value = pods("netpol-trace").with_context(|| printed.clone())?;
     assert_eq!(pod["spec"]["containers"][0]["name"], "agent", "{pod}");
     Ok(())
 }
 
-/// README gets the command line out of a running agent. What comes out is the program, whole and able to run.
+/// README copies the command line program out of a running agent. The copy is complete and runs.
 #[test]
 fn the_program_comes_out_of_itself() -> Result<()> {
     let typed = lines(&["kubectl -n netpol-trace exec ds/netpol-trace -- /netpol-trace "])?;
@@ -67,7 +67,7 @@ fn the_program_comes_out_of_itself() -> Result<()> {
     assert_eq!(file, "kubectl-netpol_trace", "the name by which kubectl finds it");
     let arguments = command.split_once("-- /netpol-trace ").context("the program in the image")?.1;
     let program = agent::binary()?;
-    // No shell, no PATH, no file but the program: as in the image.
+    // Without a shell, PATH or other files, as in the image.
     let output = Command::new(&program).args(arguments.split(' ')).env_clear().current_dir("/").output()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.stdout == fs::read(&program)?, "not the program: {} bytes", output.stdout.len());

@@ -1,4 +1,4 @@
-//! kustomize and the chart make the same objects, and both fit the agent.
+//! kustomize and the chart make the same objects, and the agent accepts both.
 
 use std::process::Command;
 
@@ -36,7 +36,7 @@ const VARIANTS: [(&str, &[&str]); 5] = [
     ("overlays/developers", &["tail.enabled=true"]),
 ];
 
-/// What may differ: who made it. The chart leaves the namespace, which needs a label, to whoever installs it: README has the lines.
+/// Removes what may differ: labels of the tool, and the namespace, which the chart leaves to the user (README has the lines).
 fn comparable(mut objects: Objects) -> Objects {
     objects.retain(|key, _| !key.starts_with("Namespace "));
     for object in objects.values_mut() {
@@ -89,7 +89,7 @@ fn components_are_the_charts_values() -> Result<()> {
         let (one, other) = (comparable(one), comparable(other));
         assert_eq!(one, other, "{component}");
         if let Some(monitor) = one.get("PodMonitor netpol-trace") {
-            // Its port is one that the agents have.
+            // Its port is one of the agents'.
             let port = monitor.pointer("/spec/podMetricsEndpoints/0/port").context("a port")?;
             let ports = container(&one)?["ports"].as_array().context("ports")?;
             assert!(ports.iter().any(|known| known["name"] == *port), "{port}: {ports:?}");
@@ -98,7 +98,7 @@ fn components_are_the_charts_values() -> Result<()> {
     Ok(())
 }
 
-/// What a namespace of developers gets from its folder is what it gets from the chart.
+/// The folder for a namespace of developers makes the same objects as the chart.
 #[test]
 fn a_namespace_of_developers_is_the_charts_value() -> Result<()> {
     let (kubectl, chart) = (require!(built(&KUBECTL)), require!(built(&HELM)));
@@ -119,7 +119,7 @@ fn a_namespace_of_developers_is_the_charts_value() -> Result<()> {
     );
     for (name, object) in folder {
         let mut chart = other.remove(&name).context(name)?;
-        // `kubectl apply -n` adds it; a subject without one is of the binding's.
+        // `kubectl apply -n` adds the namespace; a subject without one has the binding's.
         for pointer in ["/metadata", "/subjects/0"] {
             if let Some(Value::Object(fields)) = chart.pointer_mut(pointer) {
                 assert_eq!(fields.remove("namespace"), Some("staging".into()));
@@ -173,7 +173,7 @@ fn the_container_is_confined() -> Result<()> {
     Ok(())
 }
 
-/// Nothing but reading, and asking the API server about callers; and nothing that docs/security.md does not justify.
+/// The rights are reading and asking the API server about callers, and docs/security.md justifies each.
 #[test]
 fn rbac_is_what_the_page_says() -> Result<()> {
     for (overlay, objects) in require!(overlays()) {
@@ -190,14 +190,14 @@ fn rbac_is_what_the_page_says() -> Result<()> {
                 assert!(!["*", "secrets", "configmaps"].contains(&resource), "{rule}");
             }
         }
-        // Nothing more is bound to it, in its own namespace neither.
+        // The account has no other binding, in its own namespace neither.
         let bound = objects.iter().filter(|(key, _)| key.contains("RoleBinding ")).map(|(key, _)| key.as_str());
         assert_eq!(bound.collect::<Vec<_>>(), ["ClusterRoleBinding netpol-trace"], "{overlay}");
     }
     Ok(())
 }
 
-/// The container's arguments and the ConfigMap are what this agent takes: it gets as far as the manifests, which there are none of.
+/// The agent accepts the container's arguments and the ConfigMap: it fails only at the manifests, which don't exist.
 #[test]
 fn the_agent_takes_its_arguments_and_configuration() -> Result<()> {
     for (overlay, objects) in require!(overlays()) {

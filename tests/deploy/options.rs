@@ -1,35 +1,35 @@
-//! Every option of the agent in the image, confined as the DaemonSet's container is: it starts, and every output is written.
+//! Tries every option of the agent in the image, confined as the DaemonSet's container is: the agent starts, and every output is written.
 //!
-//! What there is to try comes from the program's own tables: an option, format, hook or kind of output that no case has fails the test.
+//! The options, formats, hooks and kinds of output come from the program's own tables. The test fails if no case has one of them.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use netpol_trace::config::{self, read::RUNTIME_KEYS};
 use netpol_trace::record::format::Format;
-use netpol_trace::sink::target;
+use netpol_trace::sink::spec;
+use netpol_trace_tests::bpf_fs::BpfFs;
 use netpol_trace_tests::collector::{Collector, certificates};
 use netpol_trace_tests::containerd::Container;
 use netpol_trace_tests::{eventually, has_program, require};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::container::{Site, given};
+use super::container::{ImageLab, given};
 
 /// A group that the container's process is in.
 const GROUP: u32 = 4711;
 /// What the cases are given to read, and where they write.
 const GIVEN: &str = "/given";
 const RECORDS: &str = "/records";
-/// A cluster that is not there: nobody listens at port 1.
+/// The kubeconfig of a cluster that does not exist: nothing listens at port 1.
 const KUBECONFIG: &str = r#"{"apiVersion":"v1","kind":"Config","current-context":"none",
 "clusters":[{"name":"c","cluster":{"server":"https://127.0.0.1:1","insecure-skip-tls-verify":true}}],
 "users":[{"name":"u","user":{"token":"t"}}],
 "contexts":[{"name":"away","context":{"cluster":"c","user":"u"}}]}"#;
-/// Lists of what goes into records: the part of the config file that is no option.
+/// The settings of the config file that have no option.
 const LISTS: &str = r#"
 include: {namespaces: ["*"], causes: [policy, unknown], cidrs: [0.0.0.0/0, "::/0"]}
 exclude: {namespaces: [none], causes: [not_policy], cidrs: [192.0.2.0/24]}
@@ -47,7 +47,7 @@ struct Case {
 
 fn case(name: &'static str, config: &'static str, arguments: &[&str]) -> Case {
     let mut arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-    // What every case has: its own files, and an end as soon as it has started.
+    // Every case has its own files, and ends as soon as it has started.
     arguments.push(format!("--config={GIVEN}/{name}.yaml"));
     arguments.push(format!("--history-dir={RECORDS}/{name}/history"));
     arguments.push("--duration=1ms".into());
@@ -109,7 +109,7 @@ fn cases(plain: &Collector, tls: &Collector) -> Vec<Case> {
 }
 
 impl Case {
-    /// Its options with their values, those of the config file among them.
+    /// Its options with their values, including those of the config file.
     fn options(&self) -> Vec<(String, String)> {
         let given = self.arguments.iter().filter_map(|argument| argument.strip_prefix("--"));
         let given = given.map(|argument| argument.split_once('=').unwrap_or((argument, "")));
@@ -118,7 +118,7 @@ impl Case {
     }
 }
 
-/// What of the program's tables no case has.
+/// The entries of the program's tables that no case has.
 fn left_out(cases: &[Case]) -> Vec<String> {
     let given: BTreeSet<(String, String)> = cases.iter().flat_map(Case::options).collect();
     let has =
@@ -128,7 +128,7 @@ fn left_out(cases: &[Case]) -> Vec<String> {
     for (name, values) in config::options() {
         demand(format!("--{name}"), has(&name, &|_| true));
         for value in values {
-            // One of a list or alone.
+            // Alone or in a list.
             let is_value = |given: &str| given.trim_matches(['[', ']']) == value;
             demand(format!("--{name}={value}"), has(&name, &is_value));
         }
@@ -140,10 +140,10 @@ fn left_out(cases: &[Case]) -> Vec<String> {
         let option = format!(",format={}", format.as_str());
         demand(format!("file{option}"), has("output", &|value| value.starts_with("file:") && value.contains(&option)));
     }
-    for kind in target::KINDS {
+    for kind in spec::KINDS {
         demand(kind.into(), has("output", &|value| value.starts_with(kind)));
     }
-    for option in target::OPTIONS {
+    for option in spec::OPTIONS {
         for kind in option.of {
             let text = format!(",{}=", option.name);
             demand(format!("{kind}{text}"), has("output", &|value| value.starts_with(kind) && value.contains(&text)));
@@ -158,56 +158,40 @@ fn left_out(cases: &[Case]) -> Vec<String> {
     left_out
 }
 
-/// A file system for pins; gone when dropped.
-struct Pins(TempDir);
-
-impl Pins {
-    fn mount() -> Result<Pins> {
-        let folder = tempfile::tempdir()?;
-        let mount = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(folder.path()).output()?;
-        ensure!(mount.status.success(), "mount: {}", String::from_utf8_lossy(&mount.stderr));
-        Ok(Pins(folder))
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
-/// A node's folders, as the container sees them besides those of the DaemonSet.
-struct Node {
-    pins: Pins,
+/// Folders of the node that the container mounts besides those of the DaemonSet.
+struct MountedFolders {
+    pins: BpfFs,
     given: TempDir,
     records: TempDir,
 }
 
-impl Node {
-    fn new() -> Result<Node> {
-        let node = Node { pins: Pins::mount()?, given: tempfile::tempdir()?, records: tempfile::tempdir()? };
+impl MountedFolders {
+    fn new() -> Result<MountedFolders> {
+        let node = MountedFolders { pins: BpfFs::mount()?, given: tempfile::tempdir()?, records: tempfile::tempdir()? };
         certificates(node.given.path())?;
         fs::write(node.given.path().join("token"), "secret\n")?;
         fs::write(node.given.path().join("kubeconfig"), KUBECONFIG)?;
         Ok(node)
     }
 
-    fn start(&self, site: &Site, case: &Case) -> Result<Container> {
+    fn start(&self, image_lab: &ImageLab, case: &Case) -> Result<Container> {
         fs::write(self.given.path().join(format!("{}.yaml", case.name)), case.config)?;
         let arguments: Vec<String> = ["agent".to_owned()].into_iter().chain(case.arguments.iter().cloned()).collect();
-        let mut config = site.container_config(&arguments, None)?;
+        let mut config = image_lab.container_config(&arguments, None)?;
         let mounts = config["mounts"].as_array_mut().context("mounts")?;
-        for (place, folder, readonly) in
-            [("/pins", &self.pins.0, false), (GIVEN, &self.given, true), (RECORDS, &self.records, false)]
-        {
-            mounts.push(json!({ "container_path": place, "host_path": folder.path(), "readonly": readonly }));
+        for (place, folder, readonly) in [
+            ("/pins", self.pins.path(), false),
+            (GIVEN, self.given.path(), true),
+            (RECORDS, self.records.path(), false),
+        ] {
+            mounts.push(json!({ "container_path": place, "host_path": folder, "readonly": readonly }));
         }
-        // Without CAP_CHOWN a process gives files to its own groups only: the pod's supplementalGroups.
+        // Without CAP_CHOWN a process can give files only to its own groups: the pod's supplementalGroups.
         config["linux"]["security_context"]["supplemental_groups"] = json!([GROUP]);
-        site.containerd.start_container(&site.sandbox, case.name, config)
+        image_lab.containerd.start_container(&image_lab.sandbox, case.name, config)
     }
 
-    /// The last record of a case's history: the status `stopped`, in which every output stands.
+    /// The last record of a case's history: the status `stopped`, which lists every output.
     fn stopped(&self, case: &Case) -> Result<Value> {
         let folder = self.records.path().join(case.name).join("history");
         let files: Vec<PathBuf> = fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
@@ -226,18 +210,21 @@ fn stderr(container: &Container) -> String {
 fn every_option_works_in_the_image() -> Result<()> {
     let (objects, archive) = require!(given("overlays/host-network"));
     require!(has_program("openssl", "openssl"));
-    // Before the runtime, whose mounts are those of its start.
-    let node = Node::new()?;
-    let site = Site::start(&objects, &archive)?;
-    let (plain, tls) =
-        site.pair.lab.node().run(|| anyhow::Ok((Collector::start(&[])?, Collector::start_tls(node.given.path())?)))?;
+    // Mounted before the runtime starts, which does not see later mounts.
+    let node = MountedFolders::new()?;
+    let image_lab = ImageLab::start(&objects, &archive)?;
+    let (plain, tls) = image_lab
+        .pair
+        .lab
+        .node()
+        .run(|| anyhow::Ok((Collector::start(&[])?, Collector::start_tls(node.given.path())?)))?;
     let cases = cases(&plain, &tls);
     let left_out = left_out(&cases);
     assert!(left_out.is_empty(), "no case of {} has {left_out:?}: add them to one", file!());
 
     for case in &cases {
-        let container = node.start(&site, case)?;
-        let code = eventually(case.name, || site.containerd.exit_code(&container))?;
+        let container = node.start(&image_lab, case)?;
+        let code = eventually(case.name, || image_lab.containerd.exit_code(&container))?;
         let context = || format!("{}: {}", case.name, stderr(&container));
         ensure!(code == 0, "exit code {code}, {}", context());
         let stopped = node.stopped(case).with_context(context)?;
@@ -252,7 +239,7 @@ fn every_option_works_in_the_image() -> Result<()> {
         assert!(!lines.is_empty() && lines.iter().all(|line| line.starts_with('{')), "{lines:?}\n{}", context());
     }
     for collector in [&plain, &tls] {
-        assert!(!collector.taken().0.is_empty(), "nothing came to {}", collector.address);
+        assert!(!collector.taken().0.is_empty(), "{} received nothing", collector.address);
     }
     let heads = plain.taken().1;
     assert!(heads.iter().all(|head| head.to_lowercase().contains("authorization: bearer secret")), "{heads:?}");
@@ -260,42 +247,42 @@ fn every_option_works_in_the_image() -> Result<()> {
         let file = node.records.path().join(format!("{name}.jsonl"));
         ensure!(fs::metadata(&file)?.len() > 0, "{}", file.display());
     }
-    site.containerd.remove(&site.sandbox)
+    image_lab.containerd.remove(&image_lab.sandbox)
 }
 
-/// Without `ca-file=` the authorities that the program brings along stand in: the output opens, and doesn't trust a stranger.
+/// Without `ca-file=` the program uses the authorities that it contains: the output opens, and does not trust an unknown certificate.
 #[test]
 fn https_needs_no_files_of_a_system() -> Result<()> {
     let (objects, archive) = require!(given("overlays/host-network"));
     require!(has_program("openssl", "openssl"));
-    let node = Node::new()?;
-    let site = Site::start(&objects, &archive)?;
-    let tls = site.pair.lab.node().run(|| Collector::start_tls(node.given.path()))?;
+    let node = MountedFolders::new()?;
+    let image_lab = ImageLab::start(&objects, &archive)?;
+    let tls = image_lab.pair.lab.node().run(|| Collector::start_tls(node.given.path()))?;
     let output = format!("--output=otlp:https://{}", tls.address);
     let mut case = case("https", "", &["--manifests=/manifests", "--output=stdout", &output]);
-    // It goes on: an end would wait for the receiver.
+    // Without --duration: at its end the agent would wait for the receiver.
     case.arguments.retain(|argument| !argument.starts_with("--duration"));
-    let container = node.start(&site, &case)?;
+    let container = node.start(&image_lab, &case)?;
     let started = eventually("its start", || {
-        ensure!(site.containerd.exit_code(&container)?.is_none(), "{}", stderr(&container));
+        ensure!(image_lab.containerd.exit_code(&container)?.is_none(), "{}", stderr(&container));
         Ok(container.lines("stdout")?.into_iter().next())
     })?;
     let started: Value = serde_json::from_str(&started)?;
     assert_eq!(started["sinks"][1]["error"], Value::Null, "{started}");
-    assert!(tls.taken().0.is_empty(), "it sent to whom it can't trust");
-    site.containerd.stop_container(&container, 0)?;
+    assert!(tls.taken().0.is_empty(), "the agent sent to a receiver that it can't trust");
+    image_lab.containerd.stop_container(&container, 0)?;
 
-    // A group that the pod is not in is named, with the remedy.
+    // The message names a group that the pod is not in, and the remedy.
     let output = format!("--output=file:{RECORDS}/other.jsonl,group={}", GROUP + 1);
     let other = self::case("other", "", &["--manifests=/manifests", &output]);
-    let container = node.start(&site, &other)?;
-    assert_eq!(eventually("its end", || site.containerd.exit_code(&container))?, 1);
-    let said = stderr(&container);
-    assert!(said.contains("can't be given to group 4712") && said.contains("supplementalGroups"), "{said}");
-    site.containerd.remove(&site.sandbox)
+    let container = node.start(&image_lab, &other)?;
+    assert_eq!(eventually("its end", || image_lab.containerd.exit_code(&container))?, 1);
+    let message = stderr(&container);
+    assert!(message.contains("can't be given to group 4712") && message.contains("supplementalGroups"), "{message}");
+    image_lab.containerd.remove(&image_lab.sandbox)
 }
 
-/// The table's own check: a case less, and something is left out.
+/// The check of the table works: without any one case something is left out.
 #[test]
 fn what_no_case_has_is_found() -> Result<()> {
     let folder = tempfile::tempdir()?;

@@ -1,4 +1,4 @@
-//! Renders the manifests with the real programs, and makes what they print comparable.
+//! Renders the manifests with kustomize and helm, and makes their output comparable.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub fn template(helm: &Path, values: &[&str]) -> Result<Output> {
 
 pub fn template_in(helm: &Path, namespace: &str, values: &[&str]) -> Result<Output> {
     let mut command = Command::new(helm);
-    // Helm built without its release script takes the cluster for an old one.
+    // Without its release script Helm is built with an old default Kubernetes version.
     command
         .args(["template", "netpol-trace", "--namespace", namespace, "--kube-version", "1.36.0"])
         .arg(deploy().join("helm/netpol-trace"));

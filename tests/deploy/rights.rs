@@ -15,13 +15,13 @@ use serde_json::{Value, json};
 
 use super::render::{self, deploy, documents};
 
-/// The account that developers ask as.
+/// The ServiceAccount whose tokens developers use.
 const READER: &str = "netpol-trace-reader";
 const READS: [&str; 3] = ["get", "list", "watch"];
-/// Not even to be read: a GET of most of these does something.
+/// Resources that must not even be readable: a GET of most of these has an effect.
 const NOT_READ: [&str; 7] =
     ["secrets", "nodes/proxy", "pods/proxy", "services/proxy", "pods/exec", "pods/attach", "serviceaccounts/token"];
-/// Group, resource and verb of all that changes or asks for anything.
+/// Group, resource and verb of the rights other than reading that are allowed.
 const WRITES: [(&str, &str, &str); 5] = [
     ("authentication.k8s.io", "tokenreviews", "create"),
     ("authorization.k8s.io", "subjectaccessreviews", "create"),
@@ -34,7 +34,7 @@ fn strings<'a>(rule: &'a Value, field: &str) -> Vec<&'a str> {
     rule[field].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// What of a rule leads to more rights.
+/// The part of a rule that leads to more rights.
 fn escalation(rule: &Value) -> Option<String> {
     let (groups, resources, verbs) = (strings(rule, "apiGroups"), strings(rule, "resources"), strings(rule, "verbs"));
     let urls = strings(rule, "nonResourceURLs");
@@ -63,7 +63,7 @@ fn escalation(rule: &Value) -> Option<String> {
     None
 }
 
-/// What must not be in a role is found in one.
+/// Each right that must not be in a role is found.
 #[test]
 fn each_right_that_leads_to_more_rights_is_found() {
     let rule = |group: &str, resource: &str, verb: &str| json!({ "apiGroups": [group], "resources": [resource], "verbs": [verb] });
@@ -176,7 +176,7 @@ fn charts(helm: &Path) -> Result<Variants> {
     variants.into_iter().map(render).collect()
 }
 
-/// What each folder and each set of values makes.
+/// The objects of each folder and each set of values.
 type Variants = Vec<(String, Vec<Value>)>;
 
 /// All that is shipped, rendered once.
@@ -204,7 +204,7 @@ fn no_role_leads_to_more_rights() -> Result<()> {
     for (variant, objects) in all {
         for role in objects.iter().filter(|object| ["Role", "ClusterRole"].contains(&kind(object))) {
             assert!(role.get("aggregationRule").is_none(), "{variant}: {role}");
-            // Such a label would add its rules to the cluster's own roles.
+            // This label would add the role's rules to the cluster's own roles.
             assert!(!role["metadata"]["labels"].to_string().contains("aggregate-to"), "{variant}: {role}");
             for rule in role["rules"].as_array().context("rules")? {
                 rules += 1;
@@ -216,7 +216,7 @@ fn no_role_leads_to_more_rights() -> Result<()> {
     Ok(())
 }
 
-/// Roles are bound that are shipped with the binding, to accounts that are shipped or given; the readers' account to one only.
+/// Bindings bind shipped roles to shipped or given accounts. The readers' account has one binding.
 #[test]
 fn accounts_are_bound_to_their_role_and_nothing_else() -> Result<()> {
     let all = require!(shipped());
@@ -226,7 +226,7 @@ fn accounts_are_bound_to_their_role_and_nothing_else() -> Result<()> {
             let role = &binding["roleRef"];
             let (of_kind, role) =
                 (role["kind"].as_str().unwrap_or_default(), role["name"].as_str().unwrap_or_default());
-            // That of a namespace comes with its account only; the role is the cluster's.
+            // A namespace's binding comes with its account only; the role is in the cluster's manifests.
             let shipped = objects.iter().any(|object| kind(object) == of_kind && name(object) == role);
             assert!(shipped || variant == "developer-namespace", "{variant}: {binding}");
             for subject in binding["subjects"].as_array().context("subjects")? {
@@ -251,7 +251,7 @@ fn accounts_are_bound_to_their_role_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
-/// The listener on any address asks the API server, and Prometheus has what it needs to be let in.
+/// A listener that is not on loopback asks the API server, and Prometheus has the rights that it needs.
 #[test]
 fn metrics_are_never_open() -> Result<()> {
     let all = require!(shipped());
@@ -301,7 +301,7 @@ fn metrics_are_never_open() -> Result<()> {
     Ok(())
 }
 
-/// What the chart can't make safe it refuses, and says why.
+/// The chart refuses values that it can't make safe, and says why.
 #[test]
 fn the_chart_refuses_what_reaches_further_than_it_looks() -> Result<()> {
     let helm = require!(built(&HELM));
@@ -342,7 +342,7 @@ fn pages() -> Result<Vec<PathBuf>> {
     Ok(pages)
 }
 
-/// The code in a page: fenced or indented, each block by itself.
+/// The code blocks of a page, fenced or indented.
 fn blocks(page: &str) -> Vec<String> {
     let (mut blocks, mut block, mut fenced) = (Vec::new(), String::new(), false);
     for line in page.lines() {
@@ -366,7 +366,7 @@ fn option<'a>(words: &[&'a str], name: &str) -> Option<&'a str> {
     words.get(at)?.split_once('=').map(|(_, value)| value).or_else(|| words.get(at + 1).copied())
 }
 
-/// Roles that the pages show or have made, and the roles that their commands bind.
+/// The roles that the pages' YAML and commands make, and the roles that their commands bind.
 #[test]
 fn no_example_leads_to_more_rights() -> Result<()> {
     let sources = [deploy().join("kustomize/base/rbac.yaml"), deploy().join("kustomize/components/tail/roles.yaml")];

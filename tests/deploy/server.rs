@@ -1,4 +1,4 @@
-//! The manifests before a real API server, and the rights that they give.
+//! A real API server accepts the manifests, and they give the documented rights.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,11 +26,11 @@ fn kubectl(plane: &ControlPlane, arguments: &[&str], folder: &Path) -> Result<St
     let mut command = Command::new(built(&KUBECTL)?);
     command.arg("--kubeconfig").arg(plane.kubeconfig()).args(arguments).arg(folder);
     let output = command.output()?;
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let printed = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if !output.status.success() {
-        bail!("{command:?}: {}\n{said}", output.status);
+        bail!("{command:?}: {}\n{printed}", output.status);
     }
-    Ok(said)
+    Ok(printed)
 }
 
 fn namespace(plane: &ControlPlane, name: &str, labels: &Value) -> Result<()> {
@@ -51,7 +51,7 @@ fn kubeconfig(plane: &ControlPlane, namespace: &str, name: &str) -> Result<PathB
     plane.kubeconfig_with(&format!("{namespace}-{name}"), token)
 }
 
-/// With the overlay's own namespace there: dry runs need it.
+/// A control plane with the overlay's namespace, which dry runs need.
 fn installed(overlay: &str) -> Result<(&'static ControlPlane, Objects)> {
     let plane = cluster::shared()?;
     let objects = kustomize(&built(&KUBECTL)?, overlay)?;
@@ -65,24 +65,24 @@ fn the_server_takes_every_overlay() -> Result<()> {
     for overlay in OVERLAYS {
         let (plane, objects) = installed(overlay)?;
         let folder = deploy().join("kustomize").join(overlay);
-        let said = kubectl(plane, &["apply", "--dry-run=server", "--validate=strict", "-k"], &folder)?;
+        let printed = kubectl(plane, &["apply", "--dry-run=server", "--validate=strict", "-k"], &folder)?;
         for object in objects.keys() {
             let (kind, name) = object.split_once(' ').context("kind and name")?;
-            let line = said.lines().find(|line| {
+            let line = printed.lines().find(|line| {
                 let kind = kind.to_lowercase();
                 line.starts_with(&kind) && line.contains(&format!("/{name} ")) && line.ends_with("(server dry run)")
             });
-            assert!(line.is_some(), "{overlay}: nothing of {object} in\n{said}");
+            assert!(line.is_some(), "{overlay}: nothing of {object} in\n{printed}");
         }
         // Other tests made some of the objects without kubectl.
         let warnings =
-            said.lines().filter(|line| line.starts_with("Warning") && !line.contains("last-applied-configuration"));
+            printed.lines().filter(|line| line.starts_with("Warning") && !line.contains("last-applied-configuration"));
         assert_eq!(warnings.collect::<Vec<_>>(), Vec::<&str>::new(), "{overlay}");
     }
     Ok(())
 }
 
-/// Pod Security lets the DaemonSet's pods into their namespace, and would not into one of level baseline.
+/// Pod Security admits the DaemonSet's pods into their namespace, and not into one of level baseline.
 #[test]
 fn pod_security() -> Result<()> {
     require!(cluster::can_run(&[KUBECTL]));
@@ -91,7 +91,7 @@ fn pod_security() -> Result<()> {
         let pod = |namespace: &str| {
             let template = &objects["DaemonSet netpol-trace"]["spec"]["template"];
             let mut spec = template["spec"].clone();
-            // The account is the next test's matter.
+            // The next test is about the account.
             spec["serviceAccountName"] = "default".into();
             spec["automountServiceAccountToken"] = false.into();
             json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "agent", "namespace": namespace }, "spec": spec })
@@ -148,7 +148,7 @@ fn the_account_may_read_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
-/// The agent itself finds nothing missing: it syncs every source as that account.
+/// With that account the agent syncs every source.
 #[test]
 fn the_agent_needs_no_more() -> Result<()> {
     require!(cluster::can_run(&[KUBECTL]));
@@ -185,8 +185,8 @@ fn a_namespace_of_developers_is_one_command() -> Result<()> {
     let (plane, objects) = installed("overlays/developers")?;
     plane.api().apply(&objects["ClusterRole netpol-trace-drops-reader"])?;
     namespace(plane, NAMESPACE, &json!({}))?;
-    let said = kubectl(plane, &["apply", "-n", NAMESPACE, "-k"], &deploy().join("kustomize/developer-namespace"))?;
-    assert_eq!(said.matches("netpol-trace-reader created").count(), 2, "{said}");
+    let printed = kubectl(plane, &["apply", "-n", NAMESPACE, "-k"], &deploy().join("kustomize/developer-namespace"))?;
+    assert_eq!(printed.matches("netpol-trace-reader created").count(), 2, "{printed}");
     let reader = account(plane, NAMESPACE, "netpol-trace-reader")?;
     let may = |namespace: &str| -> Result<bool> {
         let attributes =
@@ -202,7 +202,7 @@ fn a_namespace_of_developers_is_one_command() -> Result<()> {
     Ok(())
 }
 
-/// What was installed goes with one command.
+/// One command removes the installation.
 #[test]
 fn uninstall_leaves_nothing() -> Result<()> {
     require!(cluster::can_run(&[KUBECTL]));

@@ -1,4 +1,4 @@
-//! Manifests that are broken, half-written, doubled or strange, given to the agent itself.
+//! Runs the agent on manifests that are broken, half-written, duplicated or unusual.
 
 use std::fs;
 use std::net::IpAddr;
@@ -29,8 +29,8 @@ spec:
   ingress: [
 ";
 
-/// During the run: the last good state stays in force and a status says what is wrong, where; the repaired file counts
-/// again.
+/// A manifest breaks during the run: the last good state stays in force, a status says what is wrong and where, and the repaired file is
+/// read.
 #[test]
 fn a_manifest_breaks_while_the_agent_runs() -> Result<()> {
     require!(can_run_lab());
@@ -52,10 +52,10 @@ fn a_manifest_breaks_while_the_agent_runs() -> Result<()> {
     let after = send(&pair, &agent)?;
     assert_eq!(after.isolated_by("ingress"), ["lab/deny-again"], "the repaired state: {after}");
 
-    pair.settle(agent, "denied").map(drop)
+    pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// An edited policy counts from then on, without a restart.
+/// An edited policy is used without a restart.
 #[test]
 fn manifests_are_read_again_when_they_change() -> Result<()> {
     require!(can_run_lab());
@@ -68,10 +68,10 @@ fn manifests_are_read_again_when_they_change() -> Result<()> {
         let both = send(&pair, &agent)?.isolated_by("ingress") == ["lab/deny-more", "lab/deny-server"];
         Ok(both.then_some(()))
     })?;
-    pair.settle(agent, "denied").map(drop)
+    pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// At the start: one message that names file, document and line; or the rest of the state and a status that says so.
+/// A manifest is broken at the start: the agent fails with file, document and line, or goes on with the rest and a status that says so.
 #[test]
 fn a_manifest_is_broken_from_the_start() -> Result<()> {
     require!(can_run_lab());
@@ -82,12 +82,12 @@ fn a_manifest_is_broken_from_the_start() -> Result<()> {
     command.args(["agent", "--duration", "1s", "--manifests"]).arg(pair.manifests());
     let run = Agent::spawn(command)?.finish()?;
     quiet(&run.stderr);
-    let told = run.records.iter().any(|record| complains(record, &file));
-    assert!(told || (!run.exit.success() && names_place(&run.stderr, &file)), "{}\n{:?}", run.stderr, run.records);
+    let reported = run.records.iter().any(|record| complains(record, &file));
+    assert!(reported || (!run.exit.success() && names_place(&run.stderr, &file)), "{}\n{:?}", run.stderr, run.records);
     Ok(())
 }
 
-/// A path that is not there is named: in an error, or in the status of an agent that waits for it.
+/// A missing path is named in an error, or in the status of an agent that waits for it.
 #[test]
 fn no_such_manifests() -> Result<()> {
     const NOWHERE: &str = "/nonexistent/manifests";
@@ -97,12 +97,12 @@ fn no_such_manifests() -> Result<()> {
     let run = Agent::spawn(command)?.finish()?;
     quiet(&run.stderr);
     assert!(run.stderr.contains(NOWHERE), "{}", run.stderr);
-    let told = |status: &Record| !in_sync(status) && status.to_string().contains(NOWHERE);
-    assert!(!run.exit.success() || run.records.iter().filter(|r| is_status(r)).all(told), "{:?}", run.records);
+    let reported = |status: &Record| !in_sync(status) && status.to_string().contains(NOWHERE);
+    assert!(!run.exit.success() || run.records.iter().filter(|r| is_status(r)).all(reported), "{:?}", run.records);
     Ok(())
 }
 
-/// Kinds that the agent has no use for are skipped and counted.
+/// Objects of unknown kinds are skipped and counted.
 #[test]
 fn unknown_kinds_are_counted() -> Result<()> {
     require!(can_run_lab());
@@ -113,29 +113,28 @@ fn unknown_kinds_are_counted() -> Result<()> {
     let started = agent.records().into_iter().find(is_status);
     let skipped = started.as_ref().and_then(|status| status.number("/sources/0/skipped/ConfigMap"));
     assert_eq!(skipped, Some(1), "{started:?}");
-    pair.settle(agent, "denied").map(drop)
+    pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// Pods that share an address, have none, or are over: the right owner or an honest `unknown`, never a wrong one.
+/// Pods that share an address, have none, or have ended: a record names the right owner or says `unknown`.
 #[test]
 fn addresses_without_a_clear_owner() -> Result<()> {
     require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let shared: IpAddr = CLIENT.into();
     let succeeded = pair::pod("job", &[SERVER.into()]).replace("phase: Running", "phase: Succeeded");
-    let pods = [pair::pod("twin", &[shared]), pair::pod("pending", &[]), succeeded].concat();
+    let pods = [pair::pod("second", &[shared]), pair::pod("pending", &[]), succeeded].concat();
     fs::write(pair.manifests().join("more-pods.yaml"), pods)?;
     let agent = pair.watch()?;
     let record = send(&pair, &agent)?;
-    // `client` and `twin` claim one address: nobody can know which of them sent.
+    // `client` and `second` have one address, so the sender is unknown.
     assert_eq!((record.pod("source"), record.text("/source/kind")), (String::new(), "unknown"), "{record}");
-    // The job is over; its address is the server's now.
+    // The job has ended, and the server has its address.
     assert_eq!(record.pod("destination"), "lab/server", "{record}");
-    pair.settle(agent, "denied").map(drop)
+    pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// A label with a line break and an escape sequence, which no API server lets in, gets neither into a line nor onto a
-/// terminal.
+/// A label with a line break and an escape sequence, which an API server would refuse, is escaped in lines and on terminals.
 #[test]
 fn labels_cannot_forge_a_line() -> Result<()> {
     require!(can_run_lab());
@@ -164,7 +163,7 @@ fn send(pair: &Pair, agent: &Agent) -> Result<Record> {
     Ok(agent.records().into_iter().find(mine).expect("it was there"))
 }
 
-/// Replaces a file at once, as an editor or a ConfigMap does.
+/// Replaces a file atomically, as an editor or a ConfigMap does.
 fn replace(file: &Path, content: &str) -> Result<()> {
     let new = file.with_extension("new~");
     fs::write(&new, content)?;

@@ -1,4 +1,4 @@
-//! The config file with real drops: what it leaves out is counted, a change is taken up, a bad one is not.
+//! The config file with real drops: excluded drops are counted, a change takes effect, a bad one does not.
 
 use std::path::PathBuf;
 
@@ -21,13 +21,13 @@ impl Configured {
         Ok(Configured { pair, file })
     }
 
-    /// As the DaemonSet starts it: nearly everything is in the file.
+    /// Starts the agent as the DaemonSet does: nearly all settings are in the file.
     fn start(&self) -> Result<Agent> {
         let (file, manifests) = (self.file.to_string_lossy(), self.pair.manifests().to_string_lossy());
         Agent::start(&["--config", &file, "--manifests", &manifests])
     }
 
-    /// `port` tells the attempts apart.
+    /// Each attempt has a `port` of its own.
     fn send(&self, port: u16) -> Result<()> {
         traffic::udp(&self.pair.client()?.netns, CLIENT.into(), [(SERVER, port).into()], 32)?;
         Ok(())
@@ -51,7 +51,7 @@ fn the_config_file_counts_and_is_read_again() -> Result<()> {
     let agent = lab.start()?;
     lab.send(5001)?;
 
-    // What is in force is told, and what it left out is counted when the next drop has its record.
+    // A status has the settings in force. Excluded drops are counted once the next drop has its record.
     std::fs::write(&lab.file, "cluster-name: other\nlabels: []\n")?;
     agent.wait_for("the file is read again", |records| {
         records.iter().any(|record| !record.list("/config/pending").is_empty())
@@ -61,7 +61,7 @@ fn the_config_file_counts_and_is_read_again() -> Result<()> {
 
     // A mistake changes nothing.
     std::fs::write(&lab.file, "labels: []\nexclud:\n  namespaces: [lab]\n")?;
-    agent.wait_for("the mistake is told", |records| {
+    agent.wait_for("a status with the mistake", |records| {
         records
             .iter()
             .any(|record| record.text("/config/error").contains(":2: unknown key \"exclud\": is exclude meant?"))
@@ -71,7 +71,7 @@ fn the_config_file_counts_and_is_read_again() -> Result<()> {
 
     // The file goes away and comes back.
     std::fs::remove_file(&lab.file)?;
-    agent.wait_for("its absence is told", |records| {
+    agent.wait_for("a status without the file", |records| {
         records.last().is_some_and(|record| record.text("/config/error").contains("can't be read"))
     })?;
     std::fs::write(&lab.file, "cluster-name: lab-cluster\n")?;

@@ -2,13 +2,13 @@
 
 use anyhow::Result;
 use netpol_trace_tests::agent::Agent;
-use netpol_trace_tests::demo::flows::{Expect, FLOWS};
+use netpol_trace_tests::demo::flows::{ExpectedOutcome, FLOWS};
 use netpol_trace_tests::demo::{Demo, check};
 use netpol_trace_tests::record::Record;
 use netpol_trace_tests::traffic::Outcome;
 use netpol_trace_tests::{can_run_lab, nft, require};
 
-/// The lab by itself: the ruleset does to real clients what the flows' data says, and counts it.
+/// Without the agent: clients and counters agree with the flows' data.
 #[test]
 fn clients_and_counters_agree_with_what_is_expected() -> Result<()> {
     require!(can_run_lab());
@@ -19,7 +19,7 @@ fn clients_and_counters_agree_with_what_is_expected() -> Result<()> {
     no_ftp_helper(&demo)
 }
 
-/// The policies are what drops: without their table the same flows get through, and the others fail as before.
+/// Without the policies' table the denied flows succeed, and the other failures remain.
 #[test]
 fn without_the_policies_only_the_other_failures_remain() -> Result<()> {
     require!(can_run_lab());
@@ -27,16 +27,15 @@ fn without_the_policies_only_the_other_failures_remain() -> Result<()> {
     demo.lab.enforce("delete table inet network-policy")?;
     for (flow, attempt) in FLOWS.iter().zip(demo.send()?) {
         let want = match &flow.expect {
-            Expect::Passes | Expect::Dropped { .. } => &Outcome::Passed,
-            Expect::Fails { outcome, .. } => outcome,
+            ExpectedOutcome::Passes | ExpectedOutcome::Dropped { .. } => &Outcome::Passed,
+            ExpectedOutcome::Fails { outcome, .. } => outcome,
         };
         assert_eq!(attempt.outcome, *want, "{flow}");
     }
     Ok(())
 }
 
-/// FTP's data connection must stand on its own. With nf_conntrack_ftp's helper at work, conntrack would expect it, call it
-/// RELATED and let it in.
+/// Fails if nf_conntrack_ftp's helper is active: conntrack would expect FTP's data connection, and the ruleset would accept it as RELATED.
 fn no_ftp_helper(demo: &Demo) -> Result<()> {
     let node = demo.lab.node();
     let read = |path: &str| node.run(|| std::fs::read_to_string(path)).unwrap_or_default();
@@ -49,7 +48,7 @@ fn no_ftp_helper(demo: &Demo) -> Result<()> {
     Ok(())
 }
 
-/// The whole way: kernel, agent, records. The records hold exactly the expected drops.
+/// Kernel, agent and records together: the records hold exactly the expected drops.
 #[test]
 fn records_hold_exactly_the_expected_drops() -> Result<()> {
     require!(can_run_lab());
@@ -66,7 +65,7 @@ fn records_hold_exactly_the_expected_drops() -> Result<()> {
         let check = |records: &[Record]| check::records(&demo.lab, records, &attempts, &counters, 0, all);
         let wrong = check::records(&demo.lab, &run.records, &attempts, &counters, run.lost()?, all);
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-        // The check itself: one record less, and one blamed on policy, must not go unnoticed.
+        // The check notices a missing record, and a record with a wrong cause.
         for (number, record) in run.records.iter().enumerate().filter(|(_, record)| demo.lab.owns(record)) {
             let mut changed = run.records.clone();
             if record.cause() == "policy" {

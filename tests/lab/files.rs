@@ -1,4 +1,4 @@
-//! Whom the agent's files are for, seen from outside: the real binary, under umasks that would leave them open or closed.
+//! Modes and groups of the agent's files, under umasks that would leave them open or closed.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -25,7 +25,7 @@ fn all(folder: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>> {
     Ok(found)
 }
 
-/// A short run that writes each kind of file: records, a rotated file's successor, the history, and what the next run wants to know.
+/// A short run that writes each kind of file: records, a rotated file, the history, and the state for the next run.
 fn run(pair: &Pair, folder: &Path, umask: &str, group: Option<u32>) -> Result<Output> {
     let place = |name: &str| folder.join(name).display().to_string();
     let of_output = group.map(|group| format!(",group={group}")).unwrap_or_default();
@@ -47,7 +47,7 @@ fn files_are_for_the_agent_and_one_group_whatever_the_umask() -> Result<()> {
     let pair = Pair::start("")?;
     for (umask, group) in [("000", None), ("077", Some(GROUP))] {
         let dir = tempfile::tempdir()?;
-        // So full that the first record makes a rotation.
+        // So full that the first record rotates the file.
         let full = dir.path().join("rotated");
         fs::write(&full, " ".repeat(4096) + "\n")?;
         fs::set_permissions(&full, fs::Permissions::from_mode(0o600))?;
@@ -71,7 +71,7 @@ fn files_are_for_the_agent_and_one_group_whatever_the_umask() -> Result<()> {
     Ok(())
 }
 
-/// What was there before, with wider modes: the log names path, mode and remedy.
+/// Existing files and folders with wider modes: the log names path, mode and remedy.
 #[test]
 fn wider_modes_are_reported() -> Result<()> {
     require!(can_run_lab());
@@ -95,12 +95,12 @@ fn wider_modes_are_reported() -> Result<()> {
     let stderr = String::from_utf8_lossy(&output.stderr);
     let line =
         |words: &str| stderr.lines().find(|line| line.contains(words)).with_context(|| format!("{words}:\n{stderr}"));
-    // Somebody may have set it on purpose: named, not changed.
+    // The mode may be set on purpose, so the agent reports it and does not change it.
     let log = place("log").display().to_string();
     let named = line(&format!("{log} exists with mode 0644"))?;
     assert!(named.contains(&format!("chmod 0600 {log}")) && named.contains("group="), "{named}");
     assert_eq!(mode(&place("log"))?, 0o644);
-    // The agent's own folder and files: closed.
+    // The agent's own folder and files are for the agent only.
     line(&format!("{} had mode 0755: set to 0700", place("history/below").display()))?;
     line("1 files of earlier runs had other rights, such as 0666: set to 0600")?;
     assert_eq!(mode(&place("history/below"))?, 0o700);

@@ -11,7 +11,7 @@ use netpol_trace_tests::{can_run_lab, require, traffic};
 
 /// Ports of the datagrams, one each.
 const PORTS: std::ops::Range<u16> = 6000..6010;
-/// Where a connection is tried: its SYN, and a second later the same again.
+/// The port of a connection attempt: a SYN, and a second later its retransmission.
 const TRIED: u16 = 6100;
 
 /// Returns the port that one of this test's packets went to. With `--all-drops` an agent records others of the lab too, such as ICMPv6.
@@ -44,10 +44,10 @@ fn two_agents_records_of_a_packet_have_one_fingerprint() -> Result<()> {
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
     let manifests = pair.manifests().to_string_lossy();
-    // A record of each packet, so that those of the SYNs can be compared one by one.
+    // One record per packet, so that the SYNs can be compared one by one.
     let common = ["--manifests", &manifests, "--aggregation-window", "0s", "--hooks", "kfree_skb"];
     let old = Agent::start(&common)?;
-    // Of another version, as it were: it counts, records more, knows nobody's labels, and is of another node's name.
+    // The second agent differs as another version would: it counts packets, records more causes, has no labels and another node name.
     let new = Agent::start(&[&common[..], &["--all-drops", "--node-name", "other"]].concat())?;
     let client = pair.client()?;
     traffic::udp(&client.netns, CLIENT.into(), PORTS.map(|port| (SERVER, port).into()), 64)?;
@@ -66,7 +66,7 @@ fn two_agents_records_of_a_packet_have_one_fingerprint() -> Result<()> {
     assert_eq!(different.len(), of_old.values().flatten().count(), "every packet has its own: {of_old:#?}");
     assert!(of_old[&TRIED].len() == SYNS, "a SYN and its retransmission: {of_old:#?}");
 
-    // Nothing else of theirs is alike.
+    // Their other ids differ.
     let own = |run: &Run| -> BTreeSet<String> {
         let others = run.records.iter().filter(|record| !record.is_drop());
         others.map(|record| record.text("/fingerprint").to_owned()).collect()

@@ -1,4 +1,4 @@
-//! A record says what held when its packet was dropped, while policies are edited and addresses change hands.
+//! Policies are edited and addresses get new owners: a record has the state at the time of its packet.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,7 +21,7 @@ const LATE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 4);
 /// Between two packets of [`while_sending`].
 const PACE: Duration = Duration::from_millis(50);
 
-/// Runs `meanwhile` while `host` sends to the server, and goes on until it is done.
+/// Has `host` send to the server until `meanwhile` returns.
 fn while_sending(host: &Host, from: Ipv4Addr, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -64,14 +64,14 @@ fn goes_on_after(pair: &Pair, agent: &Agent, change: &str) -> Result<()> {
     })
 }
 
-/// One file at once, as an editor or a mounted ConfigMap does it.
+/// Replaces a file atomically, as an editor or a mounted ConfigMap does.
 fn replace(file: &Path, content: &str) -> Result<()> {
     let new = file.with_extension("new~");
     fs::write(&new, content)?;
     Ok(fs::rename(new, file)?)
 }
 
-/// "It broke at 14:02": one line says what the edit took away; each drop names the version that was in force.
+/// One record says what the edit removed. Each drop names the policy's version at its time.
 #[test]
 fn a_policy_is_edited_and_deleted_while_packets_drop() -> Result<()> {
     require!(can_run_lab());
@@ -106,7 +106,7 @@ fn a_policy_is_edited_and_deleted_while_packets_drop() -> Result<()> {
         if generation == 0 {
             assert!(versions.is_empty(), "{record}");
             assert_eq!(record.text("/verdict/basis"), "policy_changing", "{record}");
-            // Which: the one that is gone, in its last version.
+            // It names the deleted policy, in its last version.
             let changed = record.list("/verdict/ingress/changed");
             assert_eq!(changed.len(), 1, "{record}");
             let which = (&changed[0]["name"], &changed[0]["change"], &changed[0]["generation"]);
@@ -124,20 +124,20 @@ fn a_policy_is_edited_and_deleted_while_packets_drop() -> Result<()> {
     }
     assert!(seen.iter().all(|count| *count > 0), "drops under each state: {seen:?}");
 
-    let told = |change| run.records.iter().find(|record| is_change(record, change)).expect("looked for above");
-    let edit = told("edited");
+    let change_record = |change| run.records.iter().find(|record| is_change(record, change)).expect("looked for above");
+    let edit = change_record("edited");
     assert_eq!((edit.text("/namespace"), edit.text("/policy")), ("lab", "deny-server"), "{edit}");
     assert_eq!((edit.number("/generation_before"), edit.number("/generation")), (Some(1), Some(2)), "{edit}");
     assert_eq!(edit.text("/rules_removed/0/allows"), "from pods {}: 81/TCP", "{edit}");
     assert_eq!(edit.text("/rules_added/0/allows"), "from pods {}: 82/TCP", "{edit}");
-    let delete = told("deleted");
+    let delete = change_record("deleted");
     assert_eq!(delete.text("/no_longer_isolates/0/workloads/0"), "Pod/server", "{delete}");
     assert_eq!(delete.number("/no_longer_isolates/0/pods"), Some(1), "{delete}");
     Ok(())
 }
 
-/// A pod that the manifests don't have sends to the server; then the manifests get it, and another pod at the server's
-/// address in the server's place. Returns the drops' records with whether the agent knew the change by then.
+/// A pod that is not in the manifests sends to the server. Then the manifests get this pod, and another pod with the server's address in
+/// the server's place. Returns the drops' records, each with whether the agent knew of the change.
 fn change_hands(other: impl Fn(String) -> String) -> Result<Vec<(Record, bool)>> {
     can_run_lab()?;
     let mut pair = Pair::start(DENY)?;
@@ -147,7 +147,7 @@ fn change_hands(other: impl Fn(String) -> String) -> Result<Vec<(Record, bool)>>
     let server = |name| pair::pod(name, &[IpAddr::from(SERVER), SERVER6.into()]);
     let after = before.replace(&server("server"), &other(server("other")));
     assert_ne!(before, after, "the server's place was found");
-    // The labels' record tells when the agent read the file.
+    // The record of the changed labels has the time when the agent read the file.
     let after = after.replacen("  name: lab\n", "  name: lab\n  labels:\n    edited: \"yes\"\n", 1);
     let after = after + &pair::pod("late", &[LATE.into(), LATE6.into()]);
     let agent = pair.watch()?;
@@ -169,8 +169,8 @@ fn change_hands(other: impl Fn(String) -> String) -> Result<Vec<(Record, bool)>>
     Ok(records.into_iter().map(known).collect())
 }
 
-/// Nothing says that the other pod was there before: until it was seen, the address was the server's. The sender is named
-/// although its address was not known when it sent.
+/// The other pod has no creation time: until the agent saw it, the address was the server's. The sender is named although its address was
+/// unknown when it sent.
 #[test]
 fn an_address_is_reused_while_packets_drop() -> Result<()> {
     let undated = |pod: String| pod.replace("  creationTimestamp: \"2026-10-05T08:13:00Z\"\n", "");
@@ -187,13 +187,13 @@ fn an_address_is_reused_while_packets_drop() -> Result<()> {
     Ok(())
 }
 
-/// Here the other pod had begun long before, so in the last seconds before the change either may have had the address.
+/// The other pod's creation time is long before, so in the last seconds before the change either pod may have had the address.
 #[test]
 fn an_address_that_either_pod_may_have_had_is_nobodys() -> Result<()> {
     let records = require!(change_hands(|pod| pod));
-    let doubtful: Vec<_> = records.iter().filter(|(r, known)| r.pod("source") == "lab/late" && !known).collect();
-    assert!(!doubtful.is_empty(), "{records:?}");
-    for (record, _) in doubtful {
+    let ambiguous: Vec<_> = records.iter().filter(|(r, known)| r.pod("source") == "lab/late" && !known).collect();
+    assert!(!ambiguous.is_empty(), "{records:?}");
+    for (record, _) in ambiguous {
         assert_eq!(record.text("/destination/kind"), "unknown", "{record}");
         let note = record.text("/destination/note");
         assert!(note.contains("lab/server") && note.contains("lab/other"), "{record}");

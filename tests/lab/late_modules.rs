@@ -1,6 +1,6 @@
-//! netfilter's modules are loaded after the agent has started: their drops are named all the same.
+//! netfilter's modules are loaded after the agent has started: their first drops are recorded.
 //!
-//! Once loaded a module stays for the machine's life, so this runs first in a fresh one: `cargo xtask vm` does that.
+//! A loaded module stays loaded, so this test needs a freshly booted kernel: `cargo xtask vm` boots one.
 
 use std::path::Path;
 use std::process::Command;
@@ -67,7 +67,7 @@ fn builtin(module: &str) -> Result<bool> {
     Ok(list.lines().any(|line| line.ends_with(&format!("/{module}.ko"))))
 }
 
-/// Sends once: each packet has a record that calls it a policy's, at one of these locations.
+/// Sends [`DATAGRAMS`]: each has a record with the cause `policy` and one of these locations.
 fn all_named(row: &mut Row, port: u16, enforce: impl FnOnce() -> Result<()>, locations: &[&str]) -> Result<()> {
     let client = row.pair.client()?;
     let source = datagrams(&client.netns, client.ip_like(SERVER.into()), (SERVER, port).into())?;

@@ -1,4 +1,4 @@
-//! Start and end: what the agent leaves behind, and how it ends when its reader does.
+//! Start and end of the agent: what stays in the kernel, and exit codes and messages.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,7 @@ use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::{bpf, can_run_lab, eventually, has_program, require, traffic};
 use nix::sys::signal::Signal;
 
-/// However it ends, its programs and links end with it.
+/// After every signal, SIGKILL included, its programs and links are gone.
 #[test]
 fn nothing_stays_attached() -> Result<()> {
     require!(can_run_lab());
@@ -38,7 +38,7 @@ fn nothing_stays_attached() -> Result<()> {
     Ok(())
 }
 
-/// `netpol-trace agent | head -n 1`: the end of the reader is a quiet end.
+/// `netpol-trace agent | head -n 1`: the agent ends without a message when its reader does.
 #[test]
 fn a_closed_stdout_ends_it_quietly() -> Result<()> {
     require!(can_run_lab());
@@ -56,7 +56,7 @@ fn a_closed_stdout_ends_it_quietly() -> Result<()> {
     stdout.read_line(&mut first)?;
     assert!(first.contains("\"started\""), "{first}");
     drop(stdout);
-    // The next record finds nobody.
+    // The next record gets EPIPE.
     let ended = eventually("the agent ends", || {
         traffic::udp(&pair.client()?.netns, CLIENT.into(), [(SERVER, 5000).into()], 32)?;
         Ok(agent.try_wait()?)
@@ -71,7 +71,7 @@ fn a_closed_stdout_ends_it_quietly() -> Result<()> {
     Ok(())
 }
 
-/// `--duration` ends it by itself, with its books.
+/// `--duration` ends the agent, with correct packet accounting.
 #[test]
 fn duration() -> Result<()> {
     require!(can_run_lab());
@@ -129,7 +129,7 @@ fn no_permission() -> Result<()> {
     Ok(())
 }
 
-/// Whether every user can reach and run a program.
+/// True if every user can reach and run a program.
 fn open_to_all(program: &Path) -> Result<bool> {
     for path in std::fs::canonicalize(program)?.ancestors() {
         if path.metadata()?.permissions().mode() & 0o001 == 0 {

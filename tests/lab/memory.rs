@@ -1,4 +1,4 @@
-//! What the start needs for a moment is given back to the node.
+//! Memory that the start needs for a moment is returned to the kernel.
 
 use std::fs;
 
@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use netpol_trace_tests::pair::{DENY, Pair};
 use netpol_trace_tests::{can_run_lab, eventually, require};
 
-/// Without the program file and the ring: measured 9.3 MiB on a kernel with 5.3 MiB of BTF and 5.2 MiB of symbols, of which it
-/// keeps 3 MiB. What reading them takes for a moment alone is more than this.
+/// Without the program file and the ring. Measured: 9.3 MiB on a kernel with 5.3 MiB of BTF and 5.2 MiB of symbols, of which the agent
+/// keeps 3 MiB. Reading them takes more than this limit for a moment.
 const AT_REST_KIB: u64 = 16 * 1024;
 
 #[test]

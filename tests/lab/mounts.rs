@@ -1,5 +1,4 @@
-//! What each mount of the DaemonSet is for, as docs/security.md says it: the real agent on a read-only root, as the container
-//! runtime starts it, with one mount after the other left out.
+//! Leaves out each mount of the DaemonSet in turn, on a read-only root as in a container, and compares the effect with docs/security.md.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +9,7 @@ use netpol_trace_tests::agent::{self, Agent, Run};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::{can_run_lab, has_program, require, traffic};
 
-/// What the container has, under the only folder that may be any mount's place here.
+/// The container's mounts, below the only folder where mount points can be made here.
 const CONFIG: &str = "/mnt/config";
 const STATE: &str = "/mnt/state";
 const HISTORY: &str = "/mnt/history";
@@ -40,7 +39,7 @@ fn can_run() -> Result<()> {
     ["unshare", "findmnt"].into_iter().try_for_each(|program| has_program(program, "util-linux"))
 }
 
-/// A run of the agent with one drop by policy; without it when the agent does not start.
+/// A run of the agent with one drop by policy, if the agent starts.
 fn run(pair: &Pair, from: &Path) -> Result<Run> {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", CONTAINER, "container"]).arg(from);
@@ -72,7 +71,7 @@ fn each_mount_is_for_what_the_page_says() -> Result<()> {
     }
     fs::write(place("config").join("config.yaml"), "all-drops: true\n")?;
 
-    // With all of them the root needs nothing writable, and the next run knows this one.
+    // With all mounts the root can be read-only, and the next run knows this one.
     let first = run(&pair, dir.path())?;
     first.balance().with_context(|| first.stderr.clone())?;
     let second = run(&pair, dir.path())?;
@@ -100,7 +99,7 @@ fn each_mount_is_for_what_the_page_says() -> Result<()> {
             without.stderr
         );
         if name == "history" {
-            // Records go on, and `sinks` says that this output has none.
+            // Records are written, and `sinks` shows the error of this output.
             let sink = without.stopped()?.list("/sinks").get(1).context("the history")?.clone();
             assert!(sink["error"].as_str().is_some_and(|error| error.contains(HISTORY)), "{sink}");
             assert!(sink["lost"].as_u64() > Some(0) && sink["written"] == 0, "{sink}");

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::packet::{self, ACK, RST, SYN};
 use netpol_trace_tests::pair::{CLIENT, SERVER};
-use netpol_trace_tests::program::{Kind, Match, Program, XdpMode};
+use netpol_trace_tests::program::{CountingProgram, Kind, Match, XdpMode};
 use netpol_trace_tests::record::Record;
 use netpol_trace_tests::row::Row;
 use netpol_trace_tests::skip::missing;
@@ -185,8 +185,12 @@ fn ifindex(row: &Row, device: &str) -> Result<u32> {
 }
 
 /// A program on both pods' host-side devices.
-fn on_both(row: &Row, kind: Kind, attach: impl Fn(&Program, u32) -> Result<OwnedFd> + Sync) -> Result<Vec<OwnedFd>> {
-    let program = Program::load_matching(kind, Match::Tos(TOS))?;
+fn on_both(
+    row: &Row,
+    kind: Kind,
+    attach: impl Fn(&CountingProgram, u32) -> Result<OwnedFd> + Sync,
+) -> Result<Vec<OwnedFd>> {
+    let program = CountingProgram::load_matching(kind, Match::Tos(TOS))?;
     let mut links = Vec::new();
     for device in ["veth0", "veth1"] {
         let index = ifindex(row, device)?;
@@ -206,7 +210,7 @@ fn tcx() -> Result<()> {
 #[test]
 fn xdp() -> Result<()> {
     let lab = require!(Row::new(test_name!()));
-    let attach = |program: &Program, index| program.attach_xdp(index, XdpMode::Generic);
+    let attach = |program: &CountingProgram, index| program.attach_xdp(index, XdpMode::Generic);
     let _: () = require!(row(lab, |row| on_both(row, Kind::Xdp, attach)));
     Ok(())
 }
@@ -214,7 +218,7 @@ fn xdp() -> Result<()> {
 #[test]
 fn netkit() -> Result<()> {
     let lab = require!(Row::with_netkit(test_name!()));
-    let attach = |program: &Program, index| program.attach_netkit(index, true);
+    let attach = |program: &CountingProgram, index| program.attach_netkit(index, true);
     let _: () = require!(row(lab, |row| on_both(row, Kind::Tc, attach)));
     Ok(())
 }

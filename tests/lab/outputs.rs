@@ -1,4 +1,4 @@
-//! Outputs that are not there when the agent starts, whom they hold up, and what they need of the machine.
+//! Outputs that can't be opened when the agent starts, outputs that don't accept records, and the files that outputs need.
 
 use std::fs;
 use std::path::Path;
@@ -30,8 +30,8 @@ fn send(pair: &Pair, agent: &Agent, port: u16) -> Result<()> {
     })
 }
 
-/// A file whose folder comes later, a history whose folder is blocked at first, and an OTLP output whose authorities never come: the
-/// first output has every record, the late ones declare what they missed, and the one that never opens is counted.
+/// A file whose folder is made later, a history whose folder is blocked at first, and an OTLP output whose authorities never come: the
+/// first output has every record, the late ones declare the records that they missed, and the records of the third are counted as lost.
 #[test]
 fn a_secondary_output_that_cannot_start_holds_up_nobody() -> Result<()> {
     require!(can_run_lab());
@@ -85,14 +85,14 @@ fn a_secondary_output_that_cannot_start_holds_up_nobody() -> Result<()> {
     }
     let never = &stopped.list("/sinks")[2];
     assert_eq!((never["written"].as_u64(), never["lost"].as_u64()), (Some(0), Some(all)), "{stopped}");
-    // Once for each that fails, and once for each that works again.
+    // One message for each that fails, and one for each that works again.
     let lines = |words: &str| run.stderr.lines().filter(|line| line.contains(words)).count();
     assert_eq!((lines("records can't be written"), lines("can be written again")), (3, 2), "{}", run.stderr);
     Ok(())
 }
 
-/// A receiver that is busy, and then asks for a pause that no clock can hold: its records are given up, and nothing else is.
-/// Another is not there.
+/// A receiver answers that it is busy, and then with an absurdly long Retry-After; another does not exist. Their records are lost and
+/// counted, and other outputs lose nothing.
 #[test]
 fn a_receiver_that_takes_nothing_ends_nothing() -> Result<()> {
     require!(can_run_lab());
@@ -120,7 +120,7 @@ fn agent(arguments: &[&str]) -> Result<Output> {
     Ok(Command::new(agent::binary()?).arg("agent").args(arguments).output()?)
 }
 
-/// The first output is what the agent is for, and a wrong option is no matter of time.
+/// The agent does not start without its first output, or with a wrong option.
 #[test]
 fn the_first_output_has_to_start_and_options_have_to_be_right() -> Result<()> {
     require!(can_run_lab());
@@ -130,7 +130,7 @@ fn the_first_output_has_to_start_and_options_have_to_be_right() -> Result<()> {
     for (outputs, code, named) in [
         (&["/nonexistent/log"][..], 1, "/nonexistent: No such file or directory"),
         (&[ca], 1, "ca-file=/nonexistent/ca.pem: No such file or directory"),
-        (&["stdout", "otlp:nowhere"], 2, "a host are needed"),
+        (&["stdout", "otlp:nowhere"], 2, "http:// or https:// and a host"),
         (&["stdout", "/log,group=adm"], 2, "no group's number"),
         (&["stdout", "stdout"], 2, "named twice"),
     ] {
@@ -142,7 +142,7 @@ fn the_first_output_has_to_start_and_options_have_to_be_right() -> Result<()> {
         assert!(stderr.contains(named), "{arguments:?}: {stderr}");
         super::lifecycle::quiet(&stderr);
     }
-    // An option of the config file may need one of the command line: it is there, or the whole is refused.
+    // An option of the config file that needs one of the command line is refused without it.
     let file = tempfile::NamedTempFile::new()?;
     fs::write(file.path(), "history-mib: 1\n")?;
     let (config, history) = (file.path().to_string_lossy(), tempfile::tempdir()?);
@@ -157,7 +157,7 @@ fn the_first_output_has_to_start_and_options_have_to_be_right() -> Result<()> {
     Ok(())
 }
 
-/// An agent whose system has no certificate authorities, as that of an image from scratch.
+/// An agent on a system without certificate authorities, as in an image from scratch.
 fn without_authorities(pair: &Pair, outputs: &[String]) -> Result<Command> {
     let mut command = Command::new(agent::binary()?);
     command.env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
@@ -189,7 +189,7 @@ fn otlp_needs_no_certificates_of_the_system() -> Result<()> {
     Ok(())
 }
 
-/// A variable that names authorities is a demand: where there are none, others don't stand in.
+/// If a variable names authorities that don't exist, the agent does not use others.
 #[test]
 fn authorities_that_a_variable_names_have_to_be_there() -> Result<()> {
     require!(can_run_lab());

@@ -1,4 +1,4 @@
-//! Every kind of packet that a policy can drop, counted one by one.
+//! Every kind of packet that a policy can drop.
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -15,7 +15,7 @@ use socket2::{Protocol, SockRef};
 /// Shorter than TCP's first retransmission: one SYN.
 const ONE_SYN: Duration = Duration::from_millis(300);
 
-/// One packet of each transport and family; with conntrack and without it a drop is the policy's.
+/// One packet of each transport and family, with and without conntrack.
 #[test]
 fn transports() -> Result<()> {
     require!(can_run_lab());
@@ -31,7 +31,7 @@ fn transports() -> Result<()> {
             let (icmp, kind) = if to.is_ipv4() { (Protocol::ICMPV4, 8) } else { (Protocol::ICMPV6, 128) };
             traffic::raw(client, from, to, icmp, &packet::echo_request(kind, 7, 1))?;
         }
-        let records = pair.settle(agent, "denied")?;
+        let records = pair.stop_and_compare(agent, "denied")?;
         for (family, transport, port) in [
             ("ipv4", "tcp", Some(80)),
             ("ipv4", "udp", Some(53)),
@@ -50,7 +50,7 @@ fn transports() -> Result<()> {
             assert_eq!(record.number("/destination/port"), port, "{record}");
             assert_eq!((record.pod("source"), record.pod("destination")), ("lab/client".into(), "lab/server".into()));
             assert_eq!(record.text("/kernel/hook"), "forward", "{record}");
-            // NetworkPolicy can't express ICMP: what it says of it is undefined.
+            // NetworkPolicy does not define ICMP.
             let (result, cause) = if port.is_some() { ("denied", "policy") } else { ("undetermined", "unknown") };
             assert_eq!((record.text("/verdict/result"), record.cause()), (result, cause), "{record}");
         }
@@ -58,15 +58,15 @@ fn transports() -> Result<()> {
     Ok(())
 }
 
-/// Without conntrack nobody puts fragments together: each is dropped by itself, and the later ones have no ports.
+/// Without conntrack fragments are not reassembled: each is dropped by itself, and the later ones have no ports.
 #[test]
 fn fragments_one_by_one() -> Result<()> {
     require!(can_run_lab());
     let pair = Pair::start(DENY_STATELESS)?;
     let agent = pair.watch()?;
-    // 1480 octets of payload fit a fragment of IPv4, 1448 one of IPv6.
+    // 1480 bytes of payload fit a fragment of IPv4, 1448 one of IPv6.
     big_datagrams(&pair)?;
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     for family in ["ipv4", "ipv6"] {
         let mine = of(&records, family, "udp");
         assert_eq!(packets(mine.iter().copied()), 3, "{family}: {mine:?}");
@@ -79,14 +79,14 @@ fn fragments_one_by_one() -> Result<()> {
     Ok(())
 }
 
-/// Conntrack puts them together before the rule sees them: one packet, one drop, and its parts are not counted again.
+/// Conntrack reassembles fragments before the rule: one packet, one drop.
 #[test]
 fn fragments_put_together() -> Result<()> {
     require!(can_run_lab());
     let pair = Pair::start(DENY)?;
     let agent = pair.watch()?;
     big_datagrams(&pair)?;
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     for family in ["ipv4", "ipv6"] {
         let mine = of(&records, family, "udp");
         assert_eq!(packets(mine.iter().copied()), 1, "{family}: {mine:?}");
@@ -96,7 +96,7 @@ fn fragments_put_together() -> Result<()> {
     Ok(())
 }
 
-/// Segmentation offload: one packet for nft is many on the wire.
+/// Segmentation offload: one packet for nft is several on the wire.
 #[test]
 fn big_segments() -> Result<()> {
     const RULES: &str = "
@@ -114,20 +114,20 @@ table inet network-policy {
     let agent = pair.watch()?;
     let mut stream = pair.client()?.netns.run(|| TcpStream::connect(SocketAddr::from((SERVER, 80))))?;
     stream.set_nonblocking(true)?;
-    // As much as the socket takes: it leaves in packets of two segments (a slow path) to 64 KiB.
+    // As much as the socket accepts. It leaves in packets of two segments to 64 KiB.
     let written = stream.write(&vec![0; 256 << 10]).context("write")?;
-    assert!(written > 3000, "the socket took only {written} octets");
+    assert!(written > 3000, "the socket took only {written} bytes");
     // Ends the retransmissions.
     SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
     drop(stream);
-    let records = pair.settle(agent, "big")?;
+    let records = pair.stop_and_compare(agent, "big")?;
     let segments: u64 = records.iter().map(|record| record.number("/segments").unwrap_or(record.count())).sum();
     assert!(pair.counted("big")? > 0, "nothing big was sent");
     assert!(segments > packets(&records), "{segments} segments: {records:?}");
     Ok(())
 }
 
-/// 4,000 octets to port 5000, one datagram of each family: three fragments.
+/// 4,000 bytes to port 5000, one datagram of each family: three fragments.
 fn big_datagrams(pair: &Pair) -> Result<()> {
     let client = &pair.client()?.netns;
     traffic::udp(client, CLIENT.into(), [(SERVER, 5000).into()], 4000)?;

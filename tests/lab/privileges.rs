@@ -1,5 +1,5 @@
-//! What each capability of the DaemonSet is for, as docs/security.md says it: the real agent without one after the other,
-//! uid 0 with nothing else, as the container runtime starts it.
+//! Removes each capability of the DaemonSet in turn, from uid 0 without other capabilities as in a container, and compares the effect with
+//! docs/security.md.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -19,12 +19,12 @@ pub const BPF: u8 = 39;
 /// All that the manifests in deploy/ add, with hostNetwork.
 const ALL: [u8; 5] = [BPF, PERFMON, SYSLOG, NET_ADMIN, NET_RAW];
 
-/// uid 0 with only these capabilities, which no later exec can widen.
-pub fn confined(capabilities: &[u8], verb: &[&str]) -> Result<Command> {
+/// The agent as uid 0 with only these capabilities, which no later exec can widen.
+pub fn confined(capabilities: &[u8], arguments: &[&str]) -> Result<Command> {
     let added: String = capabilities.iter().map(|number| format!(",+cap_{number}")).collect();
     let mut command = Command::new("setpriv");
     command.arg(format!("--bounding-set=-all{added}")).args(["--inh-caps=-all", "--no-new-privs"]);
-    command.arg(agent::binary()?).args(verb);
+    command.arg(agent::binary()?).args(arguments);
     Ok(command)
 }
 
@@ -57,7 +57,7 @@ fn dropped(record: &Record) -> bool {
     record.is_drop() && record.number("/destination/port") == Some(5000)
 }
 
-/// What the hooks and rulesets are said to be at the start, by name.
+/// The state of a hook, or of the rulesets, in the first status.
 fn state<'a>(run: &'a Run, name: &str) -> Result<&'a str> {
     let status = run.records.iter().find(|record| record.text("/phase") == "started").context("a start")?;
     let hook = status
@@ -72,14 +72,14 @@ fn the_drop(run: &Run) -> Result<&Record> {
     run.records.iter().find(|record| dropped(record)).context("the drop's record")
 }
 
-/// What works, in the page's columns: drops, their place, rulesets, tc.
+/// What works, in the page's columns: drops, their location, rulesets, tc.
 fn works(run: &Run) -> Result<[bool; 4]> {
     let Ok(record) = the_drop(run) else { return Ok([false; 4]) };
     let rulesets = state(run, "rulesets")? == "read";
     Ok([true, !record.text("/kernel/location").is_empty(), rulesets, !["off", "refused"].contains(&state(run, "tc")?)])
 }
 
-/// Whether this kernel shows its addresses to whoever may use perf, and to anybody.
+/// Whether this kernel shows its addresses to processes with perf's capability, and to everybody.
 fn symbols_are_for_all() -> bool {
     let number = |name: &str| -> Option<i32> {
         std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?.trim().parse().ok()

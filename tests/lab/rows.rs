@@ -1,6 +1,6 @@
-//! Every mechanism that drops packets, and everything that must not be taken for one: a row each.
+//! A row for each mechanism that drops packets, and for each kind of drop that is not a policy's.
 //!
-//! Each row prints a line `row: {…}`; `cargo xtask compatibility` makes docs/compatibility.md of them.
+//! Each row prints a line `row: {…}`, from which `cargo xtask compatibility` makes docs/compatibility.md.
 
 pub mod bridges;
 mod iptables;

@@ -10,25 +10,23 @@ use std::time::Duration;
 use std::{fs, io, thread};
 
 use anyhow::{Context, Result};
+use netpol_trace_tests::accounting::imbalances;
 use netpol_trace_tests::agent::{self, Agent, Run};
-use netpol_trace_tests::books::imbalances;
+use netpol_trace_tests::bpf_fs::BpfFs;
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
 use netpol_trace_tests::record::{Record, drops, packets};
 use netpol_trace_tests::{can_run_lab, eventually, require, traffic};
 use nix::sys::signal::Signal;
 
-use super::folds::{flood, own};
+use super::aggregation::{flood, own};
 use super::privileges::{BPF, PERFMON, SYSLOG, can_confine, confined};
 
-/// A bpf file system of the test's own.
-struct Pins(tempfile::TempDir);
+/// Where the agents of a test pin their maps and hooks.
+struct Pins(BpfFs);
 
 impl Pins {
     fn mount() -> Result<Pins> {
-        let folder = tempfile::tempdir()?;
-        let mount = Command::new("mount").args(["-t", "bpf", "bpf"]).arg(folder.path()).output().context("mount")?;
-        anyhow::ensure!(mount.status.success(), "mount: {}", String::from_utf8_lossy(&mount.stderr));
-        Ok(Pins(folder))
+        BpfFs::mount().map(Pins)
     }
 
     fn folder(&self) -> PathBuf {
@@ -48,12 +46,6 @@ impl Pins {
     }
 }
 
-impl Drop for Pins {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
 /// An agent that survives a restart, with a window that does not end while the test runs, and more options.
 fn surviving(pins: &Pins, pair: &Pair, more: &[&str]) -> Result<Agent> {
     start(pins, pair, &[&["--survive-restart", "--aggregation-window", "5m"], more].concat())
@@ -66,16 +58,16 @@ fn start(pins: &Pins, pair: &Pair, options: &[&str]) -> Result<Agent> {
     Agent::start(&[&always, options].concat())
 }
 
-/// Packets in the records of both runs, and those that the second declares for the first.
-fn told(pair: &Pair, runs: [&Run; 2]) -> (u64, u64) {
-    let told = runs.iter().map(|run| packets(own(pair, run))).sum();
+/// Packets in the records of both runs, and packets that the second declares for the first.
+fn reported(pair: &Pair, runs: [&Run; 2]) -> (u64, u64) {
+    let reported = runs.iter().map(|run| packets(own(pair, run))).sum();
     let orphans = runs[1].records.iter().filter(|record| record.text("/of") == "packets_of_the_run_before");
-    (told, orphans.filter_map(|record| record.number("/count")).sum())
+    (reported, orphans.filter_map(|record| record.number("/count")).sum())
 }
 
-/// What a killed agent had not told, the next one tells: counts and unread records are in pinned maps.
+/// The next agent reports what a killed one had not: counts and unread records are in pinned maps.
 #[test]
-fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
+fn the_next_agent_reports_a_killed_agents_counts() -> Result<()> {
     require!(can_run_lab());
     let _alone = crate::alone();
     let pair = Pair::start(DENY)?;
@@ -84,7 +76,7 @@ fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
     flood(&pair, 500)?;
     first.wait_for("the first packet's record", |records| drops(records).any(|r| pair.lab.owns(r)))?;
     first.signal(Signal::SIGSTOP)?;
-    // Nobody reads these.
+    // These stay unread, since the agent is stopped.
     let ports = (6000..6100).map(|port| SocketAddr::from((SERVER, port)));
     traffic::udp(&pair.client()?.netns, CLIENT.into(), ports, 64)?;
     first.signal(Signal::SIGKILL)?;
@@ -93,8 +85,8 @@ fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
     flood(&pair, 50)?;
     let second = second.stop()?;
     second.balance()?;
-    let (told, _) = told(&pair, [&first, &second]);
-    assert_eq!(told, 650, "{:?}", second.records);
+    let (reported, _) = reported(&pair, [&first, &second]);
+    assert_eq!(reported, 650, "{:?}", second.records);
     assert_eq!(pair.counted("denied")?, 650);
     let ports: BTreeSet<_> = own(&pair, &second).filter_map(|record| record.number("/destination/port")).collect();
     assert!(ports.is_superset(&(6000..6100).collect()), "{ports:?}");
@@ -102,7 +94,7 @@ fn a_killed_agents_counts_are_told_by_the_next() -> Result<()> {
     Ok(())
 }
 
-/// Not even the packets between two agents are missing, in the middle of a flood: the hook stays attached.
+/// In the middle of a flood not even packets between two agents are missing: the hook stays attached.
 #[test]
 fn a_kept_hook_leaves_no_gap() -> Result<()> {
     require!(can_run_lab());
@@ -134,18 +126,18 @@ fn a_kept_hook_leaves_no_gap() -> Result<()> {
     })?;
     let [first, second] = &runs;
     second.balance()?;
-    let (told, orphans) = told(&pair, [first, second]);
+    let (reported, orphans) = reported(&pair, [first, second]);
     let counted = pair.counted("denied")?;
-    // What ended with the first agent may be another lab's.
+    // Packets lost with the first agent may be another lab's.
     assert!(
-        told <= counted && counted <= told + orphans,
-        "{counted}: told {told}, ended with the first agent {orphans}"
+        reported <= counted && counted <= reported + orphans,
+        "{counted}: reported {reported}, ended with the first agent {orphans}"
     );
-    assert!(counted - told <= 1, "told {told} of {counted}: one flow has one record at a time");
+    assert!(counted - reported <= 1, "reported {reported} of {counted}: one flow has one record at a time");
     Ok(())
 }
 
-/// One agent ends as it should and the next one takes over its hook, while one flow goes on: nothing is missing, nothing twice.
+/// One agent ends cleanly and the next one takes over its hook while a flow goes on: every packet is counted once.
 #[test]
 fn a_rolling_update_loses_nothing() -> Result<()> {
     require!(can_run_lab());
@@ -181,7 +173,7 @@ fn a_rolling_update_loses_nothing() -> Result<()> {
     })?;
     first.balance()?;
     second.balance()?;
-    assert_eq!(told(&pair, [&first, &second]), (pair.counted("denied")?, 0));
+    assert_eq!(reported(&pair, [&first, &second]), (pair.counted("denied")?, 0));
     assert_eq!(loss(&second, "not_attached"), None, "the hook was attached all the time");
     assert_eq!(loss(&second, "kernel_map"), None, "and nothing was removed");
     Ok(())
@@ -218,7 +210,7 @@ fn another_version_removes_what_it_finds() -> Result<()> {
     let of_first = pins.left()?;
     assert!(matches!(of_first.as_slice(), [(_, true)]), "the hook stays: {of_first:?}");
     assert!(first.stderr.contains("stays attached"), "and the log says so: {}", first.stderr);
-    // What the hook counts from now on is for an agent of the same kind, which does not come.
+    // The hook goes on counting for an agent of the same kind, which is not started.
     flood(&pair, 5)?;
 
     let other_options = ["--ring-kib", "4096", "--state-dir", &state];
@@ -273,7 +265,7 @@ fn no_further_capability_is_needed() -> Result<()> {
     Ok(())
 }
 
-/// Without a bpf file system there is no start: one message that says where and what to do.
+/// Without a BPF file system the agent does not start: one message names the path and the remedy.
 #[test]
 fn nothing_can_be_pinned_elsewhere() -> Result<()> {
     require!(can_run_lab());
@@ -306,7 +298,7 @@ fn cleanup(pins: &Pins) -> Result<Output> {
     command.arg(agent::binary()?).output().context("unshare")
 }
 
-/// What a node keeps for nobody goes by hand; a running agent's does not.
+/// `doctor --cleanup` removes pins without an agent, and keeps a running agent's.
 #[test]
 fn doctor_removes_what_survived() -> Result<()> {
     require!(can_run_lab());

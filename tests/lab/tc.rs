@@ -1,4 +1,4 @@
-//! The tc hook: what pods' interfaces add to a drop, and connections that nobody answers.
+//! The tc hook: what pods' interfaces add to a drop, and unanswered connections.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -15,7 +15,7 @@ pub const BOTH: [&str; 3] = ["--all-drops", "--hooks", "kfree_skb,tc"];
 /// Shorter than TCP's first retransmission: one SYN.
 const ONE_SYN: Duration = Duration::from_millis(300);
 
-/// A pod that was told an address by DNS: the drop's record says by which name.
+/// A pod got the address from DNS: the drop's record has the name.
 #[test]
 fn names_come_from_the_pods_own_dns_answers() -> Result<()> {
     require!(can_run_lab());
@@ -30,15 +30,15 @@ fn names_come_from_the_pods_own_dns_answers() -> Result<()> {
     // Case and a name that does not exist change nothing.
     traffic::dns(client, CLIENT.into(), dns, "nowhere.example.org", PATIENCE)?;
     traffic::tcp(client, CLIENT.into(), (SERVER, 80).into(), ONE_SYN, TcpOptions::default())?;
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     let named: Vec<&Record> = drops(&records).filter(|record| record.number("/destination/port") == Some(80)).collect();
     let first = named.first().with_context(|| format!("no drop at port 80: {records:?}"))?;
     assert_eq!(first.list("/destination/names"), ["db.example.org"], "{first}");
     Ok(())
 }
 
-/// A service's address is translated by something that conntrack knows nothing of, as eBPF load balancers do: the client's
-/// interface saw what was asked for.
+/// A service's address is translated without conntrack, as eBPF load balancers do: the tc hook on the client's interface sees the service's
+/// address.
 #[test]
 fn the_address_that_was_asked_for_is_known_without_conntrack() -> Result<()> {
     const TRANSLATE: &str = "
@@ -70,20 +70,20 @@ table inet translate {
             })
         })?;
     }
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     assert_eq!(records.len(), 2, "{records:?}");
     Ok(())
 }
 
-/// Nobody answers and nothing is dropped on this node: a record says so, once for several tries to one port. What was
-/// answered, refused or dropped has none.
+/// A connection without an answer and without a drop on this node has one record for all tries to one port. Connections that were
+/// answered, refused or dropped have none.
 #[test]
-fn a_connection_without_an_answer_is_told() -> Result<()> {
+fn an_unanswered_connection_is_reported() -> Result<()> {
     require!(can_run_lab());
     let mut pair = Pair::start("table inet t {\n}")?;
     let outside = pair.add_outside()?;
     let far = pair.lab.host("outside")?;
-    // The far end's own firewall drops in silence; that is another machine, seen here only because the lab is one.
+    // The remote host's own firewall drops. In reality that is another machine; the lab's are all on this one.
     let _open = Server::tcp(&far.netns, SocketAddr::new(outside.ip(), 8080))?;
     blackhole(&pair, 9999)?;
     let agent = pair.watch_node(&["--hooks", "tc"])?;
@@ -98,27 +98,27 @@ fn a_connection_without_an_answer_is_told() -> Result<()> {
     assert_eq!(refused.outcome, Outcome::Refused);
     agent.wait_for("an unanswered connection", |records| records.iter().any(|r| r.kind() == "unanswered"))?;
     let run = agent.stop()?;
-    let silent: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
-    assert!(silent.iter().all(|record| record.number("/destination/port") == Some(9999)), "{silent:?}");
-    let first = silent.first().context("one")?;
+    let unanswered: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
+    assert!(unanswered.iter().all(|record| record.number("/destination/port") == Some(9999)), "{unanswered:?}");
+    let first = unanswered.first().context("one")?;
     assert_eq!(first.pod("source"), "lab/client", "{first}");
     assert_eq!(first.text("/destination/kind"), "external", "{first}");
     assert_eq!(first.text("/verdict/result"), "allowed", "{first}");
     assert_eq!(first.text("/basis"), "no_answer_seen", "{first}");
     assert_eq!(first.text("/direction"), "egress", "{first}");
     assert_eq!(first.text("/device"), pair.client()?.device, "{first}");
-    assert_eq!(silent.len(), 1, "one record for one port: {silent:?}");
+    assert_eq!(unanswered.len(), 1, "one record for one port: {unanswered:?}");
     let stopped = run.stopped()?;
     assert_eq!(stopped.number("/connections/lost"), Some(0), "{stopped}");
-    // Three tries in silence, one that passed, one refused.
+    // Three unanswered tries, one that passed, one that was refused.
     assert!(stopped.number("/connections/opened") >= Some(5), "{stopped}");
     Ok(())
 }
 
-/// A CPU that sees a connection's packets all the time looks at the map of connections once a tick: none but the last of them are
-/// missing in the count, and what was answered is known to be.
+/// A CPU that sees a connection's packets all the time updates the map of connections once per tick: only the last packets are missing in
+/// the count, and answers are seen.
 #[test]
-fn a_fast_connection_without_an_answer_is_counted() -> Result<()> {
+fn unanswered_connections_at_a_high_rate_are_counted() -> Result<()> {
     require!(can_run_lab());
     const BURSTS: u64 = 20;
     const BURST: u64 = 100;
@@ -139,23 +139,23 @@ fn a_fast_connection_without_an_answer_is_counted() -> Result<()> {
         });
         traffic::udp(&pair.client()?.netns, CLIENT.into(), paced, 32)
     };
-    // An interface must have been watched for a while before a UDP packet can be told from a late answer.
+    // The agent must watch an interface for a while before it can distinguish a first UDP packet from a late answer.
     eventually("an unanswered connection", || {
         send(5000)?;
         send(9999)?;
         Ok(agent.records().iter().any(|record| record.kind() == "unanswered").then_some(()))
     })?;
     let run = agent.stop()?;
-    let silent: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
-    assert!(silent.iter().all(|record| record.number("/destination/port") == Some(9999)), "{silent:?}");
-    let packets = silent[0].number("/packets").context("a number of packets")?;
-    assert!((BURSTS * BURST * 3 / 4..=BURSTS * BURST).contains(&packets), "{}", silent[0]);
+    let unanswered: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
+    assert!(unanswered.iter().all(|record| record.number("/destination/port") == Some(9999)), "{unanswered:?}");
+    let packets = unanswered[0].number("/packets").context("a number of packets")?;
+    assert!((BURSTS * BURST * 3 / 4..=BURSTS * BURST).contains(&packets), "{}", unanswered[0]);
     Ok(())
 }
 
-/// A drop that was seen on this node explains the silence.
+/// A connection that was dropped on this node is not `unanswered`.
 #[test]
-fn a_dropped_connection_is_not_called_silent() -> Result<()> {
+fn a_dropped_connection_is_not_called_unanswered() -> Result<()> {
     require!(can_run_lab());
     let mut pair = Pair::start(DENY)?;
     let outside = pair.add_outside()?;
@@ -167,19 +167,19 @@ fn a_dropped_connection_is_not_called_silent() -> Result<()> {
         traffic::tcp(client, from, (to, 80).into(), ONE_SYN, TcpOptions::default())?;
         traffic::udp(client, from, [(to, 5000).into()], 32)?;
     }
-    // A drop in another network namespace of this machine explains it just as well.
+    // So is one that was dropped in another network namespace of this machine.
     traffic::tcp(client, CLIENT.into(), SocketAddr::new(outside.ip(), 9999), ONE_SYN, TcpOptions::default())?;
-    // Nothing is to come, so only time can tell: more than the grace time.
+    // No record is expected, so wait for more than the grace time.
     std::thread::sleep(Duration::from_millis(6500));
     let run = agent.stop()?;
     run.balance()?;
-    let silent: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
-    assert!(silent.is_empty(), "{silent:?}");
+    let unanswered: Vec<&Record> = run.records.iter().filter(|record| record.kind() == "unanswered").collect();
+    assert!(unanswered.is_empty(), "{unanswered:?}");
     assert!(drops(&run.records).filter(|r| pair.lab.owns(r)).count() >= 4, "{:?}", run.records);
     Ok(())
 }
 
-/// Without the tc hook nothing of it: no names, no connections.
+/// Without the tc hook there are no names and no connections.
 #[test]
 fn each_hook_works_alone() -> Result<()> {
     require!(can_run_lab());
@@ -193,7 +193,7 @@ fn each_hook_works_alone() -> Result<()> {
         let run = agent.stop()?;
         run.balance()?;
         let stopped = run.stopped()?;
-        // The inventory of rulesets is told among the hooks, and read whichever of them runs. `reject` comes with kfree_skb.
+        // The status has the inventory of rulesets among the hooks, whichever of them run. `reject` comes with kfree_skb.
         let hooks_told = stopped.list("/hooks").iter().filter_map(|hook| hook["name"].as_str());
         let names: Vec<&str> = hooks_told.filter(|name| !["rulesets", "reject"].contains(name)).collect();
         assert_eq!(names, expected, "{stopped}");
@@ -208,7 +208,7 @@ fn each_hook_works_alone() -> Result<()> {
     Ok(())
 }
 
-/// A pod that sends with another's address: the record says so, and only of that packet.
+/// A pod sends with another's address: only the record of that packet is marked.
 #[test]
 fn a_spoofed_source_is_marked() -> Result<()> {
     require!(can_run_lab());
@@ -218,17 +218,17 @@ fn a_spoofed_source_is_marked() -> Result<()> {
         pair.lab.node().sysctl(&format!("ipv4/conf/{device}/rp_filter"), "0")?;
     }
     let client = &pair.client()?.netns;
-    // Another pod's address, one that nobody has, and one that the pod has and the cluster does not know.
+    // Another pod's address, an address without an owner, and one that the pod has but its object lacks.
     let server_as_source: IpAddr = OUTSIDE.into();
-    let stranger: IpAddr = [10, 244, 1, 77].into();
+    let unknown: IpAddr = [10, 244, 1, 77].into();
     let second: IpAddr = [10, 244, 1, 9].into();
     client.ip(&format!("addr add {second}/32 dev eth0\n"))?;
     let agent = pair.watch_node(&BOTH)?;
-    for (port, from) in [(1001u16, CLIENT.into()), (1002, stranger), (1003, server_as_source), (1004, second)] {
+    for (port, from) in [(1001u16, CLIENT.into()), (1002, unknown), (1003, server_as_source), (1004, second)] {
         let datagram = packet::ipv4_udp(from, (SERVER, port).into(), b"spoof");
         traffic::whole(client, SERVER.into(), &datagram)?;
     }
-    let records = pair.settle(agent, "denied")?;
+    let records = pair.stop_and_compare(agent, "denied")?;
     let spoofed: Vec<(u64, bool)> =
         drops(&records).map(|r| (r.number("/destination/port").unwrap_or(0), r.value()["spoofed"] == true)).collect();
     let mut sorted = spoofed.clone();
@@ -237,9 +237,9 @@ fn a_spoofed_source_is_marked() -> Result<()> {
     Ok(())
 }
 
-/// A rule that rejects answers in the server's place, right before the packet is freed: no drop in silence.
+/// A rule that rejects answers in the server's place, right before the packet is freed: the action is `reject`, not `drop`.
 #[test]
-fn a_reject_is_told_from_a_drop() -> Result<()> {
+fn a_reject_is_distinguished_from_a_drop() -> Result<()> {
     const REJECT: &str = "
 table inet network-policy {
 	counter denied { }
@@ -260,14 +260,14 @@ table inet network-policy {
     traffic::tcp(client, CLIENT6.into(), (SERVER6, 80).into(), ONE_SYN, TcpOptions::default())?;
     traffic::udp(client, CLIENT.into(), [(SERVER, 80).into()], 32)?;
     traffic::tcp(client, CLIENT.into(), (SERVER, 81).into(), ONE_SYN, TcpOptions::default())?;
-    // That nothing was answered is known only where the kernel shows each answer.
-    let told = agent
+    // `drop` is certain only if the kernel shows every answer.
+    let shown = agent
         .records()
         .iter()
         .flat_map(|record| record.list("/hooks").to_vec())
         .any(|hook| hook["name"] == "reject" && hook["state"] == "fentry");
-    let dropped = if told { "drop" } else { "unknown" };
-    let records = pair.settle(agent, "denied")?;
+    let dropped = if shown { "drop" } else { "unknown" };
+    let records = pair.stop_and_compare(agent, "denied")?;
     for record in drops(&records) {
         let expected = if record.number("/destination/port") == Some(80) { "reject" } else { dropped };
         assert_eq!(record.text("/action"), expected, "{record}");
@@ -276,7 +276,7 @@ table inet network-policy {
     Ok(())
 }
 
-/// What goes to `port` of the host outside vanishes before it.
+/// Drops packets to `port` of the host outside before they arrive.
 fn blackhole(pair: &Pair, port: u16) -> Result<()> {
     let far = &pair.lab.host("outside")?.netns;
     let rules = format!(

@@ -1,4 +1,4 @@
-//! DNS answers come from strangers.
+//! DNS answers are untrusted input.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
@@ -14,10 +14,10 @@ use netpol_trace_tests::{PATIENCE, can_run_lab, require};
 use crate::tc::BOTH;
 
 const QUERIES: usize = 3000;
-/// The agent may need so much more memory for all that.
+/// How much the agent's memory may grow.
 const GROWTH_KIB: u64 = 8 * 1024;
 
-/// Loops, cuts, thousands of records, names of any octets: no crash, no growth, no forged line.
+/// Pointer loops, truncated answers, thousands of records, names of any bytes: no crash, no growth, no forged line.
 #[test]
 fn hostile_answers_do_no_harm() -> Result<()> {
     require!(can_run_lab());
@@ -26,7 +26,7 @@ fn hostile_answers_do_no_harm() -> Result<()> {
     let _server = Server::udp_answers(&pair.lab.host("outside")?.netns, dns, answers())?;
     let agent = pair.watch_node(&BOTH)?;
     let client = &pair.client()?.netns;
-    // Fills what is allocated once.
+    // Fills tables that are allocated once.
     ask(&pair, dns, QUERIES / 10)?;
     let before = resident_kib(&agent)?;
     ask(&pair, dns, QUERIES)?;
@@ -35,8 +35,8 @@ fn hostile_answers_do_no_harm() -> Result<()> {
         .wait_for("the drop", |records| drops(records).any(|record| record.number("/destination/port") == Some(80)))?;
     let after = resident_kib(&agent)?;
     assert!(after < before + GROWTH_KIB, "the agent grew from {before} to {after} KiB");
-    // `settle` fails on a line of stdout that is no record, so nothing was forged.
-    let records = pair.settle(agent, "denied")?;
+    // `stop_and_compare` fails on a line of stdout that is not a record, so no line was forged.
+    let records = pair.stop_and_compare(agent, "denied")?;
     let named: Vec<&Record> = drops(&records).filter(|record| record.number("/destination/port") == Some(80)).collect();
     let names = named.first().context("the drop's record")?.list("/destination/names");
     assert!(!names.is_empty(), "the server's address was named: {named:?}");
@@ -62,7 +62,7 @@ fn ask(pair: &Pair, dns: std::net::SocketAddr, count: usize) -> Result<()> {
     })
 }
 
-/// Answers without their first two octets, the id.
+/// Answers without their first two bytes, the id.
 fn answers() -> Vec<Vec<u8>> {
     const LOOP: [u8; 2] = [0xc0, 12];
     let evil = b"\x0dx\"}\n{\"kind\":\xff\x04\x1b[1m\0".to_vec();

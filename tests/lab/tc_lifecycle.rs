@@ -11,11 +11,11 @@ use netpol_trace_tests::skip::missing;
 use netpol_trace_tests::{bpf, can_run_lab, eventually, require};
 use nix::sys::signal::Signal;
 
-/// Pods that come and go at once, and how often: a thousand in all.
+/// Pods that come and go at once, and how often: 1,000 in all.
 const PODS: usize = 50;
 const ROUNDS: usize = 20;
 
-/// Each pod's interface gets both programs, and takes them with it: no link, map or descriptor stays.
+/// Each pod's interface gets both programs, which go with it: no link, map or descriptor stays.
 #[test]
 fn pods_come_and_go() -> Result<()> {
     require!(can_run_lab());
@@ -28,7 +28,7 @@ fn pods_come_and_go() -> Result<()> {
         for i in 0..PODS {
             writeln!(add, "link add pod{i} type veth peer name eth{i} netns {}", pods.path())?;
             writeln!(add, "link set pod{i} up")?;
-            // Of a pair either end may go first: with the pod's namespace, or by the CNI.
+            // Either end of a pair may be removed first: with the pod's namespace, or by the CNI.
             writeln!(remove, "link del pod{i}")?;
         }
         pair.lab.node().ip(&add)?;
@@ -48,7 +48,7 @@ fn pods_come_and_go() -> Result<()> {
     Ok(())
 }
 
-/// What an agent holds open.
+/// The descriptors that an agent holds.
 #[derive(Debug, PartialEq)]
 struct Holdings {
     descriptors: usize,
@@ -61,7 +61,7 @@ fn holdings(agent: &Agent) -> Result<Holdings> {
     let (mut descriptors, mut links, mut maps) = (0, 0, 0);
     for entry in std::fs::read_dir(folder)? {
         descriptors += 1;
-        // A descriptor may be closed meanwhile.
+        // A descriptor may have been closed meanwhile.
         let info = std::fs::read_to_string(entry?.path()).unwrap_or_default();
         links += usize::from(info.contains("link_id:"));
         maps += usize::from(info.contains("map_id:"));
@@ -69,17 +69,17 @@ fn holdings(agent: &Agent) -> Result<Holdings> {
     Ok(Holdings { descriptors, links, maps })
 }
 
-/// Links, or before TCX filters, of ours in the node's namespace.
+/// Our links (before TCX: filters) in the node's namespace.
 fn programs_on(pair: &Pair, holdings: &Holdings) -> Result<usize> {
     if holdings.links > 0 {
         return Ok(holdings.links);
     }
-    // One program tells of all interfaces: there are hundreds.
+    // One call lists all of the hundreds of interfaces.
     let shown = pair.lab.node().command("bpftool", &["net", "show"], "")?;
     Ok(String::from_utf8_lossy(&shown.stdout).lines().filter(|line| line.contains("netpol_")).count())
 }
 
-/// After SIGKILL: links end with the process. Filters stay and do nothing, and the next start removes them.
+/// After SIGKILL links end with the process. Filters stay and do nothing, and the next start removes them.
 #[test]
 fn a_killed_agent_leaves_nothing_that_acts() -> Result<()> {
     require!(can_run_lab());
@@ -118,7 +118,7 @@ fn a_killed_agent_leaves_nothing_that_acts() -> Result<()> {
     Ok(())
 }
 
-/// The agent that found interfaces without a clsact qdisc leaves them without one; one that was there stays.
+/// The agent removes a clsact qdisc that it added, and keeps one that was there before.
 #[test]
 fn a_qdisc_that_was_there_stays() -> Result<()> {
     require!(can_run_lab());

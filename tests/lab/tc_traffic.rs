@@ -1,4 +1,4 @@
-//! The tc hook and others' traffic: it changes no octet and no verdict.
+//! The tc hook changes no byte of the traffic and no verdict of other programs.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::Agent;
-use netpol_trace_tests::bpf::{Order, Program, Side, has_tcx};
+use netpol_trace_tests::bpf::{LoadedProgram, Order, Side, has_tcx};
 use netpol_trace_tests::capture::Capture;
 use netpol_trace_tests::pair::{CLIENT, CLIENT6, Pair, SERVER, SERVER6};
 use netpol_trace_tests::record::drops;
@@ -17,16 +17,16 @@ use netpol_trace_tests::{can_run_lab, packet, require, traffic};
 use crate::tc::BOTH;
 
 const OPEN: &str = "table inet t {\n}";
-/// A datagram of this size is what the CNI's stand-in drops.
+/// The program that stands in for the CNI's drops datagrams of this size.
 const DROPPED: usize = 100;
 const PASSED: usize = 101;
 /// Its length from L2 on.
 const DROPPED_FRAME: u32 = 14 + 20 + 8 + DROPPED as u32;
 
-/// The same packets with and without the hook arrive the same: whole ones, fragments, options, extension headers, errors,
-/// nonsense. Then a stream in offloaded segments.
+/// Packets arrive the same with and without the hook: whole ones, fragments, options, extension headers, ICMP errors, malformed ones. Then
+/// a stream in offloaded segments.
 #[test]
-fn no_octet_changes() -> Result<()> {
+fn no_byte_changes() -> Result<()> {
     require!(can_run_lab());
     let pair = Pair::start(OPEN)?;
     let without = (packets(&pair)?, stream(&pair)?);
@@ -40,7 +40,7 @@ fn no_octet_changes() -> Result<()> {
     }
     assert!(without.1 == with.1, "a stream arrived changed");
     let stopped = run.stopped()?;
-    // It did look: each SYN, INIT and first datagram is a connection at both interfaces.
+    // The hook saw them: each SYN, INIT and first datagram is a connection at both interfaces.
     assert!(stopped.number("/connections/opened") >= Some(10), "{stopped}");
     // The packet with too many extension headers, at both.
     assert!(stopped.number("/connections/unread") >= Some(2), "{stopped}");
@@ -51,7 +51,7 @@ fn no_octet_changes() -> Result<()> {
 fn packets(pair: &Pair) -> Result<Vec<Vec<u8>>> {
     let capture = Capture::start(&pair.server()?.netns, vec![SERVER.into(), SERVER6.into()])?;
     let client = &pair.client()?.netns;
-    // Until each neighbour knows the next, packets wait, and may pass each other.
+    // Until neighbours are resolved, packets wait and may be reordered.
     for (from, to) in [(CLIENT.into(), SERVER.into()), (CLIENT6.into(), SERVER6.into())] {
         let (from, to): (IpAddr, IpAddr) = (from, to);
         traffic::udp(client, from, [SocketAddr::new(to, 1)], 1)?;
@@ -80,7 +80,7 @@ fn packets(pair: &Pair) -> Result<Vec<Vec<u8>>> {
     for (fragment, part) in [(0x2000, &datagram[..400]), (0x2000 | 50, &datagram[400..800]), (100, &datagram[800..])] {
         sent.push(packet::ipv4(CLIENT, SERVER, 17, &[], fragment, part));
     }
-    // Hop-by-hop and destination options, a fragment, more headers than anybody walks, a header cut short.
+    // Hop-by-hop and destination options, a fragment, more headers than a parser follows, a truncated header.
     let udp = packet::udp(4000, 4004, b"six");
     let padding = |next: u8| vec![next, 0, 1, 4, 0, 0, 0, 0];
     sent.push(v6(17, &udp));
@@ -96,14 +96,14 @@ fn packets(pair: &Pair) -> Result<Vec<Vec<u8>>> {
     capture.take(sent.len())
 }
 
-/// A stream of 4 MiB, in segments as big as the kernel makes them; what arrived.
+/// Sends a stream of 4 MiB, in segments as big as the kernel makes them, and returns what arrived.
 fn stream(pair: &Pair) -> Result<Vec<u8>> {
     let address = SocketAddr::from((SERVER, 7000));
     let listener = pair.server()?.netns.run(|| TcpListener::bind(address))?;
     let mut sender = pair.client()?.netns.run(|| TcpStream::connect(address))?;
     let (mut receiver, _) = listener.accept()?;
-    let octets: Vec<u8> = (0..4u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    let writer = thread::spawn(move || sender.write_all(&octets));
+    let bytes: Vec<u8> = (0..4u32 << 20).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let writer = thread::spawn(move || sender.write_all(&bytes));
     let mut arrived = Vec::new();
     receiver.read_to_end(&mut arrived)?;
     writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
@@ -111,13 +111,13 @@ fn stream(pair: &Pair) -> Result<Vec<u8>> {
     Ok(arrived)
 }
 
-/// A CNI's program decides as before, whether it came before us, after us, or pushed itself in front; and where it is in
-/// front the status says so.
+/// A CNI's program decides as before, whether it was attached before our program, after it or in front of it. In the last case the status
+/// says so.
 #[test]
 fn a_cnis_tcx_program_keeps_its_verdicts() -> Result<()> {
     require!(can_run_lab());
     require!(has_tcx());
-    let program = Program::dropping("cni_policy", DROPPED_FRAME)?;
+    let program = LoadedProgram::dropping("cni_policy", DROPPED_FRAME)?;
     for (when, order, in_front) in
         [("before", Order::Last, false), ("after", Order::Last, false), ("after", Order::First, true)]
     {
@@ -152,7 +152,7 @@ fn a_cnis_clsact_filter_keeps_its_verdicts() -> Result<()> {
         let device = pair.client()?.device.clone();
         let node = pair.lab.node();
         let attach = || -> Result<()> {
-            // A qdisc that is there already, ours, will do.
+            // Our clsact qdisc may be there already.
             let _ = node.command("tc", &["qdisc", "add", "dev", &device, "clsact"], "");
             // u32 at the IP header: total length 128.
             let total = format!("{:#06x}", DROPPED + 28);

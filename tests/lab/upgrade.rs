@@ -1,4 +1,4 @@
-//! One agent goes and the next comes, as in an upgrade: which run it was, and how long nobody looked, is in the stream.
+//! One agent ends and the next starts, as in an upgrade: the stream has the previous run's id and the time without hooks.
 
 use std::io::Write;
 
@@ -37,13 +37,13 @@ fn the_time_between_two_runs_is_declared() -> Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGINT] {
         let agent = start()?;
         if signal == Signal::SIGKILL {
-            // Its file has its name by then; a run that was killed before that is not known to the next.
+            // The state file has its final name by then. The next run does not know a run that was killed earlier.
             eventually("the state file", || {
                 let text = std::fs::read_to_string(dir.path().join("state/last-run.json"))?;
                 let run = agent.records().first().map(|record| record.text("/run").to_owned());
                 Ok(run.is_some_and(|run| text.contains(&run)).then_some(()))
             })?;
-            // Its records follow its status one by one.
+            // Its records follow its status in order.
             agent.wait_for("the gap", |records| records.iter().any(|r| r.text("/stage") == "not_attached"))?;
         }
         agent.signal(signal)?;
@@ -56,7 +56,7 @@ fn the_time_between_two_runs_is_declared() -> Result<()> {
         let (since, until) = (time(loss, "/time")?, time(loss, "/last_time")?);
         if *how == "stopped" {
             let last = before.stopped()?;
-            // The file's last word comes before the hooks go, and before the last status.
+            // The agent writes the state file before it detaches the hooks, and before the last status.
             assert!(since <= time(last, "/time")?, "{loss}\n{last}");
         }
         assert!(since <= until && until <= time(status, "/time")?, "{loss}\n{status}");
@@ -64,7 +64,7 @@ fn the_time_between_two_runs_is_declared() -> Result<()> {
         previous = (run, if signal == Signal::SIGKILL { "killed" } else { "stopped" });
     }
 
-    // Two at once would not know whose the file is.
+    // Two agents at once would both write the state file.
     let one = start()?;
     let mut second = std::process::Command::new(netpol_trace_tests::agent::binary()?);
     second.args(["agent", "--state-dir", &state, "--manifests", &manifests]);

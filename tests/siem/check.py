@@ -95,7 +95,7 @@ def ecs(paths):
         yield event["event"]["dataset"]
 
 
-def told(request, where):
+def requests(request, where):
     """What an OTLP request says, record by record; every field is read as the official types have it."""
     for resource in request.resource_logs:
         names = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
@@ -117,7 +117,7 @@ def otel(paths):
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
     for where, event in (item for path in paths for item in lines(path)):
-        yield from told(json_format.ParseDict(event, ExportLogsServiceRequest()), where)
+        yield from requests(json_format.ParseDict(event, ExportLogsServiceRequest()), where)
 
 
 def otlp(paths):
@@ -125,7 +125,7 @@ def otlp(paths):
     from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
     for path in paths:
-        yield from told(ExportLogsServiceRequest.FromString(pathlib.Path(path).read_bytes()), path)
+        yield from requests(ExportLogsServiceRequest.FromString(pathlib.Path(path).read_bytes()), path)
 
 
 def communityid(paths):

@@ -1,4 +1,4 @@
-//! Where the consumers are, and how to run them.
+//! Finds the consumers and runs them.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ fn folder() -> PathBuf {
     cache.join("netpol-trace/siem")
 }
 
-/// A consumer's file.
+/// Requires a consumer's file.
 pub fn find(file: &str) -> Result<PathBuf> {
     let path = folder().join(file);
     if path.exists() { Ok(path) } else { Err(missing(format!("no {}: cargo xtask setup gets it", path.display()))) }
 }
 
-/// `check.py FORMAT FILE...` with the packages of requirements.txt: what it printed.
+/// Runs `check.py FORMAT FILE...` with the packages of requirements.txt and returns its output.
 pub fn check(python: &Path, format: &str, files: &[PathBuf]) -> Result<serde_json::Value> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("siem/check.py");
     let output = Command::new(python).arg(script).arg(format).args(files).output()?;
@@ -32,7 +32,7 @@ pub fn check(python: &Path, format: &str, files: &[PathBuf]) -> Result<serde_jso
 
 pub const PYTHON: &str = "python/bin/python";
 
-/// A program out of the unpacked packages, which finds its libraries there.
+/// Requires a program of the unpacked packages, and sets the path of its libraries.
 pub fn program(name: &str) -> Result<Command> {
     let mut command = Command::new(find(&format!("debian/{name}"))?);
     let libraries = format!("debian/usr/lib/{}-linux-gnu", env::consts::ARCH);

@@ -19,7 +19,7 @@ const PLACES: [(&str, &str, &str); 5] = [
     ("otel", "", ""),
 ];
 
-/// The same records in every sink, whole and in order, each with a `seq` of its own from 1 on.
+/// Every sink has the same records in the same order, with a `seq` of its own from 1 on.
 #[test]
 fn every_sink_has_every_record() -> Result<()> {
     require!(can_run_lab());
@@ -36,7 +36,7 @@ fn every_sink_has_every_record() -> Result<()> {
         assert_eq!(ids, want, "{name}");
         assert!((1..).map(Some).zip(&seqs).all(|(want, seq)| want == *seq), "{name}: seq has a gap");
     }
-    // The last status says of every sink that nothing of it is left.
+    // In the last status every sink has written all records.
     let stopped = all.run.stopped()?;
     let sinks = stopped.list("/sinks");
     assert_eq!(sinks.len(), 7, "{stopped}");
@@ -74,7 +74,7 @@ fn a_rotated_file_keeps_its_limit() -> Result<()> {
     Ok(())
 }
 
-/// Every record of the run, and one of every kind, by the schema's own publication.
+/// Checks every record of the run against the published schema. The run has records of every kind.
 fn holds(format: &str, suffix: &str, kinds: &[&str]) -> Result<()> {
     let python = find(PYTHON)?;
     can_run_lab()?;
@@ -112,12 +112,12 @@ fn the_exporter_speaks_otlp() -> Result<()> {
     Ok(())
 }
 
-/// A thousand random flows have the ids that the reference implementation gives them.
+/// 1,000 random flows have the community ids of the reference implementation.
 #[test]
 fn community_ids_are_the_references() -> Result<()> {
     let python = require!(find(PYTHON));
     let mut flows = tempfile::Builder::new().suffix(".jsonl").tempfile()?;
-    // A generator of its own: the same flows in every run.
+    // A generator with a fixed seed, for the same flows in every run.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = move || {
         state ^= state << 13;
@@ -128,7 +128,7 @@ fn community_ids_are_the_references() -> Result<()> {
     for _ in 0..1000 {
         let six = next() % 2 == 0;
         let mut address = || -> std::net::IpAddr {
-            // Few addresses, so that equal ends occur.
+            // Few addresses, so that some flows have equal endpoints.
             let host = (next() % 4) as u8;
             match (six, next() % 2) {
                 (false, 0) => [10, 0, 0, host].into(),

@@ -1,6 +1,6 @@
-//! Records in the hands of those who read them: schemas as they are published, rsyslog, Prometheus, OTLP's own types.
+//! Consumers read the agent's records: published schemas, rsyslog, Prometheus, OTLP's own types.
 //!
-//! The consumers are real programs, which `cargo xtask setup` puts into the cache; what is missing is skipped, with the reason.
+//! `cargo xtask setup` puts the consumers into the cache. A test whose consumer is missing is skipped.
 
 mod consumers;
 mod formats;

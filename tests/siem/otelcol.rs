@@ -1,9 +1,9 @@
-//! The OpenTelemetry Collector takes what the agent sends by OTLP, over TLS, and passes it on as it understood it.
+//! The OpenTelemetry Collector receives the agent's OTLP over TLS and forwards what it has parsed.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
 use netpol_trace_tests::agent::Agent;
@@ -11,22 +11,14 @@ use netpol_trace_tests::cluster::built;
 use netpol_trace_tests::cluster::programs::COLLECTOR;
 use netpol_trace_tests::collector::{Collector, certificates};
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
+use netpol_trace_tests::process::KilledOnDrop;
 use netpol_trace_tests::{can_run_lab, eventually, has_program, require, traffic};
 use serde_json::json;
 
 use crate::consumers::{PYTHON, check, find};
 
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// The Collector with a TLS listener at `listen`, which sends on to `to`.
-fn start(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<Running> {
+/// Starts the Collector with a TLS listener at `listen`. It forwards to `to`.
+fn start(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<KilledOnDrop> {
     let file = |name: &str| dir.join(name).to_string_lossy().into_owned();
     let config = json!({
         "receivers": { "otlp": { "protocols": { "http": {
@@ -39,12 +31,12 @@ fn start(dir: &Path, listen: SocketAddr, to: SocketAddr) -> Result<Running> {
             "pipelines": { "logs": { "receivers": ["otlp"], "exporters": ["otlp_http"] } },
         },
     });
-    // YAML takes JSON.
+    // JSON is YAML too.
     fs::write(dir.join("config.yaml"), config.to_string())?;
     let log = fs::File::create(dir.join("collector.log"))?;
     let mut command = Command::new(built(&COLLECTOR)?);
     command.arg("--config").arg(format!("file:{}", file("config.yaml")));
-    let mut running = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?);
+    let mut running = KilledOnDrop(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?);
     eventually("the Collector listens", || {
         let ended = running.0.try_wait()?;
         ensure!(ended.is_none(), "{ended:?}: {}", fs::read_to_string(dir.join("collector.log"))?);
@@ -80,7 +72,7 @@ fn the_collector_takes_what_the_agent_sends() -> Result<()> {
     let sink = stopped.list("/sinks").get(1).cloned().unwrap_or_default();
     ensure!(sink["lost"] == 0 && sink["error"].is_null(), "{stopped}\n{}\n{}", run.stderr, log());
 
-    // Behind the Collector is every record, by the official types.
+    // The receiver behind the Collector has every record, in the official types.
     let mut count = 0;
     let whole = eventually("every record", || {
         let (taken, heads) = behind.taken();

@@ -1,39 +1,31 @@
-//! Prometheus scrapes the agent, evaluates the alert rules, and promtool finds nothing to say.
+//! Prometheus scrapes the agent and evaluates the alert rules; promtool finds no fault.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use netpol_trace_tests::agent::Agent;
 use netpol_trace_tests::pair::{CLIENT, DENY, Pair, SERVER};
+use netpol_trace_tests::process::KilledOnDrop;
 use netpol_trace_tests::{can_run_lab, eventually, require, traffic};
 use serde_json::Value;
 
 use crate::consumers::program;
 
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn deploy(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file)
 }
 
-/// A port that nobody has at this moment.
+/// A port that is free at this moment.
 fn free() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// Status and body of a GET.
+/// Sends a GET and returns status and body.
 fn get(address: SocketAddr, path: &str, headers: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
@@ -68,12 +60,12 @@ fn ended(mut command: Command, input: &str) -> Result<String> {
     Ok(text)
 }
 
-/// The alert rules are rules, and raise what they should on made-up series.
+/// The alert rules are valid and fire as expected on test series.
 #[test]
 fn the_alert_rules_hold() -> Result<()> {
-    for (verb, file) in [("check", "prometheus/alerts.yaml"), ("test", "prometheus/alerts.test.yaml")] {
+    for (subcommand, file) in [("check", "prometheus/alerts.yaml"), ("test", "prometheus/alerts.test.yaml")] {
         let mut promtool = require!(program("usr/bin/promtool"));
-        promtool.args([verb, "rules"]).arg(deploy(file));
+        promtool.args([subcommand, "rules"]).arg(deploy(file));
         ended(promtool, "")?;
     }
     Ok(())
@@ -94,7 +86,7 @@ fn prometheus_scrapes_the_agent() -> Result<()> {
     traffic::udp(&pair.client()?.netns, CLIENT.into(), (5000..5007).map(|port| (SERVER, port).into()), 64)?;
     agent.wait_for("the drops", |records| records.iter().filter(|r| pair.lab.owns(r)).count() >= 7)?;
 
-    // The probes need no token, the metrics do.
+    // Probes need no token, /metrics does.
     eventually("it is ready", || Ok((get(agents, "/readyz", "")?.0 == 200).then_some(())))?;
     assert_eq!(get(agents, "/healthz", "")?, (200, "ok\n".to_owned()));
     assert_eq!(get(agents, "/metrics", "")?.0, 401);
@@ -122,7 +114,7 @@ fn prometheus_scrapes_the_agent() -> Result<()> {
         .arg(format!("--storage.tsdb.path={}", at("data")));
     prometheus.arg(format!("--web.listen-address={own}"));
     let log = fs::File::create(at("prometheus.log"))?;
-    let _running = Running(prometheus.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
+    let _running = KilledOnDrop(prometheus.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?);
     let query =
         "/api/v1/query?query=netpol_trace_denied_packets_total%7Bcause%3D%22policy%22%2Cnamespace%3D%22lab%22%7D";
     let value = eventually("Prometheus has the drops", || {
@@ -137,7 +129,7 @@ fn prometheus_scrapes_the_agent() -> Result<()> {
     agent.stop()?.balance()
 }
 
-/// The dashboard asks only for metrics that there are.
+/// The dashboard uses only metrics that exist.
 #[test]
 fn the_dashboard_knows_its_metrics() -> Result<()> {
     let dashboard: Value = serde_json::from_str(&fs::read_to_string(deploy("grafana/netpol-trace.json"))?)?;

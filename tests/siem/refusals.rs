@@ -1,4 +1,4 @@
-//! A receiver of OTLP that does not want all: what it refused is counted, and declared to it.
+//! A receiver of OTLP refuses some records: the agent counts them and declares them to the receiver.
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::agent::Agent;
@@ -14,7 +14,7 @@ const ONE_REJECTED: &[u8] = &[0x0a, 0x02, 0x08, 0x01];
 fn what_a_receiver_refuses_is_declared() -> Result<()> {
     require!(can_run_lab());
     let pair = Pair::start(DENY)?;
-    // The status `started` is refused for good, and of the next request one record is not taken.
+    // The receiver refuses the request with the status `started`, and one record of the next request.
     let collector = Collector::start(&[("400 Bad Request", "", b""), ("200 OK", "", ONE_REJECTED)])?;
     let manifests = pair.manifests().to_string_lossy().into_owned();
     let token = tempfile::NamedTempFile::new()?;

@@ -1,4 +1,4 @@
-//! One run of the agent with every kind of sink at once, which the tests of the formats share.
+//! One run of the agent with every kind of sink, shared by the tests of the formats.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -19,7 +19,7 @@ pub struct Everything {
     folder: TempDir,
 }
 
-/// Packets of the flood that the ring has no room for: there is a `loss` record to look at.
+/// Packets of a flood that overruns the ring, for a `loss` record.
 const FLOOD: u16 = 10_000;
 
 pub fn everything() -> Result<&'static Everything> {
@@ -31,7 +31,7 @@ pub fn everything() -> Result<&'static Everything> {
 fn make() -> Result<Everything> {
     let folder = tempfile::tempdir()?;
     let pair = Pair::start(DENY)?;
-    // The first request is answered with an error that passes: nothing may be lost or doubled by it.
+    // The receiver answers the first request with a temporary error, which may not cause a loss or a duplicate.
     let collector = Collector::start(&[("503 Service Unavailable", "retry-after: 1\r\n", b"")])?;
     let place = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
     let arguments = [
@@ -80,7 +80,7 @@ fn has(body: &[u8], text: &[u8]) -> bool {
 }
 
 impl Everything {
-    /// The files whose names begin and end so, oldest first: a rotated file's lines come before those of the file itself.
+    /// The files whose names begin and end like this, oldest first: a rotated file's lines come before those of the file itself.
     pub fn files(&self, begin: &str, end: &str) -> Result<Vec<PathBuf>> {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(self.folder.path())? {
@@ -95,7 +95,7 @@ impl Everything {
         Ok(files.into_iter().map(|(_, name)| self.folder.path().join(name)).collect())
     }
 
-    /// Every line of files, parsed.
+    /// Parses every line of a sink's files.
     pub fn lines(&self, begin: &str) -> Result<Vec<Value>> {
         let mut lines = Vec::new();
         for file in self.files(begin, ".jsonl")? {

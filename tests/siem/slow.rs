@@ -1,4 +1,4 @@
-//! A sink that does not get rid of its records holds up nobody, and says in the end what it lost.
+//! A slow sink does not delay other sinks, and declares its losses at the end.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -40,7 +40,7 @@ fn a_slow_sink_holds_up_nobody() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let log = folder.path().join("log");
     let mut command = Command::new(agent::binary()?);
-    // A record for each packet, and a larger ring that takes the whole flood: what is lost here is lost by the sink.
+    // One record per packet, and a ring for the whole flood, so that only the sink loses records.
     command.args([
         "agent",
         "--aggregation-window",
@@ -52,20 +52,20 @@ fn a_slow_sink_holds_up_nobody() -> Result<()> {
         "--output",
     ]);
     command.arg(&log).args(["--output", "stdout", "--manifests"]).arg(pair.manifests());
-    // Nobody reads its stdout for now.
+    // Its stdout is not read yet.
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let file = eventually("the file", || Ok(File::open(&log).ok()))?;
     let mut counter = Counter { file, lines: 0 };
     // Its status `started`.
     counter.wait_for(1)?;
     for _ in 0..10 {
-        // In parts that the reader keeps up with: what is asked here is what becomes of records that were made.
+        // In parts that the agent's reader keeps up with.
         let before = counter.lines;
         let to = std::iter::repeat_n((SERVER, 5000).into(), FLOOD / 10);
         traffic::udp(&pair.client()?.netns, CLIENT.into(), to, 64)?;
         counter.wait_for(before + FLOOD / 10)?;
     }
-    // The file has it all. Now somebody reads the pipe.
+    // The file has all records. Now read the pipe.
     let pipe = child.stdout.take().context("its stdout")?;
     let reader = thread::spawn(move || -> Result<Vec<Record>> {
         BufReader::new(pipe).lines().map(|line| Record::parse(&line?)).collect()
@@ -85,7 +85,7 @@ fn a_slow_sink_holds_up_nobody() -> Result<()> {
     let lost: u64 = declared.iter().filter_map(|record| record.number("/count")).sum();
     ensure!(lost > 0, "the pipe held {FLOOD} records");
     assert!(declared.iter().all(|record| record.text("/sink") == "stdout" && record.text("/reason") == "queue_full"));
-    // Of what the ledger has, the pipe has every packet or its declaration, and the ids say where.
+    // The pipe has every packet of the file or a declaration of its loss, and the ids show where.
     assert_eq!(packets(&piped) + lost, packets(&run.records));
     for loss in declared {
         let position = |id: &str| run.records.iter().position(|record| record.text("/id") == loss.text(id));

@@ -1,4 +1,4 @@
-//! The agent as a user runs it: the real binary, its lines on stdout read as they come.
+//! Runs the agent's binary and reads its lines on stdout as they come.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::record::Record;
 /// Overrides where the agent's binary is, for machines without cargo.
 pub const BINARY: &str = "NETPOL_TRACE_BIN";
 
-/// Counts of repeated packets come soon, for who waits for them.
+/// Options with which counts of repeated packets are written soon.
 pub const SOON: [&str; 2] = ["--aggregation-window", "1s"];
 
 /// A running agent; killed when dropped.
@@ -29,7 +29,7 @@ pub struct Agent {
     readers: Vec<JoinHandle<()>>,
 }
 
-/// All that one run of the agent left behind.
+/// The records, stderr and exit status of one run.
 #[derive(Debug)]
 pub struct Run {
     pub records: Vec<Record>,
@@ -46,7 +46,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Seen {
     records: Vec<Record>,
-    /// Lines of stdout that are no record.
+    /// Errors of lines on stdout that are not records.
     broken: Vec<String>,
     stderr: String,
     exit: Option<ExitStatus>,
@@ -62,7 +62,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits until `done`; `None` when it isn't within [`PATIENCE`].
+    /// Waits until `done` returns something; `None` after [`PATIENCE`].
     fn wait(&self, mut done: impl FnMut(&Seen) -> bool) -> Option<MutexGuard<'_, Seen>> {
         let deadline = Instant::now() + PATIENCE;
         let mut seen = self.lock();
@@ -87,18 +87,18 @@ impl Agent {
         Ok(agent)
     }
 
-    /// As [`Agent::start`], inside a network namespace: the tc hook watches the interfaces of its own.
+    /// Does the same inside a network namespace: the tc hook watches the interfaces of the agent's own.
     pub fn start_in<S: AsRef<str> + Sync>(netns: &Netns, arguments: &[S]) -> Result<Agent> {
         netns.run(|| Agent::start(arguments))
     }
 
-    /// Starts a command that becomes the agent, and waits for nothing.
+    /// Starts a command that becomes the agent. Does not wait.
     pub fn spawn(mut command: Command) -> Result<Agent> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // A panic must show itself.
+            // So that a panic shows where it is.
             .env("RUST_BACKTRACE", "1")
             .spawn()
             .with_context(|| format!("start {command:?}"))?;
@@ -123,7 +123,7 @@ impl Agent {
         self.pid.as_raw().unsigned_abs()
     }
 
-    /// Waits until the records so far fulfil a condition; an error says `what` was waited for and what came instead.
+    /// Waits until the records so far fulfil a condition. The error says what was expected and what came instead.
     pub fn wait_for(&self, what: &str, mut done: impl FnMut(&[Record]) -> bool) -> Result<()> {
         let seen = self.shared.wait(|seen| done(&seen.records) || seen.exit.is_some());
         match seen {
@@ -131,7 +131,7 @@ impl Agent {
             Some(seen) => bail!("the agent ended before {what}: {:?}, stderr:\n{}", seen.exit, seen.stderr),
             None => {
                 let seen = self.shared.lock();
-                // A noisy host: what is not a drop, and the last few that are.
+                // On a noisy host there are many drops: show all other records, and the last few drops.
                 let count = seen.records.len();
                 let few = seen.records.iter().enumerate().filter(|(n, record)| !record.is_drop() || n + 10 > count);
                 let few: String = few.map(|(_, record)| format!("{record}\n")).collect();
@@ -153,13 +153,13 @@ impl Agent {
         kill(self.pid, signal).with_context(|| format!("{signal} to the agent"))
     }
 
-    /// Stops it as Ctrl-C does and returns all that it said.
+    /// Stops the agent as Ctrl-C does and returns its output.
     pub fn stop(self) -> Result<Run> {
         self.signal(Signal::SIGINT)?;
         self.finish()
     }
 
-    /// Waits for its end and returns all that it said. A line on stdout that is no record is an error.
+    /// Waits for the agent's end and returns its output. A line on stdout that is not a record is an error.
     pub fn finish(mut self) -> Result<Run> {
         if self.shared.wait(|seen| seen.exit.is_some()).is_none() {
             bail!("the agent did not end within {PATIENCE:?}; stderr:\n{}", self.shared.lock().stderr);
@@ -178,7 +178,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // `readers` is empty once `finish` has seen the end; the process id may be somebody else's by then.
+        // `readers` is empty once `finish` has waited for the process, whose id may be another's by then.
         if !self.readers.is_empty() && self.shared.lock().exit.is_none() {
             let _ = kill(self.pid, Signal::SIGKILL);
         }
@@ -204,7 +204,7 @@ fn read_log(stderr: impl Read, shared: &Shared) {
     }
 }
 
-/// The agent's binary: what [`BINARY`] names, else the one beside this program, which cargo brings up to date first.
+/// The agent's binary: the one that [`BINARY`] names, else the one beside this program, which cargo builds first.
 pub fn binary() -> Result<PathBuf> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     FOUND.get_or_init(|| find_binary().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
@@ -219,11 +219,11 @@ fn find_binary() -> Result<PathBuf> {
     let path = profile.join("netpol-trace");
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut build = Command::new(cargo);
-        // The whole workspace's features, as other commands build it: nothing is built twice.
+        // With the features of the whole workspace, as other commands build it: nothing is built twice.
         build.args(["build", "--quiet", "--workspace", "--bin", "netpol-trace"]);
         build.args(profile.ends_with("release").then_some("--release"));
-        // What `cargo test` tells a test of its package: ring's build script asks for it, and all that depends on it would be
-        // built anew here, and again by the next command that is typed.
+        // `cargo test` sets these for a test. ring's build script depends on them: it and its dependents would be rebuilt here,
+        // and again by the next command.
         let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_package)) {
             build.env_remove(name);

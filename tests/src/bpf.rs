@@ -1,5 +1,5 @@
-//! Small programs, loaded and attached with bpf(2) itself, without the agent's loader: a stand-in for a CNI's tc program, and
-//! programs that do nothing, for comparison.
+//! Small programs that the tests load and attach with bpf(2), without the agent's loader: one that stands in for a CNI's tc program, and
+//! ones that do nothing, for comparison.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,25 +14,25 @@ use crate::skip::missing;
 
 use crate::netns::Netns;
 
-/// Which side of an interface.
+/// Side of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     Ingress,
     Egress,
 }
 
-/// Where among the programs that are there already.
+/// Position among the programs that are attached already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     First,
     Last,
 }
 
-/// A loaded program; it ends with this.
+/// A loaded program, unloaded when dropped.
 #[derive(Debug)]
-pub struct Program(OwnedFd);
+pub struct LoadedProgram(OwnedFd);
 
-/// A program on its hook; it is taken off with this.
+/// A program on its hook, detached when dropped.
 #[derive(Debug)]
 pub struct Link(#[expect(dead_code, reason = "held for its end")] OwnedFd);
 
@@ -40,10 +40,10 @@ const TC_ACT_OK: i32 = 0;
 const TC_ACT_SHOT: i32 = 2;
 const TCX_NEXT: i32 = -1;
 
-impl Program {
-    /// Drops every packet of `length` octets (from L2 on) and lets the others pass, for good: nothing behind it sees them.
-    pub fn dropping(name: &str, length: u32) -> Result<Program> {
-        Program::load(
+impl LoadedProgram {
+    /// Drops every packet of `length` bytes (from L2 on) and passes the others with TC_ACT_OK, so that later programs don't run.
+    pub fn dropping(name: &str, length: u32) -> Result<LoadedProgram> {
+        LoadedProgram::load(
             name,
             &[
                 // r2 = skb->len; if r2 == length goto +2; return OK; return SHOT
@@ -57,30 +57,30 @@ impl Program {
         )
     }
 
-    /// Does nothing: what a program costs at least.
-    pub fn empty(name: &str) -> Result<Program> {
-        Program::load(name, &[set(TCX_NEXT), EXIT])
+    /// Does nothing: the least that a program can cost.
+    pub fn empty(name: &str) -> Result<LoadedProgram> {
+        LoadedProgram::load(name, &[set(TCX_NEXT), EXIT])
     }
 
     /// Does nothing at a tracepoint of the kernel, attached by its type (BTF).
-    pub fn empty_at(tracepoint: &str) -> Result<(Program, Link)> {
+    pub fn empty_at(tracepoint: &str) -> Result<(LoadedProgram, Link)> {
         const BPF_RAW_TRACEPOINT_OPEN: i32 = 17;
         const BPF_TRACE_RAW_TP: u64 = 23;
-        // Until it is loaded: the attributes have its address.
+        // Kept until the load, since the attributes have its address.
         let code = [set(0), EXIT];
         let mut attr = attributes("empty", process::TRACING, &code)?;
         attr[8] = BPF_TRACE_RAW_TP << 32;
         attr[13] = u64::from(btf_id(&format!("btf_trace_{tracepoint}"))?) << 32;
-        let program = Program(bpf(BPF_PROG_LOAD, &attr).context("load a program for a tracepoint")?);
+        let program = LoadedProgram(bpf(BPF_PROG_LOAD, &attr).context("load a program for a tracepoint")?);
         let mut attr = [0u64; 16];
         attr[1] = program.0.as_raw_fd() as u64;
         let link = Link(bpf(BPF_RAW_TRACEPOINT_OPEN, &attr).context("attach to a tracepoint")?);
         Ok((program, link))
     }
 
-    fn load(name: &str, code: &[[u8; 8]]) -> Result<Program> {
+    fn load(name: &str, code: &[[u8; 8]]) -> Result<LoadedProgram> {
         let attr = attributes(name, process::SCHED_CLS, code)?;
-        Ok(Program(bpf(BPF_PROG_LOAD, &attr).context("load a tc program")?))
+        Ok(LoadedProgram(bpf(BPF_PROG_LOAD, &attr).context("load a tc program")?))
     }
 
     /// Attaches to `device` of a network namespace by TCX (Linux 6.6).
@@ -99,17 +99,17 @@ impl Program {
         })
     }
 
-    /// What it has done so far, while the kernel's statistics are on.
+    /// Its run time so far, while the kernel's statistics are on.
     pub fn spent(&self) -> Result<Spent> {
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd()))?;
         process::program(&info).map(|(_, _, spent)| spent).context("a program's numbers")
     }
 }
 
-/// Whether this kernel has TCX.
+/// Requires a kernel with TCX.
 pub fn has_tcx() -> Result<()> {
     let netns = Netns::new("probe")?;
-    let link = Program::empty("probe")?.attach(&netns, "lo", Side::Ingress, Order::Last);
+    let link = LoadedProgram::empty("probe")?.attach(&netns, "lo", Side::Ingress, Order::Last);
     link.map(drop).map_err(|error| missing(format!("no TCX here, which is in Linux 6.6 and later: {error:#}")))
 }
 
@@ -129,14 +129,14 @@ fn jump_if_equal(value: u32) -> [u8; 8] {
 
 const BPF_PROG_LOAD: i32 = 5;
 
-/// What loads a program.
+/// The attributes that load a program.
 fn attributes(name: &str, kind: u32, code: &[[u8; 8]]) -> Result<[u64; 16]> {
     let license = c"GPL";
     let mut attr = [0u64; 16];
     attr[0] = u64::from(kind) | (code.len() as u64) << 32;
     attr[1] = code.as_ptr() as u64;
     attr[2] = license.as_ptr() as u64;
-    // The name is at offset 48, 16 octets with its zero.
+    // The name is at offset 48, 16 bytes with its zero.
     let mut text = [0; 16];
     let length = name.len().min(15);
     text[..length].copy_from_slice(&name.as_bytes()[..length]);
@@ -167,7 +167,7 @@ pub(crate) fn bpf(command: i32, attr: &[u64; 16]) -> io::Result<OwnedFd> {
 pub fn objects(pid: u32) -> Result<BTreeSet<(&'static str, String)>> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // A descriptor may be closed meanwhile.
+        // A descriptor may have been closed meanwhile.
         let info = std::fs::read_to_string(entry?.path()).unwrap_or_default();
         for line in info.lines() {
             for (field, kind) in [("prog_id:", "prog"), ("link_id:", "link")] {
@@ -178,7 +178,7 @@ pub fn objects(pid: u32) -> Result<BTreeSet<(&'static str, String)>> {
     Ok(found)
 }
 
-/// Whether the kernel has a program or link with this id.
+/// True if the kernel has a program or link with this id.
 pub fn exists(kind: &str, id: &str) -> bool {
     let show = Command::new("bpftool").args([kind, "show", "id", id]).output();
     show.is_ok_and(|output| output.status.success())

@@ -1,4 +1,4 @@
-//! What arrives in a network namespace, octet for octet.
+//! Captures what arrives in a network namespace, byte for byte.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::PATIENCE;
 use crate::netns::Netns;
 
-/// Sees every packet of a namespace's interfaces.
+/// A packet socket on every interface of a namespace.
 #[derive(Debug)]
 pub struct Capture {
     socket: Socket,
-    /// Packets to other addresses are left out: neighbour discovery, what the host itself sends.
+    /// Only packets to this address count, not neighbour discovery or the host's own.
     to: Vec<IpAddr>,
 }
 
@@ -28,7 +28,7 @@ impl Capture {
         Ok(Capture { socket, to })
     }
 
-    /// The next `count` packets.
+    /// Waits for the next `count` packets.
     pub fn take(&self, count: usize) -> Result<Vec<Vec<u8>>> {
         let mut packets = Vec::new();
         while packets.len() < count {
@@ -38,7 +38,7 @@ impl Capture {
         Ok(packets)
     }
 
-    /// Packets that come within `time` although none is expected.
+    /// Returns the packets that come within `time`; none is expected.
     pub fn rest(&self, time: Duration) -> Result<Vec<Vec<u8>>> {
         self.socket.set_read_timeout(Some(time))?;
         let mut packets = Vec::new();
@@ -56,8 +56,8 @@ impl Capture {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
-            // SAFETY: the kernel has set this many.
-            let packet: Vec<u8> = buffer[..length].iter().map(|octet| unsafe { octet.assume_init() }).collect();
+            // SAFETY: the kernel has written `length` bytes.
+            let packet: Vec<u8> = buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
             if destination(&packet).is_some_and(|to| self.to.contains(&to)) {
                 return Ok(Some(packet));
             }

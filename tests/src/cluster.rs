@@ -24,13 +24,10 @@ use anyhow::{Context, Result, anyhow};
 use crate::skip::missing;
 use control_plane::ControlPlane;
 use daemon::Lifetime;
-use programs::Program;
+use programs::GoProgram;
 
-/// Where a program lies.
-///
-/// # Errors
-/// When it isn't built; what to do.
-pub fn built(program: &Program) -> Result<PathBuf> {
+/// Requires a program that setup builds, and returns its path.
+pub fn built(program: &GoProgram) -> Result<PathBuf> {
     let path = program.path(&toolchain::cache_dir());
     if path.is_file() {
         return Ok(path);
@@ -38,18 +35,18 @@ pub fn built(program: &Program) -> Result<PathBuf> {
     Err(missing(format!("no {} at {}: `cargo xtask setup` builds it, with Go 1.26", program.name, path.display())))
 }
 
-/// What the lab requires, and these programs beside the control plane's.
-pub fn can_run(programs: &[Program]) -> Result<()> {
+/// Requires what the lab requires, the control plane's programs, and these.
+pub fn can_run(programs: &[GoProgram]) -> Result<()> {
     crate::can_run_lab()?;
     [programs::ETCD, programs::API_SERVER].iter().chain(programs).try_for_each(|program| built(program).map(drop))
 }
 
-/// Where setup unpacks what is not built: a folder of this name in the cache.
+/// The folder of the cache into which setup unpacks these Debian packages.
 pub fn unpacked(name: &str) -> PathBuf {
     toolchain::cache_dir().join(name)
 }
 
-/// This test program's control plane, started by the first test that asks.
+/// This test program's control plane. The first caller starts it.
 pub fn shared() -> Result<&'static ControlPlane> {
     static SHARED: OnceLock<Result<ControlPlane, String>> = OnceLock::new();
     let start = || -> Result<ControlPlane> {
@@ -61,8 +58,8 @@ pub fn shared() -> Result<&'static ControlPlane> {
     shared.as_ref().map_err(|error| anyhow!("the control plane: {error}"))
 }
 
-/// Removes a folder when this program has ended, however it ends: then the pipe closes. What still writes into the
-/// folder is ended at that moment too, so removing is tried more than once.
+/// Starts a shell that removes a folder once this program has ended: then the shell's pipe closes. Processes that still write into the
+/// folder end at that moment too, so the shell tries more than once.
 fn leave_nothing(dir: &std::path::Path) -> Result<()> {
     static JANITOR: OnceLock<Child> = OnceLock::new();
     const SCRIPT: &str = r#"cat >/dev/null; for n in 1 2 3 4 5; do rm -rf -- "$1" 2>/dev/null && exit; sleep 1; done"#;

@@ -1,4 +1,4 @@
-//! A receiver of OTLP over HTTP or HTTPS that keeps what it is sent, and can be told how to answer.
+//! A receiver of OTLP over HTTP or HTTPS that keeps the requests and answers as the test says.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,14 +13,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-/// An answer: its status line's rest, more headers, and a body.
+/// An answer: the rest of its status line, further headers, and a body.
 pub type Answer = (&'static str, &'static str, &'static [u8]);
 
 pub const OK: Answer = ("200 OK", "", b"");
 
 #[derive(Debug, Default)]
 struct State {
-    /// What the next requests are answered with; then [`OK`].
+    /// Answers to the next requests. Later requests get [`OK`].
     answers: Vec<Answer>,
     taken: Vec<Vec<u8>>,
     heads: Vec<String>,
@@ -37,7 +37,7 @@ impl Collector {
         Collector::listen(answers, None)
     }
 
-    /// With the certificate that [`certificates`] has made in this folder.
+    /// Starts one with the certificate that [`certificates`] has made in this folder.
     pub fn start_tls(folder: &Path) -> Result<Collector> {
         let certificate = CertificateDer::from_pem_file(folder.join("server.pem"))?;
         let key = PrivateKeyDer::from_pem_file(folder.join("server.key"))?;
@@ -55,7 +55,7 @@ impl Collector {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (state, tls) = (state.clone(), tls.clone());
-                // A client that goes away is no matter here.
+                // A client may close the connection.
                 thread::spawn(move || -> Result<()> {
                     match tls {
                         None => serve(stream, &state),
@@ -67,7 +67,7 @@ impl Collector {
         Ok(collector)
     }
 
-    /// The bodies that were answered with 200, and the heads of all requests.
+    /// The bodies of the requests that got 200, and the heads of all requests.
     pub fn taken(&self) -> (Vec<Vec<u8>>, Vec<String>) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         (state.taken.clone(), state.heads.clone())
@@ -111,7 +111,7 @@ fn serve(stream: impl Read + Write, state: &Mutex<State>) -> Result<()> {
     }
 }
 
-/// Makes an authority, and by it a certificate for 127.0.0.1: `ca.pem`, `server.pem`, `server.key`.
+/// Makes a certificate authority and a certificate for 127.0.0.1: `ca.pem`, `server.pem`, `server.key`.
 pub fn certificates(folder: &Path) -> Result<()> {
     fs::write(folder.join("server.ext"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=critical,CA:FALSE\n")?;
     let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];

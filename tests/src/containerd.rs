@@ -1,6 +1,6 @@
-//! A container runtime of the test's own: containerd in the lab's node, asked through its CRI as a kubelet asks it.
+//! Runs containerd in the lab's node and calls its CRI as a kubelet does.
 //!
-//! It runs in PID and mount namespaces of its own, so that all of its containers and mounts end with it, however that ends.
+//! containerd has PID and mount namespaces of its own, so that its containers and mounts end with it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -19,19 +19,19 @@ use crate::eventually;
 use crate::netns::Netns;
 use crate::skip::missing;
 
-/// Names an image of the agent, as `cargo xtask image` makes it.
+/// The environment variable with the path of the agent's image, which `cargo xtask image` makes.
 pub const IMAGE: &str = "NETPOL_TRACE_IMAGE";
 
-/// What holds a pod's namespaces. The runtime wants an image for it.
+/// The image of the process that holds a pod's namespaces.
 const PAUSE: &str = "localhost/pause:1";
-/// The pods' network, where they have one of their own.
+/// The network of pods without hostNetwork.
 const NETWORK: &str = r#"{
   "cniVersion": "1.0.0", "name": "lab",
   "plugins": [{ "type": "ptp", "ipam": { "type": "host-local", "dataDir": "DIR/ipam", "subnet": "10.99.0.0/24" } }]
 }"#;
 const PLUGINS: &str = "/usr/lib/cni";
 
-/// A running containerd; it ends with this.
+/// A running containerd, killed when dropped.
 #[derive(Debug)]
 pub struct Containerd {
     daemon: Daemon,
@@ -68,7 +68,7 @@ pub fn can_run() -> Result<()> {
 }
 
 impl Containerd {
-    /// Starts one in a node, with the images of these archives and one that holds a pod's namespaces.
+    /// Starts containerd in a node and imports the images of these archives.
     pub fn start(node: &Netns, archives: &[&Path]) -> Result<Containerd> {
         let dir = tempfile::Builder::new().prefix("netpol-trace-containerd-").tempdir()?;
         let place = dir.path().display();
@@ -125,7 +125,7 @@ conf_dir = "{place}/cni"
         self.dir.path().join("socket")
     }
 
-    /// A program that waits, on nothing.
+    /// Makes the image with a program that only waits.
     fn pause_image(&self) -> Result<PathBuf> {
         let place = |name: &str| self.dir.path().join(name);
         fs::write(place("pause.c"), "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n")?;
@@ -144,7 +144,7 @@ conf_dir = "{place}/cni"
         Ok(archive)
     }
 
-    /// One call of its CRI.
+    /// Makes one call of its CRI.
     pub fn call(&self, method: &str, request: &Value) -> Result<Value> {
         let mut command = Command::new(built(&CRI)?);
         command.arg(self.socket()).arg(method).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -155,7 +155,7 @@ conf_dir = "{place}/cni"
         serde_json::from_slice(&output.stdout).with_context(|| format!("{method}'s answer"))
     }
 
-    /// A pod's sandbox. With the host network the pod is in the node that containerd runs in.
+    /// Starts a pod's sandbox. With hostNetwork the pod is in the network namespace of the node.
     pub fn sandbox(&self, name: &str, host_network: bool) -> Result<Sandbox> {
         let network = if host_network { "NODE" } else { "POD" };
         let config = json!({
@@ -181,20 +181,20 @@ conf_dir = "{place}/cni"
         Ok(Container { id, log: self.dir.path().join(format!("logs/{name}.log")) })
     }
 
-    /// SIGTERM, and SIGKILL after so many seconds; with 0 SIGKILL at once.
+    /// Sends SIGTERM, and SIGKILL after this many seconds. With 0 it sends SIGKILL at once.
     pub fn stop_container(&self, container: &Container, seconds: u32) -> Result<()> {
         self.call("StopContainer", &json!({ "container_id": container.id, "timeout": seconds })).map(drop)
     }
 
-    /// How it ended; `None` while it runs.
+    /// The exit code; `None` while it runs.
     pub fn exit_code(&self, container: &Container) -> Result<Option<i64>> {
         let status = self.call("ContainerStatus", &json!({ "container_id": container.id }))?;
         let ended = status["status"]["state"] == "CONTAINER_EXITED";
-        // JSON of protocol buffers leaves out zeros.
+        // Protocol buffers leave out zeros in JSON.
         Ok(ended.then(|| status["status"]["exitCode"].as_i64().unwrap_or_default()))
     }
 
-    /// Ends a pod with all that is in it.
+    /// Stops a pod and removes it with its containers.
     pub fn remove(&self, sandbox: &Sandbox) -> Result<()> {
         let request = json!({ "pod_sandbox_id": sandbox.id });
         self.call("StopPodSandbox", &request)?;
@@ -210,7 +210,7 @@ impl Sandbox {
 }
 
 impl Container {
-    /// The lines of one of its streams so far; the runtime writes long ones in parts.
+    /// The lines of stdout or stderr so far. The runtime writes long lines in parts.
     pub fn lines(&self, stream: &str) -> Result<Vec<String>> {
         let text = fs::read_to_string(&self.log).with_context(|| self.log.display().to_string())?;
         let mut lines = vec![String::new()];
@@ -228,13 +228,13 @@ impl Container {
         Ok(lines)
     }
 
-    /// Its processes, as this program sees them.
+    /// The ids of its processes in this program's PID namespace.
     pub fn processes(&self) -> Result<Vec<u32>> {
         let text = fs::read_to_string(self.cgroup()?.join("cgroup.procs"))?;
         Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
     }
 
-    /// The most memory that it was charged for, in MiB: program file, kernel maps and all.
+    /// The highest memory charge of its cgroup in MiB, with program file and kernel maps.
     pub fn most_memory(&self) -> Result<f64> {
         let cgroup = self.cgroup()?;
         let names = ["memory.max_usage_in_bytes", "memory.peak"];
@@ -256,7 +256,7 @@ impl Drop for Containerd {
         let controllers = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
         for root in controllers.chain([PathBuf::from("/sys/fs/cgroup")]) {
             let place = root.join(&cgroup_parent()[1..]);
-            // A cgroup goes when its last process has.
+            // A cgroup can be removed when its last process has ended.
             let _ = eventually("an empty cgroup", || {
                 fs::read_dir(&place)
                     .into_iter()

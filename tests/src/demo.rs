@@ -1,7 +1,7 @@
 //! The demo: two namespaces of a small shop, what their policies should do, and what they do.
 //!
-//! `tests/demo/manifests` is what the agent reads, `tests/demo/ruleset.nft` what the kernel enforces, [`flows`] what
-//! people would expect of both. [`check`] compares all of them with the records.
+//! The agent reads `tests/demo/manifests`, the kernel enforces `tests/demo/ruleset.nft`, and [`flows`] has what people expect of both.
+//! [`check`] compares all of them with the records.
 
 pub mod check;
 pub mod flows;
@@ -35,7 +35,7 @@ pub struct Demo {
 }
 
 impl Demo {
-    /// Everything is up, and enforced, when this returns.
+    /// Starts everything. The rules are in force when this returns.
     pub fn start() -> Result<Demo> {
         let mut lab = Lab::new(NODE.name, NODE.ipv4, NODE.ipv6)?;
         for host in HOSTS {
@@ -50,7 +50,7 @@ impl Demo {
         Ok(Demo { lab, _servers: servers })
     }
 
-    /// Sends every flow, all at once; attempts are in the order of [`FLOWS`].
+    /// Sends all flows at once. The attempts are in the order of [`FLOWS`].
     pub fn send(&self) -> Result<Vec<Attempt>> {
         thread::scope(|scope| {
             let clients: Vec<_> = FLOWS.iter().map(|flow| scope.spawn(|| self.attempt(flow))).collect();
@@ -66,7 +66,7 @@ impl Demo {
         let client = self.lab.host(flow.from)?;
         let to: SocketAddr = flow.to.address.parse()?;
         let from = client.ip_like(to.ip());
-        // What must get through has all the time a busy machine needs.
+        // A connection that must succeed has as much time as a busy machine needs.
         let limit = if flow.vanishes() { DROPPED } else { PATIENCE };
         match flow.traffic {
             Traffic::Tcp => traffic::tcp(&client.netns, from, to, limit, TcpOptions::default()),
@@ -102,7 +102,7 @@ fn servers(lab: &Lab) -> Result<Vec<Server>> {
 /// A host of the demo.
 #[derive(Debug)]
 pub struct HostSpec {
-    /// How the demo speaks of it; a pod's is `namespace/workload`.
+    /// Its name in the demo's output; a pod's is `namespace/workload`.
     pub name: &'static str,
     /// The pod's full name in the manifests, `namespace/name`; `""` for a server outside the cluster.
     pub pod: &'static str,

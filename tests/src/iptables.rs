@@ -1,4 +1,4 @@
-//! iptables: rules in, counters out; both backends by the program's name (`iptables-legacy`, `ip6tables-nft`, …).
+//! Loads iptables rules and reads their counters, with either backend: `iptables-legacy`, `ip6tables-nft`, …
 
 use anyhow::{Context, Result};
 
@@ -26,7 +26,7 @@ pub fn load(netns: &Netns, backend: &str, lines: &str) -> Result<()> {
     Ok(())
 }
 
-/// Packets of the rules with this comment, over both families and the tables `filter` and `raw`.
+/// Packets of the rules with this comment, in both families.
 pub fn counted(netns: &Netns, backend: &str, comment: &str) -> Result<u64> {
     let mark = format!("/* {comment} */");
     let mut packets = 0;

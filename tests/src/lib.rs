@@ -1,17 +1,17 @@
 //! The lab: network namespaces, a real enforcer, real packets, and the agent that watches them.
 //!
 //! A [`Lab`](topology::Lab) is a node: a network namespace that routes between hosts (pods, servers outside), each in a namespace of its own
-//! behind a veth pair. An nftables ruleset in the node's namespace enforces; its counters are the truth that records
-//! are compared with. [`Agent`](agent::Agent) runs the real binary.
+//! behind a veth pair. An nftables ruleset in the node's namespace enforces, and its counters are what records are compared
+//! with. [`Agent`](agent::Agent) runs the real binary.
 //!
-//! Nothing outside the lab's own namespaces is touched. They have no names, only file descriptors, so they end with the
-//! process, however it ends. Drops of the whole host reach the agent: a test picks its own by the namespaces' inode
-//! numbers ([`Lab::owns`](topology::Lab::owns)).
+//! A lab changes nothing outside its own namespaces. They have no names, only file descriptors, so they end with the process. The agent
+//! sees drops of the whole host: a test picks its own by the namespaces' inode numbers ([`Lab::owns`](topology::Lab::owns)).
 
+pub mod accounting;
 pub mod agent;
 pub mod bench;
-pub mod books;
 pub mod bpf;
+pub mod bpf_fs;
 pub mod capture;
 pub mod cluster;
 pub mod collector;
@@ -23,6 +23,7 @@ pub mod nft;
 pub mod ovs;
 pub mod packet;
 pub mod pair;
+pub mod process;
 pub mod program;
 pub mod record;
 pub mod row;
@@ -57,7 +58,7 @@ pub fn has_program(program: &str, package: &str) -> Result<()> {
     if on_path(program) { Ok(()) } else { Err(missing(format!("no `{program}` here: apt-get install {package}"))) }
 }
 
-/// Asks again and again until there is an answer; an error after [`PATIENCE`].
+/// Calls `ask` until it returns something; an error after [`PATIENCE`].
 pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -67,7 +68,7 @@ pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> 
         if Instant::now() > deadline {
             bail!("not within {PATIENCE:?}: {what}");
         }
-        // Between two questions, for what gives no sign of its own.
+        // For conditions that can only be polled.
         std::thread::sleep(Duration::from_millis(20));
     }
 }

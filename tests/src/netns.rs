@@ -11,7 +11,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// Held open by a file descriptor: it ends when this and the last socket and process in it are gone.
+/// A file descriptor of the namespace, which ends with this and the last socket and process in it.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
@@ -20,7 +20,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// A new, empty namespace. `name` is only for messages.
+    /// Makes a new, empty namespace. `name` is only for messages.
     pub fn new(name: impl Into<String>) -> Result<Netns> {
         let name = name.into();
         let file = thread::scope(|scope| {
@@ -34,7 +34,7 @@ impl Netns {
         Ok(Netns { name, file, inode })
     }
 
-    /// The same namespace, held once more.
+    /// Duplicates the descriptor.
     pub fn try_clone(&self) -> Result<Netns> {
         Ok(Netns { name: self.name.clone(), file: self.file.try_clone()?, inode: self.inode })
     }
@@ -43,7 +43,7 @@ impl Netns {
         &self.name
     }
 
-    /// The inode number: what records call `kernel.netns`.
+    /// The inode number, which records have as `kernel.netns`.
     pub fn inode(&self) -> u32 {
         self.inode
     }
@@ -53,7 +53,7 @@ impl Netns {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
     }
 
-    /// Runs `work` inside the namespace, on a thread of its own. Sockets made there stay there, whoever uses them later.
+    /// Runs `work` inside the namespace, on a thread of its own. Sockets made there stay in the namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
@@ -64,7 +64,7 @@ impl Netns {
         })
     }
 
-    /// Runs a program inside the namespace to its end, with `input` on stdin; an error carries its stderr.
+    /// Runs a program inside the namespace to its end, with `input` on stdin. An error has its stderr.
     pub fn command(&self, program: &str, args: &[&str], input: &str) -> Result<Output> {
         let output = self.run(|| -> Result<Output> {
             let mut child = Command::new(program)
@@ -74,7 +74,7 @@ impl Netns {
                 .stderr(Stdio::piped())
                 .spawn()
                 .with_context(|| format!("start {program}"))?;
-            // What these programs print fits in the pipe; one that ends early says why on stderr.
+            // These programs print less than the pipe holds. One that ends early says why on stderr.
             let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
             Ok(child.wait_with_output()?)
         })?;

@@ -1,4 +1,4 @@
-//! nftables: rulesets in, counters out.
+//! Loads nftables rulesets and reads their counters.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::netns::Netns;
 
-/// Loads a ruleset, as `nft -f` does: all of it or nothing.
+/// Loads a ruleset with `nft -f`, which loads all of it or nothing.
 pub fn load(netns: &Netns, ruleset: &str) -> Result<()> {
     netns.command("nft", &["-f", "-"], ruleset).map(drop)
 }
@@ -23,7 +23,7 @@ pub fn counters(netns: &Netns) -> Result<BTreeMap<String, u64>> {
     Ok(packets)
 }
 
-/// Packets by a rule's comment, for the rules with an anonymous counter; rules with one comment are added up.
+/// Packets by comment, for rules with an anonymous counter. Rules with the same comment are added up.
 pub fn rule_counters(netns: &Netns) -> Result<BTreeMap<String, u64>> {
     let mut packets = BTreeMap::new();
     for object in list(netns, "ruleset")? {

@@ -1,4 +1,4 @@
-//! Open vSwitch: the kernel's own datapath, set up with ovs-dpctl. No daemon runs; what no flow matches is dropped.
+//! Sets up Open vSwitch's kernel datapath with ovs-dpctl. No daemon runs, so the datapath drops packets that match no flow.
 
 use std::path::PathBuf;
 
@@ -7,14 +7,14 @@ use anyhow::{Context, Result, ensure};
 use crate::cluster::toolchain;
 use crate::netns::Netns;
 
-/// Overrides the folder that `cargo xtask setup` unpacks Open vSwitch into.
+/// The environment variable that overrides the folder into which `cargo xtask setup` unpacks Open vSwitch.
 pub const FOLDER: &str = "NETPOL_TRACE_OVS";
-/// The datapath's name, which is also its own device's.
+/// The name of the datapath and of its own device.
 const DATAPATH: &str = "lab-ovs";
-/// Actions that leave the packet nowhere to go: the flow drops it. (A flow with none at all is beyond ovs-dpctl 3.1.)
+/// Actions that send the packet nowhere, so that the flow drops it. ovs-dpctl 3.1 can't add a flow without actions.
 pub const DROP: &str = "ct_clear";
 
-/// A datapath in a network namespace. It ends with that.
+/// A datapath in a network namespace, which ends with the namespace.
 #[derive(Debug)]
 pub struct Switch<'a> {
     netns: &'a Netns,
@@ -23,7 +23,7 @@ pub struct Switch<'a> {
 
 impl Switch<'_> {
     /// # Errors
-    /// The program or the kernel's module is missing.
+    /// If the program or the kernel's module is missing.
     pub fn new(netns: &Netns) -> Result<Switch<'_>> {
         let switch = Switch::at(netns);
         let program = switch.program();
@@ -38,12 +38,12 @@ impl Switch<'_> {
         Switch { netns, folder }
     }
 
-    /// Gives it a device as a port. Ports are numbered from 1 on.
+    /// Adds a device as a port. Ports are numbered from 1.
     pub fn add_port(&self, device: &str) -> Result<()> {
         self.run(&["add-if", DATAPATH, device]).map(drop)
     }
 
-    /// Does with what matches `key` what `actions` say.
+    /// Adds a flow: packets that match `key` get `actions`.
     pub fn add_flow(&self, key: &str, actions: &str) -> Result<()> {
         self.run(&["add-flow", DATAPATH, key, actions]).map(drop)
     }

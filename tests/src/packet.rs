@@ -14,7 +14,7 @@ pub fn tcp(from: SocketAddr, to: SocketAddr, flags: u8) -> Vec<u8> {
     let mut segment = Vec::with_capacity(20);
     segment.extend_from_slice(&from.port().to_be_bytes());
     segment.extend_from_slice(&to.port().to_be_bytes());
-    // Sequence and acknowledgment: any will do.
+    // Sequence and acknowledgment numbers, which do not matter.
     segment.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1]);
     // Header of 5 words, flags, a window of 1024, checksum and urgent pointer.
     segment.extend_from_slice(&[5 << 4, flags, 4, 0, 0, 0, 0, 0]);
@@ -35,7 +35,7 @@ pub fn ipv4(
     let header = 20 + options.len();
     let mut packet = vec![0x40 | (header / 4) as u8, 0];
     packet.extend_from_slice(&((header + payload.len()) as u16).to_be_bytes());
-    // An id, so that the kernel does not choose one.
+    // An id that is not 0, or the kernel would choose one.
     packet.extend_from_slice(&[0x12, 0x34]);
     packet.extend_from_slice(&fragment.to_be_bytes());
     packet.extend_from_slice(&[64, protocol, 0, 0]);
@@ -46,7 +46,7 @@ pub fn ipv4(
     packet
 }
 
-/// An IPv6 packet; `next` is the type of what `payload` begins with.
+/// An IPv6 packet. `next` is the type of the header that `payload` begins with.
 pub fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
     let mut packet = vec![0x60, 0, 0, 0];
     packet.extend_from_slice(&(payload.len() as u16).to_be_bytes());
@@ -73,7 +73,7 @@ pub fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     datagram
 }
 
-/// Whether what a raw TCP socket read is a RST from `from` to `to`. IPv4 raw sockets deliver the IP header, IPv6 ones don't.
+/// True if a packet from a raw TCP socket is a RST from `from` to `to`. IPv4 raw sockets deliver the IP header, IPv6 ones don't.
 pub fn is_reset(packet: &[u8], from: SocketAddr, to: SocketAddr) -> bool {
     let header = if from.is_ipv4() { packet.first().map_or(0, |first| usize::from(first & 0xf) * 4) } else { 0 };
     let Some(segment) = packet.get(header..).filter(|segment| segment.len() >= 20) else { return false };
@@ -87,7 +87,7 @@ pub fn sctp_init(from: u16, to: u16) -> Vec<u8> {
     packet.extend_from_slice(&to.to_be_bytes());
     // Verification tag 0 (the rule for INIT), checksum.
     packet.extend_from_slice(&[0; 8]);
-    // INIT, no flags, 20 octets: initiate tag, receiver window, streams out and in, first TSN.
+    // INIT, no flags, 20 bytes: initiate tag, receiver window, streams out and in, first TSN.
     packet.extend_from_slice(&[1, 0, 0, 20, 0, 0, 0, 7, 0, 1, 0, 0, 0, 10, 0, 10, 0, 0, 0, 1]);
     let sum = crc32c(&packet);
     packet[8..12].copy_from_slice(&sum.to_le_bytes());
@@ -129,10 +129,10 @@ fn checksum(parts: &[&[u8]]) -> u16 {
 }
 
 /// CRC-32C (Castagnoli), bit by bit: SCTP's checksum.
-fn crc32c(octets: &[u8]) -> u32 {
+fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = !0u32;
-    for octet in octets {
-        crc ^= u32::from(*octet);
+    for byte in bytes {
+        crc ^= u32::from(*byte);
         for _ in 0..8 {
             crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
         }

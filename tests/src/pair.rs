@@ -22,7 +22,7 @@ pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 3);
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 pub const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
 
-/// What an enforcer makes of the policy: `denied` counts what it drops.
+/// An enforcer's ruleset for the policy. `denied` counts the dropped packets.
 pub const DENY: &str = "
 table inet network-policy {
 	counter denied { }
@@ -34,7 +34,7 @@ table inet network-policy {
 	}
 }";
 
-/// The same without conntrack, as a stateless enforcer has it: no packet of the lab carries a connection.
+/// The same without conntrack, as a stateless enforcer has it. The lab's packets then have no conntrack entry.
 pub const DENY_STATELESS: &str = "
 table inet network-policy {
 	counter denied { }
@@ -52,17 +52,17 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Both pods up, and `ruleset` in force.
+    /// Starts both pods and loads `ruleset`.
     pub fn start(ruleset: &str) -> Result<Pair> {
         Pair::start_on(Wire::Veth, ruleset)
     }
 
-    /// The same with another kind of devices.
+    /// Does the same with another kind of devices.
     pub fn start_on(wire: Wire, ruleset: &str) -> Result<Pair> {
         let mut lab = Lab::new("node-a", NODE, NODE6)?;
         lab.attach_by(wire, "client", CLIENT, CLIENT6)?;
         lab.attach_by(wire, "server", SERVER, SERVER6)?;
-        // Even nothing to load would load nf_tables.
+        // Loading an empty ruleset would load the module nf_tables.
         if !ruleset.is_empty() {
             lab.enforce(ruleset)?;
         }
@@ -101,12 +101,12 @@ impl Pair {
         self.add("another-policy.yaml", yaml)
     }
 
-    /// The agent on this cluster's manifests, attached, writing every cause.
+    /// Starts the agent on this cluster's manifests, with every cause written.
     pub fn watch(&self) -> Result<Agent> {
         Agent::start(&["--all-drops", "--manifests", &self.manifests().to_string_lossy()])
     }
 
-    /// The agent in the node's own network namespace, where the tc hook finds the pods' interfaces.
+    /// Starts the agent in the node's network namespace, where the tc hook finds the pods' interfaces.
     pub fn watch_node(&self, arguments: &[&str]) -> Result<Agent> {
         let manifests = self.manifests().to_string_lossy().into_owned();
         let arguments: Vec<&str> = ["--manifests", &manifests].into_iter().chain(arguments.iter().copied()).collect();
@@ -120,8 +120,8 @@ impl Pair {
         named.or(nft::rule_counters(node)?.remove(counter)).with_context(|| format!("no counter {counter}"))
     }
 
-    /// Stops the agent, checks its books, and that netfilter's drops in this lab are what `counter` counted. Returns them.
-    pub fn settle(&self, agent: Agent, counter: &str) -> Result<Vec<Record>> {
+    /// Stops the agent, checks its packet accounting, compares netfilter's drops in this lab with `counter`, and returns them.
+    pub fn stop_and_compare(&self, agent: Agent, counter: &str) -> Result<Vec<Record>> {
         let run = agent.stop()?;
         run.balance()?;
         let records = self.netfilter_drops(&run);
@@ -129,10 +129,10 @@ impl Pair {
         Ok(records)
     }
 
-    /// This lab's drops by netfilter. Others, such as a closed socket's queue, no rule counts.
+    /// This lab's drops by netfilter. No rule counts other drops, such as a closed socket's queue.
     pub fn netfilter_drops(&self, run: &Run) -> Vec<Record> {
         let own = drops(&run.records).filter(|record| self.lab.owns(record));
-        // Kernels before 6.7 don't tell nftables from other netfilter users; those before 5.18 give no reason.
+        // Kernels before 6.7 don't distinguish nftables from other netfilter users. Kernels before 5.18 give no reason.
         own.filter(|record| ["nftables", "netfilter"].contains(&record.text("/kernel/mechanism"))).cloned().collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Small eBPF programs as enforcers have them: drop UDP datagrams to one port, and count them.
+//! Small eBPF programs that stand in for an enforcer's: they drop UDP datagrams to one port and count them.
 
 use std::ffi::CString;
 use std::io;
@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result};
 
-/// Where a program runs: its type, and how it says drop and pass.
+/// The kind of a program: its type, and its return values for drop and pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Tc,
@@ -26,7 +26,7 @@ pub enum Match {
 
 /// A loaded program with its counter.
 #[derive(Debug)]
-pub struct Program {
+pub struct CountingProgram {
     pub fd: OwnedFd,
     map: OwnedFd,
 }
@@ -50,14 +50,14 @@ pub enum XdpMode {
     Native = 4,
 }
 
-impl Program {
-    /// Drops UDP to `port`, IPv4 and IPv6 without extension headers, of at least 16 octets of data.
-    pub fn load(kind: Kind, port: u16) -> Result<Program> {
-        Program::load_matching(kind, Match::UdpPort(port))
+impl CountingProgram {
+    /// Loads a program that drops UDP to `port`, over IPv4 and IPv6 without extension headers, with at least 16 bytes of data.
+    pub fn load(kind: Kind, port: u16) -> Result<CountingProgram> {
+        CountingProgram::load_matching(kind, Match::UdpPort(port))
     }
 
-    pub fn load_matching(kind: Kind, matches: Match) -> Result<Program> {
-        // BPF_MAP_TYPE_ARRAY, keys of 4 octets, values of 8, one entry.
+    pub fn load_matching(kind: Kind, matches: Match) -> Result<CountingProgram> {
+        // BPF_MAP_TYPE_ARRAY, keys of 4 bytes, values of 8, one entry.
         let map = bpf(MAP_CREATE, &words(&[2, 4, 8, 1])).context("create the program's map")?;
         let code = code(kind, matches, map.as_raw_fd());
         let license = c"GPL";
@@ -75,10 +75,10 @@ impl Program {
         // The name, as enforcers give one.
         attr.extend(b"lab_drop\0\0\0\0\0\0\0\0");
         attr.extend(words(&[0, attach_type]));
-        Ok(Program { fd: bpf(PROG_LOAD, &attr).context("load the program")?, map })
+        Ok(CountingProgram { fd: bpf(PROG_LOAD, &attr).context("load the program")?, map })
     }
 
-    /// Packets that it dropped.
+    /// The number of packets that it dropped.
     pub fn counted(&self) -> Result<u64> {
         let (key, mut value) = (0u32, 0u64);
         let mut attr = words(&[self.map.as_raw_fd() as u32, 0]);
@@ -89,12 +89,12 @@ impl Program {
         Ok(value)
     }
 
-    /// Attaches by TCX in the network namespace of the calling thread; until the link is dropped.
+    /// Attaches by TCX in the network namespace of the calling thread, until the link is dropped.
     pub fn attach_tcx(&self, ifindex: u32, ingress: bool) -> Result<OwnedFd> {
         self.link(ifindex, if ingress { TCX_INGRESS } else { TCX_EGRESS }, 0)
     }
 
-    /// Attaches to what leaves one end of a netkit pair, given by the host's end.
+    /// Attaches to the packets that leave one end of a netkit pair, given by the host's end.
     pub fn attach_netkit(&self, ifindex: u32, from_pod: bool) -> Result<OwnedFd> {
         self.link(ifindex, if from_pod { NETKIT_PEER } else { NETKIT_PRIMARY }, 0)
     }
@@ -205,19 +205,19 @@ fn words(words: &[u32]) -> Vec<u8> {
 
 fn bpf(command: u32, attr: &[u8]) -> io::Result<OwnedFd> {
     let fd = syscall(command, attr)?;
-    // SAFETY: these commands return a new descriptor, nobody else's.
+    // SAFETY: these commands return a new descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 fn syscall(command: u32, attr: &[u8]) -> io::Result<i64> {
-    // The kernel wants eight-octet alignment of what holds pointers.
+    // Attributes with pointers need eight-byte alignment.
     let mut aligned = vec![0u64; attr.len().div_ceil(8)];
     for (word, bytes) in aligned.iter_mut().zip(attr.chunks(8)) {
         let mut whole = [0; 8];
         whole[..bytes.len()].copy_from_slice(bytes);
         *word = u64::from_ne_bytes(whole);
     }
-    // SAFETY: `aligned` holds at least `attr.len()` octets; the pointers inside live in the callers' frames.
+    // SAFETY: `aligned` holds at least `attr.len()` bytes; the pointers inside live in the callers' frames.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, aligned.as_mut_ptr(), attr.len() as u32) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done) }
 }

@@ -1,4 +1,4 @@
-//! The agent's lines, as the tests read them: by JSON pointer, independent of the program's own types.
+//! Reads the agent's lines by JSON pointer, independent of the agent's types.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +20,7 @@ impl Record {
         Ok(Record { line: line.to_owned(), value })
     }
 
-    /// The text at a JSON pointer such as `/verdict/ingress/result`; `""` where there is none.
+    /// The text at a JSON pointer such as `/verdict/ingress/result`; `""` if absent.
     pub fn text(&self, pointer: &str) -> &str {
         self.value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
     }
@@ -49,7 +49,7 @@ impl Record {
         self.text("/cause")
     }
 
-    /// Packets of a drop.
+    /// The number of packets of a drop.
     pub fn count(&self) -> u64 {
         self.number("/count").unwrap_or_default()
     }
@@ -58,19 +58,19 @@ impl Record {
         self.number("/kernel/netns").and_then(|inode| u32::try_from(inode).ok())
     }
 
-    /// The address and port of `source` or `destination`, after NAT; a packet without ports has port 0.
+    /// The address and port of `source` or `destination`, after NAT; port 0 if the packet has none.
     pub fn address(&self, end: &str) -> Option<SocketAddr> {
         let ip: IpAddr = self.text(&format!("/{end}/ip")).parse().ok()?;
         let port = self.number(&format!("/{end}/port")).unwrap_or_default();
         Some(SocketAddr::new(ip, u16::try_from(port).ok()?))
     }
 
-    /// `namespace/name` of an end's pod; `""` when it is no pod.
+    /// `namespace/name` of an endpoint's pod; `""` if it is not a pod.
     pub fn pod(&self, end: &str) -> String {
         self.name(&format!("/{end}/pod"))
     }
 
-    /// `namespace/name` of the service that an end was addressed by; `""` when there is none.
+    /// `namespace/name` of the service that an endpoint was addressed by; `""` if there is none.
     pub fn service(&self, end: &str) -> String {
         self.name(&format!("/{end}/service"))
     }
@@ -106,7 +106,7 @@ impl fmt::Display for Record {
     }
 }
 
-/// The line: it is what a failed test should show.
+/// The whole line, for the message of a failed test.
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.line)
@@ -118,7 +118,7 @@ pub fn drops<'a>(records: impl IntoIterator<Item = &'a Record>) -> impl Iterator
     records.into_iter().filter(|record| record.is_drop())
 }
 
-/// The packets of all these drops.
+/// The sum of the packets of these drops.
 pub fn packets<'a>(records: impl IntoIterator<Item = &'a Record>) -> u64 {
     drops(records).map(Record::count).sum()
 }

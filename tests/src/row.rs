@@ -1,4 +1,4 @@
-//! One row of the table of enforcement mechanisms: what drops, what is sent, what the records must say.
+//! One row of the table of enforcement mechanisms: an enforcer, packets, and what the records must say.
 //!
 //! A row has a lab and an agent of its own. The agent runs in the node's network namespace, as a DaemonSet with
 //! hostNetwork does, so that it sees the node's rulesets.
@@ -20,12 +20,12 @@ use crate::skip::missing;
 use crate::topology::Wire;
 use crate::traffic::{self, TcpOptions};
 
-/// The port that rows send UDP to, where nothing else matters.
+/// The UDP port that rows send to unless they need another.
 pub const PORT: u16 = 9;
 /// Datagrams to each address.
 pub const DATAGRAMS: u64 = 3;
 
-/// What a record must say. An empty text is not looked at; `-` means absent.
+/// What a record must say. An empty text matches anything; `-` means absent.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Expect {
     pub mechanism: &'static str,
@@ -51,20 +51,20 @@ pub struct Row {
     name: &'static str,
     pub pair: Pair,
     agent: Option<Agent>,
-    /// What was sent: source, and destination as the client wrote it.
+    /// The packets sent: source, and destination before NAT.
     sent: Vec<(SocketAddr, SocketAddr)>,
     /// The row's packets are replies.
     replies: bool,
 }
 
 impl Row {
-    /// The lab without rules. `test` is the test's name, from `test_name!`.
+    /// Starts the lab without rules. `test` is the test's name, from `test_name!`.
     pub fn new(test: &'static str) -> Result<Row> {
         can_run_lab()?;
         Ok(Row::on(test, Pair::start("")?))
     }
 
-    /// The same with netkit devices, which newer kernels are built with or not.
+    /// Does the same with netkit devices, which newer kernels are built with or not.
     pub fn with_netkit(test: &'static str) -> Result<Row> {
         can_run_lab()?;
         if !since(6, 7) {
@@ -98,7 +98,7 @@ impl Row {
         Ok(())
     }
 
-    /// What `doctor` finds in the node's network namespace, of one check.
+    /// The findings of one of doctor's checks in the node's network namespace.
     pub fn doctor(&self, check: &str) -> Result<Vec<serde_json::Value>> {
         let mut command = Command::new(agent::binary()?);
         let output = self.pair.lab.node().run(|| command.args(["doctor", "--output", "json"]).output())?;
@@ -108,7 +108,7 @@ impl Row {
     }
 
     /// The detail of a hook in the agent's first status.
-    pub fn told_of(&self, name: &str) -> Result<String> {
+    pub fn hook_detail(&self, name: &str) -> Result<String> {
         Ok(self.hook(name)?["detail"].as_str().unwrap_or_default().to_owned())
     }
 
@@ -118,17 +118,17 @@ impl Row {
         Ok(())
     }
 
-    /// Whether this kernel shows each packet that is rejected, and so which ones are not.
-    pub fn tells_rejects(&self) -> Result<bool> {
+    /// True if this kernel shows every rejected packet, so that other packets are known to be dropped.
+    pub fn shows_rejects(&self) -> Result<bool> {
         Ok(self.reject_hook()? == "fentry")
     }
 
-    /// Whether this kernel shows IPv4's ICMP errors that are sent.
+    /// True if this kernel shows the IPv4 ICMP errors that it sends.
     pub fn shows_icmp_errors(&self) -> Result<bool> {
         Ok(["fentry", "tracepoint"].contains(&self.reject_hook()?.as_str()))
     }
 
-    /// The state of the hook `reject`, as the agent tells it.
+    /// The state of the hook `reject` in the agent's status.
     fn reject_hook(&self) -> Result<String> {
         Ok(self.hook("reject")?["state"].as_str().context("no state of the hook `reject`")?.to_owned())
     }
@@ -140,12 +140,12 @@ impl Row {
         hooks.find(|hook| hook["name"] == name).cloned().with_context(|| format!("no hook {name}"))
     }
 
-    /// UDP from the client to the server's port, of each family.
+    /// Sends UDP from the client to the server's [`PORT`], over each family.
     pub fn to_server(&mut self) -> Result<()> {
         self.send("client", &[(SERVER, PORT).into(), (SERVER6, PORT).into()])
     }
 
-    /// UDP from a host's address to these, [`DATAGRAMS`] each. A sender that is refused (EPERM) has sent.
+    /// Sends [`DATAGRAMS`] from a host to each of these addresses. A datagram refused with EPERM counts as sent.
     pub fn send(&mut self, host: &str, to: &[SocketAddr]) -> Result<()> {
         for address in to {
             let host = self.pair.lab.host(host)?;
@@ -156,22 +156,22 @@ impl Row {
         Ok(())
     }
 
-    /// The same to another port.
+    /// Does the same to another port.
     pub fn to_server_at(&mut self, port: u16) -> Result<()> {
         self.send("client", &[(SERVER, port).into(), (SERVER6, port).into()])
     }
 
-    /// The same of one family.
+    /// Does the same over one family.
     pub fn to_server_of(&mut self, ipv4: bool) -> Result<()> {
         self.send("client", &[if ipv4 { (SERVER, PORT).into() } else { (SERVER6, PORT).into() }])
     }
 
-    /// UDP from the node's own addresses to the server's.
+    /// Sends UDP from the node's own addresses to the server's.
     pub fn from_node(&mut self) -> Result<()> {
         self.from_node_to(&[(SERVER, PORT).into(), (SERVER6, PORT).into()])
     }
 
-    /// UDP from the node's own addresses.
+    /// Sends UDP from the node's own addresses.
     pub fn from_node_to(&mut self, to: &[SocketAddr]) -> Result<()> {
         for to in to {
             let from: IpAddr = if to.is_ipv4() { NODE.into() } else { NODE6.into() };
@@ -187,20 +187,20 @@ impl Row {
         self.sent.push((to, from));
     }
 
-    /// Notes packets that were sent otherwise.
+    /// Adds packets that the test sent itself.
     pub fn note(&mut self, source: SocketAddr, destination: SocketAddr) {
         self.sent.push((source, destination));
     }
 
-    /// What a record must call nftables where the agent can't read the rules: before 6.7 its drops may look like any netfilter
-    /// user's. Updates of older kernels have 6.7's place for them; its name is in the records.
-    pub fn nftables_unread(&self, counted: u64) -> Result<&'static str> {
+    /// The mechanism of nftables' drops if the agent can't read the rules. Before 6.7 they may look like any netfilter user's. Updates of
+    /// older kernels have 6.7's call site, whose name is then in the records.
+    pub fn nftables_mechanism_if_unread(&self, counted: u64) -> Result<&'static str> {
         self.seen(counted)?;
         let located = self.records()?.iter().any(|record| record.text("/kernel/location") == "nft_do_chain");
         Ok(if since(6, 7) || located { "nftables" } else { "netfilter" })
     }
 
-    /// Waits until the agent has told of so many packets of the row.
+    /// Waits until the agent has reported `count` packets of the row.
     pub fn seen(&self, count: u64) -> Result<()> {
         let agent = self.agent.as_ref().context("the agent is not started")?;
         agent.wait_for(&format!("{count} packets of row {}", self.name), |records| {
@@ -236,8 +236,8 @@ impl Row {
             && self.sent.iter().any(|(source, _)| record.address("source") == Some(*source))
     }
 
-    /// Ends the agent, compares its records of the row's packets with what was expected and counted, and tells the
-    /// result in one line. `counted` is the enforcer's own count, or what was sent where it has none.
+    /// Stops the agent, compares its records of the row's packets with `expect` and `counted`, and prints the result as one line. `counted`
+    /// is the enforcer's own count, or the number of packets sent if it has none.
     pub fn check(self, expect: Expect, counted: u64) -> Result<Run> {
         self.finish(expect, counted).map(|(_, run)| run)
     }
@@ -251,7 +251,7 @@ impl Row {
         Err(missing(why))
     }
 
-    /// The same; keeps the lab too.
+    /// Does the same and returns the lab too.
     pub fn finish(mut self, expect: Expect, counted: u64) -> Result<(Pair, Run)> {
         let run = self.agent.take().context("the agent is not started")?.stop()?;
         run.balance()?;
@@ -262,7 +262,7 @@ impl Row {
             .filter(|record| self.pair.lab.owns(record) && record.cause() == "policy" && !self.is_mine(record))
             .collect();
         let (recorded, correct) = (packets(mine.iter().copied()), packets(right.iter().copied()));
-        // Packets that were called a policy's and were not.
+        // Packets whose record wrongly has the cause `policy`.
         let blamed =
             packets(mine.iter().copied().filter(|_| expect.cause != "policy").filter(|r| r.cause() == "policy"))
                 + packets(strays.iter().copied());
@@ -270,7 +270,7 @@ impl Row {
             "cause": expect.cause, "counted": counted, "recorded": recorded, "right": correct, "wrongly_policy": blamed,
             "kernel": release()});
         let _ = writeln!(std::io::stderr(), "row: {line}");
-        // One example of each.
+        // One example of each fault.
         let mut examples: BTreeMap<String, &Record> = BTreeMap::new();
         for record in &mine {
             for fault in wrong(expect, record).into_iter().chain(self.wrong_tuple(record)) {
@@ -292,7 +292,7 @@ impl Row {
         Ok((self.pair, run))
     }
 
-    /// Both tuples: what the client sent to is the record's destination, or its `original`.
+    /// Checks both tuples: the client's destination is the record's destination or its `original`.
     fn wrong_tuple(&self, record: &Record) -> Option<String> {
         let asked = match (record.text("/destination/original/ip").parse::<IpAddr>(), record.address("destination")) {
             (Ok(ip), _) => {
@@ -307,14 +307,14 @@ impl Row {
     }
 }
 
-/// Sends [`DATAGRAMS`] from one socket, each of 32 octets.
+/// Sends [`DATAGRAMS`] from one socket, each of 32 bytes.
 pub fn datagrams(netns: &crate::netns::Netns, from: IpAddr, to: SocketAddr) -> Result<SocketAddr> {
     netns.run(|| {
         let socket = std::net::UdpSocket::bind((from, 0))?;
         for _ in 0..DATAGRAMS {
             match socket.send_to(&[b'.'; 32], to) {
                 Ok(_) => {}
-                // A drop or a reject on this host, or the answer to an earlier datagram: it was sent all the same.
+                // A rule on this host refused it, or an earlier datagram's error came back: it counts as sent.
                 Err(error) if !matches!(error.kind(), std::io::ErrorKind::InvalidInput) => {}
                 Err(error) => return Err(error).with_context(|| format!("send to {to}")),
             }
@@ -323,7 +323,7 @@ pub fn datagrams(netns: &crate::netns::Netns, from: IpAddr, to: SocketAddr) -> R
     })
 }
 
-/// What of a record is not as expected.
+/// What differs between a record and the expectation.
 fn wrong(expect: Expect, record: &Record) -> Vec<String> {
     let mut wrong = Vec::new();
     for (pointer, want) in [
@@ -341,7 +341,7 @@ fn wrong(expect: Expect, record: &Record) -> Vec<String> {
     wrong
 }
 
-/// Packets dropped in the lab's namespaces, by where and why.
+/// Packets dropped in the lab's namespaces, by call site and cause.
 fn of_lab(pair: &Pair, run: &Run) -> BTreeMap<String, u64> {
     let mut all = BTreeMap::new();
     for record in drops(&run.records).filter(|record| pair.lab.owns(record)) {
@@ -373,7 +373,7 @@ fn release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 
-/// Whether the kernel is at least this one.
+/// True if the kernel is at least this version.
 pub fn since(major: u32, minor: u32) -> bool {
     let release = release();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
@@ -385,7 +385,7 @@ pub fn client(port: u16) -> [SocketAddr; 2] {
     [(CLIENT, port).into(), (CLIENT6, port).into()]
 }
 
-/// One SYN each, short of a retransmission.
+/// Sends one SYN to each address and stops before the first retransmission.
 pub fn syns_with(row: &mut Row, to: &[SocketAddr], options: TcpOptions) -> Result<()> {
     for address in to {
         let host = row.pair.client()?;

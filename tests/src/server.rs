@@ -15,13 +15,13 @@ use socket2::{Domain, Socket, Type};
 use crate::netns::Netns;
 use crate::traffic::{self, DROPPED};
 
-/// A connection that says nothing for this long is given up.
+/// The server closes a connection after this long without data.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// What an FTP server says when it could not reach the client's data port (RFC 959).
+/// An FTP server's reply if it can't reach the client's data port (RFC 959).
 pub const NO_DATA_CONNECTION: &str = "425";
 
-/// Runs until dropped.
+/// A server that runs until dropped.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
@@ -31,19 +31,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Greets each client with a line, then reads and forgets what it sends.
+    /// Starts a TCP server that greets each client with a line, then reads and discards what it sends.
     pub fn tcp(netns: &Netns, address: SocketAddr) -> Result<Server> {
         Server::listen(netns, address, move |stream| greet(stream, address))
     }
 
-    /// FTP's control connection, far enough for active mode: USER, PORT, LIST, QUIT. The data connection comes from
-    /// port 20 of the server, and only the client's kernel or something on the way can refuse it.
+    /// Starts an FTP server with what active mode needs: USER, PORT, LIST, QUIT. The data connection comes from the server's port 20, and
+    /// only the client's kernel or something on the way can refuse it.
     pub fn ftp(netns: &Netns, address: SocketAddr) -> Result<Server> {
         let inside = Arc::new(netns.try_clone()?);
         Server::listen(netns, address, move |stream| ftp(&inside, stream))
     }
 
-    /// Answers every A question about one of `names`, NXDOMAIN to the rest.
+    /// Starts a DNS server that answers A queries for `names`, and other queries with NXDOMAIN.
     pub fn dns(netns: &Netns, address: SocketAddr, names: &[(&str, Ipv4Addr)]) -> Result<Server> {
         let socket = netns.run(|| UdpSocket::bind(address)).with_context(|| format!("bind UDP {address}"))?;
         let names: Vec<_> = names.iter().map(|(name, ip)| (wire_name(name), *ip)).collect();
@@ -55,15 +55,15 @@ impl Server {
                     return;
                 }
                 if let Some(answer) = dns_answer(&query[..length], &names) {
-                    // The client may be gone; it asks again if it cares.
+                    // The client may be gone, or asks again.
                     let _ = socket.send_to(&answer, client);
                 }
             }
         })
     }
 
-    /// Answers the n-th datagram with the n-th of `answers`, from the first again at the end. The two octets of a DNS query's
-    /// id are put in front.
+    /// Starts a server that answers the n-th datagram with the n-th of `answers`, and begins again at the end. It puts the two bytes of the
+    /// DNS query's id in front.
     pub fn udp_answers(netns: &Netns, address: SocketAddr, answers: Vec<Vec<u8>>) -> Result<Server> {
         let socket = netns.run(|| UdpSocket::bind(address)).with_context(|| format!("bind UDP {address}"))?;
         let control = Socket::from(socket.try_clone()?);
@@ -75,7 +75,7 @@ impl Server {
                     return;
                 }
                 let (Some(id), Some(answer)) = (query[..length].first_chunk::<2>(), next.next()) else { continue };
-                // The client may be gone; it asks again if it cares.
+                // The client may be gone, or asks again.
                 let _ = socket.send_to(&[id, answer.as_slice()].concat(), client);
             }
         })
@@ -100,7 +100,7 @@ impl Server {
                 }
                 let Ok(stream) = stream else { return };
                 let serve = serve.clone();
-                // A client that leaves early is the client's affair: its side of the test tells.
+                // A client may close early; its side of the test reports it.
                 thread::spawn(move || {
                     let _ = stream.set_read_timeout(Some(IDLE));
                     serve(stream)
@@ -124,7 +124,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Wakes accept and recv; an unbound UDP socket answers ENOTCONN and wakes all the same.
+        // Wakes accept and recv. An unconnected UDP socket returns ENOTCONN and wakes all the same.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
         let _ = self.thread.take().map(JoinHandle::join);
     }
@@ -203,7 +203,7 @@ fn parse_port(argument: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(Ipv4Addr::new(a, b, c, d).into(), u16::from_be_bytes([high, low])))
 }
 
-/// A domain name as DNS writes it: each label after its length.
+/// A domain name in DNS's wire format: each label after its length.
 pub fn wire_name(name: &str) -> Vec<u8> {
     let mut wire = Vec::new();
     for label in name.split('.') {
@@ -224,7 +224,7 @@ fn dns_answer(query: &[u8], names: &[(Vec<u8>, Ipv4Addr)]) -> Option<Vec<u8>> {
     answer[2..4].copy_from_slice(&[0x81, if known.is_some() { 0x80 } else { 0x83 }]);
     if let Some((_, ip)) = known {
         answer[6..8].copy_from_slice(&[0, 1]);
-        // The question's name, A, IN, 30 s, four octets.
+        // The question's name, A, IN, 30 s, four bytes.
         answer.extend_from_slice(&[0xc0, HEADER as u8, 0, 1, 0, 1, 0, 0, 0, 30, 0, 4]);
         answer.extend_from_slice(&ip.octets());
     }

@@ -24,12 +24,12 @@ pub fn missing(what: impl fmt::Display) -> anyhow::Error {
 }
 
 /// What a test returns.
-pub trait Outcome {
+pub trait TestResult {
     fn skipped() -> Self;
     fn failed(error: anyhow::Error) -> Self;
 }
 
-impl Outcome for () {
+impl TestResult for () {
     fn skipped() {}
 
     fn failed(error: anyhow::Error) {
@@ -37,7 +37,7 @@ impl Outcome for () {
     }
 }
 
-impl Outcome for anyhow::Result<()> {
+impl TestResult for anyhow::Result<()> {
     fn skipped() -> Self {
         Ok(())
     }
@@ -48,7 +48,7 @@ impl Outcome for anyhow::Result<()> {
 }
 
 /// Ends a test after an error: as skipped, with the reason printed, if the error is a [`Missing`].
-pub fn end<T: Outcome>(test: &str, error: anyhow::Error) -> T {
+pub fn end<T: TestResult>(test: &str, error: anyhow::Error) -> T {
     let Some(missing) = error.downcast_ref::<Missing>() else { return T::failed(error) };
     // A closed stderr is no reason to fail.
     let _ = writeln!(std::io::stderr(), "{test}: skipped: {missing}");

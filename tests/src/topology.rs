@@ -1,4 +1,4 @@
-//! A node and its hosts: `pod -- veth -- node -- veth -- server outside`, all routed, IPv4 and IPv6; or with netkit.
+//! A node and its hosts: `pod -- veth -- node -- veth -- server outside`. All is routed, over IPv4 and IPv6. Netkit can replace veth.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,7 +9,7 @@ use crate::netns::Netns;
 use crate::nft;
 use crate::record::Record;
 
-/// What every host has as its IPv4 router: the node's address on each of its veths.
+/// Every host's IPv4 router: the node's address on each of its veths.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
 const GATEWAY6: &str = "fe80::1";
 
@@ -20,7 +20,7 @@ pub struct Lab {
     hosts: BTreeMap<String, Host>,
 }
 
-/// A pod or a server outside, by its namespace and its address of each family.
+/// A pod or a server outside: its namespace and one address per family.
 #[derive(Debug)]
 pub struct Host {
     pub name: String,
@@ -47,7 +47,7 @@ impl Host {
 }
 
 impl Lab {
-    /// A node with these addresses and no hosts yet.
+    /// Makes a node with these addresses and without hosts.
     pub fn new(name: &str, ipv4: Ipv4Addr, ipv6: Ipv6Addr) -> Result<Lab> {
         let node = Netns::new(name)?;
         quiet(&node)?;
@@ -70,7 +70,7 @@ impl Lab {
         let path = netns.path();
         let (device, make) = match wire {
             Wire::Veth => (format!("veth{number}"), format!("type veth peer name eth0 netns {path}")),
-            // Older versions of `ip` know nothing of netkit, so the other end gets a name of the kernel's choice.
+            // Older versions of `ip` don't know netkit, so the kernel chooses the other end's name.
             Wire::Netkit => (format!("netkit{number}"), format!("type netkit\nlink set nk0 netns {path} name eth0")),
         };
         self.node.ip(&format!(
@@ -95,7 +95,7 @@ impl Lab {
         Ok(self.hosts.entry(name.to_owned()).or_insert(host))
     }
 
-    /// Makes a host the node's way to everywhere else.
+    /// Makes a host the node's default route.
     pub fn route_default(&self, name: &str) -> Result<()> {
         let Host { device, ipv4, ipv6, .. } = self.host(name)?;
         self.node.ip(&format!("route add default via {ipv4} dev {device}\nroute add default via {ipv6} dev {device}\n"))
@@ -114,7 +114,7 @@ impl Lab {
         nft::load(&self.node, ruleset)
     }
 
-    /// Whether a record's drop happened in one of this lab's namespaces.
+    /// True if a record's drop happened in one of this lab's namespaces.
     pub fn owns(&self, record: &Record) -> bool {
         record.netns().is_some_and(|inode| self.inodes().contains(&inode))
     }
@@ -124,7 +124,7 @@ impl Lab {
     }
 }
 
-/// No packets of the kernel's own accord: no duplicate address detection, router solicitation or made-up addresses.
+/// Turns off what the kernel sends by itself: duplicate address detection and router solicitation, and addresses that it makes.
 fn quiet(netns: &Netns) -> Result<()> {
     netns.sysctl("ipv6/conf/default/accept_dad", "0")?;
     netns.sysctl("ipv6/conf/default/accept_ra", "0")?;

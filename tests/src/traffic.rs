@@ -1,4 +1,4 @@
-//! Clients: each makes one attempt from inside a host's namespace and says how it ended.
+//! Clients. Each makes one attempt from inside a host's namespace and returns its outcome.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,19 +11,19 @@ use crate::netns::Netns;
 use crate::server::{NO_DATA_CONNECTION, wire_name};
 use crate::{PATIENCE, packet};
 
-/// How long a client tries where its packets vanish: TCP sends its SYN and, after one second, one more.
+/// How long a client tries if nothing answers: TCP sends its SYN, and one more after one second.
 pub const DROPPED: Duration = Duration::from_millis(1500);
 
-/// One attempt. The source is what the records show: it is unique among a lab's attempts.
+/// One attempt. Its source is unique among a lab's attempts, so that records can be matched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
     pub source: SocketAddr,
-    /// Where the client sent to, before NAT.
+    /// The destination before NAT.
     pub destination: SocketAddr,
     pub outcome: Outcome,
 }
 
-/// How an attempt ended, as the client sees it.
+/// The client's view of how an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Passed,
@@ -50,7 +50,7 @@ impl From<io::Result<()>> for Outcome {
 /// What makes a TCP attempt unusual.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TcpOptions {
-    /// Hop limit, where not the system's.
+    /// The hop limit, if not the system's.
     pub ttl: Option<u32>,
 }
 
@@ -70,7 +70,7 @@ pub fn tcp(netns: &Netns, from: IpAddr, to: SocketAddr, limit: Duration, options
     })
 }
 
-/// Asks a name server for `name`'s address, twice at most, and checks that the answer is to this question.
+/// Asks a name server for `name`'s address, at most twice, and checks that the answer is to this query.
 pub fn dns(netns: &Netns, from: IpAddr, to: SocketAddr, name: &str, limit: Duration) -> Result<Attempt> {
     netns.run(|| {
         let socket = UdpSocket::bind((from, 0))?;
@@ -98,8 +98,7 @@ pub fn dns(netns: &Netns, from: IpAddr, to: SocketAddr, name: &str, limit: Durat
     })
 }
 
-/// FTP in active mode. The attempt reported is the server's data connection to the client; that the control connection
-/// works is required.
+/// Uses FTP in active mode. Returns the server's data connection to the client as the attempt; the control connection must work.
 pub fn ftp(netns: &Netns, from: Ipv4Addr, server: SocketAddr) -> Result<Attempt> {
     netns.run(|| {
         let listener = TcpListener::bind((from, 0))?;
@@ -110,7 +109,7 @@ pub fn ftp(netns: &Netns, from: Ipv4Addr, server: SocketAddr) -> Result<Attempt>
         let mut expect = |code: &str| -> Result<String> {
             let reply = replies.next().context("FTP server closed the control connection")??;
             if !reply.starts_with(code) {
-                bail!("FTP server said {reply:?}, not {code}");
+                bail!("the FTP server replied {reply:?}, expected {code}");
             }
             Ok(reply)
         };
@@ -130,14 +129,13 @@ pub fn ftp(netns: &Netns, from: Ipv4Addr, server: SocketAddr) -> Result<Attempt>
             _ => Outcome::Failed(last),
         };
         write!(control, "QUIT\r\n")?;
-        // Closed with an answer unread, the connection would end in a RST, which is a drop too.
+        // A connection closed with unread data ends in a RST, which would be a drop too.
         expect("221")?;
         Ok(Attempt { source: SocketAddr::new(server.ip(), 20), destination: data, outcome })
     })
 }
 
-/// Sends a SYN-ACK that answers nothing, as asymmetric routing does. A host that gets it answers with RST: that is
-/// `Refused`.
+/// Sends a SYN-ACK without a SYN before it, as with asymmetric routing. A host that receives it answers with RST: `Refused`.
 pub fn syn_ack(netns: &Netns, from: SocketAddr, to: SocketAddr, limit: Duration) -> Result<Attempt> {
     netns.run(|| {
         let socket = Socket::new(Domain::for_address(to), Type::RAW, Some(Protocol::TCP))?;
@@ -181,7 +179,7 @@ fn read_greeting(stream: TcpStream) -> io::Result<()> {
     if line.starts_with("hello from ") { Ok(()) } else { Err(io::Error::other(format!("greeted with {line:?}"))) }
 }
 
-/// Sends one datagram of `size` octets to each port of `to`; nobody waits for an answer. Returns the source.
+/// Sends one datagram of `size` bytes to each address, without waiting for answers. Returns the source.
 pub fn udp(
     netns: &Netns,
     from: IpAddr,

@@ -42,8 +42,8 @@ mirror() {
 
 view=$CACHE/apt
 apt_in_view() {
-  local verb=$1; shift
-  "apt-$verb" -oDir::Etc::sourcelist="$view/sources.list" -oDir::Etc::sourceparts=- -oDir::State="$view/state" \
+  local tool=$1; shift
+  "apt-$tool" -oDir::Etc::sourcelist="$view/sources.list" -oDir::Etc::sourceparts=- -oDir::State="$view/state" \
     -oDir::State::Lists="$view/lists" -oDir::Cache="$view/cache" -oDir::State::status="$view/state/status" \
     -oAcquire::Languages=none -oAPT::Sandbox::User=root -oAcquire::Retries=3 "$@"
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: the figures, as tables.
+//! `cargo xtask bench`: runs the benches and prints their tables.
 
 mod page;
 
@@ -8,17 +8,17 @@ use std::process::{ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::cluster_programs::{API_SERVER, ETCD};
-use crate::machine;
 use crate::setup::{self, Need};
+use crate::{image, machine};
 
 /// Measure and print tables.
 ///
-/// Builds in release mode and runs the benches one after the other, since they would disturb each other. Figures
-/// depend on the machine; nothing is asserted, but by the soak.
+/// The agent is the release, as the image has it. Benches run one after the other, since they would disturb each other.
+/// Figures depend on the machine. No bench fails on a figure, except the soak.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only these benches; `all`: those that this machine can run, and docs/benchmarks.md is made of them [default: the same without
-    /// the page]
+    /// Only these benches. `all` runs every bench that this machine can run and writes docs/benchmarks.md [default: every bench,
+    /// without the page]
     names: Vec<String>,
     /// Name the benches and what they measure
     #[arg(long)]
@@ -36,8 +36,9 @@ struct Bench {
     /// The cargo bench target.
     name: &'static str,
     measures: &'static str,
-    needs_root: bool,
-    /// Only when it is named.
+    /// It runs the agent, which needs root.
+    runs_agent: bool,
+    /// Runs only when it is named.
     on_request: bool,
 }
 
@@ -45,60 +46,60 @@ const BENCHES: [Bench; 9] = [
     Bench {
         name: "verdict",
         measures: "index build, verdicts a second, cost by cluster size",
-        needs_root: false,
+        runs_agent: false,
         on_request: false,
     },
     Bench {
         name: "oracle",
         measures: "a million random queries to both evaluators: differences",
-        needs_root: false,
+        runs_agent: false,
         on_request: false,
     },
     Bench {
         name: "tail",
         measures: "tail on a log of a million records: filtering, summary, memory",
-        needs_root: false,
+        runs_agent: false,
         on_request: false,
     },
     Bench {
         name: "records",
-        measures: "from the kernel's record to the written line, by processor time and allocations",
-        needs_root: false,
+        measures: "processor time and allocations from the kernel's event to the written line",
+        runs_agent: false,
         on_request: false,
     },
     Bench {
         name: "drops",
-        measures: "what watching drops costs, next to bpftrace, bcc and nftables' log (some minutes)",
-        needs_root: true,
+        measures: "the cost of watching drops, compared with bpftrace, bcc and nftables' log (some minutes)",
+        runs_agent: true,
         on_request: false,
     },
     Bench {
         name: "latency",
         measures: "from a dropped packet to its written line; start to attached",
-        needs_root: true,
+        runs_agent: true,
         on_request: false,
     },
     Bench {
         name: "tc",
-        measures: "the tc hook's cost of a packet, next to an empty program",
-        needs_root: true,
+        measures: "the tc hook's cost per packet, compared with an empty program",
+        runs_agent: true,
         on_request: false,
     },
     Bench {
         name: "api",
-        measures: "what agents cost a real API server, and a cluster's size an agent (some minutes)",
-        needs_root: true,
+        measures: "the load of agents on a real API server, and an agent's memory by cluster size (some minutes)",
+        runs_agent: true,
         on_request: false,
     },
     Bench {
         name: "soak",
-        measures: "--minutes of mixed drops and pods that come and go: flat, and the books balance",
-        needs_root: true,
+        measures: "--minutes of mixed drops and pods that come and go: memory stays flat, and every packet is accounted for",
+        runs_agent: true,
         on_request: true,
     },
 ];
 
-/// The word for all of them, with the page.
+/// The name that stands for every bench and the page.
 const ALL: &str = "all";
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -118,7 +119,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let (mut failed, mut results) = (Vec::new(), Vec::new());
     for bench in BENCHES.iter().filter(wanted) {
         println!("\n== {}: {}", bench.name, bench.measures);
-        if bench.needs_root && !machine::is_root() {
+        if bench.runs_agent && !machine::is_root() {
             println!("skipped: needs root");
             continue;
         }
@@ -139,18 +140,21 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs a bench; what it printed.
+/// Runs a bench and returns what it printed.
 fn one(bench: &Bench, args: &Args) -> Result<String> {
     match bench.name {
         "api" => setup::ensure_programs(&[ETCD, API_SERVER])?,
-        // What is missing is named in its row.
+        // A missing program is named in its row of the table.
         "drops" => setup::ensure(&[Need::Peers]).unwrap_or_else(|error| println!("{error:#}")),
         _ => {}
     }
     let mut command = machine::cargo();
-    // The whole workspace's features, as all else is built.
+    // With the features of the whole workspace, as every other build has them: no crate is built twice.
     command.args(["bench", "--quiet", "--locked", "--workspace", "--bench", bench.name, "--"]);
     command.args(&args.rest);
+    if bench.runs_agent {
+        command.env("NETPOL_TRACE_BIN", image::release()?);
+    }
     if bench.name == "soak" {
         command.arg(args.minutes.to_string());
     }

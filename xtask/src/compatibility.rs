@@ -1,4 +1,4 @@
-//! `cargo xtask compatibility`: what was seen of every mechanism, per kernel, as docs/compatibility.md.
+//! `cargo xtask compatibility`: writes docs/compatibility.md, which says for each kernel how every mechanism's drops are recorded.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,11 +10,11 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::setup::{self, Need};
-use crate::{machine, test, vm};
+use crate::{image, machine, test, vm};
 
-/// Run a test per mechanism on this kernel and in virtual machines, and write what was seen to docs/compatibility.md.
+/// Run one test per mechanism on this kernel and in virtual machines, and write the results to docs/compatibility.md.
 ///
-/// Parts of kernels that are not run stay. Exit code 1 when a row is not as it should be.
+/// Sections of other kernels stay as they are. The exit code is 1 when a row is wrong.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Version prefixes of Debian kernels to boot, or `here` for this machine's own
@@ -23,7 +23,7 @@ pub struct Args {
     /// Read this output of the lab's `rows::` tests instead of running them
     #[arg(long, value_name = "FILE", conflicts_with = "kernels")]
     log: Option<PathBuf>,
-    /// That file has some of the rows only: the kernel's others stay as they are, and so do those of its other builds
+    /// The file has only some rows: the kernel's other rows, and sections of its other builds, stay as they are
     #[arg(long, requires = "log")]
     part: bool,
 }
@@ -31,49 +31,49 @@ pub struct Args {
 /// This machine's own kernel.
 const HERE: &str = "here";
 const DOCUMENT: &str = "docs/compatibility.md";
-/// What every run of the rows ends with.
+/// The beginning of the last line of a complete run.
 const END: &str = "test result: ";
 const INTRODUCTION: &str = "# What is seen on which kernel
 
 Made by `cargo xtask compatibility`; do not edit. Each row is a test in `tests/lab/rows`: a real enforcer drops real packets in
-network namespaces, and the records are compared with the enforcer's own counter.
+network namespaces, and the test compares the records with the enforcer's own counter.
 
 - Recall: of the packets that a mechanism dropped, the part that has a record with the right mechanism, hook, action, cause, and
   both addresses.
-- A skipped row says why: the kernel lacks the mechanism, or does not show its drops; then at least none of them was called a
-  policy's.
-- Precision: of the packets whose record says `policy`, the part that a policy's enforcer dropped. In rows that are no
-  policy's, every packet called a policy's counts against it.
+- Precision: of the packets whose record has cause `policy`, the part that a policy's enforcer dropped. In rows without a policy,
+  every packet with cause `policy` counts against it.
+- A skipped row gives the reason: the kernel lacks the mechanism, or does not show its drops. In the second case the test checks that no
+  packet got cause `policy`.
 
 ## What a kernel does not show
 
-| kernel | not shown | what records say then |
+| kernel | not shown | what records have instead |
 |---|---|---|
-| before 5.16 | nothing: its nftables has no hook on a device's egress | |
-| before 5.17 | why a packet was freed | only what is freed in the code of enforcers is recorded: not what others drop, and not what a \
-cgroup's ingress program drops |
-| before 6.6 | what Open vSwitch drops | nothing: it looks like delivered packets. `netpol-trace doctor` and the agent's status say \
+| before 5.16 | nothing: its nftables has no egress hook on a device | |
+| before 5.17 | the drop reason | only drops in the code of enforcers are recorded; other drops, and those of a \
+cgroup's ingress program, are not |
+| before 6.6 | drops by Open vSwitch | nothing: they look like delivered packets. `netpol-trace doctor` and `status` records have \
 \"no coverage\" where there is a datapath |
-| before 6.6 | nothing: it has no TCX; programs below clsact are seen | |
+| before 6.6 | nothing: it has no TCX; drops by programs at clsact are seen | |
 | before 6.7 | nothing: it has no netkit | |
-| before 6.7, some updates of 6.1 excepted | nftables and iptables-legacy free a packet at the same place | mechanism `netfilter`, unless the agent can read the \
+| before 6.7, except some updates of 6.1 | whether nftables or iptables-legacy freed a packet: both do it at the same call site | mechanism `netfilter`, unless the agent can read the \
 rules of the packet's network namespace |
-| in lockdown, or without BPF trampolines | the answer that REJECT sends; from 6.10 on IPv4's ICMP errors are shown | action as the rules \
-have it: `unknown` where one that drops and one that rejects may have matched |
+| in lockdown, or without BPF trampolines | the packets that REJECT sends; from 6.10 on IPv4's ICMP errors are shown | the action by the \
+rules: `unknown` where a rule that drops and a rule that rejects may have matched |
 
 ## What to know when you compare
 
-- A record stands for packets, not connections. A client whose SYN is rejected by an ICMP error while `connect` holds its socket
-  sends a second one: two packets, and both are dropped.
+- A record stands for packets, not connections. If an ICMP error rejects a SYN while `connect` holds the client's socket, the client
+  sends a second SYN: two packets, and both are dropped.
 - The kernel limits how many ICMP errors it sends (`net.ipv4.icmp_ratelimit`, `net.ipv4.icmp_msgs_per_sec`). With trampolines a
-  packet of a REJECT rule is `reject` whether its answer went out or not. Where only errors that go out are shown, a packet without
-  one has the action that the rules tell.
-- kube-router 2.10.0, like others, drops what conntrack finds invalid in the hook where it rejects the rest. Where the answer of
-  REJECT is not shown, the rules alone can't tell which of the two it was: `unknown`.
-- A kernel's part can be of several runs. A row that it lacks was not run on that build.
-- What a netkit device's program drops has no reason of its own: its place says it. A pod's packets meet that program before the tc
-  hook, which sees only what it lets pass on to the node's end.
-- Open vSwitch is its datapath alone: flows made by `ovs-dpctl`, no daemon. A flow that sends a packet nowhere drops it.
+  packet of a REJECT rule has action `reject` even if the kernel did not send the error. Where only sent errors are shown, a packet without
+  one has the action by the rules.
+- kube-router 2.10.0, like others, drops packets that conntrack finds invalid in the hook where it rejects the others. Where the packets that
+  REJECT sends are not shown, the rules alone can't tell which of the two happened: `unknown`.
+- A kernel's section can be of several runs. A row that is missing was not run on that build.
+- A drop by a netkit device's program has no drop reason of its own; the call site identifies it. A pod's packets meet that program before the tc
+  hook, which sees only packets that the program passes to the node's side.
+- Open vSwitch is tested as the datapath alone: flows made by `ovs-dpctl`, without a daemon. A flow without actions drops the packet.
 ";
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -84,11 +84,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut seen = BTreeMap::new();
     for log in &logs {
         if !log.contains(END) {
-            bail!("the rows were not run to their end: {}", log.lines().last().unwrap_or_default());
+            bail!("the tests did not run to their end; the last line is: {}", log.lines().last().unwrap_or_default());
         }
         let rows = parse(log);
         if rows.is_empty() {
-            bail!("no row in the tests' output: {}", log.lines().last().unwrap_or_default());
+            bail!("the tests' output has no row; the last line is: {}", log.lines().last().unwrap_or_default());
         }
         seen.extend(rows);
     }
@@ -102,12 +102,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             rows.append(&mut others);
             rows.sort_by(|a, b| a.name.cmp(&b.name));
         } else {
-            // Another build of the same kernel takes its place.
+            // This build of the kernel replaces the section of an earlier one.
             sections.retain(|other, _| line(other) != line(kernel));
         }
         let text = section(rows);
         println!("Linux {kernel}\n\n{text}");
-        good &= rows.iter().all(Row::is_good);
+        good &= rows.iter().all(RowResult::is_good);
         sections.insert(kernel.clone(), text);
     }
     let mut document = INTRODUCTION.to_owned();
@@ -124,9 +124,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn run_rows(kernels: &[String]) -> Result<Vec<String>> {
     setup::ensure(&[Need::Build, Need::Lab])?;
     let programs = test::build()?;
-    if kernels.iter().any(|kernel| kernel != HERE) {
-        test::release_build()?;
-    }
+    let release = if kernels.iter().any(|kernel| kernel != HERE) { Some(image::release()?) } else { None };
     let lab =
         programs.iter().find(|program| program.target == "lab").context("cargo built no test program of the lab")?;
     let mut logs = Vec::new();
@@ -136,7 +134,8 @@ fn run_rows(kernels: &[String]) -> Result<Vec<String>> {
             command.arg("rows::");
             command
         } else {
-            match vm::command(kernel, &programs, &["rows::"])? {
+            let agent = release.as_deref().context("the release for virtual machines")?;
+            match vm::command(kernel, agent, &programs, &["rows::"])? {
                 Ok(command) => command,
                 Err(why) => bail!("no virtual machine with kernel {kernel}: {why}"),
             }
@@ -148,9 +147,9 @@ fn run_rows(kernels: &[String]) -> Result<Vec<String>> {
     Ok(logs)
 }
 
-/// A row's line, or why there is none.
+/// The result of one row's test, or why there is none.
 #[derive(Debug, Clone, PartialEq)]
-struct Row {
+struct RowResult {
     name: String,
     expected: Vec<String>,
     counted: u64,
@@ -158,14 +157,14 @@ struct Row {
     right: u64,
     wrongly_policy: u64,
     skipped: Option<String>,
-    /// Its test failed before there was anything to compare.
+    /// The test failed before it had figures to compare.
     failed: bool,
 }
 
-impl Row {
-    /// A row without figures.
-    fn without(name: &str) -> Row {
-        Row {
+impl RowResult {
+    /// A row without figures: skipped or failed.
+    fn without(name: &str) -> RowResult {
+        RowResult {
             name: short(name),
             expected: Vec::new(),
             counted: 0,
@@ -187,32 +186,32 @@ impl Row {
     }
 }
 
-/// Rows by kernel. Skips and failures count for the kernel of the rows around them.
-fn parse(log: &str) -> BTreeMap<String, Vec<Row>> {
-    let mut kernels: BTreeMap<String, Vec<Row>> = BTreeMap::new();
-    let mut skips: Vec<Row> = Vec::new();
+/// Reads rows by kernel. A skip or a failure belongs to the kernel of the rows in the same log.
+fn parse(log: &str) -> BTreeMap<String, Vec<RowResult>> {
+    let mut kernels: BTreeMap<String, Vec<RowResult>> = BTreeMap::new();
+    let mut skips: Vec<RowResult> = Vec::new();
     for line in log.lines() {
         if let Some((_, json)) = line.split_once("row: ")
             && let Ok(value) = serde_json::from_str::<Value>(json)
         {
             let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
             let number = |name: &str| value[name].as_u64().unwrap_or_default();
-            kernels.entry(text("kernel")).or_default().push(Row {
+            kernels.entry(text("kernel")).or_default().push(RowResult {
                 name: short(&text("row")),
                 expected: ["mechanism", "hook", "action", "cause"].map(text).to_vec(),
                 counted: number("counted"),
                 recorded: number("recorded"),
                 right: number("right"),
                 wrongly_policy: number("wrongly_policy"),
-                ..Row::without("")
+                ..RowResult::without("")
             });
         } else if let Some((test, why)) = line.split_once(": skipped: ")
-            // Behind `test rows::x ... `, where the tests run one after the other.
+            // With one thread the line begins with libtest's `test NAME ... `.
             && let Some(at) = test.rfind("rows::")
         {
-            skips.push(Row { skipped: Some(why.chars().take(120).collect()), ..Row::without(&test[at..]) });
+            skips.push(RowResult { skipped: Some(why.chars().take(120).collect()), ..RowResult::without(&test[at..]) });
         } else if let Some(name) = line.strip_prefix("test rows::").and_then(|line| line.strip_suffix(" ... FAILED")) {
-            skips.push(Row { failed: true, ..Row::without(name) });
+            skips.push(RowResult { failed: true, ..RowResult::without(name) });
         }
     }
     if let Some(rows) = kernels.values_mut().next_back() {
@@ -225,7 +224,7 @@ fn parse(log: &str) -> BTreeMap<String, Vec<Row>> {
     kernels
 }
 
-/// What stays the same over a distribution's updates: version and flavour.
+/// The part of a release that a distribution's updates don't change: version and flavour.
 fn line(release: &str) -> (Vec<&str>, &str) {
     let version = release.split(|c: char| !c.is_ascii_digit()).take(2).collect();
     (version, release.rsplit_once('-').map_or("", |(_, flavour)| flavour))
@@ -235,18 +234,18 @@ fn short(name: &str) -> String {
     name.rsplit_once("rows::").map_or(name, |(_, row)| row).replace("::", ": ").replace('_', " ")
 }
 
-fn section(rows: &[Row]) -> String {
+fn section(rows: &[RowResult]) -> String {
     let mut text = "| mechanism | dropped | recorded right | recall | called policy | rightly | precision |\n\
                     |---|---|---|---|---|---|---|\n"
         .to_owned();
-    let mut mechanisms: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+    let mut mechanisms: BTreeMap<&str, Vec<&RowResult>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.skipped.is_none() && !row.failed) {
         let name = row.expected.first().map(String::as_str).filter(|name| !name.is_empty());
         let without = if row.is_policy() { "one of several" } else { "healthy traffic" };
         mechanisms.entry(name.unwrap_or(without)).or_default().push(row);
     }
     for (mechanism, rows) in mechanisms {
-        let sum = |of: fn(&Row) -> u64| rows.iter().map(|row| of(row)).sum::<u64>();
+        let sum = |of: fn(&RowResult) -> u64| rows.iter().map(|row| of(row)).sum::<u64>();
         let (counted, right) = (sum(|row| row.counted), sum(|row| row.right));
         let rightly = sum(|row| if row.is_policy() { row.right } else { 0 });
         let called = rightly
@@ -278,13 +277,13 @@ fn section(rows: &[Row]) -> String {
     text
 }
 
-/// The rows of a kernel's part of the document.
-fn rows_of(section: &str) -> Vec<Row> {
+/// The rows of a kernel's section.
+fn rows_of(section: &str) -> Vec<RowResult> {
     let lines = section.lines().skip_while(|line| !line.starts_with("| row |")).skip(2);
     lines.filter_map(row_of).collect()
 }
 
-fn row_of(line: &str) -> Option<Row> {
+fn row_of(line: &str) -> Option<RowResult> {
     let cells: Vec<&str> = line.strip_prefix("| ")?.strip_suffix(" |")?.split('|').map(str::trim).collect();
     let [name, expected, counted, recorded, right, result] = cells.as_slice() else { return None };
     let expected = match *expected {
@@ -293,7 +292,7 @@ fn row_of(line: &str) -> Option<Row> {
         words => words.split(", ").map(|word| if word == "any" { "" } else { word }.to_owned()).collect(),
     };
     let wrong = result.strip_prefix("WRONG, ").and_then(|rest| rest.split(' ').next());
-    Some(Row {
+    Some(RowResult {
         name: (*name).to_owned(),
         expected,
         counted: counted.parse().ok()?,
@@ -309,7 +308,7 @@ fn percent(part: u64, whole: u64) -> String {
     if whole == 0 { "-".to_owned() } else { format!("{:.0} %", 100.0 * part as f64 / whole as f64) }
 }
 
-/// The kernels' parts of the document as it is.
+/// The sections of the document, by kernel.
 fn sections(document: &str) -> BTreeMap<String, String> {
     let parts = document.split("\n## Linux ").skip(1);
     parts

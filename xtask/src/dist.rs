@@ -1,5 +1,5 @@
-//! `cargo xtask dist`: what a release offers for download: the program as a kubectl plugin, an archive for each architecture, with
-//! checksums and krew's manifest.
+//! `cargo xtask dist`: makes a release's downloads: the program as a kubectl plugin, in one archive per architecture, with checksums
+//! and krew's manifest.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::setup::{self, Need};
 /// kubectl krew install --manifest=target/dist/netpol-trace.yaml --archive=target/dist/kubectl-netpol_trace-linux-amd64.tar.gz
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The machine that it is for: amd64 or arm64; repeatable. The default is this one
+    /// Architecture: amd64 or arm64; repeatable [default: this machine's]
     #[arg(long)]
     arch: Vec<Arch>,
     /// Pack this static binary instead of building one
@@ -29,7 +29,7 @@ pub struct Args {
 const PLUGIN: &str = "kubectl-netpol_trace";
 /// In the archive: the agent's licences, and that of the programs for the kernel inside of it.
 const LICENCES: [&str; 3] = ["LICENSE-APACHE", "LICENSE-MIT", "netpol-trace-ebpf/LICENSE-GPL2"];
-/// krew-release-bot's template, which a release fills in; its addresses say how the archives are called.
+/// The template that krew-release-bot fills in at a release. Its URLs give the archives' names.
 const TEMPLATE: &str = "deploy/krew/netpol-trace.yaml";
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -84,14 +84,14 @@ fn pack(binary: &Path, arch: &str, folder: &Path) -> Result<Archive> {
     Ok(Archive { name, sha256 })
 }
 
-/// The template as krew-release-bot would fill it in, with the platforms of which there is an archive.
+/// Fills in the template as krew-release-bot does, for the platforms that have an archive.
 fn manifest(template: &str, archives: &[Archive]) -> Result<String> {
     const PLATFORM: &str = "    - selector:\n";
     const SUM: &str = "{{addURIAndSha \"";
     let tag = concat!("v", env!("CARGO_PKG_VERSION"));
     let mut parts = template.split(PLATFORM);
     let mut text = parts.next().unwrap_or_default().replace("{{ .TagName }}", tag);
-    // The template's own comment is about the template.
+    // The comment at the top is about the template, not about the manifest.
     text = text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
     for platform in parts {
         let (before, rest) = platform.split_once(SUM).with_context(|| format!("{TEMPLATE}: no {SUM} in a platform"))?;

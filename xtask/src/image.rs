@@ -1,4 +1,4 @@
-//! `cargo xtask image`: the agent as an OCI image, without a registry: one static binary on nothing.
+//! `cargo xtask image`: builds the OCI image of the agent: one static binary, from scratch, without a registry.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -15,19 +15,19 @@ use crate::setup::{self, Need};
 /// oci-archive:…`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The machine that it is for: amd64 or arm64
+    /// Architecture: amd64 or arm64
     #[arg(long, default_value_t = Arch::of_this_machine())]
     arch: Arch,
     /// The image's name
     #[arg(long, default_value = NAME)]
     name: String,
-    /// The quick build instead of the release: to try the image
+    /// Use the debug build, which is ready sooner
     #[arg(long)]
     debug: bool,
     /// Put this static binary into the image instead of building one
     #[arg(long, value_name = "PATH", conflicts_with_all = ["debug", "binary_only"])]
     binary: Option<PathBuf>,
-    /// Only the binary
+    /// Build only the binary
     #[arg(long)]
     binary_only: bool,
     /// Run the image's `doctor` in a container with the DaemonSet's capabilities and the default seccomp profile
@@ -45,10 +45,10 @@ pub enum Arch {
     Arm64,
 }
 
-/// As the manifests in deploy/ have it.
+/// The image's name in the manifests of deploy/.
 const NAME: &str = "ghcr.io/netpol-trace/netpol-trace";
 
-/// The capabilities of the manifests in deploy/.
+/// The capabilities that the manifests of deploy/ add.
 const CAPABILITIES: [&str; 3] = ["CAP_BPF", "CAP_PERFMON", "CAP_SYSLOG"];
 
 impl Arch {
@@ -108,17 +108,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The release for this machine, as the image has it.
+/// Builds the release for this machine: the static binary that the image, virtual machines and benches run.
 pub fn release() -> Result<PathBuf> {
     build(&of_this_machine())
 }
 
-/// The release for a machine.
+/// Builds the release for an architecture.
 pub fn static_binary(arch: Arch) -> Result<PathBuf> {
     build(&Args { arch, ..of_this_machine() })
 }
 
-/// The image with it; `None` where there is nothing to make images with.
+/// Makes the image with this binary; `None` without buildah.
 pub fn of_the_release(binary: &Path) -> Result<Option<PathBuf>> {
     if machine::program("buildah").is_none() {
         return Ok(None);
@@ -142,11 +142,7 @@ fn size(path: &Path) -> Result<f64> {
     Ok(path.metadata().with_context(|| path.display().to_string())?.len() as f64 / f64::from(1 << 20))
 }
 
-/// A thirtieth of the binary: relocations packed, which Debian 12's C library (2.36) is the first to take, and functions of the same code
-/// put into one, by rustc's own linker. It links with that on this architecture only, and where it has it: a distribution's may not.
-const SMALLER: [&str; 2] = ["-z,pack-relative-relocs", "--icf=all"];
-
-/// Builds the agent with the C library inside: it runs where there is nothing else. glibc's resolver reads resolv.conf itself.
+/// Builds the agent with the C library linked in, so that it runs from scratch. glibc's static resolver reads resolv.conf itself.
 fn build(args: &Args) -> Result<PathBuf> {
     let (arch, target) = (args.arch, args.arch.target());
     let mut cargo = machine::cargo();
@@ -157,11 +153,8 @@ fn build(args: &Args) -> Result<PathBuf> {
         prepare_cross(arch, &mut cargo)?;
         folder.push(target);
     }
-    // Only the last step, the linking, differs from the ordinary build: all that was compiled for that is used.
+    // `cargo rustc` passes these arguments to the last crate only: dependencies are those of `cargo build --release`.
     cargo.args(["--", "-C", "target-feature=+crt-static"]);
-    if arch == Arch::Amd64 && has_own_linker(target) {
-        cargo.args(SMALLER.map(|argument| format!("-Clink-arg=-Wl,{argument}")));
-    }
     machine::run(&mut cargo)?;
     let built = folder.join(if args.debug { "debug" } else { "release" }).join("netpol-trace");
     let binary = machine::target().join(format!("image/netpol-trace-{arch}"));
@@ -170,12 +163,7 @@ fn build(args: &Args) -> Result<PathBuf> {
     Ok(binary)
 }
 
-fn has_own_linker(target: &str) -> bool {
-    let sysroot = machine::output(Command::new("rustc").args(["--print", "sysroot"]));
-    sysroot.is_ok_and(|sysroot| Path::new(&sysroot).join("lib/rustlib").join(target).join("bin/gcc-ld/ld.lld").exists())
-}
-
-/// Another architecture's linker, C compiler and standard library.
+/// Sets the linker, C compiler and standard library of another architecture.
 fn prepare_cross(arch: Arch, cargo: &mut Command) -> Result<()> {
     let target = arch.target();
     let family = target.split('-').next().unwrap_or_default();
@@ -211,7 +199,7 @@ fn compiler_for(target: &str) -> Result<Option<&'static str>> {
     )
 }
 
-/// buildah with a storage of its own: nothing is left in the machine's.
+/// buildah with its storage below target/, so that the machine's own storage stays as it is.
 struct Buildah {
     root: PathBuf,
 }
@@ -223,13 +211,13 @@ impl Buildah {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("buildah");
-        // vfs works everywhere; there is one small layer.
+        // vfs works on every file system; the one layer is small.
         command.args(["--storage-driver", "vfs", "--root"]).arg(&self.root);
         command.arg("--runroot").arg(self.root.with_file_name("run")).args(arguments);
         command
     }
 
-    /// The image with the binary, and its archive.
+    /// Makes the image with the binary and returns its name and archive.
     fn commit(&self, binary: &Path, args: &Args) -> Result<(String, PathBuf)> {
         let version = env!("CARGO_PKG_VERSION");
         let image = format!("{}:{version}", args.name);
@@ -279,7 +267,7 @@ impl Buildah {
         result.map(|()| (image, archive))
     }
 
-    /// The image's `doctor`, confined as the DaemonSet's container is.
+    /// Runs the image's `doctor`, confined as the DaemonSet's container is.
     fn doctor(&self, image: &str, seccomp: Option<&Path>) -> Result<ExitCode> {
         let added: Vec<String> = CAPABILITIES.iter().map(|capability| format!("--cap-add={capability}")).collect();
         let mut arguments = vec!["from", "--cap-drop=all"];
@@ -288,7 +276,7 @@ impl Buildah {
         arguments.extend(profile.as_deref());
         arguments.push(image);
         let container = machine::output(&mut self.command(&arguments))?;
-        // crun refuses a machine with both kinds of cgroups.
+        // crun refuses a machine with cgroups v1 and v2 at once.
         let runtime = machine::program("runc").context("no runc: cargo xtask setup installs it")?;
         let mut command = self.command(&["run", "--isolation", "oci", "--runtime"]);
         command.arg(runtime).args([&container, "/netpol-trace", "doctor"]);

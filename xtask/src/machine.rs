@@ -1,4 +1,4 @@
-//! The machine and the checkout: where things lie, and how to run a program.
+//! Paths of the machine and the checkout, and how to run a program.
 
 use std::env;
 use std::ffi::OsStr;
@@ -23,15 +23,10 @@ pub fn agent() -> PathBuf {
     target().join("debug/netpol-trace")
 }
 
-/// The agent that `cargo build --release` makes.
-pub fn release_agent() -> PathBuf {
-    target().join("release/netpol-trace")
-}
-
 /// The cargo that runs this.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // What cargo set for `cargo run --package xtask` is not meant for the cargo that runs next.
+    // Cargo set these for `cargo run --package xtask`; the next cargo would rebuild what depends on them.
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
             command.env_remove(name);
@@ -41,23 +36,23 @@ pub fn cargo() -> Command {
     command
 }
 
-/// A program's place: PATH, then the folders of administration programs, which a user's PATH often lacks.
+/// Finds a program in PATH, then in the sbin folders, which a user's PATH often lacks.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let dirs = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
     dirs.map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
-/// Whether this process is root's. The owner of /proc/self is the effective user.
+/// True if the effective user, who owns /proc/self, is root.
 pub fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
 }
 
-/// Runs a command with its output shown.
+/// Runs a command and shows its output.
 ///
 /// # Errors
-/// When it can't be started or fails; the error names it.
+/// If the command can't be started or fails; the error names it.
 pub fn run(command: &mut Command) -> Result<()> {
     let shown = show(command);
     let status = command.status().with_context(|| format!("can't run {shown}"))?;
@@ -67,7 +62,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// What a command prints on stdout, trimmed; its stderr is shown.
+/// Runs a command, shows its stderr, and returns its stdout, trimmed.
 pub fn output(command: &mut Command) -> Result<String> {
     let shown = show(command);
     let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("can't run {shown}"))?;

@@ -1,4 +1,4 @@
-//! Everything a developer or CI runs: one file per verb.
+//! Everything a developer or CI runs: one file per subcommand.
 
 mod bench;
 mod cluster;
@@ -29,11 +29,11 @@ use clap::{Parser, Subcommand};
 #[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
-    verb: Verb,
+    task: Task,
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum Task {
     Setup(setup::Args),
     Demo(demo::Args),
     Test(test::Args),
@@ -46,16 +46,16 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().verb {
-        Verb::Setup(args) => setup::run(&args),
-        Verb::Demo(args) => demo::run(&args),
-        Verb::Test(args) => test::run(&args),
-        Verb::Vm(args) => vm::run(&args),
-        Verb::Bench(args) => bench::run(&args),
-        Verb::Cluster(args) => cluster::run(&args),
-        Verb::Compatibility(args) => compatibility::run(&args),
-        Verb::Image(args) => image::run(&args),
-        Verb::Dist(args) => dist::run(&args),
+    let done = match Cli::parse().task {
+        Task::Setup(args) => setup::run(&args),
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Vm(args) => vm::run(&args),
+        Task::Bench(args) => bench::run(&args),
+        Task::Cluster(args) => cluster::run(&args),
+        Task::Compatibility(args) => compatibility::run(&args),
+        Task::Image(args) => image::run(&args),
+        Task::Dist(args) => dist::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

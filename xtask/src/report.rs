@@ -1,4 +1,4 @@
-//! Steps, each with its name, result and time, and the sum at the end.
+//! Runs steps and reports the name, result and time of each, and the sum at the end.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,9 +17,9 @@ pub struct Tally {
     pub passed: usize,
     pub failed: usize,
     pub skips: Vec<Skip>,
-    /// Names of the tests that ran, with their program's: `lab::demo::records_hold_exactly_the_expected_drops`.
+    /// Names of the tests that ran, each with its program's: `lab::demo::records_hold_exactly_the_expected_drops`.
     ran: BTreeSet<String>,
-    /// Tests that skipped themselves since the last sum, among whose passed ones libtest counts them.
+    /// Tests that skipped themselves since the last sum. libtest counts them as passed.
     uncounted: usize,
 }
 
@@ -82,13 +82,13 @@ impl fmt::Display for Tally {
 /// Runs the test program `target`, shows its output and counts its tests.
 ///
 /// # Errors
-/// When it can't be started. That it fails is part of the count.
+/// If the program can't be started. A program that fails counts as a failed test.
 pub fn count(target: &str, command: &mut Command) -> Result<Tally> {
     let shown = machine::show(command);
     let (reader, writer) = std::io::pipe()?;
     command.stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn().with_context(|| format!("can't run {shown}"))?;
-    // The command holds the pipe's writing end; the reader must see its end when the child is gone.
+    // The command holds the pipe's writing end. Without these the reader would wait for it after the child has exited.
     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     let target = target.replace('-', "_");
     let mut tally = Tally::default();
@@ -159,7 +159,7 @@ impl Steps {
                 Tally { failed: 1.., .. } => "FAILED",
                 Tally { passed: 1.., .. } => "ok",
                 Tally { skips, .. } if !skips.is_empty() => "skipped",
-                // A crate without tests or examples.
+                // A test program without tests.
                 _ => continue,
             };
             println!("{mark:<8}{name:<width$}  {:>7}  {tally}", seconds(took));
@@ -201,7 +201,7 @@ mod tests {
         );
     }
 
-    /// A skipped test ends with `ok`: its line says that it ran, which only matters for names that are not among the skips.
+    /// libtest ends the line of a test that skipped itself with `ok`, so the test is among those that ran too.
     #[test]
     fn a_skip_is_not_a_pass() {
         check(

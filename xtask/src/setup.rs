@@ -21,17 +21,17 @@ use crate::toolchain;
 
 /// Install what building, the demo and the tests need.
 ///
-/// On Debian: packages, as root. Elsewhere: a rustup nightly with rust-src; other programs are named for you to
+/// On Debian it installs packages, as root. Elsewhere it installs a rustup nightly with rust-src, and names the programs for you to
 /// install. bpf-linker and the test cluster's programs (by Go 1.26, the API server in some minutes) are built once into
-/// a cache outside the checkout (XDG_CACHE_HOME or ~/.cache). When nothing is missing, nothing is done.
+/// a cache outside the checkout (XDG_CACHE_HOME or ~/.cache). When nothing is missing, it does nothing.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only say what is missing; exit code 1 if anything is
+    /// Only list what is missing; the exit code is 1 if anything is
     #[arg(long)]
     check: bool,
 }
 
-/// What a verb needs of the machine.
+/// What a subcommand needs of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
     /// The eBPF compiler and linker: for every build.
@@ -50,9 +50,9 @@ pub enum Need {
     Cluster,
     /// Programs that read records in the tests.
     Consumers,
-    /// Programs that tell of drops, to compare with.
+    /// Other programs that report drops, to compare with.
     Peers,
-    /// The OpenTelemetry Collector, built by Go for minutes: `cargo xtask setup` builds it, a test run doesn't.
+    /// The OpenTelemetry Collector. Go builds it for minutes, so only `cargo xtask setup` does, not a test run.
     Collector,
 }
 
@@ -95,10 +95,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Installs what these needs miss. Returns at once when that is nothing.
+/// Installs what is missing for these needs.
 ///
 /// # Errors
-/// What could not be installed and what to do; everything that could be, is.
+/// What could not be installed and what to do. The rest is installed all the same.
 pub fn ensure(needs: &[Need]) -> Result<()> {
     let mut errors = Vec::new();
     if let Err(error) = packages::ensure(needs) {
@@ -110,7 +110,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         errors.push(format!("{error:#}"));
     }
     if needs.contains(&Need::Vm) {
-        // Its rows say that they skip without.
+        // Without it the rows of Open vSwitch are skipped, each with the reason.
         switch::folder();
     }
     if needs.contains(&Need::Lint)

@@ -1,4 +1,4 @@
-//! Which tests may be skipped on which machine. Any other skip fails the run.
+//! Decides which tests may be skipped on which machine. Any other skip fails the run.
 
 mod facts;
 mod list;
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 pub use facts::{Fact, Machine};
 use list::LIST;
 
-/// Where a skip is allowed by adding it.
+/// The file that lists the skips that are allowed.
 const FILE: &str = "xtask/src/skips/list.rs";
 
 /// A test or a step that was skipped.
@@ -22,9 +22,9 @@ pub struct Skip {
 /// Tests that may be skipped on every machine for which a fact holds.
 pub struct Allowed {
     pub on: Fact,
-    /// What they lack there.
+    /// What such a machine lacks.
     pub because: &'static str,
-    /// Names; one that ends with `*` stands for all that begin with what is before.
+    /// Names. One that ends with `*` stands for every name with that beginning.
     pub tests: &'static [&'static str],
 }
 
@@ -40,11 +40,11 @@ impl Allowed {
 /// What the skips of one step come to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// Skips on the list. Their reasons say what the list says too.
+    /// Skips on the list, with the list's reason added to each.
     pub listed: Vec<Skip>,
-    /// Skips that are not on the list: each is a failure. A message for each.
+    /// One message for each skip that is not on the list. Each is a failure.
     pub unlisted: Vec<String>,
-    /// Listed tests that ran: notes, not failures.
+    /// One note for each listed test that ran.
     pub stale: Vec<String>,
 }
 
@@ -128,7 +128,7 @@ mod tests {
     fn a_listed_test_that_runs_is_a_note() {
         let Checked { unlisted, stale, .. } = checked(&OLD, &[], &["lab::rows::netkit::to_a_pod"]);
         assert_eq!((unlisted.len(), stale.len()), (0, 1));
-        // Not where the fact does not hold: there it is meant to run.
+        // Where the fact does not hold, the test is meant to run.
         assert_eq!(checked(&NEW, &[], &["lab::rows::netkit::to_a_pod"]), Checked::default());
     }
 

@@ -24,21 +24,20 @@ pub struct Args {
     no_vm: bool,
 }
 
-/// A test program may take so long before it counts as stuck.
+/// The time limit of a test program.
 const TEST_LIMIT_SECONDS: &str = "900";
-/// The kernels that the test command boots, with what it runs there; `cargo xtask vm` has the others, and all tests.
+/// The kernels that `cargo xtask test` boots, with filters for the tests to run there. `cargo xtask vm` runs all tests on more kernels.
 ///
-/// On 6.1, before nft's drops had a place of their own and before TCX: that drops are recorded with tuple, reason and the
-/// enforcer's own count, that a reject is told, and that a filter left by a killed agent goes. On 6.12: that a reject is told
-/// there too, that what modules drop that come late is seen from its first packet on, and what few machines' own kernels have:
-/// netkit, Open vSwitch and SCTP.
+/// 6.1 has no call site of nftables' own and no TCX: drops are recorded with tuple, reason and the enforcer's own count, rejects are
+/// recorded as such, and the next start removes a killed agent's filter. On 6.12 rejects are recorded too, modules are loaded late, and
+/// there is what few machines' own kernels have: netkit, Open vSwitch and SCTP.
 const VM_TESTS: [(&str, &[&str]); 2] = [
     (
         "6.1",
         &[
             "demo::",
             "packets::",
-            "places::",
+            "hooks::",
             "lifecycle::nothing_stays_attached",
             "beside_reject",
             "a_killed_agent_leaves_nothing_that_acts",
@@ -66,7 +65,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             .map(|()| Tally::passed())
     });
     if whole {
-        // Without Go the tests that need these say so, one by one.
+        // Without Go each test that needs these programs is skipped.
         steps.step("control plane and enforcers of the cluster tests", || match setup::no_go() {
             Some(why) => Ok(Tally::skipped("cluster programs", why)),
             None => setup::ensure(&[Need::Cluster]).map(|()| Tally::passed()),
@@ -84,16 +83,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         programs = build()?;
         Ok(Tally::passed())
     });
-    let mut image = None;
+    let (mut release, mut image) = (None, None);
     if whole {
-        let mut release = None;
         steps.step("release build", || {
             release = Some(image::release()?);
             Ok(Tally::passed())
         });
-        if let Some(release) = release {
+        if let Some(release) = &release {
             steps.step("image", || {
-                image = image::of_the_release(&release)?;
+                image = image::of_the_release(release)?;
                 Ok(if image.is_some() { Tally::passed() } else { Tally::skipped("image", "no buildah here") })
             });
         }
@@ -106,9 +104,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             count("doc", machine::cargo().args(["test", "--workspace", "--locked", "--doc", "--quiet"]))
         });
     }
-    if whole && !args.no_vm {
+    if let Some(release) = release.filter(|_| !args.no_vm) {
         for (kernel, tests) in VM_TESTS {
-            vm::step(&mut steps, kernel, &programs, tests);
+            vm::step(&mut steps, kernel, &release, &programs, tests);
         }
     }
     Ok(steps.finish())
@@ -135,8 +133,8 @@ fn clippy_ebpf() -> Result<Tally> {
                 let why = format!("no {}: apt-get install rust-web-clippy", driver.display());
                 return Ok(Tally::skipped("clippy, eBPF", why));
             }
-            // `cargo clippy` would take rustup's driver, which can't read the other compiler's `core`. This is what
-            // it does inside; the separator is clippy's own.
+            // `cargo clippy` would take rustup's driver, which can't read the other compiler's `core`. This does what
+            // `cargo clippy` does inside; the separator in CLIPPY_ARGS is clippy's own.
             let mut command = toolchain::cargo_command(&found, "check", &ebpf_manifest(), &target);
             command.env("RUSTC_WORKSPACE_WRAPPER", driver);
             command.env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__");
@@ -151,7 +149,7 @@ fn clippy_ebpf() -> Result<Tally> {
     machine::run(command.stdin(Stdio::null())).map(|()| Tally::passed())
 }
 
-/// cargo-deny over both lock files. Advisories come from a Git repository that not every machine reaches.
+/// Runs cargo-deny on both lock files. Advisories come from a Git repository that not every machine can reach.
 fn deny() -> Result<Tally> {
     let Some(program) = setup::cargo_deny() else {
         return Ok(Tally::skipped("licences", "no cargo-deny: cargo xtask setup builds it"));
@@ -180,27 +178,22 @@ fn deny() -> Result<Tally> {
     Ok(tally)
 }
 
-/// What a user builds.
-pub fn release_build() -> Result<()> {
-    machine::run(machine::cargo().args(["build", "--release", "--locked"]))
-}
-
 /// A test program that cargo built.
 #[derive(Debug)]
-pub struct Program {
+pub struct TestProgram {
     /// Package and target.
     pub name: String,
     /// The target's name alone.
     pub target: String,
     pub path: PathBuf,
-    /// Tests may expect to run in their package's folder, as under `cargo test`.
+    /// The package's folder, which `cargo test` makes the working directory.
     package: PathBuf,
 }
 
-impl Program {
-    /// With an image of the agent, for the tests that want one.
+impl TestProgram {
+    /// Runs the tests. Those in containers use `image`.
     fn run(&self, filter: Option<&str>, image: Option<&Path>) -> Result<Tally> {
-        // `timeout` is part of every system's base.
+        // `timeout` is in coreutils.
         let mut command = Command::new("timeout");
         command.args(["--kill-after", "10", TEST_LIMIT_SECONDS]).arg(&self.path).args(filter);
         command
@@ -213,9 +206,9 @@ impl Program {
     }
 }
 
-/// Builds the agent and every test program. They are then run one by one, so that each has its own line and time, and
-/// the same program can go into a virtual machine.
-pub fn build() -> Result<Vec<Program>> {
+/// Builds the agent and every test program. The caller runs them one by one, so that each has its own line and time and can be copied
+/// into a virtual machine.
+pub fn build() -> Result<Vec<TestProgram>> {
     machine::run(machine::cargo().args(["build", "--workspace", "--locked"]))?;
     let mut command = machine::cargo();
     command.args(["test", "--workspace", "--locked", "--no-run", "--message-format", "json-render-diagnostics"]);
@@ -240,7 +233,7 @@ pub fn build() -> Result<Vec<Program>> {
         } else {
             format!("{package_name}: {kind} {target}")
         };
-        programs.push(Program { name, target: target.to_owned(), path: path.into(), package });
+        programs.push(TestProgram { name, target: target.to_owned(), path: path.into(), package });
     }
     if programs.is_empty() {
         bail!("cargo built no test programs");

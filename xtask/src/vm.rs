@@ -1,22 +1,23 @@
-//! `cargo xtask vm`: the lab's tests inside other kernels.
+//! `cargo xtask vm`: runs the lab's tests on other kernels.
 
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::machine;
 use crate::report::{Steps, Tally, count};
 use crate::setup::{self, Need};
 use crate::skips::Machine;
-use crate::test::{self, Program};
+use crate::test::{self, TestProgram};
+use crate::{image, machine};
 
-/// Boot real Debian kernels in QEMU and run the lab's tests inside, as root.
+/// Boot Debian kernels in QEMU and run the lab's tests inside, as root.
 ///
-/// Kernels are downloaded once from the Debian archive into the cache. Without hardware help QEMU emulates, and a boot
-/// takes half a minute.
+/// Downloads the kernels once from the Debian archive into the cache. Without KVM, QEMU emulates the processor, and a boot takes
+/// half a minute.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Version prefixes: the newest Debian kernel that begins with each
+    /// Version prefixes; the newest Debian kernel of each is booted
     #[arg(value_name = "KERNEL", default_values = KERNELS)]
     kernels: Vec<String>,
     /// Only tests whose names contain this (repeatable)
@@ -28,34 +29,35 @@ pub struct Args {
 pub const KERNELS: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.2"];
 /// The test program of the lab.
 const LAB: &str = "lab";
-/// The whole lab, emulated, on a busy machine.
+/// Enough for the whole lab, emulated, on a busy machine.
 const VM_LIMIT_SECONDS: &str = "7200";
-/// It needs a kernel into which nothing has loaded netfilter's modules yet: a boot of its own.
+/// This test needs a kernel without loaded netfilter modules, so it gets a boot of its own.
 const FRESH: &str = "late_modules";
-/// boot.sh's exit code for a machine that can't boot one.
+/// boot.sh's exit code if this machine can't boot a virtual machine.
 const CANNOT: i32 = 126;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure(&[Need::Build, Need::Lab, Need::Vm])?;
     let programs = test::build()?;
-    test::release_build()?;
+    let agent = image::release()?;
     let mut steps = Steps::new(true);
     for kernel in &args.kernels {
         if args.filters.is_empty() || args.filters.iter().any(|filter| FRESH.contains(filter.as_str())) {
-            step(&mut steps, kernel, &programs, &[FRESH]);
+            step(&mut steps, kernel, &agent, &programs, &[FRESH]);
         }
-        step(&mut steps, kernel, &programs, &args.filters);
+        step(&mut steps, kernel, &agent, &programs, &args.filters);
     }
     Ok(steps.finish())
 }
 
 /// Runs the lab's tests inside `kernel` as a step, those that contain one of `filters` if there are any. Skipped, with the
-/// reason, where no virtual machine can be had.
-pub fn step<S: AsRef<str>>(steps: &mut Steps, kernel: &str, programs: &[Program], filters: &[S]) {
+/// reason, if this machine can't boot one. `agent` is the release: emulation makes a debug build too slow for tests that
+/// count tens of thousands of packets.
+pub fn step<S: AsRef<str>>(steps: &mut Steps, kernel: &str, agent: &Path, programs: &[TestProgram], filters: &[S]) {
     let name = format!("lab on kernel {kernel}");
-    match command(kernel, programs, filters) {
+    match command(kernel, agent, programs, filters) {
         Ok(Ok(mut command)) => {
-            // Tests run in the order of their names: with a filter for it, FRESH comes before what loads a module.
+            // Tests run in the order of their names: FRESH runs before the tests that load a module, if a filter selects it.
             let fresh = filters.iter().any(|filter| filter.as_ref() == FRESH);
             steps.step_on(&Machine::vm(kernel, fresh), &name, || count(LAB, &mut command));
         }
@@ -64,10 +66,11 @@ pub fn step<S: AsRef<str>>(steps: &mut Steps, kernel: &str, programs: &[Program]
     }
 }
 
-/// What runs the lab's tests inside `kernel`; `Err` with the reason where no virtual machine can be had.
+/// Returns the command that runs the lab's tests inside `kernel`, or the reason why this machine can't boot one.
 pub fn command<S: AsRef<str>>(
     kernel: &str,
-    programs: &[Program],
+    agent: &Path,
+    programs: &[TestProgram],
     filters: &[S],
 ) -> Result<std::result::Result<Command, String>> {
     if let Err(why) = setup::ensure(&[Need::Vm]) {
@@ -81,16 +84,14 @@ pub fn command<S: AsRef<str>>(
         return Ok(Err(why.lines().last().unwrap_or_default().to_owned()));
     }
     let mut command = boot();
-    // The release build: emulation makes the other one too slow for tests that count tens of thousands of packets.
-    let agent = machine::release_agent();
-    command.arg("-f").arg(&agent).arg("-f").arg(machine::root().join("tests/demo"));
+    command.arg("-f").arg(agent).arg("-f").arg(machine::root().join("tests/demo"));
     command.arg("-e").arg(format!("NETPOL_TRACE_BIN={}", agent.display()));
     if let Some(switch) = setup::switch::folder() {
         let libraries = switch.join("usr/lib/x86_64-linux-gnu");
         command.arg("-f").arg(switch.join("usr/bin/ovs-dpctl")).arg("-f").arg(libraries);
         command.arg("-e").arg(format!("NETPOL_TRACE_OVS={}", switch.display()));
     }
-    // And with its one processor, one test at a time.
+    // The virtual machine has one processor: one test at a time.
     command
         .args(["-t", VM_LIMIT_SECONDS, kernel, "--"])
         .arg(&lab.path)

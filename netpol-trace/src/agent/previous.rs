@@ -1,5 +1,5 @@
-//! The run before this one: a small file says which it was and until when its hooks were attached, so that the time
-//! without hooks is declared.
+//! The state file: the id of the run before this one and the time until which its hooks were attached, so that this run can declare the
+//! time without hooks.
 
 use std::ffi::OsStr;
 use std::fs::{File, TryLockError};
@@ -12,44 +12,44 @@ use anyhow::{Context, bail};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Loss, LossStage};
+use crate::model::{Loss, LossKind};
 use crate::storage::{Folder, Readers};
 
 /// The file in `--state-dir`.
 const FILE: &str = "last-run.json";
-/// How often it is brought up to date: what a killed agent's gap may seem too long by.
+/// Period of updates. The declared gap after a killed agent is too long by at most this.
 const PERIOD: Duration = Duration::from_secs(1);
-/// More than a file of ours has.
+/// Largest size that is read. The file of an agent is smaller.
 const MAX_BYTES: u64 = 4096;
 
-/// A run and until when it was attached.
+/// The content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LastRun {
+pub struct RunFile {
     pub run: String,
     pub attached_until: Timestamp,
-    /// It ended by itself: `attached_until` is exact.
+    /// The run ended by itself, so `attached_until` is exact.
     pub stopped: bool,
 }
 
-/// What this run tells of the one before.
+/// The run before this one.
 #[derive(Debug)]
-pub struct Previous {
+pub struct PreviousRun {
     pub run: String,
-    /// The time without hooks, until it is told.
+    /// The time without hooks, until it is declared.
     pub gap: Option<(Timestamp, Loss)>,
 }
 
-/// The state file, held for the length of this run.
+/// The state file, which is locked during this run.
 #[derive(Debug)]
 pub struct StateFile {
     file: File,
     run: String,
-    /// Of the run before; `None` at the first start.
-    pub previous: Option<LastRun>,
+    /// The content that the run before left; `None` at the first start.
+    pub previous: Option<RunFile>,
 }
 
 impl StateFile {
-    /// Opens the file in `dir`, which is made if need be, and reads what the run before left there.
+    /// Opens the file in `dir`, creates what is missing, and reads what the run before left there.
     pub fn open(dir: &Path, run: &str) -> anyhow::Result<StateFile> {
         let path = dir.join(FILE);
         let folder = Folder::create(dir, Readers::default()).context("--state-dir")?;
@@ -63,39 +63,33 @@ impl StateFile {
             Err(TryLockError::Error(error)) => return Err(error).with_context(|| path.display().to_string()),
         }
         let mut text = String::new();
-        // Half-written by a machine that lost its power, or somebody else's: as good as none.
+        // Invalid content, of a machine that lost its power or of another program, is treated like none.
         let read = Read::by_ref(&mut file).take(MAX_BYTES).read_to_string(&mut text);
         let previous = match read.map_err(anyhow::Error::from).and_then(|_| Ok(serde_json::from_str(&text)?)) {
             Ok(previous) => Some(previous),
             Err(_) if text.is_empty() => None,
             Err(error) => {
-                tracing::warn!("{}: not what an agent wrote, so the run before is not known: {error}", path.display());
+                tracing::warn!(
+                    "{}: this is no state file of an agent, so the run before is not known: {error}",
+                    path.display()
+                );
                 None
             }
         };
         Ok(StateFile { file, run: run.to_owned(), previous })
     }
 
-    /// The run before and, as a loss that nobody can count, the time without hooks from its end to `attached`.
-    pub fn before(&self, attached: Timestamp) -> Option<Previous> {
+    /// Returns the run before and, as a loss without a count, the time without hooks from its end to `attached`.
+    pub fn before(&self, attached: Timestamp) -> Option<PreviousRun> {
         let previous = self.previous.as_ref()?;
-        // A clock that was set back makes no gap of negative length.
+        // If the clock was set back, the gap has length zero.
         let since = previous.attached_until.min(attached);
-        let loss = Loss {
-            stage: LossStage::NotAttached,
-            reason: if previous.stopped { "stopped" } else { "killed" }.into(),
-            of: None,
-            count: None,
-            estimate: false,
-            last_time: Some(attached),
-            sink: None,
-            first_id: None,
-            last_id: None,
-        };
-        Some(Previous { run: previous.run.clone(), gap: Some((since, loss)) })
+        let kind = if previous.stopped { LossKind::STOPPED_WITHOUT_HOOKS } else { LossKind::KILLED_WITHOUT_HOOKS };
+        let loss = kind.declare(None, attached);
+        Some(PreviousRun { run: previous.run.clone(), gap: Some((since, loss)) })
     }
 
-    /// Keeps the file up to date; runs until dropped. A disk that fails costs the next run its knowledge, not this one its work.
+    /// Keeps the file up to date until dropped. If the disk fails, the next run lacks the time, and this run goes on.
     pub async fn keep(&self) {
         let mut ticks = tokio::time::interval(PERIOD);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -105,7 +99,7 @@ impl StateFile {
             match self.write(false) {
                 Ok(()) => failed = false,
                 Err(error) if !failed => {
-                    tracing::warn!("the state file can't be written: {error}");
+                    tracing::warn!("the state file cannot be written: {error}");
                     failed = true;
                 }
                 Err(_) => {}
@@ -113,16 +107,16 @@ impl StateFile {
         }
     }
 
-    /// This run's end: its hooks are detached next.
+    /// Notes the end of this run. The caller detaches the hooks next.
     pub fn end(&self) {
         if let Err(error) = self.write(true) {
-            tracing::warn!("the state file can't be written: {error}");
+            tracing::warn!("the state file cannot be written: {error}");
         }
     }
 
-    /// In place: a second's write needs no new inode. Too short to be torn but by a loss of power.
+    /// Writes in place, because a new inode each second would cost more. Only a loss of power can tear such a short write.
     fn write(&self, stopped: bool) -> io::Result<()> {
-        let last = LastRun { run: self.run.clone(), attached_until: Timestamp::now(), stopped };
+        let last = RunFile { run: self.run.clone(), attached_until: Timestamp::now(), stopped };
         let mut line = serde_json::to_vec(&last)?;
         line.push(b'\n');
         self.file.write_all_at(&line, 0)?;
@@ -133,6 +127,7 @@ impl StateFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::LossStage;
 
     #[test]
     fn the_gap_reaches_from_the_end_of_one_run_to_the_next() {
@@ -175,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_file_of_somebody_else_is_none() {
+    fn an_invalid_state_file_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         for text in ["{\"run\":", "\u{0}\u{0}", "[]", "{\"run\":3}"] {
             std::fs::write(dir.path().join(FILE), text).unwrap();

@@ -1,4 +1,4 @@
-//! Empties the kernel's ring: the only thread that the kernel waits for.
+//! The reader thread: drains the ring buffers. It must not block: when it falls behind, the kernel drops events.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -7,149 +7,157 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::worker::Message;
+use super::channel::{BATCH, Message};
+use crate::kernel::aggregate::Aggregator;
 use crate::kernel::attach::Attached;
-use crate::kernel::counters::Counters;
-use crate::kernel::fold::{Folds, Told};
-use crate::kernel::ring::{self, Ring};
+use crate::kernel::counters::KernelCounters;
+use crate::kernel::ring::{self, DropRing};
 use crate::kernel::tc::FlowRing;
-use crate::kernel::{Names, RawDrop};
+use crate::kernel::{AggregatedDrop, KernelDrop, SiteNames};
 use crate::pipeline::accounting::Intake;
 
-/// Packets handed over at once.
-pub const BATCH: usize = 128;
-/// Octets read before anything else is looked at: under a flood there is always more.
-const MOST_AT_ONCE: u64 = 32 << 20;
-/// Records of connections handed over at once.
-const MAX_FLOWS: usize = 4096;
-/// How long a stop may go unnoticed while no record wakes the reader.
-const WAIT: Duration = Duration::from_millis(50);
-/// How soon it looks again while records come: the programs wake it once a tick at most.
-const AGAIN: Duration = Duration::from_millis(5);
-/// Longer than a tick of any kernel (10 ms): after so long without a record the next one wakes the reader.
-const IDLE: Duration = Duration::from_millis(25);
-/// Counts are asked for no more often than this, whatever changes.
-const SOON: Duration = Duration::from_millis(500);
-/// How long a program that was running when it was detached may take to end.
-const LAST_RECORDS: Duration = Duration::from_secs(1);
-
-/// How often to look for modules that came or went. What a new one drops is seen before that.
+/// Bytes that the reader takes from the ring before it looks at anything else. Under a flood the ring is never empty.
+const MAX_READ: u64 = 32 << 20;
+/// Connection events in one message.
+const MAX_EVENTS: usize = 4096;
+/// Wait for events while none come. The reader notices a stop this late.
+const IDLE_WAIT: Duration = Duration::from_millis(50);
+/// Wait for events while they come: the programs wake the reader at most once per tick.
+const BUSY_WAIT: Duration = Duration::from_millis(5);
+/// Time without events after which the next one wakes the reader: longer than a tick of any kernel (10 ms).
+const IDLE_AFTER: Duration = Duration::from_millis(25);
+/// Shortest time between two swaps of the kernel's maps, however often policies change.
+const MIN_WINDOW: Duration = Duration::from_millis(500);
+/// Longest time for a program to end that was running when it was detached.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
+/// Period of the look for kernel modules that came or went. A drop inside a new module is looked up at once.
 const MODULES: Duration = Duration::from_millis(200);
 
-/// The hook on freed packets.
-pub struct Drops {
-    pub ring: Ring,
-    pub folds: Folds,
-    /// How long repeated packets are counted before they are told.
+/// The parts of the kfree_skb hook that the reader uses.
+pub struct DropInput {
+    pub ring: DropRing,
+    pub aggregator: Aggregator,
+    /// Length of the aggregation window; zero without aggregation.
     pub window: Duration,
-    pub names: Names,
+    pub names: SiteNames,
     pub attached: Attached,
-    pub counters: Arc<Counters>,
+    pub counters: Arc<KernelCounters>,
 }
 
-/// The tc hook.
-pub struct Connections {
+/// The parts of the tc hook that the reader uses.
+pub struct TcInput {
     pub ring: FlowRing,
-    /// The thread that attaches: it ends by itself when told to stop.
+    /// The thread that attaches programs to new interfaces. It ends when `stop` is set.
     pub attacher: JoinHandle<()>,
 }
 
-/// Reads until told to stop, then detaches and reads what is left.
+/// Reads until `stop` is set, then detaches the hooks and reads what is left.
 pub fn run(
-    mut drops: Option<Drops>,
-    connections: Option<Connections>,
+    mut drops: Option<DropInput>,
+    tc: Option<TcInput>,
     intake: &Intake,
     stop: &AtomicBool,
     to_worker: &SyncSender<Message>,
 ) {
-    let (mut flows, attacher) = connections.map(|c| (c.ring, c.attacher)).unzip();
-    let rings: Vec<_> = drops.iter().map(|d| d.ring.as_raw_fd()).chain(flows.iter().map(|f| f.as_raw_fd())).collect();
-    let mut send = Send { intake, to_worker, batch: Vec::new() };
-    let (mut looked, mut turned, mut found) = (Instant::now(), Instant::now(), Instant::now());
-    while !stop.load(Ordering::Acquire) {
-        ring::wait(&rings, if found.elapsed() < IDLE { AGAIN } else { WAIT });
-        if let Some(Drops { names, attached, .. }) = &mut drops
-            && looked.elapsed() > MODULES
-        {
-            looked = Instant::now();
-            if names.modules_changed() {
-                names.refresh(attached);
-            }
-        }
-        if send.all(drops.as_mut(), flows.as_mut()) {
-            found = Instant::now();
-        }
-        let due = |window: Duration| {
-            let asked = turned.elapsed() >= SOON && intake.turn.swap(false, Ordering::AcqRel);
-            !window.is_zero() && (asked || turned.elapsed() >= window)
-        };
-        if let Some(drops) = drops.as_mut().filter(|drops| due(drops.window)) {
-            turned = Instant::now();
-            send.window(drops, flows.as_mut());
-        }
-    }
+    let (mut flows, attacher) = tc.map(|tc| (tc.ring, tc.attacher)).unzip();
+    let mut forwarder = Forwarder { intake, to_worker, batch: Vec::new() };
+    read_until_stopped(&mut forwarder, &mut drops, &mut flows, stop);
     if attacher.is_some_and(|attacher| attacher.join().is_err()) {
         tracing::error!("the thread that attaches tc programs panicked");
     }
-    if let Some(drops) = &mut drops {
-        if drops.attached.stays() {
-            // The programs go on: what they tell from now on is for the next agent.
-            send.window(drops, flows.as_mut());
-            let Drops { folds, names, attached, .. } = drops;
-            for told in folds.take_waiting() {
-                send.told(told, names, attached, flows.as_mut());
-            }
-            send.flush(flows.as_mut());
-            drops.counters.close(drops.attached.carry());
-            tracing::info!(
-                "the kfree_skb hook stays attached for the next agent; `netpol-trace doctor --cleanup` removes it"
-            );
-            return;
-        }
-        drops.attached.detach();
+    let Some(drops) = &mut drops else {
+        forwarder.read(None, flows.as_mut());
+        return;
+    };
+    if drops.attached.stays() {
+        leave_to_next_agent(&mut forwarder, drops, flows.as_mut());
+        return;
     }
-    // A program may still be running on another CPU: the books balance when it has ended.
-    let deadline = Instant::now() + LAST_RECORDS;
+    drops.attached.detach();
+    // A program may still be running on another CPU. The sums agree when it has ended.
+    let deadline = Instant::now() + LAST_EVENTS;
     loop {
-        let balanced = drops.as_ref().is_none_or(|drops| {
-            drops
-                .counters
-                .read()
-                .is_ok_and(|r| r.totals.matched == r.totals.emitted + r.totals.aggregated + r.totals.lost)
+        let balanced = drops.counters.read().is_ok_and(|reading| {
+            let totals = reading.totals;
+            totals.matched == totals.emitted + totals.aggregated + totals.lost
         });
-        send.all(drops.as_mut(), flows.as_mut());
+        forwarder.read(Some(drops), flows.as_mut());
         if balanced || Instant::now() > deadline {
             break;
         }
         std::thread::yield_now();
     }
-    if let Some(drops) = &mut drops {
-        let Drops { folds, names, attached, .. } = drops;
-        if let Err(error) = folds.take_last(|told| send.told(told, names, attached, flows.as_mut())) {
-            tracing::error!(%error, "the last counts of repeated packets can't be read");
+    let DropInput { aggregator, names, attached, .. } = drops;
+    if let Err(error) = aggregator.take_last(|drop| forwarder.add(drop, names, attached, flows.as_mut())) {
+        tracing::error!(%error, "the last counts of repeated packets cannot be read");
+    }
+    forwarder.flush(flows.as_mut());
+}
+
+fn read_until_stopped(
+    forwarder: &mut Forwarder<'_>,
+    drops: &mut Option<DropInput>,
+    flows: &mut Option<FlowRing>,
+    stop: &AtomicBool,
+) {
+    let rings: Vec<_> = drops.iter().map(|d| d.ring.as_raw_fd()).chain(flows.iter().map(|f| f.as_raw_fd())).collect();
+    let (mut modules_checked, mut swapped, mut last_event) = (Instant::now(), Instant::now(), Instant::now());
+    while !stop.load(Ordering::Acquire) {
+        ring::wait(&rings, if last_event.elapsed() < IDLE_AFTER { BUSY_WAIT } else { IDLE_WAIT });
+        if let Some(DropInput { names, attached, .. }) = drops
+            && modules_checked.elapsed() > MODULES
+        {
+            modules_checked = Instant::now();
+            if names.modules_changed() {
+                names.refresh(attached);
+            }
         }
-        send.flush(flows.as_mut());
+        if forwarder.read(drops.as_mut(), flows.as_mut()) {
+            last_event = Instant::now();
+        }
+        let is_due = |window: Duration| {
+            let requested =
+                swapped.elapsed() >= MIN_WINDOW && forwarder.intake.swap_requested.swap(false, Ordering::AcqRel);
+            !window.is_zero() && (requested || swapped.elapsed() >= window)
+        };
+        if let Some(drops) = drops.as_mut().filter(|drops| is_due(drops.window)) {
+            swapped = Instant::now();
+            forwarder.end_window(drops, flows.as_mut());
+        }
     }
 }
 
-struct Send<'a> {
-    intake: &'a Intake,
-    to_worker: &'a SyncSender<Message>,
-    /// Drops to be handed over next.
-    batch: Vec<RawDrop>,
+/// Forwards what was counted so far and leaves the hook attached: what the programs count from now on is for the next agent.
+fn leave_to_next_agent(forwarder: &mut Forwarder<'_>, drops: &mut DropInput, mut flows: Option<&mut FlowRing>) {
+    forwarder.end_window(drops, flows.as_deref_mut());
+    let DropInput { aggregator, names, attached, .. } = drops;
+    for drop in aggregator.take_pending() {
+        forwarder.add(drop, names, attached, flows.as_deref_mut());
+    }
+    forwarder.flush(flows);
+    drops.counters.close(drops.attached.handover());
+    tracing::info!("the kfree_skb hook stays attached for the next agent; `netpol-trace doctor --cleanup` removes it");
 }
 
-impl Send<'_> {
-    /// What the rings have. Says whether there were drops.
-    fn all(&mut self, drops: Option<&mut Drops>, mut flows: Option<&mut FlowRing>) -> bool {
+/// Forwards drops and connection events to the worker.
+struct Forwarder<'a> {
+    intake: &'a Intake,
+    to_worker: &'a SyncSender<Message>,
+    /// Drops of the next message.
+    batch: Vec<KernelDrop>,
+}
+
+impl Forwarder<'_> {
+    /// Drains the rings. Returns true if there were drops.
+    fn read(&mut self, drops: Option<&mut DropInput>, mut flows: Option<&mut FlowRing>) -> bool {
         let mut found = 0;
-        if let Some(Drops { ring, folds, names, attached, .. }) = drops {
-            while found < MOST_AT_ONCE
+        if let Some(DropInput { ring, aggregator, names, attached, .. }) = drops {
+            while found < MAX_READ
                 && let Some(event) = ring.pop()
             {
                 found += ring::ENTRY;
-                if let Some(told) = folds.first(event) {
-                    self.told(told, names, attached, flows.as_deref_mut());
+                if let Some(drop) = aggregator.add(&event) {
+                    self.add(drop, names, attached, flows.as_deref_mut());
                 }
             }
             self.intake.ring_peak.fetch_max(found, Ordering::AcqRel);
@@ -158,39 +166,44 @@ impl Send<'_> {
         found > 0
     }
 
-    /// Tells what was counted since the last time.
-    fn window(&mut self, drops: &mut Drops, mut flows: Option<&mut FlowRing>) {
-        let turned = drops.folds.turn();
-        // Each count finds its first packet: what was sent before the maps were turned is in the ring.
-        self.all(Some(drops), flows.as_deref_mut());
-        let Drops { folds, names, attached, .. } = drops;
-        let taken = turned.and_then(|()| folds.take(|told| self.told(told, names, attached, flows.as_deref_mut())));
+    /// Ends an aggregation window: swaps the kernel's maps and forwards the counts.
+    fn end_window(&mut self, drops: &mut DropInput, mut flows: Option<&mut FlowRing>) {
+        let swapped = drops.aggregator.swap();
+        // First reads every event that was sent before the swap, so that each count finds its first packet.
+        self.read(Some(drops), flows.as_deref_mut());
+        let DropInput { aggregator, names, attached, .. } = drops;
+        let taken =
+            swapped.and_then(|()| aggregator.take(|drop| self.add(drop, names, attached, flows.as_deref_mut())));
         if let Err(error) = taken {
-            tracing::error!(%error, "the counts of repeated packets can't be read; they stay until the next try");
+            tracing::error!(%error, "the counts of repeated packets cannot be read; they stay in the kernel until the next attempt");
         }
         self.flush(flows);
     }
 
-    /// Names the place of a drop, and hands it over with others.
-    fn told(&mut self, told: Told, names: &mut Names, attached: &mut Attached, flows: Option<&mut FlowRing>) {
-        let Told { event, repeats } = told;
-        let facts = names.resolve(&event, attached);
-        self.batch.push(RawDrop { event, facts, repeats });
+    /// Resolves the names of a drop's site and puts the drop into the next batch.
+    fn add(
+        &mut self,
+        drop: AggregatedDrop,
+        names: &mut SiteNames,
+        attached: &mut Attached,
+        flows: Option<&mut FlowRing>,
+    ) {
+        let facts = names.resolve(&drop.site, attached);
+        self.batch.push(KernelDrop::new(drop, facts));
         if self.batch.len() == BATCH {
             self.flush(flows);
-            // More will follow, most likely.
             self.batch.reserve_exact(BATCH);
         }
     }
 
-    /// Hands over what there is.
+    /// Sends the batch. Without room in the queue its packets are counted as lost.
     fn flush(&mut self, flows: Option<&mut FlowRing>) {
         self.flows(flows);
         let batch = std::mem::take(&mut self.batch);
         if batch.is_empty() {
             return;
         }
-        let packets = batch.iter().map(|drop| drop.repeats.packets()).sum();
+        let packets = batch.iter().map(|drop| drop.packet_count.packets()).sum();
         self.intake.read.fetch_add(packets, Ordering::AcqRel);
         self.intake.queued.fetch_add(packets, Ordering::AcqRel);
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
@@ -201,14 +214,14 @@ impl Send<'_> {
         }
     }
 
-    /// Right before drops are handed over: what happened to a connection before its packet was dropped (its opening, a
-    /// reject's RST) is then known to whoever makes the drop's record.
+    /// Forwards connection events. They go before the drops, so that the worker knows of a connection's opening, and of a reject's RST,
+    /// when it builds the record of the drop.
     fn flows(&mut self, ring: Option<&mut FlowRing>) {
         let Some(ring) = ring else { return };
-        let told: Vec<_> = std::iter::from_fn(|| ring.pop()).take(MAX_FLOWS).collect();
-        let count = told.len() as u64;
-        if count > 0 && self.to_worker.try_send(Message::Flows(told)).is_err() {
-            self.intake.lost_flows.fetch_add(count, Ordering::AcqRel);
+        let events: Vec<_> = std::iter::from_fn(|| ring.pop()).take(MAX_EVENTS).collect();
+        let count = events.len() as u64;
+        if count > 0 && self.to_worker.try_send(Message::Connections(events)).is_err() {
+            self.intake.lost_connections.fetch_add(count, Ordering::AcqRel);
         }
     }
 }

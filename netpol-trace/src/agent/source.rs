@@ -1,4 +1,4 @@
-//! Where the agent's knowledge of the cluster comes from: manifest files, or the API server.
+//! The source of cluster objects: manifest files or the API server.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,26 +8,26 @@ use anyhow::bail;
 use crate::cluster::Cluster;
 use crate::cluster::api::{self, Lookups, lookup};
 
-/// How long the start waits for the sources; later they catch up while drops are recorded.
-const SETTLING: Duration = Duration::from_secs(10);
+/// Longest wait for the sources at the start. After that, drops are recorded while the sources catch up.
+const SYNC_TIME: Duration = Duration::from_secs(10);
 
-/// What keeps the cluster's state current.
-pub enum Source {
+/// An opened source.
+pub enum ClusterSource {
     Manifests,
-    Api { options: api::Options, lookups: Lookups, queues: lookup::LookupQueues },
+    Api { options: api::ApiOptions, lookups: Lookups, queues: lookup::LookupQueues },
 }
 
-/// Where the state is to come from.
+/// The configured source.
 #[derive(Debug, Clone)]
-pub enum From {
+pub enum SourceConfig {
     Manifests(Vec<PathBuf>),
-    Api(api::Options),
+    Api(api::ApiOptions),
 }
 
-/// Opens the source. Wrong paths and options end the agent; a server that is away does not.
-pub async fn open(from: &From) -> anyhow::Result<(Cluster, Source)> {
+/// Opens the source. Wrong paths and options end the agent; an API server that is not reachable does not.
+pub async fn open(from: &SourceConfig) -> anyhow::Result<(Cluster, ClusterSource)> {
     match from {
-        From::Manifests(paths) => {
+        SourceConfig::Manifests(paths) => {
             for path in paths.iter().filter(|path| path.as_os_str() != "-") {
                 if let Err(error) = std::fs::metadata(path) {
                     bail!("--manifests {}: {error}", path.display());
@@ -37,36 +37,36 @@ pub async fn open(from: &From) -> anyhow::Result<(Cluster, Source)> {
             for problem in &loaded.problems {
                 tracing::warn!("{problem}");
             }
-            Ok((cluster, Source::Manifests))
+            Ok((cluster, ClusterSource::Manifests))
         }
-        From::Api(options) => {
+        SourceConfig::Api(options) => {
             options.access.config().await?;
             let (lookups, queues) = Lookups::new(options.node.as_deref().map(Into::into));
-            Ok((Cluster::live(), Source::Api { options: options.clone(), lookups, queues }))
+            Ok((Cluster::live(), ClusterSource::Api { options: options.clone(), lookups, queues }))
         }
     }
 }
 
-impl Source {
-    /// Where pods of other nodes may have to be looked up.
+impl ClusterSource {
+    /// Returns the look-ups of pods on other nodes, with the API server as source.
     pub fn lookups(&self) -> Option<Lookups> {
         match self {
-            Source::Manifests => None,
-            Source::Api { lookups, .. } => Some(lookups.clone()),
+            ClusterSource::Manifests => None,
+            ClusterSource::Api { lookups, .. } => Some(lookups.clone()),
         }
     }
 
-    /// Keeps `cluster` current until dropped.
+    /// Keeps `cluster` up to date until dropped.
     pub async fn follow(self, cluster: Cluster) {
         match self {
-            Source::Manifests => cluster.watch().await,
-            Source::Api { options, lookups, queues } => api::follow(cluster, options, lookups, queues).await,
+            ClusterSource::Manifests => cluster.watch().await,
+            ClusterSource::Api { options, lookups, queues } => api::follow(cluster, options, lookups, queues).await,
         }
     }
 }
 
-/// Waits until each source is in sync or has said why not, or has had its time.
-pub async fn settled(cluster: &Cluster) {
+/// Waits until each source is in sync or has an error, at most [`SYNC_TIME`].
+pub async fn wait_for_sync(cluster: &Cluster) {
     let mut changes = cluster.changes();
     let all = async {
         loop {
@@ -79,5 +79,5 @@ pub async fn settled(cluster: &Cluster) {
             }
         }
     };
-    let _ = tokio::time::timeout(SETTLING, all).await;
+    let _ = tokio::time::timeout(SYNC_TIME, all).await;
 }

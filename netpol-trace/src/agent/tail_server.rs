@@ -1,10 +1,10 @@
-//! The agent's `tail` listener (`--tail-listen`): its history, and new records, for callers who may read them.
+//! The `tail` listener (`--tail-listen`): the agent's history and new records, for callers who may read them.
 //!
-//! `GET /v1/records?namespace=NS&since=TIME&follow=true` with a token that the API server knows. Nothing is answered
-//! without one: on a hostNetwork node every process reaches the loopback address.
+//! `GET /v1/records?namespace=NS&since=TIME&follow=true` needs a token that the API server knows: with hostNetwork every process of the node
+//! reaches the loopback address.
 
-mod places;
 mod reader;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -25,30 +25,30 @@ use crate::cluster::decode::meta::is_namespace_name;
 use crate::history;
 use crate::http::{self, Stalled};
 use crate::storage::{Folder, Readers};
-use places::{Full, Places};
-use reader::Reading;
+use reader::RecordStream;
+use slots::{NoSlot, ReaderSlots};
 
-/// Namespaces of one request.
+/// Limit of namespaces in one request.
 const NAMESPACES: usize = 100;
-/// Batches on their way to a reader.
+/// Batches in the queue to one reader.
 const BATCHES: usize = 8;
 
 #[derive(Debug, Clone)]
 struct Serving {
     history: PathBuf,
     reviewer: Arc<Reviewer>,
-    places: Arc<Places>,
+    slots: Arc<ReaderSlots>,
 }
 
 pub fn router(history: PathBuf, reviewer: Reviewer) -> Router {
-    let serving = Serving { history, reviewer: Arc::new(reviewer), places: Arc::default() };
+    let serving = Serving { history, reviewer: Arc::new(reviewer), slots: Arc::default() };
     Router::new().route("/v1/records", get(records)).with_state(serving)
 }
 
-/// What a reader asks for.
+/// The query of a request.
 #[derive(Debug, serde::Deserialize)]
-struct Asked {
-    /// Separated by commas; none: all of them.
+struct RecordsQuery {
+    /// Namespaces, separated by commas; empty means all.
     #[serde(default)]
     namespace: String,
     #[serde(default)]
@@ -60,46 +60,49 @@ struct Asked {
 async fn records(
     State(serving): State<Serving>,
     Extension(stalled): Extension<Stalled>,
-    Query(asked): Query<Asked>,
+    Query(query): Query<RecordsQuery>,
     headers: HeaderMap,
 ) -> Response {
     let Some(token) = http::bearer(&headers) else {
         return refuse(StatusCode::UNAUTHORIZED, http::TOKEN_NEEDED.trim_end());
     };
-    let namespaces: Vec<String> = asked.namespace.split(',').filter(|ns| !ns.is_empty()).map(str::to_owned).collect();
+    let namespaces: Vec<String> = query.namespace.split(',').filter(|ns| !ns.is_empty()).map(str::to_owned).collect();
     if namespaces.len() > NAMESPACES {
-        return refuse(StatusCode::BAD_REQUEST, "too many namespaces in one request");
+        return refuse(StatusCode::BAD_REQUEST, "namespace: at most 100 names in one request");
     }
-    // No such namespace exists: the API server need not be asked, nor the log name it.
+    // Such a name is no namespace's: the agent neither asks the API server for it nor logs it.
     if !namespaces.iter().all(|namespace| is_namespace_name(namespace)) {
-        return refuse(StatusCode::BAD_REQUEST, "namespace: names of namespaces, separated by commas");
+        return refuse(StatusCode::BAD_REQUEST, "namespace: expected names of namespaces, separated by commas");
     }
     let user = match serving.admit(token, &namespaces).await {
         Ok(user) => user,
         Err(refusal) => return refusal.into_response(),
     };
-    let place = match serving.places.take(user.name()) {
-        Ok(place) => place,
+    let slot = match serving.slots.take(user.name()) {
+        Ok(slot) => slot,
         Err(full) => {
             let whose = match full {
-                Full::All => "the listener has",
-                Full::Users => "this user has",
+                NoSlot::All => "the listener has",
+                NoSlot::Users => "this user has",
             };
-            let why = format!("{whose} too many readers: try again when one has gone");
+            let why = format!("{whose} too many readers: try again when one has ended");
             return refuse(StatusCode::SERVICE_UNAVAILABLE, &why);
         }
     };
-    tracing::info!(user = user.name(), namespaces = asked.namespace, "records are read over --tail-listen");
+    tracing::info!(user = user.name(), namespaces = query.namespace, "records are read over --tail-listen");
     let folder = match Folder::open(&serving.history, Readers::default()) {
         Ok(folder) => folder,
         Err(error) => {
-            tracing::warn!(%error, "the history can't be read");
-            return refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent has no history: `sinks` in its status says why");
+            tracing::warn!(%error, "the history cannot be read");
+            return refuse(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the agent has no history: `sinks` in its status records has the reason",
+            );
         }
     };
     let reaches = history::reaches_back_to(&folder).ok().flatten().map(|time| time.to_string());
     let (to_reader, lines) = mpsc::channel(BATCHES);
-    let reading = Reading { user, namespaces, since: asked.since, follow: asked.follow, to_reader, place, stalled };
+    let reading = RecordStream { user, namespaces, since: query.since, follow: query.follow, to_reader, slot, stalled };
     reading.start(serving, token.to_owned(), folder);
     let body = futures::stream::unfold(lines, async |mut lines| Some((lines.recv().await?, lines)));
     let headers = [
@@ -109,7 +112,7 @@ async fn records(
     (headers, Body::from_stream(body)).into_response()
 }
 
-/// Why a reader gets nothing.
+/// The response to a caller who gets no records.
 #[derive(Debug)]
 struct Refusal(StatusCode, String);
 
@@ -124,7 +127,7 @@ fn refuse(status: StatusCode, why: &str) -> Response {
 }
 
 impl Serving {
-    /// The owner of a token, if they may read these namespaces; all namespaces if there are none.
+    /// Returns the owner of a token if they may read these namespaces; all namespaces if the list is empty.
     async fn admit(&self, token: &str, namespaces: &[String]) -> Result<User, Refusal> {
         self.review(token, namespaces).await.unwrap_or_else(|error| {
             let status = match error {
@@ -141,20 +144,20 @@ impl Serving {
         let user = self.reviewer.user(token).await?;
         if let Some(right) = self.reviewer.risk(&user).await? {
             return forbidden(&format!(
-                "{} may {right}: whoever may ask for its tokens has that right too. Take away the binding that gives it; \
+                "{} may {right}, and whoever can request its tokens could do the same. Remove the binding that grants it; \
                  this account needs {{apiGroups: [{GROUP}], resources: [{RESOURCE}], verbs: [get]}} only",
                 user.name()
             ));
         }
         if namespaces.is_empty() && !self.reviewer.may_read_all(&user).await? {
             return forbidden(
-                "all namespaces are for who may get pods/log in the agent's namespace; name yours with -n",
+                "all namespaces need the permission to get pods/log in the agent's namespace; select your namespace with -n",
             );
         }
         for namespace in namespaces {
             if !self.reviewer.may_read(&user, namespace).await? {
                 return forbidden(&format!(
-                    "{} may not read the drops of namespace {namespace}; a Role there needs \
+                    "{} may not read the drops of namespace {namespace}: add a Role there with \
                      {{apiGroups: [{GROUP}], resources: [{RESOURCE}], verbs: [get]}}",
                     user.name()
                 ));

@@ -1,4 +1,4 @@
-//! What an audit found, for people and for scripts.
+//! The findings of an audit, as text and as JSON.
 
 use std::fmt::Write as _;
 
@@ -6,24 +6,24 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::Audit;
-use super::run::{Run, word};
+use super::run::{Run, name};
 use crate::text::{counted, escape, thousands};
 
-/// All in all.
+/// Whether the log accounts for every packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Answer {
+pub enum Completeness {
     /// Every packet is in a record or in a loss record with its count.
     Complete,
-    /// Besides, there is declared time in which nobody counted.
+    /// The same, but there is declared time in which nobody counted.
     CompleteButForGaps,
     /// Something is missing that the log does not declare.
     Incomplete,
 }
 
 #[derive(Debug, Serialize)]
-pub struct Report {
-    pub answer: Answer,
+pub struct AuditReport {
+    pub answer: Completeness,
     pub records: u64,
     /// Lines that are not records.
     pub broken_lines: u64,
@@ -50,23 +50,23 @@ pub struct RunReport {
     pub recorded: u64,
     /// Packets in loss records.
     pub declared_lost: u64,
-    /// Packets that BPF's recursion protection hid: an estimate.
+    /// Packets that BPF's recursion protection hid, by estimate.
     pub estimated_lost: u64,
     /// The phase of the latest status, and how many records came after it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_status: Option<&'static str>,
     pub after_last_status: u64,
     /// Records that came twice.
-    pub doubles: u64,
-    /// Numbers that no record has.
+    pub duplicates: u64,
+    /// Numbers of records that the log lacks.
     pub missing: u64,
-    /// Time in which nobody counted, as far as it is declared.
+    /// Declared time in which nobody counted.
     pub gaps: Vec<String>,
-    /// What does not add up.
+    /// What does not add up or is missing.
     pub wrong: Vec<String>,
 }
 
-pub(super) fn of(audit: Audit) -> Report {
+pub(super) fn of(audit: Audit) -> AuditReport {
     let Audit { mut runs, broken, first_broken, unread, records, beyond, .. } = audit;
     runs.sort_by(|a, b| (&a.cluster, &a.node, a.first_time).cmp(&(&b.cluster, &b.node, b.first_time)));
     for run in &mut runs {
@@ -77,7 +77,7 @@ pub(super) fn of(audit: Audit) -> Report {
             run.wrong(format!("{} {are} missing: {}", counted(missing, "record"), ranges.join(", ")));
         }
         if run.checkpoint.is_none() {
-            run.wrong("no status: nothing says how many packets there were".into());
+            run.wrong("no status record, so nothing says how many packets there were".into());
         }
         if run.first > 1 {
             run.gaps.push(format!("records 1 to {} are not in this log", run.first - 1));
@@ -88,14 +88,14 @@ pub(super) fn of(audit: Audit) -> Report {
         let next = runs.get(at + 1).filter(follows);
         let run = &runs[at];
         match next {
-            // One after the other: the later one says that there was time without hooks.
+            // Of two runs of one node, the later one declares the time in between, in which no hook was attached.
             Some(next) if next.gaps.is_empty() => {
                 let what =
                     format!("no record says that nothing was watched from {} to {}", run.last_time, next.first_time);
                 runs[at + 1].wrong(what);
             }
             None if !run.stopped && run.checkpoint.is_some() => {
-                let what = format!("no status `stopped`: after {} the log can't tell", run.last_time);
+                let what = format!("no status `stopped`: what happened after {} is not known", run.last_time);
                 runs[at].gaps.push(what);
             }
             _ => {}
@@ -108,13 +108,13 @@ pub(super) fn of(audit: Audit) -> Report {
         || runs.is_empty()
         || runs.iter().any(|run| !run.wrong.is_empty())
     {
-        Answer::Incomplete
+        Completeness::Incomplete
     } else if runs.iter().any(|run| !run.gaps.is_empty()) {
-        Answer::CompleteButForGaps
+        Completeness::CompleteButForGaps
     } else {
-        Answer::Complete
+        Completeness::Complete
     };
-    Report { answer, records, broken_lines: broken, first_broken_line: first_broken, unread, runs }
+    AuditReport { answer, records, broken_lines: broken, first_broken_line: first_broken, unread, runs }
 }
 
 fn run_report(mut run: Run) -> RunReport {
@@ -123,7 +123,7 @@ fn run_report(mut run: Run) -> RunReport {
     }
     RunReport {
         missing: run.missing().0,
-        last_status: run.checkpoint.map(|c| word(c.phase)),
+        last_status: run.checkpoint.map(|c| name(c.phase)),
         after_last_status: run.checkpoint.map_or(0, |c| run.last - c.seq),
         run: run.id,
         cluster: run.cluster,
@@ -131,26 +131,28 @@ fn run_report(mut run: Run) -> RunReport {
         first_time: run.first_time,
         last_time: run.last_time,
         records: run.records,
-        recorded: run.tally.recorded,
-        declared_lost: run.tally.declared,
-        estimated_lost: run.tally.estimated,
-        doubles: run.doubles,
+        recorded: run.sums.recorded,
+        declared_lost: run.sums.declared,
+        estimated_lost: run.sums.estimated,
+        duplicates: run.duplicates,
         gaps: run.gaps,
         wrong: run.wrong,
     }
 }
 
-impl Report {
-    /// The answer first, then a paragraph a run.
+impl AuditReport {
+    /// Writes the report as text: the answer first, then a paragraph for each run.
     pub fn text(&self) -> String {
         let sum = |of: fn(&RunReport) -> u64| self.runs.iter().map(of).fold(0, u64::saturating_add);
         let mut text = match self.answer {
-            Answer::Complete => "Complete: every packet is in a record or in a declared loss.\n".to_owned(),
-            Answer::CompleteButForGaps => {
+            Completeness::Complete => "Complete: every packet is in a record or in a declared loss.\n".to_owned(),
+            Completeness::CompleteButForGaps => {
                 "Complete but for declared gaps: there was time in which nobody counted.\n".to_owned()
             }
-            Answer::Incomplete if self.records == 0 => "NOT complete: there is no record.\n".to_owned(),
-            Answer::Incomplete => "NOT complete: something is missing that the log does not declare.\n".to_owned(),
+            Completeness::Incomplete if self.records == 0 => "NOT complete: there is no record.\n".to_owned(),
+            Completeness::Incomplete => {
+                "NOT complete: something is missing that the log does not declare.\n".to_owned()
+            }
         };
         let _ = writeln!(
             text,
@@ -183,8 +185,8 @@ impl Report {
                 counted(run.recorded, "packet"),
                 thousands(run.declared_lost)
             );
-            if run.doubles > 0 {
-                let _ = match run.doubles {
+            if run.duplicates > 0 {
+                let _ = match run.duplicates {
                     1 => writeln!(text, "  1 record came twice; it is counted once"),
                     many => writeln!(text, "  {} records came twice; they are counted once", thousands(many)),
                 };

@@ -1,16 +1,16 @@
-//! One run of an agent, as its records tell it.
+//! One run of an agent, put together from its records.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
 use super::{declared, is_gap, packets};
-use crate::model::{Phase, Totals};
-use crate::record::{Body, Record};
+use crate::model::{RunPhase, Totals};
+use crate::record::read::RecordView;
 
 /// Ranges of missing numbers that are kept; more are only counted.
 const MAX_MISSING: usize = 10_000;
-/// Findings that are kept in words.
+/// Findings that are kept as text; more are only counted.
 const MAX_WRONG: usize = 20;
 
 #[derive(Debug)]
@@ -21,30 +21,29 @@ pub(super) struct Run {
     pub(super) first_time: Timestamp,
     pub(super) last_time: Timestamp,
     pub(super) records: u64,
-    /// The first number of the log, and the highest so far.
+    /// The first number in the log, and the highest so far.
     pub(super) first: u64,
     pub(super) last: u64,
-    /// Missing numbers, as first → last of each range.
+    /// Ranges of missing numbers: first → last.
     missing: BTreeMap<u64, u64>,
-    /// Numbers missing beyond the ranges kept.
+    /// Missing numbers beyond [`MAX_MISSING`] ranges.
     missing_beyond: u64,
-    pub(super) doubles: u64,
-    pub(super) tally: Tally,
-    /// The latest status, and what the records before it hold.
+    pub(super) duplicates: u64,
+    pub(super) sums: PacketSums,
+    /// The latest status, and the packets in the records before it.
     pub(super) checkpoint: Option<Checkpoint>,
-    /// Where a log that begins inside a run can be checked from.
-    baseline: Option<(Totals, Tally)>,
+    /// The first status of a log that begins inside a run: the check covers what comes after.
+    baseline: Option<(Totals, PacketSums)>,
     pub(super) stopped: bool,
-    pub(super) previous_run: Option<String>,
-    /// Declared time without a count.
+    /// Declared time in which nobody counted.
     pub(super) gaps: Vec<String>,
     pub(super) wrong: Vec<String>,
     pub(super) more_wrong: u64,
 }
 
-/// Packets in records.
+/// Packets in records: in drops, declared lost with an exact count, declared lost by estimate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Tally {
+pub(super) struct PacketSums {
     pub(super) recorded: u64,
     pub(super) declared: u64,
     pub(super) estimated: u64,
@@ -55,86 +54,86 @@ pub(super) struct Checkpoint {
     pub(super) seq: u64,
     pub(super) totals: Totals,
     /// Of the records before it.
-    pub(super) tally: Tally,
-    pub(super) phase: Phase,
+    pub(super) sums: PacketSums,
+    pub(super) phase: RunPhase,
 }
 
 impl Run {
-    pub(super) fn begins(record: &Record) -> Run {
+    pub(super) fn starting_with(record: &RecordView<'_>, seq: u64) -> Run {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         Run {
             id: record.run.to_string(),
-            node: record.node.as_deref().map(str::to_owned),
-            cluster: record.cluster.as_deref().map(str::to_owned),
+            node: some(&record.node),
+            cluster: some(&record.cluster),
             first_time: record.time,
             last_time: record.time,
             records: 0,
-            first: record.seq,
-            last: record.seq.saturating_sub(1),
+            first: seq,
+            last: seq.saturating_sub(1),
             missing: BTreeMap::new(),
             missing_beyond: 0,
-            doubles: 0,
-            tally: Tally::default(),
+            duplicates: 0,
+            sums: PacketSums::default(),
             checkpoint: None,
             baseline: None,
             stopped: false,
-            previous_run: None,
             gaps: Vec::new(),
             wrong: Vec::new(),
             more_wrong: 0,
         }
     }
 
-    pub(super) fn take(&mut self, record: &Record) {
-        let late = match self.number(record.seq) {
-            Number::Next => false,
-            Number::Late => true,
-            Number::Double => {
-                self.doubles += 1;
+    pub(super) fn add(&mut self, record: &RecordView<'_>, seq: u64) {
+        let late = match self.position(seq) {
+            SeqPosition::Next => false,
+            SeqPosition::Late => true,
+            SeqPosition::Duplicate => {
+                self.duplicates += 1;
                 return;
             }
         };
         self.records += 1;
         self.last_time = self.last_time.max(record.time);
         let (exact, estimated) = declared(record);
-        let add = |tally: &mut Tally| {
-            tally.recorded = tally.recorded.saturating_add(packets(record));
-            tally.declared = tally.declared.saturating_add(exact);
-            tally.estimated = tally.estimated.saturating_add(estimated);
+        let add = |sums: &mut PacketSums| {
+            sums.recorded = sums.recorded.saturating_add(packets(record));
+            sums.declared = sums.declared.saturating_add(exact);
+            sums.estimated = sums.estimated.saturating_add(estimated);
         };
-        add(&mut self.tally);
-        if let Some(checkpoint) = self.checkpoint.as_mut().filter(|c| late && record.seq < c.seq) {
-            add(&mut checkpoint.tally);
+        add(&mut self.sums);
+        if let Some(checkpoint) = self.checkpoint.as_mut().filter(|c| late && seq < c.seq) {
+            add(&mut checkpoint.sums);
         }
         if is_gap(record) {
             self.gap(record);
         }
-        if let Body::Status(status) = &record.body
-            && !late
-        {
-            self.previous_run = self.previous_run.take().or_else(|| status.previous_run.clone());
+        if late {
+            return;
+        }
+        if let Some((phase, totals)) = phase(record).zip(record.totals) {
             if self.stopped {
-                self.wrong(format!("record {}: a status after `stopped`", record.seq));
+                self.wrong(format!("record {seq}: a status after `stopped`"));
             }
-            self.stopped |= status.phase == Phase::Stopped;
-            self.status(record.seq, status.totals, status.phase);
-        } else if self.stopped && !late {
-            self.wrong(format!("record {}: after `stopped`", record.seq));
+            self.stopped |= phase == RunPhase::Stopped;
+            self.status(seq, totals, phase);
+        } else if self.stopped {
+            self.wrong(format!("record {seq}: after `stopped`"));
         }
     }
 
-    fn number(&mut self, seq: u64) -> Number {
+    fn position(&mut self, seq: u64) -> SeqPosition {
         if seq > self.last {
             if seq > self.last + 1 {
                 self.miss(self.last + 1, seq - 1);
             }
             self.last = seq;
-            return Number::Next;
+            return SeqPosition::Next;
         }
         let Some((from, to)) = self.missing.range(..=seq).next_back().map(|(from, to)| (*from, *to)) else {
-            return Number::Double;
+            return SeqPosition::Duplicate;
         };
         if seq > to {
-            return Number::Double;
+            return SeqPosition::Duplicate;
         }
         self.missing.remove(&from);
         if from < seq {
@@ -143,7 +142,7 @@ impl Run {
         if seq < to {
             self.missing.insert(seq + 1, to);
         }
-        Number::Late
+        SeqPosition::Late
     }
 
     fn miss(&mut self, from: u64, to: u64) {
@@ -154,36 +153,35 @@ impl Run {
         }
     }
 
-    fn gap(&mut self, record: &Record) {
-        let Body::Loss(loss) = &record.body else { return };
+    fn gap(&mut self, record: &RecordView<'_>) {
         if self.gaps.len() < MAX_WRONG {
-            let to = loss.last_time.map(|to| format!(" to {to}")).unwrap_or_default();
-            self.gaps.push(format!("{}: from {}{to}", loss.reason, record.time));
+            let to = record.last_time.map(|to| format!(" to {to}")).unwrap_or_default();
+            self.gaps.push(format!("{}: from {}{to}", &*record.reason, record.time));
         }
     }
 
-    /// A status closes what came before: nothing may be missing in its own sums, nor between it and the records.
-    fn status(&mut self, seq: u64, totals: Totals, phase: Phase) {
+    /// Checks the sums inside a status, and keeps it for [`Run::close`].
+    fn status(&mut self, seq: u64, totals: Totals, phase: RunPhase) {
         let agent = totals.agent;
         let Some(kernel) = totals.kernel else {
-            // A later status tells; after the last one there is none.
-            if phase == Phase::Stopped {
+            // A later status can have the counters. None follows the last one.
+            if phase == RunPhase::Stopped {
                 self.wrong(format!(
                     "record {seq} (status stopped): without the kernel's counters, which couldn't be read"
                 ));
             }
             return;
         };
-        let at = format!("record {seq} (status {})", word(phase));
+        let at = format!("record {seq} (status {})", name(phase));
         let mut check = |what: &str, left: u64, right: u64, open: bool| {
-            // While it runs, packets are between the terms as they are read; at the end none is.
+            // While the agent runs, packets move between the terms as they are read. At the end none does.
             if if open { left < right } else { left != right } {
                 self.wrong(format!("{at}: {what}: {left} against {right}"));
             }
         };
-        let end = phase == Phase::Stopped;
-        let told = sum(&[agent.written, agent.held, agent.lost]);
-        check("agent: read against written + held + lost", agent.read, told, !end);
+        let end = phase == RunPhase::Stopped;
+        let accounted = sum(&[agent.written, agent.held, agent.lost]);
+        check("agent: read against written + held + lost", agent.read, accounted, !end);
         check("kernel: seen against matched", kernel.seen.max(kernel.matched), kernel.seen, false);
         if end {
             let known = sum(&[kernel.emitted, kernel.aggregated, kernel.lost]);
@@ -191,36 +189,39 @@ impl Run {
             check("read against emitted + aggregated", agent.read, sum(&[kernel.emitted, kernel.aggregated]), false);
             check("held at the end", agent.held, 0, false);
         }
-        self.checkpoint = Some(Checkpoint { seq, totals, tally: self.tally, phase });
+        self.checkpoint = Some(Checkpoint { seq, totals, sums: self.sums, phase });
         if self.first > 1 && self.baseline.is_none() {
-            self.baseline = Some((totals, self.tally));
+            self.baseline = Some((totals, self.sums));
         }
     }
 
-    /// Compares the latest status with the records before it; call when all have been taken.
+    /// Compares the latest status with the records before it. Called after the last record.
     pub(super) fn close(&mut self) {
-        let Some(Checkpoint { seq, totals, tally, phase, .. }) = self.checkpoint else { return };
+        let Some(Checkpoint { seq, totals, sums, phase }) = self.checkpoint else { return };
         let (base, before) = match self.baseline {
             Some((base, before)) => (base, before),
             None if self.first > 1 => return,
-            None => (Totals::default(), Tally::default()),
+            None => (Totals::default(), PacketSums::default()),
         };
-        // In the records or declared lost: that is every packet that the agent was to tell of. It holds for each sink by
-        // itself, since a sink that loses records declares them.
+        // Every packet that the agent had to report is in a record or declared lost. This holds for the log of each sink, because a sink
+        // that loses records declares them.
         let due = |totals: &Totals| {
             let Totals { kernel, agent } = totals;
             sum(&[agent.written.saturating_sub(agent.filtered), agent.lost, kernel.unwrap_or_default().lost])
         };
         let due = due(&totals).saturating_sub(due(&base));
-        let recorded = tally.recorded - before.recorded;
-        let declared = tally.declared - before.declared;
-        // Losses are told within a second: a status in between may know of some that have no record yet.
-        let untold =
-            if phase == Phase::Stopped { 0 } else { sum(&[totals.agent.lost, totals.kernel.unwrap_or_default().lost]) };
-        if sum(&[recorded, declared]) > due || sum(&[recorded, declared, untold]) < due {
+        let recorded = sums.recorded - before.recorded;
+        let declared = sums.declared - before.declared;
+        // The agent writes a loss record within a second. A status before it may count losses that have no record yet.
+        let not_declared_yet = if phase == RunPhase::Stopped {
+            0
+        } else {
+            sum(&[totals.agent.lost, totals.kernel.unwrap_or_default().lost])
+        };
+        if sum(&[recorded, declared]) > due || sum(&[recorded, declared, not_declared_yet]) < due {
             self.wrong(format!(
-                "record {seq} (status {}): {due} packets to tell of, but the records before it hold {recorded} and declare {declared} lost",
-                word(phase)
+                "record {seq} (status {}): {due} packets to report, but the records before it hold {recorded} and declare {declared} lost",
+                name(phase)
             ));
         }
     }
@@ -233,7 +234,7 @@ impl Run {
         }
     }
 
-    /// Missing numbers, and the first few ranges of them in words.
+    /// Returns how many numbers are missing, and the first few ranges of them as text.
     pub(super) fn missing(&self) -> (u64, Vec<String>) {
         let count: u64 = self.missing.iter().map(|(from, to)| to - from + 1).sum();
         let words = self.missing.iter().take(MAX_WRONG).map(|(from, to)| match from == to {
@@ -244,21 +245,28 @@ impl Run {
     }
 }
 
-/// Counts of a log are untrusted input: their sum stays at the largest number.
+/// Adds up counts of a log. They are untrusted input, so the sum saturates.
 pub(super) fn sum(counts: &[u64]) -> u64 {
     counts.iter().copied().fold(0, u64::saturating_add)
 }
 
-enum Number {
+/// Where a number stands among those that have come.
+enum SeqPosition {
     Next,
     Late,
-    Double,
+    Duplicate,
 }
 
-pub(super) fn word(phase: Phase) -> &'static str {
+/// Returns the phase of a status; `None` for one that this version does not know, and for records of other kinds.
+pub(super) fn phase(record: &RecordView<'_>) -> Option<RunPhase> {
+    let known = [RunPhase::Started, RunPhase::Running, RunPhase::Stopped];
+    known.into_iter().find(|phase| &*record.kind == "status" && name(*phase) == &*record.phase)
+}
+
+pub(super) fn name(phase: RunPhase) -> &'static str {
     match phase {
-        Phase::Started => "started",
-        Phase::Running => "running",
-        Phase::Stopped => "stopped",
+        RunPhase::Started => "started",
+        RunPhase::Running => "running",
+        RunPhase::Stopped => "stopped",
     }
 }

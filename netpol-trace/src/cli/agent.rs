@@ -8,18 +8,18 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches};
 
 use super::cluster::ClusterArgs;
-use crate::agent::source::From;
-use crate::agent::{self, Config};
+use crate::agent::source::SourceConfig;
+use crate::agent::{self, AgentConfig};
 use crate::cluster::access_review::Reviewer;
-use crate::cluster::api::{Options, Peers};
+use crate::cluster::api::{ApiOptions, PeerDiscovery};
 use crate::config::{Live, flags};
-use crate::http::{Guard, Token};
+use crate::http::{Guard, TokenFile};
 use crate::kernel::pins;
 use crate::record::format::Format;
-use crate::sink::target::{self, Target};
+use crate::sink::spec::{self, OutputSpec};
 use crate::storage::Readers;
 
-/// Record drops on this node, one JSON object a line on stdout; own logs go to stderr.
+/// Record drops on this node as JSON lines on stdout. The agent's own log goes to stderr.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -32,20 +32,20 @@ Examples:
   netpol-trace agent --manifests cluster.yaml --output stdout --output file:/var/log/drops.jsonl,format=ecs,max-size=64MiB \\
     --output otlp:http://collector.observability:4318 --listen 127.0.0.1:9477
 
-Exit codes: 0 stopped by a signal, by --duration or by the end of its reader; 1 drops can't be recorded; 2 bad arguments.")]
+Exit codes: 0 stopped by a signal, by --duration or because its reader closed the pipe; 1 drops cannot be recorded; 2 wrong arguments.")]
 pub struct AgentArgs {
     /// File or folder with pods, namespaces, policies, services, endpoint slices and nodes (YAML or JSON, what `kubectl get -A
-    /// -o yaml` writes), instead of the API server; may be given more than once. Re-read when it changes.
+    /// -o yaml` writes), instead of the API server; repeatable. Read again when it changes.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "context", "peers"])]
     manifests: Vec<PathBuf>,
 
     #[command(flatten)]
     api: ClusterArgs,
 
-    /// Whether pods of other nodes are watched, or looked up when they first appear in a drop: one watch of all pods on each
-    /// node is more than the API server of a large cluster should carry.
+    /// Whether to watch the pods of other nodes, or to look each one up when it first appears in a drop. In a large cluster, a watch of all
+    /// pods from every node is too much load for the API server.
     #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
-    peers: Peers,
+    peers: PeerDiscovery,
 
     /// This node's name in the cluster.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
@@ -55,12 +55,12 @@ pub struct AgentArgs {
     #[arg(long, value_name = "NAME")]
     cluster_name: Option<String>,
 
-    /// Record drops that have another cause than policy too: closed ports, no route, conntrack INVALID, host firewalls.
+    /// Record drops with any other cause too: closed ports, no route, conntrack INVALID, host firewalls.
     #[arg(long)]
     all_drops: bool,
 
-    #[arg(long, value_name = "TARGET", help = target::help())]
-    output: Vec<Target>,
+    #[arg(long, value_name = "TARGET", help = spec::help())]
+    output: Vec<OutputSpec>,
 
     /// The encoding of records where --output names none: native, ecs (Elastic), ocsf or otel (a line of OTLP's JSON each).
     #[arg(long, value_name = "FORMAT", default_value = "native")]
@@ -70,34 +70,34 @@ pub struct AgentArgs {
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
 
-    /// Answer /metrics only to who sends the token in this file (Authorization: Bearer). Read again for each request.
+    /// Answer /metrics only to clients that send the token in this file (Authorization: Bearer). The file is read for each request.
     #[arg(long, value_name = "PATH", requires = "listen")]
     metrics_token_file: Option<PathBuf>,
 
-    /// Answer /metrics only to who sends a token (Authorization: Bearer) that the API server knows, for itself or for the
-    /// audience netpol-trace, and whose owner may get /metrics by RBAC (nonResourceURLs).
+    /// Answer /metrics only to clients that send a token (Authorization: Bearer) that the API server knows, for itself or for the audience
+    /// netpol-trace, and whose owner may get /metrics by RBAC (nonResourceURLs).
     #[arg(long, requires = "listen", conflicts_with = "metrics_token_file")]
     metrics_rbac: bool,
 
-    /// Keep the newest records in this folder for `netpol-trace tail`, also over restarts. [default: nowhere]
+    /// Keep the newest records in this folder for `netpol-trace tail`, also over restarts. [default: no history]
     #[arg(long, value_name = "PATH")]
     history_dir: Option<PathBuf>,
 
-    /// At most so many MiB of them.
+    /// Size of the history at most, in MiB.
     #[arg(long, value_name = "MIB", default_value = "64", requires = "history_dir", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     history_mib: u64,
 
     /// Let this group, by its number, read the records in --history-dir: the folder has mode 0750 then and the files 0640. Without it
     /// only the agent's user can (0700 and 0600).
-    #[arg(long, value_name = "GID", requires = "history_dir", value_parser = target::group)]
+    #[arg(long, value_name = "GID", requires = "history_dir", value_parser = spec::group)]
     history_group: Option<u32>,
 
     /// Answer `netpol-trace tail --service-account` here, such as 127.0.0.1:9478, from the history: only with a token that
-    /// the API server knows, and only what its owner may see. [default: nowhere]
+    /// the API server knows, and only with the records that its owner may see. [default: nowhere]
     #[arg(long, value_name = "ADDRESS:PORT", requires = "history_dir")]
     tail_listen: Option<SocketAddr>,
 
-    /// The agents' own namespace: who may read its pods' logs may see every record over --tail-listen too.
+    /// The agents' own namespace: users who may read its pods' logs may see every record over --tail-listen too.
     #[arg(long, value_name = "NS", env = "POD_NAMESPACE", default_value = "netpol-trace", hide = true)]
     agents_namespace: String,
 
@@ -109,7 +109,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "KIB", default_value = "2048", value_parser = ring_kib, hide = true)]
     ring_kib: u32,
 
-    /// How long repeated packets of a flow are counted in the kernel before one record tells of them; the first packet of a
+    /// How long repeated packets of a flow are counted in the kernel before one record reports them; the first packet of a
     /// flow has a record at once. 0s: a record for each packet.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = window)]
     aggregation_window: Duration,
@@ -177,20 +177,20 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
             }
         },
     };
-    if let Some(place) = target::named_twice(&args.output) {
-        eprintln!("--output {place}: named twice; its lines would be written twice, so leave one out");
+    if let Some(place) = spec::duplicate_destination(&args.output) {
+        eprintln!("--output {place} is given twice, and its lines would be written twice: remove one");
         return Ok(ExitCode::from(2));
     }
     let file = file.with_all_drops(args.all_drops);
     let (access, node) = (args.api.access(), args.node_name.clone());
-    if args.peers == Peers::Lookup && node.is_none() {
-        anyhow::bail!("--peers=lookup needs to know which pods are this node's: give --node-name, or set NODE_NAME");
+    if args.peers == PeerDiscovery::Lookup && node.is_none() {
+        anyhow::bail!("--peers=lookup needs the name of this node: give --node-name, or set NODE_NAME");
     }
     let reviewer = Reviewer::new(access.clone(), args.agents_namespace.clone(), "--tail-listen refuses all readers");
     let guard = match args.metrics_token_file {
-        Some(path) => Some(Guard::Token(Token::in_file(path)?)),
+        Some(path) => Some(Guard::TokenFile(TokenFile::in_file(path)?)),
         None if args.metrics_rbac => {
-            let consequence = "nobody new is let in to /metrics";
+            let consequence = "/metrics refuses new clients";
             Some(Guard::review(Reviewer::new(access.clone(), args.agents_namespace, consequence)))
         }
         None => None,
@@ -198,13 +198,13 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     if let (Some(address), None) = (args.listen.filter(|address| !address.ip().is_loopback()), &guard) {
         tracing::warn!(
             "--listen {address}: /metrics answers everybody who reaches this address; --metrics-rbac or --metrics-token-file \
-             lets only those in who may"
+             restricts it"
         );
     }
-    let config = Config {
+    let config = AgentConfig {
         source: match args.manifests.is_empty() {
-            true => From::Api(Options { access, peers: args.peers, node }),
-            false => From::Manifests(args.manifests),
+            true => SourceConfig::Api(ApiOptions { access, peers: args.peers, node }),
+            false => SourceConfig::Manifests(args.manifests),
         },
         access: args.api.access(),
         node: args.node_name,
@@ -234,7 +234,7 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The options as the config file and, above it, the command line say; or all that is wrong in the file.
+/// Reads the config file and joins it with the command line, which takes precedence. The inner error lists what is wrong in the file.
 fn with_file(path: PathBuf) -> anyhow::Result<Result<(AgentArgs, Live), String>> {
     let command = command();
     let live = match Live::start(path, command.clone()) {
@@ -244,11 +244,11 @@ fn with_file(path: PathBuf) -> anyhow::Result<Result<(AgentArgs, Live), String>>
     let whole = super::Cli::command();
     let given = whole.clone().get_matches();
     let below = given.subcommand_matches("agent").unwrap_or(&given);
-    let more = live.file().map(|file| flags::beneath(file, &command, below)).unwrap_or_default();
+    let more = live.file().map(|file| flags::not_overridden(file, &command, below)).unwrap_or_default();
     let joined = std::env::args_os().chain(more.into_iter().map(Into::into));
     let matches = match whole.try_get_matches_from(joined) {
         Ok(matches) => matches,
-        // What is wrong with options of both together: the command line by itself is right, or we would not be here.
+        // The command line alone is valid, so the error comes from the file or from both together.
         Err(error) => return Ok(Err(format!("--config: {error}"))),
     };
     let Some(("agent", matches)) = matches.subcommand() else { anyhow::bail!("--config is an option of `agent`") };
@@ -256,7 +256,7 @@ fn with_file(path: PathBuf) -> anyhow::Result<Result<(AgentArgs, Live), String>>
     Ok(Ok((args, live)))
 }
 
-/// The agent's options, as the config file may set them.
+/// Returns the agent's options, which are those of the config file too.
 pub(crate) fn command() -> clap::Command {
     AgentArgs::augment_args(clap::Command::new("agent"))
 }

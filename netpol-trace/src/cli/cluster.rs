@@ -1,4 +1,4 @@
-//! Which cluster: the options of kubectl.
+//! The options that select a cluster, as kubectl has them.
 
 use std::path::PathBuf;
 
@@ -7,16 +7,16 @@ use crate::cluster::api::Access;
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Which cluster")]
 pub(super) struct ClusterArgs {
-    /// Kubeconfig to use, instead of KUBECONFIG and ~/.kube/config
+    /// Kubeconfig file. Default: KUBECONFIG, else ~/.kube/config
     #[arg(long, value_name = "PATH")]
     kubeconfig: Option<PathBuf>,
-    /// Context of the kubeconfig to use, instead of its current one
+    /// Context of the kubeconfig. Default: its current context
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
 }
 
 impl ClusterArgs {
-    /// Whether a cluster was named.
+    /// Returns true if one of the options was given.
     pub fn given(&self) -> bool {
         self.kubeconfig.is_some() || self.context.is_some()
     }

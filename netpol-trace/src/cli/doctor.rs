@@ -6,18 +6,19 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use super::cluster::ClusterArgs;
+use super::input::TextOrJson;
 use crate::cluster::api::review::review;
-use crate::doctor::facts::Hook;
-use crate::doctor::{self, can_record, gather, judge, text};
+use crate::doctor::facts::HookProbe;
+use crate::doctor::{self, can_record, diagnose, gather, text};
 use crate::inventory::Inventory;
 use crate::kernel::probe::probe;
 use crate::kernel::{self, programs};
 use crate::text::escape;
 
-/// Say what this kernel and node can and cannot show, and what to grant.
+/// Check what this kernel and node can show, and report what is missing.
 ///
-/// Looks only: loads the programs once to try them, and takes them off again. Run it as the agent runs; as an ordinary
-/// user it says what it can't tell.
+/// Changes nothing: loads the eBPF programs once to try them, and unloads them. Run it with the agent's privileges; as an ordinary user it
+/// cannot check everything, and says so.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,42 +26,35 @@ Examples:
   netpol-trace doctor -o json | jq '.[] | select(.status != \"ok\")'
   kubectl exec -n netpol-trace ds/netpol-trace -- netpol-trace doctor
 
-Exit codes: 0 drops can be recorded, 1 they can't, 2 wrong usage.")]
-pub struct Args {
+Exit codes: 0 drops can be recorded, 1 they cannot, 2 wrong arguments.")]
+pub struct DoctorArgs {
     /// Text for people, or JSON: an array of {check, status: ok|warn|fail, found, meaning, remedy}
     #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
-    /// Remove what an agent left on this node, and say what it was: tc filters of a killed agent (before Linux 6.6), and the hook and
-    /// counts of `agent --survive-restart`. A running agent's filters go too.
+    output: TextOrJson,
+    /// Remove what an agent left on this node, and print it: tc filters of a killed agent (before Linux 6.6), and the hook and counts of
+    /// `agent --survive-restart`. Removes the filters of a running agent too.
     #[arg(long, conflicts_with = "output")]
     cleanup: bool,
     #[command(flatten)]
     cluster: ClusterArgs,
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
-
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     if args.cleanup {
         return cleanup();
     }
-    let hooks = probe().into_iter().map(|probe| Hook {
+    let hooks = probe().into_iter().map(|probe| HookProbe {
         name: probe.hook.to_owned(),
         result: probe.result,
         costs: probe.costs.map(str::to_owned),
     });
-    let mut findings = judge(&gather(hooks.collect()), &Inventory::read(programs::linked));
+    let mut findings = diagnose(&gather(hooks.collect()), &Inventory::read(programs::linked));
     findings.extend(doctor::api(review(&args.cluster.access())));
     let printed = match args.output {
-        Output::Text => text(&findings),
-        Output::Json => serde_json::to_string_pretty(&findings)? + "\n",
+        TextOrJson::Text => text(&findings),
+        TextOrJson::Json => serde_json::to_string_pretty(&findings)? + "\n",
     };
     match std::io::stdout().write_all(printed.as_bytes()) {
-        // The reader has seen enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
         done => done?,
     }
@@ -68,11 +62,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn cleanup() -> anyhow::Result<ExitCode> {
-    let mut removed = kernel::tc::cleanup().context("the interfaces can't be listed")?;
-    removed.extend(kernel::pins::cleanup(kernel::pins::FOLDER.as_ref()).context("pins can't be removed")?);
+    let mut removed = kernel::tc::cleanup().context("cannot list the interfaces")?;
+    removed.extend(kernel::pins::cleanup(kernel::pins::FOLDER.as_ref()).context("cannot remove the pins")?);
     let mut out = std::io::stdout().lock();
     match removed.as_slice() {
-        [] => writeln!(out, "Nothing of netpol-trace was left on this node's interfaces or pinned.")?,
+        [] => writeln!(out, "Found nothing of netpol-trace on this node's interfaces or among the pins.")?,
         removed => removed.iter().try_for_each(|what| writeln!(out, "removed {}", escape(what)))?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,78 +1,77 @@
-//! What the verbs that judge have in common: their input, its errors, how they answer, and the points that Kubernetes
-//! leaves to the CNI.
+//! What `explain`, `lint`, `suggest` and `replay` share: input, errors, output, and the options for what Kubernetes leaves to the CNI.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::cluster::ClusterArgs;
-use super::ends;
+use super::endpoints;
+use crate::cluster::Object;
 use crate::cluster::location::Severity;
 use crate::cluster::manifests::{self, Loaded};
 use crate::cluster::{Index, api};
-use crate::model::cluster::Object;
-use crate::policy::Options;
+use crate::policy::CniOptions;
+use crate::recorded;
+use crate::recorded::connections::{Collector, RecordedConnections};
 pub(super) use crate::recorded::input::is_stdin;
 use crate::recorded::unpack::Unreadable;
-use crate::recorded::{self, Collector, Log};
 use crate::text::{counted, escape, thousands};
 
-/// Problems of the input that are printed; more are counted.
+/// Problems of the input that are reported; more are counted.
 const PROBLEMS_SHOWN: usize = 50;
 
 /// The exit code for wrong usage and unusable input.
 pub(super) const USAGE_OR_INPUT: u8 = 2;
 
-/// What went wrong before there was an answer.
+/// Why a subcommand has no result.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
-    #[error("the input has errors, so an answer could be wrong; see above")]
+pub(super) enum InputError {
+    #[error("the manifests have errors (see above), so a result could be wrong")]
     Manifests,
-    #[error("the cluster can't be read: {0}")]
+    #[error("cannot read the cluster: {0}")]
     Cluster(#[from] api::ApiError),
     #[error(transparent)]
-    Question(#[from] ends::Error),
+    Question(#[from] endpoints::EndpointError),
     #[error(transparent)]
-    Records(#[from] recorded::input::Error),
-    #[error("{0} is empty: it holds no record")]
+    Records(#[from] recorded::input::LogError),
+    #[error("{0} is empty: it has no record")]
     Empty(String),
     #[error("no record was read; see above")]
     NotRead,
-    /// Queries that can't be read; the name is the option with the file's.
+    /// Queries that cannot be read: the option with its file, and the reason.
     #[error("{0}: {1}")]
     Read(String, io::Error),
-    #[error("{0} can't both be standard input")]
+    #[error("{0} cannot both be standard input")]
     TwoInputs(&'static str),
     #[error(transparent)]
     Output(#[from] io::Error),
 }
 
-/// The verb's exit code; an error is told on stderr.
-pub(super) fn finish(verb: &str, result: Result<ExitCode, Error>) -> anyhow::Result<ExitCode> {
+/// Returns the subcommand's exit code. Reports an error on stderr.
+pub(super) fn finish(subcommand: &str, result: Result<ExitCode, InputError>) -> anyhow::Result<ExitCode> {
     match result {
         Ok(code) => Ok(code),
-        // `| head` has seen enough.
-        Err(Error::Output(error)) => Err(error.into()),
+        Err(InputError::Output(error)) => Err(error.into()),
         Err(error) => {
-            eprintln!("netpol-trace {verb}: {}", escape(&error.to_string()));
+            eprintln!("netpol-trace {subcommand}: {}", escape(&error.to_string()));
             Ok(ExitCode::from(USAGE_OR_INPUT))
         }
     }
 }
 
-/// Text for people, or JSON.
+/// How to write the result.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub(super) enum Output {
+pub(super) enum TextOrJson {
     Text,
     Json,
 }
 
-pub(super) fn json(answer: &impl serde::Serialize) -> Result<String, Error> {
+pub(super) fn json(answer: &impl serde::Serialize) -> Result<String, InputError> {
     Ok(serde_json::to_string_pretty(answer).map_err(io::Error::from)? + "\n")
 }
 
-/// The answer, on stdout.
-pub(super) fn print(answer: &str) -> Result<(), Error> {
+/// Writes the result to stdout.
+pub(super) fn print(answer: &str) -> Result<(), InputError> {
     let mut out = io::stdout().lock();
     out.write_all(answer.as_bytes())?;
     Ok(out.flush()?)
@@ -80,27 +79,27 @@ pub(super) fn print(answer: &str) -> Result<(), Error> {
 
 /// Where the cluster's objects come from.
 #[derive(Debug, clap::Args)]
-pub(super) struct Source {
-    /// File or folder of YAML or JSON manifests, or - for standard input; repeatable. Of objects with one name the last counts.
-    /// Without it the cluster of the kubeconfig's current context is read; with --context too, manifests go over what is there
+pub(super) struct ClusterInput {
+    /// File or folder of YAML or JSON manifests, or - for standard input; repeatable. Of several objects of the same name the last counts.
+    /// Without it, the kubeconfig's current context is read. With --context too, the manifests replace objects of that cluster
     #[arg(long, value_name = "PATH")]
     manifests: Vec<PathBuf>,
     #[command(flatten)]
     cluster: ClusterArgs,
 }
 
-impl Source {
+impl ClusterInput {
     pub fn is_stdin(&self) -> bool {
         self.manifests.iter().any(|path| is_stdin(path))
     }
 
-    /// Reads it; its problems go to stderr with their places.
-    pub fn load(&self) -> Result<Index, Error> {
-        told(load(&self.manifests, &self.cluster)?)
+    /// Reads the objects. Reports problems on stderr, with their places.
+    pub fn load(&self) -> Result<Index, InputError> {
+        checked(load(&self.manifests, &self.cluster)?)
     }
 }
 
-/// What the manifests hold, over what the cluster has, as far as each is asked for.
+/// Reads the cluster, the manifests, or both; objects in manifests replace those of the cluster.
 pub(super) fn load(paths: &[PathBuf], cluster: &ClusterArgs) -> Result<Loaded, api::ApiError> {
     let live = if paths.is_empty() || cluster.given() { Some(api::load(&cluster.access())?) } else { None };
     Ok(match (live, paths) {
@@ -110,62 +109,62 @@ pub(super) fn load(paths: &[PathBuf], cluster: &ClusterArgs) -> Result<Loaded, a
     })
 }
 
-/// The problems of the input go to stderr; one with errors gives no answer.
-fn told(loaded: Loaded) -> Result<Index, Error> {
-    let worth_saying = || loaded.problems.iter().filter(|p| p.severity > Severity::Info);
-    for problem in worth_saying().take(PROBLEMS_SHOWN) {
+/// Reports the problems of the input on stderr. Input with errors gives no result.
+fn checked(loaded: Loaded) -> Result<Index, InputError> {
+    let to_report = || loaded.problems.iter().filter(|p| p.severity > Severity::Info);
+    for problem in to_report().take(PROBLEMS_SHOWN) {
         eprintln!("{}: {problem}", problem.severity);
     }
     for located in loaded.objects.iter().filter(|located| located.namespace_defaulted) {
         if let Object::Policy(policy) = &located.object {
             let name = crate::text::escape(&policy.name);
             eprintln!(
-                "warning: {}: NetworkPolicy {name} names no namespace: taken for \"default\" only",
+                "warning: {}: NetworkPolicy {name} has no namespace, so it counts for \"default\"",
                 located.place
             );
         }
     }
-    match worth_saying().count().saturating_sub(PROBLEMS_SHOWN) {
+    match to_report().count().saturating_sub(PROBLEMS_SHOWN) {
         0 => {}
         more => eprintln!("and {more} more problems"),
     }
     if loaded.error().is_some() {
-        return Err(Error::Manifests);
+        return Err(InputError::Manifests);
     }
     if !loaded.objects.iter().any(|located| matches!(located.object, Object::Policy(_))) {
-        eprintln!("warning: the input has no NetworkPolicy: nothing is isolated");
+        eprintln!("warning: the input has no NetworkPolicy, so no pod is isolated");
     }
     Ok(Index::from_objects(loaded.objects.into_iter().map(|located| located.object)))
 }
 
-/// What Kubernetes leaves to the CNI.
+/// Options for what Kubernetes leaves to the CNI.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "What Kubernetes leaves to the CNI")]
 pub(super) struct Cni {
-    /// ipBlock matches pod addresses (Calico, kube-router: yes; Cilium: no)
+    /// Whether an ipBlock matches pod addresses (Calico, kube-router: yes; Cilium: no)
     #[arg(long, value_enum, default_value = "yes", value_name = "ANSWER")]
-    ipblock_matches_pods: Answer,
-    /// hostNetwork pods are subject to policy and selected by labels like others (no: they look like their node)
+    ipblock_matches_pods: YesNoUnknown,
+    /// Whether policies isolate hostNetwork pods and select them by labels (no: they count as their node)
     #[arg(long, value_enum, default_value = "unknown", value_name = "ANSWER")]
-    host_network_is_pod: Answer,
-    /// A pod and its own node may always talk
+    host_network_is_pod: YesNoUnknown,
+    /// Whether traffic between a pod and its own node is always allowed
     #[arg(long, value_enum, default_value = "yes", value_name = "ANSWER")]
-    own_node_allowed: Answer,
-    /// ICMP and other protocols that policies can't name pass isolated pods
+    own_node_allowed: YesNoUnknown,
+    /// Whether ICMP and other protocols that policies cannot name pass isolated pods
     #[arg(long, value_enum, default_value = "unknown", value_name = "ANSWER")]
-    other_protocols_pass: Answer,
+    other_protocols_pass: YesNoUnknown,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Answer {
+enum YesNoUnknown {
     Yes,
     No,
     Unknown,
 }
 
 impl Cni {
-    pub(super) fn options(&self) -> Options {
-        Options {
+    pub(super) fn options(&self) -> CniOptions {
+        CniOptions {
             ipblock_matches_pods: self.ipblock_matches_pods.into(),
             host_network_is_pod: self.host_network_is_pod.into(),
             own_node_allowed: self.own_node_allowed.into(),
@@ -174,38 +173,38 @@ impl Cni {
     }
 }
 
-impl From<Answer> for Option<bool> {
-    fn from(answer: Answer) -> Option<bool> {
+impl From<YesNoUnknown> for Option<bool> {
+    fn from(answer: YesNoUnknown) -> Option<bool> {
         match answer {
-            Answer::Yes => Some(true),
-            Answer::No => Some(false),
-            Answer::Unknown => None,
+            YesNoUnknown::Yes => Some(true),
+            YesNoUnknown::No => Some(false),
+            YesNoUnknown::Unknown => None,
         }
     }
 }
 
-/// What a judging subcommand read of its logs.
-pub(super) struct Recorded {
-    pub log: Log,
+/// The drops that a subcommand read from its logs.
+pub(super) struct RecordedDrops {
+    pub log: RecordedConnections,
     /// `drops.jsonl`, `3 files`.
     names: String,
-    /// Something could not be read to its end; what was read counts.
+    /// A log could not be read to its end; what was read counts.
     pub broken: bool,
 }
 
-impl Recorded {
-    /// Why there is nothing to judge; `None` where there is.
-    pub fn nothing_to(&self, judge: &str) -> Option<String> {
+impl RecordedDrops {
+    /// Returns a message if no drop by policy was recorded.
+    pub fn nothing_to(&self, action: &str) -> Option<String> {
         let records = counted(self.log.records, "record");
         self.log
-            .flows
+            .connections
             .is_empty()
-            .then(|| format!("No drop by policy in {} ({records} read): nothing to {judge}.", self.names))
+            .then(|| format!("No drop by policy in {} ({records} read): nothing to {action}.", self.names))
     }
 }
 
-/// Reads recorded drops from files, patterns, folders, or from standard input for `-`.
-pub(super) fn records(arguments: &[PathBuf]) -> Result<Recorded, Error> {
+/// Reads recorded drops from files, patterns, folders or standard input.
+pub(super) fn records(arguments: &[PathBuf]) -> Result<RecordedDrops, InputError> {
     let mut inputs = recorded::input::in_order_of_time(arguments)?;
     let mut collector = Collector::default();
     let mut broken = false;
@@ -213,9 +212,9 @@ pub(super) fn records(arguments: &[PathBuf]) -> Result<Recorded, Error> {
         let problem = match input.open() {
             Ok(None) => continue,
             Ok(Some(reader)) => {
-                let (lines, result) = collector.read(&input.name, reader);
+                let (counts, result) = collector.read(&input.name, reader);
                 let failed = result.err().map(|error| input.unreadable(Unreadable::from_read(error)));
-                failed.or_else(|| lines.problem(input))
+                failed.or_else(|| counts.problem(input))
             }
             Err(problem) => Some(problem),
         };
@@ -224,22 +223,22 @@ pub(super) fn records(arguments: &[PathBuf]) -> Result<Recorded, Error> {
             broken = true;
         }
     }
-    let (log, names) = (collector.log, recorded::input::names(&inputs));
+    let (log, names) = (collector.recorded, recorded::input::names(&inputs));
     if log.records == 0 {
-        return Err(if broken { Error::NotRead } else { Error::Empty(names) });
+        return Err(if broken { InputError::NotRead } else { InputError::Empty(names) });
     }
     report_unused(&log);
-    Ok(Recorded { log, names, broken })
+    Ok(RecordedDrops { log, names, broken })
 }
 
 /// Reports on stderr what of a log was not used.
-fn report_unused(log: &Log) {
+fn report_unused(log: &RecordedConnections) {
     if let Some((place, what)) = &log.first_broken {
         let (lines, first) = match log.broken {
-            1 => ("1 line is not a netpol-trace record".to_owned(), "it"),
-            many => (format!("{} lines are not netpol-trace records", thousands(many)), "the first"),
+            1 => ("1 line is not a netpol-trace record and was skipped".to_owned(), "it"),
+            many => (format!("{} lines are not netpol-trace records and were skipped", thousands(many)), "the first"),
         };
-        eprintln!("warning: {lines} and left out; {first} is {}: {}", escape(place), escape(what));
+        eprintln!("warning: {lines}; {first} is {}: {}", escape(place), escape(what));
     }
     if log.other_causes > 0 {
         let (packets, were) =
@@ -247,6 +246,9 @@ fn report_unused(log: &Log) {
         eprintln!("note: {packets} {were} dropped for other reasons than policy");
     }
     if log.beyond > 0 {
-        eprintln!("warning: {} of more connections than are looked at", counted(log.beyond, "packet"));
+        eprintln!(
+            "warning: {} of connections beyond the first 100,000 are not evaluated",
+            counted(log.beyond, "packet")
+        );
     }
 }

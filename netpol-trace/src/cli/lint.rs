@@ -13,10 +13,10 @@ use crate::cluster::location::ProblemKind;
 use crate::policy::lint;
 use crate::policy::lint::{Severity, catalogue};
 
-/// Find the usual NetworkPolicy mistakes in manifests: what is wrong, where, and what to write instead.
+/// Find the usual mistakes in NetworkPolicies: what is wrong, where, and what to write instead.
 ///
-/// Reads policies together with the namespaces, pods, workloads and services beside them: the more of the cluster it
-/// sees, the more it can tell. A selector whose pods or namespaces are not in the input is never called wrong.
+/// Reads policies together with namespaces, pods, workloads and services. The more of the cluster is in the input, the more mistakes it finds.
+/// It reports no selector whose pods or namespaces are not in the input.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -26,12 +26,12 @@ Examples:
   netpol-trace lint --context prod policies/        what it would have with these applied
   netpol-trace lint --severity info --fail-on error deploy/
   netpol-trace lint -o sarif deploy/ > lint.sarif   for code scanning
-  netpol-trace lint --list                          all mistakes that it knows
+  netpol-trace lint --list                          all mistakes that it finds
 
-Exit code: 0 nothing at or above --fail-on, 1 findings, 2 bad usage or something that can't be read.")]
+Exit codes: 0 no finding at or above --fail-on, 1 findings, 2 wrong arguments or a file that cannot be read.")]
 pub struct LintArgs {
-    /// Files or folders; `-` is standard input. Without any the cluster of the kubeconfig's current context is read; with
-    /// --context too, files go over what is there.
+    /// Files or folders; - is standard input. Without any, the kubeconfig's current context is read. With --context too, the files replace
+    /// objects of that cluster.
     #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
 
@@ -40,15 +40,15 @@ pub struct LintArgs {
 
     /// How to write the findings.
     #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
-    output: Format,
+    output: LintFormat,
 
     /// Exit with 1 for findings of this severity and above.
     #[arg(long, value_enum, default_value = "warning", value_name = "SEVERITY")]
-    fail_on: Level,
+    fail_on: LintLevel,
 
     /// Show findings of this severity and above.
     #[arg(long, value_enum, default_value = "warning", value_name = "SEVERITY")]
-    severity: Level,
+    severity: LintLevel,
 
     /// Leave out a kind of finding; repeatable.
     #[arg(long, value_name = "ID", value_delimiter = ',', value_parser = ids())]
@@ -60,29 +60,29 @@ pub struct LintArgs {
 }
 
 fn ids() -> PossibleValuesParser {
-    PossibleValuesParser::new(catalogue::ENTRIES.iter().map(|entry| entry.id))
+    PossibleValuesParser::new(catalogue::LINTS.iter().map(|lint| lint.id))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+enum LintFormat {
     Text,
     Json,
     Sarif,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Level {
+enum LintLevel {
     Error,
     Warning,
     Info,
 }
 
-impl From<Level> for Severity {
-    fn from(level: Level) -> Severity {
+impl From<LintLevel> for Severity {
+    fn from(level: LintLevel) -> Severity {
         match level {
-            Level::Error => Severity::Error,
-            Level::Warning => Severity::Warning,
-            Level::Info => Severity::Info,
+            LintLevel::Error => Severity::Error,
+            LintLevel::Warning => Severity::Warning,
+            LintLevel::Info => Severity::Info,
         }
     }
 }
@@ -90,32 +90,32 @@ impl From<Level> for Severity {
 pub fn run(args: LintArgs) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
     if args.list {
-        for entry in catalogue::ENTRIES {
+        for known in catalogue::LINTS {
             writeln!(
                 out,
                 "{:<18} {:<8} {}\n    {}\n    fix: {}\n",
-                entry.id,
-                entry.severity.as_str(),
-                entry.title,
-                entry.what,
-                entry.fix
+                known.id,
+                known.severity.as_str(),
+                known.title,
+                known.what,
+                known.fix
             )?;
         }
         return Ok(ExitCode::SUCCESS);
     }
     let loaded = match input::load(&args.paths, &args.cluster) {
         Ok(loaded) => loaded,
-        Err(trouble) => return input::finish("lint", Err(trouble.into())),
+        Err(error) => return input::finish("lint", Err(error.into())),
     };
     let findings = lint::lint(&loaded, &args.disable);
     let unreadable: Vec<_> = loaded.problems.iter().filter(|p| p.kind == ProblemKind::Unreadable).collect();
-    // Of nothing there is nothing to report.
+    // If nothing could be read, there is no report.
     if loaded.files > 0 || unreadable.is_empty() {
         let least = args.severity.into();
         let report = match args.output {
-            Format::Text => lint::text(&findings, &loaded, least),
-            Format::Json => lint::json(&findings, &loaded, least)? + "\n",
-            Format::Sarif => lint::sarif(&findings, least)? + "\n",
+            LintFormat::Text => lint::text(&findings, &loaded, least),
+            LintFormat::Json => lint::json(&findings, &loaded, least)? + "\n",
+            LintFormat::Sarif => lint::sarif(&findings, least)? + "\n",
         };
         out.write_all(report.as_bytes())?;
         out.flush()?;

@@ -1,63 +1,63 @@
-//! `netpol-trace replay`: recorded drops against edited policies.
+//! `netpol-trace replay`: evaluates recorded drops with edited policies.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::input::{self, Cni, Error, Output, Source, is_stdin};
+use super::input::{self, ClusterInput, Cni, InputError, TextOrJson, is_stdin};
 use crate::cluster::Index;
 use crate::model::{Verdict, VerdictResult};
 use crate::policy;
-use crate::policy::Options;
-use crate::recorded::Flow;
+use crate::policy::CniOptions;
+use crate::recorded::connections::RecordedConnection;
 use crate::text::{counted, escape};
 
-/// Judge recorded drops by edited policies: which would now pass, which still drop, and why.
+/// Evaluate recorded drops with edited policies: which would now pass, which would still be dropped, and why.
 ///
-/// Records hold drops only: connections that passed are not in them, so whether the edit breaks one of those is not judged.
+/// Records have drops only, so replay does not show whether the edit breaks a connection that passed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Pods and namespaces that the manifests lack are taken from the records, with the labels they had.
+Pods and namespaces that are not in the manifests are taken from the records, with the labels that they had.
 
-Exit codes: 0 every recorded drop would pass now, or the records hold no drop by policy; 1 some still drop; 3 none still
-drops but some can't be told; 2 wrong usage, input with errors, or a log that holds no record or can't be read to its end
-(what was read counts).
+Exit codes: 0 every recorded drop would pass now, or the records have no drop by policy; 1 some would still be dropped; 2 wrong arguments,
+input with errors, or a log that has no record or cannot be read to its end (what was read counts); 3 none would be dropped, but some are
+undetermined.
 
 Examples:
   netpol-trace replay drops.jsonl --manifests cluster.yaml --manifests edited/
   netpol-trace replay 'drops.jsonl*' --manifests edited/                 rotated and compressed logs too")]
-pub struct Args {
+pub struct ReplayArgs {
     /// Records of the agent: files of JSON lines (also gzip or zstd), quoted patterns, the folder of an agent's --history-dir, or -
     /// for standard input
     #[arg(value_name = "RECORDS", required = true)]
     records: Vec<PathBuf>,
     #[command(flatten)]
-    source: Source,
+    source: ClusterInput,
     #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
+    output: TextOrJson,
     #[command(flatten)]
     cni: Cni,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     input::finish("replay", work(args))
 }
 
-fn work(args: &Args) -> Result<ExitCode, Error> {
+fn work(args: &ReplayArgs) -> Result<ExitCode, InputError> {
     if args.records.iter().any(|path| is_stdin(path)) && args.source.is_stdin() {
-        return Err(Error::TwoInputs("RECORDS and --manifests"));
+        return Err(InputError::TwoInputs("RECORDS and --manifests"));
     }
     let mut index = args.source.load()?;
     let recorded = input::records(&args.records)?;
-    let (nothing, broken, log) = (recorded.nothing_to("judge"), recorded.broken, recorded.log);
+    let (nothing, broken, log) = (recorded.nothing_to("evaluate"), recorded.broken, recorded.log);
     for object in log.missing_objects(&index) {
         index.upsert(object);
     }
-    let replay = Replay::of(&index, &args.cni.options(), &log.flows);
+    let replay = Replay::of(&index, &args.cni.options(), &log.connections);
     input::print(&match args.output {
-        Output::Text => nothing.map_or_else(|| replay.text(), |nothing| escape(&nothing).into_owned() + "\n"),
-        Output::Json => input::json(&replay)?,
+        TextOrJson::Text => nothing.map_or_else(|| replay.text(), |nothing| escape(&nothing).into_owned() + "\n"),
+        TextOrJson::Json => input::json(&replay)?,
     })?;
     if broken {
         return Ok(ExitCode::from(input::USAGE_OR_INPUT));
@@ -71,16 +71,16 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
 
 #[derive(Debug, Serialize)]
 struct Replay {
-    /// Recorded connections by what the edited policies make of them.
+    /// Recorded connections that the edited policies allow.
     would_pass: usize,
     still_dropped: usize,
     undetermined: usize,
-    not_judged: &'static str,
-    connections: Vec<Judged>,
+    not_evaluated: &'static str,
+    connections: Vec<ReplayedConnection>,
 }
 
 #[derive(Debug, Serialize)]
-struct Judged {
+struct ReplayedConnection {
     connection: String,
     /// Packets recorded.
     packets: u64,
@@ -89,13 +89,13 @@ struct Judged {
     why: String,
 }
 
-const NOT_JUDGED: &str =
-    "Connections that passed are not in the records, so whether the edited policies break one of them was not judged.";
+const NOT_EVALUATED: &str = "Connections that passed are not in the records, so this does not show whether the edited policies break one of them.";
 
 impl Replay {
-    fn of(index: &Index, options: &Options, flows: &[Flow]) -> Replay {
-        let mut connections: Vec<Judged> = flows.iter().map(|flow| judged(index, options, flow)).collect();
-        // What still fails is what the reader came for.
+    fn of(index: &Index, options: &CniOptions, recorded: &[RecordedConnection]) -> Replay {
+        let mut connections: Vec<ReplayedConnection> =
+            recorded.iter().map(|recorded| replayed(index, options, recorded)).collect();
+        // Connections that would still be dropped come first.
         connections.sort_by_key(|c| match c.verdict.result {
             VerdictResult::Denied => 0,
             VerdictResult::Undetermined => 1,
@@ -106,7 +106,7 @@ impl Replay {
             would_pass: count(VerdictResult::Allowed),
             still_dropped: count(VerdictResult::Denied),
             undetermined: count(VerdictResult::Undetermined),
-            not_judged: NOT_JUDGED,
+            not_evaluated: NOT_EVALUATED,
             connections,
         }
     }
@@ -114,30 +114,30 @@ impl Replay {
     fn text(&self) -> String {
         let Replay { would_pass, still_dropped, undetermined, connections, .. } = self;
         let mut text = format!(
-            "{would_pass} of {} would pass, {still_dropped} still {}, {undetermined} can't be told.\n",
+            "{would_pass} of {} would pass, {still_dropped} still {}, {undetermined} are undetermined.\n",
             counted(connections.len() as u64, "recorded connection"),
             if *still_dropped == 1 { "drops" } else { "drop" }
         );
-        for judged in connections {
-            let word = match judged.verdict.result {
+        for replayed in connections {
+            let word = match replayed.verdict.result {
                 VerdictResult::Denied => "still drops",
-                VerdictResult::Undetermined => "can't tell ",
-                VerdictResult::Allowed => "would pass ",
+                VerdictResult::Undetermined => "undetermined",
+                VerdictResult::Allowed => "would pass",
             };
-            let Judged { connection, packets, why, .. } = judged;
+            let ReplayedConnection { connection, packets, why, .. } = replayed;
             text += &format!(
-                "  {word}  {} ({} recorded)\n               {}\n",
+                "  {word:<12}  {} ({} recorded)\n                {}\n",
                 escape(connection),
                 counted(*packets, "packet"),
                 escape(why)
             );
         }
-        text + NOT_JUDGED + "\n"
+        text + NOT_EVALUATED + "\n"
     }
 }
 
-fn judged(index: &Index, options: &Options, flow: &Flow) -> Judged {
-    let verdict = policy::judge(index, &flow.connection(index), options);
+fn replayed(index: &Index, options: &CniOptions, recorded: &RecordedConnection) -> ReplayedConnection {
+    let verdict = policy::verdict_of(index, &recorded.connection(index), options);
     let why = policy::summary(&verdict);
-    Judged { connection: flow.title(), packets: flow.packets, verdict, why }
+    ReplayedConnection { connection: recorded.title(), packets: recorded.packets, verdict, why }
 }

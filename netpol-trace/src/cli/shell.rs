@@ -1,4 +1,4 @@
-//! What shells and readers of manuals want: completions, man pages, and the name by which the program was called.
+//! Completions, man pages, and help for the program as a plugin of kubectl.
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -28,16 +28,16 @@ pub fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Write the man pages, one a verb, into a folder.
+/// Write the man pages into a folder, one for each subcommand.
 #[derive(Debug, clap::Args)]
 pub struct ManArgs {
-    /// The folder; without it the program's own page goes to standard output
+    /// The folder; without it, the page of the program goes to standard output
     #[arg(value_name = "FOLDER")]
     folder: Option<PathBuf>,
 }
 
 pub fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
-    // `help` is no verb with a page of its own.
+    // `help` gets no page.
     let mut program = super::Cli::command().disable_help_subcommand(true);
     program.build();
     let Some(folder) = &args.folder else {
@@ -49,18 +49,18 @@ pub fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// As kubectl calls it: `kubectl-netpol_trace` on the path is `kubectl netpol-trace`.
+/// Adapts names and examples in the help if kubectl calls the program: `kubectl-netpol_trace` on the path is `kubectl netpol-trace`.
 pub fn called_as(command: Command, name: Option<&OsStr>) -> Command {
     let name = name.and_then(|name| Path::new(name).file_name()?.to_str()).unwrap_or_default();
     match name {
         "kubectl-netpol_trace" | "kubectl-netpol-trace" => {
-            let verbs: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+            let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
             let command = command.bin_name("kubectl netpol-trace").display_name("kubectl netpol-trace");
-            // Examples teach by what can be typed: as a plugin it is called by kubectl.
-            verbs.into_iter().fold(command, |command, verb| {
-                command.mut_subcommand(verb, |verb| match verb.get_after_help().map(ToString::to_string) {
-                    Some(help) => verb.after_help(as_plugin(&help)),
-                    None => verb,
+            // Examples show what can be typed.
+            names.into_iter().fold(command, |command, name| {
+                command.mut_subcommand(name, |sub| match sub.get_after_help().map(ToString::to_string) {
+                    Some(help) => sub.after_help(as_plugin(&help)),
+                    None => sub,
                 })
             })
         }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_a_plugin_of_kubectl_help_says_so() {
+    fn help_of_the_kubectl_plugin_shows_kubectl_commands() {
         let plugin = |name: &str| {
             let mut command = called_as(super::super::Cli::command(), Some(OsStr::new(name)));
             command.build();
@@ -117,10 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn every_verb_for_people_teaches_by_example() {
-        for verb in super::super::Cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
-            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains("Example") || verb.get_name() == "schema", "{} has no example", verb.get_name());
+    fn every_subcommand_has_an_example() {
+        for sub in super::super::Cli::command().get_subcommands().filter(|sub| !sub.is_hide_set()) {
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example") || sub.get_name() == "schema", "{} has no example", sub.get_name());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `netpol-trace suggest`: the smallest policy change that lets drops through.
+//! `netpol-trace suggest`: the smallest policy change that allows a connection, or recorded drops.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,64 +8,65 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::ends::{self, Question};
-use super::input::{self, Cni, Error, Source, is_stdin};
+use super::endpoints::{self, ConnectionArgs};
+use super::input::{self, ClusterInput, Cni, InputError, is_stdin};
 use crate::cluster::Index;
-use crate::model::cluster::{Object, Policy};
-use crate::policy::suggest::{Change, Nothing, Opened};
-use crate::policy::{Connection, Options, suggest};
+use crate::cluster::Object;
+use crate::model::cluster::Policy;
+use crate::policy::suggest::{NoSuggestion, OpenedPair, SuggestedChange};
+use crate::policy::{CniOptions, Connection, suggest};
 use crate::text::escape;
 
-/// Write the smallest NetworkPolicy change that lets a connection, or recorded drops, through: YAML for kubectl apply.
+/// Write the smallest NetworkPolicy change that allows a connection, or recorded drops: YAML for kubectl apply.
 ///
-/// Adds rules, never changes one; isolates nothing that is open now; selects workloads by labels that outlive a rollout. Says
-/// what else each rule lets through, as far as the pods in the input go.
+/// Adds rules and never changes one. Isolates no pod that is not isolated now. Selects workloads by labels that stay the same over a rollout.
+/// Lists what else each rule allows between the pods in the input.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Exit codes: 0 every connection gets through with the printed policies (or did before), or the records hold no drop by
-policy; 1 some can't; 2 wrong usage, input with errors, or a log that holds no record or can't be read to its end (what was
-read counts).
+Exit codes: 0 the printed policies allow every connection (or it was allowed before), or the records have no drop by policy; 1 no policy can
+allow some connections; 2 wrong arguments, input with errors, or a log that has no record or cannot be read to its end (what was read
+counts).
 
 Examples:
   netpol-trace suggest --manifests cluster.yaml --from staging/api-7d9 --to staging/svc/db-svc --port 3306
   netpol-trace suggest --manifests cluster.yaml drops.jsonl > allow.yaml   for every recorded drop
   netpol-trace suggest --manifests cluster.yaml 'drops.jsonl*'             rotated and compressed logs too
   netpol-trace suggest --manifests cluster.yaml drops.jsonl | kubectl apply --dry-run=server -f -")]
-pub struct Args {
+pub struct SuggestArgs {
     /// Records of the agent: files of JSON lines (also gzip or zstd), quoted patterns, the folder of an agent's --history-dir, or -
     /// for standard input
     #[arg(value_name = "RECORDS", required_unless_present = "from", conflicts_with = "from")]
     records: Vec<PathBuf>,
     #[command(flatten)]
-    source: Source,
-    /// Who opens the connection
+    source: ClusterInput,
+    /// The endpoint that opens the connection
     #[arg(long, requires = "to", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
-    /// To whom
+    /// The endpoint to which it is opened
     #[arg(long, requires = "from", value_name = "NS/POD|NS/svc/NAME|IP")]
     to: Option<String>,
-    /// 5432/TCP, 53/UDP, 80 (TCP) or a port's name; of a service its own port
+    /// 5432/TCP, 53/UDP, 80 (TCP) or a port's name; for a service: the service's port
     #[arg(long, requires = "from")]
     port: Option<String>,
     #[arg(short, long, value_enum, default_value = "yaml")]
-    output: Output,
+    output: YamlOrJson,
     #[command(flatten)]
     cni: Cni,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Output {
+enum YamlOrJson {
     Yaml,
     Json,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &SuggestArgs) -> anyhow::Result<ExitCode> {
     input::finish("suggest", work(args))
 }
 
-fn work(args: &Args) -> Result<ExitCode, Error> {
+fn work(args: &SuggestArgs) -> Result<ExitCode, InputError> {
     if args.records.iter().any(|path| is_stdin(path)) && args.source.is_stdin() {
-        return Err(Error::TwoInputs("RECORDS and --manifests"));
+        return Err(InputError::TwoInputs("RECORDS and --manifests"));
     }
     let mut index = args.source.load()?;
     let options = args.cni.options();
@@ -73,13 +74,13 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
     let mut broken = false;
     match &*args.records {
         [] => {
-            let question = Question {
+            let question = ConnectionArgs {
                 from: args.from.as_deref().unwrap_or_default(),
                 to: args.to.as_deref().unwrap_or_default(),
                 port: args.port.as_deref(),
             };
             let index = index;
-            let resolved = ends::resolve(&index, &question)?;
+            let resolved = endpoints::resolve(&index, &question)?;
             let mut now = index.clone();
             for case in &resolved.cases {
                 let title = format!("{} -> {} {}", case.from, case.to, case.port);
@@ -97,25 +98,25 @@ fn work(args: &Args) -> Result<ExitCode, Error> {
                 index.upsert(object);
             }
             let mut now = index.clone();
-            for flow in &log.flows {
-                plan.add(&mut now, &flow.connection(&index), &options, flow.title());
+            for recorded in &log.connections {
+                plan.add(&mut now, &recorded.connection(&index), &options, recorded.title());
             }
         }
     }
     input::print(&match args.output {
-        Output::Yaml => plan.yaml(),
-        Output::Json => input::json(&plan.report())?,
+        YamlOrJson::Yaml => plan.yaml(),
+        YamlOrJson::Json => input::json(&plan.report())?,
     })?;
     Ok(ExitCode::from(if broken { input::USAGE_OR_INPUT } else { u8::from(!plan.not_suggested.is_empty()) }))
 }
 
-/// All changes, one for each policy.
+/// The changes, one for each policy.
 #[derive(Debug, Default)]
 struct Plan {
     policies: BTreeMap<(String, String), Planned>,
     allowed_already: Vec<String>,
     not_suggested: Vec<NotSuggested>,
-    /// Why no connection was judged.
+    /// Why no connection was evaluated.
     nothing: Option<String>,
 }
 
@@ -133,7 +134,7 @@ struct Added {
     rule: String,
     /// The connection that it is for.
     connection: String,
-    also_allows: Vec<Opened>,
+    also_allows: Vec<OpenedPair>,
     #[serde(skip_serializing_if = "is_zero")]
     pairs_not_looked_at: usize,
 }
@@ -150,9 +151,9 @@ struct NotSuggested {
 }
 
 impl Plan {
-    /// Plans for one connection, on top of what is planned: `now` is the cluster with it.
-    fn add(&mut self, now: &mut Index, connection: &Connection<'_>, options: &Options, title: String) {
-        let changes = suggest::suggest(now, &suggest::again(now, connection), options);
+    /// Adds the changes for one connection. `now` is the cluster with the changes so far.
+    fn add(&mut self, now: &mut Index, connection: &Connection<'_>, options: &CniOptions, title: String) {
+        let changes = suggest::suggest(now, &suggest::rebind(now, connection), options);
         match changes {
             Ok(changes) => {
                 for change in changes {
@@ -160,18 +161,18 @@ impl Plan {
                     self.take(change, title.clone());
                 }
             }
-            Err(Nothing::Allowed) => self.allowed_already.push(title),
+            Err(NoSuggestion::Allowed) => self.allowed_already.push(title),
             Err(nothing) => self.not_suggested.push(NotSuggested { connection: title, why: nothing.to_string() }),
         }
     }
 
-    fn take(&mut self, change: Change, title: String) {
+    fn take(&mut self, change: SuggestedChange, title: String) {
         let key = (change.policy.namespace.to_string(), change.policy.name.to_string());
         let added = Added {
             rule: format!("{}[{}]", change.direction, change.rule),
             connection: title,
-            also_allows: change.effect.opened,
-            pairs_not_looked_at: change.effect.not_looked_at,
+            also_allows: change.side_effects.opened,
+            pairs_not_looked_at: change.side_effects.not_looked_at,
         };
         let planned = self.policies.entry(key).or_insert_with(|| Planned {
             policy: change.policy.clone(),
@@ -194,9 +195,7 @@ impl Plan {
             (0, 0) if self.allowed_already.is_empty() => {}
             (0, 0) => line("Nothing to change: the policies allow it already.".into()),
             (0, _) => {}
-            (n, _) => {
-                line(format!("{n} {} to apply. Read what each lets through, then kubectl apply -f.", policies(n)))
-            }
+            (n, _) => line(format!("{n} {} to apply. Read what each allows, then kubectl apply -f.", policies(n))),
         }
         for not in &self.not_suggested {
             line(format!("NOT solved: {}: {}", not.connection, not.why));
@@ -238,7 +237,7 @@ fn policies(count: usize) -> &'static str {
 }
 
 impl Planned {
-    /// What the reader must know before applying: new or changed, for what, and what else.
+    /// Writes what to know before applying: new or changed, for which connection, and what else is allowed.
     fn comment(&self, text: &mut String) {
         let mut line = |line: String| {
             let _ = writeln!(text, "# {}", escape(&line));
@@ -249,9 +248,9 @@ impl Planned {
             false => format!("{namespace}/{name} as it is, with added rules."),
         });
         for added in &self.added {
-            line(format!("{} lets through {}", added.rule, added.connection));
+            line(format!("{} allows {}", added.rule, added.connection));
             if added.also_allows.is_empty() {
-                line("  and nothing else, as far as the pods in the input go".to_owned());
+                line("  and nothing else between the pods in the input".to_owned());
             }
             const SHOWN: usize = 8;
             for opened in added.also_allows.iter().take(SHOWN) {
@@ -261,7 +260,7 @@ impl Planned {
                 line(format!("  and {more} more pairs (-o json lists them)"));
             }
             if added.pairs_not_looked_at > 0 {
-                line(format!("  {} pairs were too many to look at", added.pairs_not_looked_at));
+                line(format!("  {} more pairs were not checked: too many", added.pairs_not_looked_at));
             }
         }
     }

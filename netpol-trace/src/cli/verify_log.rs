@@ -1,49 +1,42 @@
-//! `netpol-trace verify-log`: does this log account for every packet?
+//! `netpol-trace verify-log`: checks whether a log accounts for every packet.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::input::USAGE_OR_INPUT;
-use crate::audit::{Answer, Audit};
-use crate::recorded::input::{self, Error};
+use super::input::{TextOrJson, USAGE_OR_INPUT};
+use crate::audit::{Audit, Completeness};
+use crate::recorded;
+use crate::recorded::input::{self, LogError};
 use crate::recorded::unpack::Unreadable;
-use crate::recorded::{self, Lines};
 use crate::text::escape;
 
-/// Does this log account for every packet?
+/// Check whether a log accounts for every packet.
 ///
-/// Checks that no record is missing, that the packets in the records are those that the agent's statuses count, that what was
-/// lost is declared, and that nothing lies between a run and the next one without being said. Native records only.
+/// Checks that no record is missing, that the packets in the records are those that the agent's status records count, that losses are
+/// declared, and that the time between two runs is declared. Reads native records only.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Rotated files can be given in any order: they are read in the order of their first records.
 
-Exit codes: 0 every packet is in a record or in a declared loss with its count, 3 the same but for declared time in which
-nobody counted (between a crash and the next start, or at the end of a run that has not stopped), 1 something is missing
-that the log does not declare, or there is no record at all, 2 wrong usage or a file that can't be read to its end or is not
-a log.
+Exit codes: 0 every packet is in a record or in a declared loss with its count; 1 something is missing that the log does not declare, or
+there is no record; 2 wrong arguments, or a file that cannot be read to its end or is not a log; 3 as 0, except for declared time in which
+nobody counted (between a crash and the next start, or at the end of a run that has not stopped).
 
 Examples:
   netpol-trace verify-log drops.jsonl
   netpol-trace verify-log '/var/log/netpol-trace/drops.jsonl*' -o json | jq .answer
   kubectl logs -n netpol-trace ds/netpol-trace --all-pods --prefix=false | netpol-trace verify-log -")]
-pub struct Args {
+pub struct VerifyLogArgs {
     /// Logs of the agent: files of JSON lines (also gzip or zstd), quoted patterns, the folder of an agent's --history-dir, or - for
     /// standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     #[arg(short, long, value_enum, default_value = "text")]
-    output: Output,
+    output: TextOrJson,
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
-
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &VerifyLogArgs) -> anyhow::Result<ExitCode> {
     let mut audit = Audit::default();
     let broken = match read_all(&args.files, &mut audit) {
         Ok(broken) => broken,
@@ -54,41 +47,40 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let report = audit.report();
     let printed = match args.output {
-        Output::Text => report.text(),
-        Output::Json => serde_json::to_string_pretty(&report)? + "\n",
+        TextOrJson::Text => report.text(),
+        TextOrJson::Json => serde_json::to_string_pretty(&report)? + "\n",
     };
     let mut out = io::stdout().lock();
     out.write_all(printed.as_bytes())?;
     out.flush()?;
     Ok(ExitCode::from(match report.answer {
         _ if broken => USAGE_OR_INPUT,
-        Answer::Complete => 0,
-        Answer::Incomplete => 1,
-        Answer::CompleteButForGaps => 3,
+        Completeness::Complete => 0,
+        Completeness::Incomplete => 1,
+        Completeness::CompleteButForGaps => 3,
     }))
 }
 
-fn report(error: &Error) {
+fn report(error: &LogError) {
     eprintln!("netpol-trace verify-log: {}", escape(&error.to_string()));
 }
 
-/// Whether an input could not be read to its end, or is something else.
-fn read_all(files: &[PathBuf], audit: &mut Audit) -> Result<bool, Error> {
+/// Reads all logs. Returns true if one could not be read to its end, or is not a log.
+fn read_all(files: &[PathBuf], audit: &mut Audit) -> Result<bool, LogError> {
     let mut broken = false;
     for mut input in input::in_order_of_time(files)? {
         let problem = match input.open() {
             Ok(None) => continue,
             Ok(Some(reader)) => {
-                let mut lines = Lines::default();
-                let result = recorded::each(reader, |number, record| {
-                    lines.count(&record);
+                let (counts, result) = recorded::each(reader, |number, record| {
+                    let place = format_args!("{}:{number}", input.name);
                     match record {
-                        Ok(record) => audit.record(&record),
-                        Err(what) => audit.broken(&format!("{}:{number}", input.name), &what),
+                        Ok(record) => audit.record(&place, &record),
+                        Err(line) => audit.broken(&place, &line),
                     }
                 });
                 let failed = result.err().map(|error| input.unreadable(Unreadable::from_read(error)));
-                failed.or_else(|| lines.problem(&input))
+                failed.or_else(|| counts.problem(&input))
             }
             Err(problem) => Some(problem),
         };

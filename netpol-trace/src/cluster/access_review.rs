@@ -1,7 +1,8 @@
 //! Identifies the callers of the agent's listeners and what they may read: TokenReview and SubjectAccessReview.
 //!
-//! Whoever reaches a listener makes the agent ask the API server, so every question has a budget: TokenReviews of unknown
-//! tokens share one, and each user name has one for all its other questions. Answers are kept per token (`sessions.rs`).
+//! Anybody who reaches a listener makes the agent send requests to the API server, so every request has a budget: TokenReviews
+//! of unknown tokens share one, and each user name has one for all its other requests. Results are kept per token
+//! (`sessions.rs`).
 
 mod sessions;
 #[cfg(test)]
@@ -24,29 +25,30 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::api::Access;
-use super::budget::Budget;
+use super::budget::RequestBudget;
 use sessions::{Question, Session, SessionKey, SessionState, Sessions};
 
-/// The audience that tokens for the agents are made for; such a token is refused everywhere else.
+/// The audience of tokens for the agents. Every other server refuses such a token.
 pub const AUDIENCE: &str = "netpol-trace";
-/// The resource that a Role names to let somebody read a namespace's drops. No such objects exist; RBAC does not need them.
+/// The resource that a Role names so that its subjects may read a namespace's drops. No such objects exist, and RBAC does not
+/// need them.
 pub const GROUP: &str = "netpol-trace.io";
 pub const RESOURCE: &str = "drops";
-/// The service account that a namespace's developers ask as. It may read the drops of its namespace and nothing else.
+/// The service account whose token a namespace's developers use. It may read the drops of its namespace and nothing else.
 pub const READER: &str = "netpol-trace-reader";
-/// Rate and burst of TokenReviews for tokens that are not known, whoever sends them.
+/// Rate and burst of TokenReviews for unknown tokens of all senders together.
 const UNKNOWN_TOKENS: (Duration, u32) = (Duration::from_millis(200), 20);
-/// The longest wait for a turn in a budget.
-const TURN: Duration = Duration::from_secs(1);
-/// The API server must answer one question within this time.
-const ANSWERED_IN: Duration = Duration::from_secs(10);
-/// While the API server does not answer, a scraper that it let in this recently is let in still: an outage of the API server
-/// is when the agent's metrics are needed.
+/// The longest wait for a budget.
+const BUDGET_WAIT: Duration = Duration::from_secs(1);
+/// Timeout of one request to the API server.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// While the API server does not respond, a scraper that it allowed this recently stays allowed: the agent's metrics are needed
+/// most during an outage of the API server.
 const LET_IN_FOR: Duration = Duration::from_secs(900);
-/// Such a scraper does not wait longer for the API server: Prometheus gives up after 10 s.
+/// Such a scraper waits no longer than this for the API server: Prometheus gives up after 10 s.
 const LET_IN_PATIENCE: Duration = Duration::from_secs(3);
-/// Rights that [`READER`] must not have: verb, resource, subresource. Whoever may ask for its tokens has its rights.
-/// Namespaced, so bindings in the namespace and in the whole cluster both count.
+/// Rights that [`READER`] must not have: verb, resource, subresource. Everybody who may request its tokens has its rights.
+/// The resources are namespaced, so bindings in the namespace and in the whole cluster both count.
 const RISKS: [(&str, &str, &str); 4] = [
     ("get", "secrets", ""),
     ("create", "pods", ""),
@@ -54,7 +56,7 @@ const RISKS: [(&str, &str, &str); 4] = [
     ("create", "serviceaccounts", "token"),
 ];
 
-/// Somebody with a token that the API server knows, as one TokenReview described them: user name, uid, groups and extra.
+/// The owner of a token that the API server accepted, as one TokenReview described them: user name, uid, groups and extra.
 #[derive(Debug, Clone)]
 pub struct User(Arc<Session>);
 
@@ -74,18 +76,18 @@ impl User {
     }
 }
 
-/// Why a question has no answer.
+/// Why a review has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewError {
-    #[error("the token is not good for netpol-trace: {0}")]
+    #[error("netpol-trace does not accept the token: {0}")]
     Token(String),
-    #[error("the agent can't ask the API server: {0}")]
+    #[error("the agent's request to the API server failed: {0}")]
     Server(String),
-    #[error("too many questions to the API server: try again later")]
+    #[error("too many requests to the API server: try again later")]
     Busy,
 }
 
-/// For which audiences a token may be made.
+/// The audiences that a token may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Audience {
     /// For netpol-trace.
@@ -95,9 +97,9 @@ enum Audience {
 }
 
 impl Audience {
-    /// How long answers are good. A scraper comes twice a minute to each agent: were its answers good for 30 s only, a
-    /// thousand agents would ask the API server a hundred times a second.
-    fn good_for(self) -> Duration {
+    /// How long results are valid. A scraper comes twice a minute to each agent: with 30 s a thousand agents would send a hundred
+    /// requests a second to the API server.
+    fn valid_for(self) -> Duration {
         match self {
             Audience::Own => Duration::from_secs(30),
             Audience::OwnOrServer => Duration::from_secs(300),
@@ -105,17 +107,17 @@ impl Audience {
     }
 }
 
-/// Asks the API server who callers are and what they may read.
+/// Reviews who callers are and what they may read.
 pub struct Reviewer {
     access: Access,
-    /// The namespace of the agents: whoever may read the logs there may see every record.
+    /// The namespace of the agents. Everybody who may read the logs there may see every record.
     agents: String,
     client: OnceCell<Client>,
     sessions: Sessions,
-    unknown_tokens: Budget,
-    /// What follows for callers while the API server does not answer, for the log.
+    unknown_tokens: RequestBudget,
+    /// What happens to callers while the API server does not respond, for the log.
     consequence: &'static str,
-    /// True from a question without an answer to the next answer: the log reports both once.
+    /// True from a failed request to the next response: each is logged once.
     failing: AtomicBool,
 }
 
@@ -132,7 +134,7 @@ impl Reviewer {
             agents,
             client: OnceCell::new(),
             sessions: Sessions::default(),
-            unknown_tokens: Budget::new(UNKNOWN_TOKENS.0, UNKNOWN_TOKENS.1),
+            unknown_tokens: RequestBudget::new(UNKNOWN_TOKENS.0, UNKNOWN_TOKENS.1),
             consequence,
             failing: AtomicBool::new(false),
         }
@@ -143,20 +145,19 @@ impl Reviewer {
         self.client.get_or_try_init(connect).await.map_err(|error| ReviewError::Server(error.to_string()))
     }
 
-    /// The API server's answer to one question. Only here does the agent learn whether the API server answers: what a cache or
-    /// a budget replies says nothing about it.
-    async fn ask<T>(&self, question: &T) -> Result<T, ReviewError>
+    /// Sends one request to the API server. Only its own responses end an outage; a cached result or an empty budget does not.
+    async fn send<T>(&self, question: &T) -> Result<T, ReviewError>
     where
         T: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
     {
         let answer = match self.client().await {
-            Ok(client) => answered(Api::<T>::all(client.clone()).create(&PostParams::default(), question)).await,
+            Ok(client) => with_timeout(Api::<T>::all(client.clone()).create(&PostParams::default(), question)).await,
             Err(error) => Err(error),
         };
         if self.failing.swap(answer.is_err(), Ordering::Relaxed) != answer.is_err() {
             match &answer {
                 Err(error) => tracing::warn!(%error, "{}", self.consequence),
-                Ok(_) => tracing::info!("the API server answers questions about callers again"),
+                Ok(_) => tracing::info!("the API server responds again to reviews of callers"),
             }
         }
         answer
@@ -165,21 +166,21 @@ impl Reviewer {
     /// The owner of a token, which must be made for netpol-trace.
     ///
     /// # Errors
-    /// The token is not good, or the API server was not asked or did not answer.
+    /// The token is not accepted, or the request to the API server was not sent or failed.
     pub async fn user(&self, token: &str) -> Result<User, ReviewError> {
         self.session(token, Audience::Own).await
     }
 
     async fn session(&self, token: &str, audience: Audience) -> Result<User, ReviewError> {
         let key = SessionKey::of(token, audience);
-        let budget = match self.sessions.find(&key, Instant::now(), audience.good_for()) {
+        let budget = match self.sessions.find(&key, Instant::now(), audience.valid_for()) {
             SessionState::Fresh(session) => return Ok(User(session)),
             SessionState::Refused => {
                 return Err(ReviewError::Token("the API server refused it a moment ago".to_owned()));
             }
-            // Unknown tokens can't use up the turn of a known one.
-            SessionState::Stale(session) => session.take_turn(TURN).await,
-            SessionState::Unknown => self.unknown_tokens.take(TURN).await,
+            // Unknown tokens do not use up the budget of a known one.
+            SessionState::Stale(session) => session.wait_for_budget(BUDGET_WAIT).await,
+            SessionState::Unknown => self.unknown_tokens.take(BUDGET_WAIT).await,
         };
         if !budget {
             return Err(ReviewError::Busy);
@@ -198,7 +199,7 @@ impl Reviewer {
     /// The API server's description of a token's owner.
     async fn reviewed(&self, token: &str, audience: Audience) -> Result<UserInfo, ReviewError> {
         let status = self.review(token, Some(AUDIENCE)).await?;
-        // A server that knows no audiences accepts any token: that is not enough.
+        // A server without audiences accepts any token, so `authenticated` alone is not enough.
         let is_own = status.audiences.iter().flatten().any(|audience| audience == AUDIENCE);
         if let Some(info) = status.user.filter(|_| status.authenticated == Some(true) && is_own) {
             return Ok(info);
@@ -209,24 +210,26 @@ impl Reviewer {
                 return Ok(info);
             }
         }
-        Err(ReviewError::Token(status.error.unwrap_or_else(|| {
-            format!("ask for one with `kubectl create token SERVICEACCOUNT --audience {AUDIENCE}`")
-        })))
+        Err(ReviewError::Token(
+            status.error.unwrap_or_else(|| {
+                format!("make one with `kubectl create token SERVICEACCOUNT --audience {AUDIENCE}`")
+            }),
+        ))
     }
 
-    /// Without an audience: that of the API server itself.
+    /// Without `audience` the token must be one for the API server itself.
     async fn review(&self, token: &str, audience: Option<&str>) -> Result<TokenReviewStatus, ReviewError> {
         let audiences = audience.map(|audience| vec![audience.to_owned()]);
         let spec = TokenReviewSpec { token: token.to_owned(), audiences };
         let asked = TokenReview { spec, ..TokenReview::default() };
-        Ok(self.ask(&asked).await?.status.unwrap_or_default())
+        Ok(self.send(&asked).await?.status.unwrap_or_default())
     }
 
-    /// Whether the owner of a token may get a path that is no object's, such as `/metrics`. The token may be one for the API
-    /// server itself too.
+    /// Whether the owner of a token may get a non-resource path such as `/metrics`. The token may also be one for the API server
+    /// itself.
     ///
     /// # Errors
-    /// The token is not good, or the API server was not asked or did not answer.
+    /// The token is not accepted, or the request to the API server was not sent or failed.
     pub async fn may_get(&self, token: &str, path: &'static str) -> Result<bool, ReviewError> {
         let question = Question::Path(path);
         let ask = async {
@@ -249,26 +252,26 @@ impl Reviewer {
         }
     }
 
-    /// Whether they may see every record: those who may read the agents' logs can do so anyway.
+    /// Whether the user may see every record, that is may read the agents' logs.
     ///
     /// # Errors
-    /// The API server was not asked or did not answer.
+    /// The request to the API server was not sent or failed.
     pub async fn may_read_all(&self, user: &User) -> Result<bool, ReviewError> {
         self.may(user, Question::Logs).await
     }
 
-    /// Whether they may see the drops of a namespace.
+    /// Whether the user may see the drops of a namespace.
     ///
     /// # Errors
-    /// The API server was not asked or did not answer.
+    /// The request to the API server was not sent or failed.
     pub async fn may_read(&self, user: &User, namespace: &str) -> Result<bool, ReviewError> {
         self.may(user, Question::Drops(namespace.to_owned())).await
     }
 
-    /// A right that a namespace's [`READER`] has and must not have, such as `get secrets`; for others `None`.
+    /// A right that a namespace's [`READER`] has and must not have, such as `get secrets`. `None` for other users.
     ///
     /// # Errors
-    /// The API server was not asked or did not answer.
+    /// The request to the API server was not sent or failed.
     pub async fn risk(&self, user: &User) -> Result<Option<String>, ReviewError> {
         if user.reader_of().is_none() {
             return Ok(None);
@@ -284,21 +287,21 @@ impl Reviewer {
 
     async fn may(&self, user: &User, question: Question) -> Result<bool, ReviewError> {
         let audience = if let Question::Path(_) = question { Audience::OwnOrServer } else { Audience::Own };
-        if let Some(answer) = user.0.answer(&question, Instant::now(), audience.good_for()) {
+        if let Some(answer) = user.0.answer(&question, Instant::now(), audience.valid_for()) {
             return Ok(answer);
         }
-        if !user.0.take_turn(ANSWERED_IN).await {
+        if !user.0.wait_for_budget(REQUEST_TIMEOUT).await {
             return Err(ReviewError::Busy);
         }
         let UserInfo { username, groups, uid, extra } = user.0.info().clone();
         let spec = SubjectAccessReviewSpec { user: username, groups, uid, extra, ..self.attributes(user, &question) };
         let asked = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
-        let may = self.ask(&asked).await?.status.is_some_and(|status| status.allowed && status.denied != Some(true));
+        let may = self.send(&asked).await?.status.is_some_and(|status| status.allowed && status.denied != Some(true));
         user.0.keep(question, may, Instant::now());
         Ok(may)
     }
 
-    /// A question as the API server takes it, without the user.
+    /// A question in the API's form, without the user.
     fn attributes(&self, user: &User, question: &Question) -> SubjectAccessReviewSpec {
         let (namespace, verb, group, resource, subresource) = match question {
             Question::Path(path) => {
@@ -324,9 +327,9 @@ impl Reviewer {
     }
 }
 
-/// Waits for the API server's answer, but not for ever.
-async fn answered<T>(asked: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ReviewError> {
-    match tokio::time::timeout(ANSWERED_IN, asked).await {
+/// Waits for the response, at most [`REQUEST_TIMEOUT`].
+async fn with_timeout<T>(asked: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ReviewError> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, asked).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(kube::Error::Api(status))) if status.code == 403 => Err(ReviewError::Server(format!(
             "{}; the agent's account needs {{apiGroups: [authentication.k8s.io], resources: [tokenreviews], verbs: [create]}} \
@@ -334,6 +337,6 @@ async fn answered<T>(asked: impl Future<Output = Result<T, kube::Error>>) -> Res
             status.message
         ))),
         Ok(Err(error)) => Err(ReviewError::Server(error.to_string())),
-        Err(_) => Err(ReviewError::Server(format!("no answer in {} s", ANSWERED_IN.as_secs()))),
+        Err(_) => Err(ReviewError::Server(format!("no response in {} s", REQUEST_TIMEOUT.as_secs()))),
     }
 }

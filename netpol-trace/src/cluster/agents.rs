@@ -1,5 +1,5 @@
-//! The agents of a cluster, and what they have recorded: by the kube logs of their pods, or by their `tail` listener
-//! through the API server's port-forward.
+//! Finds the agents of a cluster and reads their records: from the logs of their pods, or from their `tail` listener through
+//! the API server's port-forward.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,19 +18,19 @@ use serde::Deserialize;
 use super::access_review::{AUDIENCE, READER};
 use super::api::{Access, AccessError, chain};
 
-/// Header of an answer of the tail listener: the time of the oldest record in its history.
+/// Response header of the tail listener: the time of the oldest record in its history.
 pub const REACHES_BACK_TO: &str = "x-netpol-trace-reaches-back-to";
-/// How the agents' pods are found.
+/// The label of the agents' pods.
 pub const LABEL: &str = "app.kubernetes.io/name=netpol-trace";
 const CONTAINER: &str = "agent";
 const FORBIDDEN: u16 = 403;
 const NOT_FOUND: u16 = 404;
-/// A token for a session; a longer one makes a new one.
+/// Lifetime of a token. A longer session makes a new one.
 const TOKEN_SECONDS: i64 = 600;
-/// Pods of one list of them: enough to name a few, and to know where those of a namespace run.
+/// Pods of one list: enough to name a few, and to know on which nodes the pods of a namespace run.
 pub const PODS: u32 = 500;
-/// An agent that doesn't answer by then is told as one that doesn't.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of one request to an agent or the API server.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One agent's pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,12 +49,12 @@ impl Agent {
     }
 }
 
-/// Why an agent, or the API server, gave nothing.
+/// Why an agent or the API server returned no records.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentsError {
     #[error(transparent)]
     Access(#[from] AccessError),
-    #[error("{what}: {}", words(error))]
+    #[error("{what}: {}", server_message(error))]
     Server { what: String, error: kube::Error },
     #[error(
         "list the agents' pods in namespace {namespace}: {why}. Reading the agents' logs, or the Role netpol-trace-reach there \
@@ -68,7 +68,7 @@ pub enum AgentsError {
         if account == READER {
             format!("an administrator makes it with `kubectl apply -n {namespace} -k deploy/kustomize/developer-namespace`, or by tail.namespaces of the chart")
         } else {
-            format!("--service-account without a name asks as {READER}")
+            format!("--service-account without a name uses {READER}")
         }
     )]
     NoAccount { namespace: String, account: String },
@@ -77,15 +77,15 @@ pub enum AgentsError {
          namespace {namespace}, allows it for {READER} and no other account"
     )]
     MayNotAsk { namespace: String, account: String, why: String },
-    #[error("no answer in {} s", PATIENCE.as_secs())]
+    #[error("no response in {} s", REQUEST_TIMEOUT.as_secs())]
     Late,
-    #[error("{0}: the API server gave no answer in {seconds} s", seconds = PATIENCE.as_secs())]
+    #[error("{0}: the API server did not respond in {seconds} s", seconds = REQUEST_TIMEOUT.as_secs())]
     LateServer(String),
     #[error("{0}")]
     Refused(String),
 }
 
-/// Returns the server's words if it refused a request with this HTTP status.
+/// The server's message, if it refused a request with this HTTP status.
 fn refused(error: &AgentsError, code: u16) -> Option<String> {
     match error {
         AgentsError::Server { error, .. } => status(error, code),
@@ -93,7 +93,7 @@ fn refused(error: &AgentsError, code: u16) -> Option<String> {
     }
 }
 
-/// The server's answer with this code, if that is what an error is.
+/// The server's message, if the error is a response with this code.
 fn status(error: &kube::Error, code: u16) -> Option<String> {
     match error {
         kube::Error::Api(status) if status.code == code => Some(status.message.clone()),
@@ -101,15 +101,15 @@ fn status(error: &kube::Error, code: u16) -> Option<String> {
     }
 }
 
-/// The server's own words, which name the right that lacks; without what the client adds.
-fn words(error: &kube::Error) -> String {
+/// The server's own message, which names the missing right, without what the client adds.
+fn server_message(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => status.message.clone(),
         error => chain(error),
     }
 }
 
-/// The agents, by who may reach them.
+/// The agents of one namespace, through the API server.
 #[derive(Clone)]
 pub struct Agents {
     client: Client,
@@ -123,22 +123,22 @@ impl std::fmt::Debug for Agents {
 }
 
 impl Agents {
-    /// Agents that run in `namespace`, and the namespace that the kubeconfig's context names.
+    /// Returns the agents in `namespace`, and the namespace of the kubeconfig's context.
     pub async fn connect(access: &Access, namespace: &str) -> Result<(Agents, String), AgentsError> {
         let config = access.config().await?;
-        // `namespace: ""` in a context is what kubectl takes for none.
+        // kubectl treats `namespace: ""` in a context as absent.
         let own = Some(config.default_namespace.clone()).filter(|own| !own.is_empty());
         let own = own.unwrap_or_else(|| "default".to_owned());
         let client = access.connect().await?;
         Ok((Agents { client, namespace: namespace.to_owned() }, own))
     }
 
-    /// To be read.
+    /// Pods, read down to the fields that are used.
     fn parts(&self, namespace: &str) -> Api<PodParts> {
         Api::namespaced_with(self.client.clone(), namespace, &ApiResource::erase::<Pod>(&()))
     }
 
-    /// To be asked for what they have.
+    /// The agents' pods, for logs and port-forwards.
     fn pods(&self) -> Api<Pod> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
@@ -147,10 +147,10 @@ impl Agents {
     pub async fn list(&self) -> Result<Vec<Agent>, AgentsError> {
         let (pods, mut params) = (self.parts(&self.namespace), ListParams::default().labels(LABEL).limit(PODS));
         let mut agents: Vec<Agent> = Vec::new();
-        // Page by page, each of which comes in time however many agents there are.
+        // Page by page, so that each request is short however many agents there are.
         loop {
             let what = || format!("list the agents' pods in namespace {}", self.namespace);
-            let page = in_time(pods.list(&params), what).await;
+            let page = with_timeout(pods.list(&params), what).await;
             let page = page.map_err(|error| match refused(&error, FORBIDDEN) {
                 Some(why) => AgentsError::MayNotList { namespace: self.namespace.clone(), why },
                 None => error,
@@ -164,10 +164,10 @@ impl Agents {
         Ok(agents)
     }
 
-    /// A pod that agents may have recorded; `None`: there is none of that name.
+    /// A pod by its name. `None` if it does not exist.
     pub async fn pod(&self, namespace: &str, name: &str) -> Result<Option<RecordedPod>, AgentsError> {
         let what = || format!("get pod {namespace}/{name}");
-        let pod = in_time(self.parts(namespace).get_opt(name), what).await?;
+        let pod = with_timeout(self.parts(namespace).get_opt(name), what).await?;
         Ok(pod.map(RecordedPod::from))
     }
 
@@ -183,18 +183,18 @@ impl Agents {
             None => Api::all_with(self.client.clone(), &resource),
         };
         let params = ListParams { label_selector: labels.map(str::to_owned), ..ListParams::default() }.limit(PODS);
-        let list = in_time(pods.list(&params), || "list pods".to_owned()).await?;
+        let list = with_timeout(pods.list(&params), || "list pods".to_owned()).await?;
         let more = list.metadata.continue_.as_ref().is_some_and(|more| !more.is_empty());
         Ok((list.into_iter().map(RecordedPod::from).collect(), more))
     }
 
     pub async fn namespaces(&self) -> Result<Vec<String>, AgentsError> {
         let api: Api<Namespace> = Api::all(self.client.clone());
-        let list = in_time(api.list_metadata(&ListParams::default()), || "list namespaces".to_owned()).await?;
+        let list = with_timeout(api.list_metadata(&ListParams::default()), || "list namespaces".to_owned()).await?;
         Ok(list.into_iter().filter_map(|namespace| namespace.metadata.name).collect())
     }
 
-    /// The log of one agent: its records, and its own words in between. `previous`: of its container before the last restart.
+    /// The log of one agent: its records between its own log lines. `previous` reads the container before the last restart.
     pub async fn log(
         &self,
         agent: &Agent,
@@ -209,7 +209,7 @@ impl Agents {
             since_time: since,
             ..LogParams::default()
         };
-        let asked = tokio::time::timeout(PATIENCE, self.pods().log_stream(&agent.pod, &params)).await;
+        let asked = tokio::time::timeout(REQUEST_TIMEOUT, self.pods().log_stream(&agent.pod, &params)).await;
         let pod = format!("{}/{}", self.namespace, agent.pod);
         asked.map_err(|_| AgentsError::Late)?.map_err(|error| match status(&error, FORBIDDEN) {
             Some(why) => AgentsError::MayNotReadLog { pod, why },
@@ -217,7 +217,7 @@ impl Agents {
         })
     }
 
-    /// A token with which a service account can ask agents, and nobody else.
+    /// Makes a token of a service account that only agents accept.
     pub async fn token(&self, namespace: &str, account: &str) -> Result<String, AgentsError> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
         let spec = TokenRequestSpec {
@@ -228,7 +228,7 @@ impl Agents {
         let asked = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
         let what = || format!("make a token for service account {namespace}/{account}");
         let params = PostParams::default();
-        let made = in_time(accounts.create_subresource("token", account, &params, &asked), what).await;
+        let made = with_timeout(accounts.create_subresource("token", account, &params, &asked), what).await;
         let made: TokenRequest = made.map_err(|error| {
             let (namespace, account) = (namespace.to_owned(), account.to_owned());
             if let Some(why) = refused(&error, FORBIDDEN) {
@@ -242,31 +242,31 @@ impl Agents {
         made.status.and_then(|status| status.token).ok_or_else(|| AgentsError::Refused("no token was made".to_owned()))
     }
 
-    /// What an agent's listener answers, through the API server.
+    /// Requests records from an agent's listener, through the API server.
     pub async fn records(
         &self,
         agent: &Agent,
         port: u16,
         token: &str,
-        asked: &RecordsRequest,
+        request: &RecordsRequest,
     ) -> Result<RecordsResponse, AgentsError> {
-        let forwarded = tokio::time::timeout(PATIENCE, self.pods().portforward(&agent.pod, &[port])).await;
+        let forwarded = tokio::time::timeout(REQUEST_TIMEOUT, self.pods().portforward(&agent.pod, &[port])).await;
         let what = || format!("port-forward to pod {}/{}", self.namespace, agent.pod);
         let mut forwarder =
             forwarded.map_err(|_| AgentsError::Late)?.map_err(|error| AgentsError::Server { what: what(), error })?;
         let stream = forwarder.take_stream(port).ok_or_else(|| AgentsError::Refused("no stream".to_owned()))?;
-        let mut answer = ask(stream, token, asked).await?;
+        let mut answer = request_records(stream, token, request).await?;
         answer.forwarder = Some(forwarder);
         Ok(answer)
     }
 }
 
-/// The server's answer, if it comes before long.
-async fn in_time<T>(
+/// Waits for the response, at most [`REQUEST_TIMEOUT`].
+async fn with_timeout<T>(
     asked: impl Future<Output = Result<T, kube::Error>>,
     what: impl FnOnce() -> String,
 ) -> Result<T, AgentsError> {
-    match tokio::time::timeout(PATIENCE, asked).await {
+    match tokio::time::timeout(REQUEST_TIMEOUT, asked).await {
         Ok(answered) => answered.map_err(|error| AgentsError::Server { what: what(), error }),
         Err(_) => Err(AgentsError::LateServer(what())),
     }
@@ -293,7 +293,7 @@ impl From<PodParts> for RecordedPod {
     }
 }
 
-/// A pod down to what is used of it.
+/// A pod, down to the fields that are used.
 type PodParts = Object<AgentPodSpec, AgentPodStatus>;
 
 #[derive(Debug, Clone, Deserialize)]
@@ -320,7 +320,7 @@ fn agent(pod: PodParts) -> Option<Agent> {
     })
 }
 
-/// What is asked of a listener.
+/// A request to an agent's listener.
 #[derive(Debug, Clone, Default)]
 pub struct RecordsRequest {
     pub namespaces: Vec<String>,
@@ -328,11 +328,11 @@ pub struct RecordsRequest {
     pub follow: bool,
 }
 
-/// A listener's answer, as it comes.
+/// The response of an agent's listener, read while it arrives.
 pub struct RecordsResponse {
     body: hyper::body::Incoming,
     pub reaches_back_to: Option<Timestamp>,
-    /// Lives as long as the answer: the stream is its.
+    /// Owns the stream, so it lives as long as the response.
     forwarder: Option<kube::api::Portforwarder>,
     connection: tokio::task::JoinHandle<()>,
 }
@@ -350,7 +350,7 @@ impl std::ops::Drop for RecordsResponse {
 }
 
 impl RecordsResponse {
-    /// The next octets; `None` at the end.
+    /// The next bytes; `None` at the end.
     pub async fn next(&mut self) -> Option<Result<Vec<u8>, AgentsError>> {
         loop {
             return match self.body.frame().await? {
@@ -364,8 +364,12 @@ impl RecordsResponse {
     }
 }
 
-/// Asks a listener over any stream.
-pub async fn ask<S>(stream: S, token: &str, asked: &RecordsRequest) -> Result<RecordsResponse, AgentsError>
+/// Sends a request to a listener over any stream.
+pub async fn request_records<S>(
+    stream: S,
+    token: &str,
+    request: &RecordsRequest,
+) -> Result<RecordsResponse, AgentsError>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -375,14 +379,14 @@ where
     let connection = tokio::spawn(async move {
         let _ = connection.await;
     });
-    let since = asked.since.map(|since| format!("&since={since}")).unwrap_or_default();
-    let uri = format!("/v1/records?follow={}&namespace={}{since}", asked.follow, asked.namespaces.join(","));
+    let since = request.since.map(|since| format!("&since={since}")).unwrap_or_default();
+    let uri = format!("/v1/records?follow={}&namespace={}{since}", request.follow, request.namespaces.join(","));
     let request = hyper::Request::get(uri)
         .header(hyper::header::HOST, "netpol-trace")
         .header(hyper::header::AUTHORIZATION, format!("Bearer {token}"))
         .body(Empty::<Bytes>::new())
         .map_err(|error| refused(&error))?;
-    let answered = tokio::time::timeout(PATIENCE, sender.send_request(request)).await;
+    let answered = tokio::time::timeout(REQUEST_TIMEOUT, sender.send_request(request)).await;
     let response = answered.map_err(|_| AgentsError::Late)?.map_err(|error| refused(&error))?;
     if !response.status().is_success() {
         let status = response.status();
@@ -391,6 +395,6 @@ where
         return Err(AgentsError::Refused(format!("{status}: {why}")));
     }
     let reaches = response.headers().get(REACHES_BACK_TO).and_then(|value| value.to_str().ok()?.parse().ok());
-    // The connection ends with the body; a sender that goes earlier does not end it.
+    // The connection ends with the body. Dropping the sender earlier does not end it.
     Ok(RecordsResponse { body: response.into_body(), reaches_back_to: reaches, forwarder: None, connection })
 }

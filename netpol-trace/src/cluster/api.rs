@@ -1,20 +1,19 @@
-//! The API server as source: what is watched, and what is queues.
+//! The API server as source: watches, and look-ups of single addresses.
 //!
 //! ```text
-//! connect ─> watch (list, then changes; one for each resource) ─> reflector ─> Cluster
-//!         ─> others (CRDs of other policy APIs) ─> watch
-//!         ─> lookup (whose address, with --peers=lookup) ─────────────> Cluster
+//! connect ─> watch (list, then changes; one for each kind) ─> reflector ─> Cluster
+//!         ─> discovery (CRDs of policy APIs) ─> watch
+//!         ─> lookup (the pod of an address, with --peers=lookup) ─────────> Cluster
 //! ```
 
 mod connect;
+mod discovery;
 mod error;
-mod items;
 pub mod lookup;
-mod once;
-mod others;
 mod reflector;
 pub mod review;
-mod watch;
+mod snapshot;
+pub(in crate::cluster) mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,83 +22,70 @@ use kube::api::ListParams;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+pub(in crate::cluster) use connect::ApiConnection;
+use connect::Current;
 pub(super) use connect::chain;
 pub use connect::{Access, AccessError};
-use connect::{Connection, Current};
 pub use error::{ApiError, ApiErrorKind};
-use items::{Item, Named};
 pub use lookup::Lookups;
-pub use once::load;
-use reflector::{Lists, Reflector};
-use watch::{Collection, Pause};
+use reflector::ListMode;
+pub(in crate::cluster) use reflector::Reflector;
+pub use snapshot::load;
+pub(in crate::cluster) use snapshot::{Need, Snapshot};
+use watch::BACKOFF;
+pub(in crate::cluster) use watch::Collection;
 
-use super::change::Kind;
+use super::decode::wire::WireObject;
+use super::kinds::{KINDS, Kind, node, pod};
+use super::resource::{KindInfo, Watched};
 use super::source::{Cluster, SourceStatus};
 use crate::model::Str;
+use crate::model::cluster::{Node, OtherPolicy, Pod};
 
-/// The client repeats at each layer what its caller gets as an error, and tells in words of its own.
+/// Target of the client's log events, which `telemetry` filters out: each repeats an error that its caller gets.
 pub const LOG_OF_CLIENT: &str = "kube_client";
-/// Up to so many pods `--peers=auto` watches them all: below, watching costs the API server less than asking.
+/// `--peers=auto` watches all pods of clusters up to this size: a watch then costs the API server less than look-ups.
 pub const WATCHED_PODS: u64 = 5_000;
-/// Other nodes are listed this often when only this node is watched.
+/// Interval of the list of all nodes when only this node is watched.
 const NODES: Duration = Duration::from_secs(3600);
 
-/// Whether pods of other nodes are watched.
+/// How the agent learns of pods on other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Peers {
-    /// By the number of pods in the cluster.
+pub enum PeerDiscovery {
+    /// By a watch or look-ups, depending on the number of pods in the cluster.
     #[default]
     Auto,
-    /// All of them.
+    /// By a watch of all pods.
     Watch,
-    /// Only this node's; others are looked up when they first appear in a drop.
+    /// By a look-up when they first appear in a drop.
     Lookup,
 }
 
-/// How the API server is to be followed.
+/// ApiOptions of the API server as source.
 #[derive(Debug, Clone, Default)]
-pub struct Options {
+pub struct ApiOptions {
     pub access: Access,
-    pub peers: Peers,
+    pub peers: PeerDiscovery,
     /// This node's name in the cluster.
     pub node: Option<String>,
 }
 
 /// Keeps `cluster` current until dropped.
-pub async fn follow(cluster: Cluster, options: Options, lookups: Lookups, queues: lookup::LookupQueues) {
-    let connection = Connection::new(options.access.clone());
-    let reflector = |name, kind: Kind, lists| Reflector::new(cluster.clone(), name, kind.into(), lists);
-    let resource = Collection::of;
-    let (policies, namespaces) = (
-        reflector("networkpolicies", Kind::Policy, Lists::Whole),
-        reflector("namespaces", Kind::Namespace, Lists::Whole),
-    );
-    let (services, slices) = (
-        reflector("services", Kind::Service, Lists::Whole),
-        reflector("endpointslices", Kind::EndpointSlice, Lists::Whole),
-    );
-    let (pods, nodes) = (reflector("pods", Kind::Pod, Lists::Parts), reflector("nodes", Kind::Node, Lists::Whole));
+pub async fn follow(cluster: Cluster, options: ApiOptions, lookups: Lookups, queues: lookup::LookupQueues) {
+    let connection = ApiConnection::new(options.access.clone());
+    let reflector = |info: &KindInfo, kind: Kind, mode| Reflector::new(cluster.clone(), info.plural, kind.into(), mode);
+    let pods = reflector(&pod::INFO, Kind::Pod, ListMode::Parts);
+    let nodes = reflector(&node::INFO, Kind::Node, ListMode::Whole);
 
     let mut watches = JoinSet::new();
-    let here = || connection.clone();
-    watches.spawn(watch::run::<items::NetworkPolicy>(
-        here(),
-        resource("networking.k8s.io", "v1", "networkpolicies"),
-        policies,
-        false,
-    ));
-    watches.spawn(watch::run::<items::Namespace>(here(), resource("", "v1", "namespaces"), namespaces, false));
-    watches.spawn(watch::run::<items::Service>(here(), resource("", "v1", "services"), services, false));
-    watches.spawn(watch::run::<items::EndpointSlice>(
-        here(),
-        resource("discovery.k8s.io", "v1", "endpointslices"),
-        slices,
-        false,
-    ));
-    watches.spawn(others::run(here(), cluster.clone()));
-    watches.spawn(peers(here(), cluster.clone(), options, pods, nodes, lookups, queues));
+    for entry in KINDS.iter().filter(|entry| entry.info.watched == Watched::Always) {
+        let reflector = reflector(entry.info, entry.kind.clone(), ListMode::Whole);
+        watches.spawn(entry.resource.watch(connection.clone(), Collection::of(entry.info), reflector, false));
+    }
+    watches.spawn(discovery::run(connection.clone(), cluster.clone()));
+    watches.spawn(peers(connection, cluster.clone(), options, pods, nodes, lookups, queues));
     while let Some(ended) = watches.join_next().await {
-        // None ends by itself: a bug, which must not pass for a cluster where nothing changes.
+        // A watch that ends has a bug. Without an error the cluster would seem to be without changes.
         if let Err(error) = ended {
             tracing::error!(%error, "a watch of the API server ended");
             let broken = SourceStatus::expected("API server");
@@ -110,40 +96,40 @@ pub async fn follow(cluster: Cluster, options: Options, lookups: Lookups, queues
 
 /// Pods and nodes: all of them, or this node's.
 async fn peers(
-    connection: Connection,
+    connection: ApiConnection,
     cluster: Cluster,
-    options: Options,
+    options: ApiOptions,
     mut pods: Reflector,
     mut nodes: Reflector,
     lookups: Lookups,
     queues: lookup::LookupQueues,
 ) {
-    let pod_resource = Collection { verbs: &["get", "list", "watch"], ..Collection::of("", "v1", "pods") };
-    let node_resource = Collection::of("", "v1", "nodes");
+    let pod_collection = Collection::of(&pod::INFO);
+    let node_collection = Collection::of(&node::INFO);
     for reflector in [&mut pods, &mut nodes] {
         let lookups = lookups.clone();
-        reflector.on_first(move || lookups.heard());
+        reflector.on_first(move || lookups.list_completed());
     }
-    let (mode, why) = choose(&connection, &options, &pod_resource, [&mut pods, &mut nodes]).await;
+    let (mode, why) = choose(&connection, &options, &pod_collection, [&mut pods, &mut nodes]).await;
     let Mode::Lookup(node) = mode else {
         tracing::info!("all pods are watched: {why}");
         pods.describe(format!("all pods are watched: {why}"));
-        let pods = watch::run::<items::Pod>(connection.clone(), pod_resource, pods, false);
-        let nodes = watch::run::<items::Node>(connection, node_resource, nodes, false);
+        let pods = watch::run::<Pod>(connection.clone(), pod_collection, pods, false);
+        let nodes = watch::run::<Node>(connection, node_collection, nodes, false);
         futures::join!(pods, nodes);
         return;
     };
     tracing::info!("pods of node {node} are watched, others looked up: {why}");
     pods.describe(format!("pods of node {node} are watched, others looked up: {why}"));
     pods.only_on(node.clone());
-    let own_node = Reflector::new(cluster.clone(), "own node", Kind::Node.into(), Lists::Additions);
-    nodes.describe("listed each hour, and when an address can't be found".to_owned());
-    let local = Collection { fields: Some(format!("spec.nodeName={node}")), ..pod_resource };
-    let own = Collection { fields: Some(format!("metadata.name={node}")), ..node_resource.clone() };
+    let own_node = Reflector::new(cluster.clone(), "own node", Kind::Node.into(), ListMode::Additions);
+    nodes.describe("listed each hour, and when a look-up finds no pod".to_owned());
+    let local = Collection { fields: Some(format!("spec.nodeName={node}")), ..pod_collection };
+    let own = Collection { fields: Some(format!("metadata.name={node}")), ..node_collection.clone() };
     let again = Arc::new(Notify::new());
-    let pods = watch::run::<items::Pod>(connection.clone(), local, pods, false);
-    let own_node = watch::run::<items::Node>(connection.clone(), own, own_node, false);
-    let nodes = list_nodes(connection.clone(), node_resource, nodes, again.clone());
+    let pods = watch::run::<Pod>(connection.clone(), local, pods, false);
+    let own_node = watch::run::<Node>(connection.clone(), own, own_node, false);
+    let nodes = list_nodes(connection.clone(), node_collection, nodes, again.clone());
     let lookups = lookup::run(connection, cluster, lookups, queues, again);
     futures::join!(pods, own_node, nodes, lookups);
 }
@@ -153,19 +139,20 @@ enum Mode {
     Lookup(Str),
 }
 
-/// Which, and why. Asks until there is an answer: a server that is away may be a large cluster's.
+/// The mode, and the reason for it. Retries until the API server answers: a server that does not may be that of a large
+/// cluster.
 async fn choose(
-    connection: &Connection,
-    options: &Options,
+    connection: &ApiConnection,
+    options: &ApiOptions,
     pods: &Collection,
     mut reflectors: [&mut Reflector; 2],
 ) -> (Mode, String) {
     match (options.peers, options.node.as_deref()) {
-        (Peers::Watch, _) => (Mode::Watch, "--peers=watch".to_owned()),
-        (Peers::Lookup, Some(node)) => (Mode::Lookup(node.into()), "--peers=lookup".to_owned()),
+        (PeerDiscovery::Watch, _) => (Mode::Watch, "--peers=watch".to_owned()),
+        (PeerDiscovery::Lookup, Some(node)) => (Mode::Lookup(node.into()), "--peers=lookup".to_owned()),
         (_, None) => (Mode::Watch, "this node's name is not known (--node-name)".to_owned()),
-        (Peers::Auto, Some(node)) => {
-            let mut pause = Pause::default();
+        (PeerDiscovery::Auto, Some(node)) => {
+            let mut backoff = BACKOFF;
             loop {
                 let count = match connection.current().await {
                     Ok(current) => count(&current, pods).await,
@@ -174,43 +161,43 @@ async fn choose(
                 match count {
                     Ok(count) if count <= WATCHED_PODS => return (Mode::Watch, format!("{count} in the cluster")),
                     Ok(count) => return (Mode::Lookup(node.into()), format!("{count} in the cluster")),
-                    // Whoever grants the right later may do so in a large cluster.
+                    // An administrator may grant the right later, in a large cluster.
                     Err(error) if error.kind == ApiErrorKind::Forbidden => {
-                        return (Mode::Lookup(node.into()), "they can't be counted".to_owned());
+                        return (Mode::Lookup(node.into()), "the account may not count them".to_owned());
                     }
                     Err(error) => reflectors.iter_mut().for_each(|reflector| reflector.failed(&error)),
                 }
-                pause.wait().await;
+                backoff.wait().await;
             }
         }
     }
 }
 
-/// How many there are, without reading them.
+/// Counts the objects without reading them.
 async fn count(current: &Current, resource: &Collection) -> Result<u64, ApiError> {
     let names = Collection { metadata_only: true, ..resource.clone() };
     let params = ListParams { limit: Some(1), ..ListParams::default() };
-    let page = names.page::<Item<Named>>(&current.client, &params).await?;
+    let page = names.page::<WireObject<OtherPolicy>>(&current.client, &params).await?;
     let more = page.metadata.remaining_item_count.and_then(|count| u64::try_from(count).ok());
     Ok(page.items.len() as u64 + more.unwrap_or(0))
 }
 
-/// Lists all nodes now, each hour, and when told to.
-async fn list_nodes(connection: Connection, resource: Collection, mut reflector: Reflector, again: Arc<Notify>) {
-    let mut pause = Pause::default();
+/// Lists all nodes now, each hour, and when `again` is notified.
+async fn list_nodes(connection: ApiConnection, resource: Collection, mut reflector: Reflector, again: Arc<Notify>) {
+    let mut backoff = BACKOFF;
     loop {
         let listed = match connection.current().await {
-            Ok(current) => watch::list::<items::Node>(&current, &resource, &mut reflector).await.map(drop),
+            Ok(current) => watch::list::<Node>(&current, &resource, &mut reflector).await.map(drop),
             Err(error) => Err(error.into()),
         };
         match listed {
             Ok(()) => {
-                pause = Pause::default();
+                backoff = BACKOFF;
                 let _ = tokio::time::timeout(NODES, again.notified()).await;
             }
             Err(error) => {
                 reflector.failed(&error);
-                pause.wait().await;
+                backoff.wait().await;
             }
         }
     }

@@ -1,48 +1,30 @@
-//! What a source tells of the cluster: changes of objects, by key.
+//! Changes of objects, as sources report them to the index.
 
+use super::kinds::{Kind, Object};
 use crate::model::Str;
-use crate::model::cluster::{Object, Pod};
 
-/// What became of objects. A source tells changes in their order; which kinds come first does not matter.
+/// A change that a source reports. A source reports changes in their order; the order of kinds does not matter.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     /// New, or changed: replaces the object with its key.
     Upsert(Object),
     Delete(Key),
-    /// A list: what the scope holds now. What isn't in it is gone; what didn't change stays as it is.
+    /// A complete list of the scope. Objects of the index that the list lacks are removed.
     Replace(Scope, Vec<Object>),
-    /// A list that was told in parts is complete: what is new of the kind since then really is new.
+    /// A list that was applied in parts is complete: an object of the kind that comes later is a change of the cluster.
     Listed(Kind),
 }
 
-/// The kinds of objects that the index keeps.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    Namespace,
-    Node,
-    /// Pods, and the pod templates of workloads.
-    Pod,
-    /// networking.k8s.io NetworkPolicy.
-    Policy,
-    Service,
-    EndpointSlice,
-    /// One kind of policy that is not evaluated here.
-    OtherPolicy {
-        group: Str,
-        kind: Str,
-    },
-}
-
-/// An object by its name.
+/// The name of an object in the index.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     pub kind: Kind,
     pub namespace: Option<Str>,
-    /// Of a workload's pod template `kind/name`, which no pod can be called.
+    /// [`Pod::unique_name`](crate::model::cluster::Pod::unique_name) for pods.
     pub name: Str,
 }
 
-/// What one list covers: all objects of a kind or, of pods, those on one node (a pod without a node is on none).
+/// What one list covers: all objects of a kind, or the pods on one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
     pub kind: Kind,
@@ -50,7 +32,6 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// The pods on `node`.
     pub fn pods_on(node: Str) -> Scope {
         Scope { kind: Kind::Pod, node: Some(node) }
     }
@@ -59,42 +40,5 @@ impl Scope {
 impl From<Kind> for Scope {
     fn from(kind: Kind) -> Scope {
         Scope { kind, node: None }
-    }
-}
-
-impl Object {
-    pub fn kind(&self) -> Kind {
-        match self {
-            Object::Namespace(_) => Kind::Namespace,
-            Object::Node(_) => Kind::Node,
-            Object::Pod(_) => Kind::Pod,
-            Object::Policy(_) => Kind::Policy,
-            Object::Service(_) => Kind::Service,
-            Object::EndpointSlice(_) => Kind::EndpointSlice,
-            Object::OtherPolicy(o) => Kind::OtherPolicy { group: o.group.clone(), kind: o.kind.clone() },
-        }
-    }
-
-    pub fn key(&self) -> Key {
-        let (namespace, name) = match self {
-            Object::Namespace(o) => (None, o.name.clone()),
-            Object::Node(o) => (None, o.name.clone()),
-            Object::Pod(o) => (Some(o.namespace.clone()), o.key()),
-            Object::Policy(o) => (Some(o.namespace.clone()), o.name.clone()),
-            Object::Service(o) => (Some(o.namespace.clone()), o.name.clone()),
-            Object::EndpointSlice(o) => (Some(o.namespace.clone()), o.name.clone()),
-            Object::OtherPolicy(o) => (o.namespace.clone(), o.name.clone()),
-        };
-        Key { kind: self.kind(), namespace, name }
-    }
-}
-
-impl Pod {
-    /// Its name in its namespace; of a template `kind/name`.
-    pub fn key(&self) -> Str {
-        match &self.owner {
-            Some(owner) if self.template => format!("{}/{}", owner.kind, self.name).into(),
-            _ => self.name.clone(),
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Kubernetes Events about pods whose packets were dropped: made, and counted up as a series.
+//! Writes Kubernetes Events about pods whose packets were dropped, and counts repetitions as a series.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use super::api::Access;
-use super::budget::Budget;
+use super::budget::RequestBudget;
 
-/// Who reports, as every Event of ours says.
+/// `reportingController` of every Event.
 pub const CONTROLLER: &str = "netpol-trace.io/agent";
 pub const REASON: &str = "NetworkPolicyDenied";
 const ACTION: &str = "DroppedPacket";
-/// The API takes no more octets of `reportingInstance`.
+/// The API accepts this many bytes of `reportingInstance`.
 const INSTANCE: usize = 128;
 
 /// An object that an Event names.
@@ -29,12 +29,12 @@ pub struct ObjectRef {
     pub uid: Option<String>,
 }
 
-/// What happened to one pod, for the first time or again.
+/// Drops of one pod's packets for one reason.
 #[derive(Debug, Clone)]
 pub struct Occurrence<'a> {
     pub pod: &'a ObjectRef,
     pub policy: Option<&'a ObjectRef>,
-    /// At most 1,024 octets.
+    /// At most 1,024 bytes.
     pub note: &'a str,
     pub first: Timestamp,
     pub last: Timestamp,
@@ -44,26 +44,26 @@ pub struct Occurrence<'a> {
 /// Why an Event was not written.
 #[derive(Debug, thiserror::Error)]
 pub enum EventError {
-    /// The Event is no longer there: the server keeps them for an hour.
+    /// The server no longer has the Event: it keeps Events for an hour.
     #[error("the Event is gone")]
     Gone,
-    /// It will say so again.
+    /// A retry would be refused too.
     #[error("the API server refuses Events: {0}")]
     Refused(String),
-    #[error("the API server can't be asked: {0}")]
+    #[error("the API server does not respond: {0}")]
     Away(String),
-    /// The agent has written as much as it may for now.
+    /// The agent's budget of Events is used up.
     #[error("too many Events")]
     NotYet,
 }
 
-/// Writes Events, not more often than an API server of many nodes bears.
+/// Writes Events within a budget, because many nodes share the API server.
 pub struct Writer {
     access: Access,
     runtime: Runtime,
     client: Option<Client>,
     instance: String,
-    budget: Budget,
+    budget: RequestBudget,
 }
 
 impl std::fmt::Debug for Writer {
@@ -73,15 +73,15 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Writer {
-    /// `node` is where it happens; one request each `interval`, after `burst` at once.
+    /// `node` becomes `reportingInstance`. The budget is one request each `interval` after a burst of `burst`.
     ///
     /// # Errors
-    /// The runtime can't be made. Nothing is asked yet.
+    /// The runtime could not be made. No request is sent yet.
     pub fn new(access: Access, node: Option<&str>, interval: Duration, burst: u32) -> std::io::Result<Writer> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let node = node.filter(|node| !node.is_empty()).unwrap_or("unknown");
         let instance = node.chars().take(INSTANCE).collect();
-        Ok(Writer { access, runtime, client: None, instance, budget: Budget::new(interval, burst) })
+        Ok(Writer { access, runtime, client: None, instance, budget: RequestBudget::new(interval, burst) })
     }
 
     /// Writes the first Event of a kind and returns its name.
@@ -92,7 +92,7 @@ impl Writer {
         Ok(answer.metadata.name.unwrap_or_default())
     }
 
-    /// Says how often it has happened since.
+    /// Updates the count of an Event.
     pub fn count(&mut self, name: &str, of: &Occurrence<'_>, limit: Duration) -> Result<(), EventError> {
         let patch = Patch::Merge(json!({ "series": series(of) }));
         let answer = self
@@ -116,7 +116,7 @@ impl Writer {
                 let Some(client) = client.clone() else { return Err(EventError::Away("no client".to_owned())) };
                 request(Api::namespaced(client, namespace)).await.map_err(refused)
             };
-            let late = |_| EventError::Away(format!("no answer in {:.0?}", limit));
+            let late = |_| EventError::Away(format!("no response in {:.0?}", limit));
             tokio::time::timeout(limit, asked).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
         })
     }
@@ -125,7 +125,7 @@ impl Writer {
 fn refused(error: kube::Error) -> EventError {
     match error {
         kube::Error::Api(status) if status.code == 404 && status.reason == "NotFound" => match &status.details {
-            // Of the namespace it is a refusal.
+            // The namespace is gone: a retry would fail too.
             Some(details) if details.kind == "namespaces" => EventError::Refused(status.message.clone()),
             _ => EventError::Gone,
         },
@@ -165,7 +165,7 @@ fn event(of: &Occurrence<'_>, instance: &str) -> Event {
     }
 }
 
-/// Two or more are a series.
+/// An Event of two or more drops is a series.
 fn series(of: &Occurrence<'_>) -> Option<EventSeries> {
     let count = i32::try_from(of.count).unwrap_or(i32::MAX);
     (count > 1).then_some(EventSeries { count, last_observed_time: MicroTime(of.last) })

@@ -1,4 +1,4 @@
-//! The one index that every source fills and every verdict reads.
+//! The index that every source fills and every verdict reads.
 //!
 //! ```text
 //! address ─> pod key ─> namespace ─┬─ labels
@@ -6,8 +6,8 @@
 //!                                  └─ policies
 //! ```
 //!
-//! A pod carries the list of policies that isolate it, so a verdict never scans policies: one changed policy costs a
-//! pass over its namespace's pods, one changed pod a pass over its namespace's policies.
+//! Each pod has the list of policies that isolate it, so a verdict never scans policies. A changed policy costs a pass over its
+//! namespace's pods, a changed pod a pass over its namespace's policies.
 
 mod apply;
 mod events;
@@ -20,78 +20,80 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-pub(super) use events::MAX_EVENTS;
+pub(in crate::cluster) use events::{Isolation, MAX_EVENTS};
 pub use events::{IsolationEffect, PolicyEvent, PolicyEventKind};
 use foldhash::fast::RandomState;
 use history::History;
+pub(in crate::cluster) use history::{Before, Claim};
 use ipnet::IpNet;
 use jiff::Timestamp;
 pub use moment::{Moment, PolicyChanged};
-pub use services::Backend;
+pub use services::ServiceBackend;
 use strings::Strings;
 
-use super::change::Kind;
+use super::kinds::{Kind, Object};
+use super::resource::{ObjectVariant, Resource};
 use crate::model::cluster::{
     Direction, EndpointSlice, Labels, Namespace, Node, OtherPolicy, Pod, Policy, Protocol, Service, ServicePort,
 };
 use crate::model::{Part, PodRef, Str};
 
-/// Looked into for each packet, an address outside the pod network some thirty times.
-type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
+/// Uses foldhash: each packet needs several look-ups, an address outside the pod network some thirty.
+pub(in crate::cluster) type HashMap<K, V> = std::collections::HashMap<K, V, RandomState>;
 
-/// Everything known of the cluster at one time.
+/// The state of the cluster at one time.
 #[derive(Debug, Clone, Default)]
 pub struct Index {
-    namespaces: HashMap<Str, NamespaceEntry>,
-    nodes: BTreeMap<Str, Arc<Node>>,
-    pods_by_ip: HashMap<IpAddr, Vec<PodKey>>,
-    nodes_by_ip: HashMap<IpAddr, Str>,
-    services_by_ip: HashMap<IpAddr, Vec<(Str, Str)>>,
-    /// The nodes' pod CIDRs, with how many nodes have each.
-    pod_networks: HashMap<IpNet, u32>,
-    /// By group and kind; then by namespace and name.
-    other_policies: BTreeMap<Kind, BTreeMap<(Option<Str>, Str), OtherPolicy>>,
-    /// The kinds that were listed once: what is new since then really is new.
-    listed: HashSet<Kind>,
-    history: History,
-    events: Vec<PolicyEvent>,
-    /// Events without room.
-    events_lost: u64,
-    strings: Strings,
+    pub(in crate::cluster) namespaces: HashMap<Str, NamespaceEntry>,
+    pub(in crate::cluster) nodes: BTreeMap<Str, Arc<Node>>,
+    pub(in crate::cluster) pods_by_ip: HashMap<IpAddr, Vec<PodKey>>,
+    pub(in crate::cluster) nodes_by_ip: HashMap<IpAddr, Str>,
+    pub(in crate::cluster) services_by_ip: HashMap<IpAddr, Vec<(Str, Str)>>,
+    /// The nodes' pod CIDRs, with the number of nodes that have each.
+    pub(in crate::cluster) pod_networks: HashMap<IpNet, u32>,
+    /// Objects of kinds that need no structure of their own: by kind, then by namespace and name.
+    pub(in crate::cluster) objects: BTreeMap<Kind, BTreeMap<(Option<Str>, Str), Object>>,
+    /// The kinds whose first list is complete: a new object of them is a change of the cluster.
+    pub(in crate::cluster) listed: HashSet<Kind>,
+    pub(in crate::cluster) history: History,
+    pub(in crate::cluster) events: Vec<PolicyEvent>,
+    /// Events that found no room in the queue.
+    pub(in crate::cluster) events_lost: u64,
+    pub(in crate::cluster) strings: Strings,
     /// See [`Index::version`].
-    version: u64,
+    pub(in crate::cluster) version: u64,
 }
 
-/// One namespace with all that lives in it. It exists as soon as something is in it, even when the source never showed
-/// the Namespace object: `object` is then `None` and its labels are not known.
+/// One namespace with its objects. The entry exists as soon as it has an object, even if the source has no Namespace object:
+/// `object` is then `None`, and the labels are not known.
 #[derive(Debug, Clone, Default)]
 pub struct NamespaceEntry {
-    object: Option<Arc<Namespace>>,
-    /// By name; templates by `kind/name`, which no pod can be called.
-    pods: BTreeMap<Str, PodEntry>,
-    policies: BTreeMap<Str, Arc<Policy>>,
-    services: BTreeMap<Str, Arc<Service>>,
-    slices: BTreeMap<Str, Arc<EndpointSlice>>,
+    pub(in crate::cluster) object: Option<Arc<Namespace>>,
+    /// By [`Pod::unique_name`].
+    pub(in crate::cluster) pods: BTreeMap<Str, PodEntry>,
+    pub(in crate::cluster) policies: BTreeMap<Str, Arc<Policy>>,
+    pub(in crate::cluster) services: BTreeMap<Str, Arc<Service>>,
+    pub(in crate::cluster) slices: BTreeMap<Str, Arc<EndpointSlice>>,
 }
 
 /// A pod and the policies that isolate it.
 #[derive(Debug, Clone)]
 pub struct PodEntry {
-    pod: Arc<Pod>,
-    isolated_by: [Vec<Arc<Policy>>; 2],
-    /// As records show it, made for the first one.
-    described: OnceLock<Part<PodRef>>,
+    pub(in crate::cluster) pod: Arc<Pod>,
+    pub(in crate::cluster) isolated_by: [Vec<Arc<Policy>>; 2],
+    /// The pod in the form of records, made for the first record.
+    pub(in crate::cluster) described: OnceLock<Part<PodRef>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct PodKey {
-    namespace: Str,
-    name: Str,
-    /// Since when the pod is known to have the address, on this machine's clock; at the first list: for ever.
-    from: Timestamp,
+pub(in crate::cluster) struct PodKey {
+    pub(in crate::cluster) namespace: Str,
+    pub(in crate::cluster) name: Str,
+    /// The time since which the pod has the address, on this machine's clock. For pods of the first list the earliest time.
+    pub(in crate::cluster) from: Timestamp,
 }
 
-/// A pod as the verdict needs it: with its namespace and its isolating policies at hand.
+/// A pod with its namespace and its isolating policies.
 #[derive(Debug, Clone, Copy)]
 pub struct PodView<'a> {
     pub pod: &'a Arc<Pod>,
@@ -105,28 +107,28 @@ impl<'a> PodView<'a> {
         &self.entry.isolated_by[direction as usize]
     }
 
-    /// This pod as records show it. `describe` is asked once in the pod's life.
+    /// This pod in the form of records. Calls `describe` once in the pod's life.
     pub fn described(&self, describe: impl FnOnce(&Pod) -> PodRef) -> &'a Part<PodRef> {
         self.entry.described.get_or_init(|| Part::new(describe(self.pod)))
     }
 }
 
-/// Whose address it is.
+/// The owner of an address.
 #[derive(Debug, Clone, Copy)]
 pub enum AddressOwner<'a> {
     Pod(PodView<'a>),
     Node(&'a Node),
-    /// Two or more pods claim it: naming either could be wrong.
+    /// Two or more pods have it: naming either could be wrong.
     Ambiguous(usize),
-    /// It passed from the one to the other about then.
+    /// It passed from one pod to the other at about that time.
     Either(&'a Pod, &'a Pod),
-    /// Nobody's, but until lately this pod's.
+    /// Nobody has it, but until recently this pod had it.
     Former(&'a Pod),
     None,
 }
 
 impl NamespaceEntry {
-    /// `None` when the source never showed the Namespace object.
+    /// `None` if the source has no Namespace object.
     pub fn labels(&self) -> Option<&Labels> {
         self.object.as_ref().map(|o| &o.labels)
     }
@@ -180,14 +182,14 @@ impl Index {
         self.namespaces.iter()
     }
 
-    /// The pod of that name or, where the source has none, the template of a workload of that name.
+    /// The pod of that name or, if there is none, the template of a workload of that name.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<PodView<'_>> {
         let kinds = ["Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob"];
         let entry = self.namespaces.get(namespace)?;
         entry.pod(name).or_else(|| kinds.iter().find_map(|kind| self.workload(namespace, kind, name)))
     }
 
-    /// The template of the workload, where the source has the workload.
+    /// The pod template of a workload.
     pub fn workload(&self, namespace: &str, kind: &str, name: &str) -> Option<PodView<'_>> {
         self.namespaces.get(namespace)?.pod(&format!("{kind}/{name}"))
     }
@@ -208,7 +210,7 @@ impl Index {
         self.nodes.values()
     }
 
-    /// Whose address `ip` is. A pod's claim comes before a node's: hostNetwork pods never claim.
+    /// The owner of `ip`. A pod comes before a node, because hostNetwork pods do not count as owners.
     pub fn owner_of(&self, ip: IpAddr) -> AddressOwner<'_> {
         match self.pods_by_ip.get(&ip).map(Vec::as_slice) {
             Some([key]) => {
@@ -230,17 +232,17 @@ impl Index {
     /// Whether `ip` lies in a node's pod CIDR.
     pub fn in_pod_network(&self, ip: IpAddr) -> bool {
         let lengths = 0..=if ip.is_ipv4() { 32 } else { 128 };
-        // One look per prefix length costs the same for one node and for ten thousand.
+        // One look-up for each prefix length costs the same for one node and for ten thousand.
         let mut networks = lengths.filter_map(|length| IpNet::new(ip, length).ok());
         !self.pod_networks.is_empty() && networks.any(|net| self.pod_networks.contains_key(&net.trunc()))
     }
 
-    /// Whether any node told its pod CIDRs.
+    /// Whether any node has a pod CIDR.
     pub fn knows_pod_networks(&self) -> bool {
         !self.pod_networks.is_empty()
     }
 
-    /// The service that answers at `ip`, and its port where `port` is one of them.
+    /// The service with the address `ip`, and its port if `port` is one of its ports.
     pub fn service_at(&self, ip: IpAddr, protocol: Protocol, port: u16) -> Option<(&Service, Option<&ServicePort>)> {
         let keys = self.services_by_ip.get(&ip)?;
         let mut found = None;
@@ -255,18 +257,23 @@ impl Index {
         found
     }
 
-    /// Another number after each change of an object: what follows from the index alone follows still while it stays.
+    /// Changes with each change of an object: a result that depends only on the index is valid while the version stays.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// Policies of APIs that are not evaluated here.
+    /// Policies of APIs that are not evaluated.
     pub fn other_policies(&self) -> impl Iterator<Item = &OtherPolicy> {
-        self.other_policies.values().flat_map(BTreeMap::values)
+        self.objects.values().flat_map(BTreeMap::values).filter_map(OtherPolicy::of)
     }
 
     pub fn other_policy_kinds(&self) -> Vec<Kind> {
-        self.other_policies.keys().cloned().collect()
+        self.objects.keys().filter(|kind| matches!(kind, Kind::OtherPolicy { .. })).cloned().collect()
+    }
+
+    /// The objects of a kind that has no structure of its own in the index.
+    pub(in crate::cluster) fn objects_of<R: Resource>(&self, kind: &Kind) -> impl Iterator<Item = &R> {
+        self.objects.get(kind).into_iter().flat_map(BTreeMap::values).filter_map(R::of)
     }
 }
 

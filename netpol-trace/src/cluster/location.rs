@@ -1,17 +1,17 @@
-//! Where something is in the input, and what is wrong there.
+//! Locations in the input, and problems at them.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::yaml::{Node, Path, Step, Value};
+use super::yaml::{Path, Step, Value, YamlNode};
 
-/// A place in the input. Shown as `file:line`, with the document's number where the file has several, and the field.
+/// A location in the input. Shown as `file:line`, with the document's number where the file has several, and the field.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Location {
-    /// The path as it was given or found; `-` is standard input.
+    /// The path as given on the command line or found in a folder; `-` is standard input.
     pub file: Arc<PathBuf>,
-    /// 1-based; `None` where the whole file is meant.
+    /// 1-based; `None` for the whole file.
     pub line: Option<u32>,
     /// 1-based; `None` in a file of one document.
     pub document: Option<u32>,
@@ -64,14 +64,14 @@ impl fmt::Display for Severity {
     }
 }
 
-/// What kind of problem, where somebody needs to tell them apart.
+/// The kinds of problems that callers distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProblemKind {
     /// A path that can't be read, or a folder with nothing to read.
     Unreadable,
     /// Not YAML, not JSON, or not text.
     Syntax,
-    /// An object that is not what the API takes: its kind, a type, or a value.
+    /// An object that the API server would refuse: its kind, a type, or a value.
     Shape,
     /// A field that the API doesn't have; the object is used without it.
     UnknownField,
@@ -79,7 +79,7 @@ pub enum ProblemKind {
     Duplicate,
 }
 
-/// Something wrong with the input. With severity error an object is missing from the state.
+/// A problem of the input. With severity error an object is missing from the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     pub kind: ProblemKind,
@@ -87,6 +87,8 @@ pub struct Problem {
     pub place: Location,
     /// `NetworkPolicy staging/db-np`, as far as known; else empty.
     pub object: String,
+    /// The object is a policy.
+    pub is_policy: bool,
     pub message: String,
     /// What an unknown field holds, as YAML in one line, shortened.
     pub value: Option<String>,
@@ -103,7 +105,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// The lines of an object's fields, kept after its tree is gone. Only keys and list items: no values.
+/// The lines of an object's fields, kept after its tree is dropped. Has keys and list items, but no values.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FieldLines {
     line: u32,
@@ -117,11 +119,11 @@ enum Name {
 }
 
 impl FieldLines {
-    pub fn of(node: &Node) -> FieldLines {
+    pub fn of(node: &YamlNode) -> FieldLines {
         FieldLines::build(node, node.line)
     }
 
-    fn build(node: &Node, line: u32) -> FieldLines {
+    fn build(node: &YamlNode, line: u32) -> FieldLines {
         let children = match &node.value {
             Value::Mapping(entries) => entries
                 .iter()
@@ -135,7 +137,7 @@ impl FieldLines {
         FieldLines { line, children }
     }
 
-    /// The line of the field at `path`, or of its nearest parent that is there.
+    /// The line of the field at `path`, or of its nearest existing parent.
     pub fn line_of(&self, path: &Path) -> u32 {
         let mut at = self;
         for step in &path.0 {
@@ -145,7 +147,7 @@ impl FieldLines {
         at.line
     }
 
-    /// Whether the field is written in the file, even as nothing.
+    /// Whether the file has the field, even without a value.
     pub fn has(&self, path: &Path) -> bool {
         path.0.iter().try_fold(self, |at, step| at.child(step)).is_some()
     }

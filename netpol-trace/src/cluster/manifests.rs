@@ -1,4 +1,4 @@
-//! Manifest files as the cluster's state: what `kubectl get -A -o yaml` writes, a rendered chart, a GitOps folder.
+//! Reads manifest files: the output of `kubectl get -A -o yaml`, a rendered chart, a GitOps folder.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -6,35 +6,35 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::decode::{self, document};
+use super::decode::document;
+use super::kinds::Object;
 use super::location::{FieldLines, Location, Problem, ProblemKind, Severity};
 use super::yaml;
 use crate::model::Str;
-use crate::model::cluster::Object;
 
-/// An object with its place.
+/// An object with its location.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Located {
     pub object: Object,
-    /// Where the object begins.
+    /// The first line of the object.
     pub place: Location,
     /// `metadata.namespace` was absent, and "default" assumed.
     pub namespace_defaulted: bool,
-    /// The lines of its fields, for policies and services.
+    /// The lines of its fields, for kinds that keep them.
     pub lines: Option<FieldLines>,
-    /// A service with `externalTrafficPolicy: Local`: clients from outside keep their address.
+    /// A service with `externalTrafficPolicy: Local`: pods see the address of clients outside the cluster.
     pub source_kept: bool,
 }
 
 impl Located {
-    /// Whether the field is written in the file, even as nothing (`from:`).
+    /// Whether the file has the field, even without a value (`from:`).
     pub fn has(&self, field: &str) -> bool {
         self.lines.as_ref().is_some_and(|lines| lines.has(&yaml::Path::parse(field)))
     }
 
-    /// The place of a field, such as `spec.ingress[0].from[1]`.
+    /// The location of a field, such as `spec.ingress[0].from[1]`.
     pub fn at(&self, field: &str) -> Location {
-        // An object of a live cluster is on no line.
+        // An object of a live cluster has no line.
         let line = self
             .place
             .line
@@ -43,10 +43,10 @@ impl Located {
     }
 }
 
-/// What a set of paths holds.
+/// The objects and problems of a set of paths.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Loaded {
-    /// In the order of the input; of objects with one name only the last.
+    /// In the order of the input. Of objects with the same name only the last.
     pub objects: Vec<Located>,
     pub problems: Vec<Problem>,
     /// Problems beyond the bound on `problems`.
@@ -59,17 +59,17 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// The first problem that cost an object.
+    /// The first problem because of which an object is missing.
     pub fn error(&self) -> Option<&Problem> {
         self.problems.iter().find(|problem| problem.severity == Severity::Error)
     }
 }
 
 impl Loaded {
-    /// With `over` on top: of objects with one name its own counts.
+    /// Adds `over`, whose objects replace those of the same name.
     pub fn under(mut self, over: Loaded) -> Loaded {
-        let names: HashSet<_> = over.objects.iter().map(|located| identity(&located.object)).collect();
-        self.objects.retain(|located| !names.contains(&identity(&located.object)));
+        let names: HashSet<_> = over.objects.iter().map(|located| located.object.identity()).collect();
+        self.objects.retain(|located| !names.contains(&located.object.identity()));
         self.objects.extend(over.objects);
         self.problems.extend(over.problems);
         self.problems_left_out += over.problems_left_out;
@@ -81,16 +81,16 @@ impl Loaded {
         self
     }
 
-    /// Counts the objects anew.
+    /// Counts the objects again.
     pub(super) fn count(&mut self) {
         self.counts.clear();
         for located in &self.objects {
-            *self.counts.entry(identity(&located.object).0.to_owned()).or_default() += 1;
+            *self.counts.entry(located.object.identity().0.to_owned()).or_default() += 1;
         }
     }
 }
 
-/// Folders nested deeper than this are a mistake or a loop.
+/// Deeper nesting of folders is a mistake or a loop.
 const MAX_FOLDER_DEPTH: usize = 32;
 const MAX_FILES: usize = 100_000;
 const MAX_PROBLEMS: usize = 1_000;
@@ -135,7 +135,7 @@ fn read_bounded(file: &Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The files that `path` stands for, in the order in which they are read, and what kept others from being read.
+/// The files behind `path`, in the order in which they are read, and why others cannot be read.
 pub fn files(path: &Path) -> (Vec<PathBuf>, Vec<Problem>) {
     let (mut found, mut problems) = (Vec::new(), Vec::new());
     match fs::metadata(path) {
@@ -166,12 +166,13 @@ fn unreadable(path: &Path, message: String) -> Problem {
         severity: Severity::Error,
         place: Location::file(&Arc::new(path.to_owned())),
         object: String::new(),
+        is_policy: false,
         message,
         value: None,
     }
 }
 
-/// `visited`: the folders that were entered, without their links: a link to a parent is no second folder.
+/// `visited` has the canonical paths of the folders so far, so that a link to a parent is not followed.
 fn walk(
     folder: &Path,
     depth: usize,
@@ -193,8 +194,8 @@ fn walk(
     let mut paths: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
     paths.sort();
     for path in paths {
-        // Hidden entries are no manifests: .git, editors' swap files; in a mounted ConfigMap `..data` and the dated
-        // folder behind it hold what the links beside them show already.
+        // Hidden entries are no manifests: .git, editors' swap files, and `..data` of a mounted ConfigMap, to whose files the links
+        // beside it lead.
         if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
             continue;
         }
@@ -203,7 +204,7 @@ fn walk(
             Ok(meta) if meta.is_dir() => walk(&path, depth + 1, visited, found, problems),
             Ok(meta) if meta.is_file() && manifest => found.push(path),
             Ok(_) => {}
-            // A dangling link to something that isn't a manifest is not our affair.
+            // A dangling link whose name is not a manifest's is ignored.
             Err(error) if manifest => problems.push(unreadable(&path, error.to_string())),
             Err(_) => {}
         }
@@ -218,7 +219,7 @@ struct Loader {
 }
 
 impl Loader {
-    /// `given`: the file was named, not found in a folder.
+    /// `given`: the command line names the file, and not only its folder.
     fn input(&mut self, file: &Arc<PathBuf>, bytes: std::io::Result<Vec<u8>>, given: bool) {
         let bytes = match bytes {
             Ok(bytes) => bytes,
@@ -234,7 +235,7 @@ impl Loader {
                     let place = Location { line: Some(error.line), document, ..Location::file(file) };
                     let message = error.message;
                     let (kind, severity, object) = (ProblemKind::Syntax, Severity::Error, String::new());
-                    self.problem(Problem { kind, severity, place, object, message, value: None });
+                    self.problem(Problem { kind, severity, place, object, is_policy: false, message, value: None });
                 }
                 Ok(document) => {
                     let number = several.then_some(document.number);
@@ -244,23 +245,22 @@ impl Loader {
         }
     }
 
-    fn document(&mut self, root: &yaml::Node, whole: &Location, given: bool) {
-        let mut output = decode::Output::default();
-        decode::document(root, &mut output);
+    fn document(&mut self, root: &yaml::YamlNode, whole: &Location, given: bool) {
+        let mut output = document::DecodedDocument::default();
+        document::document(root, &mut output);
         for (kind, count) in output.skipped {
             *self.loaded.skipped.entry(kind).or_default() += count;
         }
         for fault in output.faults {
             let foreign = fault.kind == document::FaultKind::Kind && fault.object.is_empty();
-            // A folder also holds values files, kustomizations and what else is YAML.
+            // A folder also has values files, kustomizations and other YAML.
             if foreign && !given {
                 *self.loaded.skipped.entry("(not a Kubernetes object)".to_owned()).or_default() += 1;
                 continue;
             }
-            let policy = fault.object.starts_with("NetworkPolicy");
-            let named = fault.named.filter(|_| fault.fatal && policy);
-            if let Some((namespace, name)) = named {
-                self.refused_twin(
+            if let Some((kind, (namespace, name))) = fault.policy_kind.zip(fault.named).filter(|_| fault.fatal) {
+                self.report_refused_duplicate(
+                    kind,
                     &namespace,
                     &name,
                     &Location { line: Some(fault.name_line), field: "metadata.name".to_owned(), ..whole.clone() },
@@ -271,19 +271,20 @@ impl Loader {
                     document::FaultKind::UnknownField => ProblemKind::UnknownField,
                     _ => ProblemKind::Shape,
                 },
-                severity: match (fault.fatal, policy) {
+                severity: match (fault.fatal, fault.policy_kind.is_some()) {
                     (true, _) => Severity::Error,
                     (false, true) => Severity::Warning,
                     (false, false) => Severity::Info,
                 },
                 place: Location { line: Some(fault.line), field: fault.field.to_string(), ..whole.clone() },
                 object: fault.object,
+                is_policy: fault.policy_kind.is_some(),
                 message: fault.message,
                 value: fault.value,
             });
         }
         for decoded in output.objects {
-            let keep_lines = matches!(decoded.object, Object::Policy(_) | Object::Service(_));
+            let keep_lines = decoded.object.kind().info().is_some_and(|info| info.keeps_lines);
             self.object(Located {
                 place: Location { line: Some(decoded.node.line), ..whole.clone() },
                 namespace_defaulted: decoded.namespace_defaulted,
@@ -295,7 +296,7 @@ impl Loader {
     }
 
     fn object(&mut self, located: Located) {
-        let (kind, namespace, name) = identity(&located.object);
+        let (kind, namespace, name) = located.object.identity();
         let at = self.loaded.objects.len();
         if let Some(before) = self.names.insert((kind, namespace.clone(), name.clone()), at)
             && let Some(earlier) = self.loaded.objects.get(before)
@@ -316,6 +317,7 @@ impl Loader {
                 kind: ProblemKind::Duplicate,
                 severity: if same { Severity::Info } else { Severity::Warning },
                 place: located.at("metadata.name"),
+                is_policy: located.object.kind().is_policy(),
                 object: if namespace.is_empty() {
                     format!("{kind} {name}")
                 } else {
@@ -328,19 +330,20 @@ impl Loader {
         self.loaded.objects.push(located);
     }
 
-    /// A policy that can't be used, with the name of one that can: corrected, it would replace that one.
-    fn refused_twin(&mut self, namespace: &str, name: &str, place: &Location) {
-        let Some(earlier) = self.names.get(&("NetworkPolicy", Str::from(namespace), Str::from(name))) else { return };
+    /// Warns if a policy that cannot be used has the name of one that can: once corrected, it would replace that one.
+    fn report_refused_duplicate(&mut self, kind: &'static str, namespace: &str, name: &str, place: &Location) {
+        let Some(earlier) = self.names.get(&(kind, Str::from(namespace), Str::from(name))) else { return };
         let Some(earlier) = self.loaded.objects.get(*earlier).map(|located| located.place.clone()) else { return };
-        let twin = |problem: &Problem| problem.kind == ProblemKind::Duplicate && problem.place == *place;
-        if self.loaded.problems.iter().rev().take(MAX_PROBLEMS).any(twin) {
+        let is_reported = |problem: &Problem| problem.kind == ProblemKind::Duplicate && problem.place == *place;
+        if self.loaded.problems.iter().rev().take(MAX_PROBLEMS).any(is_reported) {
             return;
         }
         self.problem(Problem {
             kind: ProblemKind::Duplicate,
             severity: Severity::Warning,
             place: place.clone(),
-            object: format!("NetworkPolicy {namespace}/{name}"),
+            object: format!("{kind} {namespace}/{name}"),
+            is_policy: true,
             message: format!("has the name of the object at {earlier}: once corrected and applied it replaces that one, of which nothing stays"),
             value: None,
         });
@@ -363,37 +366,9 @@ impl Loader {
     }
 }
 
-fn externally_local(node: &yaml::Node) -> bool {
+fn externally_local(node: &yaml::YamlNode) -> bool {
     let policy = node.get("spec").and_then(|spec| spec.get("externalTrafficPolicy"));
-    policy.and_then(yaml::Node::as_str) == Some("Local")
-}
-
-/// Kind, namespace (empty for cluster-scoped kinds) and name. A workload's template has the workload's kind.
-pub fn identity(object: &Object) -> (&'static str, Str, Str) {
-    let none = || Str::from("");
-    match object {
-        Object::Namespace(o) => ("Namespace", none(), o.name.clone()),
-        Object::Node(o) => ("Node", none(), o.name.clone()),
-        Object::Pod(o) if !o.template => ("Pod", o.namespace.clone(), o.name.clone()),
-        Object::Pod(o) => {
-            let kind = match o.owner.as_ref().map(|owner| &*owner.kind) {
-                Some("Deployment") => "Deployment",
-                Some("StatefulSet") => "StatefulSet",
-                Some("DaemonSet") => "DaemonSet",
-                Some("ReplicaSet") => "ReplicaSet",
-                Some("CronJob") => "CronJob",
-                _ => "Job",
-            };
-            (kind, o.namespace.clone(), o.name.clone())
-        }
-        Object::Policy(o) => ("NetworkPolicy", o.namespace.clone(), o.name.clone()),
-        Object::Service(o) => ("Service", o.namespace.clone(), o.name.clone()),
-        Object::EndpointSlice(o) => ("EndpointSlice", o.namespace.clone(), o.name.clone()),
-        Object::OtherPolicy(o) => {
-            let name = format!("{}/{}", o.kind, o.name);
-            ("OtherPolicy", o.namespace.clone().unwrap_or_default(), format!("{}/{name}", o.group).into())
-        }
-    }
+    policy.and_then(yaml::YamlNode::as_str) == Some("Local")
 }
 
 #[cfg(test)]

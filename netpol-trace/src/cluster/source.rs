@@ -1,10 +1,12 @@
-//! The running state: one [`Cluster`] that sources change in place and the pipeline reads.
+//! The cluster's current state: sources change one [`Cluster`] in place, and the pipeline reads it.
 
 mod files;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
+
+use crate::lock::IgnorePoison;
 
 use files::Files;
 use jiff::Timestamp;
@@ -19,22 +21,22 @@ use super::{Change, Index};
 pub struct SourceStatus {
     /// `manifests`, or what is watched: `pods`, `networkpolicies` …
     pub name: String,
-    /// Whether the state is what the source says now; `false` while the last good state stands in for it.
+    /// Whether the index is what the source has now. While `false` the last good state is used.
     pub synced: bool,
-    /// When the state in force was read.
+    /// When the current state was read.
     pub loaded_at: Timestamp,
-    /// Objects in force, by kind.
+    /// Objects in the index, by kind.
     pub objects: BTreeMap<String, u64>,
     /// Objects of kinds that are not read, by kind.
     pub skipped: BTreeMap<String, u64>,
-    /// The first problem, with its place; `None` when synced.
+    /// The first problem, with its location; `None` when synced.
     pub error: Option<String>,
-    /// PolicyEventKind else is worth knowing of it.
+    /// More about the source, for people.
     pub detail: Option<String>,
 }
 
 impl SourceStatus {
-    /// Expected, and not heard of yet.
+    /// The status of a source that has not reported yet.
     pub fn expected(name: &str) -> SourceStatus {
         SourceStatus {
             name: name.to_owned(),
@@ -48,18 +50,18 @@ impl SourceStatus {
     }
 }
 
-/// PolicyEventKind is known of the cluster, kept current. Clones share it.
+/// The index and the status of its sources, kept current. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Cluster {
-    shared: Arc<Inner>,
+    shared: Arc<ClusterState>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct ClusterState {
     index: RwLock<Index>,
-    /// By name. A lock of its own: asked while the index is read.
+    /// By name. Has its own lock because readers of the index read it too.
     sources: Mutex<BTreeMap<String, SourceStatus>>,
-    /// PolicyEventKind is to be told, and how many had no room.
+    /// Queued events, and the number of events that found no room.
     events: Mutex<(Vec<PolicyEvent>, u64)>,
     changes: watch::Sender<u64>,
     /// With manifests as the source.
@@ -67,13 +69,13 @@ struct Inner {
 }
 
 impl Cluster {
-    /// Empty, and not synced: whoever watches the cluster fills it.
+    /// Empty and not synced. A source fills it.
     pub fn live() -> Cluster {
         Cluster::new(None)
     }
 
-    /// Reads `paths` once. Where the input has errors the state holds what could be read, and is not synced; whether to
-    /// start on that is the caller's choice.
+    /// Reads `paths` once. If the input has errors, the state has what could be read and is not synced: the caller decides
+    /// whether to start with it.
     pub fn from_manifests(paths: &[PathBuf]) -> (Cluster, Loaded) {
         let (files, loaded) = Files::first(paths);
         let cluster = Cluster::new(Some(files));
@@ -83,30 +85,30 @@ impl Cluster {
 
     fn new(files: Option<Files>) -> Cluster {
         let (index, sources, events) = (RwLock::default(), Mutex::default(), Mutex::default());
-        Cluster { shared: Arc::new(Inner { index, sources, events, changes: watch::Sender::new(0), files }) }
+        Cluster { shared: Arc::new(ClusterState { index, sources, events, changes: watch::Sender::new(0), files }) }
     }
 
-    /// The state in force. Held briefly: changes wait for it. Never taken twice by one thread at once.
+    /// Locks the index for reading. Hold the lock briefly, because changes wait for it, and never twice in one thread.
     pub fn read(&self) -> RwLockReadGuard<'_, Index> {
-        self.shared.index.read().unwrap_or_else(PoisonError::into_inner)
+        self.shared.index.read().ignore_poison()
     }
 
-    /// Makes `changes`, which the source learned `at`, on this machine's clock. Readers see all of them or none.
+    /// Applies `changes`, which the source reported at `at` on this machine's clock. Readers see all of them or none.
     pub fn apply(&self, changes: Vec<Change>, at: Timestamp) {
-        let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.shared.index.write().ignore_poison();
         index.apply(changes, at);
         let (events, lost) = index.take_events();
         if events.is_empty() && lost == 0 {
             return;
         }
-        let mut waiting = self.shared.events.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.shared.events.lock().ignore_poison();
         let room = MAX_EVENTS.saturating_sub(waiting.0.len());
         waiting.1 += lost + events.len().saturating_sub(room) as u64;
         waiting.0.extend(events.into_iter().take(room));
     }
 
-    /// Tells how a source stands. Sources are told apart by their names; one that is expected says so by a first status,
-    /// not synced.
+    /// Sets the status of a source, which its name identifies. A source that has not reported yet has the status
+    /// [`SourceStatus::expected`].
     pub fn set_source(&self, status: SourceStatus) {
         let (synced, error) = (status.synced, status.error.clone());
         let before = self.lock_sources().insert(status.name.clone(), status);
@@ -115,12 +117,12 @@ impl Cluster {
         }
     }
 
-    /// Forgets a source: it is no longer asked.
+    /// Removes a source and its status.
     pub fn remove_source(&self, name: &str) {
         self.lock_sources().remove(name);
     }
 
-    /// Whether what is in force is what all sources say now.
+    /// Whether all sources are in sync.
     pub fn synced(&self) -> bool {
         self.stale().is_empty()
     }
@@ -134,16 +136,16 @@ impl Cluster {
         sources.values().filter(|source| !source.synced).map(|source| source.name.clone()).collect()
     }
 
-    /// Changes of policies that nobody took yet, and how many had no room.
+    /// Takes the queued events, and the number of events that found no room.
     pub fn take_events(&self) -> (Vec<PolicyEvent>, u64) {
-        std::mem::take(&mut *self.shared.events.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.shared.events.lock().ignore_poison())
     }
 
     pub fn sources(&self) -> Vec<SourceStatus> {
         self.lock_sources().values().cloned().collect()
     }
 
-    /// Changes when a source's status does in more than its counts; the number counts that.
+    /// Counts changes of `synced` or `error` in the sources' status.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }
@@ -153,7 +155,7 @@ impl Cluster {
     }
 
     fn lock_sources(&self) -> MutexGuard<'_, BTreeMap<String, SourceStatus>> {
-        self.shared.sources.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.sources.lock().ignore_poison()
     }
 }
 

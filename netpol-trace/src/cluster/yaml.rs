@@ -1,8 +1,7 @@
-//! YAML and JSON text to a tree in which every value knows its line, so that a problem can be shown where it is.
+//! Parses YAML and JSON into a tree in which every value has its line, so that messages can name it.
 //!
 //! Scalars resolve as kubectl resolves them (go-yaml, YAML 1.1): a plain `yes` is a boolean, `1.10` a number. The
-//! text comes from strangers: depth, size and the nodes that aliases may copy are bounded, and a repeated key is an
-//! error.
+//! text is untrusted input: depth, size and the nodes that aliases may copy are bounded, and a repeated key is an error.
 
 mod de;
 mod events;
@@ -13,7 +12,7 @@ use std::fmt;
 
 pub use de::{Error as DecodeError, decode};
 
-/// Nesting deeper than any Kubernetes object; the same bound as serde_json's.
+/// Deepest nesting, as in serde_json. No Kubernetes object is nested deeper.
 pub const MAX_DEPTH: usize = 128;
 /// Nodes that aliases and merge keys may copy in one document. Hand-written manifests copy some hundreds.
 pub const MAX_ALIASED_NODES: usize = 200_000;
@@ -22,9 +21,9 @@ pub const MAX_NODES: usize = 16_000_000;
 /// Bytes of one input.
 pub const MAX_BYTES: usize = 256 << 20;
 
-/// One value with its place.
+/// One value with its line.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Node {
+pub struct YamlNode {
     /// 1-based.
     pub line: u32,
     pub value: Value,
@@ -33,7 +32,7 @@ pub struct Node {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     Null,
-    /// `raw` is the plain text that was read as a boolean, for YAML.
+    /// `raw` is the plain YAML text that was read as a boolean.
     Bool {
         value: bool,
         raw: Option<Box<str>>,
@@ -44,12 +43,12 @@ pub enum Value {
         raw: Option<Box<str>>,
     },
     String(Box<str>),
-    Sequence(Vec<Node>),
-    Mapping(Vec<(Key, Node)>),
+    Sequence(Vec<YamlNode>),
+    Mapping(Vec<(YamlKey, YamlNode)>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
+pub struct YamlKey {
     pub name: Box<str>,
     pub line: u32,
 }
@@ -57,12 +56,12 @@ pub struct Key {
 /// One document of an input.
 #[derive(Debug)]
 pub struct Document {
-    /// 1-based, among the documents that hold anything.
+    /// 1-based, among the documents that are not empty.
     pub number: u32,
-    pub root: Node,
+    pub root: YamlNode,
 }
 
-/// Text that is no YAML and no JSON, or more of it than is taken.
+/// The text is neither YAML nor JSON, or exceeds a bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct SyntaxError {
@@ -80,7 +79,7 @@ pub enum Step {
     Index(usize),
 }
 
-/// A field path, shown as people write it: `spec.ingress[0].from`.
+/// A field path, displayed as `spec.ingress[0].from`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Path(pub Vec<Step>);
 
@@ -89,7 +88,7 @@ impl fmt::Display for Path {
         for (i, step) in self.0.iter().enumerate() {
             match step {
                 Step::Index(index) => write!(f, "[{index}]")?,
-                // A label key holds dots and slashes; quoting it keeps the path readable.
+                // A label key has dots and slashes, so it is quoted.
                 Step::Field(name) if name.contains(['.', '/', '[', ']']) || name.is_empty() => write!(f, "[{name:?}]")?,
                 Step::Field(name) => write!(f, "{}{name}", if i == 0 { "" } else { "." })?,
             }
@@ -144,8 +143,8 @@ impl Path {
     }
 }
 
-impl Node {
-    pub fn get(&self, name: &str) -> Option<&Node> {
+impl YamlNode {
+    pub fn get(&self, name: &str) -> Option<&YamlNode> {
         match &self.value {
             Value::Mapping(entries) => entries.iter().find(|(key, _)| *key.name == *name).map(|(_, node)| node),
             _ => None,
@@ -159,8 +158,8 @@ impl Node {
         }
     }
 
-    /// The node at `path` or, where the path leaves the tree, `None`.
-    pub fn at(&self, path: &Path) -> Option<&Node> {
+    /// The node at `path`, if it exists.
+    pub fn at(&self, path: &Path) -> Option<&YamlNode> {
         path.0.iter().try_fold(self, |node, step| match (step, &node.value) {
             (Step::Field(name), _) => node.get(name),
             (Step::Index(index), Value::Sequence(items)) => items.get(*index),
@@ -210,7 +209,7 @@ impl Node {
         }
     }
 
-    /// The line of the field at `path`: its key's line, or the nearest parent's where the path leaves the tree.
+    /// The line of the key of the field at `path`, or of its nearest existing parent.
     pub fn line_of(&self, path: &Path) -> u32 {
         let (mut node, mut line) = (self, self.line);
         for step in &path.0 {
@@ -230,7 +229,7 @@ impl Node {
     }
 }
 
-/// `text` as a scalar of a manifest: quoted where plain text would mean something else.
+/// `text` as a scalar of a manifest, quoted if plain text would mean something else.
 pub fn scalar_text(text: &str) -> String {
     let plain = !text.is_empty()
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/'))
@@ -239,7 +238,7 @@ pub fn scalar_text(text: &str) -> String {
     if plain { text.to_owned() } else { format!("{text:?}") }
 }
 
-/// Reads all documents of `bytes`. An error costs only its own document: the ones after it are still read.
+/// Reads all documents of `bytes`. A broken document does not prevent the following ones from being read.
 pub fn parse(bytes: &[u8]) -> Vec<Result<Document, SyntaxError>> {
     let whole = |line, message| vec![Err(SyntaxError { document: 1, line, message })];
     if bytes.len() > MAX_BYTES {
@@ -260,13 +259,13 @@ pub fn parse(bytes: &[u8]) -> Vec<Result<Document, SyntaxError>> {
     if text.trim_start().starts_with(['{', '[']) {
         match json::parse(text) {
             Ok(documents) => return documents.into_iter().map(Ok).collect(),
-            // `{a: b}` is YAML's flow style: no JSON, but good.
+            // `{a: b}` is no JSON, but YAML's flow style.
             Err(error) => json_error = Some(error),
         }
     }
     let documents = yaml(text);
     match json_error {
-        // Neither; the JSON reader's words fit better when the text was meant as JSON.
+        // Neither JSON nor YAML: text that starts like JSON gets the JSON reader's error.
         Some(error) if documents.iter().any(Result::is_err) => vec![Err(error)],
         _ => documents,
     }
@@ -295,8 +294,8 @@ fn yaml(text: &str) -> Vec<Result<Document, SyntaxError>> {
     documents
 }
 
-/// Cuts `text` at its `---` lines, with the number of each piece's first line. At the start of a line the marker ends a
-/// document whatever came before, so a broken document can't hide the next one.
+/// Splits `text` at its `---` lines, and returns each piece with the number of its first line. The marker at the start of a line
+/// always ends a document, so that a broken document cannot hide the next one.
 fn split(text: &str) -> Vec<(u32, &str)> {
     let mut pieces = Vec::new();
     let (mut start, mut start_line, mut at, mut line) = (0, 1, 0, 1);

@@ -1,70 +1,69 @@
-//! Options of the command line in the config file: each key is an option's long name, whatever options there are.
+//! Options of the command line in the config file: each key is an option's long name.
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::read::{RUNTIME_KEYS, shown};
-use super::{File, Problem};
+use super::{ConfigFile, ConfigProblem};
 
 /// An option that the file sets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flag {
+pub struct FileOption {
     pub name: String,
     pub line: u32,
-    /// As they are written; or why there are none.
+    /// The values as written, or why there are none.
     pub values: Result<Vec<String>, &'static str>,
 }
 
-/// Options that the file can't set: they say where it is, or ask for help.
+/// Options that the file can't set.
 const NOT_IN_FILES: [&str; 3] = ["config", "help", "version"];
-/// How a file says yes and no to an option without a value.
+/// The values of an option that takes none on the command line.
 const SWITCH: [(&str, bool); 2] = [("true", true), ("false", false)];
 
-/// The options that a file can set, of the command `agent`. Those that `--help` hides are among them.
+/// The options of the command `agent` that a file can set, those that `--help` hides included.
 pub fn settable(agent: &Command) -> impl Iterator<Item = (&str, &Arg)> {
     let long = agent.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg)));
     long.filter(|(name, _)| !NOT_IN_FILES.contains(name))
 }
 
-/// What is wrong with a file's options: unknown ones, and values that the command line would not take either.
-pub fn problems(file: &File, agent: &Command) -> Vec<Problem> {
+/// Problems of a file's options: unknown names, and values that the command line would refuse too.
+pub fn problems(file: &ConfigFile, agent: &Command) -> Vec<ConfigProblem> {
     file.flags.iter().filter_map(|flag| problem(flag, agent)).collect()
 }
 
-fn problem(flag: &Flag, agent: &Command) -> Option<Problem> {
-    let say = |message: String| Some(Problem::new(flag.line, message));
+fn problem(flag: &FileOption, agent: &Command) -> Option<ConfigProblem> {
+    let report = |message: String| Some(ConfigProblem::new(flag.line, message));
     let Some((_, arg)) = settable(agent).find(|(name, _)| *name == flag.name) else {
-        return say(unknown(flag, agent));
+        return report(unknown(flag, agent));
     };
     let values = match &flag.values {
         Ok(values) => values,
-        Err(why) => return say(format!("{} {why}", flag.name)),
+        Err(why) => return report(format!("{} {why}", flag.name)),
     };
     let several = arg.get_value_delimiter().is_some() || matches!(arg.get_action(), ArgAction::Append);
     match values.as_slice() {
         [value] if !arg.get_action().takes_values() && switch(value).is_none() => {
-            return say(format!("{} takes true or false, not {:?}", flag.name, shown(value)));
+            return report(format!("{} takes true or false, not {:?}", flag.name, shown(value)));
         }
         [_] => {}
         _ if several => {}
-        _ => return say(format!("{} takes one value", flag.name)),
+        _ => return report(format!("{} takes one value", flag.name)),
     }
-    // Each option by itself, so that a bad value is shown with its own line.
-    // With --config, which stands in for what is required.
+    // Each option by itself, so that a bad value is reported with its own line. --config satisfies what is required.
     let words = ["agent", "--config=file"].map(str::to_owned).into_iter().chain(arguments(&flag.name, values, arg));
     let error = agent.clone().try_get_matches_from(words).err()?;
     if error.kind() == ErrorKind::MissingRequiredArgument {
-        // The option that this one needs may be on the command line, or in another line: seen when all are joined.
+        // The option that this one needs may be on the command line or in another line: checked when all are merged.
         return None;
     }
-    // clap's first line says it all; what follows points to the command line's help.
+    // The lines after clap's first one point to the command line's help.
     let text = error.to_string();
     let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-    say(message)
+    report(message)
 }
 
-fn unknown(flag: &Flag, agent: &Command) -> String {
+fn unknown(flag: &FileOption, agent: &Command) -> String {
     let name = shown(&flag.name);
     if NOT_IN_FILES.contains(&name) {
         return format!("{name} can be given on the command line only");
@@ -73,12 +72,12 @@ fn unknown(flag: &Flag, agent: &Command) -> String {
     let known: Vec<&str> = settable(agent).map(|(name, _)| name).chain(top).collect();
     let nearest = known.iter().min_by_key(|key| strsim::levenshtein(key, name));
     match nearest.filter(|key| strsim::levenshtein(key, name) <= 3) {
-        Some(nearest) => format!("unknown key {name:?}: is {nearest} meant?"),
+        Some(nearest) => format!("unknown key {name:?}: did you mean {nearest}?"),
         None => {
             let mut known = known;
             known.sort_unstable();
             known.dedup();
-            format!("unknown key {name:?}: keys are {}", known.join(", "))
+            format!("unknown key {name:?}: expected one of {}", known.join(", "))
         }
     }
 }
@@ -95,8 +94,8 @@ fn arguments(name: &str, values: &[String], arg: &Arg) -> Vec<String> {
     on.then(|| format!("--{name}")).into_iter().collect()
 }
 
-/// The file's options as arguments, without those that the command line or the environment sets: these count for more.
-pub fn beneath(file: &File, agent: &Command, given: &ArgMatches) -> Vec<String> {
+/// The file's options as arguments, without those that the command line or the environment overrides.
+pub fn not_overridden(file: &ConfigFile, agent: &Command, given: &ArgMatches) -> Vec<String> {
     let mut all = Vec::new();
     for flag in &file.flags {
         let Some((_, arg)) = settable(agent).find(|(name, _)| *name == flag.name) else { continue };

@@ -1,6 +1,6 @@
-//! The config file while the agent runs: looked at every second; a bad one changes nothing, and says so.
+//! Re-reads the config file while the agent runs, every second. A file with problems is logged and changes nothing.
 
-use std::fs::File as FsFile;
+use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,37 +11,37 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::read::{MAX_BYTES, read};
-use super::{File, Problem, Problems, flags};
+use super::{ConfigFile, ConfigProblem, ConfigProblems, flags};
 use crate::model::Cause;
-use crate::pipeline::filter::{FileState, Settings, State};
+use crate::pipeline::filter::{ConfigFileState, Settings, SettingsState};
 
-/// How often the file is looked at. Polling sees what inotify misses: the link swap of a mounted ConfigMap.
+/// Interval of reads. Polling sees what inotify misses: the link swap of a mounted ConfigMap.
 const POLL: Duration = Duration::from_secs(1);
 
-/// The file in force. Without a file: the defaults, for good.
+/// The settings in force and the file that they come from; without a file, the defaults.
 #[derive(Debug)]
 pub struct Live {
-    file: Option<Followed>,
-    sender: watch::Sender<State>,
+    file: Option<FollowedFile>,
+    sender: watch::Sender<SettingsState>,
 }
 
 #[derive(Debug)]
-struct Followed {
+struct FollowedFile {
     path: PathBuf,
-    /// The agent's command line, which knows the options.
+    /// The agent's command line, which has the known options.
     command: Command,
-    /// As the agent started with it.
-    first: File,
-    /// The octets in force or, if they were bad, last tried.
+    /// The content at the agent's start.
+    first: ConfigFile,
+    /// The bytes in force or, where they had problems, the last ones tried.
     seen: Result<Vec<u8>, String>,
-    /// Of the look before, when different: a change counts when two looks in a row see the same.
+    /// The bytes of the read before, when they differed: a change counts when two reads in a row return the same.
     before: Option<Result<Vec<u8>, String>>,
     all_drops: bool,
 }
 
 impl Default for Live {
     fn default() -> Live {
-        Live { file: None, sender: watch::Sender::new(State::default()) }
+        Live { file: None, sender: watch::Sender::new(SettingsState::default()) }
     }
 }
 
@@ -49,56 +49,60 @@ impl Live {
     /// Reads the file for the first time.
     ///
     /// # Errors
-    /// All that is wrong in it: the agent does not start on a config file that it can't follow.
-    pub fn start(path: PathBuf, command: Command) -> Result<Live, Problems> {
+    /// All problems in the file: the agent does not start with them.
+    pub fn start(path: PathBuf, command: Command) -> Result<Live, ConfigProblems> {
         let seen = bytes(&path);
         let first = match &seen {
             Ok(text) => checked(text, &path, &command)?,
-            Err(error) => return Err(Problems::of(&path, vec![Problem::new(1, error.clone())])),
+            Err(error) => return Err(ConfigProblems::of(&path, vec![ConfigProblem::new(1, error.clone())])),
         };
-        let file =
-            FileState { path: path.display().to_string(), read_at: Timestamp::now(), error: None, pending: Vec::new() };
-        let state = State { settings: Arc::new(first.settings.clone()), file: Some(file) };
-        let file = Followed { path, command, first, seen, before: None, all_drops: false };
+        let file = ConfigFileState {
+            path: path.display().to_string(),
+            read_at: Timestamp::now(),
+            error: None,
+            pending: Vec::new(),
+        };
+        let state = SettingsState { settings: Arc::new(first.settings.clone()), file: Some(file) };
+        let file = FollowedFile { path, command, first, seen, before: None, all_drops: false };
         Ok(Live { file: Some(file), sender: watch::Sender::new(state) })
     }
 
-    /// What the file said at the start.
-    pub fn file(&self) -> Option<&File> {
+    /// The content of the file at the start.
+    pub fn file(&self) -> Option<&ConfigFile> {
         self.file.as_ref().map(|file| &file.first)
     }
 
-    /// Tells which causes the agent records, once its options are known, and what follows for the file's lists.
+    /// Sets whether the agent records all causes, and warns of listed causes that it does not record.
     pub fn with_all_drops(mut self, all_drops: bool) -> Live {
         if let Some(file) = &mut self.file {
             file.all_drops = all_drops;
-            file.warn_of_causes(&file.first.settings);
+            file.warn_of_unrecorded_causes(&file.first.settings);
         }
         self
     }
 
-    /// Changes whenever the file's state does.
-    pub fn changes(&self) -> watch::Receiver<State> {
+    /// Notifies of each change of the file's state.
+    pub fn changes(&self) -> watch::Receiver<SettingsState> {
         self.sender.subscribe()
     }
 
-    /// Follows the file; runs until dropped.
+    /// Re-reads the file until dropped.
     pub async fn follow(self) {
         let Live { file: Some(mut file), sender } = self else { return std::future::pending().await };
         let mut ticks = tokio::time::interval(POLL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if let Some(outcome) = file.look() {
+            if let Some(outcome) = file.poll() {
                 sender.send_modify(|state| file.change(state, outcome));
             }
         }
     }
 }
 
-impl Followed {
-    /// The file, when it has settled on something new.
-    fn look(&mut self) -> Option<Result<File, String>> {
+impl FollowedFile {
+    /// Reads the file; returns its content or its problems when two reads in a row return the same new bytes.
+    fn poll(&mut self) -> Option<Result<ConfigFile, String>> {
         let now = bytes(&self.path);
         if now == self.seen {
             self.before = None;
@@ -117,42 +121,43 @@ impl Followed {
         Some(outcome)
     }
 
-    fn change(&self, state: &mut State, outcome: Result<File, String>) {
+    fn change(&self, state: &mut SettingsState, outcome: Result<ConfigFile, String>) {
         let Some(in_force) = &mut state.file else { return };
         match outcome {
             Ok(file) => {
                 in_force.pending = self.pending(&file);
                 (in_force.read_at, in_force.error) = (Timestamp::now(), None);
                 if in_force.pending.is_empty() {
-                    tracing::info!("config file read again");
+                    tracing::info!("config file re-read");
                 } else {
                     tracing::warn!(
-                        "config file read again; these options count from the next start only: {}",
+                        "config file re-read; these options take effect at the next start only: {}",
                         in_force.pending.join(", ")
                     );
                 }
-                self.warn_of_causes(&file.settings);
+                self.warn_of_unrecorded_causes(&file.settings);
                 state.settings = Arc::new(file.settings);
             }
             Err(error) => {
-                tracing::error!("the config file as it was stays in force: {error}");
+                tracing::error!("config file not applied, the settings before stay in force: {error}");
                 in_force.error = Some(error);
             }
         }
     }
 
-    /// A list of causes can't bring back what the agent does not record.
-    fn warn_of_causes(&self, settings: &Settings) {
+    /// A list of causes does not add causes that the agent does not record.
+    fn warn_of_unrecorded_causes(&self, settings: &Settings) {
         let causes: &[Cause] = settings.include.causes.as_deref().unwrap_or_default();
         if !self.all_drops && causes.iter().any(|cause| !cause.is_default()) {
-            tracing::warn!("include.causes names causes that are recorded with all-drops: true only");
+            tracing::warn!("include.causes lists causes that the agent records only with `all-drops: true`");
         }
     }
 
-    /// Options that are not as they were at the start.
-    fn pending(&self, file: &File) -> Vec<String> {
-        let value =
-            |file: &File, name: &str| file.flags.iter().find(|flag| flag.name == name).map(|flag| flag.values.clone());
+    /// Options that differ from those at the start.
+    fn pending(&self, file: &ConfigFile) -> Vec<String> {
+        let value = |file: &ConfigFile, name: &str| {
+            file.flags.iter().find(|flag| flag.name == name).map(|flag| flag.values.clone())
+        };
         let mut names: Vec<&str> = self.first.flags.iter().chain(&file.flags).map(|flag| flag.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
@@ -164,12 +169,12 @@ impl Followed {
 fn bytes(path: &std::path::Path) -> Result<Vec<u8>, String> {
     let mut text = Vec::new();
     let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX) + 1;
-    let read = FsFile::open(path).and_then(|file| file.take(limit).read_to_end(&mut text));
+    let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut text));
     read.map(|_| text).map_err(|error| format!("can't be read: {error}"))
 }
 
-fn checked(text: &[u8], path: &std::path::Path, command: &Command) -> Result<File, Problems> {
+fn checked(text: &[u8], path: &std::path::Path, command: &Command) -> Result<ConfigFile, ConfigProblems> {
     let file = read(text, path)?;
     let problems = flags::problems(&file, command);
-    if problems.is_empty() { Ok(file) } else { Err(Problems::of(path, problems)) }
+    if problems.is_empty() { Ok(file) } else { Err(ConfigProblems::of(path, problems)) }
 }

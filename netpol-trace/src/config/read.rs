@@ -1,35 +1,39 @@
-//! The text of a config file to a [`File`], or to problems with their lines.
+//! Parses the text of a config file into a [`ConfigFile`], or into problems with their lines.
 
 use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::{File, Flag, Problem, Problems};
-use crate::cluster::yaml::{self, Node, Value};
+use super::{ConfigFile, ConfigProblem, ConfigProblems, FileOption};
+use crate::cluster::yaml::{self, Value, YamlNode};
 use crate::model::Cause;
 use crate::pipeline::filter::{Pattern, Selection};
 
-/// Octets of a config file; a ConfigMap holds no more.
+/// Longest config file in bytes; a ConfigMap holds no more.
 pub const MAX_BYTES: usize = 1 << 20;
-/// Entries of one list.
+/// Most entries of one list.
 const MAX_ENTRIES: usize = 10_000;
 
-/// Keys that are no option of the command line, with what they take.
+/// Keys that are not options of the command line: name, value, meaning.
 pub const RUNTIME_KEYS: [(&str, &str, &str); 8] = [
     (
         "include.namespaces",
         "list of names, `*` for any characters",
-        "Only drops with an end in one of these namespaces: a pod's, or the namespace of the service that was asked for",
+        "Only drops with an endpoint in one of these namespaces: a pod's, or that of the service that the client connected to",
     ),
     ("include.causes", "list of causes", "Only drops with one of these causes"),
     (
         "include.cidrs",
         "list of address ranges",
-        "Only drops with an end in one of these ranges, before or after translation of the destination",
+        "Only drops with an endpoint in one of these ranges, before or after translation of the destination",
     ),
-    ("exclude.namespaces", "list of names, `*` for any characters", "No drops with an end in one of these namespaces"),
+    (
+        "exclude.namespaces",
+        "list of names, `*` for any characters",
+        "No drops with an endpoint in one of these namespaces",
+    ),
     ("exclude.causes", "list of causes", "No drops with one of these causes"),
-    ("exclude.cidrs", "list of address ranges", "No drops with an end in one of these ranges"),
+    ("exclude.cidrs", "list of address ranges", "No drops with an endpoint in one of these ranges"),
     (
         "labels",
         "list of label keys, `*` for any characters",
@@ -42,40 +46,44 @@ pub const RUNTIME_KEYS: [(&str, &str, &str); 8] = [
     ),
 ];
 
-/// Reads the text of a config file. An empty one is good and says nothing.
-pub fn read(text: &[u8], path: &Path) -> Result<File, Problems> {
+/// Parses the text of a config file. An empty one is valid and sets nothing.
+pub fn read(text: &[u8], path: &Path) -> Result<ConfigFile, ConfigProblems> {
     let mut problems = Vec::new();
     let file = file(text, &mut problems);
-    if problems.is_empty() { Ok(file) } else { Err(Problems::of(path, problems)) }
+    if problems.is_empty() { Ok(file) } else { Err(ConfigProblems::of(path, problems)) }
 }
 
-fn file(text: &[u8], problems: &mut Vec<Problem>) -> File {
-    let mut file = File::default();
+fn file(text: &[u8], problems: &mut Vec<ConfigProblem>) -> ConfigFile {
+    let mut file = ConfigFile::default();
     if text.len() > MAX_BYTES {
-        problems.push(Problem::new(1, format!("{} KiB; a config file has at most 1024", text.len() >> 10)));
+        problems.push(ConfigProblem::new(1, format!("the file has {} KiB; at most 1024 are read", text.len() >> 10)));
         return file;
     }
     let mut documents = yaml::parse(text).into_iter();
     let root = match documents.next() {
         None => return file,
         Some(Err(error)) => {
-            problems.push(Problem::new(error.line, error.message));
+            problems.push(ConfigProblem::new(error.line, error.message));
             return file;
         }
         Some(Ok(document)) => document.root,
     };
     match documents.next() {
         Some(Ok(second)) => {
-            problems.push(Problem::new(second.root.line, "a second document: a config file has one; remove the `---`"));
+            problems.push(ConfigProblem::new(
+                second.root.line,
+                "a second document: a config file has one; remove the `---`",
+            ));
         }
-        Some(Err(error)) => problems.push(Problem::new(error.line, error.message)),
+        Some(Err(error)) => problems.push(ConfigProblem::new(error.line, error.message)),
         None => {}
     }
     let entries = match &root.value {
         Value::Null => return file,
         Value::Mapping(entries) => entries,
         _ => {
-            problems.push(Problem::new(root.line, "a config file is a mapping of keys, such as `all-drops: true`"));
+            problems
+                .push(ConfigProblem::new(root.line, "a config file is a mapping of keys, such as `all-drops: true`"));
             return file;
         }
     };
@@ -91,13 +99,13 @@ fn file(text: &[u8], problems: &mut Vec<Problem>) -> File {
     file
 }
 
-fn selection(name: &str, line: u32, node: &Node, problems: &mut Vec<Problem>) -> Selection {
+fn selection(name: &str, line: u32, node: &YamlNode, problems: &mut Vec<ConfigProblem>) -> Selection {
     let mut selection = Selection::default();
     let entries = match &node.value {
         Value::Null => return selection,
         Value::Mapping(entries) => entries,
         _ => {
-            problems.push(Problem::new(line, format!("{name} takes the lists namespaces, causes and cidrs")));
+            problems.push(ConfigProblem::new(line, format!("{name} takes the lists namespaces, causes and cidrs")));
             return selection;
         }
     };
@@ -107,7 +115,7 @@ fn selection(name: &str, line: u32, node: &Node, problems: &mut Vec<Problem>) ->
             "namespaces" => selection.namespaces = patterns(&place, key.line, node, problems),
             "causes" => selection.causes = list(&place, key.line, node, problems, cause),
             "cidrs" => selection.cidrs = list(&place, key.line, node, problems, cidr),
-            unknown => problems.push(Problem::new(
+            unknown => problems.push(ConfigProblem::new(
                 key.line,
                 format!("unknown key {:?} in {name}: it takes namespaces, causes and cidrs", shown(unknown)),
             )),
@@ -116,7 +124,7 @@ fn selection(name: &str, line: u32, node: &Node, problems: &mut Vec<Problem>) ->
     selection
 }
 
-fn patterns(name: &str, line: u32, node: &Node, problems: &mut Vec<Problem>) -> Option<Vec<Pattern>> {
+fn patterns(name: &str, line: u32, node: &YamlNode, problems: &mut Vec<ConfigProblem>) -> Option<Vec<Pattern>> {
     list(name, line, node, problems, |text| match text {
         "" => Err("an empty text matches nothing; remove it".to_owned()),
         text => Ok(Pattern::new(text)),
@@ -128,7 +136,7 @@ fn cause(text: &str) -> Result<Cause, String> {
 }
 
 fn cidr(text: &str) -> Result<IpNet, String> {
-    let wrong = || format!("{:?} is no address range such as 10.0.0.0/8 or 2001:db8::/32", shown(text));
+    let wrong = || format!("{:?} is not an address range such as 10.0.0.0/8 or 2001:db8::/32", shown(text));
     let range = match text.parse::<IpNet>() {
         Ok(range) => range,
         Err(_) => text.parse::<std::net::IpAddr>().map(IpNet::from).map_err(|_| wrong())?,
@@ -136,7 +144,7 @@ fn cidr(text: &str) -> Result<IpNet, String> {
     match range.trunc() == range {
         true => Ok(range),
         false => Err(format!(
-            "{range} has bits set beyond its prefix: {} is meant, or {}/{}?",
+            "{range} has bits set beyond its prefix: write {} or {}/{}",
             range.trunc(),
             range.addr(),
             range.max_prefix_len()
@@ -144,49 +152,51 @@ fn cidr(text: &str) -> Result<IpNet, String> {
     }
 }
 
-/// A list of texts, each read by `item`. `None` where there is no value: as if the key were not there.
+/// A list of texts, each parsed by `item`. `None` where the key has no value, as if the key were absent.
 fn list<T>(
     name: &str,
     line: u32,
-    node: &Node,
-    problems: &mut Vec<Problem>,
+    node: &YamlNode,
+    problems: &mut Vec<ConfigProblem>,
     item: impl Fn(&str) -> Result<T, String>,
 ) -> Option<Vec<T>> {
     let items = match &node.value {
         Value::Null => return None,
         Value::Sequence(items) => items,
         _ => {
-            problems.push(Problem::new(line, format!("{name} takes a list: {name}: [one, two]")));
+            problems.push(ConfigProblem::new(line, format!("{name} takes a list: {name}: [one, two]")));
             return None;
         }
     };
     if items.len() > MAX_ENTRIES {
-        problems
-            .push(Problem::new(line, format!("{name} has {} entries; at most {MAX_ENTRIES} are taken", items.len())));
+        problems.push(ConfigProblem::new(
+            line,
+            format!("{name} has {} entries; at most {MAX_ENTRIES} are taken", items.len()),
+        ));
         return None;
     }
     let mut list = Vec::with_capacity(items.len());
     for node in items {
-        match scalar(node).ok_or_else(|| "takes texts only".to_owned()).and_then(|text| item(&text)) {
+        match scalar(node).ok_or_else(|| "takes text only".to_owned()).and_then(|text| item(&text)) {
             Ok(value) => list.push(value),
-            Err(message) => problems.push(Problem::new(node.line, format!("{name}: {message}"))),
+            Err(message) => problems.push(ConfigProblem::new(node.line, format!("{name}: {message}"))),
         }
     }
     Some(list)
 }
 
-/// What is wrong with it is told with what is wrong with its name: that counts for more.
-fn flag(name: &str, line: u32, node: &Node) -> Flag {
+/// An option with its values. Problems of the values are reported after those of the name.
+fn flag(name: &str, line: u32, node: &YamlNode) -> FileOption {
     let values = match &node.value {
         Value::Null => Err("has no value: give one, or remove the key"),
         Value::Sequence(items) => items.iter().map(scalar).collect::<Option<_>>().ok_or("takes a list of values"),
         _ => scalar(node).map(|value| vec![value]).ok_or("takes a value or a list of values"),
     };
-    Flag { name: name.to_owned(), line, values }
+    FileOption { name: name.to_owned(), line, values }
 }
 
-/// A scalar as it was written: `node-name: no` is the text.
-fn scalar(node: &Node) -> Option<String> {
+/// A scalar as it was written: `node-name: no` is the text `no`.
+fn scalar(node: &YamlNode) -> Option<String> {
     match &node.value {
         Value::String(text) => Some(text.to_string()),
         Value::Bool { value, raw } => Some(raw.as_deref().map_or_else(|| value.to_string(), str::to_owned)),
@@ -195,7 +205,7 @@ fn scalar(node: &Node) -> Option<String> {
     }
 }
 
-/// A stranger's text for a message.
+/// Untrusted text for a message, shortened.
 pub(super) fn shown(text: &str) -> &str {
     &text[..text.floor_char_boundary(80)]
 }

@@ -1,4 +1,4 @@
-//! What a config file may say, what it may not and how that is told, and that the page about it is true.
+//! Valid config files, problems with their messages, and the tables of docs/configuration.md.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -6,11 +6,11 @@ use std::path::Path;
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
-use super::{File, flags, read};
+use super::{ConfigFile, flags, read};
 use crate::cli::agent::command;
 use crate::model::Cause;
-use crate::pipeline::filter::{Ends, Pattern};
-use crate::sink::target;
+use crate::pipeline::filter::{EndpointPair, Pattern};
+use crate::sink::spec;
 
 fn problems(text: &str) -> String {
     let file = match read::read(text.as_bytes(), Path::new("config.yaml")) {
@@ -21,7 +21,7 @@ fn problems(text: &str) -> String {
     problems.iter().map(|problem| format!("config.yaml:{}: {}\n", problem.line, problem.message)).collect()
 }
 
-fn good(text: &str) -> File {
+fn good(text: &str) -> ConfigFile {
     assert_eq!(problems(text), "");
     read::read(text.as_bytes(), Path::new("config.yaml")).unwrap()
 }
@@ -31,9 +31,9 @@ fn check(text: &str, expected: Expect) {
 }
 
 #[test]
-fn an_empty_file_says_nothing() {
+fn an_empty_file_sets_nothing() {
     for text in ["", "\n", "# nothing\n", "---\n", "{}", "include:\nexclude:\nlabels:\n"] {
-        assert_eq!(good(text), File::default(), "{text:?}");
+        assert_eq!(good(text), ConfigFile::default(), "{text:?}");
     }
 }
 
@@ -44,8 +44,8 @@ fn options_by_their_long_names() {
          hooks: [kfree_skb, tc]\nduration: 5m\n",
     );
     let given = command().try_get_matches_from(["agent", "--config=c", "--ring-kib=64"]).unwrap();
-    // The command line's ring-kib counts for more.
-    let arguments = flags::beneath(&file, &command(), &given);
+    // The command line overrides ring-kib.
+    let arguments = flags::not_overridden(&file, &command(), &given);
     let expected = [
         "--manifests=one.yaml",
         "--manifests=two.yaml",
@@ -59,7 +59,7 @@ fn options_by_their_long_names() {
     assert_eq!(arguments, expected);
 }
 
-/// Options that hardly anybody needs: a key of the file, not a line of `--help`.
+/// Options that are rarely needed: a key of the file, not a line of `--help`.
 #[test]
 fn some_options_are_for_the_file_only() {
     let help = command().render_long_help().to_string();
@@ -84,21 +84,21 @@ fn options_that_need_another() {
     check(
         "history-group: adm\n",
         expect![[
-            r#"config.yaml:1: invalid value 'adm' for '--history-group <GID>': "adm" is no group's number, such as 4: `getent group NAME` shows it"#
+            r#"config.yaml:1: invalid value 'adm' for '--history-group <GID>': "adm": expected the number of a group, such as 4: `getent group NAME` shows it"#
         ]],
     );
 }
 
 #[test]
 fn unknown_keys() {
-    check("ring-kb: 64\n", expect![[r#"config.yaml:1: unknown key "ring-kb": is ring-kib meant?"#]]);
+    check("ring-kb: 64\n", expect![[r#"config.yaml:1: unknown key "ring-kb": did you mean ring-kib?"#]]);
     check("all-drops: true\nconfig: x\n", expect!["config.yaml:2: config can be given on the command line only"]);
     check(
         "include:\n  namespace: [a]\n",
         expect![[r#"config.yaml:2: unknown key "namespace" in include: it takes namespaces, causes and cidrs"#]],
     );
     let unknown = problems("somethingElse: 1\n");
-    assert!(unknown.starts_with("config.yaml:1: unknown key \"somethingElse\": keys are "), "{unknown}");
+    assert!(unknown.starts_with("config.yaml:1: unknown key \"somethingElse\": expected one of "), "{unknown}");
     assert!(unknown.contains(" all-drops,") && unknown.contains(" exclude,"), "{unknown}");
 }
 
@@ -110,7 +110,7 @@ fn bad_values() {
             config.yaml:1: node-name takes a value or a list of values
             config.yaml:2: state-dir has no value: give one, or remove the key
             config.yaml:3: hooks takes a list of values
-            config.yaml:4: unknown key "exclud": is exclude meant?"#]],
+            config.yaml:4: unknown key "exclud": did you mean exclude?"#]],
     );
     check(
         "node-name: [a, b]\nring-kib: 100\nall-drops: perhaps\nduration: soon\nhooks: [xdp]\n",
@@ -125,8 +125,8 @@ fn bad_values() {
         "include:\n  causes: [policy, polisy]\n  cidrs:\n  - 10.0.0.1/8\n  - lan\n  - 10.1.2.3\nexclude: none\nlabels: app\n",
         expect![[r#"
             config.yaml:2: include.causes: unknown cause `polisy`, expected one of `policy`, `disagrees`, `enforcer_unavailable`, `service_without_endpoints`, `unknown`, `host_firewall`, `pod_local`, `conntrack_invalid`, `not_policy`
-            config.yaml:4: include.cidrs: 10.0.0.1/8 has bits set beyond its prefix: 10.0.0.0/8 is meant, or 10.0.0.1/32?
-            config.yaml:5: include.cidrs: "lan" is no address range such as 10.0.0.0/8 or 2001:db8::/32
+            config.yaml:4: include.cidrs: 10.0.0.1/8 has bits set beyond its prefix: write 10.0.0.0/8 or 10.0.0.1/32
+            config.yaml:5: include.cidrs: "lan" is not an address range such as 10.0.0.0/8 or 2001:db8::/32
             config.yaml:7: exclude takes the lists namespaces, causes and cidrs
             config.yaml:8: labels takes a list: labels: [one, two]"#]],
     );
@@ -149,7 +149,7 @@ fn patterns() {
     assert!(matches("app.kubernetes.io/*", "app.kubernetes.io/name") && !matches("app.*", "application"));
     assert!(matches("*.svc.cluster.local", "db.shop.svc.cluster.local") && !matches("*.local", "local"));
     assert!(matches("a*b*c", "a-b-c") && matches("a*b*c", "abbc") && !matches("a*b*c", "acb"));
-    assert!(!matches("ab*ba", "aba"), "the two ends don't overlap");
+    assert!(!matches("ab*ba", "aba"), "prefix and suffix don't overlap");
     assert!(matches("**x**", "x") && matches("a**", "a"));
 }
 
@@ -183,7 +183,7 @@ fn selections() {
     };
     let admits = |cause, source: (&str, &str), destination: (&str, &str)| {
         let (source, destination) = (end(source.0.into(), source.1), end(destination.0.into(), destination.1));
-        settings.admits(cause, &Ends::of_record(&source, &destination))
+        settings.admits(cause, &EndpointPair::of_record(&source, &destination))
     };
     assert!(admits(cause, ("team-a", "10.1.0.1"), ("other", "10.1.0.2")), "either end");
     assert!(admits(cause, ("other", "10.1.0.1"), ("team-a", "10.1.0.2")), "either end");
@@ -202,12 +202,12 @@ fn selections() {
 
 proptest! {
     #[test]
-    fn any_text_has_an_answer(text in "\\PC{0,200}") {
+    fn any_text_is_valid_or_has_problems(text in "\\PC{0,200}") {
         problems(&text);
     }
 
     #[test]
-    fn any_value_of_any_key_has_an_answer(key in 0..40_usize, value in "[\\[\\]{}:a-z0-9, -]{0,20}") {
+    fn any_value_of_any_key_is_valid_or_has_problems(key in 0..40_usize, value in "[\\[\\]{}:a-z0-9, -]{0,20}") {
         let command = command();
         let runtime = ["labels", "dns-names", "include", "exclude"].into_iter();
         let keys: Vec<&str> = flags::settable(&command).map(|(name, _)| name).chain(runtime).collect();
@@ -215,7 +215,7 @@ proptest! {
     }
 }
 
-/// The tables of docs/configuration.md. `UPDATE_EXPECT=1 cargo test -p netpol-trace --lib the_page_has_every_key` writes them anew.
+/// The tables of docs/configuration.md. `UPDATE_EXPECT=1 cargo test -p netpol-trace --lib the_page_has_every_key` writes them.
 #[test]
 fn the_page_has_every_key() {
     const BEGIN: &str = "<!-- keys: made from the code -->\n";
@@ -270,7 +270,7 @@ fn table() -> String {
         "\n### Options of an output\n\nAs in `--output file:/var/log/drops.jsonl,format=ecs,max-size=64MiB`.\n\n",
     );
     table.push_str("| option | of | meaning |\n|---|---|---|\n");
-    for option in target::OPTIONS {
+    for option in spec::OPTIONS {
         let of = option.of.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(", ");
         let _ = writeln!(table, "| `{}={}` | {of} | {} |", option.name, option.value, cell(option.meaning));
     }

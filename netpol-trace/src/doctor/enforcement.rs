@@ -1,58 +1,33 @@
-//! What enforces policies on this node, and what of it can be seen.
+//! Findings about what enforces policies on this node, and how much of it the agent can see.
 
-use super::facts::Facts;
-use super::{Finding, Status};
+use super::facts::NodeFacts;
+use super::{DoctorFinding, FindingStatus};
 use crate::inventory::Inventory;
 use crate::inventory::coverage::{Covered, coverage};
+use crate::inventory::products;
 
-/// An interface name's beginning and the CNI that makes it.
-const INTERFACES: [(&str, &str); 11] = [
-    ("cilium_", "Cilium"),
-    ("lxc", "Cilium"),
-    ("cali", "Calico"),
-    ("vxlan.calico", "Calico"),
-    ("weave", "Weave Net"),
-    ("antrea-gw", "Antrea"),
-    ("ovn-k8s-mp", "OVN-Kubernetes"),
-    ("flannel", "Flannel"),
-    ("kube-bridge", "kube-router"),
-    ("azv", "Azure CNI"),
-    ("eni", "AWS VPC CNI"),
-];
-/// Part of a file name in /etc/cni/net.d.
-const CONFIGURATIONS: [(&str, &str); 9] = [
-    ("cilium", "Cilium"),
-    ("calico", "Calico"),
-    ("canal", "Calico"),
-    ("weave", "Weave Net"),
-    ("antrea", "Antrea"),
-    ("ovn-kubernetes", "OVN-Kubernetes"),
-    ("flannel", "Flannel"),
-    ("kuberouter", "kube-router"),
-    ("aws", "AWS VPC CNI"),
-];
-/// One finding for each mechanism that is there or may be, and one when none is.
-pub(super) fn judge(facts: &Facts, inventory: &Inventory, version: Option<(u32, u32)>) -> Vec<Finding> {
+/// One finding for each mechanism that is present or may be, and one when none is.
+pub(super) fn diagnose(facts: &NodeFacts, inventory: &Inventory, version: Option<(u32, u32)>) -> Vec<DoctorFinding> {
     let check = "coverage";
     let mut findings = Vec::new();
     if facts.host_network == Some(false) {
-        findings.push(Finding::warn(
+        findings.push(DoctorFinding::warn(
             check,
-            "this is not the host's network namespace",
-            "drops of the whole node are seen from here, but its rulesets and interfaces are not",
+            "this process is not in the host's network namespace",
+            "drops of the whole node are recorded, but its rulesets and interfaces can't be read from here",
             "set hostNetwork: true, or run doctor on the host",
         ));
     }
     for item in coverage(inventory, version.unwrap_or_default()) {
-        let status = if item.covered == Covered::Yes { Status::Ok } else { Status::Warn };
+        let status = if item.covered == Covered::Yes { FindingStatus::Ok } else { FindingStatus::Warn };
         let remedy = item.remedy.map(str::to_owned);
-        findings.push(Finding { remedy, ..Finding::new(check, status, item.found, item.meaning) });
+        findings.push(DoctorFinding { remedy, ..DoctorFinding::new(check, status, item.found, item.meaning) });
     }
     let cni = cni(facts, inventory);
     if findings.is_empty() && cni.is_none() {
-        findings.push(Finding::warn(
+        findings.push(DoctorFinding::warn(
             check,
-            "nothing that drops packets is set up in this network namespace",
+            "this network namespace has nothing that drops packets",
             "either no CNI enforces NetworkPolicy on this node, or it does so elsewhere",
             "check that the CNI supports NetworkPolicy; in a container, set hostNetwork: true to see the host's",
         ));
@@ -61,34 +36,27 @@ pub(super) fn judge(facts: &Facts, inventory: &Inventory, version: Option<(u32, 
     findings
 }
 
-fn cni(facts: &Facts, inventory: &Inventory) -> Option<Finding> {
+fn cni(facts: &NodeFacts, inventory: &Inventory) -> Option<DoctorFinding> {
     let check = "cni";
     let devices = inventory.devices.iter().map(|device| device.name.as_str());
-    let interfaces = devices
-        .flat_map(|name| INTERFACES.iter().filter(move |(prefix, _)| name.starts_with(prefix)).map(|(_, cni)| *cni));
-    let files = facts.cni_configurations.iter().flat_map(|file| {
-        CONFIGURATIONS.iter().filter(move |(part, _)| file.to_ascii_lowercase().contains(part)).map(|(_, cni)| *cni)
-    });
-    let mut names: Vec<&str> = interfaces.chain(files).collect();
-    names.sort_unstable();
-    names.dedup();
+    let names = products::cnis(devices, facts.cni_configurations.iter().map(String::as_str));
     if names.is_empty() {
         return None;
     }
     let found = format!("{} (by interfaces and /etc/cni/net.d)", names.join(", "));
     Some(match names.as_slice() {
-        ["Flannel"] => Finding::warn(
+        ["Flannel"] => DoctorFinding::warn(
             check,
             found,
-            "Flannel enforces no NetworkPolicy: unless another program does, there are no such drops",
+            "Flannel enforces no NetworkPolicy: unless another program does, no policy drops packets here",
             "add an enforcer, such as kube-network-policies",
         ),
-        _ if names.contains(&"Cilium") => Finding::warn(
+        _ if names.contains(&"Cilium") => DoctorFinding::warn(
             check,
             found,
-            "Cilium drops in its own eBPF programs; verdicts speak of NetworkPolicy v1 only, not of Cilium's policies",
+            "Cilium drops in its own eBPF programs; verdicts cover NetworkPolicy v1 only, not Cilium's policies",
             "for Cilium's own policies use hubble observe --verdict DROPPED",
         ),
-        _ => Finding::ok(check, found, "its drops are recorded where its backend is covered, see `coverage`"),
+        _ => DoctorFinding::ok(check, found, "its drops are recorded where `coverage` covers its backend"),
     })
 }

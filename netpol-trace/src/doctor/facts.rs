@@ -1,34 +1,34 @@
-//! What the machine says about itself: /proc, /sys, and the hooks tried for real. `None` where it can't be
-//! told, mostly for want of a permission.
+//! Facts about the machine, from /proc, /sys and the hooks that were tried. `None` where a fact is not known, mostly because
+//! a permission is missing.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 
-/// All that [`super::judge`] looks at.
+/// What [`super::diagnose`] needs to know of the node.
 #[derive(Debug, Clone, Default)]
-pub struct Facts {
+pub struct NodeFacts {
     /// `uname -r`.
     pub release: Option<String>,
-    pub btf: Btf,
-    pub hooks: Vec<Hook>,
-    /// The effective capabilities, bit N is capability N.
+    pub btf: BtfState,
+    pub hooks: Vec<HookProbe>,
+    /// The effective capabilities: bit N is capability N.
     pub capabilities: Option<u64>,
-    /// Capabilities in another user namespace than the initial one are none towards the kernel.
+    /// In any other user namespace the kernel does not accept capabilities for bpf(2).
     pub initial_user_namespace: Option<bool>,
-    /// Mode of the system call filter: 2 is a profile, as container runtimes set one.
+    /// Mode of the system call filter: 2 is a profile, such as container runtimes set.
     pub seccomp: Option<u32>,
-    pub lockdown: Lockdown,
-    pub symbols: Symbols,
+    pub lockdown: LockdownMode,
+    pub symbols: KallsymsState,
     pub kptr_restrict: Option<u32>,
-    /// Soft limit of locked memory in octets; `u64::MAX` is unlimited.
+    /// Soft limit of locked memory in bytes; `u64::MAX` is unlimited.
     pub memlock: Option<u64>,
-    /// The cgroup's memory limit in octets; `u64::MAX` is unlimited.
+    /// The cgroup's memory limit in bytes; `u64::MAX` is unlimited.
     pub memory_max: Option<u64>,
     pub bpf_stats_enabled: Option<u32>,
     pub bpf_jit_enable: Option<u32>,
     pub unprivileged_bpf_disabled: Option<u32>,
-    /// Whether this is the host's network namespace, where that can be told.
+    /// Whether the process is in the host's network namespace.
     pub host_network: Option<bool>,
     /// File names in /etc/cni/net.d.
     pub cni_configurations: Vec<String>,
@@ -36,26 +36,26 @@ pub struct Facts {
 
 /// The kernel's type information.
 #[derive(Debug, Clone, Default)]
-pub enum Btf {
+pub enum BtfState {
     #[default]
     Absent,
-    /// In octets.
+    /// Its size in bytes.
     Present(u64),
     Unreadable(String),
 }
 
 /// A hook that was loaded, attached and detached again.
 #[derive(Debug, Clone)]
-pub struct Hook {
+pub struct HookProbe {
     pub name: String,
     /// How it attached, or why not.
     pub result: Result<String, String>,
-    /// What goes without it, where drops are recorded all the same.
+    /// What records lack without it, for a hook that drops do not need.
     pub costs: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Lockdown {
+pub enum LockdownMode {
     /// The kernel has no lockdown.
     Absent,
     None,
@@ -66,7 +66,7 @@ pub enum Lockdown {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Symbols {
+pub enum KallsymsState {
     Addresses,
     /// Names are shown, every address is 0.
     Hidden,
@@ -74,10 +74,10 @@ pub enum Symbols {
     Unreadable,
 }
 
-/// Looks at the machine. `hooks` are the outcomes of trying them.
-pub fn gather(hooks: Vec<Hook>) -> Facts {
+/// Gathers the facts; `hooks` are the results of trying each hook.
+pub fn gather(hooks: Vec<HookProbe>) -> NodeFacts {
     let mut facts = read(Path::new("/"), hooks);
-    if facts.lockdown == Lockdown::Unknown
+    if facts.lockdown == LockdownMode::Unknown
         && let Some(text) = unmounted_lockdown()
     {
         facts.lockdown = lockdown(&text);
@@ -85,26 +85,26 @@ pub fn gather(hooks: Vec<Hook>) -> Facts {
     facts
 }
 
-/// What files say, below `root`.
-fn read(root: &Path, hooks: Vec<Hook>) -> Facts {
+/// Reads the files below `root`.
+fn read(root: &Path, hooks: Vec<HookProbe>) -> NodeFacts {
     let status = text(root, "proc/self/status").unwrap_or_default();
     let capabilities = field(&status, "CapEff:").and_then(|hex| u64::from_str_radix(hex, 16).ok());
-    Facts {
+    NodeFacts {
         release: text(root, "proc/sys/kernel/osrelease").map(|release| release.trim().to_owned()),
         btf: match fs::metadata(root.join("sys/kernel/btf/vmlinux")) {
             Ok(meta) => match File::open(root.join("sys/kernel/btf/vmlinux")) {
-                Ok(_) => Btf::Present(meta.len()),
-                Err(error) => Btf::Unreadable(error.to_string()),
+                Ok(_) => BtfState::Present(meta.len()),
+                Err(error) => BtfState::Unreadable(error.to_string()),
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Btf::Absent,
-            Err(error) => Btf::Unreadable(error.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BtfState::Absent,
+            Err(error) => BtfState::Unreadable(error.to_string()),
         },
         hooks,
         capabilities,
         initial_user_namespace: text(root, "proc/self/uid_map")
             .map(|map| map.split_whitespace().eq(["0", "0", "4294967295"])),
         seccomp: field(&status, "Seccomp:").and_then(|mode| mode.parse().ok()),
-        lockdown: text(root, "sys/kernel/security/lockdown").map_or(Lockdown::Unknown, |text| lockdown(&text)),
+        lockdown: text(root, "sys/kernel/security/lockdown").map_or(LockdownMode::Unknown, |text| lockdown(&text)),
         symbols: symbols(root),
         kptr_restrict: number(root, "proc/sys/kernel/kptr_restrict"),
         memlock: text(root, "proc/self/limits").and_then(|limits| memlock(&limits)),
@@ -117,10 +117,10 @@ fn read(root: &Path, hooks: Vec<Hook>) -> Facts {
     }
 }
 
-/// A small text file of /proc or /sys.
+/// Reads a text file of /proc or /sys.
 fn text(root: &Path, path: &str) -> Option<String> {
     let mut bytes = Vec::new();
-    // None of these is long; a bind mount could be.
+    // These files are short; a bind mount in their place may not be.
     File::open(root.join(path)).ok()?.take(1 << 20).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
@@ -141,17 +141,17 @@ fn list(root: &Path, path: &str) -> Vec<String> {
 }
 
 /// `none [integrity] confidentiality`: the brackets mark the mode in force.
-fn lockdown(text: &str) -> Lockdown {
+fn lockdown(text: &str) -> LockdownMode {
     match text.split_whitespace().find_map(|word| word.strip_prefix('[')?.strip_suffix(']')) {
-        Some("none") => Lockdown::None,
-        Some("integrity") => Lockdown::Integrity,
-        Some("confidentiality") => Lockdown::Confidentiality,
-        _ => Lockdown::Unknown,
+        Some("none") => LockdownMode::None,
+        Some("integrity") => LockdownMode::Integrity,
+        Some("confidentiality") => LockdownMode::Confidentiality,
+        _ => LockdownMode::Unknown,
     }
 }
 
-/// The lockdown file where securityfs is mounted nowhere: of a mount of our own that is attached nowhere. It ends with
-/// the file descriptor. `Some("[none]")` for a kernel without lockdown.
+/// The text of the lockdown file where securityfs is not mounted: read from a detached mount of our own, which ends with its
+/// file descriptor. `Some("[none]")` for a kernel without lockdown.
 fn unmounted_lockdown() -> Option<String> {
     use rustix::fs::{Mode, OFlags, openat};
     use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
@@ -166,16 +166,16 @@ fn unmounted_lockdown() -> Option<String> {
     }
 }
 
-/// Reads until the first address: they are shown, or none is.
-fn symbols(root: &Path) -> Symbols {
-    let Some(text) = text(root, "proc/kallsyms") else { return Symbols::Unreadable };
+/// Looks for one address that is not 0: the kernel shows all addresses or none.
+fn symbols(root: &Path) -> KallsymsState {
+    let Some(text) = text(root, "proc/kallsyms") else { return KallsymsState::Unreadable };
     let mut addresses = text.lines().filter_map(|line| line.split(' ').next()).filter(|a| !a.is_empty()).peekable();
     if addresses.peek().is_none() {
-        Symbols::Unreadable
+        KallsymsState::Unreadable
     } else if addresses.any(|address| address.bytes().any(|digit| digit != b'0')) {
-        Symbols::Addresses
+        KallsymsState::Addresses
     } else {
-        Symbols::Hidden
+        KallsymsState::Hidden
     }
 }
 
@@ -183,7 +183,7 @@ fn symbols(root: &Path) -> Symbols {
 fn memlock(limits: &str) -> Option<u64> {
     match field(limits, "Max locked memory")?.split_whitespace().next()? {
         "unlimited" => Some(u64::MAX),
-        octets => octets.parse().ok(),
+        bytes => bytes.parse().ok(),
     }
 }
 
@@ -200,7 +200,7 @@ fn memory_max(root: &Path) -> Option<u64> {
             match text.trim() {
                 "max" => Some(u64::MAX),
                 // cgroup v1 writes "no limit" as the largest multiple of the page size.
-                octets => octets.parse().ok().map(|n: u64| if n > i64::MAX as u64 - 65536 { u64::MAX } else { n }),
+                bytes => bytes.parse().ok().map(|n: u64| if n > i64::MAX as u64 - 65536 { u64::MAX } else { n }),
             }
         });
         let first = limits.next()?;
@@ -209,8 +209,8 @@ fn memory_max(root: &Path) -> Option<u64> {
     of("sys/fs/cgroup", "").or_else(|| of("sys/fs/cgroup/memory", "memory"))
 }
 
-/// Compares with process 1's, which is the host's only when this shares its process namespace: a kernel thread tells
-/// that (process 2 is kthreadd on the host).
+/// Compares the network namespace with process 1's. That is the host's only if process 2 is kthreadd, the kernel thread: else
+/// this is another process namespace.
 fn host_network(root: &Path) -> Option<bool> {
     let kthreadd = text(root, "proc/2/comm")?;
     if kthreadd.trim() != "kthreadd" {
@@ -240,29 +240,29 @@ mod tests {
         let facts = read(dir.path(), Vec::new());
         assert_eq!(facts.release, None);
         assert_eq!(facts.capabilities, None);
-        assert_eq!(facts.lockdown, Lockdown::Unknown);
-        assert_eq!(facts.symbols, Symbols::Unreadable);
+        assert_eq!(facts.lockdown, LockdownMode::Unknown);
+        assert_eq!(facts.symbols, KallsymsState::Unreadable);
         assert_eq!(facts.memory_max, None);
     }
 
     #[test]
     fn the_lockdown_mode_is_the_bracketed_one() {
         for (text, mode) in [
-            ("[none] integrity confidentiality\n", Lockdown::None),
-            ("none [integrity] confidentiality\n", Lockdown::Integrity),
-            ("none integrity [confidentiality]\n", Lockdown::Confidentiality),
-            ("", Lockdown::Unknown),
+            ("[none] integrity confidentiality\n", LockdownMode::None),
+            ("none [integrity] confidentiality\n", LockdownMode::Integrity),
+            ("none integrity [confidentiality]\n", LockdownMode::Confidentiality),
+            ("", LockdownMode::Unknown),
         ] {
             assert_eq!(lockdown(text), mode, "{text}");
         }
     }
 
     #[test]
-    fn hidden_addresses_are_told_from_shown_ones() {
+    fn hidden_addresses_differ_from_shown_ones() {
         let kallsyms = |text| symbols(tree(&[("proc/kallsyms", text)]).path());
-        assert_eq!(kallsyms("0000000000000000 T _text\n0000000000000000 t x\n"), Symbols::Hidden);
-        assert_eq!(kallsyms("0000000000000000 A fixed\nffffffff81000000 T _text\n"), Symbols::Addresses);
-        assert_eq!(kallsyms(""), Symbols::Unreadable);
+        assert_eq!(kallsyms("0000000000000000 T _text\n0000000000000000 t x\n"), KallsymsState::Hidden);
+        assert_eq!(kallsyms("0000000000000000 A fixed\nffffffff81000000 T _text\n"), KallsymsState::Addresses);
+        assert_eq!(kallsyms(""), KallsymsState::Unreadable);
     }
 
     #[test]

@@ -4,23 +4,23 @@ mod permissions;
 
 use expect_test::{Expect, expect};
 
-use super::facts::{Btf, Facts, Hook, Lockdown, Symbols};
-use super::{Finding, can_record, text};
+use super::facts::{BtfState, HookProbe, KallsymsState, LockdownMode, NodeFacts};
+use super::{DoctorFinding, can_record, text};
 use crate::inventory::devices::Device;
-use crate::inventory::ruleset::{Backend, Builder, TableFamily, TableKey};
-use crate::inventory::{Inventory, Known, Queue};
+use crate::inventory::ruleset::{RuleEngine, RulesetBuilder, TableFamily, TableKey};
+use crate::inventory::{Inventory, NfQueue, Readable};
 
 /// A node with Linux 6.8, a root process and an nftables CNI.
-fn good() -> Facts {
-    Facts {
+fn good() -> NodeFacts {
+    NodeFacts {
         release: Some("6.8.0-31-generic".into()),
-        btf: Btf::Present(5 << 20),
-        hooks: vec![Hook { name: "kfree_skb".into(), result: Ok("as BTF tracepoint".into()), costs: None }],
+        btf: BtfState::Present(5 << 20),
+        hooks: vec![HookProbe { name: "kfree_skb".into(), result: Ok("as BTF tracepoint".into()), costs: None }],
         capabilities: Some(0x1ff_ffff_ffff),
         initial_user_namespace: Some(true),
         seccomp: Some(0),
-        lockdown: Lockdown::None,
-        symbols: Symbols::Addresses,
+        lockdown: LockdownMode::None,
+        symbols: KallsymsState::Addresses,
         kptr_restrict: Some(1),
         memlock: Some(8 << 20),
         memory_max: Some(256 << 20),
@@ -34,19 +34,19 @@ fn good() -> Facts {
 
 /// With these nftables tables.
 fn inventory(tables: &[&str]) -> Inventory {
-    let mut builder = Builder::default();
+    let mut builder = RulesetBuilder::default();
     for name in tables {
-        builder.table(&TableKey { backend: Backend::Nft, family: TableFamily::Inet, name: (*name).into() });
+        builder.table(&TableKey { backend: RuleEngine::Nft, family: TableFamily::Inet, name: (*name).into() });
     }
     let device = |name: &str| Device { name: name.into(), ..Device::default() };
     Inventory {
         netns: Some(1),
-        nft: Known::Yes,
-        legacy: Known::Absent,
+        nft: Readable::Yes,
+        legacy: Readable::Absent,
         ruleset: builder.finish(),
         queues: vec![],
         conntrack: false,
-        devices_known: Known::Yes,
+        devices_known: Readable::Yes,
         devices: vec![device("eth0"), device("lo")],
     }
 }
@@ -54,46 +54,46 @@ fn inventory(tables: &[&str]) -> Inventory {
 /// A node's ruleset that enforces.
 const TABLES: &[&str] = &["kube-network-policies"];
 
-fn judge(facts: &Facts) -> Vec<Finding> {
-    super::judge(facts, &inventory(TABLES))
+fn diagnose(facts: &NodeFacts) -> Vec<DoctorFinding> {
+    super::diagnose(facts, &inventory(TABLES))
 }
 
 /// The first line and what is not fine.
-fn check(change: impl FnOnce(&mut Facts), expected: Expect) {
+fn check(change: impl FnOnce(&mut NodeFacts), expected: Expect) {
     check_node(|facts, _| change(facts), expected);
 }
 
-fn check_node(change: impl FnOnce(&mut Facts, &mut Inventory), expected: Expect) {
+fn check_node(change: impl FnOnce(&mut NodeFacts, &mut Inventory), expected: Expect) {
     let (mut facts, mut inventory) = (good(), inventory(TABLES));
     change(&mut facts, &mut inventory);
-    let printed = text(&super::judge(&facts, &inventory));
+    let printed = text(&super::diagnose(&facts, &inventory));
     let until = printed.find("\nok ").map_or(printed.as_str(), |end| &printed[..end]);
     expected.assert_eq(until);
 }
 
 #[test]
 fn a_good_node_in_full() {
-    let findings = judge(&good());
+    let findings = diagnose(&good());
     assert!(can_record(&findings));
     expect![[r#"
         Yes: drops can be recorded here.
 
         ok   kernel       Linux 6.8.0-31-generic
-                          drops carry their reason
+                          drops have a reason
         ok   btf          /sys/kernel/btf/vmlinux, 5 MiB
                           the layout of the kernel's structures is known
         ok   hook         kfree_skb loads and attaches, as BTF tracepoint
-                          the kernel lets us see drops
+                          the kernel lets this process see drops
         ok   capabilities CAP_BPF and CAP_PERFMON for the programs, CAP_SYSLOG for symbols, CAP_NET_ADMIN and CAP_NET_RAW for rulesets
-                          all that are needed are in the effective set
+                          all capabilities that the agent needs are effective
         ok   lockdown     none
                           no restriction
-        ok   symbols      addresses are shown
-                          a drop's place in the kernel's code has a name
+        ok   symbols      /proc/kallsyms shows addresses
+                          records name the call site of a drop (`kernel.location`)
         ok   memory       cgroup limit 256 MiB
                           enough to start with
         ok   sysctl       kernel.unprivileged_bpf_disabled=2
-                          no matter: it restricts processes without CAP_BPF only
+                          without effect: it restricts only processes without CAP_BPF
         ok   coverage     nftables: inet kube-network-policies (0 rules)
                           its drops are recorded, mechanism `nftables`
     "#]]
@@ -104,7 +104,7 @@ fn a_good_node_in_full() {
 fn no_btf() {
     check(
         |facts| {
-            facts.btf = Btf::Absent;
+            facts.btf = BtfState::Absent;
             facts.hooks[0].result = Err("this kernel has no BTF".into());
         },
         expect![[r#"
@@ -114,7 +114,7 @@ fn no_btf() {
                               the layout of the kernel's structures can't be found, so packets can't be read
                               To do: use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as the distributions' are; in a container, mount /sys
             FAIL hook         kfree_skb does not load: this kernel has no BTF
-                              the kernel does not let us see drops
+                              the kernel does not let this process see drops
                               To do: see `btf`
         "#]],
     );
@@ -131,7 +131,7 @@ fn an_old_kernel() {
             No: drops can't be recorded here: Linux 4.19.0-26-amd64, older than 5.10.
 
             FAIL kernel       Linux 4.19.0-26-amd64, older than 5.10
-                              its programs may not read kernel memory the way netpol-trace does
+                              its BPF programs can't read kernel memory in the way that netpol-trace needs
                               To do: use Linux 5.10 or later, built with CONFIG_DEBUG_INFO_BTF=y
         "#]],
     );
@@ -142,7 +142,7 @@ fn linux_5_10_without_addresses() {
     check(
         |facts| {
             facts.release = Some("5.10.0-36-cloud-amd64".into());
-            facts.symbols = Symbols::Hidden;
+            facts.symbols = KallsymsState::Hidden;
             facts.kptr_restrict = Some(2);
             facts.capabilities = Some(0x1ff_ffff_ffff & !(1 << 24));
             facts.memlock = Some(64 << 10);
@@ -151,15 +151,15 @@ fn linux_5_10_without_addresses() {
             No: drops can't be recorded here: /proc/kallsyms shows every address as 0; locked memory: 64 KiB.
 
             FAIL symbols      /proc/kallsyms shows every address as 0
-                              this kernel's drops have no reason, and without addresses no place: nothing tells a policy's drop
+                              this kernel's drops have no reason, and without addresses no call site: nothing identifies a policy's drop
                               To do: sysctl kernel.kptr_restrict=1, and grant CAP_SYSLOG
             FAIL memory       locked memory: 64 KiB
                               before Linux 5.11 maps count against this limit, and it is too small for them
                               To do: grant CAP_SYS_RESOURCE, or ulimit -l unlimited
 
             warn kernel       Linux 5.10.0-36-cloud-amd64
-                              drops carry no reason before 5.18: they are told apart by the place in the kernel's code, which needs symbol addresses
-                              To do: nothing need be done; Linux 5.18 or later adds the reason
+                              before 5.18 drops have no reason: the agent identifies them by call site, which needs symbol addresses
+                              To do: no action is needed; Linux 5.18 or later adds the reason
         "#]],
     );
 }
@@ -199,7 +199,7 @@ fn open_vswitch_before_its_reasons() {
             Yes: drops can be recorded here, with one limit.
 
             warn coverage     Open vSwitch
-                              no coverage before Linux 6.6: the kernel does not tell its drops from delivered packets
+                              no coverage before Linux 6.6: the kernel reports its drops like delivered packets
                               To do: use Linux 6.6 or later where Open vSwitch enforces policies
         "#]],
     );
@@ -211,16 +211,16 @@ fn cilium_and_a_full_queue() {
         |_, inventory| {
             let names = ["cilium_host", "lxc12ab"].map(|name| Device { name: name.into(), ..Device::default() });
             inventory.devices.extend(names);
-            inventory.queues = vec![Queue { number: 100, lost: 7 }];
+            inventory.queues = vec![NfQueue { number: 100, lost: 7 }];
         },
         expect![[r#"
             Yes: drops can be recorded here, with 2 limits.
 
             warn coverage     NFQUEUE with a listener: 100; 7 packets lost to full queues
-                              such drops are an overloaded enforcer's, not a policy's; those that it decides are recorded
+                              an overloaded enforcer lost these packets, no policy denied them; the drops that it decides are recorded
                               To do: look at the policy engine's CPU, or raise its queue length
             warn cni          Cilium (by interfaces and /etc/cni/net.d)
-                              Cilium drops in its own eBPF programs; verdicts speak of NetworkPolicy v1 only, not of Cilium's policies
+                              Cilium drops in its own eBPF programs; verdicts cover NetworkPolicy v1 only, not Cilium's policies
                               To do: for Cilium's own policies use hubble observe --verdict DROPPED
         "#]],
     );
@@ -230,14 +230,14 @@ fn cilium_and_a_full_queue() {
 fn nothing_enforces() {
     check_node(
         |facts, inventory| {
-            inventory.ruleset = Builder::default().finish();
+            inventory.ruleset = RulesetBuilder::default().finish();
             facts.cni_configurations = vec!["10-flannel.conflist".into()];
         },
         expect![[r#"
             Yes: drops can be recorded here, with one limit.
 
             warn cni          Flannel (by interfaces and /etc/cni/net.d)
-                              Flannel enforces no NetworkPolicy: unless another program does, there are no such drops
+                              Flannel enforces no NetworkPolicy: unless another program does, no policy drops packets here
                               To do: add an enforcer, such as kube-network-policies
         "#]],
     );
@@ -248,13 +248,13 @@ fn a_pods_own_network() {
     check_node(
         |facts, inventory| {
             facts.host_network = Some(false);
-            inventory.ruleset = Builder::default().finish();
+            inventory.ruleset = RulesetBuilder::default().finish();
         },
         expect![[r#"
             Yes: drops can be recorded here, with one limit.
 
-            warn coverage     this is not the host's network namespace
-                              drops of the whole node are seen from here, but its rulesets and interfaces are not
+            warn coverage     this process is not in the host's network namespace
+                              drops of the whole node are recorded, but its rulesets and interfaces can't be read from here
                               To do: set hostNetwork: true, or run doctor on the host
         "#]],
     );
@@ -262,7 +262,7 @@ fn a_pods_own_network() {
 
 #[test]
 fn a_table_name_cannot_steer_the_terminal() {
-    let printed = text(&super::judge(&good(), &inventory(&["x\u{1b}[2Jy\u{202e}\nok"])));
+    let printed = text(&super::diagnose(&good(), &inventory(&["x\u{1b}[2Jy\u{202e}\nok"])));
     let line = printed.lines().find(|line| line.contains("nftables:")).unwrap_or_default();
     expect![[r#"ok   coverage     nftables: inet x\u{1b}[2Jy\u{202e}\nok (0 rules)"#]].assert_eq(line);
 }
@@ -271,15 +271,15 @@ fn a_table_name_cannot_steer_the_terminal() {
 fn a_hook_that_drops_do_not_need() {
     check(
         |facts| {
-            let costs = Some("REJECT is told by the rules".into());
-            facts.hooks.push(Hook { name: "reject".into(), result: Err("EPERM".into()), costs });
+            let costs = Some("only the rules show a REJECT".into());
+            facts.hooks.push(HookProbe { name: "reject".into(), result: Err("EPERM".into()), costs });
         },
         expect![[r#"
             Yes: drops can be recorded here, with one limit.
 
             warn hook         reject: EPERM
-                              REJECT is told by the rules
-                              To do: nothing need be done for the drops themselves; see `capabilities` and `lockdown`
+                              only the rules show a REJECT
+                              To do: drops are recorded without this hook; to get it, see `capabilities` and `lockdown`
         "#]],
     );
 }
@@ -287,8 +287,8 @@ fn a_hook_that_drops_do_not_need() {
 #[test]
 fn json_has_the_promised_fields() {
     let mut facts = good();
-    facts.btf = Btf::Unreadable("Permission denied".into());
-    let json = serde_json::to_value(judge(&facts)).unwrap();
+    facts.btf = BtfState::Unreadable("Permission denied".into());
+    let json = serde_json::to_value(diagnose(&facts)).unwrap();
     expect![[r#"{"check":"btf","found":"/sys/kernel/btf/vmlinux can't be read: Permission denied","meaning":"the layout of the kernel's structures can't be found, so packets can't be read","remedy":"make it readable","status":"fail"}"#]]
         .assert_eq(&json[1].to_string());
 }
@@ -297,10 +297,10 @@ fn json_has_the_promised_fields() {
 fn nothing_is_known() {
     check_node(
         |facts, inventory| {
-            *facts = Facts::default();
-            let why = || Known::No("Operation not permitted (os error 1)".into());
+            *facts = NodeFacts::default();
+            let why = || Readable::No("Operation not permitted (os error 1)".into());
             (inventory.nft, inventory.legacy, inventory.devices_known) = (why(), why(), why());
-            inventory.ruleset = Builder::default().finish();
+            inventory.ruleset = RulesetBuilder::default().finish();
         },
         expect![[r#"
             No: drops can't be recorded here: no /sys/kernel/btf/vmlinux.
@@ -309,29 +309,29 @@ fn nothing_is_known() {
                               the layout of the kernel's structures can't be found, so packets can't be read
                               To do: use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as the distributions' are; in a container, mount /sys
 
-            warn kernel       the release can't be read
+            warn kernel       the kernel's release can't be read
                               what this kernel can do is not known
                               To do: mount /proc
-            warn hook         not tried
-                              whether the kernel lets us see drops is not known
-                              To do: run doctor as the agent runs
-            warn capabilities the effective set can't be read
+            warn hook         no hook was tried
+                              whether the kernel lets this process see drops is not known
+                              To do: run doctor with the agent's user and capabilities
+            warn capabilities the effective capabilities can't be read
                               which features this process may use is not known
                               To do: mount /proc
-            warn lockdown     can't be told: /sys/kernel/security is not mounted or not readable
+            warn lockdown     not known: /sys/kernel/security is not mounted or not readable
                               if a hook does not load, lockdown may be why
                               To do: mount -t securityfs securityfs /sys/kernel/security, or run as root
             warn symbols      /proc/kallsyms can't be read
-                              drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure
+                              records have the drop's reason but no `kernel.location`, and mechanism and cause are less certain
                               To do: grant CAP_SYSLOG, or run as root
-            warn coverage     nftables: can't be read (Operation not permitted (os error 1))
-                              its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown
+            warn coverage     nftables: cannot be read (Operation not permitted (os error 1))
+                              its drops are recorded; whether a rule drops or rejects, and which product made the rule, stays unknown
                               To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
-            warn coverage     iptables-legacy: can't be read (Operation not permitted (os error 1))
-                              its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown
+            warn coverage     iptables-legacy: cannot be read (Operation not permitted (os error 1))
+                              its drops are recorded; whether a rule drops or rejects, and which product made the rule, stays unknown
                               To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
-            warn coverage     tc, XDP, netkit, Open vSwitch: can't be told (Operation not permitted (os error 1))
-                              whether they enforce something here is not known
+            warn coverage     tc, XDP, netkit, Open vSwitch: the interfaces cannot be read (Operation not permitted (os error 1))
+                              whether any of them drops packets here is not known
                               To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
         "#]],
     );

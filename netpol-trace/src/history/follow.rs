@@ -1,4 +1,4 @@
-//! The reading end: what is in the ring, and then what comes.
+//! Reads the history: the records in it, then new ones.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -7,36 +7,36 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::time::SystemTime;
 
 use super::segments;
-use crate::record::lines::Cutter;
+use crate::record::lines::LineSplitter;
 use crate::storage::{Folder, StorageError};
 
-/// Octets that are read at once.
+/// Bytes of one read.
 const READ: usize = 256 * 1024;
 
-/// Reads the ring from its beginning, and goes on where it ended.
+/// Reads the history from its beginning; each call continues where the last one ended.
 #[derive(Debug)]
 pub struct Follower {
     folder: Folder,
-    /// Files that hold nothing newer are not opened.
+    /// Files that were last written before are not opened.
     since: Option<SystemTime>,
-    open: BTreeMap<OsString, Open>,
-    octets: Vec<u8>,
+    open: BTreeMap<OsString, OpenFile>,
+    bytes: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenFile {
     file: File,
     at: u64,
-    cutter: Cutter,
+    splitter: LineSplitter,
 }
 
 impl Follower {
     pub fn new(folder: Folder, since: Option<SystemTime>) -> Follower {
-        Follower { folder, since, open: BTreeMap::new(), octets: vec![0; READ] }
+        Follower { folder, since, open: BTreeMap::new(), bytes: vec![0; READ] }
     }
 
-    /// Reads the next lines and hands them over, whole lines with their ends, some at a time. `Ok(false)`: there was nothing
-    /// new. Files are kept open, so that one that is removed while it is read is still read to its end.
+    /// Reads some of the next lines, and calls `each` for each of them, without its newline. Returns false if there was nothing new. Keeps
+    /// files open, so that a file that is removed while it is read is still read to its end.
     pub fn read(&mut self, mut each: impl FnMut(&[u8])) -> io::Result<bool> {
         let segments = segments(&self.folder)?;
         for segment in &segments {
@@ -44,32 +44,25 @@ impl Follower {
                 continue;
             }
             match self.folder.read(&segment.name) {
-                Ok(file) => {
-                    drop(self.open.insert(segment.name.clone(), Open { file, at: 0, cutter: Cutter::default() }))
-                }
+                Ok(file) => drop(
+                    self.open.insert(segment.name.clone(), OpenFile { file, at: 0, splitter: LineSplitter::default() }),
+                ),
                 Err(StorageError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let mut lines = Vec::new();
         let mut any = false;
         for open in self.open.values_mut() {
             open.file.seek(SeekFrom::Start(open.at))?;
-            let read = open.file.read(&mut self.octets)?;
+            let read = open.file.read(&mut self.bytes)?;
             if read == 0 {
                 continue;
             }
             any = true;
             open.at += read as u64;
-            open.cutter.cut(self.octets.get(..read).unwrap_or_default(), |line| {
-                lines.extend_from_slice(line);
-                lines.push(b'\n');
-            });
-            // One piece at a time: a reader that is slow must not make this grow.
+            open.splitter.split(self.bytes.get(..read).unwrap_or_default(), &mut each);
+            // One read at a time: memory stays bounded, however slow the receiver is.
             break;
-        }
-        if !lines.is_empty() {
-            each(&lines);
         }
         if !any {
             self.open.retain(|name, _| segments.iter().any(|segment| segment.name == *name));

@@ -17,8 +17,7 @@ fn folder(path: &Path) -> Folder {
 
 fn all(follower: &mut Follower) -> Vec<String> {
     let mut lines = Vec::new();
-    let mut each =
-        |octets: &[u8]| lines.extend(String::from_utf8_lossy(octets).lines().map(|line| line.to_owned() + "\n"));
+    let mut each = |line: &[u8]| lines.push(String::from_utf8_lossy(line).into_owned() + "\n");
     while follower.read(&mut each).unwrap() {}
     lines
 }
@@ -26,7 +25,7 @@ fn all(follower: &mut Follower) -> Vec<String> {
 #[test]
 fn the_ring_holds_the_newest_and_never_more_than_its_size() {
     let dir = tempfile::tempdir().unwrap();
-    let mut ring = Ring::open(dir.path(), Readers::default(), "a", SMALLEST_SIZE).unwrap();
+    let mut ring = HistoryRing::open(dir.path(), Readers::default(), "a", SMALLEST_SIZE).unwrap();
     for number in 1..=5000 {
         ring.append(line("a", number).as_bytes()).unwrap();
         if number % 100 == 0 {
@@ -42,12 +41,12 @@ fn the_ring_holds_the_newest_and_never_more_than_its_size() {
     assert_eq!(oldest.subsec_nanosecond(), i32::try_from(first).unwrap());
 }
 
-/// What would be written to files without a name is lost.
+/// Lines written to a removed file would be lost.
 #[test]
 fn a_ring_whose_folder_was_removed_begins_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("history");
-    let mut ring = Ring::open(&path, Readers::default(), "a", DEFAULT_SIZE).unwrap();
+    let mut ring = HistoryRing::open(&path, Readers::default(), "a", DEFAULT_SIZE).unwrap();
     ring.append(line("a", 1).as_bytes()).unwrap();
     std::fs::remove_dir_all(&path).unwrap();
     ring.append(line("a", 2).as_bytes()).unwrap();
@@ -63,12 +62,12 @@ fn a_ring_whose_folder_was_removed_begins_again() {
 #[test]
 fn a_torn_line_hides_nothing_and_a_new_run_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    let mut ring = Ring::open(dir.path(), Readers::default(), "a", DEFAULT_SIZE).unwrap();
+    let mut ring = HistoryRing::open(dir.path(), Readers::default(), "a", DEFAULT_SIZE).unwrap();
     ring.append(line("a", 1).as_bytes()).unwrap();
-    // As a killed agent leaves it.
+    // A killed agent may leave half a line.
     let torn = dir.path().join(segments(&folder(dir.path())).unwrap().remove(0).name);
     File::options().append(true).open(torn).unwrap().write_all(b"{\"schema\":\"netpol-tr").unwrap();
-    let mut ring = Ring::open(dir.path(), Readers::default(), "b", DEFAULT_SIZE).unwrap();
+    let mut ring = HistoryRing::open(dir.path(), Readers::default(), "b", DEFAULT_SIZE).unwrap();
     ring.append(line("b", 1).as_bytes()).unwrap();
     assert_eq!(all(&mut Follower::new(folder(dir.path()), None)), [line("a", 1), line("b", 1)]);
 }
@@ -76,7 +75,7 @@ fn a_torn_line_hides_nothing_and_a_new_run_goes_on() {
 #[test]
 fn a_follower_gets_each_line_once_while_files_come_and_go() {
     let dir = tempfile::tempdir().unwrap();
-    let mut ring = Ring::open(dir.path(), Readers::default(), "a", SMALLEST_SIZE).unwrap();
+    let mut ring = HistoryRing::open(dir.path(), Readers::default(), "a", SMALLEST_SIZE).unwrap();
     let mut follower = Follower::new(folder(dir.path()), None);
     let mut got = Vec::new();
     for number in 1..=4000 {
@@ -90,14 +89,14 @@ fn a_follower_gets_each_line_once_while_files_come_and_go() {
 }
 
 #[test]
-fn what_cannot_be_written_is_said() {
+fn a_folder_that_is_a_file_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
-    assert!(Ring::open(&file, Readers::default(), "a", DEFAULT_SIZE).is_err());
+    assert!(HistoryRing::open(&file, Readers::default(), "a", DEFAULT_SIZE).is_err());
 }
 
-/// As a kubelet makes the folder of a hostPath, and as an earlier version left its files. What else is there stays, and is not read.
+/// With the modes that a kubelet gives to a hostPath folder and that earlier versions gave to files. Other files stay and are not read.
 #[test]
 fn records_are_for_the_agent_and_one_group() {
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -112,21 +111,21 @@ fn records_are_for_the_agent_and_one_group() {
         std::fs::write(&earlier, line("aaaa", 1)).unwrap();
         set(&earlier, 0o644);
         set(&dir, 0o755);
-        let mut ring = Ring::open(&dir, readers, "bbbb", DEFAULT_SIZE).unwrap();
+        let mut ring = HistoryRing::open(&dir, readers, "bbbb", DEFAULT_SIZE).unwrap();
         ring.append(line("bbbb", 1).as_bytes()).unwrap();
         assert_eq!((mode(&dir), mode(&earlier)), modes);
         let all_segments = segments(&folder(&dir)).unwrap();
         assert_eq!(all_segments.len(), 2);
         assert!(all_segments.iter().all(|segment| mode(&dir.join(&segment.name)) == modes.1));
-        // A link with a segment's name leads nobody's tail elsewhere.
+        // A symbolic link with a segment's name is not followed.
         let secret = above.path().join("secret");
         std::fs::write(&secret, line("cccc", 1)).unwrap();
         symlink(&secret, dir.join("1790000000000-cccc-000001.jsonl")).unwrap();
         assert_eq!(all(&mut Follower::new(folder(&dir), None)), [line("aaaa", 1), line("bbbb", 1)]);
-        // Nor does one in the folder's place.
+        // Nor is one in the folder's place.
         let link = above.path().join("link");
         symlink(&dir, &link).unwrap();
-        let error = Ring::open(&link, readers, "dddd", DEFAULT_SIZE).unwrap_err().to_string();
+        let error = HistoryRing::open(&link, readers, "dddd", DEFAULT_SIZE).unwrap_err().to_string();
         assert!(error.contains("link is a symbolic link"), "{error}");
     }
 }

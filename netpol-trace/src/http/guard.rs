@@ -1,4 +1,4 @@
-//! Whom /metrics answers: who has the token of a file, or a token of the API server and the right to get `/metrics`.
+//! Authorizes requests for /metrics: by the token in a file, or by a token that the API server accepts for `get /metrics`.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,14 +13,14 @@ use axum::response::{IntoResponse, Response};
 
 use crate::cluster::access_review::{ReviewError, Reviewer};
 
-/// A longer token is a mistake.
+/// Longest token in bytes.
 const MAX_TOKEN: u64 = 16 * 1024;
 
-/// Who is let in.
+/// How a request for /metrics is authorized.
 #[derive(Debug)]
 pub enum Guard {
-    Token(Token),
-    /// As the API server says; `true` while it can't be asked, which is said once in the log.
+    TokenFile(TokenFile),
+    /// By a TokenReview and a SubjectAccessReview of the API server.
     Review(Box<Reviewer>),
 }
 
@@ -30,9 +30,9 @@ impl Guard {
     }
 
     async fn admits(&self, token: &str) -> Result<(), (StatusCode, &'static str)> {
-        const UNKNOWN: (StatusCode, &str) = (StatusCode::UNAUTHORIZED, "this token is not good here\n");
+        const UNKNOWN: (StatusCode, &str) = (StatusCode::UNAUTHORIZED, "unknown token\n");
         let reviewer = match self {
-            Guard::Token(known) => return if known.is(token) { Ok(()) } else { Err(UNKNOWN) },
+            Guard::TokenFile(known) => return if known.is(token) { Ok(()) } else { Err(UNKNOWN) },
             Guard::Review(reviewer) => reviewer,
         };
         match reviewer.may_get(token, "/metrics").await {
@@ -44,22 +44,23 @@ impl Guard {
             Err(ReviewError::Busy) => {
                 Err((StatusCode::TOO_MANY_REQUESTS, "too many unknown tokens: try again later\n"))
             }
-            Err(ReviewError::Server(_)) => {
-                Err((StatusCode::SERVICE_UNAVAILABLE, "the agent can't ask the API server about this token\n"))
-            }
+            Err(ReviewError::Server(_)) => Err((
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the API server can't be reached to check this token: try again later\n",
+            )),
         }
     }
 }
 
-/// The token that /metrics asks for, in a file that may change (a mounted Secret).
+/// The token that /metrics requires, in a file that may change (a mounted Secret).
 #[derive(Debug, Clone)]
-pub struct Token(PathBuf);
+pub struct TokenFile(PathBuf);
 
-impl Token {
+impl TokenFile {
     /// # Errors
-    /// The file can't be read, or has no token.
-    pub fn in_file(path: PathBuf) -> anyhow::Result<Token> {
-        let token = Token(path);
+    /// The file can't be read, or is empty.
+    pub fn in_file(path: PathBuf) -> anyhow::Result<TokenFile> {
+        let token = TokenFile(path);
         token.read().with_context(|| format!("--metrics-token-file {}", token.0.display()))?;
         Ok(token)
     }
@@ -75,25 +76,25 @@ impl Token {
 
     fn is(&self, given: &str) -> bool {
         match self.read() {
-            Ok(token) => same(given.as_bytes(), token.as_bytes()),
+            Ok(token) => constant_time_eq(given.as_bytes(), token.as_bytes()),
             Err(error) => {
-                tracing::warn!("--metrics-token-file {}: {error:#}; nobody is let in", self.0.display());
+                tracing::warn!("--metrics-token-file {}: {error:#}; every request is refused", self.0.display());
                 false
             }
         }
     }
 }
 
-/// Compares in a time that does not tell how much of it is right.
-fn same(given: &[u8], token: &[u8]) -> bool {
+/// Compares in constant time, so that the time does not reveal how much of a token is right.
+fn constant_time_eq(given: &[u8], token: &[u8]) -> bool {
     given.len() == token.len() && given.iter().zip(token).fold(0, |seen, (a, b)| seen | (a ^ b)) == 0
 }
 
-/// Answers a request without a token.
-pub const TOKEN_NEEDED: &str = "one token is needed: Authorization: Bearer TOKEN\n";
+/// The response to a request without a token.
+pub const TOKEN_NEEDED: &str = "a token is required: send one header Authorization: Bearer TOKEN\n";
 
-/// The token of a request: of its only `Authorization` header, whose scheme may be written in any case (RFC 9110). Of two
-/// headers a proxy may have checked the other one.
+/// The token of a request, from its only `Authorization` header; the scheme has any case (RFC 9110). Two headers are refused,
+/// because a proxy may have checked the other one.
 pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (value, None) = (values.next()?, values.next()) else { return None };

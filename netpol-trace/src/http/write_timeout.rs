@@ -1,4 +1,4 @@
-//! A connection whose client must read: writing to it fails when the client takes nothing for a while.
+//! A connection whose writes fail when the client reads nothing for a while.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -11,38 +11,38 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// Whether a connection was ended because its client did not read. Each request has it as an extension.
+/// Whether a connection ended because its client did not read. Each request has it as an extension.
 #[derive(Debug, Clone, Default)]
 pub struct Stalled(Arc<AtomicBool>);
 
 impl Stalled {
-    pub fn is_so(&self) -> bool {
+    pub fn is_stalled(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
 pub(super) struct WriteTimeout<S> {
     stream: S,
-    patience: Duration,
-    /// Set while the client takes nothing.
-    waiting: Option<Pin<Box<Sleep>>>,
+    timeout: Duration,
+    /// Runs while the client reads nothing.
+    deadline: Option<Pin<Box<Sleep>>>,
     stalled: Stalled,
 }
 
 impl<S> WriteTimeout<S> {
-    pub fn new(stream: S, patience: Duration, stalled: Stalled) -> WriteTimeout<S> {
-        WriteTimeout { stream, patience, waiting: None, stalled }
+    pub fn new(stream: S, timeout: Duration, stalled: Stalled) -> WriteTimeout<S> {
+        WriteTimeout { stream, timeout, deadline: None, stalled }
     }
 
-    fn within_patience(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn within_timeout(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
-            self.waiting = None;
+            self.deadline = None;
             return written;
         }
-        let patience = self.patience;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        ready!(waiting.as_mut().poll(cx));
-        // Before the error: whoever wrote the answer finds it when the connection takes no more of it.
+        let timeout = self.timeout;
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(deadline.as_mut().poll(cx));
+        // Set before the error, so that the response's writer sees it when the write fails.
         self.stalled.0.store(true, Ordering::Release);
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
     }
@@ -57,7 +57,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.within_patience(cx, written)
+        self.within_timeout(cx, written)
     }
 
     fn poll_write_vectored(
@@ -66,7 +66,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.within_patience(cx, written)
+        self.within_timeout(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

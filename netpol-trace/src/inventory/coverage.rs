@@ -1,35 +1,35 @@
-//! What of this node's enforcement can be seen, and what can't: for `doctor` and the log. Pure.
+//! Which drops on this node the agent can see, and which it cannot: for `doctor` and status records. Pure.
 
 use std::collections::BTreeMap;
 
-use super::ruleset::Backend;
-use super::{Inventory, Known};
+use super::ruleset::RuleEngine;
+use super::{Inventory, Readable};
 
-/// How much of it is seen.
+/// How many drops of a mechanism the agent sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Covered {
     Yes,
-    /// Seen, with something missing.
+    /// Some of them, or without some of the evidence.
     Partly,
     No,
-    /// Whether it is there can't be told.
+    /// Whether the node uses the mechanism is not known.
     Unknown,
 }
 
-/// One mechanism that is there, or may be.
+/// One mechanism that the node uses or may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Coverage {
-    /// What was found.
+    /// What the inventory found.
     pub found: String,
     pub covered: Covered,
-    /// What follows for the records.
+    /// The consequence for records.
     pub meaning: String,
     pub remedy: Option<&'static str>,
 }
 
-/// Open vSwitch gives its drops a reason from this release on.
+/// First release in which Open vSwitch gives its drops a reason.
 const OVS_REASONS: (u32, u32) = (6, 6);
-/// tc and XDP drops have a reason of their own from this release on.
+/// First release in which drops of tc and XDP have a reason of their own.
 const TC_REASONS: (u32, u32) = (5, 18);
 const GRANT: &str = "grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root";
 
@@ -43,7 +43,7 @@ impl Coverage {
     }
 }
 
-/// One line per mechanism. `release` is the kernel's major and minor.
+/// Returns one item per mechanism. `release` is the kernel's major and minor version.
 pub fn coverage(inventory: &Inventory, release: (u32, u32)) -> Vec<Coverage> {
     let mut all = Vec::new();
     rulesets(inventory, &mut all);
@@ -52,7 +52,7 @@ pub fn coverage(inventory: &Inventory, release: (u32, u32)) -> Vec<Coverage> {
     all
 }
 
-/// What can't be seen at all, for the status: a node that enforces so must not look like one without drops.
+/// Returns the mechanisms whose drops the agent cannot see, for the status: a node that uses one must not look like a node without drops.
 pub fn uncovered(inventory: &Inventory, release: (u32, u32)) -> Vec<String> {
     let mut all = Vec::new();
     devices(inventory, release, &mut all);
@@ -72,7 +72,7 @@ fn queues(inventory: &Inventory, all: &mut Vec<Coverage>) {
             "the drops that it decides are recorded, mechanism `nfqueue`; without a listener they are `enforcer_unavailable`";
         Coverage::new(found, Covered::Yes, meaning)
     } else {
-        let meaning = "such drops are an overloaded enforcer's, not a policy's; those that it decides are recorded";
+        let meaning = "an overloaded enforcer lost these packets, no policy denied them; the drops that it decides are recorded";
         Coverage::new(format!("{found}; {lost} packets lost to full queues"), Covered::Partly, meaning)
             .remedy("look at the policy engine's CPU, or raise its queue length")
     });
@@ -81,14 +81,14 @@ fn queues(inventory: &Inventory, all: &mut Vec<Coverage>) {
 fn rulesets(inventory: &Inventory, all: &mut Vec<Coverage>) {
     let ruleset = &inventory.ruleset;
     for (backend, known, name) in
-        [(Backend::Nft, &inventory.nft, "nftables"), (Backend::Legacy, &inventory.legacy, "iptables-legacy")]
+        [(RuleEngine::Nft, &inventory.nft, "nftables"), (RuleEngine::Legacy, &inventory.legacy, "iptables-legacy")]
     {
-        if let Known::No(why) = known {
+        if let Readable::No(why) = known {
             all.push(
                 Coverage::new(
-                    format!("{name}: can't be read ({why})"),
+                    format!("{name}: cannot be read ({why})"),
                     Covered::Unknown,
-                    "its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown",
+                    "its drops are recorded; whether a rule drops or rejects, and which product made the rule, stays unknown",
                 )
                 .remedy(GRANT),
             );
@@ -100,17 +100,17 @@ fn rulesets(inventory: &Inventory, all: &mut Vec<Coverage>) {
         if names.is_empty() {
             continue;
         }
-        let mut owners: BTreeMap<&str, u64> = BTreeMap::new();
-        for ((owner, of), chains) in &ruleset.owners {
+        let mut products: BTreeMap<&str, u64> = BTreeMap::new();
+        for ((product, of), chains) in &ruleset.products {
             if *of == backend {
-                *owners.entry(owner.name()).or_default() += chains;
+                *products.entry(product.name()).or_default() += chains;
             }
         }
-        let chains = some(owners.iter().map(|(owner, chains)| format!("{owner} ({chains})")));
-        let whose = if owners.is_empty() { String::new() } else { format!("; chains of {chains}") };
+        let chains = some(products.iter().map(|(product, chains)| format!("{product} ({chains})")));
+        let whose = if products.is_empty() { String::new() } else { format!("; chains of {chains}") };
         let (covered, rest) = match ruleset.complete {
             true => (Covered::Yes, ""),
-            false => (Covered::Partly, "; not all rules could be kept, so `action` may stay unknown"),
+            false => (Covered::Partly, "; there were too many rules to keep, so `action` may stay unknown"),
         };
         all.push(Coverage::new(
             format!("{name}: {}{whose}", some(names.into_iter())),
@@ -120,7 +120,7 @@ fn rulesets(inventory: &Inventory, all: &mut Vec<Coverage>) {
     }
     if ruleset.commented > 0 {
         all.push(Coverage::new(
-            format!("{} rules say in a comment which policy they are of", ruleset.commented),
+            format!("{} rules name their policy in a comment", ruleset.commented),
             Covered::Yes,
             format!("such as: {}", some(ruleset.comments.iter().map(|comment| format!("{:?}", plain(comment))))),
         ));
@@ -128,12 +128,12 @@ fn rulesets(inventory: &Inventory, all: &mut Vec<Coverage>) {
 }
 
 fn devices(inventory: &Inventory, release: (u32, u32), all: &mut Vec<Coverage>) {
-    if let Known::No(why) = &inventory.devices_known {
+    if let Readable::No(why) = &inventory.devices_known {
         all.push(
             Coverage::new(
-                format!("tc, XDP, netkit, Open vSwitch: can't be told ({why})"),
+                format!("tc, XDP, netkit, Open vSwitch: the interfaces cannot be read ({why})"),
                 Covered::Unknown,
-                "whether they enforce something here is not known",
+                "whether any of them drops packets here is not known",
             )
             .remedy(GRANT),
         );
@@ -146,7 +146,11 @@ fn devices(inventory: &Inventory, release: (u32, u32), all: &mut Vec<Coverage>) 
         all.push(if release >= TC_REASONS {
             Coverage::new(found, Covered::Yes, "their drops are recorded, mechanism `tc`")
         } else {
-            Coverage::new(found, Covered::Partly, "before Linux 5.18 their drops are told by their place only")
+            Coverage::new(
+                found,
+                Covered::Partly,
+                "before Linux 5.18 their drops are recognized by the kernel function only",
+            )
         });
     }
     let named = |devices: &mut dyn Iterator<Item = &super::Device>| some(devices.map(|device| plain(&device.name)));
@@ -160,7 +164,7 @@ fn devices(inventory: &Inventory, release: (u32, u32), all: &mut Vec<Coverage>) 
             Coverage::new(
                 format!("XDP in the driver of {blind}"),
                 Covered::No,
-                "no coverage: a packet that it drops never becomes one that the kernel could report",
+                "no coverage: the program drops packets before the kernel has them",
             )
             .remedy("look at the program's own counters"),
         );
@@ -171,8 +175,9 @@ fn devices(inventory: &Inventory, release: (u32, u32), all: &mut Vec<Coverage>) 
             Coverage::new(
                 format!("netkit devices: {netkit}"),
                 Covered::Partly,
-                "what their programs drop has no reason of its own: it is told by its place (which takes the kernel's symbols), \
-                 mechanism `tc`. A pod's packets meet them before the tc hook: no coverage there of those that they drop or redirect",
+                "drops of their programs have no reason of their own: they are recognized by the kernel function (which takes the \
+                 kernel's symbols), mechanism `tc`. A pod's packets reach these programs before the tc hook, so that hook does not see \
+                 packets that they drop or redirect",
             )
             .remedy("for the rest use the CNI's own notifications (Cilium: hubble observe --verdict DROPPED)"),
         );
@@ -185,14 +190,14 @@ fn devices(inventory: &Inventory, release: (u32, u32), all: &mut Vec<Coverage>) 
             Coverage::new(
                 "Open vSwitch",
                 Covered::No,
-                "no coverage before Linux 6.6: the kernel does not tell its drops from delivered packets",
+                "no coverage before Linux 6.6: the kernel reports its drops like delivered packets",
             )
             .remedy("use Linux 6.6 or later where Open vSwitch enforces policies"),
         );
     }
 }
 
-/// The first few of a list.
+/// Joins the first few items of a list and counts the others.
 fn some(mut names: impl Iterator<Item = String>) -> String {
     const SHOWN: usize = 6;
     let shown: Vec<String> = names.by_ref().take(SHOWN).collect();
@@ -202,7 +207,7 @@ fn some(mut names: impl Iterator<Item = String>) -> String {
     }
 }
 
-/// Names of tables and devices come from whoever made them: no control character reaches a terminal.
+/// Escapes control characters: names of tables and devices are untrusted input, and the text goes to a terminal.
 fn plain(name: &str) -> String {
     name.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
@@ -210,23 +215,23 @@ fn plain(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::Queue;
+    use crate::inventory::NfQueue;
     use crate::inventory::devices::{Device, Xdp};
-    use crate::inventory::ruleset::{Builder, Ends, Rule, TableFamily, TableKey};
+    use crate::inventory::ruleset::{RuleEffect, RulesetBuilder, TableFamily, TableKey, Terminals};
 
     fn inventory() -> Inventory {
-        let table = TableKey { backend: Backend::Nft, family: TableFamily::Ip, name: "filter\u{1b}[2J".into() };
-        let mut builder = Builder::default();
+        let table = TableKey { backend: RuleEngine::Nft, family: TableFamily::Ip, name: "filter\u{1b}[2J".into() };
+        let mut builder = RulesetBuilder::default();
         let comment = Some("policy a/b".to_owned());
-        builder.rule(&table, "cali-x", Rule { ends: Ends::DROP, comment, ..Rule::default() });
+        builder.rule(&table, "cali-x", RuleEffect { terminals: Terminals::DROP, comment, ..RuleEffect::default() });
         Inventory {
             netns: Some(1),
-            nft: Known::Yes,
-            legacy: Known::No("Operation not permitted".into()),
+            nft: Readable::Yes,
+            legacy: Readable::No("Operation not permitted".into()),
             ruleset: builder.finish(),
-            queues: vec![Queue { number: 100, lost: 0 }],
+            queues: vec![NfQueue { number: 100, lost: 0 }],
             conntrack: false,
-            devices_known: Known::Yes,
+            devices_known: Readable::Yes,
             devices: vec![
                 Device { name: "ovs-system".into(), kind: "openvswitch".into(), ..Device::default() },
                 Device { name: "nk0".into(), kind: "netkit".into(), ..Device::default() },
@@ -245,12 +250,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_passed_over_in_silence() {
+    fn every_mechanism_is_reported() {
         let expected = |ovs| {
             [
                 ("nftables: ip filter\\u{1b}[2J (1 rules); chains of Calico (1)", Covered::Yes),
-                ("iptables-legacy: can't be read", Covered::Unknown),
-                ("1 rules say in a comment", Covered::Yes),
+                ("iptables-legacy: cannot be read", Covered::Unknown),
+                ("1 rules name their policy in a comment", Covered::Yes),
                 ("NFQUEUE with a listener: 100", Covered::Yes),
                 ("XDP in the driver of eth0", Covered::No),
                 ("netkit devices: 1", Covered::Partly),

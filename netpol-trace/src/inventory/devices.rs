@@ -2,11 +2,11 @@
 
 use std::io;
 
-use super::owner;
+use super::products;
 pub use crate::netlink::route::Xdp;
 use crate::netlink::route::{self, EGRESS, INGRESS, Link};
 
-/// One device that has something on it.
+/// A network device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Device {
     pub index: u32,
@@ -15,17 +15,17 @@ pub struct Device {
     pub kind: String,
     pub xdp: Option<Xdp>,
     pub clsact: bool,
-    /// Names of tc programs: below clsact, in TCX, and in netkit, for both of its ends.
+    /// Names of tc programs: below clsact, in TCX, and in netkit for both of its ends.
     pub programs: Vec<String>,
 }
 
 impl Device {
-    /// The CNI whose program sits here.
+    /// Returns the CNI whose program is on this device.
     pub fn cni(&self) -> Option<&'static str> {
-        self.programs.iter().find_map(|name| owner::of_program(name))
+        self.programs.iter().find_map(|name| products::of_program(name))
     }
 
-    /// Drops that happen here and that nobody can see.
+    /// Returns true if programs drop packets here before the kernel has them, so that the agent cannot see these drops.
     pub fn blind(&self) -> bool {
         match self.xdp {
             Some(Xdp::Native) => self.kind != "veth",
@@ -35,7 +35,7 @@ impl Device {
     }
 }
 
-/// Every device of this network namespace. `linked` names the programs of a device that netlink does not tell.
+/// Reads every device of this network namespace. `linked` returns the names of a device's programs that netlink does not list.
 pub fn read(linked: impl Fn(&str) -> Vec<String>) -> io::Result<Vec<Device>> {
     let clsact = route::clsact()?;
     let device = |Link { index, name, kind, xdp, .. }: Link| {

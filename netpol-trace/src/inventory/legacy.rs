@@ -1,14 +1,14 @@
-//! The tables of iptables-legacy and ip6tables-legacy, as `getsockopt` copies them out. Only tables that exist already
-//! are asked for: asking for another one would make it.
+//! The tables of iptables-legacy and ip6tables-legacy, as `getsockopt` returns them. Only tables that exist are requested: the request
+//! for another one would create it.
 //!
-//! Layouts are of linux/netfilter/x_tables.h, ip_tables.h and ip6_tables.h, for 64-bit kernels.
+//! The layouts are those of linux/netfilter/x_tables.h, ip_tables.h and ip6_tables.h, for 64-bit kernels.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::nft::{needs_conntrack, target};
-use super::ruleset::{Backend, Base, Builder, Ends, Rule, TableFamily, TableKey};
+use super::ruleset::{BaseChain, RuleEffect, RuleEngine, RulesetBuilder, TableFamily, TableKey, Terminals};
 use crate::model::Hook;
 use crate::netlink::text;
 
@@ -20,31 +20,31 @@ const NAME: usize = 32;
 /// `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`, the same for IPv6.
 const GET_INFO: i32 = 64;
 const GET_ENTRIES: i32 = 65;
-/// A larger table is not read: 64 MiB are about 300,000 rules.
+/// Largest table that is read: 64 MiB are about 300,000 rules.
 const MAX_TABLE: usize = 64 << 20;
 /// `struct xt_entry_match` and `xt_entry_target` up to their data: size, name, revision.
 const ITEM_HEADER: usize = 32;
-/// A table that is being replaced changes its size between the two questions.
+/// Attempts to read a table: its size changes if it is replaced between the two requests.
 const TRIES: usize = 4;
 
-/// How entries of one family look.
+/// The layout of the entries of one family.
 #[derive(Debug, Clone, Copy)]
-struct Layout {
+struct EntryLayout {
     family: TableFamily,
     target_offset: usize,
     next_offset: usize,
-    /// Where the matches begin.
+    /// Offset of the matches.
     matches: usize,
 }
 
-const IPV4: Layout = Layout { family: TableFamily::Ip, target_offset: 88, next_offset: 90, matches: 112 };
-const IPV6: Layout = Layout { family: TableFamily::Ip6, target_offset: 140, next_offset: 142, matches: 168 };
+const IPV4: EntryLayout = EntryLayout { family: TableFamily::Ip, target_offset: 88, next_offset: 90, matches: 112 };
+const IPV6: EntryLayout = EntryLayout { family: TableFamily::Ip6, target_offset: 140, next_offset: 142, matches: 168 };
 
 /// Reads every legacy table of this network namespace.
 ///
 /// # Errors
-/// The socket needs CAP_NET_RAW and the question CAP_NET_ADMIN.
-pub fn read(builder: &mut Builder) -> io::Result<()> {
+/// The socket needs CAP_NET_RAW and the request CAP_NET_ADMIN.
+pub fn read(builder: &mut RulesetBuilder) -> io::Result<()> {
     for (layout, names, domain, level) in [
         (IPV4, "/proc/thread-self/net/ip_tables_names", libc::AF_INET, libc::IPPROTO_IP),
         (IPV6, "/proc/thread-self/net/ip6_tables_names", libc::AF_INET6, libc::IPPROTO_IPV6),
@@ -74,7 +74,7 @@ fn socket(domain: i32) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: just opened, and nobody else's.
+    // SAFETY: the descriptor was just opened, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -85,7 +85,7 @@ fn table(socket: &OwnedFd, level: i32, name: &str) -> io::Result<(Vec<u8>, Vec<u
         get(socket, level, GET_INFO, &mut info)?;
         let size = word(&info, 80).unwrap_or(0) as usize;
         if size > MAX_TABLE {
-            return Err(io::Error::other(format!("table {name} has {size} octets")));
+            return Err(io::Error::other(format!("table {name} has {size} bytes")));
         }
         let mut entries = request(name, ENTRIES_HEADER + size)?;
         entries[NAME..NAME + 4].copy_from_slice(&(size as u32).to_ne_bytes());
@@ -100,30 +100,30 @@ fn table(socket: &OwnedFd, level: i32, name: &str) -> io::Result<(Vec<u8>, Vec<u
 
 fn request(name: &str, size: usize) -> io::Result<Vec<u8>> {
     let mut request = vec![0; size];
-    let place = request.get_mut(..name.len()).filter(|place| place.len() < NAME);
-    place.ok_or(io::ErrorKind::InvalidData)?.copy_from_slice(name.as_bytes());
+    let field = request.get_mut(..name.len()).filter(|field| field.len() < NAME);
+    field.ok_or(io::ErrorKind::InvalidData)?.copy_from_slice(name.as_bytes());
     Ok(request)
 }
 
 fn get(socket: &OwnedFd, level: i32, option: i32, buffer: &mut [u8]) -> io::Result<()> {
     let mut length = libc::socklen_t::try_from(buffer.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: the kernel writes at most `length` octets, which is what `buffer` has.
+    // SAFETY: the kernel writes at most `length` bytes, and `buffer` has as many.
     let done = unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, buffer.as_mut_ptr().cast(), &mut length) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// One entry on its way into the builder.
-struct Entry<'a> {
-    /// Octets from the start of the table.
+/// One entry of a table.
+struct TableEntry<'a> {
+    /// Offset from the start of the table.
     at: usize,
     bytes: &'a [u8],
     target: &'a [u8],
     target_name: String,
 }
 
-/// Reads the entries of one table; pure, total. Chains are runs of entries: the built-in ones begin at their hook's
-/// entry point, the others behind an `ERROR` target that holds their name.
-fn parse(builder: &mut Builder, layout: Layout, name: &str, info: &[u8], blob: &[u8]) {
+/// Parses the entries of one table; pure, total. A chain is a run of entries: a built-in chain begins at its hook's entry point, another
+/// one after an `ERROR` target that has its name.
+fn parse(builder: &mut RulesetBuilder, layout: EntryLayout, name: &str, info: &[u8], blob: &[u8]) {
     const HOOKS: [(&str, Hook); 5] = [
         ("PREROUTING", Hook::Prerouting),
         ("INPUT", Hook::Input),
@@ -131,14 +131,14 @@ fn parse(builder: &mut Builder, layout: Layout, name: &str, info: &[u8], blob: &
         ("OUTPUT", Hook::Output),
         ("POSTROUTING", Hook::Postrouting),
     ];
-    let table = TableKey { backend: Backend::Legacy, family: layout.family, name: name.to_owned() };
+    let table = TableKey { backend: RuleEngine::Legacy, family: layout.family, name: name.to_owned() };
     builder.table(&table);
     let valid = word(info, 32).unwrap_or(0);
     let hook_at = |base: usize, at: usize| {
         (0..5).find(|hook| valid >> hook & 1 == 1 && word(info, base + 4 * hook) == u32::try_from(at).ok())
     };
-    let entries: Vec<Entry<'_>> = Entries { layout, blob, at: 0 }.collect();
-    // A jump names the first entry of its chain: the one behind the header.
+    let entries: Vec<TableEntry<'_>> = TableEntries { layout, blob, at: 0 }.collect();
+    // A jump has the offset of its chain's first entry: the one after the `ERROR` target.
     let starts: std::collections::HashMap<usize, String> = entries
         .iter()
         .filter(|entry| entry.target_name == "ERROR")
@@ -149,23 +149,23 @@ fn parse(builder: &mut Builder, layout: Layout, name: &str, info: &[u8], blob: &
         if let Some(hook) = hook_at(36, entry.at) {
             let (name, hook) = HOOKS[hook];
             chain = name.to_owned();
-            builder.chain(&table, &chain, Some(Base { hook, priority: 0, policy_drops: false }));
+            builder.chain(&table, &chain, Some(BaseChain { hook, priority: 0, policy_drops: false }));
         }
         if entry.target_name == "ERROR" {
             chain = text(entry.target.get(ITEM_HEADER..).unwrap_or_default());
             continue;
         }
-        let mut rule = Rule {
+        let mut rule = RuleEffect {
             comment: comment(layout, entry),
-            ends: target(&entry.target_name),
+            terminals: target(&entry.target_name),
             conntrack: needs_conntrack(&entry.target_name)
                 || matches(layout, entry).any(|(name, _)| needs_conntrack(&name)),
-            ..Rule::default()
+            ..RuleEffect::default()
         };
         if entry.target_name.is_empty() {
             match word(entry.target, ITEM_HEADER).map(|verdict| verdict as i32) {
-                Some(-1) => rule.ends.add(Ends::DROP),
-                Some(-4) => rule.ends.add(Ends::QUEUE),
+                Some(-1) => rule.terminals.add(Terminals::DROP),
+                Some(-4) => rule.terminals.add(Terminals::QUEUE),
                 Some(to) if to >= 0 => rule.jumps.extend(starts.get(&(to as usize)).cloned()),
                 _ => {}
             }
@@ -175,35 +175,35 @@ fn parse(builder: &mut Builder, layout: Layout, name: &str, info: &[u8], blob: &
     }
 }
 
-struct Entries<'a> {
-    layout: Layout,
+struct TableEntries<'a> {
+    layout: EntryLayout,
     blob: &'a [u8],
     at: usize,
 }
 
-impl<'a> Iterator for Entries<'a> {
-    type Item = Entry<'a>;
+impl<'a> Iterator for TableEntries<'a> {
+    type Item = TableEntry<'a>;
 
-    fn next(&mut self) -> Option<Entry<'a>> {
+    fn next(&mut self) -> Option<TableEntry<'a>> {
         let rest = self.blob.get(self.at..)?;
         let next = usize::from(half(rest, self.layout.next_offset)?);
         let target_offset = usize::from(half(rest, self.layout.target_offset)?);
         // Anything shorter than its own header would make no progress.
         let bytes = rest.get(..next).filter(|bytes| bytes.len() > self.layout.matches)?;
         let target = bytes.get(target_offset..).filter(|target| target.len() >= ITEM_HEADER)?;
-        let entry = Entry { at: self.at, bytes, target, target_name: text(&target[2..31]) };
+        let entry = TableEntry { at: self.at, bytes, target, target_name: text(&target[2..31]) };
         self.at += next;
         Some(entry)
     }
 }
 
-/// The text of the entry's comment match, if it has one.
-fn comment(layout: Layout, entry: &Entry<'_>) -> Option<String> {
+/// Returns the text of the entry's comment match.
+fn comment(layout: EntryLayout, entry: &TableEntry<'_>) -> Option<String> {
     matches(layout, entry).find(|(name, _)| name == "comment").map(|(_, data)| text(data))
 }
 
-/// Name and data of each match of an entry.
-fn matches<'a>(layout: Layout, entry: &Entry<'a>) -> impl Iterator<Item = (String, &'a [u8])> {
+/// Returns name and data of each match of an entry.
+fn matches<'a>(layout: EntryLayout, entry: &TableEntry<'a>) -> impl Iterator<Item = (String, &'a [u8])> {
     let end = entry.bytes.len() - entry.target.len();
     let mut rest = entry.bytes.get(layout.matches..end).unwrap_or_default();
     std::iter::from_fn(move || {
@@ -239,7 +239,7 @@ mod tests {
         item
     }
 
-    fn entry(layout: Layout, matches: &[Vec<u8>], target: Vec<u8>) -> Vec<u8> {
+    fn entry(layout: EntryLayout, matches: &[Vec<u8>], target: Vec<u8>) -> Vec<u8> {
         let mut entry = vec![0; layout.matches];
         entry.extend(matches.concat());
         let target_offset = entry.len() as u16;
@@ -255,7 +255,7 @@ mod tests {
     }
 
     /// FORWARD: a jump to KUBE-POD-FW-X, policy ACCEPT; the chain rejects with a comment.
-    fn table(layout: Layout) -> (Vec<u8>, Vec<u8>) {
+    fn table(layout: EntryLayout) -> (Vec<u8>, Vec<u8>) {
         let policy = entry(layout, &[], standard(-2));
         let header = entry(layout, &[], item("ERROR", b"KUBE-POD-FW-X\0"));
         let jump_size = entry(layout, &[], standard(0)).len();
@@ -273,12 +273,12 @@ mod tests {
     fn chains_jumps_and_comments() {
         for layout in [IPV4, IPV6] {
             let (info, blob) = table(layout);
-            let mut builder = Builder::default();
+            let mut builder = RulesetBuilder::default();
             parse(&mut builder, layout, "filter", &info, &blob);
             let ruleset = builder.finish();
             let family = if layout.family == TableFamily::Ip { Family::Ipv4 } else { Family::Ipv6 };
-            let found = ruleset.at(Backend::Legacy, Some(Hook::Forward), family);
-            assert_eq!(found.ends(|_| false), Ends::REJECT, "{layout:?}");
+            let found = ruleset.at(RuleEngine::Legacy, Some(Hook::Forward), family);
+            assert_eq!(found.terminals(|_| false), Terminals::REJECT, "{layout:?}");
             assert!(found.has_policy());
             assert_eq!(ruleset.comments, ["rule to REJECT traffic by policy"]);
         }
@@ -286,20 +286,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damaged_tables_never_panic(v6: bool, places in proptest::collection::vec((0usize..2000, any::<u8>()), 0..8), cut in 0usize..900) {
+        fn damaged_tables_never_panic(v6: bool, changes in proptest::collection::vec((0usize..2000, any::<u8>()), 0..8), cut in 0usize..900) {
             let layout = if v6 { IPV6 } else { IPV4 };
             let (mut info, mut blob) = table(layout);
-            for (place, byte) in places {
-                if let Some(old) = blob.get_mut(place) { *old = byte; }
-                if let Some(old) = info.get_mut(place) { *old = byte; }
+            for (at, byte) in changes {
+                if let Some(old) = blob.get_mut(at) { *old = byte; }
+                if let Some(old) = info.get_mut(at) { *old = byte; }
             }
             blob.truncate(blob.len().saturating_sub(cut));
-            parse(&mut Builder::default(), layout, "filter", &info, &blob);
+            parse(&mut RulesetBuilder::default(), layout, "filter", &info, &blob);
         }
 
         #[test]
         fn arbitrary_tables_never_panic(info in proptest::collection::vec(any::<u8>(), 0..100), blob in proptest::collection::vec(any::<u8>(), 0..600)) {
-            parse(&mut Builder::default(), IPV4, "filter", &info, &blob);
+            parse(&mut RulesetBuilder::default(), IPV4, "filter", &info, &blob);
         }
     }
 }

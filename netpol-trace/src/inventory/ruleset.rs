@@ -1,26 +1,26 @@
-//! What rulesets can do to a packet, hook by hook: the graph of chains, walked from each hook. Pure.
+//! What rulesets can do with a packet at each hook: the graph of chains, walked from each base chain. Pure.
 //!
 //! ```text
-//! base chain (hook, family) ── jump, goto, verdict map ──> chain ──> … each with the ways its rules can end a packet
+//! base chain (hook, family) ── jump, goto, verdict map ──> chain ──> … each with the ways in which its rules end a packet
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::owner::{self, Owner};
+use super::products::ProductId;
 use crate::model::{Family, Hook};
 
-/// Chains kept. A node with kube-proxy and Calico and 10,000 services has some 60,000.
+/// Limit of chains. A node with kube-proxy and Calico and 10,000 services has some 60,000.
 pub const MAX_CHAINS: usize = 200_000;
-/// Jumps kept, over all chains.
+/// Limit of jumps in all chains together.
 const MAX_JUMPS: usize = 1_000_000;
-/// Policies whose names rule comments say, kept as examples.
+/// Limit of comments that are kept as examples.
 const MAX_COMMENTS: usize = 32;
-/// Octets of a comment that are kept: strangers write them.
+/// Bytes of a comment that are kept: it is untrusted input.
 const MAX_COMMENT: usize = 128;
 
-/// Which of netfilter's two rule engines.
+/// Netfilter's two rule engines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Backend {
+pub enum RuleEngine {
     /// nftables; iptables-nft is nftables too.
     Nft,
     Legacy,
@@ -28,18 +28,18 @@ pub enum Backend {
 
 /// The ways in which rules end a packet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ends {
+pub struct Terminals {
     pub drop: bool,
     pub reject: bool,
     pub queue: bool,
 }
 
-impl Ends {
-    pub const DROP: Ends = Ends { drop: true, reject: false, queue: false };
-    pub const REJECT: Ends = Ends { drop: false, reject: true, queue: false };
-    pub const QUEUE: Ends = Ends { drop: false, reject: false, queue: true };
+impl Terminals {
+    pub const DROP: Terminals = Terminals { drop: true, reject: false, queue: false };
+    pub const REJECT: Terminals = Terminals { drop: false, reject: true, queue: false };
+    pub const QUEUE: Terminals = Terminals { drop: false, reject: false, queue: true };
 
-    pub fn add(&mut self, other: Ends) {
+    pub fn add(&mut self, other: Terminals) {
         self.drop |= other.drop;
         self.reject |= other.reject;
         self.queue |= other.queue;
@@ -50,12 +50,12 @@ impl Ends {
     }
 }
 
-/// Where a base chain is hooked in.
+/// The hook of a base chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Base {
+pub struct BaseChain {
     pub hook: Hook,
     pub priority: i32,
-    /// What becomes of a packet that no rule ended.
+    /// The chain drops packets that no rule ended.
     pub policy_drops: bool,
 }
 
@@ -67,7 +67,7 @@ pub enum TableFamily {
     Inet,
     Bridge,
     Netdev,
-    /// ARP and what is yet to come: no IP packets.
+    /// ARP, and families that this program does not know: no IP packets.
     Other,
 }
 
@@ -96,60 +96,60 @@ impl TableFamily {
 /// A table by its engine, family and name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TableKey {
-    pub backend: Backend,
+    pub backend: RuleEngine,
     pub family: TableFamily,
     pub name: String,
 }
 
-/// What one rule does, as far as it matters here.
+/// What one rule can do with a packet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Rule {
-    pub ends: Ends,
-    /// Chains that it can send a packet to.
+pub struct RuleEffect {
+    pub terminals: Terminals,
+    /// Chains that the rule jumps to.
     pub jumps: Vec<String>,
-    /// Verdict maps that it looks up.
+    /// Verdict maps that the rule uses.
     pub maps: Vec<String>,
     pub comment: Option<String>,
-    /// The rule needs conntrack, so the kernel has conntrack's hooks at work in this network namespace.
+    /// The rule needs conntrack, so the kernel has registered conntrack's hooks in this network namespace.
     pub conntrack: bool,
 }
 
 #[derive(Debug, Default)]
 struct Chain {
-    base: Option<Base>,
-    ends: Ends,
+    base: Option<BaseChain>,
+    terminals: Terminals,
     rules: u64,
     jumps: BTreeSet<String>,
     maps: BTreeSet<String>,
 }
 
-/// A verdict map: what its elements can do.
+/// What the elements of a verdict map can do.
 #[derive(Debug, Default)]
 struct Map {
-    ends: Ends,
+    terminals: Terminals,
     jumps: BTreeSet<String>,
 }
 
-/// Collects tables, chains, rules and maps in any order; [`Builder::finish`] walks them.
+/// Collects tables, chains, rules and maps in any order; [`RulesetBuilder::finish`] walks them.
 #[derive(Debug, Default)]
-pub struct Builder {
-    tables: HashMap<TableKey, Table>,
+pub struct RulesetBuilder {
+    tables: HashMap<TableKey, TableContent>,
     chains: usize,
     jumps: usize,
     comments: BTreeSet<String>,
     commented: u64,
-    /// Something found no room: what is known is not all.
+    /// Something had no room, so the ruleset is not complete.
     full: bool,
     conntrack: bool,
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct TableContent {
     chains: HashMap<String, Chain>,
     maps: HashMap<String, Map>,
 }
 
-impl Builder {
+impl RulesetBuilder {
     pub fn table(&mut self, table: &TableKey) {
         self.tables.entry(table.clone()).or_default();
     }
@@ -166,13 +166,13 @@ impl Builder {
         Some(chains.entry(name.to_owned()).or_default())
     }
 
-    pub fn chain(&mut self, table: &TableKey, name: &str, base: Option<Base>) {
+    pub fn chain(&mut self, table: &TableKey, name: &str, base: Option<BaseChain>) {
         if let Some(chain) = self.chain_mut(table, name) {
             chain.base = base;
         }
     }
 
-    pub fn rule(&mut self, table: &TableKey, chain: &str, rule: Rule) {
+    pub fn rule(&mut self, table: &TableKey, chain: &str, rule: RuleEffect) {
         self.conntrack |= rule.conntrack;
         if let Some(comment) = rule.comment.as_deref().filter(|comment| names_policy(comment)) {
             self.commented += 1;
@@ -183,7 +183,7 @@ impl Builder {
         let room = MAX_JUMPS.saturating_sub(self.jumps);
         let Some(chain) = self.chain_mut(table, chain) else { return };
         chain.rules += 1;
-        chain.ends.add(rule.ends);
+        chain.terminals.add(rule.terminals);
         let before = chain.jumps.len() + chain.maps.len();
         let (jumps, maps) = (rule.jumps.len(), rule.maps.len());
         chain.jumps.extend(rule.jumps.into_iter().take(room));
@@ -193,11 +193,11 @@ impl Builder {
         self.full |= jumps + maps > room;
     }
 
-    /// One element of a verdict map.
-    pub fn element(&mut self, table: &TableKey, map: &str, ends: Ends, jump: Option<String>) {
+    /// Adds one element of a verdict map.
+    pub fn element(&mut self, table: &TableKey, map: &str, terminals: Terminals, jump: Option<String>) {
         let full = self.jumps >= MAX_JUMPS;
         let map = self.tables.entry(table.clone()).or_default().maps.entry(map.to_owned()).or_default();
-        map.ends.add(ends);
+        map.terminals.add(terminals);
         if let Some(jump) = jump {
             if full {
                 self.full = true;
@@ -207,7 +207,7 @@ impl Builder {
         }
     }
 
-    /// Says that something could not be read, so what is known is not all.
+    /// Notes that something could not be read, so the ruleset is not complete.
     pub fn incomplete(&mut self) {
         self.full = true;
     }
@@ -223,8 +223,8 @@ impl Builder {
         for (key, table) in self.tables {
             let rules = table.chains.values().map(|chain| chain.rules).sum();
             for (name, chain) in &table.chains {
-                if let Some(owner) = owner::of_chain(&key.name, name, key.backend == Backend::Nft) {
-                    *ruleset.owners.entry((owner, key.backend)).or_default() += 1;
+                if let Some(product) = ProductId::of_chain(&key.name, name, key.backend == RuleEngine::Nft) {
+                    *ruleset.products.entry((product, key.backend)).or_default() += 1;
                 }
                 if let Some(base) = chain.base {
                     walk(&key, &table, name, base, &mut ruleset.hooks);
@@ -236,111 +236,118 @@ impl Builder {
     }
 }
 
-/// Adds what a packet can meet from the base chain `name` on.
-fn walk(key: &TableKey, table: &Table, name: &str, base: Base, hooks: &mut HashMap<Place, ByOwner>) {
-    let mut found = ByOwner::default();
+/// Adds what the base chain `name`, and every chain that can be reached from it, can do.
+fn walk(
+    key: &TableKey,
+    table: &TableContent,
+    name: &str,
+    base: BaseChain,
+    hooks: &mut HashMap<HookPoint, TerminalsByProduct>,
+) {
+    let mut found = TerminalsByProduct::default();
     let mut seen: BTreeSet<&str> = BTreeSet::from([name]);
     let mut next = vec![name];
     while let Some(name) = next.pop() {
         let Some(chain) = table.chains.get(name) else { continue };
         let maps = chain.maps.iter().filter_map(|map| table.maps.get(map));
-        let mut ends = chain.ends;
-        maps.clone().for_each(|map| ends.add(map.ends));
-        if ends.any() {
-            let owner = owner::of_chain(&key.name, name, key.backend == Backend::Nft);
-            found.0.entry(owner).or_default().add(ends);
+        let mut terminals = chain.terminals;
+        maps.clone().for_each(|map| terminals.add(map.terminals));
+        if terminals.any() {
+            let product = ProductId::of_chain(&key.name, name, key.backend == RuleEngine::Nft);
+            found.0.entry(product).or_default().add(terminals);
         }
         let jumps = chain.jumps.iter().chain(maps.flat_map(|map| &map.jumps));
         next.extend(jumps.map(String::as_str).filter(|jump| seen.insert(jump)));
     }
     if base.policy_drops {
-        let owner = owner::of_chain(&key.name, name, key.backend == Backend::Nft);
-        found.0.entry(owner).or_default().add(Ends::DROP);
+        let product = ProductId::of_chain(&key.name, name, key.backend == RuleEngine::Nft);
+        found.0.entry(product).or_default().add(Terminals::DROP);
     }
     for family in [Family::Ipv4, Family::Ipv6].into_iter().filter(|family| key.family.sees(*family)) {
-        hooks.entry(Place { backend: key.backend, hook: base.hook, family }).or_default().add(&found);
+        hooks.entry(HookPoint { backend: key.backend, hook: base.hook, family }).or_default().add(&found);
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Place {
-    backend: Backend,
+struct HookPoint {
+    backend: RuleEngine,
     hook: Hook,
     family: Family,
 }
 
-/// The ways to end a packet, by who made the chain.
+/// The ways in which rules end a packet, by the product that made the chain; `None` for chains of no known product.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ByOwner(pub BTreeMap<Option<Owner>, Ends>);
+pub struct TerminalsByProduct(pub BTreeMap<Option<ProductId>, Terminals>);
 
-impl ByOwner {
-    pub fn add(&mut self, other: &ByOwner) {
-        for (owner, ends) in &other.0 {
-            self.0.entry(*owner).or_default().add(*ends);
+impl TerminalsByProduct {
+    pub fn add(&mut self, other: &TerminalsByProduct) {
+        for (product, terminals) in &other.0 {
+            self.0.entry(*product).or_default().add(*terminals);
         }
     }
 
-    /// All of them, less those of the owners that `without` names.
-    pub fn ends(&self, without: impl Fn(Option<Owner>) -> bool) -> Ends {
-        let mut all = Ends::default();
-        self.0.iter().filter(|(owner, _)| !without(**owner)).for_each(|(_, ends)| all.add(*ends));
+    /// Returns the ways in which rules end a packet, except those of products for which `without` is true.
+    pub fn terminals(&self, without: impl Fn(Option<ProductId>) -> bool) -> Terminals {
+        let mut all = Terminals::default();
+        self.0.iter().filter(|(product, _)| !without(**product)).for_each(|(_, terminals)| all.add(*terminals));
         all
     }
 
-    /// Whether a chain that enforces policies drops or rejects here.
+    /// Returns true if a chain of a policy enforcer drops or rejects here.
     pub fn has_policy(&self) -> bool {
-        self.policy().any(|ends| ends.drop || ends.reject)
+        self.policy().any(|terminals| terminals.drop || terminals.reject)
     }
 
-    /// Whether a chain that enforces policies asks a queue here.
+    /// Returns true if a chain of a policy enforcer sends packets to a queue here.
     pub fn has_policy_queue(&self) -> bool {
-        self.policy().any(|ends| ends.queue)
+        self.policy().any(|terminals| terminals.queue)
     }
 
-    fn policy(&self) -> impl Iterator<Item = &Ends> {
-        self.0.iter().filter(|(owner, _)| owner.is_some_and(Owner::is_policy)).map(|(_, ends)| ends)
+    fn policy(&self) -> impl Iterator<Item = &Terminals> {
+        self.0.iter().filter(|(product, _)| product.is_some_and(ProductId::is_enforcer)).map(|(_, terminals)| terminals)
     }
 }
 
 /// The rulesets of one network namespace.
 #[derive(Debug, Clone, Default)]
 pub struct Ruleset {
-    hooks: HashMap<Place, ByOwner>,
+    hooks: HashMap<HookPoint, TerminalsByProduct>,
     /// Tables with their number of rules.
     pub tables: BTreeMap<TableKey, u64>,
-    /// Chains by owner.
-    pub owners: BTreeMap<(Owner, Backend), u64>,
-    /// Comments of rules that speak of a policy: some of them, and how many there are.
+    /// Number of chains by product.
+    pub products: BTreeMap<(ProductId, RuleEngine), u64>,
+    /// Examples of rule comments that name a policy.
     pub comments: Vec<String>,
+    /// Number of rules with such a comment.
     pub commented: u64,
-    /// Nothing was left out for want of room or rights.
+    /// Nothing was left out for lack of room or permissions.
     pub complete: bool,
     /// A rule needs conntrack.
     pub conntrack: bool,
 }
 
 impl Ruleset {
-    /// What `backend` can do at `hook`; at any hook when that is unknown.
-    pub fn at(&self, backend: Backend, hook: Option<Hook>, family: Family) -> ByOwner {
-        let mut all = ByOwner::default();
-        for (place, ends) in &self.hooks {
+    /// Returns what the rules of `backend` can do at `hook`; at every hook if it is `None`.
+    pub fn at(&self, backend: RuleEngine, hook: Option<Hook>, family: Family) -> TerminalsByProduct {
+        let mut all = TerminalsByProduct::default();
+        for (point, terminals) in &self.hooks {
             let here = match hook {
                 None => true,
-                // br_netfilter shows bridged packets to the IP hooks too.
+                // With br_netfilter bridged packets pass the IP hooks too.
                 Some(Hook::Bridge) => {
-                    matches!(place.hook, Hook::Bridge | Hook::Forward | Hook::Prerouting | Hook::Postrouting)
+                    matches!(point.hook, Hook::Bridge | Hook::Forward | Hook::Prerouting | Hook::Postrouting)
                 }
-                Some(hook) => place.hook == hook,
+                Some(hook) => point.hook == hook,
             };
-            if here && place.backend == backend && place.family == family {
-                all.add(ends);
+            if here && point.backend == backend && point.family == family {
+                all.add(terminals);
             }
         }
         all
     }
 }
 
-/// Rule comments that say which policy they are of: kube-router's, Calico's, Weave's.
+/// Returns true if a rule's comment names its policy, as those of kube-router, Calico and Weave Net do.
 fn names_policy(comment: &str) -> bool {
     let comment = comment.to_ascii_lowercase();
     ["policy", "netpol", "knp.default", "network-policies"].iter().any(|word| comment.contains(word))
@@ -350,68 +357,78 @@ fn names_policy(comment: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn table(backend: Backend, family: TableFamily, name: &str) -> TableKey {
+    fn table(backend: RuleEngine, family: TableFamily, name: &str) -> TableKey {
         TableKey { backend, family, name: name.into() }
     }
 
-    fn base(hook: Hook) -> Option<Base> {
-        Some(Base { hook, priority: 0, policy_drops: false })
+    fn base(hook: Hook) -> Option<BaseChain> {
+        Some(BaseChain { hook, priority: 0, policy_drops: false })
     }
 
-    fn rule(ends: Ends, jumps: &[&str]) -> Rule {
-        Rule { ends, jumps: jumps.iter().map(|jump| (*jump).to_owned()).collect(), ..Rule::default() }
+    fn rule(terminals: Terminals, jumps: &[&str]) -> RuleEffect {
+        RuleEffect { terminals, jumps: jumps.iter().map(|jump| (*jump).to_owned()).collect(), ..RuleEffect::default() }
     }
 
     #[test]
     fn a_terminal_counts_where_its_chain_is_reached_from() {
-        let filter = table(Backend::Nft, TableFamily::Ip, "filter");
-        let mut builder = Builder::default();
+        let filter = table(RuleEngine::Nft, TableFamily::Ip, "filter");
+        let mut builder = RulesetBuilder::default();
         builder.chain(&filter, "FORWARD", base(Hook::Forward));
         builder.chain(&filter, "INPUT", base(Hook::Input));
         builder.chain(&filter, "cali-fw", None);
-        builder.rule(&filter, "FORWARD", rule(Ends::default(), &["cali-fw"]));
+        builder.rule(&filter, "FORWARD", rule(Terminals::default(), &["cali-fw"]));
         // A loop must not hang.
-        builder.rule(&filter, "cali-fw", rule(Ends::DROP, &["FORWARD", "cali-fw"]));
-        builder.rule(&filter, "INPUT", rule(Ends::REJECT, &[]));
+        builder.rule(&filter, "cali-fw", rule(Terminals::DROP, &["FORWARD", "cali-fw"]));
+        builder.rule(&filter, "INPUT", rule(Terminals::REJECT, &[]));
         let ruleset = builder.finish();
-        let at = |hook, family| ruleset.at(Backend::Nft, Some(hook), family);
-        assert_eq!(at(Hook::Forward, Family::Ipv4).ends(|_| false), Ends::DROP);
+        let at = |hook, family| ruleset.at(RuleEngine::Nft, Some(hook), family);
+        assert_eq!(at(Hook::Forward, Family::Ipv4).terminals(|_| false), Terminals::DROP);
         assert!(at(Hook::Forward, Family::Ipv4).has_policy());
-        assert_eq!(at(Hook::Input, Family::Ipv4).ends(|_| false), Ends::REJECT);
-        assert_eq!(at(Hook::Forward, Family::Ipv6).ends(|_| false), Ends::default(), "an ip table sees no IPv6");
-        assert_eq!(ruleset.at(Backend::Legacy, None, Family::Ipv4).ends(|_| false), Ends::default());
+        assert_eq!(at(Hook::Input, Family::Ipv4).terminals(|_| false), Terminals::REJECT);
+        assert_eq!(
+            at(Hook::Forward, Family::Ipv6).terminals(|_| false),
+            Terminals::default(),
+            "an ip table sees no IPv6"
+        );
+        assert_eq!(ruleset.at(RuleEngine::Legacy, None, Family::Ipv4).terminals(|_| false), Terminals::default());
     }
 
     #[test]
     fn a_verdict_map_jumps_too() {
-        let kindnet = table(Backend::Nft, TableFamily::Inet, "kindnet");
-        let mut builder = Builder::default();
-        builder.element(&kindnet, "map", Ends::default(), Some("deep".into()));
-        builder.rule(&kindnet, "deep", rule(Ends::QUEUE, &[]));
-        builder.rule(&kindnet, "start", Rule { maps: vec!["map".into()], ..Rule::default() });
+        let kindnet = table(RuleEngine::Nft, TableFamily::Inet, "kindnet");
+        let mut builder = RulesetBuilder::default();
+        builder.element(&kindnet, "map", Terminals::default(), Some("deep".into()));
+        builder.rule(&kindnet, "deep", rule(Terminals::QUEUE, &[]));
+        builder.rule(&kindnet, "start", RuleEffect { maps: vec!["map".into()], ..RuleEffect::default() });
         builder.chain(&kindnet, "start", base(Hook::Postrouting));
-        let found = builder.finish().at(Backend::Nft, Some(Hook::Postrouting), Family::Ipv6);
-        assert_eq!(found.0, BTreeMap::from([(Some(Owner::Policy("kindnet")), Ends::QUEUE)]));
+        let found = builder.finish().at(RuleEngine::Nft, Some(Hook::Postrouting), Family::Ipv6);
+        assert_eq!(
+            found.0.iter().map(|(product, terminals)| (product.map(ProductId::name), *terminals)).collect::<Vec<_>>(),
+            [(Some("kindnet"), Terminals::QUEUE)]
+        );
     }
 
     #[test]
     fn a_chains_policy_is_a_terminal() {
-        let filter = table(Backend::Legacy, TableFamily::Ip, "filter");
-        let mut builder = Builder::default();
-        builder.chain(&filter, "INPUT", Some(Base { hook: Hook::Input, priority: 0, policy_drops: true }));
+        let filter = table(RuleEngine::Legacy, TableFamily::Ip, "filter");
+        let mut builder = RulesetBuilder::default();
+        builder.chain(&filter, "INPUT", Some(BaseChain { hook: Hook::Input, priority: 0, policy_drops: true }));
         let ruleset = builder.finish();
-        assert_eq!(ruleset.at(Backend::Legacy, Some(Hook::Input), Family::Ipv4).ends(|_| false), Ends::DROP);
+        assert_eq!(
+            ruleset.at(RuleEngine::Legacy, Some(Hook::Input), Family::Ipv4).terminals(|_| false),
+            Terminals::DROP
+        );
     }
 
     #[test]
     fn kube_proxys_terminals_can_be_left_out() {
-        let filter = table(Backend::Legacy, TableFamily::Ip, "filter");
-        let mut builder = Builder::default();
+        let filter = table(RuleEngine::Legacy, TableFamily::Ip, "filter");
+        let mut builder = RulesetBuilder::default();
         builder.chain(&filter, "FORWARD", base(Hook::Forward));
-        builder.rule(&filter, "FORWARD", rule(Ends::default(), &["KUBE-SERVICES", "KUBE-POD-FW-X"]));
-        builder.rule(&filter, "KUBE-SERVICES", rule(Ends::DROP, &[]));
-        builder.rule(&filter, "KUBE-POD-FW-X", rule(Ends::REJECT, &[]));
-        let found = builder.finish().at(Backend::Legacy, Some(Hook::Forward), Family::Ipv4);
-        assert_eq!(found.ends(|owner| owner == Some(Owner::KubeProxy)), Ends::REJECT);
+        builder.rule(&filter, "FORWARD", rule(Terminals::default(), &["KUBE-SERVICES", "KUBE-POD-FW-X"]));
+        builder.rule(&filter, "KUBE-SERVICES", rule(Terminals::DROP, &[]));
+        builder.rule(&filter, "KUBE-POD-FW-X", rule(Terminals::REJECT, &[]));
+        let found = builder.finish().at(RuleEngine::Legacy, Some(Hook::Forward), Family::Ipv4);
+        assert_eq!(found.terminals(|product| product.map(ProductId::name) == Some("kube-proxy")), Terminals::REJECT);
     }
 }

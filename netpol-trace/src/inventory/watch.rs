@@ -1,10 +1,10 @@
-//! Keeps the inventory up to date: anew when nftables or a device says that it changed, and every few seconds for
-//! what tells nobody (legacy tables, TCX, queues).
+//! Keeps the inventory up to date: reads it again when nftables or a device sends a notification, and every few seconds because legacy
+//! tables, TCX and queues send none.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,53 +12,54 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
 use super::{Inventory, nft_loaded};
+use crate::lock::IgnorePoison;
 use crate::netlink;
 use crate::netlink::route::{RTNLGRP_LINK, RTNLGRP_TC};
 
 /// `NFNLGRP_NFTABLES`.
 const GROUP_NFTABLES: u32 = 7;
-/// What tells nobody of its changes is looked at this often.
+/// Period of reading what sends no notification.
 const POLL: Duration = Duration::from_secs(10);
-/// After a change others often follow.
-const SETTLE: Duration = Duration::from_millis(50);
-/// Reading takes at most one part in so many of the time.
+/// Wait after a notification: more changes often follow.
+const QUIET_TIME: Duration = Duration::from_millis(50);
+/// The thread reads for at most 1/20 of the time.
 const SHARE: u32 = 20;
-/// How long a stop may go unnoticed.
+/// Wait for notifications. The thread notices a stop this late.
 const WAIT: Duration = Duration::from_millis(200);
 
-/// The inventory as of now, from a thread of its own.
+/// The current inventory, which a thread keeps up to date.
 #[derive(Debug)]
-pub struct Watcher {
-    shared: Arc<Inner>,
+pub struct InventoryWatcher {
+    shared: Arc<WatcherState>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct WatcherState {
     current: RwLock<Arc<Inventory>>,
     /// nftables has changed since `current` was read.
     outdated: AtomicBool,
     stop: AtomicBool,
 }
 
-impl Watcher {
-    /// Reads once, then follows. `linked` names the programs of a device that netlink does not tell.
-    pub fn start(linked: impl Fn(&str) -> Vec<String> + Send + 'static) -> Watcher {
-        // Listen first: what changes while the rulesets are read must not go unnoticed.
+impl InventoryWatcher {
+    /// Reads the inventory and starts the thread. `linked` returns the names of a device's programs that netlink does not list.
+    pub fn start(linked: impl Fn(&str) -> Vec<String> + Send + 'static) -> InventoryWatcher {
+        // Subscribes before it reads, so that no change while the rulesets are read goes unnoticed.
         let listeners = Listeners::open();
         let started = Instant::now();
         let current = RwLock::new(Arc::new(Inventory::read(&linked)));
         let took = started.elapsed();
-        let shared = Arc::new(Inner { current, outdated: AtomicBool::new(false), stop: AtomicBool::new(false) });
+        let shared = Arc::new(WatcherState { current, outdated: AtomicBool::new(false), stop: AtomicBool::new(false) });
         let thread = std::thread::Builder::new().name("inventory".into()).spawn({
             let shared = shared.clone();
             move || follow(&shared, listeners, took, linked)
         });
         let thread = thread.inspect_err(|error| tracing::warn!(%error, "the rulesets are read only once")).ok();
-        Watcher { shared, thread }
+        InventoryWatcher { shared, thread }
     }
 
-    /// What is there now; `None` while a change that was announced is not yet read.
+    /// Returns the inventory; `None` while it lacks a change that nftables has reported.
     pub fn current(&self) -> Option<Arc<Inventory>> {
         if self.shared.outdated.load(Ordering::Acquire) {
             return None;
@@ -66,20 +67,20 @@ impl Watcher {
         Some(self.latest())
     }
 
-    /// What was read last.
+    /// Returns the inventory as it was last read.
     pub fn latest(&self) -> Arc<Inventory> {
-        self.shared.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.current.read().ignore_poison().clone()
     }
 }
 
-impl Drop for Watcher {
+impl Drop for InventoryWatcher {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
-/// The sockets that hear of changes; one is missing where nftables is not loaded yet, or a right is missing.
+/// The sockets for notifications. One is `None` while nftables is not loaded or without the permission.
 struct Listeners {
     nft: Option<Socket>,
     route: Option<Socket>,
@@ -87,9 +88,9 @@ struct Listeners {
 
 impl Listeners {
     fn open() -> Listeners {
-        let log = |error: &io::Error| tracing::debug!(%error, "no notice of changes: rulesets are polled");
+        let log = |error: &io::Error| tracing::debug!(%error, "no notifications of changes: rulesets are polled");
         Listeners {
-            // Joining the group would load nf_tables.
+            // To join the group would load nf_tables.
             nft: nft_loaded()
                 .then(|| netlink::listen(NETLINK_NETFILTER, &[GROUP_NFTABLES]).inspect_err(log).ok())
                 .flatten(),
@@ -97,7 +98,7 @@ impl Listeners {
         }
     }
 
-    /// Waits for either to be readable.
+    /// Waits until one of the sockets is readable.
     fn wait(&self, at_most: Duration) {
         let mut fds: Vec<libc::pollfd> = [&self.nft, &self.route]
             .into_iter()
@@ -109,33 +110,33 @@ impl Listeners {
     }
 }
 
-fn follow(shared: &Inner, mut listeners: Listeners, mut took: Duration, linked: impl Fn(&str) -> Vec<String>) {
+fn follow(shared: &WatcherState, mut listeners: Listeners, mut took: Duration, linked: impl Fn(&str) -> Vec<String>) {
     let mut read_at = Instant::now();
-    // The first change that is not read yet.
+    // Time of the first change that has not been read.
     let mut changed: Option<Instant> = None;
     while !shared.stop.load(Ordering::Acquire) {
-        listeners.wait(if changed.is_some() { SETTLE } else { WAIT });
-        let mut heard = listeners.route.as_ref().is_some_and(netlink::drain);
+        listeners.wait(if changed.is_some() { QUIET_TIME } else { WAIT });
+        let mut notified = listeners.route.as_ref().is_some_and(netlink::drain);
         if listeners.nft.as_ref().is_some_and(netlink::drain) {
             shared.outdated.store(true, Ordering::Release);
-            heard = true;
+            notified = true;
         }
         if listeners.nft.is_none() && nft_loaded() {
             listeners = Listeners::open();
-            heard |= listeners.nft.is_some();
+            notified |= listeners.nft.is_some();
         }
-        if heard {
+        if notified {
             changed = changed.or(Some(Instant::now()));
         }
         let now = Instant::now();
         let rested = now.duration_since(read_at) >= took * SHARE;
-        let settled = changed.is_some_and(|at| now.duration_since(at) >= SETTLE);
-        if rested && (settled || now.duration_since(read_at) >= POLL) {
+        let quiet = changed.is_some_and(|at| now.duration_since(at) >= QUIET_TIME);
+        if rested && (quiet || now.duration_since(read_at) >= POLL) {
             let fresh = Arc::new(Inventory::read(&linked));
-            *shared.current.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+            *shared.current.write().ignore_poison() = fresh;
             read_at = Instant::now();
             took = read_at.duration_since(now);
-            // What came while it was read may or may not be in it.
+            // A change that came during the reading may be missing in it.
             let again = listeners.nft.as_ref().is_some_and(netlink::drain);
             changed = again.then_some(read_at);
             shared.outdated.store(again, Ordering::Release);

@@ -1,4 +1,4 @@
-//! The few calls of bpf(2) that aya has no form for.
+//! Calls of bpf(2) for which aya has no function.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -14,22 +14,22 @@ const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 const BPF_NETKIT_PRIMARY: u32 = 54;
 const BPF_NETKIT_PEER: u32 = 55;
 
-/// SAFETY: `attr` is a member of union bpf_attr that fits `command`, and what it points to is as long as it says.
+/// SAFETY: `attr` must be the member of union bpf_attr for `command`, and its pointers must be valid for its lengths.
 unsafe fn bpf<A>(command: libc::c_long, attr: &mut A) -> io::Result<libc::c_long> {
     // SAFETY: the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<A>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Takes every entry out of a hash map that nobody else touches meanwhile, many at a time (from 5.6).
+/// Takes every entry out of a hash map that no program uses meanwhile, in batches (from 5.6).
 ///
 /// # Errors
-/// What the kernel said; what came before it has been taken.
+/// The kernel's error. Entries of earlier batches have been taken.
 pub fn take_all<K: Copy + Default, V: Copy + Default>(
     map: BorrowedFd<'_>,
     mut take: impl FnMut(&K, &V),
 ) -> io::Result<()> {
-    /// More than a bucket of a hash map ever holds, or the call fails.
+    /// More than a bucket of a hash map ever holds: otherwise the call fails.
     const BATCH: usize = 1024;
     #[repr(C)]
     struct Attr {
@@ -58,7 +58,7 @@ pub fn take_all<K: Copy + Default, V: Copy + Default>(
         };
         // SAFETY: the batch member; both arrays hold `count` entries of plain words, and the tokens of a hash map are u32.
         let result = unsafe { bpf(BPF_MAP_LOOKUP_AND_DELETE_BATCH, &mut attr) };
-        // ENOENT: that was the last of it.
+        // ENOENT marks the last batch.
         let end = result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOENT));
         if result.is_ok() || end {
             let count = attr.count as usize;
@@ -82,15 +82,15 @@ struct Element {
     flags: u64,
 }
 
-/// Writes an entry of an array map whose values are `V`, a plain one.
+/// Writes an entry of an array map with values of type `V`.
 pub fn set<V: Copy>(map: BorrowedFd<'_>, at: u32, value: &V) -> io::Result<()> {
     let (key, value) = (&raw const at as u64, std::ptr::from_ref(value) as u64);
     let mut attr = Element { map: map.as_raw_fd() as u32, pad: 0, key, value, flags: 0 };
-    // SAFETY: the map was made for such keys and values.
+    // SAFETY: callers pass a map with keys and values of these types.
     unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
-/// Reads an entry of an array map whose values are `V`, a plain one.
+/// Reads an entry of an array map with values of type `V`.
 pub fn get<V: Copy + Default>(map: BorrowedFd<'_>, at: u32) -> io::Result<V> {
     let mut found = V::default();
     let (key, value) = (&raw const at as u64, &raw mut found as u64);
@@ -99,12 +99,12 @@ pub fn get<V: Copy + Default>(map: BorrowedFd<'_>, at: u32) -> io::Result<V> {
     unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) }.map(|_| found)
 }
 
-/// Names of the programs on both ends of a netkit pair (from 6.7), given the host's end.
+/// Names of the programs on both ends of a netkit pair (from 6.7). `index` is the host's end.
 ///
 /// # Errors
-/// It is no netkit device, or the pod's end; the kernel has none; permission is missing.
+/// The device is not the host's end of a netkit pair; the kernel has no netkit; permission is missing.
 pub fn netkit_programs(index: u32) -> io::Result<Vec<String>> {
-    /// More than one device ever has.
+    /// More programs than a device ever has.
     const MOST: usize = 64;
     #[repr(C)]
     struct Query {
@@ -138,14 +138,14 @@ pub fn netkit_programs(index: u32) -> io::Result<Vec<String>> {
         };
         // SAFETY: the query member; `ids` has room for `count`.
         unsafe { bpf(BPF_PROG_QUERY, &mut query) }?;
-        // One that has gone since has no name.
+        // A program that was removed meanwhile has no name.
         names.extend(ids.iter().take(query.count as usize).filter_map(|id| program_name(*id).ok()));
     }
     Ok(names)
 }
 
 fn program_name(id: u32) -> io::Result<String> {
-    /// Where `struct bpf_prog_info` has the name, and as much of it as holds that.
+    /// The position of the name in `struct bpf_prog_info`.
     const NAME: std::ops::Range<usize> = 64..80;
     #[repr(C)]
     struct Id {
@@ -161,29 +161,29 @@ fn program_name(id: u32) -> io::Result<String> {
     }
     // SAFETY: the member for ids, without pointers.
     let fd = unsafe { bpf(BPF_PROG_GET_FD_BY_ID, &mut Id { id, next: 0, flags: 0 }) }?;
-    // SAFETY: a descriptor that was just made and that nobody else knows.
+    // SAFETY: a new descriptor that nothing else owns.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
     let mut info = [0u64; NAME.end / 8];
     let mut attr = Info { program: fd.as_raw_fd() as u32, length: NAME.end as u32, info: info.as_mut_ptr() as u64 };
-    // SAFETY: the info member; the kernel writes at most `length` octets.
+    // SAFETY: the info member; the kernel writes at most `length` bytes.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
-    let octets: Vec<u8> = info.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    let name = octets[NAME].split(|octet| *octet == 0).next().unwrap_or_default();
+    let bytes: Vec<u8> = info.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let name = bytes[NAME].split(|byte| *byte == 0).next().unwrap_or_default();
     Ok(String::from_utf8_lossy(name).into_owned())
 }
 
-/// Waits until every program that is running now has ended.
+/// Waits for an RCU grace period: until every program that is running now has ended.
 ///
-/// The kernel does so whenever a map of maps changes, so that whoever changed it may then read the old inner map. membarrier(2)
-/// would do too, but not on kernels with `nohz_full`.
+/// The kernel waits for one whenever a map of maps is updated, so that the old inner map can be read afterwards. membarrier(2) fails on
+/// kernels with `nohz_full`.
 #[derive(Debug)]
-pub struct Grace {
+pub struct GracePeriod {
     outer: OwnedFd,
 }
 
-impl Grace {
-    /// `inner`: any array map, to have something to put in.
-    pub fn new(inner: BorrowedFd<'_>) -> io::Result<Grace> {
+impl GracePeriod {
+    /// `inner` is any array map.
+    pub fn new(inner: BorrowedFd<'_>) -> io::Result<GracePeriod> {
         #[repr(C)]
         struct Attr {
             map_type: u32,
@@ -204,8 +204,8 @@ impl Grace {
         };
         // SAFETY: the map-create member, up to `inner_map_fd`.
         let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attr) }?;
-        // SAFETY: a descriptor that was just made and that nobody else knows.
-        Ok(Grace { outer: unsafe { OwnedFd::from_raw_fd(fd as i32) } })
+        // SAFETY: a new descriptor that nothing else owns.
+        Ok(GracePeriod { outer: unsafe { OwnedFd::from_raw_fd(fd as i32) } })
     }
 
     pub fn wait(&self, inner: BorrowedFd<'_>) -> io::Result<()> {

@@ -1,5 +1,5 @@
-//! A reader for the kernel's type information: where a field lies, what an enumerator is worth, how many arguments a
-//! tracepoint has. aya keeps its own parser's types to itself, so this reads the few things we ask.
+//! Reads the kernel's type information: offsets of fields, values of enumerators, argument counts of tracepoints. The types of aya's own
+//! parser are private.
 //!
 //! Format: Documentation/bpf/btf.rst. The blob comes from the kernel, yet every access is checked.
 
@@ -9,7 +9,7 @@ use std::collections::HashMap;
 #[derive(Debug)]
 pub struct Btf<'a> {
     strings: &'a [u8],
-    /// Offset of each type's 12-octet header in `types`; id 1 first.
+    /// Offset of each type's 12-byte header in `types`; id 1 first.
     starts: Vec<u32>,
     types: &'a [u8],
     /// Structs, unions, enums and typedefs by (kind, name); the first of a name wins, as in the kernel.
@@ -18,7 +18,7 @@ pub struct Btf<'a> {
 
 #[derive(Debug, thiserror::Error)]
 pub enum BtfError {
-    #[error("the kernel's BTF is damaged at octet {0}")]
+    #[error("the kernel's BTF is damaged at byte {0}")]
     Damaged(usize),
     #[error("the kernel's BTF has no {0}")]
     Missing(String),
@@ -44,12 +44,12 @@ const PTR: u32 = 2;
 const FWD: u32 = 7;
 const FUNC: u32 = 12;
 
-/// Unions and structs without a name can nest; deeper than this is damage.
+/// The deepest nesting of unnamed unions and structs; a deeper one is damage.
 const MAX_DEPTH: u32 = 8;
 
 struct Type {
     kind: u32,
-    /// The kind_flag: member offsets carry a bitfield size.
+    /// The kind_flag: member offsets have a bitfield size.
     flag: bool,
     count: u32,
     /// `size` or `type`, by kind.
@@ -141,7 +141,7 @@ impl<'a> Btf<'a> {
         Err(BtfError::Damaged(id as usize))
     }
 
-    /// Offset in octets of `path` (`nd_net.net`) in `struct name`. Members of unnamed structs and unions count as the outer
+    /// Offset in bytes of `path` (`nd_net.net`) in `struct name`. Members of unnamed structs and unions count as the outer
     /// one's own. Bit fields have no such offset.
     pub fn offset_of(&self, name: &str, path: &str) -> Result<u32, BtfError> {
         let mut id = self.find(STRUCT, name)?;
@@ -153,12 +153,12 @@ impl<'a> Btf<'a> {
             id = member;
         }
         if offset % 8 != 0 {
-            return Err(BtfError::Missing(format!("octet offset of {name}.{path}")));
+            return Err(BtfError::Missing(format!("byte offset of {name}.{path}")));
         }
         Ok(offset / 8)
     }
 
-    /// Offset in bits and type of a member; array types stand for their element.
+    /// Offset in bits and type of a member; an array type counts as its element's type.
     fn member(&self, id: u32, name: &[u8], depth: u32) -> Result<Option<(u32, u32)>, BtfError> {
         let (_, mut found) = self.resolve(id)?;
         if found.kind == ARRAY {
@@ -197,8 +197,8 @@ impl<'a> Btf<'a> {
             .collect()
     }
 
-    /// The same types by number, of which only the tracepoints and functions with these names are anything. A loader that looks
-    /// for them has nothing else to read and to keep.
+    /// A smaller blob in which only these tracepoints and functions are left, with their ids; other types are empty. It saves aya the time and
+    /// memory for the rest.
     pub fn only(&self, tracepoints: &[&str], functions: &[&str]) -> Result<Vec<u8>, BtfError> {
         let (mut types, mut strings) = (Vec::new(), vec![0]);
         for at in &self.starts {
@@ -224,7 +224,7 @@ impl<'a> Btf<'a> {
         Ok([header.map(u32::to_ne_bytes).as_flattened(), &types, &strings].concat())
     }
 
-    /// How many arguments the tracepoint `name` has, without the kernel's own first one.
+    /// The number of arguments of the tracepoint `name`, without the kernel's internal first one.
     pub fn tracepoint_arguments(&self, name: &str) -> Result<u32, BtfError> {
         let typedef = self.get(self.find(TYPEDEF, &format!("btf_trace_{name}"))?)?;
         let (_, pointer) = self.resolve(typedef.size_or_type)?;
@@ -244,23 +244,24 @@ fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
+/// Requires the running kernel's BTF, for tests.
+#[cfg(test)]
+pub fn vmlinux() -> anyhow::Result<Vec<u8>> {
+    let path = "/sys/kernel/btf/vmlinux";
+    std::fs::read(path).map_err(|error| crate::skip::missing(format!("this kernel's BTF, {path}: {error}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use aya_obj::btf::BtfKind;
     use proptest::prelude::*;
 
-    fn vmlinux() -> Option<Vec<u8>> {
-        let blob = std::fs::read("/sys/kernel/btf/vmlinux").ok();
-        if blob.is_none() {
-            eprintln!("skipped: this kernel has no /sys/kernel/btf/vmlinux");
-        }
-        blob
-    }
+    use crate::require;
 
     #[test]
     fn finds_fields_through_unnamed_unions() {
-        let Some(blob) = vmlinux() else { return };
+        let blob = require!(vmlinux());
         let btf = Btf::parse(&blob).unwrap();
         let head = btf.offset_of("sk_buff", "head").unwrap();
         assert_eq!(btf.offset_of("sk_buff", "data").unwrap(), head + 8);
@@ -269,10 +270,10 @@ mod tests {
         assert!(btf.offset_of("sk_buff", "no_such_field").is_err());
     }
 
-    /// aya finds the same numbers in what is left.
+    /// aya finds the same ids in the smaller blob.
     #[test]
-    fn what_is_left_keeps_its_number() {
-        let Some(blob) = vmlinux() else { return };
+    fn the_smaller_blob_keeps_ids() {
+        let blob = require!(vmlinux());
         let whole = aya::Btf::parse(&blob, Default::default()).unwrap();
         let left = Btf::parse(&blob).unwrap().only(&["kfree_skb"], &["icmp6_send"]).unwrap();
         assert!(left.len() < blob.len() / 2);
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn reads_enumerators_and_prototypes() {
-        let Some(blob) = vmlinux() else { return };
+        let blob = require!(vmlinux());
         let btf = Btf::parse(&blob).unwrap();
         assert!((2..=4).contains(&btf.tracepoint_arguments("kfree_skb").unwrap()));
         if let Ok(reasons) = btf.enumerators("skb_drop_reason") {

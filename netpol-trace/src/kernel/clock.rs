@@ -1,12 +1,12 @@
-//! The kernel stamps with CLOCK_MONOTONIC; records carry wall-clock time.
+//! Converts CLOCK_MONOTONIC, which the programs use, to wall-clock time for records.
 
 use jiff::Timestamp;
 
-/// The difference between the two clocks, as last measured.
+/// The measured difference between the two clocks.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
-    /// Wall clock minus monotonic: whole seconds, and ns from 0 on. Apart, since a division of 128 bits costs more than all else
-    /// that is done with a stamp.
+    /// Wall clock minus monotonic clock: whole seconds, and nanoseconds from 0 on. Two fields, because a 128-bit division would cost more than
+    /// the rest of the conversion.
     seconds: i64,
     nanoseconds: i64,
 }
@@ -14,9 +14,9 @@ pub struct Clock {
 const SECOND: i64 = 1_000_000_000;
 
 impl Clock {
-    /// Measures now. The wall clock may be stepped: measure again every second or so.
+    /// Measures the difference. Measure again every second or so, because the wall clock may be stepped.
     pub fn now() -> Clock {
-        // Three tries; the tightest bracket has the least scheduling in it.
+        // Of three measurements, the one with the least delay is the most precise.
         let best = (0..3)
             .map(|_| {
                 let before = monotonic();
@@ -35,7 +35,7 @@ impl Clock {
 
     /// Wall-clock time of a monotonic stamp.
     pub fn wall(&self, monotonic_ns: u64) -> Timestamp {
-        // Both parts of it are far from the ends of an i64.
+        // Both parts are far from the limits of an i64.
         let (seconds, nanoseconds) = ((monotonic_ns / SECOND as u64) as i64, (monotonic_ns % SECOND as u64) as i64);
         let nanoseconds = nanoseconds + self.nanoseconds;
         let seconds = seconds.saturating_add(self.seconds).saturating_add(nanoseconds / SECOND);
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_carry() {
+    fn nanoseconds_overflow_into_seconds() {
         let clock = Clock { seconds: 1_700_000_000, nanoseconds: 999_999_999 };
         let wall = |stamp| clock.wall(stamp).as_nanosecond();
         let offset = 1_700_000_000_999_999_999;

@@ -1,4 +1,4 @@
-//! The kernel's side of the books: per-CPU counters of the programs, summed.
+//! The kernel's part of packet accounting: the programs' per-CPU counters, summed.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
@@ -6,83 +6,87 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use aya::maps::{Array, MapData};
-use netpol_trace_common::{Counters as Raw, PerCpu, REASONS};
+use netpol_trace_common::{DropCounters, PerCpu, REASONS};
 
-use super::carry::Carry;
+use super::handover::Handover;
 use super::object::PerCpuPod;
 use crate::model::KernelTotals;
 
-/// Reads the counters; cheap enough for once a second.
-pub struct Counters {
+/// Reads the counters; cheap enough to call once a second.
+pub struct KernelCounters {
     per_cpu: Array<MapData, PerCpuPod>,
-    /// The attached program: the kernel counts its recursion misses.
+    /// The attached program, whose recursion misses the kernel counts.
     program: aya::programs::ProgramFd,
-    /// Reasons left to `--all-drops`, with their names: seen and counted, not recorded.
+    /// Reasons that only `--all-drops` records, with their names.
     unrecorded: Vec<(u32, String)>,
-    /// What the runs before counted and told, in the same maps.
-    base: Base,
-    /// The last word, when the programs go on without the agent.
-    closed: OnceLock<Raw>,
+    /// Counts of earlier agents in the same maps.
+    baseline: Baseline,
+    /// The final counts of this agent, when the programs go on without it.
+    closed: OnceLock<DropCounters>,
 }
 
-/// What is not this run's to tell.
+/// Counts that earlier agents reported.
 #[derive(Debug, Clone)]
-pub(super) struct Base {
-    pub(super) counters: Raw,
+pub(super) struct Baseline {
+    pub(super) counters: DropCounters,
     seen: [u64; REASONS],
     recursion_misses: u64,
 }
 
-impl Default for Base {
-    fn default() -> Base {
-        Base { counters: Raw::default(), seen: [0; REASONS], recursion_misses: 0 }
+impl Default for Baseline {
+    fn default() -> Baseline {
+        Baseline { counters: DropCounters::default(), seen: [0; REASONS], recursion_misses: 0 }
     }
 }
 
-/// The books, and what was seen but not asked for.
+/// The counters at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Reading {
+pub struct CounterReading {
     pub totals: KernelTotals,
-    /// Drops for other reasons than policy, counted in the kernel only, by reason.
+    /// Drops for reasons that only `--all-drops` records, by reason.
     pub not_recorded: BTreeMap<String, u64>,
 }
 
-impl Counters {
+impl KernelCounters {
     pub(super) fn new(
         per_cpu: Array<MapData, PerCpuPod>,
         program: aya::programs::ProgramFd,
         unrecorded: Vec<(u32, String)>,
-    ) -> Counters {
-        Counters { per_cpu, program, unrecorded, base: Base::default(), closed: OnceLock::new() }
+    ) -> KernelCounters {
+        KernelCounters { per_cpu, program, unrecorded, baseline: Baseline::default(), closed: OnceLock::new() }
     }
 
-    /// Leaves out what the runs before told: `carry` says how far they came.
-    pub(super) fn since(mut self, carry: &Carry) -> Result<Counters, aya::maps::MapError> {
+    /// Subtracts the counts that earlier agents reported, according to `handover`.
+    pub(super) fn since(mut self, handover: &Handover) -> Result<KernelCounters, aya::maps::MapError> {
         let (emitted, aggregated) =
-            (carry.emitted().load(Ordering::Acquire), carry.aggregated().load(Ordering::Acquire));
-        let lost_ring = carry.lost().load(Ordering::Acquire);
-        let counters = Raw { matched: emitted + aggregated + lost_ring, emitted, aggregated, lost_ring };
+            (handover.emitted().load(Ordering::Acquire), handover.aggregated().load(Ordering::Acquire));
+        let lost_ring = handover.lost().load(Ordering::Acquire);
+        let counters = DropCounters { matched: emitted + aggregated + lost_ring, emitted, aggregated, lost_ring };
         let (_, seen) = self.sum()?;
-        self.base = Base { counters, seen, recursion_misses: self.recursion_misses() };
+        self.baseline = Baseline { counters, seen, recursion_misses: self.recursion_misses() };
         Ok(self)
     }
 
-    /// From now on says what had been taken out of the kernel at this moment: what the programs count further on is for the next
-    /// agent.
-    pub fn close(&self, carry: &Carry) {
+    /// Fixes the counts at what this agent has read from the kernel: the programs go on counting for the next agent.
+    pub fn close(&self, handover: &Handover) {
         let (emitted, aggregated) =
-            (carry.emitted().load(Ordering::Acquire), carry.aggregated().load(Ordering::Acquire));
-        if let Ok((Raw { lost_ring, .. }, _)) = self.sum() {
-            let _ = self.closed.set(Raw { matched: emitted + aggregated + lost_ring, emitted, aggregated, lost_ring });
+            (handover.emitted().load(Ordering::Acquire), handover.aggregated().load(Ordering::Acquire));
+        if let Ok((DropCounters { lost_ring, .. }, _)) = self.sum() {
+            let _ = self.closed.set(DropCounters {
+                matched: emitted + aggregated + lost_ring,
+                emitted,
+                aggregated,
+                lost_ring,
+            });
         }
     }
 
-    fn sum(&self) -> Result<(Raw, [u64; REASONS]), aya::maps::MapError> {
-        let mut sum = Raw::default();
+    fn sum(&self) -> Result<(DropCounters, [u64; REASONS]), aya::maps::MapError> {
+        let mut sum = DropCounters::default();
         let mut by_reason = [0; REASONS];
         for entry in self.per_cpu.iter() {
             let PerCpuPod(PerCpu { counters, seen, .. }) = entry?;
-            let Raw { matched, emitted, aggregated, lost_ring } = counters;
+            let DropCounters { matched, emitted, aggregated, lost_ring } = counters;
             sum.matched += matched;
             sum.emitted += emitted;
             sum.aggregated += aggregated;
@@ -92,17 +96,17 @@ impl Counters {
         Ok((sum, by_reason))
     }
 
-    /// Freed packets for which the kernel did not run the program, since it was running on that CPU already.
+    /// Freed packets for which the kernel did not run the program, because it was already running on that CPU.
     fn recursion_misses(&self) -> u64 {
         recursion_misses(self.program.as_fd().as_raw_fd())
     }
 
-    pub fn read(&self) -> Result<Reading, aya::maps::MapError> {
+    pub fn read(&self) -> Result<CounterReading, aya::maps::MapError> {
         let (sum, mut by_reason) = self.sum()?;
-        let Base { counters: base, seen, recursion_misses } = &self.base;
+        let Baseline { counters: base, seen, recursion_misses } = &self.baseline;
         by_reason.iter_mut().zip(seen).for_each(|(sum, seen)| *sum -= seen);
         let sum = self.closed.get().copied().unwrap_or(sum);
-        let sum = Raw {
+        let sum = DropCounters {
             matched: sum.matched.saturating_sub(base.matched),
             emitted: sum.emitted.saturating_sub(base.emitted),
             aggregated: sum.aggregated.saturating_sub(base.aggregated),
@@ -112,7 +116,7 @@ impl Counters {
             let count = *by_reason.get(*reason as usize)?;
             (count > 0).then(|| (name.clone(), count))
         });
-        Ok(Reading {
+        Ok(CounterReading {
             totals: KernelTotals {
                 seen: by_reason.iter().sum::<u64>().max(sum.matched),
                 matched: sum.matched,
@@ -126,8 +130,8 @@ impl Counters {
     }
 }
 
-/// `bpf_prog_info.recursion_misses` (from 5.12): runs that the kernel skipped because the program was running on that CPU. 0 on
-/// kernels without that field.
+/// `bpf_prog_info.recursion_misses` (from 5.12): runs that the kernel skipped because of its recursion protection. 0 on kernels without
+/// that field.
 fn recursion_misses(program: i32) -> u64 {
     const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
     /// Offset of `recursion_misses` in `struct bpf_prog_info` (uapi, fixed).
@@ -140,8 +144,8 @@ fn recursion_misses(program: i32) -> u64 {
     }
     let mut info = [0u64; 32];
     let mut attr = Attr { fd: program as u32, len: size_of_val(&info) as u32, info: info.as_mut_ptr() as u64 };
-    // SAFETY: `attr` is the info member of union bpf_attr and `info` has the `len` octets that it promises; the kernel
-    // fills at most that many. aya reads the same structure but does not expose this field.
+    // SAFETY: `attr` is the info member of union bpf_attr and `info` has `len` bytes; the kernel fills
+    // at most that many. aya reads the same structure but does not expose this field.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attr, size_of::<Attr>()) };
     if result == 0 && attr.len as usize >= RECURSION_MISSES + 8 { info[RECURSION_MISSES / 8] } else { 0 }
 }

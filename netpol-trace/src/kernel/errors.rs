@@ -1,14 +1,16 @@
-//! Why the kernel's side can't be set up: the errors of loading and attaching, in words that say what to do.
+//! Errors of loading and attaching the programs.
 
 use std::io;
 
 use aya::EbpfError;
 use aya::programs::ProgramError;
 
-use super::BTF_PATH;
 use super::btf::BtfError;
 
-/// Why drops can't be recorded here. Each message says what to do.
+/// Where the kernel publishes its types.
+pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// Why drops can't be recorded on this node. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     #[error(
@@ -30,11 +32,11 @@ pub enum KernelError {
 }
 
 pub(super) fn unmapped(error: io::Error) -> KernelError {
-    KernelError::Refused(format!("maps to count repeated packets: {error}"))
+    KernelError::Refused(format!("the maps that count repeated packets can't be used: {error}"))
 }
 
 pub(super) fn cant_pin(error: io::Error) -> KernelError {
-    KernelError::Refused(format!("nothing can be pinned: {error}"))
+    KernelError::Refused(format!("maps and hooks can't be pinned: {error}"))
 }
 
 pub(super) fn load_error(error: EbpfError) -> KernelError {
@@ -45,17 +47,17 @@ pub(super) fn program_error(error: ProgramError) -> KernelError {
     if let ProgramError::LoadError { verifier_log, .. } = &error {
         let log = verifier_log.to_string();
         tracing::debug!("verifier: {log}");
-        // The verifier's refusal has the same number as a missing permission, and a log.
+        // A rejection by the verifier has the same error number as a missing permission, but also a log.
         let sums = ["processed ", "stack depth ", "verification time "];
         let mut lines = log.lines().rev().filter(|line| !sums.iter().any(|sum| line.starts_with(sum)));
         if let Some(why) = lines.find(|line| !line.is_empty()) {
-            return KernelError::Refused(format!("its verifier says: {}", short(why)));
+            return KernelError::Refused(format!("its verifier reports: {}", short(why)));
         }
     }
     permission(&error).unwrap_or_else(|| KernelError::Refused(short(&chain(&error))))
 }
 
-/// EPERM and EACCES anywhere in the chain: a missing capability, or lockdown.
+/// The error for EPERM or EACCES anywhere in the chain of causes: a missing capability, or lockdown.
 pub(super) fn permission(error: &(dyn std::error::Error + 'static)) -> Option<KernelError> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -72,6 +74,7 @@ pub(super) fn permission(error: &(dyn std::error::Error + 'static)) -> Option<Ke
     None
 }
 
+/// The error with its causes.
 pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -85,7 +88,7 @@ pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// One line: a verifier log has thousands.
+/// The first line, at most 300 characters: a verifier log has thousands of lines.
 pub(super) fn short(text: &str) -> String {
     text.lines().next().unwrap_or_default().chars().take(300).collect()
 }

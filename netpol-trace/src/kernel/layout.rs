@@ -1,12 +1,12 @@
-//! What the running kernel looks like, from its BTF: field offsets, drop reasons, the tracepoint's arguments.
+//! Layout of the running kernel's structures, from its BTF: field offsets, drop reasons, the tracepoint's arguments.
 
 use std::collections::HashMap;
 
-use netpol_trace_common::{ABSENT, CT_REPLY_OFFSET, CT_STATUS_OFFSET, DST_OCTETS, Offsets, REASONS};
+use netpol_trace_common::{ABSENT, CT_REPLY_OFFSET, CT_STATUS_OFFSET, DST_BYTES, Offsets, REASONS};
 
 use super::btf::{Btf, BtfError};
 
-/// All that is resolved at start.
+/// Everything that is read from BTF at start.
 #[derive(Debug)]
 pub struct Layout {
     /// Arguments of the `kfree_skb` tracepoint.
@@ -37,13 +37,13 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         return Err(BtfError::Missing("skb_shared_info with gso_segs behind gso_size".into()));
     }
     let (dst_dev, dst_input) = (at("dst_entry", "dev")?, at("dst_entry", "input")?);
-    if [dst_dev, dst_input].iter().any(|offset| offset % 8 != 0 || *offset >= DST_OCTETS) {
-        return Err(BtfError::Missing(format!("dst_entry with dev and input in its first {DST_OCTETS} octets")));
+    if [dst_dev, dst_input].iter().any(|offset| offset % 8 != 0 || *offset >= DST_BYTES) {
+        return Err(BtfError::Missing(format!("dst_entry with dev and input in its first {DST_BYTES} bytes")));
     }
     let tuple = at("nf_conn", "tuplehash.tuple");
     let status = at("nf_conn", "status");
     let step = at("nf_conntrack_tuple_hash", "tuple");
-    // The programs copy both tuples and the status as one block; without conntrack in the kernel there is none to copy.
+    // The programs copy both tuples and the status as one block. A kernel without conntrack lacks these types.
     let conntrack = match (tuple, status, step) {
         (Ok(tuple), Ok(status), Ok(step))
             if status == tuple + CT_STATUS_OFFSET as u32 && CT_REPLY_OFFSET as u32 == 40 + step =>
@@ -97,7 +97,7 @@ const OVS_REASONS: [&str; 11] = [
     "IP_TTL",
 ];
 
-/// Drop reasons by value. Values differ between kernels, names hardly do.
+/// Drop reasons by value. Their values differ between kernels, their names hardly do.
 #[derive(Debug, Default)]
 pub struct Reasons {
     names: HashMap<u32, String>,
@@ -122,7 +122,7 @@ impl Reasons {
             .into_iter()
             .find_map(|(name, value)| name.ends_with("_OPENVSWITCH").then_some(value))
             .unwrap_or(0);
-        // OVS' own reasons live in its module's BTF, which need not be loaded; they keep their places since 6.6.
+        // OVS' reasons are in its module's BTF, and the module may not be loaded; their values have not changed since 6.6.
         let mut reasons = Reasons { names, ovs_subsystem };
         if ovs_subsystem != 0 {
             for (number, name) in (1..).zip(OVS_REASONS) {
@@ -132,12 +132,12 @@ impl Reasons {
         reasons
     }
 
-    /// Whether this kernel gives reasons at all (from 5.17).
+    /// True if this kernel has drop reasons (from 5.17).
     pub fn known(&self) -> bool {
         !self.names.is_empty()
     }
 
-    /// Whether netfilter's drops have a reason of their own (from 5.18).
+    /// True if this kernel has the reason `name`; NETFILTER_DROP from 5.18.
     pub fn has(&self, name: &str) -> bool {
         self.names.values().any(|n| n == name)
     }
@@ -157,10 +157,7 @@ mod tests {
 
     #[test]
     fn this_kernel_resolves() {
-        let Ok(blob) = std::fs::read("/sys/kernel/btf/vmlinux") else {
-            eprintln!("skipped: this kernel has no /sys/kernel/btf/vmlinux");
-            return;
-        };
+        let blob = crate::require!(super::super::btf::vmlinux());
         let layout = Layout::from_btf(&Btf::parse(&blob).unwrap()).unwrap();
         assert!((2..=4).contains(&layout.arguments), "{layout:?}");
         assert_ne!(layout.offsets.skb_dev, layout.offsets.skb_sk);

@@ -1,4 +1,4 @@
-//! A map's values in the agent's own memory: what is stored there the programs see, and it outlives the process where the map does.
+//! Maps the values of an array map into the agent's memory. The programs see stores at once, and a pinned map keeps them.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use aya::maps::MapData;
 
-/// The values of an array made for it (BPF_F_MMAPABLE), mapped for as long as this is.
+/// The values of an array map with BPF_F_MMAPABLE. Dropping it unmaps them.
 #[derive(Debug)]
 pub(super) struct Mapping<T> {
     first: NonNull<T>,
@@ -20,10 +20,10 @@ unsafe impl<T> Send for Mapping<T> {}
 unsafe impl<T> Sync for Mapping<T> {}
 
 impl<T> Mapping<T> {
-    /// The map's first `count` values; a value's size must be a multiple of 8 octets.
+    /// The map's first `count` values; a value's size must be a multiple of 8 bytes.
     pub fn new(map: &MapData, count: usize) -> io::Result<Mapping<T>> {
         let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, map.fd().as_fd().as_raw_fd());
-        // SAFETY: a new shared mapping of a map made for it; the descriptor lives through the call.
+        // SAFETY: a new shared mapping; the descriptor is open during the call.
         let first =
             unsafe { libc::mmap(std::ptr::null_mut(), length::<T>(count), protection, libc::MAP_SHARED, fd, 0) };
         if first == libc::MAP_FAILED {
@@ -33,17 +33,17 @@ impl<T> Mapping<T> {
         Ok(Mapping { first, count })
     }
 
-    /// The words of the value at `at`; none beyond the last one.
+    /// The words of the value at `at`; no words beyond the last value.
     pub fn value(&self, at: usize) -> impl Iterator<Item = &AtomicU64> {
         let each = size_of::<T>() / size_of::<u64>();
         let words = if at < self.count { at * each..(at + 1) * each } else { 0..0 };
-        // SAFETY: within the mapping, and aligned to 8 octets; everybody reaches it through atomics.
+        // SAFETY: within the mapping and aligned to 8 bytes; the agent accesses it only through atomics.
         words.map(|word| unsafe { AtomicU64::from_ptr(self.first.as_ptr().cast::<u64>().add(word)) })
     }
 
-    /// One word of the first value; there is one.
+    /// One word of the first value.
     pub fn word(&self, of: impl FnOnce(*mut T) -> *mut u64) -> &AtomicU64 {
-        // SAFETY: within the mapping, and aligned to 8 octets; everybody reaches it through atomics.
+        // SAFETY: as above.
         unsafe { AtomicU64::from_ptr(of(self.first.as_ptr())) }
     }
 
@@ -56,14 +56,14 @@ impl<T> Mapping<T> {
 
 impl<T> Drop for Mapping<T> {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length, and nobody has a reference into it any more.
+        // SAFETY: mapped by `new` with this length; references into the mapping have ended.
         unsafe { libc::munmap(self.first.as_ptr().cast(), length::<T>(self.count)) };
     }
 }
 
-/// Octets of the pages that hold `count` values.
+/// The size in bytes of the pages that hold `count` values.
 fn length<T>(count: usize) -> usize {
-    // SAFETY: asks for a number.
+    // SAFETY: reads a number.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
     (count * size_of::<T>()).next_multiple_of(page)
 }

@@ -2,11 +2,11 @@
 
 use aya::maps::{Map, MapData};
 use aya::{Btf, Ebpf, EbpfLoader, include_bytes_aligned};
-use netpol_trace_common::fold::{self, PLACES};
+use netpol_trace_common::aggregate::{self, INDEX_WORDS_PER_SLOT};
 use netpol_trace_common::{Config, Locations, PerCpu};
 
-use super::Options;
 use super::errors::{KernelError, load_error};
+use super::options::KernelOptions;
 use super::pins::{self, Pins};
 
 /// The programs, built by the build script.
@@ -27,17 +27,22 @@ macro_rules! pod {
 pub(super) use pod;
 
 pod! {
-    /// [`PerCpu`] as aya reads it from a map.
+    /// [`PerCpu`] in the form that aya reads from a map.
     PerCpuPod(PerCpu);
     ConfigPod(Config);
     LocationsPod(Locations);
 }
 
-/// Loads the maps and programs of the drop hook. Maps that `pins` has are opened, not made. Nothing is attached yet.
-pub(super) fn load(config: &Config, options: &Options, cpus: u32, pins: Option<&Pins>) -> Result<Ebpf, KernelError> {
+/// Loads the maps and programs of the drop hook, without attaching them. Opens the maps that are pinned.
+pub(super) fn load(
+    config: &Config,
+    options: &KernelOptions,
+    cpus: u32,
+    pins: Option<&Pins>,
+) -> Result<Ebpf, KernelError> {
     let config = ConfigPod(*config);
     let slots = cpus * slots_of_each(&config.0);
-    let flows = if config.0.recursive != 0 { fold::MAX_FLOWS_ALONE } else { fold::MAX_FLOWS };
+    let flows = if config.0.recursive != 0 { aggregate::MAX_FLOWS_WITHOUT_SLOTS } else { aggregate::MAX_FLOWS };
     let mut loader = EbpfLoader::new();
     if let Some(pins) = pins {
         for name in pins::MAPS {
@@ -45,18 +50,18 @@ pub(super) fn load(config: &Config, options: &Options, cpus: u32, pins: Option<&
         }
     }
     loader
-        // The kernel's types, which nothing in the object is relocated by: 20 MiB that `new` has read.
+        // Nothing in the object is relocated by the kernel's types: reading them again would take 20 MiB.
         .btf(None)
         .override_global("CONFIG", &config, true)
         .map_max_entries("EVENTS", options.ring_bytes)
         .map_max_entries("PER_CPU", cpus)
         .map_max_entries("FAST_0", slots)
         .map_max_entries("FAST_1", slots)
-        .map_max_entries("PLACES_0", slots * PLACES)
-        .map_max_entries("PLACES_1", slots * PLACES)
-        .map_max_entries("FOLDS_0", flows)
-        .map_max_entries("FOLDS_1", flows)
-        // The tc hook loads its own.
+        .map_max_entries("INDEX_0", slots * INDEX_WORDS_PER_SLOT)
+        .map_max_entries("INDEX_1", slots * INDEX_WORDS_PER_SLOT)
+        .map_max_entries("FINE_0", flows)
+        .map_max_entries("FINE_1", flows)
+        // The tc hook loads maps of its own.
         .map_max_entries("FLOWS", 1)
         .map_max_entries("RECENTLY", 1)
         .map_max_entries("FLOW_EVENTS", 4096)
@@ -64,13 +69,12 @@ pub(super) fn load(config: &Config, options: &Options, cpus: u32, pins: Option<&
         .map_err(load_error)
 }
 
-/// Flows that each CPU counts by itself: no more than the one that a map must have on kernels that run the program in the middle
-/// of another run.
+/// Slots of each CPU: 1, the least size of a map, on kernels where they are not used.
 pub(super) fn slots_of_each(config: &Config) -> u32 {
     if config.recursive != 0 { 1 } else { config.slots }
 }
 
-/// The kernel's types, as aya looks for them.
+/// The kernel's types in aya's form.
 pub(super) fn types(btf: &[u8]) -> Result<Btf, KernelError> {
     Btf::parse(btf, Default::default()).map_err(|error| KernelError::Object(error.to_string()))
 }
@@ -81,19 +85,19 @@ where
 {
     ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| KernelError::Object(format!("it has no program {name}")))
+        .ok_or_else(|| KernelError::Object(format!("the object has no program {name}")))
 }
 
 pub(super) fn take<M: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<M, KernelError> {
     ebpf.take_map(name)
         .and_then(|map| M::try_from(map).ok())
-        .ok_or_else(|| KernelError::Object(format!("it has no map {name}")))
+        .ok_or_else(|| KernelError::Object(format!("the object has no map {name}")))
 }
 
-/// A map of no particular form.
+/// Takes a map without a typed wrapper.
 pub(super) fn take_data(ebpf: &mut Ebpf, name: &str) -> Result<MapData, KernelError> {
     match ebpf.take_map(name) {
         Some(Map::HashMap(data) | Map::Array(data)) => Ok(data),
-        _ => Err(KernelError::Object(format!("it has no map {name}"))),
+        _ => Err(KernelError::Object(format!("the object has no map {name}"))),
     }
 }

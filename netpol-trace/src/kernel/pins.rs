@@ -1,7 +1,7 @@
-//! What outlives the agent with `--survive-restart`: its maps and its hook, pinned in a bpf file system.
+//! Pins the maps and the hook in a bpf file system, so that they outlive the agent (`--survive-restart`).
 //!
-//! An agent takes over only the pins of an agent with the same programs and settings: the name of their folder is a hash of both.
-//! It removes all others.
+//! An agent takes over only pins of an agent with the same programs and settings: the name of the folder is a hash of both. It removes all
+//! other pins.
 
 use std::ffi::CString;
 use std::fs::{self, File, TryLockError};
@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Where pins lie by default: in a bpf file system.
+/// The default folder of pins, in a bpf file system.
 pub const FOLDER: &str = "/sys/fs/bpf/netpol-trace";
 
 /// The maps that are pinned.
@@ -19,27 +19,27 @@ pub(super) const MAPS: [&str; 18] = [
     "EVENTS",
     "PER_CPU",
     "LOCATIONS",
-    "DULL",
+    "IGNORED_SITES",
     "FAST_0",
     "FAST_1",
-    "PLACES_0",
-    "PLACES_1",
-    // A kept program goes on with those that it has: they are emptied with the rest.
-    "KNOWN_0",
-    "KNOWN_1",
-    "FOLDS_0",
-    "FOLDS_1",
+    "INDEX_0",
+    "INDEX_1",
+    // A program that stays attached goes on with these maps.
+    "BITMAP_0",
+    "BITMAP_1",
+    "FINE_0",
+    "FINE_1",
     "COARSE_0",
     "COARSE_1",
     "WIDE_0",
     "WIDE_1",
-    "FOLD_STATE",
-    "CARRY",
+    "AGGREGATE_STATE",
+    "HANDOVER",
 ];
-/// What to do where nothing can be pinned.
+/// What to do if nothing can be pinned.
 const MOUNT_ONE: &str = "--survive-restart needs a bpf file system there: mount one (mount -t bpf bpf /sys/fs/bpf; in a pod a hostPath \
                          volume of /sys/fs/bpf), or set pin-dir in the config file to a folder in one";
-/// The hook's link begins with this, its program's name follows.
+/// The prefix of a hook's link; the name of its program follows.
 const LINK: &str = "link-";
 const PROGRAM: &str = "program-";
 
@@ -47,7 +47,7 @@ const PROGRAM: &str = "program-";
 #[derive(Debug)]
 pub struct Pins {
     folder: PathBuf,
-    /// Held as long as the agent runs: two with the same maps would take each other's counts.
+    /// Held while the agent runs: two agents with the same maps would take each other's counts.
     _lock: File,
     /// An agent with the same programs and settings left its maps here.
     pub(super) found: bool,
@@ -79,7 +79,7 @@ impl Pins {
             remove(&path).map_err(|error| io::Error::other(format!("remove {}: {error}", path.display())))?;
             removed_others = true;
         }
-        let found = folder.join("CARRY").exists();
+        let found = folder.join("HANDOVER").exists();
         Ok(Pins { folder, _lock: lock, found, removed_others })
     }
 
@@ -95,7 +95,7 @@ impl Pins {
         self.path(&format!("{PROGRAM}{program}"))
     }
 
-    /// Removes the pins of the hook. What holds its link goes on holding it.
+    /// Removes the pins of the hook. The hook stays attached while a process holds its link.
     pub(super) fn forget_hook(&self, program: &str) -> io::Result<()> {
         for path in [self.link(program), self.program(program)] {
             match fs::remove_file(path) {
@@ -106,19 +106,19 @@ impl Pins {
         Ok(())
     }
 
-    /// The program whose link is pinned, when one is.
+    /// The name of the program whose link is pinned, if there is one.
     pub(super) fn attached(&self) -> Option<String> {
         let entries = fs::read_dir(&self.folder).ok()?.filter_map(Result::ok);
         entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix(LINK).map(str::to_owned)).next()
     }
 }
 
-/// Whether the folder is in a bpf file system, where alone there can be pins.
+/// True if the folder is in a bpf file system; pins are possible only there.
 fn is_bpf(folder: &Path) -> io::Result<bool> {
     const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
     let path = CString::new(folder.as_os_str().as_bytes())?;
     let mut found = std::mem::MaybeUninit::<libc::statfs>::zeroed();
-    // SAFETY: a string with its end, and room for the answer; zeros are a valid statfs, whatever the call leaves of it.
+    // SAFETY: a NUL-terminated string, and room for the result; zeros are a valid statfs.
     let (result, found) = unsafe { (libc::statfs(path.as_ptr(), found.as_mut_ptr()), found.assume_init()) };
     if result != 0 {
         return Err(io::Error::last_os_error());
@@ -138,8 +138,8 @@ fn lock(above: &Path) -> io::Result<File> {
     Ok(folder)
 }
 
-/// Removes the pins of an earlier agent with `--survive-restart`, for an agent without: a hook that stays attached would count for
-/// nobody. True if there were any.
+/// Removes the pins of an earlier agent with `--survive-restart`, for an agent without: no agent would read the counts of a hook that stays
+/// attached. Returns true if there were pins.
 pub(super) fn clear(above: &Path) -> bool {
     if !above.exists() {
         return false;
@@ -167,10 +167,7 @@ fn remove(path: &Path) -> io::Result<()> {
     if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
-/// Removes every pin, which detaches what only the pins hold. Returns what was there, in words.
-///
-/// # Errors
-/// That a pin can't be removed.
+/// Removes every pin, which detaches hooks that nothing else holds. Returns a description of what it removed.
 pub fn cleanup(folder: &Path) -> io::Result<Vec<String>> {
     if !folder.exists() {
         return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! Which tc programs sit on a device by TCX or netkit, which netlink does not tell.
+//! Lists the tc programs on a device that are attached by TCX or netkit: netlink does not show them.
 
 use std::ffi::CString;
 
@@ -6,22 +6,22 @@ use aya::programs::{SchedClassifier, TcAttachType};
 
 use super::bpf;
 
-/// Names of the programs on a device of this network namespace, without those of this process's own tc hook; none where
-/// the kernel has no TCX (before 6.6) and no netkit (before 6.7), or doesn't tell.
+/// Names of the programs on a device of this network namespace. Empty if the kernel has no TCX (before 6.6) and no netkit (before 6.7), or
+/// refuses the query.
 pub fn linked(device: &str) -> Vec<String> {
     let programs = [TcAttachType::Ingress, TcAttachType::Egress]
         .into_iter()
         .filter_map(|direction| SchedClassifier::query_tcx(device, direction).ok())
         .flat_map(|(_, programs)| programs);
     let mut names: Vec<String> = programs.filter_map(|program| program.name_as_str().map(str::to_owned)).collect();
-    // Asked of the host's end, it tells of both; any other device refuses.
+    // The query of the host's end lists the programs of both ends; other devices refuse it.
     names.extend(index(device).and_then(|index| bpf::netkit_programs(index).ok()).unwrap_or_default());
     names
 }
 
 fn index(device: &str) -> Option<u32> {
     let name = CString::new(device).ok()?;
-    // SAFETY: a string that ends with zero.
+    // SAFETY: a NUL-terminated string.
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
     (index != 0).then_some(index)
 }

@@ -1,4 +1,5 @@
-//! Tells REJECT from DROP: programs where the kernel sends the answer. What it refuses costs only that knowledge.
+//! Hooks that distinguish REJECT from DROP, at the functions that send an ICMP error or a reset. A hook that the kernel refuses costs only
+//! this distinction.
 
 use aya::programs::fentry::FEntryLink;
 use aya::programs::tp_btf::BtfTracePointLink;
@@ -7,23 +8,22 @@ use aya::{Btf, Ebpf};
 
 use super::errors::{chain, short};
 use super::object::program;
-use crate::model::Answers;
-use crate::model::HookState;
+use crate::model::{HookMode, HookState, RejectVisibility};
 
-/// The hooks on what REJECT sends. Dropping it detaches.
+/// The attached hooks. Dropping them detaches.
 #[derive(Debug, Default)]
 pub struct Rejects {
-    links: Vec<Link>,
-    answers: Answers,
-    /// IPv4's ICMP errors are seen by the tracepoint, for want of better: those that are sent.
+    links: Vec<RejectLink>,
+    answers: RejectVisibility,
+    /// IPv4's ICMP errors are seen by the tracepoint, which shows only those that are sent.
     tracepoint: bool,
-    /// What the kernel said to the first that it refused.
+    /// The kernel's error for the first hook that it refused.
     refused: Option<String>,
 }
 
 #[derive(Debug)]
 #[allow(dead_code, reason = "the links detach when dropped")]
-enum Link {
+enum RejectLink {
     Entry(FEntryLink),
     Tracepoint(BtfTracePointLink),
 }
@@ -31,7 +31,7 @@ enum Link {
 impl Rejects {
     pub(super) fn attach(ebpf: &mut Ebpf, btf: &Btf) -> Rejects {
         let mut rejects = Rejects::default();
-        rejects.answers = Answers {
+        rejects.answers = RejectVisibility {
             icmp: rejects.entry(ebpf, btf, "reject_icmp", "__icmp_send"),
             icmp6: rejects.entry(ebpf, btf, "reject_icmp6", "icmp6_send"),
             reset: rejects.entry(ebpf, btf, "reject_reset", "nf_ct_attach"),
@@ -39,8 +39,8 @@ impl Rejects {
         if !rejects.answers.icmp
             && let Ok(link) = tracepoint(ebpf, btf)
         {
-            // Behind the kernel's limit of ICMP errors: what it shows was rejected, of the rest it says nothing.
-            rejects.links.push(Link::Tracepoint(link));
+            // The kernel limits the rate of ICMP errors before this tracepoint: a packet without an error may have been rejected too.
+            rejects.links.push(RejectLink::Tracepoint(link));
             rejects.tracepoint = true;
         }
         rejects
@@ -57,7 +57,7 @@ impl Rejects {
             attach(program).map_err(|error| format!("{function}: {}", short(&chain(&error))))
         };
         match attach(ebpf) {
-            Ok(link) => self.links.push(Link::Entry(link)),
+            Ok(link) => self.links.push(RejectLink::Entry(link)),
             Err(why) => {
                 tracing::debug!(program = name, why, "not attached");
                 self.refused.get_or_insert(why);
@@ -67,41 +67,41 @@ impl Rejects {
         true
     }
 
-    pub fn answers(&self) -> Answers {
+    pub fn answers(&self) -> RejectVisibility {
         self.answers
     }
 
-    /// What can be told, for a status and for `doctor`. `Err`: nothing.
+    /// What these hooks show, for a status and for `doctor`. `Err`: nothing, and why.
     pub fn describe(&self) -> Result<&'static str, String> {
-        let Answers { icmp, icmp6, reset } = self.answers;
+        let RejectVisibility { icmp, icmp6, reset } = self.answers;
         match (icmp, icmp6, reset) {
-            (true, true, true) => Ok("each REJECT is told from DROP"),
-            (false, false, false) if self.tracepoint => Ok(
-                "REJECT is known by IPv4's ICMP errors; without one REJECT and DROP are told apart by the rules alone",
-            ),
+            (true, true, true) => Ok("each REJECT is distinguished from DROP"),
+            (false, false, false) if self.tracepoint => {
+                Ok("an ICMP error over IPv4 shows a REJECT; without one only the rules distinguish REJECT from DROP")
+            }
             (false, false, false) => Err(self.refused.clone().unwrap_or_default()),
-            _ => Ok("REJECT is told from DROP in part, for the rest by the rules alone"),
+            _ => Ok("some hooks distinguish REJECT from DROP; for other packets only the rules do"),
         }
     }
 
     pub fn is_complete(&self) -> bool {
-        let Answers { icmp, icmp6, reset } = self.answers;
+        let RejectVisibility { icmp, icmp6, reset } = self.answers;
         icmp && icmp6 && reset
     }
 
-    /// As a status tells it.
+    /// The state of the hooks for a status record.
     pub fn state(&self) -> HookState {
         let state = match (self.links.is_empty(), self.tracepoint) {
-            (true, _) => HookState::OFF,
-            (_, true) => "tracepoint".into(),
-            _ => "fentry".into(),
+            (true, _) => HookMode::Off,
+            (_, true) => HookMode::Tracepoint,
+            _ => HookMode::Fentry,
         };
         let detail = match self.describe() {
             _ if self.is_complete() => None,
             Ok(what) => Some(format!("{what} ({})", self.refused.as_deref().unwrap_or_default())),
-            Err(why) => Some(format!("REJECT is told from DROP by the rules alone: {why}")),
+            Err(why) => Some(format!("only the rules distinguish REJECT from DROP: {why}")),
         };
-        HookState { name: "reject".into(), state, detail }
+        HookState::new("reject", state, detail)
     }
 }
 

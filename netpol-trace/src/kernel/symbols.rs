@@ -1,4 +1,4 @@
-//! Kernel code addresses to function names, and names to code ranges, from /proc/kallsyms.
+//! Maps kernel code addresses to function names, and names to code ranges, from /proc/kallsyms.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,7 +9,7 @@ use netpol_trace_common::CodeRange;
 /// The kernel's functions by address. About 4 MB for the 120,000 functions of a distribution kernel with modules.
 #[derive(Debug, Default)]
 pub struct Symbols {
-    /// Sorted; with each the place of its name in `names`.
+    /// Sorted addresses, each with the offset of its name in `names`.
     addresses: Vec<(u64, u32)>,
     names: String,
     image: CodeRange,
@@ -30,8 +30,8 @@ impl Symbols {
         Symbols::from_lines(BufReader::new(File::open("/proc/kallsyms")?))
     }
 
-    /// Lines of `address type name [module]`; everything but code (types t, T, w, W) is left out. A line at a time: the text
-    /// is larger than what is kept of it.
+    /// Reads lines of `address type name [module]` and keeps code only (types t, T, w, W). Reads line by line, because the text is larger than
+    /// what is kept.
     pub fn from_lines(mut text: impl BufRead) -> Result<Symbols, SymbolsError> {
         let mut symbols = Symbols { image: CodeRange { start: u64::MAX, end: 0 }, ..Symbols::default() };
         let mut any = false;
@@ -49,7 +49,7 @@ impl Symbols {
         Ok(symbols)
     }
 
-    /// Takes a line in; `None` when it is not code's. By hand: the start waits for these 120,000 lines.
+    /// Adds a line; `None` if it is not code. Parsed by hand, because the start waits for these 120,000 lines.
     fn add(&mut self, line: &[u8]) -> Option<()> {
         let mut words = line.split(|byte| byte.is_ascii_whitespace());
         let (address, kind, name) = (words.next()?, words.next()?, words.next()?);
@@ -59,7 +59,7 @@ impl Symbols {
         let digit = |value: u64, byte: &u8| Some(value << 4 | u64::from(char::from(*byte).to_digit(16)?));
         let address = address.iter().try_fold(0, digit).filter(|_| address.len() <= 16).unwrap_or(0);
         if address != 0 {
-            // A fourth word is the module, or `[bpf]`.
+            // The fourth word is the module, or `[bpf]`.
             if words.next().is_none_or(<[u8]>::is_empty) {
                 self.image.start = self.image.start.min(address);
                 self.image.end = self.image.end.max(address);
@@ -77,39 +77,38 @@ impl Symbols {
         tail.split('\n').next().unwrap_or_default()
     }
 
-    /// The function that contains `address`, as a bare name: a clone (`.constprop.0`, `.isra.0`, `.part.0`, `.cold`) is named after
-    /// its origin.
+    /// The function that contains `address`, without the suffix of a clone (`.constprop.0`, `.isra.0`, `.part.0`, `.cold`).
     pub fn name(&self, address: u64) -> Option<&str> {
         let after = self.addresses.partition_point(|(start, _)| *start <= address);
         let (_, name) = *self.addresses.get(after.checked_sub(1)?)?;
-        // Behind the last function lies unknown code, not more of it.
+        // The length of the last function is unknown.
         (after < self.addresses.len()).then(|| bare(self.name_at(name)))
     }
 
-    /// From the kernel image's first function to its last one: what lies outside is not the image's code.
+    /// The code of the kernel image, from its first function to its last one.
     pub fn image(&self) -> CodeRange {
         self.image
     }
 
-    /// Whether nftables is in the kernel image; as a module it has a folder in /sys/module.
+    /// True if nftables is in the kernel image; as a module it has a folder in /sys/module.
     pub fn nft_is_built_in(&self) -> bool {
         self.nft
     }
 
-    /// The code ranges of these functions, clones included, in the order of `names`.
+    /// The code ranges of the functions `names` and their clones, in the order of `names`.
     pub fn ranges(&self, names: &[&str]) -> Vec<CodeRange> {
-        // One pass over the kernel's symbols, since the agent does not read drops meanwhile.
-        let places: HashMap<&str, usize> = names.iter().enumerate().map(|(i, name)| (*name, i)).collect();
+        // One pass over the kernel's symbols, because the reader thread waits for it.
+        let positions: HashMap<&str, usize> = names.iter().enumerate().map(|(i, name)| (*name, i)).collect();
         let mut ranges = Vec::new();
         for (i, (start, offset)) in self.addresses.iter().enumerate() {
-            let Some(place) = places.get(bare(self.name_at(*offset))) else { continue };
-            // Aliases share an address: the end is the next different one.
+            let Some(position) = positions.get(bare(self.name_at(*offset))) else { continue };
+            // Aliases share an address: a range ends at the next different address.
             let end = self.addresses[i..].iter().map(|(a, _)| *a).find(|a| a > start);
             if let Some(end) = end {
-                ranges.push((*place, CodeRange { start: *start, end }));
+                ranges.push((*position, CodeRange { start: *start, end }));
             }
         }
-        ranges.sort_by_key(|(place, _)| *place);
+        ranges.sort_by_key(|(position, _)| *position);
         ranges.into_iter().map(|(_, range)| range).collect()
     }
 }

@@ -1,45 +1,45 @@
-//! Prometheus' text format, version 0.0.4.
+//! Writes Prometheus' text format, version 0.0.4.
 
 use std::fmt::Write;
 
-/// A metric's name, type, help and labels: what docs/metrics.md says of it too.
+/// A metric's name, type, help and labels; docs/metrics.md has the same name, type and labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metric {
     pub name: &'static str,
-    pub kind: Kind,
+    pub kind: MetricKind,
     pub help: &'static str,
     pub labels: &'static [&'static str],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     Counter,
     Gauge,
 }
 
-impl Kind {
+impl MetricKind {
     pub fn as_str(self) -> &'static str {
         match self {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
+            MetricKind::Counter => "counter",
+            MetricKind::Gauge => "gauge",
         }
     }
 }
 
-/// The text's media type.
+/// The media type of the page.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// A page of metrics that is being written.
 #[derive(Debug, Default)]
-pub struct Page(String);
+pub struct MetricsPage(String);
 
-impl Page {
-    /// A metric without labels.
+impl MetricsPage {
+    /// Writes a metric without labels.
     pub fn one(&mut self, metric: &Metric, value: u64) {
         self.family(metric, [([""; 0], value)]);
     }
 
-    /// A metric and its samples: the values of its labels, in the metric's order, and the number.
+    /// Writes a metric and its samples: the values of its labels, in the metric's order, and the number.
     pub fn family<const N: usize, V: AsRef<str>>(
         &mut self,
         metric: &Metric,
@@ -51,7 +51,7 @@ impl Page {
             return;
         }
         let Metric { name, kind, help, labels } = metric;
-        // Writing to a String can't fail.
+        // Writes to a String cannot fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {}", kind.as_str());
         for (values, number) in samples {
             self.0.push_str(name);

@@ -1,65 +1,59 @@
-//! Why a packet was dropped.
+//! Why a packet was dropped, on whose side, and how.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use super::closed_set::closed_set;
 
-/// Why the packet was dropped: the kernel's word joined with the verdict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Cause {
-    Policy,
-    Disagrees,
-    EnforcerUnavailable,
-    ServiceWithoutEndpoints,
-    /// The packet belongs to a connection that was opened earlier. Nothing shows by whom, and policies deny it in one direction only.
-    ConnectionUnknown,
-    Unknown,
-    HostFirewall,
-    PodLocal,
-    ConntrackInvalid,
-    NotPolicy,
+closed_set! {
+    /// Why the packet was dropped: decided once, from the kernel's evidence, the verdict of the policies and the node's rulesets.
+    pub enum Cause {
+        /// The policies deny the connection, or they changed within 10 seconds of the drop.
+        Policy = "policy",
+        /// A policy enforcer dropped the packet although the policies allow the connection.
+        Disagrees = "disagrees",
+        /// The enforcer's NFQUEUE has no listener, so the kernel drops whatever is sent to it.
+        EnforcerUnavailable = "enforcer_unavailable",
+        /// The packet was for a service's address, and the service has no ready endpoint.
+        ServiceWithoutEndpoints = "service_without_endpoints",
+        /// The packet belongs to a connection that was opened earlier. Nothing shows by whom, and the policies deny one direction only.
+        ConnectionUnknown = "connection_unknown",
+        /// A program that anybody may have attached (tc, XDP, cgroup) dropped the packet, and the policies do not explain it.
+        Unknown = "unknown",
+        /// A rule that belongs to no policy enforcer dropped the packet, or neither endpoint is a pod.
+        HostFirewall = "host_firewall",
+        /// A rule or program inside a pod's own network namespace dropped the packet.
+        PodLocal = "pod_local",
+        /// Conntrack found no connection for the packet, such as a late packet of a closed one.
+        ConntrackInvalid = "conntrack_invalid",
+        /// The kernel dropped the packet for a reason that no policy can have.
+        NotPolicy = "not_policy",
+    }
 }
 
-/// What the enforcer did with the packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Action {
-    Drop,
-    Reject,
-    Unknown,
+closed_set! {
+    /// What the enforcer did with the packet.
+    pub enum Action {
+        /// Nothing was sent back.
+        Drop = "drop",
+        /// The sender got an ICMP error or a TCP reset.
+        Reject = "reject",
+        /// Neither the kernel's reply to the sender nor the rules show which it was.
+        Unknown = "unknown",
+    }
 }
 
-/// How complete the naming of both ends is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Enrichment {
-    /// Looked up in a synced index.
-    Complete,
-    /// An address inside the pod network had no owner within the waiting time.
-    Timeout,
-    /// The index is older than its source.
-    Stale,
-}
-
-impl Cause {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Cause::Policy => "policy",
-            Cause::Disagrees => "disagrees",
-            Cause::EnforcerUnavailable => "enforcer_unavailable",
-            Cause::ServiceWithoutEndpoints => "service_without_endpoints",
-            Cause::ConnectionUnknown => "connection_unknown",
-            Cause::Unknown => "unknown",
-            Cause::HostFirewall => "host_firewall",
-            Cause::PodLocal => "pod_local",
-            Cause::ConntrackInvalid => "conntrack_invalid",
-            Cause::NotPolicy => "not_policy",
-        }
+closed_set! {
+    /// How complete the names of both endpoints are.
+    pub enum Enrichment {
+        /// Both addresses were looked up in an index that was in sync.
+        Complete = "complete",
+        /// An address inside the pod network had no known owner within the waiting time.
+        Timeout = "timeout",
+        /// A source of the index was not in sync.
+        Stale = "stale",
     }
 }
 
 impl Cause {
-    /// Written without `--all-drops`.
+    /// Returns true if drops of this cause get a record without `--all-drops`.
     pub fn is_default(self) -> bool {
         matches!(
             self,
@@ -70,32 +64,5 @@ impl Cause {
                 | Cause::ConnectionUnknown
                 | Cause::Unknown
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{Direction, Family};
-
-    #[test]
-    fn as_serialized() {
-        let written = |value: &dyn erased::Json| value.json();
-        for cause in [Cause::Policy, Cause::EnforcerUnavailable, Cause::ServiceWithoutEndpoints, Cause::NotPolicy] {
-            assert_eq!(written(&cause), format!("\"{}\"", cause.as_str()));
-        }
-        assert_eq!(written(&Direction::Ingress), "\"ingress\"");
-        assert_eq!(written(&Family::Ipv6), "\"ipv6\"");
-    }
-
-    mod erased {
-        pub trait Json {
-            fn json(&self) -> String;
-        }
-        impl<T: serde::Serialize> Json for T {
-            fn json(&self) -> String {
-                serde_json::to_string(self).unwrap()
-            }
-        }
     }
 }

@@ -1,6 +1,6 @@
-//! The cluster's objects as the rest of the program sees them: small, immutable, free of any Kubernetes client type.
+//! The cluster's objects: small, immutable, without Kubernetes client types.
 //!
-//! Policies keep the order of their rules, peers and ports, so that `ingress[0].from[1]` in a record is the place in
+//! Policies keep the order of their rules, peers and ports, so that `ingress[0].from[1]` in a record is the field in
 //! the user's own YAML.
 
 use std::fmt;
@@ -11,18 +11,6 @@ use jiff::Timestamp;
 
 pub use super::Direction;
 use super::Str;
-
-/// One object of any kind that the index keeps.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Object {
-    Namespace(Namespace),
-    Node(Node),
-    Pod(Pod),
-    Policy(Policy),
-    Service(Service),
-    EndpointSlice(EndpointSlice),
-    OtherPolicy(OtherPolicy),
-}
 
 /// Labels, sorted by key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -85,18 +73,18 @@ pub struct Pod {
     /// `metadata.deletionTimestamp` is set. A terminating pod stays subject to policy.
     pub terminating: bool,
     pub ports: Box<[ContainerPort]>,
-    pub owner: Option<Owner>,
+    pub owner: Option<PodOwner>,
     pub created: Option<Timestamp>,
     pub template: bool,
 }
 
 impl Pod {
-    /// Succeeded and Failed pods keep `podIP` in their status though the address is no longer theirs.
+    /// Succeeded and Failed pods keep `podIP` in their status, although another pod may have the address.
     pub fn is_over(&self) -> bool {
         matches!(self.phase, PodPhase::Succeeded | PodPhase::Failed)
     }
 
-    /// hostNetwork pods share their node's addresses, finished pods no longer own theirs.
+    /// False for hostNetwork pods, which share their node's addresses, and for finished pods.
     pub fn owns_addresses(&self) -> bool {
         !self.host_network && !self.is_over()
     }
@@ -114,7 +102,7 @@ pub enum PodPhase {
 
 /// The workload that made a pod: for a Deployment's pod the Deployment, not its ReplicaSet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
+pub struct PodOwner {
     pub kind: Str,
     pub name: Str,
 }
@@ -159,11 +147,12 @@ pub struct Policy {
     pub namespace: Str,
     pub name: Str,
     pub uid: Option<Str>,
-    /// What a changed copy of the object must keep: labels, and annotations without kubectl's own record of the last apply.
+    /// `suggest` prints the labels and annotations with the changed policy. kubectl's own record of the last apply is not among
+    /// them.
     pub labels: Labels,
     pub annotations: Labels,
     pub generation: Option<i64>,
-    /// When the object last changed, as far as the source knows (creation, or the newest managedFields entry).
+    /// The last change that the source knows: creation, or the newest managedFields entry.
     pub changed: Option<Timestamp>,
     /// The pods this policy isolates, in its own namespace.
     pub subject: Selector,
@@ -174,8 +163,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Whether this policy isolates its pods in `direction`: the declared types, else Ingress, and Egress only when
-    /// there are egress rules (the API's default; an empty list does not count).
+    /// Whether this policy isolates its pods in `direction`. Without declared types the API's default applies: Ingress, and
+    /// Egress if there is an egress rule.
     pub fn isolates(&self, direction: Direction) -> bool {
         match (&self.declared_types, direction) {
             (Some(types), _) => types.contains(&direction),
@@ -192,8 +181,8 @@ impl Policy {
     }
 }
 
-/// One element of `ingress` or `egress`. A missing and an empty list mean the same to the API: no restriction. Lint
-/// tells them apart (`empty-peers`).
+/// One element of `ingress` or `egress`. A missing and an empty list mean the same to the API: no restriction. The lint
+/// `empty-peers` distinguishes them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
     pub peers: Option<Box<[Peer]>>,
@@ -211,7 +200,7 @@ pub enum Peer {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortMatch {
-    /// The API's default is TCP; `protocol_defaulted` says that the file left it out.
+    /// TCP, the API's default, if `protocol_defaulted`: the file has no protocol.
     pub protocol: Protocol,
     pub protocol_defaulted: bool,
     pub port: PortSpec,
@@ -227,7 +216,7 @@ pub enum PortSpec {
 }
 
 impl fmt::Display for PortMatch {
-    /// As people write it: `5432/TCP`, `32000-32768/TCP`, `http/TCP`, `any/UDP`.
+    /// For people: `5432/TCP`, `32000-32768/TCP`, `http/TCP`, `any/UDP`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.port {
             PortSpec::Any => write!(f, "any/{}", self.protocol),
@@ -312,10 +301,10 @@ pub struct Service {
     pub namespace: Str,
     pub name: Str,
     pub uid: Option<Str>,
-    /// Cluster IPs, external IPs and load-balancer IPs: every address at which the service answers. Empty when headless.
+    /// Cluster IPs, external IPs and load-balancer IPs. Empty for a headless service.
     pub ips: Box<[IpAddr]>,
     pub ports: Box<[ServicePort]>,
-    /// `None`: the endpoints are made by somebody else.
+    /// `None`: Kubernetes does not make the endpoints.
     pub selector: Option<Labels>,
 }
 
@@ -340,12 +329,12 @@ pub struct EndpointSlice {
     pub name: Str,
     /// From the label `kubernetes.io/service-name`.
     pub service: Option<Str>,
-    pub endpoints: Box<[Endpoint]>,
+    pub endpoints: Box<[SliceEndpoint]>,
     pub ports: Box<[EndpointPort]>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct Endpoint {
+pub struct SliceEndpoint {
     pub ips: Box<[IpAddr]>,
     pub ready: bool,
     pub node: Option<Str>,
@@ -360,7 +349,7 @@ pub struct EndpointPort {
     pub port: Option<u16>,
 }
 
-/// A policy of an API that we do not evaluate: its presence alone makes a v1 verdict less than final.
+/// A policy of an API that is not evaluated. It may allow or deny what NetworkPolicy v1 does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OtherPolicy {
     /// For example `policy.networking.k8s.io`.

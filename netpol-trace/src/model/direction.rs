@@ -2,24 +2,19 @@
 
 use std::fmt;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use super::closed_set::closed_set;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Direction {
-    Ingress,
-    Egress,
+closed_set! {
+    /// The side whose policy decides.
+    pub enum Direction {
+        /// The destination's side.
+        Ingress = "ingress",
+        /// The source's side.
+        Egress = "egress",
+    }
 }
 
 impl Direction {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Direction::Ingress => "ingress",
-            Direction::Egress => "egress",
-        }
-    }
-
     /// The field that holds a rule's peers: `from` or `to`.
     pub fn peers_field(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! Who is at either end of a connection.
+//! The endpoints of a connection, as records describe them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,15 +7,20 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Str;
+use super::closed_set::closed_set;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum EndpointKind {
-    Pod,
-    Node,
-    Service,
-    External,
-    Unknown,
+closed_set! {
+    /// What an endpoint is.
+    pub enum EndpointKind {
+        Pod = "pod",
+        Node = "node",
+        /// A service's address that was not translated to a backend's.
+        Service = "service",
+        /// An address outside the cluster.
+        External = "external",
+        /// The owner of the address is not known; `note` says why.
+        Unknown = "unknown",
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -55,18 +60,10 @@ pub struct Address {
     pub port: Option<u16>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Family {
-    Ipv4,
-    Ipv6,
-}
-
-impl Family {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Family::Ipv4 => "ipv4",
-            Family::Ipv6 => "ipv6",
-        }
+closed_set! {
+    /// The IP version.
+    pub enum Family {
+        Ipv4 = "ipv4",
+        Ipv6 = "ipv6",
     }
 }

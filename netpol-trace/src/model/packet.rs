@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{Family, Text};
 
-/// IP protocol numbers that are told apart (IANA).
+/// IP protocol numbers (IANA).
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const SCTP: u8 = 132;
@@ -17,50 +17,51 @@ pub struct Packet {
     /// CLOCK_MONOTONIC, ns.
     pub time: u64,
     pub headers: Headers,
-    /// L3 length in octets.
+    /// L3 length in bytes.
     pub length: u32,
     /// Packets on the wire: more than 1 where segmentation offload made one skb of several.
     pub segments: u32,
     pub conntrack: Option<Conntrack>,
-    /// Conntrack was told to leave the packet alone.
+    /// A rule exempted the packet from conntrack.
     pub untracked: bool,
 }
 
-/// What one word of the kernel stands for: a packet, or what was counted of packets like it.
+/// The packets that one event of the kernel programs stands for: one packet, or a count of packets of the same kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Repeats {
-    /// The packet that was read is one of those meant; else it is only their example.
+pub struct PacketCount {
+    /// The packet of the event is one more packet. Otherwise it is only an example of those counted.
     pub first: bool,
-    /// Packets that were counted, their L3 octets, and what they would be on the wire.
+    /// Counted packets, their L3 bytes, and the number of packets that they would be on the wire.
     pub count: u64,
     pub bytes: u64,
     pub segments: u64,
-    /// CLOCK_MONOTONIC of the last one, ns.
+    /// CLOCK_MONOTONIC of the last packet, ns.
     pub last: u64,
     /// What they have in common.
-    pub same: Sameness,
+    pub granularity: Granularity,
 }
 
-/// What packets that were counted together have in common, besides addresses, protocol and all that the kernel says.
+/// The ports that packets counted together have in common. They always have addresses, protocol and drop site in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sameness {
-    /// Both ports.
+pub enum Granularity {
+    /// Both ports: the packets are of one flow.
     Flow,
-    /// The destination's port.
+    /// The destination's port only.
     AnySourcePort,
     AnyPorts,
 }
 
-impl Repeats {
+impl PacketCount {
     /// One packet.
-    pub const ONE: Repeats = Repeats { first: true, count: 0, bytes: 0, segments: 0, last: 0, same: Sameness::Flow };
+    pub const ONE: PacketCount =
+        PacketCount { first: true, count: 0, bytes: 0, segments: 0, last: 0, granularity: Granularity::Flow };
 
-    /// How many packets there were.
+    /// Returns the number of packets.
     pub fn packets(&self) -> u64 {
         u64::from(self.first) + self.count
     }
 
-    /// Their L3 octets, `packet` being the one that was read.
+    /// Returns the L3 bytes of all packets. `packet` is the packet of the event.
     pub fn bytes(&self, packet: &Packet) -> u64 {
         if self.first { self.bytes + u64::from(packet.length) } else { self.bytes }
     }
@@ -70,12 +71,12 @@ impl Repeats {
     }
 }
 
-/// Why a record has no packet: it isn't IP, or its header couldn't be read.
+/// Why header bytes could not be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PacketError {
     #[error("not IP")]
     NotIp,
-    #[error("the header is missing or cut short")]
+    #[error("the header is missing or truncated")]
     Truncated,
 }
 
@@ -107,7 +108,7 @@ pub fn is_icmp_error(protocol: u8, kind: u8) -> bool {
     }
 }
 
-/// The record's name of an IP protocol.
+/// Returns the name of an IP protocol in records.
 pub fn transport_name(protocol: u8) -> Text {
     match protocol {
         TCP => "tcp".into(),
@@ -119,7 +120,7 @@ pub fn transport_name(protocol: u8) -> Text {
     }
 }
 
-/// The number behind a record's transport; 255 (reserved by IANA) for what is none.
+/// Returns the number of a transport in a record; 255 (reserved by IANA) for an unknown name.
 pub fn transport_number(name: &str) -> u8 {
     match name {
         "tcp" => TCP,
@@ -136,23 +137,23 @@ pub fn transport_number(name: &str) -> u8 {
 pub struct Headers {
     pub source: IpAddr,
     pub destination: IpAddr,
-    /// The IP protocol behind all extension headers.
+    /// The IP protocol after all extension headers.
     pub protocol: u8,
     pub source_port: Option<u16>,
     pub destination_port: Option<u16>,
-    /// The flags octet: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32.
+    /// The byte of flags: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32.
     pub tcp_flags: Option<u8>,
     /// Type and code.
     pub icmp: Option<(u8, u8)>,
     /// Type of the first SCTP chunk.
     pub sctp_chunk: Option<u8>,
     /// The tuple of the packet that an ICMP error quotes, where its ports are readable.
-    pub quoted: Option<Tuple>,
+    pub quoted: Option<ConntrackTuple>,
     /// A fragment other than the first: it has no transport header.
     pub fragment: bool,
-    /// L3 length in octets as the header states it.
+    /// L3 length in bytes according to the header.
     pub length: u32,
-    /// Octets from the network header to the transport's payload, as far as they can be told.
+    /// Bytes from the network header to the transport's payload, as far as the headers are known.
     pub payload_offset: u32,
 }
 
@@ -169,7 +170,7 @@ impl Headers {
         TCP_FLAGS.iter().filter(move |(bit, _)| flags & bit != 0).map(|(_, name)| *name)
     }
 
-    /// A TCP segment that opens a connection: SYN without ACK or RST.
+    /// Returns true for a TCP segment that opens a connection: SYN without ACK or RST.
     pub fn opens(&self) -> bool {
         self.tcp_flags.is_some_and(|flags| flags & (SYN | ACK | RST) == SYN)
     }
@@ -178,21 +179,21 @@ impl Headers {
 /// A conntrack entry as of the drop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conntrack {
-    /// As the client sent it: to the service's address.
-    pub original: Tuple,
-    /// As the answer comes back: from the backend.
-    pub reply: Tuple,
+    /// The direction of the opener, with the addresses before translation: to the service's address.
+    pub original: ConntrackTuple,
+    /// The direction of the replies: from the backend.
+    pub reply: ConntrackTuple,
     /// The destination was translated (a service).
     pub dst_nat: bool,
     pub seen_reply: bool,
     /// The packet goes against the connection's direction.
     pub is_reply: bool,
-    /// The packet is about the connection, not of it (an ICMP error).
+    /// The packet is an ICMP error about the connection.
     pub related: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tuple {
+pub struct ConntrackTuple {
     pub source: IpAddr,
     pub destination: IpAddr,
     /// 0 for protocols without ports; for ICMP the identifier.

@@ -1,4 +1,4 @@
-//! A part that many records share: a pod, or what was said of a connection.
+//! A part that many records share: a pod, or a verdict.
 
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
@@ -6,22 +6,22 @@ use std::sync::{Arc, OnceLock};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// A shared `T`. Where others share it too, its JSON is made once.
+/// A shared `T`. Its JSON is made once if other records share it too.
 #[derive(Debug, Clone)]
-pub struct Part<T>(Arc<Inner<T>>);
+pub struct Part<T>(Arc<SharedPart<T>>);
 
 #[derive(Debug)]
-struct Inner<T> {
+struct SharedPart<T> {
     value: T,
     json: OnceLock<Option<Box<RawValue>>>,
 }
 
 impl<T> Part<T> {
     pub fn new(value: T) -> Part<T> {
-        Part(Arc::new(Inner { value, json: OnceLock::new() }))
+        Part(Arc::new(SharedPart { value, json: OnceLock::new() }))
     }
 
-    /// To change it, for this record only.
+    /// Returns the value to be changed, for this record only.
     pub fn to_mut(&mut self) -> &mut T
     where
         T: Clone,
@@ -39,10 +39,10 @@ impl<T> Part<T> {
     }
 }
 
-/// Without the JSON: the copy is made to be changed.
-impl<T: Clone> Clone for Inner<T> {
-    fn clone(&self) -> Inner<T> {
-        Inner { value: self.value.clone(), json: OnceLock::new() }
+/// Leaves the JSON out: the copy is made to be changed.
+impl<T: Clone> Clone for SharedPart<T> {
+    fn clone(&self) -> SharedPart<T> {
+        SharedPart { value: self.value.clone(), json: OnceLock::new() }
     }
 }
 

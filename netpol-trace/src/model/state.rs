@@ -1,4 +1,4 @@
-//! How the parts of a running agent stand: hooks, sources, sinks, config file.
+//! The state of the parts of a running agent: hooks, sources, sinks, config file.
 
 use std::collections::BTreeMap;
 
@@ -6,56 +6,88 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Text;
+use super::closed_set::closed_set;
 
 /// The config file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigState {
     pub path: String,
-    /// Since what is in force was read, in seconds.
+    /// Seconds since the settings in force were read.
     pub age_seconds: u64,
-    /// What is wrong in the file as it is now; what it said before stays in force.
+    /// What is wrong with the file as it is now. The settings read before stay in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Options that changed in the file and count from the next start only.
+    /// Options that changed in the file and take effect at the next start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending: Vec<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    Started,
-    Running,
-    Stopped,
+closed_set! {
+    /// Where in its life the agent is.
+    pub enum RunPhase {
+        /// The first status of a run.
+        Started = "started",
+        /// A status once a minute, and when a source or the config file changes.
+        Running = "running",
+        /// The last status of a run: nothing is held any more.
+        Stopped = "stopped",
+    }
 }
 
+closed_set! {
+    /// How a hook is attached, or what of the rulesets can be read.
+    pub enum HookMode {
+        /// Not requested, or not supported by this kernel.
+        Off = "off",
+        /// Requested, and could not be attached; `detail` has the reason.
+        Refused = "refused",
+        /// `kfree_skb`: a tracepoint with the kernel's types.
+        BtfTracepoint = "btf_tracepoint",
+        /// `kfree_skb`: a raw tracepoint; `detail` says why not the other.
+        RawTracepoint = "raw_tracepoint",
+        /// `reject`: at the functions that send ICMP errors and resets.
+        Fentry = "fentry",
+        /// `reject`: at the tracepoint of IPv4's ICMP errors only.
+        Tracepoint = "tracepoint",
+        /// `tc`: TCX, from Linux 6.6.
+        Tcx = "tcx",
+        /// `tc`: filters below a clsact qdisc.
+        Clsact = "clsact",
+        /// `rulesets`: every part can be read.
+        Read = "read",
+        /// `rulesets`: `detail` names the parts that cannot be read.
+        PartlyRead = "partly_read",
+    }
+}
+
+/// A hook of the agent, or its view of the rulesets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HookState {
+    /// `kfree_skb`, `reject`, `tc` or `rulesets`.
     pub name: Text,
-    /// How the hook is attached; `off` when it was not asked for or this kernel does not have it, `refused` when it was asked for and
-    /// could not be attached: `detail` says why.
+    #[schemars(with = "HookMode")]
     pub state: Text,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
 impl HookState {
-    /// State of a hook that was not asked for, or that this kernel does not have.
-    pub const OFF: Text = Text::Borrowed("off");
-    /// State of a hook that was asked for and could not be attached.
-    pub const REFUSED: Text = Text::Borrowed("refused");
+    pub fn new(name: &'static str, mode: HookMode, detail: Option<String>) -> HookState {
+        HookState { name: name.into(), state: mode.into(), detail }
+    }
 
+    /// Returns true if the hook is attached.
     pub fn is_active(&self) -> bool {
-        self.state != HookState::OFF && self.state != HookState::REFUSED
+        self.state != HookMode::Off.as_str() && self.state != HookMode::Refused.as_str()
     }
 }
 
-/// What the agent remembers of the cluster's past, to judge a drop by what held at its time.
+/// What the agent remembers of the cluster's past: it decides about a drop by the state as of the packet's time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HistoryState {
     /// Former owners of addresses, and former versions of policies and labels.
     pub kept: u64,
-    /// Forgotten before their ten minutes, because there were too many.
+    /// Entries that were removed before their ten minutes, because there were too many.
     pub crowded_out: u64,
 }
 
@@ -63,9 +95,9 @@ pub struct HistoryState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SourceState {
     pub name: String,
-    /// What is in force is what the source says now.
+    /// The state in force is the source's current state.
     pub synced: bool,
-    /// Since the state in force was read, in seconds.
+    /// Seconds since the state in force was read.
     pub age_seconds: u64,
     /// Objects in force, by kind.
     pub objects: BTreeMap<String, u64>,
@@ -74,7 +106,7 @@ pub struct SourceState {
     pub skipped: BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// How it is read, where that is not always the same.
+    /// How the source is read, where there is more than one way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
@@ -82,7 +114,7 @@ pub struct SourceState {
 /// Records that the queue in front of one sink holds at most.
 pub const SINK_QUEUE_RECORDS: usize = 16_384;
 
-/// A sink and its own books, in packets: `written + held + lost` is what it was given.
+/// A sink and its own accounting, in packets: `written + held + lost` is what the agent handed to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SinkState {
     /// `stdout`, a file's path, or an address.
@@ -92,12 +124,12 @@ pub struct SinkState {
     pub written: u64,
     pub held: u64,
     pub lost: u64,
-    /// Records of every kind that got out, this sink's own loss records among them.
+    /// Records of every kind that the sink wrote, including its own loss records.
     pub records: u64,
     pub records_lost: u64,
-    /// Records that wait.
+    /// Records in the sink's queue.
     pub queued: u64,
-    /// Why the last write failed, or why the sink can't be opened; absent after a write that succeeded.
+    /// Why the last write failed, or why the sink cannot be opened; absent after a successful write.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

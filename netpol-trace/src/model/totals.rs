@@ -35,7 +35,7 @@ pub struct AgentTotals {
     pub lost: u64,
 }
 
-/// The tc hook's own books, in connections: `opened = reported + lost`.
+/// The tc hook's own accounting, in connections: `opened = reported + lost`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConnectionTotals {
     pub opened: u64,

@@ -1,40 +1,65 @@
-//! What the policies say of a connection, and the evidence for it.
+//! The verdict of the policies on a connection, and the evidence for it.
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::closed_set::closed_set;
 use super::{Str, Text};
 
-/// What NetworkPolicy v1 says of the connection.
+/// The verdict of NetworkPolicy v1 on the connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Verdict {
     pub result: VerdictResult,
-    /// `networkpolicy_v1`, `policy_changing`, `addresses_only`, `stale`, `ip_reused`, `undefined_…`.
+    #[schemars(with = "Basis")]
     pub basis: Text,
     pub egress: Side,
     pub ingress: Side,
-    /// What the reader should know of how far this verdict reaches, such as other policy APIs in the cluster.
+    /// Limits of this verdict, such as other policy APIs in the cluster.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum VerdictResult {
-    Allowed,
-    Denied,
-    Undetermined,
+closed_set! {
+    /// The result of an evaluation.
+    pub enum VerdictResult {
+        Allowed = "allowed",
+        Denied = "denied",
+        /// The result cannot be known; `basis`, and `why` of the side, name what is missing.
+        Undetermined = "undetermined",
+    }
 }
 
-impl VerdictResult {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            VerdictResult::Allowed => "allowed",
-            VerdictResult::Denied => "denied",
-            VerdictResult::Undetermined => "undetermined",
-        }
+closed_set! {
+    /// What a verdict rests on, or why it is undetermined.
+    pub enum Basis {
+        /// The rules of NetworkPolicy v1 determine the result.
+        NetworkPolicyV1 = "networkpolicy_v1",
+        /// The policies allow the connection, but changed within 10 seconds of the drop: the enforcer may go by the version before, or after.
+        PolicyChanging = "policy_changing",
+        /// A source of the index was not in sync, so what changed lately is not known.
+        Stale = "stale",
+        /// Nothing shows who opened the connection, and the policies deny it in one direction only.
+        OpenerUnknown = "opener_unknown",
+        /// An address passed from one pod to another at about that time.
+        IpReused = "ip_reused",
+        /// The owner of an address, or the destination port, is not known, and a rule depends on it.
+        AddressesOnly = "addresses_only",
+        /// A rule selects namespaces by labels, and the Namespace object is not known.
+        UndefinedNamespaceLabels = "undefined_namespace_labels",
+        /// Whether policies apply to a hostNetwork pod depends on the CNI.
+        UndefinedHostNetwork = "undefined_host_network",
+        /// Whether an `ipBlock` matches a pod's address depends on the CNI.
+        UndefinedIpBlock = "undefined_ipblock",
+        /// Whether a pod and its own node may always talk depends on the CNI.
+        UndefinedOwnNode = "undefined_own_node",
+        /// NetworkPolicy cannot name ICMP; what isolation does to it depends on the CNI.
+        UndefinedIcmp = "undefined_icmp",
+        /// NetworkPolicy names TCP, UDP and SCTP only; what isolation does to other protocols depends on the CNI.
+        UndefinedProtocol = "undefined_protocol",
+        /// The destination is a service's address, and which backend it stands for is not known.
+        UndefinedServiceAddress = "undefined_service_address",
     }
 }
 
@@ -57,7 +82,7 @@ pub struct Side {
     pub changed: Vec<ChangedPolicy>,
 }
 
-/// A policy that changed shortly before or after a drop. Of a deleted one, its last version.
+/// A policy that changed shortly before or after a drop; for a deleted policy its last version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ChangedPolicy {
     pub namespace: String,
@@ -86,7 +111,7 @@ pub struct PolicyRef {
     pub changed_ago_seconds: Option<u64>,
 }
 
-/// A rule by its place: policy `namespace/name`, rule `ingress[0]`.
+/// A rule: policy `namespace/name`, rule `ingress[0]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleRef {
     pub policy: String,
@@ -120,17 +145,19 @@ pub struct Hint {
     pub message: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ChangeKind {
-    Created,
-    Edited,
-    Deleted,
-    NamespaceLabels,
+closed_set! {
+    /// What changed.
+    pub enum ChangeKind {
+        Created = "created",
+        Edited = "edited",
+        Deleted = "deleted",
+        /// A namespace's labels, by which policies select.
+        NamespaceLabels = "namespace_labels",
+    }
 }
 
 impl ChangeKind {
-    /// What became of a policy that was there before, or is after.
+    /// Returns the change of a policy that existed before, after, or both.
     pub fn of(before: bool, after: bool) -> ChangeKind {
         match (before, after) {
             (false, _) => ChangeKind::Created,

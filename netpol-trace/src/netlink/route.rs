@@ -1,4 +1,4 @@
-//! The rtnetlink messages in use: interfaces and their changes, the addresses behind an interface, qdiscs and filters.
+//! rtnetlink: interfaces and their changes, addresses behind an interface, qdiscs and filters.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,21 +19,21 @@ const RTM_DELQDISC: u16 = 37;
 const RTM_GETQDISC: u16 = 38;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_GETTFILTER: u16 = 46;
-/// Notices of links and of qdiscs with their filters.
+/// Groups for notifications of links, and of qdiscs with their filters.
 pub const RTNLGRP_LINK: u32 = 1;
 pub const RTNLGRP_TC: u32 = 4;
-/// Octets of `struct ifinfomsg`, `struct ifaddrmsg` and `struct tcmsg`.
+/// Sizes in bytes of `struct ifinfomsg`, `struct ifaddrmsg` and `struct tcmsg`.
 const IFINFO: usize = 16;
 const IFADDR: usize = 8;
 const TCMSG: usize = 20;
 /// `TCA_KIND`, of qdiscs and filters.
 const TCA_KIND: u16 = 1;
-/// Handle and parent of the clsact qdisc: it is both.
+/// Parent and handle of the clsact qdisc.
 const CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 pub const INGRESS: u32 = 0xffff_fff2;
 pub const EGRESS: u32 = 0xffff_fff3;
-/// Interfaces kept; a node has some hundreds of pods.
+/// The most interfaces that are read; a node has some hundreds of pods.
 const MAX_LINKS: usize = 16_384;
 
 /// An interface of this network namespace.
@@ -45,7 +45,7 @@ pub struct Link {
     pub kind: String,
     /// The peer's index, in its own network namespace.
     pub peer: Option<u32>,
-    /// Our number for the peer's network namespace, where that is another one.
+    /// This namespace's id for the peer's network namespace, if that is another one.
     pub peer_netns: Option<i32>,
     pub xdp: Option<Xdp>,
 }
@@ -62,7 +62,7 @@ pub enum Xdp {
 }
 
 impl Link {
-    /// The host's end of a pod's interface: a pair whose other end is in another network namespace. Ports of a bridge too.
+    /// True for the host's end of a pod's interface: a pair whose other end is in another network namespace. It may be a bridge port.
     pub fn is_pods(&self) -> bool {
         matches!(self.kind.as_str(), "veth" | "netkit") && self.peer_netns.is_some()
     }
@@ -70,15 +70,16 @@ impl Link {
 
 /// A change of an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// It is there, new or changed.
+pub enum LinkChange {
+    /// A new or changed interface.
     Is(Link),
+    /// The index of a removed interface.
     Gone(u32),
 }
 
 /// A tc filter of an interface's clsact qdisc.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filter {
+pub struct TcFilter {
     pub priority: u16,
     pub handle: u32,
     /// `bpf`, `flower`, …
@@ -87,16 +88,16 @@ pub struct Filter {
     pub name: String,
 }
 
-/// The answers of one type to a question, read one by one.
+/// Requests a dump and reads its responses of one type.
 fn dump<T>(
     request: u16,
     body: &[u8],
-    answer: u16,
+    response: u16,
     read: impl Fn(&[u8]) -> Option<T>,
 ) -> io::Result<(Vec<T>, Complete)> {
     let mut found = Vec::new();
     let complete = super::dump(NETLINK_ROUTE, request, body, |kind, body| {
-        if kind == answer && found.len() < MAX_LINKS {
+        if kind == response && found.len() < MAX_LINKS {
             found.extend(read(body));
         }
     })?;
@@ -108,10 +109,10 @@ pub fn links() -> io::Result<Vec<Link>> {
     super::consistent(|| dump(RTM_GETLINK, &[0; IFINFO], RTM_NEWLINK, link))
 }
 
-/// The addresses of interface `peer` in the network namespace `netns` (our number for it).
+/// The addresses of interface `peer` in the network namespace with the id `netns`.
 ///
 /// # Errors
-/// The kernel wants CAP_NET_ADMIN there.
+/// CAP_NET_ADMIN in that namespace is missing.
 pub fn addresses(netns: i32, peer: Option<u32>) -> io::Result<Vec<IpAddr>> {
     const IFA_TARGET_NETNSID: u16 = 10;
     let mut request = vec![0; IFADDR];
@@ -125,7 +126,7 @@ pub fn clsact() -> io::Result<Vec<u32>> {
 }
 
 /// The filters at `parent` ([`INGRESS`] or [`EGRESS`]) of an interface; none without a clsact qdisc.
-pub fn filters(index: u32, parent: u32) -> io::Result<Vec<Filter>> {
+pub fn filters(index: u32, parent: u32) -> io::Result<Vec<TcFilter>> {
     Ok(dump(RTM_GETTFILTER, &tcmsg(index, 0, parent), RTM_NEWTFILTER, filter)?.0)
 }
 
@@ -133,23 +134,23 @@ pub fn remove_clsact(index: u32) -> io::Result<()> {
     super::request(NETLINK_ROUTE, RTM_DELQDISC, &tcmsg(index, CLSACT_HANDLE, CLSACT))
 }
 
-/// Tells of every change of an interface from now on.
-pub struct Follow {
+/// Receives notifications of changes of interfaces.
+pub struct LinkMonitor {
     socket: Socket,
     datagram: Vec<u8>,
 }
 
-impl Follow {
-    pub fn new() -> io::Result<Follow> {
+impl LinkMonitor {
+    pub fn new() -> io::Result<LinkMonitor> {
         let socket = super::listen(NETLINK_ROUTE, &[RTNLGRP_LINK])?;
-        Ok(Follow { socket, datagram: Vec::with_capacity(super::DATAGRAM) })
+        Ok(LinkMonitor { socket, datagram: Vec::with_capacity(super::DATAGRAM) })
     }
 
     /// The changes since the last call.
     ///
     /// # Errors
-    /// ENOBUFS when some were lost: take stock anew with [`links`].
-    pub fn changes(&mut self) -> io::Result<Vec<Change>> {
+    /// ENOBUFS if some were lost: list the interfaces with [`links`].
+    pub fn changes(&mut self) -> io::Result<Vec<LinkChange>> {
         let mut changes = Vec::new();
         loop {
             match super::receive(&self.socket, &mut self.datagram) {
@@ -164,17 +165,17 @@ impl Follow {
     }
 }
 
-impl AsRawFd for Follow {
+impl AsRawFd for LinkMonitor {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
 }
 
-fn change(kind: u16, body: &[u8]) -> Option<Change> {
+fn change(kind: u16, body: &[u8]) -> Option<LinkChange> {
     match kind {
-        // A port that leaves its bridge is a DELLINK of family AF_BRIDGE; the interface stays.
-        RTM_NEWLINK if body.first() == Some(&0) => link(body).map(Change::Is),
-        RTM_DELLINK if body.first() == Some(&0) => word(body, 4).map(Change::Gone),
+        // A port that leaves its bridge causes a DELLINK of family AF_BRIDGE; the interface stays.
+        RTM_NEWLINK if body.first() == Some(&0) => link(body).map(LinkChange::Is),
+        RTM_DELLINK if body.first() == Some(&0) => word(body, 4).map(LinkChange::Gone),
         _ => None,
     }
 }
@@ -199,7 +200,7 @@ fn link(body: &[u8]) -> Option<Link> {
             0 => None,
             2 => Some(Xdp::Generic),
             3 => Some(Xdp::Offload),
-            // 1, and 4 for several at once.
+            // 1; 4 for several modes at once.
             _ => Some(Xdp::Native),
         }),
     })
@@ -213,26 +214,26 @@ fn address(body: &[u8], of: Option<u32>) -> Option<IpAddr> {
     }
     let attributes = body.get(IFADDR..)?;
     let value = attribute(attributes, IFA_LOCAL).or_else(|| attribute(attributes, IFA_ADDRESS))?;
-    if let Ok(octets) = <[u8; 4]>::try_from(value) {
-        return Some(Ipv4Addr::from(octets).into());
+    if let Ok(bytes) = <[u8; 4]>::try_from(value) {
+        return Some(Ipv4Addr::from(bytes).into());
     }
-    <[u8; 16]>::try_from(value).ok().map(|octets| Ipv6Addr::from(octets).into())
+    <[u8; 16]>::try_from(value).ok().map(|bytes| Ipv6Addr::from(bytes).into())
 }
 
 fn clsact_on(body: &[u8]) -> Option<u32> {
     (string(body.get(TCMSG..)?, TCA_KIND)? == "clsact").then_some(word(body, 4)?)
 }
 
-fn filter(body: &[u8]) -> Option<Filter> {
+fn filter(body: &[u8]) -> Option<TcFilter> {
     const TCA_OPTIONS: u16 = 2;
     const TCA_BPF_NAME: u16 = 7;
     let attributes = body.get(TCMSG..)?;
     let kind = string(attributes, TCA_KIND)?;
-    // A priority is announced by itself too, with handle 0.
+    // The kernel also reports each priority by itself, with handle 0.
     let handle = word(body, 8).filter(|handle| *handle != 0)?;
     let name = attribute(attributes, TCA_OPTIONS).filter(|_| kind == "bpf").and_then(|o| attribute(o, TCA_BPF_NAME));
     let name = name.map(text).unwrap_or_default();
-    Some(Filter { priority: (word(body, 16)? >> 16) as u16, handle, kind, name })
+    Some(TcFilter { priority: (word(body, 16)? >> 16) as u16, handle, kind, name })
 }
 
 /// `struct tcmsg`, of any family.
@@ -268,7 +269,7 @@ mod tests {
         assert!(found.is_pods());
         assert_eq!((found.index, found.peer, found.peer_netns), (7, Some(2), Some(0)));
         assert_eq!(found.xdp, Some(Xdp::Native));
-        assert_eq!(change(RTM_NEWLINK, &body), Some(Change::Is(found)));
+        assert_eq!(change(RTM_NEWLINK, &body), Some(LinkChange::Is(found)));
         body[0] = 7;
         assert_eq!(change(RTM_DELLINK, &body), None, "a port left its bridge");
     }

@@ -1,10 +1,10 @@
-//! The connection that conntrack has for a packet: its tuple before NAT, and what comes back.
+//! Decodes the kernel's copy of a packet's conntrack entry: the tuple before NAT and the tuple of replies.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netpol_trace_common::{CT_REPLY_OFFSET, CT_STATUS_OFFSET, CT_WORDS};
 
-use crate::model::packet::{Conntrack, Tuple};
+use crate::model::packet::{Conntrack, ConntrackTuple};
 
 /// `IPS_DST_NAT` of enum ip_conntrack_status.
 const STATUS_DST_NAT: u64 = 0x20;
@@ -16,7 +16,7 @@ const CTINFO_ESTABLISHED: [u8; 2] = [0, 3];
 /// `IP_CT_RELATED` and its reply form.
 const CTINFO_RELATED: [u8; 2] = [1, 4];
 
-/// Reads the kernel's copy of `struct nf_conntrack_tuple` twice and the status.
+/// Decodes two copies of `struct nf_conntrack_tuple` and the status; `None` for an empty copy.
 pub fn parse(words: &[u64; CT_WORDS], ctinfo: u8) -> Option<Conntrack> {
     let mut bytes = [0u8; CT_WORDS * 8];
     for (target, word) in bytes.chunks_exact_mut(8).zip(words) {
@@ -34,7 +34,7 @@ pub fn parse(words: &[u64; CT_WORDS], ctinfo: u8) -> Option<Conntrack> {
 }
 
 /// `src { u3[16], u[2], l3num[2] } dst { u3[16], u[2], protonum, dir }`, addresses and ports in network order.
-fn tuple(bytes: &[u8]) -> Option<Tuple> {
+fn tuple(bytes: &[u8]) -> Option<ConntrackTuple> {
     const AF_INET: u16 = 2;
     const AF_INET6: u16 = 10;
     let l3num = u16::from_ne_bytes(bytes.get(18..20)?.try_into().ok()?);
@@ -46,7 +46,7 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
         }
     };
     let port = |at: usize| Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-    Some(Tuple {
+    Some(ConntrackTuple {
         source: address(0)?,
         destination: address(20)?,
         source_port: port(16)?,

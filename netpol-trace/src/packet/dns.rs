@@ -1,32 +1,32 @@
-//! DNS answers to names of addresses: pure, total, never panics. The octets come from strangers.
+//! Decodes DNS answers to addresses with their names. Pure and total: the bytes are untrusted input, and none panics.
 //!
-//! Read by hand because a copy may end in the middle of a long answer: the records before the cut count, and decoders
-//! that want the whole message refuse it.
+//! Own code because the copy of a long answer may be truncated: the records before its end count, and decoders that need
+//! the whole message refuse it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// What an answer says of one address.
+/// One address of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Address {
+pub struct AnswerAddress {
     pub ip: IpAddr,
-    /// Seconds for which it may be kept.
+    /// Seconds for which it may be cached.
     pub ttl: u32,
 }
 
-/// A positive answer: the addresses of the name that was asked for.
+/// A positive answer: the addresses of the queried name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Answer {
-    /// The name that was asked for, then what it is an alias of: lower case, ASCII, without the last dot.
+pub struct DnsAnswer {
+    /// The queried name, then the names that it is an alias of: lower case, ASCII, without the last dot.
     pub names: Vec<String>,
-    pub addresses: Vec<Address>,
+    pub addresses: Vec<AnswerAddress>,
 }
 
 /// Names and addresses kept of one answer.
 const MAX_NAMES: usize = 4;
 const MAX_ADDRESSES: usize = 32;
-/// Records looked at: a message of 512 octets has at most 42 of them.
+/// Records read: a message of 512 bytes has at most 42.
 const MAX_RECORDS: usize = 64;
-/// Compression pointers followed in one name, and octets of one name (RFC 1035, 2.3.4).
+/// Compression pointers followed in one name, and bytes of one name (RFC 1035, 2.3.4).
 const MAX_POINTERS: usize = 8;
 const MAX_NAME: usize = 255;
 
@@ -36,23 +36,23 @@ const CNAME: u16 = 5;
 const AAAA: u16 = 28;
 const IN: u16 = 1;
 
-/// Reads an answer. `None` unless it is a successful response to one question for addresses. Records that are not
-/// reached from the question through aliases are left out: nobody asked for them.
-pub fn parse(message: &[u8]) -> Option<Answer> {
+/// Decodes an answer. `None` unless it is a successful response to one question for addresses. Records that aliases do not
+/// connect with the question are left out: the client did not query them.
+pub fn parse(message: &[u8]) -> Option<DnsAnswer> {
     let flags = word(message, 2)?;
     // A response to a standard query, without error.
     if flags >> 15 != 1 || flags >> 11 & 0xf != 0 || flags & 0xf != 0 || word(message, 4)? != 1 {
         return None;
     }
-    let (asked, mut at) = name(message, HEADER)?;
+    let (question, mut at) = name(message, HEADER)?;
     let kind = word(message, at)?;
     if !matches!(kind, A | AAAA) || word(message, at + 2)? != IN {
         return None;
     }
     at += 4;
-    let mut answer = Answer { names: vec![text(&asked)], addresses: Vec::new() };
-    // The names that records may be about by now; servers put an alias before what it stands for.
-    let mut current = asked;
+    let mut answer = DnsAnswer { names: vec![text(&question)], addresses: Vec::new() };
+    // The name that the next record must have; servers put an alias before the records of its target.
+    let mut current = question;
     for _ in 0..usize::from(word(message, 6)?).min(MAX_RECORDS) {
         let Some((record, next)) = record(message, at) else { break };
         at = next;
@@ -70,12 +70,12 @@ pub fn parse(message: &[u8]) -> Option<Answer> {
             kind if kind == A || kind == AAAA => {
                 let data = message.get(record.data..record.data + record.length)?;
                 let ip = match (kind, data.len()) {
-                    (A, 4) => <[u8; 4]>::try_from(data).ok().map(|octets| Ipv4Addr::from(octets).into()),
-                    (AAAA, 16) => <[u8; 16]>::try_from(data).ok().map(|octets| Ipv6Addr::from(octets).into()),
+                    (A, 4) => <[u8; 4]>::try_from(data).ok().map(|bytes| Ipv4Addr::from(bytes).into()),
+                    (AAAA, 16) => <[u8; 16]>::try_from(data).ok().map(|bytes| Ipv6Addr::from(bytes).into()),
                     _ => None,
                 };
                 if let Some(ip) = ip.filter(|_| answer.addresses.len() < MAX_ADDRESSES) {
-                    answer.addresses.push(Address { ip, ttl: record.ttl });
+                    answer.addresses.push(AnswerAddress { ip, ttl: record.ttl });
                 }
             }
             _ => {}
@@ -84,47 +84,47 @@ pub fn parse(message: &[u8]) -> Option<Answer> {
     (!answer.addresses.is_empty()).then_some(answer)
 }
 
-struct Record {
-    owner: Labels,
+struct ResourceRecord {
+    owner: DomainName,
     kind: u16,
     class: u16,
     ttl: u32,
-    /// Where its data is.
+    /// Offset of its data in the message.
     data: usize,
     length: usize,
 }
 
 /// The labels of a name, lower case.
-type Labels = Vec<Vec<u8>>;
+type DomainName = Vec<Vec<u8>>;
 
-/// The record at `at` and where the next one begins; `None` where the message ends before its end.
-fn record(message: &[u8], at: usize) -> Option<(Record, usize)> {
+/// The record at `at` and the offset of the next one; `None` where the message ends before the record does.
+fn record(message: &[u8], at: usize) -> Option<(ResourceRecord, usize)> {
     let (owner, at) = name(message, at)?;
     let (kind, class) = (word(message, at)?, word(message, at + 2)?);
     let ttl = u32::from(word(message, at + 4)?) << 16 | u32::from(word(message, at + 6)?);
     let length = usize::from(word(message, at + 8)?);
     let data = at + 10;
     message.get(data..data + length)?;
-    Some((Record { owner, kind, class, ttl, data, length }, data + length))
+    Some((ResourceRecord { owner, kind, class, ttl, data, length }, data + length))
 }
 
-/// The name at `at`, and where what follows it begins.
-fn name(message: &[u8], mut at: usize) -> Option<(Labels, usize)> {
-    let mut labels = Labels::new();
-    let (mut end, mut pointers, mut octets) = (None, 0, 0);
+/// The name at `at`, and the offset after it.
+fn name(message: &[u8], mut at: usize) -> Option<(DomainName, usize)> {
+    let mut labels = DomainName::new();
+    let (mut end, mut pointers, mut bytes) = (None, 0, 0);
     loop {
         let length = usize::from(*message.get(at)?);
         match length >> 6 {
             0 if length == 0 => return Some((labels, end.unwrap_or(at + 1))),
             0 => {
-                octets += length + 1;
-                if octets > MAX_NAME {
+                bytes += length + 1;
+                if bytes > MAX_NAME {
                     return None;
                 }
                 labels.push(message.get(at + 1..at + 1 + length)?.to_ascii_lowercase());
                 at += 1 + length;
             }
-            // A pointer elsewhere in the message.
+            // A compression pointer to another offset in the message.
             3 => {
                 pointers += 1;
                 if pointers > MAX_POINTERS {
@@ -138,17 +138,17 @@ fn name(message: &[u8], mut at: usize) -> Option<(Labels, usize)> {
     }
 }
 
-/// As RFC 1035 (5.1) writes a name: what is not a letter, digit, hyphen or underscore becomes `\DDD`, so that no octet of a
-/// stranger's reaches a line or a terminal.
-fn text(labels: &Labels) -> String {
+/// Writes a name as RFC 1035 (5.1) does: a byte that is not a letter, digit, hyphen or underscore becomes `\DDD`, so that no
+/// untrusted byte reaches a line or a terminal.
+fn text(labels: &DomainName) -> String {
     let mut text = String::new();
     for (i, label) in labels.iter().enumerate() {
         if i > 0 {
             text.push('.');
         }
-        for octet in label {
-            match octet {
-                b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'*' | b'/' => text.push(char::from(*octet)),
+        for byte in label {
+            match byte {
+                b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'*' | b'/' => text.push(char::from(*byte)),
                 other => text.push_str(&format!("\\{other:03}")),
             }
         }

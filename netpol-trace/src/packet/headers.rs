@@ -1,10 +1,10 @@
-//! IP and transport headers, from as much of them as there is.
+//! Parses IP and transport headers, as far as the copied bytes have them. Pure and total: never panics.
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket};
 
-use crate::model::packet::{Headers, ICMP, ICMPV6, PacketError, SCTP, TCP, Tuple, UDP, is_icmp_error};
+use crate::model::packet::{ConntrackTuple, Headers, ICMP, ICMPV6, PacketError, SCTP, TCP, UDP, is_icmp_error};
 
-/// Parses from the first octet of the IP header. The slice may end anywhere behind the fixed IP header.
+/// Parses from the first byte of the IP header. The slice may end anywhere after the fixed IP header.
 pub fn parse(head: &[u8]) -> Result<Headers, PacketError> {
     let packet = LaxSlicedPacket::from_ip(head).map_err(|_| PacketError::Truncated)?;
     let net = packet.net.as_ref().ok_or(PacketError::NotIp)?;
@@ -41,7 +41,7 @@ pub fn parse(head: &[u8]) -> Result<Headers, PacketError> {
     }
     let word = |at: usize| Some(u16::from_be_bytes(transport.get(at..at + 2)?.try_into().ok()?));
     match protocol {
-        // Only the first octets of each are needed, so a header that is cut short later still gives its ports.
+        // The ports are in the first 4 bytes, so a header that ends after them still gives its ports.
         TCP | UDP | SCTP => {
             (headers.source_port, headers.destination_port) = (word(0), word(2));
             match protocol {
@@ -50,7 +50,7 @@ pub fn parse(head: &[u8]) -> Result<Headers, PacketError> {
                 _ => {}
             }
             let length = match protocol {
-                TCP => transport.get(12).map_or(20, |octet| u32::from(octet >> 4) * 4),
+                TCP => transport.get(12).map_or(20, |byte| u32::from(byte >> 4) * 4),
                 UDP => 8,
                 _ => 12,
             };
@@ -67,8 +67,8 @@ pub fn parse(head: &[u8]) -> Result<Headers, PacketError> {
     Ok(headers)
 }
 
-/// Returns the tuple of the packet that an ICMP error quotes. Errors of errors do not exist, so this reads one level only.
-fn quoted(head: &[u8]) -> Option<Tuple> {
+/// Returns the tuple of the packet that an ICMP error quotes. No error quotes another error, so this reads one level only.
+fn quoted(head: &[u8]) -> Option<ConntrackTuple> {
     let packet = LaxSlicedPacket::from_ip(head).ok()?;
     let (source, destination) = match packet.net.as_ref()? {
         LaxNetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
@@ -81,12 +81,12 @@ fn quoted(head: &[u8]) -> Option<Tuple> {
         return None;
     }
     let port = |at: usize| Some(u16::from_be_bytes(payload.payload.get(at..at + 2)?.try_into().ok()?));
-    Some(Tuple { source, destination, source_port: port(0)?, destination_port: port(2)?, protocol })
+    Some(ConntrackTuple { source, destination, source_port: port(0)?, destination_port: port(2)?, protocol })
 }
 
-/// Offset of a fragment in octets, 0 for whole packets and first fragments.
+/// Offset of a fragment in bytes, 0 for whole packets and first fragments.
 fn fragment_offset(head: &[u8]) -> u16 {
-    match head.first().map(|octet| octet >> 4) {
+    match head.first().map(|byte| byte >> 4) {
         Some(4) => head.get(6..8).map_or(0, |b| (u16::from_be_bytes([b[0], b[1]]) & 0x1fff) * 8),
         Some(6) => ipv6_fragment_offset(head).unwrap_or(0),
         _ => 0,
@@ -100,7 +100,7 @@ fn ipv6_fragment_offset(head: &[u8]) -> Option<u16> {
     const FRAGMENT: u8 = 44;
     const DESTINATION: u8 = 60;
     let (mut next, mut at) = (*head.get(6)?, 40usize);
-    // Each step advances by 8 octets or more, so the slice bounds the walk.
+    // Each step advances by 8 bytes or more, so the length of the slice bounds the loop.
     while matches!(next, HOP_BY_HOP | ROUTING | DESTINATION) {
         next = *head.get(at)?;
         at += (usize::from(*head.get(at + 1)?) + 1) * 8;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::model::{AgentTotals, Cause};
-use crate::sink::queue::Counts;
+use crate::sink::queue::SinkCounts;
 
 /// Counters of the reader thread. They are shared because the reader runs while the worker is busy or blocked.
 #[derive(Debug, Default)]
@@ -16,11 +16,11 @@ pub struct Intake {
     /// Packets for which the queue had no room.
     pub lost: AtomicU64,
     /// Connection events for which the queue had no room. These are not packets, so packet accounting leaves them out.
-    pub lost_flows: AtomicU64,
+    pub lost_connections: AtomicU64,
     /// Peak fill of the ring buffer in bytes since this was last taken.
     pub ring_peak: AtomicU64,
-    /// Requests the kernel's counts before their window ends, because a policy changed.
-    pub turn: AtomicBool,
+    /// Set when a policy changed: the reader then swaps the kernel's maps before their window ends.
+    pub swap_requested: AtomicBool,
 }
 
 /// Counters of the worker thread.
@@ -47,7 +47,7 @@ impl Accounting {
     }
 
     /// Returns the totals. `primary` holds the counts of the primary sink.
-    pub fn totals(&self, intake: &Intake, primary: Counts) -> AgentTotals {
+    pub fn totals(&self, intake: &Intake, primary: SinkCounts) -> AgentTotals {
         // Queued before read: a packet that moves in between is then counted as read and not as held, never the other way.
         let queued = intake.queued.load(Ordering::Acquire);
         AgentTotals {

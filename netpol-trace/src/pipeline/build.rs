@@ -6,9 +6,9 @@ use jiff::Timestamp;
 
 use super::decide::RenderedDecision;
 use crate::model::cluster::{Labels, Pod};
-use crate::model::packet::{Packet, Repeats, Sameness, transport_name};
-use crate::model::{Facts, OwnerRef, PodRef, Site, Str};
-use crate::pipeline::enrich::{Flow, Named, OwnedBy};
+use crate::model::packet::{Granularity, Packet, PacketCount, transport_name};
+use crate::model::{AggregationReason, DropFacts, DropSite, OwnerRef, PodRef, Str};
+use crate::pipeline::enrich::{Flow, FlowEndpoint, Identity};
 use crate::record::community_id::community_id;
 use crate::record::{AggregatedBy, Drop, Endpoint, Icmp, Kernel, Network};
 
@@ -19,8 +19,8 @@ const MAX_TEXT: usize = 253;
 /// Builds the record of a drop. `site` is the drop site as refined by the inventory.
 pub(super) fn drop_body(
     packet: &Packet,
-    facts: &Facts,
-    site: Site,
+    facts: &DropFacts,
+    site: DropSite,
     flow: &Flow<'_>,
     decision: RenderedDecision,
 ) -> Drop {
@@ -69,18 +69,18 @@ pub(super) fn drop_body(
 
 impl Drop {
     /// Sets the counts. `packet` is the packet that the rest of the record describes.
-    pub fn counts(&mut self, packet: &Packet, repeats: &Repeats, last: Timestamp) {
-        self.count = repeats.packets();
-        self.bytes = repeats.bytes(packet);
-        let segments = repeats.segments(packet);
+    pub fn counts(&mut self, packet: &Packet, packet_count: &PacketCount, last: Timestamp) {
+        self.count = packet_count.packets();
+        self.bytes = packet_count.bytes(packet);
+        let segments = packet_count.segments(packet);
         self.segments = (segments > self.count).then_some(segments);
         self.last_time = (self.count > 1).then_some(last);
-        let same: &[&str] = match repeats.same {
-            Sameness::Flow => return,
-            Sameness::AnySourcePort => {
+        let same: &[&str] = match packet_count.granularity {
+            Granularity::Flow => return,
+            Granularity::AnySourcePort => {
                 &["source.ip", "destination.ip", "destination.port", "network.transport", "kernel"]
             }
-            Sameness::AnyPorts => {
+            Granularity::AnyPorts => {
                 let end = &mut self.destination;
                 end.port = None;
                 end.original.iter_mut().for_each(|original| original.port = None);
@@ -89,36 +89,36 @@ impl Drop {
             }
         };
         let same = same.iter().copied().map(Into::into).collect();
-        self.aggregated_by = Some(AggregatedBy { because: "flow_map_full".into(), same });
+        self.aggregated_by = Some(AggregatedBy { because: AggregationReason::FlowMapFull.into(), same });
         self.network.community_id = None;
         self.source.port = None;
     }
 }
 
-pub(crate) fn endpoint(named: &Named<'_>) -> Endpoint {
+pub(crate) fn endpoint(endpoint: &FlowEndpoint<'_>) -> Endpoint {
     Endpoint {
-        kind: named.owner.kind(),
-        ip: named.ip,
-        port: named.port,
-        pod: named.pod().map(|view| view.described(describe).clone()),
-        node: match named.owner {
-            OwnedBy::Node(name) => Some(short(name)),
+        kind: endpoint.identity.kind(),
+        ip: endpoint.ip,
+        port: endpoint.port,
+        pod: endpoint.pod().map(|view| view.described(describe).clone()),
+        node: match endpoint.identity {
+            Identity::Node(name) => Some(short(name)),
             _ => None,
         },
-        service: named.service.clone(),
-        original: named.original,
+        service: endpoint.service.clone(),
+        original: endpoint.original,
         names: Vec::new(),
-        note: match named.owner {
-            OwnedBy::Ambiguous(pods) => Some(format!("{pods} pods claim this address").into()),
-            OwnedBy::Reused(one, other) => Some(
+        note: match endpoint.identity {
+            Identity::Ambiguous(pods) => Some(format!("{pods} pods claim this address").into()),
+            Identity::Reused(one, other) => Some(
                 format!("{} and {} had this address one after the other, at about this time", full(one), full(other))
                     .into(),
             ),
-            OwnedBy::Former(pod) => Some(format!("no pod had this address any more; before: {}", full(pod)).into()),
-            OwnedBy::Unconfirmed => {
+            Identity::Former(pod) => Some(format!("no pod had this address any more; before: {}", full(pod)).into()),
+            Identity::Unconfirmed => {
                 Some("whose address it is was not known, or not confirmed, when the record was made".into())
             }
-            OwnedBy::Unknown => Some("in the pod network, but no known pod has this address".into()),
+            Identity::Unknown => Some("in the pod network, but no known pod has this address".into()),
             _ => None,
         },
     }

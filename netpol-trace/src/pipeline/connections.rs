@@ -12,23 +12,23 @@
 mod annotate;
 mod names;
 mod seen;
-mod silence;
 mod table;
+mod unanswered;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 pub use annotate::Origin;
-pub use names::Names;
+pub use names::DnsNames;
 use netpol_trace_common::tc::{FROM_POD, FlowEvent, FlowKey, FlowState, event};
-pub use silence::{Finding, GRACE, body, flow};
+pub use unanswered::{GRACE, UnansweredConnection, body, flow};
 
-use crate::kernel::tc::{Told, View};
+use crate::kernel::tc::{TcEvent, TcView};
 use crate::model::packet::{self, Headers, Packet};
 
-/// The kernel side as this module uses it; tests have one of their own.
-pub trait Kernel {
-    /// Returns `None` if the connection was answered.
+/// The kernel side of the tc hook; tests have an implementation of their own.
+pub trait KernelFlows {
+    /// Returns `None` if the connection got a reply.
     fn state(&self, key: &FlowKey) -> Option<FlowState>;
     fn forget(&mut self, key: &FlowKey);
     fn keys(&self) -> Vec<FlowKey>;
@@ -42,7 +42,7 @@ pub trait Kernel {
     fn netns(&self) -> u32;
 }
 
-impl Kernel for View {
+impl KernelFlows for TcView {
     fn state(&self, key: &FlowKey) -> Option<FlowState> {
         self.flows.get(key)
     }
@@ -67,34 +67,34 @@ impl Kernel for View {
 }
 
 /// An address and a port.
-pub type End = (IpAddr, u16);
+pub type AddressPort = (IpAddr, u16);
 
 /// A connection in the direction of its opener, with the addresses that it had where it was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tuple {
-    pub client: End,
+pub struct ConnectionTuple {
+    pub client: AddressPort,
     pub protocol: u8,
-    pub server: End,
+    pub server: AddressPort,
 }
 
-impl Tuple {
-    fn of(key: &FlowKey, from_pod: bool) -> Tuple {
+impl ConnectionTuple {
+    fn of(key: &FlowKey, from_pod: bool) -> ConnectionTuple {
         let pod = (address(&key.pod), u16::from_be(key.pod_port));
         let remote = (address(&key.remote), u16::from_be(key.remote_port));
         let (client, server) = if from_pod { (pod, remote) } else { (remote, pod) };
-        Tuple { client, protocol: key.protocol as u8, server }
+        ConnectionTuple { client, protocol: key.protocol as u8, server }
     }
 
     /// Returns the tuple of a packet with ports, as if its source had opened the connection.
-    pub fn of_headers(headers: &Headers) -> Option<Tuple> {
+    pub fn of_headers(headers: &Headers) -> Option<ConnectionTuple> {
         let (source, destination) = headers.source_port.zip(headers.destination_port)?;
         let (client, server) = ((headers.source, source), (headers.destination, destination));
-        Some(Tuple { client, protocol: headers.protocol, server })
+        Some(ConnectionTuple { client, protocol: headers.protocol, server })
     }
 
     /// Returns the tuple of a packet that an ICMP error quotes, as if that packet's source had opened the connection.
-    pub fn of_quoted(quoted: &packet::Tuple) -> Tuple {
-        Tuple {
+    pub fn of_quoted(quoted: &packet::ConntrackTuple) -> ConnectionTuple {
+        ConnectionTuple {
             client: (quoted.source, quoted.source_port),
             protocol: quoted.protocol,
             server: (quoted.destination, quoted.destination_port),
@@ -102,38 +102,46 @@ impl Tuple {
     }
 
     /// Returns every tuple under which the connection of a dropped packet may have been seen: before and after NAT, in both directions.
-    fn all_of(packet: &Packet) -> impl Iterator<Item = Tuple> + use<> {
+    fn all_of(packet: &Packet) -> impl Iterator<Item = ConnectionTuple> + use<> {
         let protocol = packet.headers.protocol;
-        let own = Tuple::of_headers(&packet.headers);
+        let own = ConnectionTuple::of_headers(&packet.headers);
         let tracked = packet.conntrack.filter(|ct| ct.original.protocol == protocol).map(|ct| {
             let (o, r) = (ct.original, ct.reply);
             [
-                Tuple { client: (o.source, o.source_port), protocol, server: (o.destination, o.destination_port) },
-                Tuple { client: (r.destination, r.destination_port), protocol, server: (r.source, r.source_port) },
-                Tuple { client: (o.source, o.source_port), protocol, server: (r.source, r.source_port) },
+                ConnectionTuple {
+                    client: (o.source, o.source_port),
+                    protocol,
+                    server: (o.destination, o.destination_port),
+                },
+                ConnectionTuple {
+                    client: (r.destination, r.destination_port),
+                    protocol,
+                    server: (r.source, r.source_port),
+                },
+                ConnectionTuple { client: (o.source, o.source_port), protocol, server: (r.source, r.source_port) },
             ]
         });
         own.into_iter().flat_map(|tuple| [tuple, tuple.flipped()]).chain(tracked.into_iter().flatten())
     }
 
-    pub fn flipped(self) -> Tuple {
-        Tuple { client: self.server, protocol: self.protocol, server: self.client }
+    pub fn flipped(self) -> ConnectionTuple {
+        ConnectionTuple { client: self.server, protocol: self.protocol, server: self.client }
     }
 }
 
 /// Undoes the programs' IPv4-mapped form.
 fn address(words: &[u32; 4]) -> IpAddr {
-    let mut octets = [0; 16];
-    for (target, word) in octets.chunks_exact_mut(4).zip(words) {
+    let mut bytes = [0; 16];
+    for (target, word) in bytes.chunks_exact_mut(4).zip(words) {
         target.copy_from_slice(&word.to_ne_bytes());
     }
-    let ip = Ipv6Addr::from(octets);
+    let ip = Ipv6Addr::from(bytes);
     ip.to_ipv4_mapped().map_or(ip.into(), IpAddr::from)
 }
 
 /// Counts of connections for the status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct UnansweredTally {
     pub unanswered: u64,
     /// Unanswered connections without a record: too many at once, or drops may have been missed.
     pub unanswered_unreported: u64,
@@ -144,28 +152,28 @@ pub struct Flows<K> {
     kernel: K,
     /// Drops are watched too, so "no drop on this node" is known.
     sees_drops: bool,
-    table: table::Table,
-    dropped: seen::Recent,
-    refused: seen::Recent,
+    table: table::ConnectionTable,
+    dropped: seen::RecentEvents,
+    refused: seen::RecentEvents,
     /// Connections whose opener the tc hook saw.
-    opened: seen::Recent,
-    names: Names,
-    silence: silence::Silence,
-    pub tally: Tally,
+    opened: seen::RecentEvents,
+    names: DnsNames,
+    unanswered: unanswered::ReportWindows,
+    pub tally: UnansweredTally,
 }
 
-impl<K: Kernel> Flows<K> {
+impl<K: KernelFlows> Flows<K> {
     pub fn new(kernel: K, sees_drops: bool) -> Flows<K> {
         Flows {
             kernel,
             sees_drops,
-            table: table::Table::default(),
-            dropped: seen::Recent::default(),
-            refused: seen::Recent::default(),
-            opened: seen::Recent::default(),
-            names: Names::default(),
-            silence: silence::Silence::default(),
-            tally: Tally::default(),
+            table: table::ConnectionTable::default(),
+            dropped: seen::RecentEvents::default(),
+            refused: seen::RecentEvents::default(),
+            opened: seen::RecentEvents::default(),
+            names: DnsNames::default(),
+            unanswered: unanswered::ReportWindows::default(),
+            tally: UnansweredTally::default(),
         }
     }
 
@@ -174,25 +182,25 @@ impl<K: Kernel> Flows<K> {
     }
 
     /// Takes one event of the tc programs.
-    pub fn take(&mut self, told: Told, now: Instant) {
-        match told {
-            Told::Flow(flow) => match flow.event {
+    pub fn take(&mut self, event: TcEvent, now: Instant) {
+        match event {
+            TcEvent::Flow(flow) => match flow.event {
                 event::OPENED => self.open(&flow, now),
                 // The refusing packet goes back to the opener of the connection.
                 event::RESET | event::ICMP => {
-                    let tuple = Tuple::of(&flow.key, flow.direction != FROM_POD);
+                    let tuple = ConnectionTuple::of(&flow.key, flow.direction != FROM_POD);
                     self.refused.insert(tuple, flow.time, now);
                 }
                 _ => {}
             },
-            Told::Dns(flow, message) => {
-                self.names.told(flow.key.ifindex, address(&flow.key.pod), &message, now);
+            TcEvent::Dns(flow, message) => {
+                self.names.add_answer(flow.key.ifindex, address(&flow.key.pod), &message, now);
             }
         }
     }
 
     fn open(&mut self, flow: &FlowEvent, now: Instant) {
-        let tuple = Tuple::of(&flow.key, flow.direction == FROM_POD);
+        let tuple = ConnectionTuple::of(&flow.key, flow.direction == FROM_POD);
         // Only a SYN opens a TCP connection. The first datagram that is seen may be an answer.
         if tuple.protocol == packet::TCP || self.is_certain(&tuple, flow.key.ifindex) {
             self.opened.insert(tuple, flow.time, now);
@@ -203,22 +211,22 @@ impl<K: Kernel> Flows<K> {
     }
 
     /// Returns true if the client of this tuple was seen to open the connection.
-    pub fn was_opened(&self, tuple: &Tuple) -> bool {
+    pub fn was_opened(&self, tuple: &ConnectionTuple) -> bool {
         self.opened.time(tuple).is_some()
     }
 
     /// Notes that a packet was dropped: its connection is not unanswered without a reason.
-    pub fn saw_drop(&mut self, packet: &Packet, now: Instant) {
+    pub fn note_drop(&mut self, packet: &Packet, now: Instant) {
         if matches!(packet.headers.protocol, packet::TCP | packet::UDP | packet::SCTP) {
-            for tuple in Tuple::all_of(packet) {
+            for tuple in ConnectionTuple::all_of(packet) {
                 self.dropped.insert(tuple, packet.time, now);
             }
         }
     }
 
     /// Notes that drops were lost. For a while no connection is reported as unanswered, because the lost drop may explain it.
-    pub fn lost_drops(&mut self, now: Instant) {
-        self.dropped.blind(now);
+    pub fn note_lost_drops(&mut self, now: Instant) {
+        self.dropped.mark_incomplete(now);
     }
 
     /// Removes old entries, and kernel entries whose event was lost.

@@ -14,8 +14,8 @@ use jiff::{SignedDuration, Timestamp};
 use super::enrich::{self, Flow};
 use super::verdict_cache::{CacheKey, RenderedVerdict, VerdictCache};
 use crate::cluster::Index;
-use crate::model::{Action, Cause, Direction, Enrichment, Hint, Part, Verdict, VerdictResult};
-use crate::policy::{self, Asked, Connection, Finding, Judgement};
+use crate::model::{Action, Basis, Cause, Direction, Enrichment, Hint, Part, Verdict, VerdictResult};
+use crate::policy::{self, ClientRequest, Connection, PolicyEvaluation, PolicyResult};
 
 pub(super) use context::{DropContext, NodeContext};
 
@@ -26,7 +26,7 @@ const GRACE: SignedDuration = SignedDuration::from_secs(10);
 #[derive(Clone, Copy)]
 pub(super) struct EvalContext<'a> {
     pub index: &'a Index,
-    pub options: &'a policy::Options,
+    pub options: &'a policy::CniOptions,
     pub time: Timestamp,
 }
 
@@ -50,8 +50,8 @@ enum Evidence<'a> {
 /// A verdict that is not yet in words.
 struct Evaluation<'a> {
     connection: Connection<'a>,
-    judgement: Judgement<'a>,
-    /// What the policies say if the other side opened the connection; `None` where the opener is known.
+    evaluation: PolicyEvaluation<'a>,
+    /// The verdict if the other side opened the connection; `None` where the opener is known.
     other_way: Option<VerdictResult>,
     /// The policies allow the connection, but changed just now.
     changing: bool,
@@ -90,10 +90,10 @@ pub(super) fn decide<'a>(
         return decide_both_ways(flow, context, eval, changing);
     }
     let connection = flow.connection(eval.time);
-    let judgement = policy::evaluate(eval.index, &connection, eval.options);
-    let (cause, changing) = cause::with_verdict(policy::result(judgement.finding()), context, changing);
-    let direction = cause::direction(flow, judgement.denied(), context.node);
-    let evaluation = Evaluation { connection, judgement, other_way: None, changing };
+    let evaluation = policy::evaluate(eval.index, &connection, eval.options);
+    let (cause, changing) = cause::with_verdict(policy::verdict_result(evaluation.result()), context, changing);
+    let direction = cause::direction(flow, evaluation.denied(), context.node);
+    let evaluation = Evaluation { connection, evaluation, other_way: None, changing };
     Decision { cause, direction, reversed: false, evidence: Some(Evidence::Evaluated(evaluation)) }
 }
 
@@ -110,7 +110,7 @@ fn decide_both_ways<'a>(
     let connections = [flow.connection(eval.time), reversed.connection(eval.time)];
     let [forward, backward] =
         connections.each_ref().map(|connection| policy::evaluate(eval.index, connection, eval.options));
-    let results = [&forward, &backward].map(|judgement| policy::result(judgement.finding()));
+    let results = [&forward, &backward].map(|evaluation| policy::verdict_result(evaluation.result()));
     let denied = results.map(|result| result == VerdictResult::Denied);
     let result = match results {
         [VerdictResult::Allowed, VerdictResult::Allowed] => VerdictResult::Allowed,
@@ -118,18 +118,18 @@ fn decide_both_ways<'a>(
         _ => VerdictResult::Undetermined,
     };
     let (mut cause, changing) = cause::with_verdict(result, context, changing);
-    if cause == Cause::Policy && denied != [true, true] {
-        cause = Cause::ConnectionUnknown;
+    if cause == Cause::Policy && !changing && denied != [true, true] {
+        cause = if denied == [false, false] { cause } else { Cause::ConnectionUnknown };
     }
-    let is_reply = cause == Cause::Policy && flow.ports_suggest_reply();
+    let is_reply = cause == Cause::Policy && denied == [true, true] && flow.ports_suggest_reply();
     let [connection, other] = connections;
-    let (flow, connection, judgement, other_way) =
+    let (flow, connection, evaluation, other_way) =
         if is_reply { (&reversed, other, backward, results[0]) } else { (flow, connection, forward, results[1]) };
     let direction = match cause {
         Cause::ConnectionUnknown => None,
-        _ => cause::direction(flow, judgement.denied(), context.node),
+        _ => cause::direction(flow, evaluation.denied(), context.node),
     };
-    let evaluation = Evaluation { connection, judgement, other_way: Some(other_way), changing };
+    let evaluation = Evaluation { connection, evaluation, other_way: Some(other_way), changing };
     Decision { cause, direction, reversed: is_reply, evidence: Some(Evidence::Evaluated(evaluation)) }
 }
 
@@ -181,50 +181,53 @@ impl Evaluation<'_> {
         cause: Cause,
         EvalContext { index, options, .. }: EvalContext<'_>,
     ) -> RenderedVerdict {
-        let Evaluation { connection, judgement, other_way, changing } = self;
-        let mut report = policy::report(index, connection, options, judgement);
+        let Evaluation { connection, evaluation, other_way, changing } = self;
+        let mut explained = policy::explain(index, connection, options, evaluation);
         if *changing {
-            let verdict = &mut report.verdict;
-            verdict.basis = "policy_changing".into();
+            let verdict = &mut explained.verdict;
+            verdict.basis = Basis::PolicyChanging.into();
             policy::name_changes(verdict, index, connection, GRACE);
         }
         if let Some(other_way) = other_way {
-            name_unknown_opener(&mut report.verdict, flow, cause, *other_way);
+            name_unknown_opener(&mut explained.verdict, flow, cause, *other_way);
         }
         let hint = (cause == Cause::Policy && flow.opener_is_likely()).then(|| {
-            let asked = Asked {
+            let request = ClientRequest {
                 service: flow.destination.service.as_ref(),
                 original: flow.destination.original.as_ref(),
                 source_port: flow.source.port,
             };
-            policy::hint_of(index, connection, options, judgement, &report, asked)
+            policy::hint_of(index, connection, options, evaluation, &explained, request)
         });
-        RenderedVerdict { verdict: Part::new(report.verdict), hint: hint.flatten().map(Part::new) }
+        RenderedVerdict { verdict: Part::new(explained.verdict), hint: hint.flatten().map(Part::new) }
     }
 
     /// Returns the times between which the same connection gets the same verdict in this version of the index; `None` if unknown.
     fn holds(&self, cause: Cause) -> Option<(Timestamp, Timestamp)> {
-        let plain =
-            cause == Cause::Policy && self.other_way.is_none() && matches!(self.judgement.finding(), Finding::Denied);
-        plain.then(|| self.judgement.holds_at(self.connection.at?)).flatten()
+        let plain = cause == Cause::Policy
+            && self.other_way.is_none()
+            && matches!(self.evaluation.result(), PolicyResult::Denied);
+        plain.then(|| self.evaluation.holds_at(self.connection.at?)).flatten()
     }
 }
 
 /// States in a verdict that the opener is unknown, and what the policies say if the other side opened the connection.
 fn name_unknown_opener(verdict: &mut Verdict, flow: &Flow<'_>, cause: Cause, other_way: VerdictResult) {
     let either = format!("{} or {}", flow.source.address(), flow.destination.address());
-    if cause == Cause::Policy {
-        verdict.notes.push(format!("nothing shows whether {either} opened the connection; policies deny both ways"));
+    if verdict.result == VerdictResult::Denied && other_way == VerdictResult::Denied {
+        verdict
+            .notes
+            .push(format!("nothing shows whether {either} opened the connection; the policies deny it either way"));
         return;
     }
-    let this_way = verdict.result.as_str();
     verdict.notes.push(format!(
-        "nothing shows whether {either} opened the connection: {this_way} if the first did, {} if the second did",
+        "nothing shows whether {either} opened the connection: {} if the first did, {} if the second did",
+        verdict.result.as_str(),
         other_way.as_str()
     ));
     if cause == Cause::ConnectionUnknown {
         verdict.result = VerdictResult::Undetermined;
-        verdict.basis = "opener_unknown".into();
+        verdict.basis = Basis::OpenerUnknown.into();
         for side in [&mut verdict.egress, &mut verdict.ingress] {
             if side.result == VerdictResult::Denied {
                 side.result = VerdictResult::Undetermined;

@@ -12,14 +12,14 @@ use crate::cluster::Index;
 use crate::cluster::index::{AddressOwner, Moment, PodView};
 use crate::model::cluster::Pod;
 use crate::model::packet::{self, Conntrack, Packet};
-use crate::model::{Address, EndpointKind, Part, ServiceRef, Str, Verdict, VerdictResult};
-use crate::policy::{Connection, End, Transport, Who};
+use crate::model::{Address, Basis, EndpointKind, Part, ServiceRef, Str, Verdict, VerdictResult};
+use crate::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// A packet with both endpoints of its connection named.
 #[derive(Debug, Clone)]
 pub struct Flow<'a> {
-    pub source: Named<'a>,
-    pub destination: Named<'a>,
+    pub source: FlowEndpoint<'a>,
+    pub destination: FlowEndpoint<'a>,
     /// IP protocol number.
     pub protocol: u8,
     /// The packet is a reply: it goes from `destination` to `source`.
@@ -34,10 +34,10 @@ pub struct Flow<'a> {
 
 /// One endpoint of a connection.
 #[derive(Debug, Clone)]
-pub struct Named<'a> {
+pub struct FlowEndpoint<'a> {
     pub ip: IpAddr,
     pub port: Option<u16>,
-    pub owner: OwnedBy<'a>,
+    pub identity: Identity<'a>,
     /// The service that the client addressed; destinations only.
     pub service: Option<ServiceRef>,
     /// The address before translation, where it differs.
@@ -45,7 +45,7 @@ pub struct Named<'a> {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub enum OwnedBy<'a> {
+pub enum Identity<'a> {
     Pod(PodView<'a>),
     Node(&'a Str),
     /// An address of a service, not of a backend.
@@ -63,18 +63,18 @@ pub enum OwnedBy<'a> {
     Former(&'a Pod),
 }
 
-impl OwnedBy<'_> {
+impl Identity<'_> {
     pub fn kind(&self) -> EndpointKind {
         match self {
-            OwnedBy::Pod(_) => EndpointKind::Pod,
-            OwnedBy::Node(_) => EndpointKind::Node,
-            OwnedBy::Service => EndpointKind::Service,
-            OwnedBy::External => EndpointKind::External,
-            OwnedBy::Unknown
-            | OwnedBy::Unconfirmed
-            | OwnedBy::Ambiguous(_)
-            | OwnedBy::Reused(..)
-            | OwnedBy::Former(_) => EndpointKind::Unknown,
+            Identity::Pod(_) => EndpointKind::Pod,
+            Identity::Node(_) => EndpointKind::Node,
+            Identity::Service => EndpointKind::Service,
+            Identity::External => EndpointKind::External,
+            Identity::Unknown
+            | Identity::Unconfirmed
+            | Identity::Ambiguous(_)
+            | Identity::Reused(..)
+            | Identity::Former(_) => EndpointKind::Unknown,
         }
     }
 }
@@ -112,10 +112,10 @@ impl<'a> Moments<'a> {
 fn addresses(packet: &Packet) -> [IpAddr; 7] {
     let (source, destination) = (packet.headers.source, packet.headers.destination);
     let tracked = packet.conntrack.map(|ct| [ct.original.source, ct.original.destination, ct.reply.source]);
-    let [client, asked, server] = tracked.unwrap_or([source, destination, destination]);
+    let [client, addressed, server] = tracked.unwrap_or([source, destination, destination]);
     let quoted = packet.headers.quoted.map(|quoted| [quoted.source, quoted.destination]);
     let [from, to] = quoted.unwrap_or([source, destination]);
-    [source, destination, client, asked, server, from, to]
+    [source, destination, client, addressed, server, from, to]
 }
 
 /// Names both endpoints.
@@ -131,13 +131,13 @@ fn tracked<'a>(conntrack: &Conntrack, moment: &'a Moment<'_>) -> Flow<'a> {
     let protocol = original.protocol;
     let has_ports = matches!(protocol, packet::TCP | packet::UDP | packet::SCTP);
     let port = |port: u16| has_ports.then_some(port);
-    let mut destination = end(moment, reply.source, port(reply.source_port));
+    let mut destination = identify(moment, reply.source, port(reply.source_port));
     if (original.destination, original.destination_port) != (reply.source, reply.source_port) {
         destination.original = Some(Address { ip: original.destination, port: port(original.destination_port) });
     }
     let asked = port(original.destination_port);
     Flow {
-        source: end(moment, original.source, port(original.source_port)),
+        source: identify(moment, original.source, port(original.source_port)),
         destination: with_service(moment.index, destination, protocol, original.destination, asked),
         protocol,
         reply: conntrack.is_reply,
@@ -167,9 +167,9 @@ fn untracked<'a>(packet: &Packet, opener: Opener, moment: &'a Moment<'_>) -> Flo
         Opener::Conntrack | Opener::Source => false,
     };
     let (source, destination) = if flip { (to, from) } else { (from, to) };
-    let backend = end(moment, destination.0, destination.1);
+    let backend = identify(moment, destination.0, destination.1);
     Flow {
-        source: end(moment, source.0, source.1),
+        source: identify(moment, source.0, source.1),
         destination: with_service(moment.index, backend, protocol, destination.0, destination.1),
         protocol,
         reply: flip != error,
@@ -179,55 +179,57 @@ fn untracked<'a>(packet: &Packet, opener: Opener, moment: &'a Moment<'_>) -> Flo
     }
 }
 
-pub(crate) fn end<'a>(moment: &'a Moment<'_>, ip: IpAddr, port: Option<u16>) -> Named<'a> {
-    let owner = match moment.owner_of(ip) {
-        AddressOwner::Pod(pod) => OwnedBy::Pod(pod),
-        AddressOwner::Node(node) => OwnedBy::Node(&node.name),
-        AddressOwner::Ambiguous(count) => OwnedBy::Ambiguous(count),
-        AddressOwner::Either(one, other) => OwnedBy::Reused(one, other),
-        AddressOwner::Former(pod) => OwnedBy::Former(pod),
-        AddressOwner::None if moment.index.in_pod_network(ip) => OwnedBy::Unknown,
-        AddressOwner::None => OwnedBy::External,
+pub(crate) fn identify<'a>(moment: &'a Moment<'_>, ip: IpAddr, port: Option<u16>) -> FlowEndpoint<'a> {
+    let identity = match moment.owner_of(ip) {
+        AddressOwner::Pod(pod) => Identity::Pod(pod),
+        AddressOwner::Node(node) => Identity::Node(&node.name),
+        AddressOwner::Ambiguous(count) => Identity::Ambiguous(count),
+        AddressOwner::Either(one, other) => Identity::Reused(one, other),
+        AddressOwner::Former(pod) => Identity::Former(pod),
+        AddressOwner::None if moment.index.in_pod_network(ip) => Identity::Unknown,
+        AddressOwner::None => Identity::External,
     };
-    Named { ip, port, owner, service: None, original: None }
+    FlowEndpoint { ip, port, identity, service: None, original: None }
 }
 
 /// Adds the service that the client addressed at `ip` and `port`.
 pub(crate) fn with_service<'a>(
     index: &'a Index,
-    mut named: Named<'a>,
+    mut endpoint: FlowEndpoint<'a>,
     protocol: u8,
     ip: IpAddr,
     port: Option<u16>,
-) -> Named<'a> {
-    let Transport::Named(protocol) = Transport::from_number(protocol) else { return named };
-    let Some((service, found)) = index.service_at(ip, protocol, port.unwrap_or(0)) else { return named };
-    named.service = Some(ServiceRef {
+) -> FlowEndpoint<'a> {
+    let Transport::Named(protocol) = Transport::from_number(protocol) else { return endpoint };
+    let Some((service, found)) = index.service_at(ip, protocol, port.unwrap_or(0)) else { return endpoint };
+    endpoint.service = Some(ServiceRef {
         namespace: service.namespace.clone(),
         name: service.name.clone(),
         port: found.map(|p| p.port),
     });
     // The packet still has the service's own address: it was not translated to a backend.
-    if named.ip == ip && matches!(named.owner, OwnedBy::External | OwnedBy::Unknown) {
-        named.owner = OwnedBy::Service;
+    if endpoint.ip == ip && matches!(endpoint.identity, Identity::External | Identity::Unknown) {
+        endpoint.identity = Identity::Service;
     }
-    named
+    endpoint
 }
 
 impl<'a> Flow<'a> {
     /// Returns true if an endpoint may get its name soon. New pods send packets before the API server knows their address.
     pub fn may_be_named_later(&self) -> bool {
-        self.ends().iter().any(|end| matches!(end.owner, OwnedBy::Unknown | OwnedBy::Unconfirmed | OwnedBy::Former(_)))
+        self.endpoints()
+            .iter()
+            .any(|end| matches!(end.identity, Identity::Unknown | Identity::Unconfirmed | Identity::Former(_)))
     }
 
     /// Returns true if an endpoint's pod is terminating: its address may already belong to another pod that the index does not know yet.
     pub fn may_have_left(&self) -> bool {
-        self.ends().iter().any(|end| end.pod().is_some_and(|view| view.pod.terminating && !view.pod.host_network))
+        self.endpoints().iter().any(|end| end.pod().is_some_and(|view| view.pod.terminating && !view.pod.host_network))
     }
 
     /// Returns true if an endpoint's address belonged to either of two pods and the time does not decide which.
     pub fn is_reused(&self) -> bool {
-        self.ends().iter().any(|end| matches!(end.owner, OwnedBy::Reused(..)))
+        self.endpoints().iter().any(|end| matches!(end.identity, Identity::Reused(..)))
     }
 
     /// Removes names that do not hold for all counted packets. `later` is the flow as of the last packet; the owner at the times between is
@@ -237,7 +239,7 @@ impl<'a> Flow<'a> {
             if let (Some(first), Some(last)) = (end.pod(), later.pod())
                 && !first.pod.is_same(last.pod)
             {
-                end.owner = OwnedBy::Reused(first.pod, last.pod);
+                end.identity = Identity::Reused(first.pod, last.pod);
             }
         }
     }
@@ -256,11 +258,11 @@ impl<'a> Flow<'a> {
 
     /// Returns the same packet as one of a connection that its destination opened.
     pub fn reversed(&self) -> Flow<'a> {
-        let plain = |named: &Named<'a>| Named { service: None, original: None, ..named.clone() };
+        let plain = |endpoint: &FlowEndpoint<'a>| FlowEndpoint { service: None, original: None, ..endpoint.clone() };
         Flow { source: plain(&self.destination), destination: plain(&self.source), reply: !self.reply, ..*self }
     }
 
-    fn ends(&self) -> [&Named<'a>; 2] {
+    fn endpoints(&self) -> [&FlowEndpoint<'a>; 2] {
         [&self.source, &self.destination]
     }
 
@@ -279,18 +281,18 @@ impl<'a> Flow<'a> {
 /// Adds to a verdict what limits it: an address that changed hands, and `stale` sources.
 pub fn qualify(verdict: &mut Part<Verdict>, flow: &Flow<'_>, stale: &[String]) {
     if flow.is_reused() && verdict.result == VerdictResult::Undetermined {
-        verdict.to_mut().basis = "ip_reused".into();
+        verdict.to_mut().basis = Basis::IpReused.into();
     }
     if !stale.is_empty() {
         let verdict = verdict.to_mut();
-        if verdict.basis == "networkpolicy_v1" {
-            verdict.basis = "stale".into();
+        if verdict.basis == Basis::NetworkPolicyV1.as_str() {
+            verdict.basis = Basis::Stale.into();
         }
         verdict.notes.push(format!("not in sync, so what changed lately is not known: {}", stale.join(", ")));
     }
 }
 
-impl<'a> Named<'a> {
+impl<'a> FlowEndpoint<'a> {
     /// Returns address and port for people.
     pub(super) fn address(&self) -> String {
         match self.port {
@@ -299,23 +301,23 @@ impl<'a> Named<'a> {
         }
     }
 
-    fn as_end(&self) -> End<'a> {
-        let who = match self.owner {
-            OwnedBy::Pod(pod) => Who::Pod(pod),
-            OwnedBy::Node(node) => Who::Node(node),
-            OwnedBy::External | OwnedBy::Service => Who::External,
-            OwnedBy::Unknown
-            | OwnedBy::Unconfirmed
-            | OwnedBy::Ambiguous(_)
-            | OwnedBy::Reused(..)
-            | OwnedBy::Former(_) => Who::Unknown,
+    fn as_end(&self) -> PolicyEndpoint<'a> {
+        let identity = match self.identity {
+            Identity::Pod(pod) => PolicyIdentity::Pod(pod),
+            Identity::Node(node) => PolicyIdentity::Node(node),
+            Identity::External | Identity::Service => PolicyIdentity::External,
+            Identity::Unknown
+            | Identity::Unconfirmed
+            | Identity::Ambiguous(_)
+            | Identity::Reused(..)
+            | Identity::Former(_) => PolicyIdentity::Unknown,
         };
-        End { ip: Some(self.ip), who }
+        PolicyEndpoint { ip: Some(self.ip), identity }
     }
 
     pub fn pod(&self) -> Option<PodView<'a>> {
-        match self.owner {
-            OwnedBy::Pod(pod) => Some(pod),
+        match self.identity {
+            Identity::Pod(pod) => Some(pod),
             _ => None,
         }
     }

@@ -44,15 +44,15 @@ pub struct Selection {
 
 /// The parts of a connection that selections compare.
 #[derive(Debug, Default)]
-pub struct Ends<'a> {
+pub struct EndpointPair<'a> {
     namespaces: [Option<&'a str>; 3],
     addresses: [Option<IpAddr>; 3],
 }
 
-impl<'a> Ends<'a> {
-    pub fn of_flow(flow: &'a Flow<'_>) -> Ends<'a> {
-        let namespace = |end: &'a crate::pipeline::enrich::Named<'_>| end.pod().map(|view| &*view.pod.namespace);
-        Ends {
+impl<'a> EndpointPair<'a> {
+    pub fn of_flow(flow: &'a Flow<'_>) -> EndpointPair<'a> {
+        let namespace = |end: &'a crate::pipeline::enrich::FlowEndpoint<'_>| end.pod().map(|view| &*view.pod.namespace);
+        EndpointPair {
             namespaces: [
                 namespace(&flow.source),
                 namespace(&flow.destination),
@@ -66,9 +66,9 @@ impl<'a> Ends<'a> {
         }
     }
 
-    pub fn of_record(source: &'a Endpoint, destination: &'a Endpoint) -> Ends<'a> {
+    pub fn of_record(source: &'a Endpoint, destination: &'a Endpoint) -> EndpointPair<'a> {
         let namespace = |end: &'a Endpoint| end.pod.as_ref().map(|pod| pod.namespace.as_str());
-        Ends {
+        EndpointPair {
             namespaces: [
                 namespace(source),
                 namespace(destination),
@@ -85,16 +85,16 @@ impl<'a> Ends<'a> {
 
 impl Selection {
     /// Returns true if every list that is present matches. A record without a cause matches any list of causes.
-    pub fn fits_all(&self, cause: Option<Cause>, ends: &Ends<'_>) -> bool {
+    pub fn fits_all(&self, cause: Option<Cause>, ends: &EndpointPair<'_>) -> bool {
         self.namespace(ends).unwrap_or(true) && self.cause(cause).unwrap_or(true) && self.cidr(ends).unwrap_or(true)
     }
 
     /// Returns true if any list that is present matches.
-    pub fn fits_any(&self, cause: Option<Cause>, ends: &Ends<'_>) -> bool {
+    pub fn fits_any(&self, cause: Option<Cause>, ends: &EndpointPair<'_>) -> bool {
         self.namespace(ends).unwrap_or(false) || self.cause(cause).unwrap_or(false) || self.cidr(ends).unwrap_or(false)
     }
 
-    fn namespace(&self, ends: &Ends<'_>) -> Option<bool> {
+    fn namespace(&self, ends: &EndpointPair<'_>) -> Option<bool> {
         let patterns = self.namespaces.as_ref()?;
         Some(ends.namespaces.iter().flatten().any(|name| patterns.iter().any(|pattern| pattern.matches(name))))
     }
@@ -104,7 +104,7 @@ impl Selection {
         Some(causes.contains(&cause))
     }
 
-    fn cidr(&self, ends: &Ends<'_>) -> Option<bool> {
+    fn cidr(&self, ends: &EndpointPair<'_>) -> Option<bool> {
         let ranges = self.cidrs.as_ref()?;
         Some(ends.addresses.iter().flatten().any(|ip| ranges.iter().any(|range| range.contains(ip))))
     }
@@ -128,7 +128,7 @@ pub const REDACTED: &str = "redacted";
 
 impl Settings {
     /// Returns true if a drop or connection gets a record. Without one it is still counted.
-    pub fn admits(&self, cause: Option<crate::model::Cause>, ends: &Ends<'_>) -> bool {
+    pub fn admits(&self, cause: Option<crate::model::Cause>, ends: &EndpointPair<'_>) -> bool {
         self.include.fits_all(cause, ends) && !self.exclude.fits_any(cause, ends)
     }
 
@@ -136,7 +136,7 @@ impl Settings {
     pub fn redact(&self, body: &mut Body) {
         let ends = match body {
             Body::Drop(drop) => [&mut drop.source, &mut drop.destination],
-            Body::Unanswered(silent) => [&mut silent.source, &mut silent.destination],
+            Body::Unanswered(unanswered) => [&mut unanswered.source, &mut unanswered.destination],
             Body::PolicyChange(_) | Body::Loss(_) | Body::Status(_) => return,
         };
         for end in ends {
@@ -164,15 +164,15 @@ impl Settings {
 
 /// The re-readable settings in force, and the state of the config file.
 #[derive(Debug, Clone, Default)]
-pub struct State {
+pub struct SettingsState {
     pub settings: Arc<Settings>,
     /// `None` without a file.
-    pub file: Option<FileState>,
+    pub file: Option<ConfigFileState>,
 }
 
 /// The state of the config file.
 #[derive(Debug, Clone, PartialEq)]
-pub struct FileState {
+pub struct ConfigFileState {
     pub path: String,
     pub read_at: Timestamp,
     pub error: Option<String>,
@@ -180,7 +180,7 @@ pub struct FileState {
     pub pending: Vec<String>,
 }
 
-impl FileState {
+impl ConfigFileState {
     pub fn state(&self, now: Timestamp) -> ConfigState {
         ConfigState {
             path: self.path.clone(),

@@ -10,13 +10,13 @@ use std::fs;
 
 use foldhash::fast::RandomState;
 use jiff::Timestamp;
-use netpol_trace_common::fold::TCP_FLAGS;
+use netpol_trace_common::aggregate::TCP_FLAGS;
 
 use crate::model::ChangeKind;
-use crate::model::Facts;
-use crate::model::packet::{Packet, Repeats};
-use crate::pipeline::connections::{Finding, Origin};
-use crate::record::fingerprint::Hasher;
+use crate::model::DropFacts;
+use crate::model::packet::{Packet, PacketCount};
+use crate::pipeline::connections::{Origin, UnansweredConnection};
+use crate::record::fingerprint::FingerprintHasher;
 use crate::record::{Fingerprint, PolicyChange};
 
 /// Identifies the running kernel: equal in all of its containers, new with each boot.
@@ -57,11 +57,17 @@ impl Fingerprints {
 
     /// Returns the fingerprint of one packet, or of the counted packets of one flow. It uses only evidence of the kernel, so agents of other
     /// versions, or with other rights and options, compute the same value.
-    pub fn drop(&mut self, packet: &Packet, facts: &Facts, origin: Origin, repeats: &Repeats) -> Fingerprint {
+    pub fn drop(
+        &mut self,
+        packet: &Packet,
+        facts: &DropFacts,
+        origin: Origin,
+        packet_count: &PacketCount,
+    ) -> Fingerprint {
         let headers = &packet.headers;
         let port = |port: Option<u16>| port.map_or(u64::MAX, u64::from);
         let (icmp_type, icmp_code) = headers.icmp.unwrap_or_default();
-        let hash = Hasher::new("drop")
+        let hash = FingerprintHasher::new("drop")
             .text(&self.kernel)
             .number(facts.netns.unwrap_or_default().into())
             .number(origin.iif.into())
@@ -76,17 +82,17 @@ impl Fingerprints {
             .number((headers.tcp_flags.unwrap_or_default() & TCP_FLAGS).into())
             .number(u64::from(icmp_type) << 8 | u64::from(icmp_code))
             .number(headers.fragment.into())
-            .number(repeats.packets())
-            .number(repeats.bytes(packet))
+            .number(packet_count.packets())
+            .number(packet_count.bytes(packet))
             .number(packet.time / SECOND_NS)
-            .number(repeats.last.max(packet.time) / SECOND_NS);
+            .number(packet_count.last.max(packet.time) / SECOND_NS);
         self.nth(hash.finish())
     }
 
     /// Returns the fingerprint of an unanswered connection, which two nodes may have seen.
-    pub fn unanswered(&mut self, finding: &Finding, opened: Timestamp) -> Fingerprint {
+    pub fn unanswered(&mut self, finding: &UnansweredConnection, opened: Timestamp) -> Fingerprint {
         let (client, server) = (finding.tuple.client, finding.tuple.server);
-        let hash = Hasher::new("unanswered")
+        let hash = FingerprintHasher::new("unanswered")
             .text(&self.cluster)
             .address(client.0)
             .number(client.1.into())
@@ -101,7 +107,7 @@ impl Fingerprints {
     /// Returns the fingerprint of a policy change, of which every agent has a record: uid and generation of the object. A change without a new
     /// generation (a namespace's labels, policies from files) is identified by its content and the minute in which the agent learned of it.
     pub fn policy_change(&mut self, change: &PolicyChange, at: Timestamp) -> Fingerprint {
-        let hash = Hasher::new("policy_change")
+        let hash = FingerprintHasher::new("policy_change")
             .number(change.change as u64)
             .text(&change.namespace)
             .maybe(change.policy.as_deref())

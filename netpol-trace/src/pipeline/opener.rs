@@ -10,7 +10,8 @@
 //!
 //! An ICMP error belongs to the connection of the packet that it quotes.
 
-use super::connections::Tuple;
+use super::Pipeline;
+use super::connections::ConnectionTuple;
 use crate::model::packet::{self, ACK, Conntrack, Headers, ICMP, ICMPV6, Packet, RST, SCTP, SYN, TCP, UDP};
 
 /// The lowest port that Linux gives to a client (`net.ipv4.ip_local_port_range`).
@@ -29,15 +30,21 @@ pub enum Opener {
     Unknown,
 }
 
+impl Pipeline {
+    pub(super) fn opener(&self, packet: &Packet) -> Opener {
+        opener(packet, |tuple| self.flows.as_ref().is_some_and(|flows| flows.was_opened(tuple)))
+    }
+}
+
 /// Decides who opened the packet's connection. `was_opened` returns true if the tc hook saw this connection open in this direction.
-pub(super) fn opener(packet: &Packet, was_opened: impl Fn(&Tuple) -> bool) -> Opener {
+fn opener(packet: &Packet, was_opened: impl Fn(&ConnectionTuple) -> bool) -> Opener {
     let headers = &packet.headers;
     if packet.conntrack.is_some_and(|conntrack| is_evidence(&conntrack, headers)) {
         return Opener::Conntrack;
     }
     let tuple = match headers.quoted {
-        Some(quoted) => Some(Tuple::of_quoted(&quoted)),
-        None => Tuple::of_headers(headers),
+        Some(quoted) => Some(ConnectionTuple::of_quoted(&quoted)),
+        None => ConnectionTuple::of_headers(headers),
     };
     if let Some(tuple) = tuple {
         if was_opened(&tuple) {

@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::connections::Origin;
-use super::{Pipeline, aggregate::Budget};
+use super::{Pipeline, aggregate::RecordBudget};
 use crate::inventory::Inventory;
-use crate::kernel::RawDrop;
-use crate::model::packet::{Packet, PacketError, Repeats, Sameness};
-use crate::model::{Candidate, Cause, Facts};
-use crate::packet;
+use crate::kernel::KernelDrop;
+use crate::model::packet::{Granularity, Packet, PacketCount, PacketError};
+use crate::model::{Cause, DropFacts, PolicyRelevance};
 use crate::sink::SinkError;
 
 /// How long an endpoint inside the pod network without a known owner may wait for its name.
@@ -23,19 +22,19 @@ const MAX_NETNS: usize = 4096;
 /// A decoded drop.
 pub(super) struct PendingDrop {
     pub packet: Packet,
-    pub repeats: Repeats,
-    pub facts: Facts,
+    pub packet_count: PacketCount,
+    pub facts: DropFacts,
     pub origin: Origin,
     deadline: Instant,
     /// The drop waits not for a name but for a change that would alter the decision. It is looked at once, at the deadline.
     pub waits_for_news: bool,
-    /// The API server was asked for the endpoints without a name.
+    /// A look-up of the endpoints without a name was requested.
     pub looked_up: bool,
 }
 
 impl PendingDrop {
     pub fn packets(&self) -> u64 {
-        self.repeats.packets()
+        self.packet_count.packets()
     }
 }
 
@@ -47,15 +46,15 @@ impl Pipeline {
                 .is_some_and(|inventory| inventory.is_of(netns) && (inventory.conntrack || inventory.ruleset.conntrack))
     }
 
-    /// Reads the packet of a kernel event. Returns `None` for what gets no record; it is counted.
-    pub(super) fn decode(&mut self, raw: RawDrop) -> Option<PendingDrop> {
-        let RawDrop { event, facts, repeats } = raw;
-        let packets = repeats.packets();
-        if facts.site.candidate == Candidate::Noise {
+    /// Takes in a drop of the kernel's side. Counts it and returns `None` if it gets no record.
+    pub(super) fn accept(&mut self, drop: KernelDrop) -> Option<PendingDrop> {
+        let KernelDrop { packet, iif, facts, packet_count } = drop;
+        let packets = packet_count.packets();
+        if facts.site.relevance == PolicyRelevance::Noise {
             self.accounting.filter(Cause::NotPolicy, packets);
             return None;
         }
-        let mut packet = match packet::decode(&event) {
+        let mut packet = match packet {
             Ok(packet) => packet,
             // ARP, LLDP and the like: no policy covers them.
             Err(PacketError::NotIp) => {
@@ -71,9 +70,9 @@ impl Pipeline {
             }
         };
         if let Some(flows) = &mut self.flows {
-            flows.saw_drop(&packet, self.now);
+            flows.note_drop(&packet, self.now);
         }
-        if repeats.same != Sameness::Flow {
+        if packet_count.granularity != Granularity::Flow {
             packet.headers.source_port = None;
         }
         if let (Some(netns), true) = (facts.netns, packet.conntrack.is_some())
@@ -81,18 +80,19 @@ impl Pipeline {
         {
             self.tracked_netns.insert(netns);
         }
-        let origin = Origin { iif: event.iif, netns: facts.netns };
+        let origin = Origin { iif, netns: facts.netns };
         let deadline = self.now + NAMING_TIME;
-        Some(PendingDrop { packet, repeats, facts, origin, deadline, waits_for_news: false, looked_up: false })
+        Some(PendingDrop { packet, packet_count, facts, origin, deadline, waits_for_news: false, looked_up: false })
     }
 
     pub(super) fn may_wait(&self, drop: &PendingDrop) -> bool {
-        self.pending.len() < MAX_PENDING && matches!(drop.facts.site.candidate, Candidate::Policy | Candidate::Maybe)
+        self.pending.len() < MAX_PENDING
+            && matches!(drop.facts.site.relevance, PolicyRelevance::Likely | PolicyRelevance::Possible)
     }
 
     /// Returns the time of the last packet that the drop stands for.
     pub(super) fn last_time(&self, drop: &PendingDrop) -> Timestamp {
-        self.clock.wall(drop.repeats.last.max(drop.packet.time))
+        self.clock.wall(drop.packet_count.last.max(drop.packet.time))
     }
 
     /// Looks again at the drops that wait: their names may be known by now, or their time is over. `all` waits no longer.
@@ -109,7 +109,7 @@ impl Pipeline {
 
     /// Writes the aggregates of drops above the record budget.
     pub fn end_aggregates(&mut self) -> Result<(), SinkError> {
-        for (body, time, packets) in self.budget.iter_mut().flat_map(Budget::take) {
+        for (body, time, packets) in self.budget.iter_mut().flat_map(RecordBudget::take) {
             self.accounting.held -= packets;
             // Packets of several flows within this agent's own window: no other agent has the same record.
             self.output.write(body, None, time, packets)?;

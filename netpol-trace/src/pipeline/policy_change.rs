@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::Pipeline;
 use crate::cluster::index::{IsolationEffect, PolicyEvent, PolicyEventKind};
 use crate::model::cluster::{Direction, Labels, Peer, Policy, Rule};
-use crate::model::{ChangeKind, Loss, LossStage};
+use crate::model::{ChangeKind, LossKind};
 use crate::policy::bounded;
 use crate::record::{Body, FieldChange, IsolationChange, PolicyChange, RuleText};
 use crate::sink::SinkError;
@@ -28,21 +28,11 @@ impl Pipeline {
         }
         if !events.is_empty() {
             // Packets counted before the change get a record of their own.
-            self.intake.turn.store(true, Ordering::Release);
+            self.intake.swap_requested.store(true, Ordering::Release);
         }
         if lost > 0 {
             let now = Timestamp::now();
-            let loss = Loss {
-                stage: LossStage::AgentQueue,
-                reason: "policy_changes_full".into(),
-                of: Some("policy_changes".into()),
-                count: Some(lost),
-                estimate: false,
-                last_time: Some(now),
-                sink: None,
-                first_id: None,
-                last_id: None,
-            };
+            let loss = LossKind::POLICY_CHANGES_FULL.declare(Some(lost), now);
             self.write_record(Body::Loss(loss), now)?;
         }
         Ok(())
@@ -56,7 +46,7 @@ impl Pipeline {
 
 /// Returns the record of a change.
 pub fn change(event: &PolicyEvent) -> PolicyChange {
-    let mut change = match &event.what {
+    let mut change = match &event.kind {
         PolicyEventKind::Policy { before, after, effects } => {
             policy_change(before.as_deref(), after.as_deref(), effects)
         }
@@ -78,12 +68,12 @@ fn policy_change(before: Option<&Policy>, after: Option<&Policy>, effects: &[Iso
     let kind = ChangeKind::of(before.is_some(), after.is_some());
     let isolation = |begins| {
         let effects = effects.iter().filter(move |effect| effect.begins == begins);
-        let told = effects.map(|effect| IsolationChange {
+        let changes = effects.map(|effect| IsolationChange {
             direction: effect.direction,
             pods: effect.pods,
             workloads: effect.workloads.iter().map(bounded).collect(),
         });
-        told.collect()
+        changes.collect()
     };
     let policy = after.or(before);
     PolicyChange {
@@ -100,7 +90,7 @@ fn policy_change(before: Option<&Policy>, after: Option<&Policy>, effects: &[Iso
     }
 }
 
-/// The rules of `one` that `other` doesn't have, wherever they are there.
+/// Returns the rules of `one` that `other` does not have, in any order.
 fn rules_missing(one: Option<&Policy>, other: Option<&Policy>) -> Vec<RuleText> {
     let Some(one) = one else { return Vec::new() };
     let mut missing = Vec::new();
@@ -119,10 +109,10 @@ fn rules_missing(one: Option<&Policy>, other: Option<&Policy>) -> Vec<RuleText> 
     missing
 }
 
-/// A rule in words: `from pods app=api, 10.0.0.0/8: 5432/TCP`.
+/// Returns a rule in words: `from pods app=api, 10.0.0.0/8: 5432/TCP`.
 fn allows(direction: Direction, rule: &Rule) -> String {
     let mut text = format!("{} ", direction.peers_field());
-    // Writing to a String can't fail. More than this is cut anyway.
+    // Writes to a String cannot fail. Longer lists are cut anyway.
     match rule.peers.as_deref() {
         None | Some([]) => text.push_str("anywhere"),
         Some(peers) => {

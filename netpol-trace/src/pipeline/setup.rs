@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::accounting::{Accounting, Intake};
-use super::aggregate::Budget;
+use super::aggregate::RecordBudget;
 use super::connections::Flows;
 use super::fingerprints::Fingerprints;
 use super::pending::PendingDrop;
@@ -13,18 +13,18 @@ use super::unanswered::PendingConnection;
 use super::verdict_cache::VerdictCache;
 use crate::cluster::Cluster;
 use crate::cluster::api::Lookups;
-use crate::inventory::{Inventory, Watcher};
+use crate::inventory::{Inventory, InventoryWatcher};
 use crate::kernel::clock::Clock;
-use crate::kernel::tc::View;
+use crate::kernel::tc::TcView;
 use crate::policy;
-use crate::sink::fan_out::Output;
+use crate::sink::fan_out::FanOut;
 
 /// Turns the kernel's events into records.
 pub struct Pipeline {
     pub(super) cluster: Cluster,
     pub(super) node: Option<String>,
     pub(super) all_drops: bool,
-    pub(super) options: policy::Options,
+    pub(super) options: policy::CniOptions,
     pub(super) verdicts: VerdictCache,
     pub clock: Clock,
     /// The time of the last batch: one clock read serves many drops.
@@ -38,17 +38,17 @@ pub struct Pipeline {
     /// Network namespaces in which conntrack is active.
     pub(super) tracked_netns: HashSet<u32>,
     /// The tc hook's connections; `None` without that hook.
-    pub flows: Option<Flows<View>>,
-    pub(super) inventory: Option<Watcher>,
+    pub flows: Option<Flows<TcView>>,
+    pub(super) inventory: Option<InventoryWatcher>,
     /// Look-ups of single pods, with the API server as source.
     pub lookups: Option<Lookups>,
     /// The record budget; `None` means no limit.
-    pub budget: Option<Budget>,
-    pub(super) config: Option<tokio::sync::watch::Receiver<crate::pipeline::filter::State>>,
+    pub budget: Option<RecordBudget>,
+    pub(super) config: Option<tokio::sync::watch::Receiver<crate::pipeline::filter::SettingsState>>,
     /// The re-readable part of the config file, as of the last look.
-    pub configured: crate::pipeline::filter::State,
+    pub configured: crate::pipeline::filter::SettingsState,
     pub(super) fingerprints: Fingerprints,
-    pub output: Output,
+    pub output: FanOut,
 }
 
 impl Pipeline {
@@ -57,13 +57,13 @@ impl Pipeline {
         node: Option<String>,
         all_drops: bool,
         intake: Arc<Intake>,
-        output: Output,
+        output: FanOut,
     ) -> Pipeline {
         Pipeline {
             cluster,
             node,
             all_drops,
-            options: policy::Options::default(),
+            options: policy::CniOptions::default(),
             verdicts: VerdictCache::default(),
             clock: Clock::now(),
             now: Instant::now(),
@@ -77,25 +77,28 @@ impl Pipeline {
             lookups: None,
             budget: None,
             config: None,
-            configured: crate::pipeline::filter::State::default(),
+            configured: crate::pipeline::filter::SettingsState::default(),
             fingerprints: Fingerprints::new(output.cluster(), output.run()),
             output,
         }
     }
 
     /// Adds the inventory of the agent's own network namespace.
-    pub fn with_inventory(mut self, inventory: Watcher) -> Pipeline {
+    pub fn with_inventory(mut self, inventory: InventoryWatcher) -> Pipeline {
         self.inventory = Some(inventory);
         self
     }
 
     /// Returns the inventory as it was last read.
     pub fn inventory(&self) -> Option<Arc<Inventory>> {
-        self.inventory.as_ref().map(Watcher::latest)
+        self.inventory.as_ref().map(InventoryWatcher::latest)
     }
 
     /// Follows the config file.
-    pub fn with_config(mut self, config: tokio::sync::watch::Receiver<crate::pipeline::filter::State>) -> Pipeline {
+    pub fn with_config(
+        mut self,
+        config: tokio::sync::watch::Receiver<crate::pipeline::filter::SettingsState>,
+    ) -> Pipeline {
         self.configured = config.borrow().clone();
         self.config = Some(config);
         self

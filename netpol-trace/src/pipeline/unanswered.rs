@@ -6,16 +6,16 @@ use super::Pipeline;
 use super::connections::{self, Flows};
 use super::identity::confirm;
 use super::pending::NAMING_TIME;
-use crate::kernel::tc::View;
-use crate::pipeline::filter::Ends;
+use crate::kernel::tc::TcView;
+use crate::pipeline::filter::EndpointPair;
 use crate::record::Body;
 use crate::sink::SinkError;
 
 /// An unanswered connection that waits for the name of an endpoint.
 pub(super) struct PendingConnection {
-    finding: connections::Finding,
+    finding: connections::UnansweredConnection,
     deadline: Instant,
-    /// The API server was asked for the endpoints without a name.
+    /// A look-up of the endpoints without a name was requested.
     looked_up: bool,
 }
 
@@ -37,7 +37,7 @@ impl Pipeline {
             let finding = &pending.finding;
             let time = self.clock.wall(finding.opened);
             let (client, server) = (finding.tuple.client.0, finding.tuple.server.0);
-            let names_of = |flows: &Flows<View>| flows.names_of(client, server, now);
+            let names_of = |flows: &Flows<TcView>| flows.names_of(client, server, now);
             let names = self.flows.as_ref().map(names_of).unwrap_or_default();
             let moment = index.at(time, &[client, server]);
             let mut flow = connections::flow(finding, &moment);
@@ -50,7 +50,10 @@ impl Pipeline {
             let stale = self.cluster.stale();
             let mut body = connections::body(finding, &flow, &index, &self.options, names, time, &stale);
             if let Body::Unanswered(unanswered) = &body
-                && !self.configured.settings.admits(None, &Ends::of_record(&unanswered.source, &unanswered.destination))
+                && !self
+                    .configured
+                    .settings
+                    .admits(None, &EndpointPair::of_record(&unanswered.source, &unanswered.destination))
             {
                 if let Some(flows) = &mut self.flows {
                     flows.leave_out(finding);

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 
 use crate::cluster::Index;
 use crate::model::{Address, Hint, Part, Verdict};
-use crate::pipeline::enrich::{Flow, OwnedBy};
+use crate::pipeline::enrich::{Flow, Identity};
 use crate::policy::FTP_DATA;
 
 /// Connections in the cache, about 3 kB each with their JSON. The cache is cleared when it is full.
@@ -26,7 +26,7 @@ const SEEN_ONCE_WAYS: usize = 4;
 #[derive(Debug)]
 pub(super) struct VerdictCache {
     version: u64,
-    entries: HashMap<CacheKey, Entry, RandomState>,
+    entries: HashMap<CacheKey, CachedVerdict, RandomState>,
     /// Sets by the low bits of the hash; each holds high bits, newest first.
     once: Box<[[u32; SEEN_ONCE_WAYS]]>,
 }
@@ -43,7 +43,7 @@ pub(super) struct CacheKey {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct CachedVerdict {
     /// The verdict holds from `from` until before `until`: it states how long ago policies changed.
     from: Timestamp,
     until: Timestamp,
@@ -61,10 +61,10 @@ pub(super) struct RenderedVerdict {
 impl CacheKey {
     /// Returns `None` where the index alone does not decide who the endpoints are, or nothing shows who opened the connection.
     pub fn of(flow: &Flow<'_>) -> Option<CacheKey> {
-        let known = |owner: &OwnedBy<'_>| {
-            matches!(owner, OwnedBy::Pod(_) | OwnedBy::Node(_) | OwnedBy::Service | OwnedBy::External)
+        let known = |owner: &Identity<'_>| {
+            matches!(owner, Identity::Pod(_) | Identity::Node(_) | Identity::Service | Identity::External)
         };
-        (flow.opener_known && known(&flow.source.owner) && known(&flow.destination.owner)).then(|| CacheKey {
+        (flow.opener_known && known(&flow.source.identity) && known(&flow.destination.identity)).then(|| CacheKey {
             source: flow.source.ip,
             destination: flow.destination.ip,
             original: flow.destination.original,
@@ -110,6 +110,6 @@ impl VerdictCache {
             self.version = index.version();
             self.entries.clear();
         }
-        self.entries.insert(subject, Entry { from, until, verdict: verdict.clone() });
+        self.entries.insert(subject, CachedVerdict { from, until, verdict: verdict.clone() });
     }
 }

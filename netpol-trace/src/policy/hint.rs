@@ -1,33 +1,32 @@
 //! The usual mistake behind a denied connection, and the smallest change that would allow it.
 //!
-//! A wrong hint is worse than none: each one is given only on evidence that the connection, the policies and the index
-//! hold, never on a guess of what was meant. Codes are those of the lint catalogue where the mistake is one of it; the
-//! plain misses are `peer-label`, `peer-namespace`, `ip-block`, `port` and `no-rule`.
+//! A wrong hint is worse than none: each one rests on evidence in the connection, the policies and the index, never on a
+//! guess of what was meant. Codes are ids of the lint catalogue where it has the mistake; the plain misses are `peer-label`, `peer-namespace`, `ip-block`, `port` and `no-rule`.
 
 mod services;
-mod words;
+mod text;
 
 use std::fmt::{self, Display, Write};
 
 use ipnet::IpNet;
-use words::Words;
+use text::HintText;
 
 use crate::cluster::Index;
 use crate::cluster::index::PodView;
 use crate::model::cluster::{
     Direction, Operator, Peer, PortMatch, PortSpec, Protocol, Requirement, Rule, Selector, TargetPort,
 };
-use crate::model::{Address, ServiceRef};
-use crate::policy::evaluate::{Finding, Judgement, Side, evaluate};
-use crate::policy::matching::{Doubt, Match, Matcher, NAME_LABEL, in_block};
+use crate::model::{Address, Hint, ServiceRef};
+use crate::policy::evaluate::{PolicyEvaluation, PolicyResult, SideEvaluation, evaluate};
+use crate::policy::explain::{ExplainedVerdict, explain};
+use crate::policy::matching::{Match, Matcher, NAME_LABEL, UndeterminedReason, covers, in_block, selects};
 use crate::policy::nearest::{NearestRule, as_pod};
-use crate::policy::report::{Report, report};
-use crate::policy::{Connection, Options, Transport, Who};
+use crate::policy::{CniOptions, Connection, PolicyIdentity, Transport, type_name};
 
-/// What is known of the connection beyond what policy sees.
+/// The connection as the client opened it, which policy does not see.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Asked<'a> {
-    /// The service that the client asked for.
+pub struct ClientRequest<'a> {
+    /// The service that the client connected to.
     pub service: Option<&'a ServiceRef>,
     /// The destination before translation.
     pub original: Option<&'a Address>,
@@ -36,45 +35,47 @@ pub struct Asked<'a> {
 
 /// The source port of active FTP's data connections: the only one that a hint depends on.
 pub const FTP_DATA: u16 = 20;
+/// Where NodeLocal DNSCache listens unless configured otherwise.
+pub(super) const NODE_LOCAL_DNS: [u8; 4] = [169, 254, 20, 10];
 
-/// The hint that fits a denied connection, or one that ICMP or a hostNetwork pod leaves undetermined.
+/// The hint for a denied connection, or for one that ICMP or a hostNetwork pod leaves undetermined.
 pub fn hint(
     index: &Index,
     connection: &Connection<'_>,
-    options: &Options,
-    asked: Asked<'_>,
-) -> Option<crate::model::Hint> {
-    let judgement = evaluate(index, connection, options);
-    let report = report(index, connection, options, &judgement);
-    hint_of(index, connection, options, &judgement, &report, asked)
+    options: &CniOptions,
+    request: ClientRequest<'_>,
+) -> Option<Hint> {
+    let evaluation = evaluate(index, connection, options);
+    let explained = explain(index, connection, options, &evaluation);
+    hint_of(index, connection, options, &evaluation, &explained, request)
 }
 
-/// The same for what [`evaluate`] has found and [`report`] put into words.
+/// As [`hint`], from what [`evaluate`] and [`explain`] returned.
 pub fn hint_of<'a>(
     index: &Index,
     connection: &Connection<'a>,
-    options: &Options,
-    judgement: &Judgement<'a>,
-    report: &Report<'a>,
-    asked: Asked<'_>,
-) -> Option<crate::model::Hint> {
-    // The first side that denies is explained; the other is named, for it stays in the way.
-    let denies = |d: &Direction| matches!(judgement.side(*d).finding, Finding::Denied);
+    options: &CniOptions,
+    evaluation: &PolicyEvaluation<'a>,
+    explained: &ExplainedVerdict<'a>,
+    request: ClientRequest<'_>,
+) -> Option<Hint> {
+    // The hint explains the first side that denies, and names the other, which would deny the connection still.
+    let denies = |d: &Direction| matches!(evaluation.side(*d).result, PolicyResult::Denied);
     let Some(direction) = BOTH.into_iter().find(denies) else {
-        return undetermined(index, connection, options, judgement);
+        return undetermined(index, connection, options, evaluation);
     };
     let matcher = Matcher::new(index, connection, options, direction);
-    let side = judgement.side(direction);
-    let said = match direction {
-        Direction::Egress => &report.verdict.egress,
-        Direction::Ingress => &report.verdict.ingress,
+    let side = evaluation.side(direction);
+    let side_in_words = match direction {
+        Direction::Egress => &explained.verdict.egress,
+        Direction::Ingress => &explained.verdict.ingress,
     };
-    let misses = said.nearest.as_ref().map_or(&[][..], |nearest| &nearest.misses);
-    let nearest = report.nearest[direction as usize]?;
-    let case = Case { matcher, side, nearest, misses, asked, words: Words { matcher } };
-    let (code, mut message) = case.hint()?;
-    other_side(&case, judgement, &mut message);
-    Some(crate::model::Hint { code: code.into(), message })
+    let misses = side_in_words.nearest.as_ref().map_or(&[][..], |nearest| &nearest.misses);
+    let nearest = explained.nearest[direction as usize]?;
+    let denied = DeniedSide { matcher, side, nearest, misses, request, text: HintText { matcher } };
+    let mut hint = denied.hint()?;
+    append_other_side(&denied, evaluation, &mut hint.message);
+    Some(hint)
 }
 
 /// Egress first: a packet meets its source's policies before its destination's.
@@ -83,73 +84,75 @@ const BOTH: [Direction; 2] = [Direction::Egress, Direction::Ingress];
 fn undetermined(
     index: &Index,
     connection: &Connection<'_>,
-    options: &Options,
-    judgement: &Judgement<'_>,
-) -> Option<crate::model::Hint> {
+    options: &CniOptions,
+    evaluation: &PolicyEvaluation<'_>,
+) -> Option<Hint> {
     BOTH.into_iter().find_map(|direction| {
-        let (matcher, side) = (Matcher::new(index, connection, options, direction), judgement.side(direction));
-        match side.finding {
-            Finding::Undetermined(Doubt::Icmp) => Some(icmp(&matcher, side)),
-            Finding::Undetermined(Doubt::HostNetwork) => host_network(&matcher),
+        let (matcher, side) = (Matcher::new(index, connection, options, direction), evaluation.side(direction));
+        match side.result {
+            PolicyResult::Undetermined(UndeterminedReason::Icmp) => Some(icmp(&matcher, side)),
+            PolicyResult::Undetermined(UndeterminedReason::HostNetwork) => host_network(&matcher),
             _ => None,
         }
     })
 }
 
-type Found = (&'static str, String);
+fn with_code(code: &'static str, message: String) -> Hint {
+    Hint { code: code.into(), message }
+}
 
-/// A message, made in one go: what it is made of are no texts of their own.
-macro_rules! said {
+/// Formats a message without intermediate strings.
+macro_rules! message {
     ($($text:tt)*) => { $crate::policy::miss::text(256, format_args!($($text)*)) };
 }
-use said;
+use message;
 
-fn icmp(matcher: &Matcher<'_, '_>, side: &Side<'_>) -> crate::model::Hint {
+fn icmp(matcher: &Matcher<'_, '_>, side: &SideEvaluation<'_>) -> Hint {
     let by = side.isolated_by.iter().next().map(|p| format!(" ({}/{})", p.namespace, p.name)).unwrap_or_default();
-    let message = said!(
-        "NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. {} of {} is isolated{by}; whether ICMP \
-         passes then is this CNI's choice.",
-        words::capital(matcher.direction),
-        Words { matcher: *matcher }.subject(),
+    let message = message!(
+        "NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. {} of {} is isolated{by}, and this CNI \
+         decides whether ICMP passes: test with a TCP connection instead of ping.",
+        type_name(matcher.direction),
+        HintText { matcher: *matcher }.subject(),
     );
-    crate::model::Hint { code: "icmp".into(), message }
+    with_code("icmp", message)
 }
 
-/// A selector that fits a hostNetwork pod: on most CNIs it selects nothing, for policy sees the node's address.
-fn host_network(matcher: &Matcher<'_, '_>) -> Option<crate::model::Hint> {
-    let view = as_pod(&matcher.peer().who).filter(|view| view.pod.host_network)?;
+/// For a selector that matches a hostNetwork pod: on most CNIs it selects nothing, because policy sees the node's address.
+fn host_network(matcher: &Matcher<'_, '_>) -> Option<Hint> {
+    let view = as_pod(&matcher.peer().identity).filter(|view| view.pod.host_network)?;
     let ips: Vec<_> = view.pod.ips.iter().map(|ip| format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })).collect();
     let address = if ips.is_empty() { "its node's address".to_owned() } else { ips.join(" and ") };
-    let message = said!(
+    let message = message!(
         "{}/{} uses its node's network, so most CNIs don't select it by its labels: allow {address} by ipBlock instead.",
         view.pod.namespace,
         view.pod.name,
     );
-    Some(crate::model::Hint { code: "hostnet-peer".into(), message })
+    Some(with_code("hostnet-peer", message))
 }
 
-fn other_side(case: &Case<'_, '_>, judgement: &Judgement<'_>, message: &mut String) {
-    if case.matcher.direction == Direction::Egress && matches!(judgement.ingress.finding, Finding::Denied) {
-        let matcher = Matcher { direction: Direction::Ingress, ..case.matcher };
+fn append_other_side(denied: &DeniedSide<'_, '_>, evaluation: &PolicyEvaluation<'_>, message: &mut String) {
+    if denied.matcher.direction == Direction::Egress && matches!(evaluation.ingress.result, PolicyResult::Denied) {
+        let matcher = Matcher { direction: Direction::Ingress, ..denied.matcher };
         // Writing to a String can't fail.
-        _ = write!(message, " Ingress of {} denies it too.", Words { matcher }.subject());
+        _ = write!(message, " Ingress of {} denies it too.", HintText { matcher }.subject());
     }
 }
 
 /// One denied side and its evidence.
-struct Case<'o, 'a> {
+struct DeniedSide<'o, 'a> {
     matcher: Matcher<'o, 'a>,
-    side: &'o Side<'a>,
+    side: &'o SideEvaluation<'a>,
     nearest: NearestRule<'a>,
-    /// What the nearest rule misses, as the record words it.
+    /// What the nearest rule misses, as in the record.
     misses: &'o [crate::model::Miss],
-    asked: Asked<'o>,
-    words: Words<'o, 'a>,
+    request: ClientRequest<'o>,
+    text: HintText<'o, 'a>,
 }
 
-impl<'a> Case<'_, 'a> {
-    fn hint(&self) -> Option<Found> {
-        // From the most telling evidence to the plainest.
+impl<'a> DeniedSide<'_, 'a> {
+    fn hint(&self) -> Option<Hint> {
+        // From the most specific evidence to the plainest.
         self.types_missing()
             .or_else(|| self.dns())
             .or_else(|| self.api_server())
@@ -198,30 +201,29 @@ impl<'a> Case<'_, 'a> {
         }
     }
 
-    fn types_missing(&self) -> Option<Found> {
+    fn types_missing(&self) -> Option<Hint> {
         let direction = self.direction();
         let rule = self.nearest.rule.filter(|_| self.nearest.type_missing)?;
-        let message = said!(
-            "{} allows it by {direction}[{rule}], but its policyTypes does not list {}, so the rule is not in force: add \
-             it to policyTypes.",
-            self.policy(),
-            words::capital(direction),
+        let (policy, name) = (self.policy(), type_name(direction));
+        let message = message!(
+            "{policy} allows it by {direction}[{rule}], but its policyTypes does not list {name}, so the rule is not in \
+             force: add {name} to policyTypes."
         );
-        Some(("types-missing", message))
+        Some(with_code("types-missing", message))
     }
 
-    fn no_rules(&self) -> Option<Found> {
+    fn no_rules(&self) -> Option<Hint> {
         if self.nearest.rule.is_some() {
             return None;
         }
         let direction = self.direction();
-        let message = said!(
+        let message = message!(
             "{} isolates {direction} of {} and no policy has an {direction} rule for it. Add one: {}",
             self.policy(),
-            self.words.subject(),
-            self.words.rule_item(self.nearest.policy)?,
+            self.text.subject(),
+            self.text.rule_item(self.nearest.policy)?,
         );
-        Some(("lockout", message))
+        Some(with_code("lockout", message))
     }
 
     fn place(&self) -> impl Display {
@@ -236,21 +238,21 @@ impl<'a> Case<'_, 'a> {
         })
     }
 
-    fn only_the_port(&self) -> Option<Found> {
+    fn only_the_port(&self) -> Option<Hint> {
         let want = self.missed_port().filter(|_| self.nearest.peer.is_none())?;
         let (port, protocol) = (self.matcher.connection.port?, self.protocol()?);
         let place = self.place();
         if let Some((service, service_port)) = self.service_port_in(want) {
-            let message = said!(
+            let message = message!(
                 "{place} holds {service_port}, the port of service {service}; policy sees the pod's own port: write \
                  {port}."
             );
-            return Some(("svc-port", message));
+            return Some(with_code("svc-port", message));
         }
         if let PortSpec::Named(name) = &want.port {
             let number = format!("port: {port}, protocol: {protocol}");
-            let message = match as_pod(&self.matcher.connection.destination.who) {
-                None => format!("{place} names its port {name}; names mean something on pods only: write {number}."),
+            let message = match as_pod(&self.matcher.connection.destination.identity) {
+                None => format!("{place} names its port {name}, and only pods have port names: write {number}."),
                 Some(view) => {
                     let same = |p: &&crate::model::cluster::ContainerPort| p.port == port && p.protocol == protocol;
                     let fix = match view.pod.ports.iter().find(same).and_then(|p| p.name.as_ref()) {
@@ -261,35 +263,34 @@ impl<'a> Case<'_, 'a> {
                     format!("{place} wants {want}, and the destination is {missing}: write {fix}.")
                 }
             };
-            return Some(("named-port", message));
+            return Some(with_code("named-port", message));
         }
         if want.protocol_defaulted && want.protocol != protocol && covers(want, port) {
-            let message =
-                said!("{place} leaves protocol out, which means TCP; this is {port}/{protocol}: add {protocol}.");
-            return Some(("proto-default", message));
+            let message = message!(
+                "{place} leaves protocol out, which means TCP; the packet is {port}/{protocol}: add protocol: {protocol}."
+            );
+            return Some(with_code("proto-default", message));
         }
-        let message = said!(
-            "{place} allows {want}; this is {port}/{protocol}: add {{{}}} to its ports.",
-            self.words.port_fields()?
+        let message = message!(
+            "{place} allows {want}; the packet is {port}/{protocol}: add {{{}}} to its ports.",
+            self.text.port_fields()?
         );
-        Some(("port", message))
+        Some(with_code("port", message))
     }
 
-    /// The service whose port the rule holds in place of the pod's: the one that was asked for, else one that has the
+    /// The service whose port the rule has in place of the pod's: the one that the client connected to, else one with the
     /// pod behind it.
     fn service_port_in(&self, want: &PortMatch) -> Option<(String, u16)> {
         let (port, protocol) = (self.matcher.connection.port?, self.protocol()?);
         if want.protocol != protocol {
             return None;
         }
-        if let Some(service) = self.asked.service {
-            let asked = service.port.filter(|p| *p != port && covers_exactly(want, *p))?;
-            return Some((format!("{}/{}", service.namespace, service.name), asked));
+        if let Some(service) = self.request.service {
+            let request = service.port.filter(|p| *p != port && covers_exactly(want, *p))?;
+            return Some((format!("{}/{}", service.namespace, service.name), request));
         }
-        let view = as_pod(&self.matcher.connection.destination.who)?;
-        let behind = view.namespace.services().filter(|service| {
-            service.selector.as_ref().is_some_and(|s| s.iter().all(|(k, v)| view.pod.labels.get(k) == Some(v)))
-        });
+        let view = as_pod(&self.matcher.connection.destination.identity)?;
+        let behind = view.namespace.services().filter(|service| selects(service, &view.pod.labels));
         behind.flat_map(|service| service.ports.iter().map(move |p| (service, p))).find_map(|(service, p)| {
             let target = p.protocol == protocol && target_is(view, &p.target, protocol, port);
             (target && p.port != port && covers_exactly(want, p.port))
@@ -297,84 +298,84 @@ impl<'a> Case<'_, 'a> {
         })
     }
 
-    fn only_the_peer(&self) -> Option<Found> {
+    fn only_the_peer(&self) -> Option<Hint> {
         let peer = self.missed_peer().filter(|_| self.nearest.port.is_none())?;
-        match (peer, &self.matcher.peer().who) {
-            (Peer::Pods { namespaces, pods }, Who::Pod(view)) if self.matcher.is_selectable(view) => {
+        match (peer, &self.matcher.peer().identity) {
+            (Peer::Pods { namespaces, pods }, PolicyIdentity::Pod(view)) if self.matcher.is_selectable(view) => {
                 self.selectors(namespaces.as_ref(), pods.as_ref(), *view)
             }
-            (Peer::Pods { .. }, Who::Pod(_)) => {
-                let message = said!(
+            (Peer::Pods { .. }, PolicyIdentity::Pod(_)) => {
+                let message = message!(
                     "{} selects by label, and {} uses its node's network: this CNI sees the node's address. Allow that: \
                      {}: [{}]",
                     self.place(),
-                    self.words.peer(),
+                    self.text.peer(),
                     self.direction().peers_field(),
-                    self.words.peer_item(self.nearest.policy)?,
+                    self.text.peer_item(self.nearest.policy)?,
                 );
-                Some(("hostnet-peer", message))
+                Some(with_code("hostnet-peer", message))
             }
-            (Peer::Pods { .. }, _) => Some(("ip-block", self.outside()?)),
-            (Peer::Block { cidr, except }, who) => self.block(cidr, except, who),
+            (Peer::Pods { .. }, _) => Some(with_code("ip-block", self.outside()?)),
+            (Peer::Block { cidr, except }, identity) => self.block(cidr, except, identity),
         }
     }
 
     fn outside(&self) -> Option<String> {
-        Some(said!("{} selects pods, and {} is none: {}", self.place(), self.words.peer(), self.add_item()?))
+        Some(message!("{} selects pods, and {} is not a pod: {}", self.place(), self.text.peer(), self.add_item()?))
     }
 
-    fn selectors(&self, namespaces: Option<&Selector>, pods: Option<&Selector>, view: PodView<'a>) -> Option<Found> {
+    fn selectors(&self, namespaces: Option<&Selector>, pods: Option<&Selector>, view: PodView<'a>) -> Option<Hint> {
         let place = self.place();
         let namespace_missed = matches!(self.matcher.namespace_matches(self.nearest.policy, namespaces), Match::No(_));
         let pod_missed = pods.is_some_and(|s| !s.matches(&view.pod.labels));
         match (namespace_missed, pod_missed, namespaces) {
             (true, _, Some(selector)) if let Some(key) = self.namespace_name_label(selector, view) => {
                 let namespace = &view.pod.namespace;
-                let message = said!(
+                let message = message!(
                     "{place} wants {key}={namespace}, but namespace {namespace} has no label {key}: write \
                      {NAME_LABEL}: {namespace}, which every namespace has."
                 );
-                Some(("ns-label", message))
+                Some(with_code("ns-label", message))
             }
             (true, false, None) => {
-                let message = said!(
-                    "{place} has a podSelector only, and that means namespace {}; this is {}, of another namespace: add \
+                let message = message!(
+                    "{place} has only a podSelector, which selects in namespace {}; {} is in another namespace: add \
                      to the same item namespaceSelector: {{matchLabels: {{{NAME_LABEL}: {}}}}}",
                     self.nearest.policy.namespace,
-                    self.words.peer(),
+                    self.text.peer(),
                     view.pod.namespace,
                 );
-                Some(("peer-namespace", message))
+                Some(with_code("peer-namespace", message))
             }
-            (true, false, Some(_)) => Some(("peer-namespace", self.add_peer()?)),
-            (false, true, _) => Some(("peer-label", self.add_peer()?)),
+            (true, false, Some(_)) => Some(with_code("peer-namespace", self.add_peer()?)),
+            (false, true, _) => Some(with_code("peer-label", self.add_peer()?)),
             _ => None,
         }
     }
 
     fn add_peer(&self) -> Option<String> {
-        Some(said!("Nearest is {}: {}. To allow it, {}", self.policy(), self.misses(), self.add_item()?))
+        Some(message!("Nearest is {}: {}. To allow it, {}", self.policy(), self.misses(), self.add_item()?))
     }
 
     fn add_item(&self) -> Option<impl Display> {
         let (direction, rule) = (self.direction(), self.nearest.rule?);
-        let item = self.words.peer_item(self.nearest.policy)?;
+        let item = self.text.peer_item(self.nearest.policy)?;
         Some(fmt::from_fn(move |f| write!(f, "add to {direction}[{rule}].{} the item {item}", direction.peers_field())))
     }
 
-    /// A peer that no change of a policy can single out.
-    fn unlabelled(&self) -> Option<Found> {
-        let view = as_pod(&self.matcher.peer().who).filter(|view| !view.pod.host_network)?;
-        if self.words.peer_item(self.nearest.policy).is_some() {
+    /// A peer without a label by which a policy could select it.
+    fn unlabelled(&self) -> Option<Hint> {
+        let view = as_pod(&self.matcher.peer().identity).filter(|view| !view.pod.host_network)?;
+        if self.text.peer_item(self.nearest.policy).is_some() {
             return None;
         }
-        let message = said!(
+        let message = message!(
             "No rule allows {}, and it has no label to select it by: give its workload one (such as app: {}), and allow \
-             that.",
-            self.words.peer(),
+             that label.",
+            self.text.peer(),
             view.pod.owner.as_ref().map_or(&view.pod.name, |owner| &owner.name),
         );
-        Some(("peer-label", message))
+        Some(with_code("peer-label", message))
     }
 
     /// The key of a requirement that wants the namespace's name in a label that the namespace does not have.
@@ -389,52 +390,45 @@ impl<'a> Case<'_, 'a> {
         missed.next().is_none().then_some(&*first.key)
     }
 
-    fn block(&self, cidr: &IpNet, except: &[IpNet], who: &Who<'_>) -> Option<Found> {
+    fn block(&self, cidr: &IpNet, except: &[IpNet], identity: &PolicyIdentity<'_>) -> Option<Hint> {
         let place = self.place();
         let addresses = self.matcher.peer_addresses();
         let first = addresses.first()?.to_canonical();
         if cidr.prefix_len() == 0 && addresses.iter().all(|ip| ip.to_canonical().is_ipv4() != cidr.addr().is_ipv4()) {
             let (this, other) = if first.is_ipv4() { ("IPv6", "0.0.0.0/0") } else { ("IPv4", "::/0") };
-            let message = said!("{place} allows {cidr}, which is {this} only, and this is {first}: add {other}.");
-            return Some(("family", message));
+            let message = message!(
+                "{place} allows {cidr}, which is {this} only, and the peer is {first}: add an ipBlock with cidr {other}."
+            );
+            return Some(with_code("family", message));
         }
         if let Some(hole) = except.iter().find(|e| in_block(e, &[], first)) {
-            let message = said!(
-                "{place} allows {cidr} except {hole}, and {first} lies in that exception: add a rule or item for {}",
-                self.words.peer_item(self.nearest.policy)?,
+            let message = message!(
+                "{place} allows {cidr} except {hole}, and {first} lies in that exception: {}",
+                self.add_item()?,
             );
-            return Some(("ip-block", message));
+            return Some(with_code("ip-block", message));
         }
-        if matches!((who, self.direction()), (Who::Node(_), Direction::Ingress)) {
-            let message = said!(
+        if matches!((identity, self.direction()), (PolicyIdentity::Node(_), Direction::Ingress)) {
+            let message = message!(
                 "{place} allows {cidr}; the packet came with the address of {}, as clients of a NodePort or load \
                  balancer do after SNAT: set externalTrafficPolicy: Local on the service, or allow {}",
-                self.words.peer(),
-                self.words.peer_item(self.nearest.policy)?,
+                self.text.peer(),
+                self.text.peer_item(self.nearest.policy)?,
             );
-            return Some(("snat-source", message));
+            return Some(with_code("snat-source", message));
         }
-        Some(("ip-block", self.add_peer()?))
+        Some(with_code("ip-block", self.add_peer()?))
     }
 
-    /// Two misses or more: the change is a rule of its own.
-    fn far_off(&self) -> Option<Found> {
-        let message = said!(
+    /// For a rule that misses in two parts or more: the change is a rule of its own.
+    fn far_off(&self) -> Option<Hint> {
+        let message = message!(
             "No rule comes near; nearest is {}: {}. To allow it, add a rule: {}",
             self.policy(),
             self.misses(),
-            self.words.rule_item(self.nearest.policy)?,
+            self.text.rule_item(self.nearest.policy)?,
         );
-        Some(("no-rule", message))
-    }
-}
-
-/// Whether the rule's port holds the number, whatever the protocol.
-fn covers(want: &PortMatch, port: u16) -> bool {
-    match &want.port {
-        PortSpec::Any => true,
-        PortSpec::Range(first, last) => (*first..=*last).contains(&port),
-        PortSpec::Named(_) => false,
+        Some(with_code("no-rule", message))
     }
 }
 

@@ -1,25 +1,21 @@
 //! The usual mistakes of NetworkPolicy, found in a cluster's objects: each with its place and what to do.
 //!
 //! ```text
-//! Loaded ─> Context (index, who matches what) ─> one file of checks per subject ─> findings ─> text | json | sarif
+//! Loaded ─> LintContext (index, policies with their lines) ─> catalogue: one file for each lint ─> findings ─> text | json | sarif
 //! ```
 //!
-//! A check speaks only where the input shows the mistake: a peer in a namespace that the input doesn't have is nobody's
-//! mistake. What is legitimate now and then is `info`.
+//! A check reports only what the input shows: a peer in a namespace that the input does not have is no mistake. What is
+//! legitimate now and then has severity `info`.
 
-mod blocks;
 pub mod catalogue;
 mod context;
-mod dns;
-mod input;
-mod isolation;
-mod peers;
 mod ports;
 mod report;
 mod sarif;
-mod selectors;
+mod text;
+mod yaml;
 
-use context::Context;
+use context::LintContext;
 pub use report::{json, text};
 pub use sarif::sarif;
 use serde::Serialize;
@@ -27,10 +23,10 @@ use serde::Serialize;
 pub use crate::cluster::location::{Location, Severity};
 use crate::cluster::manifests::Loaded;
 
-/// One mistake at one place.
+/// One mistake at one place in the input.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Finding {
-    /// An entry of the [`catalogue`].
+pub struct LintFinding {
+    /// Of a lint of the [`catalogue`].
     pub id: &'static str,
     #[serde(serialize_with = "severity_name")]
     pub severity: Severity,
@@ -63,21 +59,13 @@ fn place_fields<S: serde::Serializer>(place: &Location, serializer: S) -> Result
     Fields { file, line: place.line, document: place.document, field: &place.field }.serialize(serializer)
 }
 
-/// All findings, by file and line. `disabled` names catalogue entries to leave out.
-pub fn lint(loaded: &Loaded, disabled: &[String]) -> Vec<Finding> {
-    let context = Context::new(loaded);
+/// All findings, by file and line. `disabled` lists ids of lints to leave out.
+pub fn lint(loaded: &Loaded, disabled: &[String]) -> Vec<LintFinding> {
+    let context = LintContext::new(loaded);
     let mut findings = Vec::new();
-    input::check(loaded, &mut findings);
-    for policy in &context.policies {
-        selectors::check(&context, policy, &mut findings);
-        isolation::check(&context, policy, &mut findings);
-        peers::check(&context, policy, &mut findings);
-        ports::check(&context, policy, &mut findings);
-        blocks::check(&context, policy, &mut findings);
-        dns::check(&context, policy, &mut findings);
+    for lint in catalogue::LINTS.iter().filter(|lint| !disabled.iter().any(|id| id == lint.id)) {
+        (lint.check)(&context, &mut findings);
     }
-    isolation::check_cluster(&context, &mut findings);
-    findings.retain(|finding| !disabled.iter().any(|id| id == finding.id));
     findings.sort_by(|a, b| (&a.place, b.severity, a.id).cmp(&(&b.place, a.severity, b.id)));
     findings
 }

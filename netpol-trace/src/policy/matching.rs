@@ -1,4 +1,4 @@
-//! Whether one rule, peer or port matches: yes, no, or not to be known, and on which assumption.
+//! Matches one rule, peer or port: yes, no or not known, and on which assumptions.
 
 use std::net::IpAddr;
 
@@ -6,30 +6,32 @@ use ipnet::IpNet;
 
 use crate::cluster::Index;
 use crate::cluster::index::NamespaceEntry;
-use crate::model::cluster::{Direction, Operator, Peer, Pod, Policy, PortMatch, PortSpec, Requirement, Rule, Selector};
-use crate::policy::{Connection, End, Options, Transport, Who};
+use crate::model::cluster::{
+    Direction, Labels, Operator, Peer, Pod, Policy, PortMatch, PortSpec, Requirement, Rule, Selector, Service,
+};
+use crate::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 /// The label that the API server puts on every namespace (KEP-2161): known even when the object is not.
 pub(super) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
-/// The CNI-dependent points that a finding rests on, as set in [`Options`].
+/// The CNI-dependent points that a result rests on, as set in [`CniOptions`]. A bit set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Assumed(u8);
+pub struct Assumptions(u8);
 
-impl Assumed {
-    pub const NOTHING: Assumed = Assumed(0);
+impl Assumptions {
+    pub const NOTHING: Assumptions = Assumptions(0);
     /// An `ipBlock` was compared with a pod's address.
-    pub const IPBLOCK: Assumed = Assumed(1);
-    /// A hostNetwork pod was taken for a pod, or for its node.
-    pub const HOST_NETWORK: Assumed = Assumed(2);
-    /// Pod and own node.
-    pub const OWN_NODE: Assumed = Assumed(4);
+    pub const IPBLOCK: Assumptions = Assumptions(1);
+    /// A hostNetwork pod was treated as a pod, or as its node.
+    pub const HOST_NETWORK: Assumptions = Assumptions(2);
+    /// Traffic between a pod and its own node.
+    pub const OWN_NODE: Assumptions = Assumptions(4);
     /// ICMP or another protocol without a name in policies.
-    pub const OTHER_PROTOCOL: Assumed = Assumed(8);
+    pub const OTHER_PROTOCOL: Assumptions = Assumptions(8);
     /// A named port that only a native sidecar declares.
-    pub const SIDECAR_PORT: Assumed = Assumed(16);
+    pub const SIDECAR_PORT: Assumptions = Assumptions(16);
 
-    pub fn contains(self, other: Assumed) -> bool {
+    pub fn contains(self, other: Assumptions) -> bool {
         self.0 & other.0 == other.0
     }
 
@@ -38,19 +40,19 @@ impl Assumed {
     }
 
     #[must_use]
-    pub fn and(self, other: Assumed) -> Assumed {
-        Assumed(self.0 | other.0)
+    pub fn and(self, other: Assumptions) -> Assumptions {
+        Assumptions(self.0 | other.0)
     }
 }
 
-/// Why a match can't be known.
+/// Why the policies alone do not decide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Doubt {
-    /// The end's owner is not known.
-    UnknownEnd,
+pub enum UndeterminedReason {
+    /// The owner of an endpoint's address is not known.
+    UnknownEndpoint,
     /// The destination port is not known.
     UnknownPort,
-    /// The source never showed the Namespace object, so its labels are not known.
+    /// The index has no object for the namespace, so its labels are not known.
     NamespaceLabels,
     HostNetwork,
     /// `ipBlock` against a pod's address.
@@ -64,14 +66,14 @@ pub enum Doubt {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Match {
-    No(Assumed),
-    Maybe(Doubt),
-    Yes(Assumed),
+    No(Assumptions),
+    Maybe(UndeterminedReason),
+    Yes(Assumptions),
 }
 
 impl Match {
-    pub(super) const NO: Match = Match::No(Assumed::NOTHING);
-    pub(super) const YES: Match = Match::Yes(Assumed::NOTHING);
+    pub(super) const NO: Match = Match::No(Assumptions::NOTHING);
+    pub(super) const YES: Match = Match::Yes(Assumptions::NOTHING);
 
     fn from_bool(matches: bool) -> Match {
         if matches { Match::YES } else { Match::NO }
@@ -80,7 +82,7 @@ impl Match {
     pub(super) fn and(self, other: Match) -> Match {
         match (self, other) {
             (Match::No(a), _) | (_, Match::No(a)) => Match::No(a),
-            (Match::Maybe(doubt), _) | (_, Match::Maybe(doubt)) => Match::Maybe(doubt),
+            (Match::Maybe(reason), _) | (_, Match::Maybe(reason)) => Match::Maybe(reason),
             (Match::Yes(a), Match::Yes(b)) => Match::Yes(a.and(b)),
         }
     }
@@ -89,18 +91,18 @@ impl Match {
         match (self, other) {
             (Match::Yes(a), Match::Yes(b)) => Match::Yes(if a.is_nothing() { a } else { b }),
             (yes @ Match::Yes(_), _) | (_, yes @ Match::Yes(_)) => yes,
-            (Match::Maybe(doubt), _) | (_, Match::Maybe(doubt)) => Match::Maybe(doubt),
+            (Match::Maybe(reason), _) | (_, Match::Maybe(reason)) => Match::Maybe(reason),
             (Match::No(a), Match::No(b)) => Match::No(a.and(b)),
         }
     }
 }
 
-/// One direction of one connection: what the rules of the isolating policies are held against.
+/// Compares rules with one direction of one connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Matcher<'o, 'a> {
     pub connection: Connection<'a>,
     pub direction: Direction,
-    pub options: &'o Options,
+    pub options: &'o CniOptions,
     /// The destination address is a service's.
     pub to_service: bool,
 }
@@ -109,15 +111,15 @@ impl<'o, 'a> Matcher<'o, 'a> {
     pub(super) fn new(
         index: &Index,
         connection: &Connection<'a>,
-        options: &'o Options,
+        options: &'o CniOptions,
         direction: Direction,
     ) -> Matcher<'o, 'a> {
         let to_service = is_service_address(index, connection);
         Matcher { connection: *connection, direction, options, to_service }
     }
 
-    /// The end that `from` or `to` is about.
-    pub(super) fn peer(&self) -> &End<'a> {
+    /// The endpoint that `from` or `to` selects.
+    pub(super) fn peer(&self) -> &PolicyEndpoint<'a> {
         match self.direction {
             Direction::Ingress => &self.connection.source,
             Direction::Egress => &self.connection.destination,
@@ -125,14 +127,14 @@ impl<'o, 'a> Matcher<'o, 'a> {
     }
 
     pub(super) fn rule(&self, policy: &Policy, rule: &Rule) -> Match {
-        // Ports first: cheaper, and most often the reason.
+        // Ports first: cheaper to compare, and the most frequent miss.
         match self.ports(rule) {
             no @ Match::No(_) => no,
             ports => ports.and(self.peers(policy, rule)),
         }
     }
 
-    /// A missing and an empty list both mean: no restriction.
+    /// A missing and an empty list both mean no restriction.
     pub(super) fn peers(&self, policy: &Policy, rule: &Rule) -> Match {
         match rule.peers.as_deref() {
             None | Some([]) => Match::YES,
@@ -160,7 +162,7 @@ impl<'o, 'a> Matcher<'o, 'a> {
     pub(super) fn namespace_matches(&self, policy: &Policy, selector: Option<&Selector>) -> Match {
         let view = match self.selectable() {
             Ok(view) => view,
-            Err(otherwise) => return otherwise,
+            Err(no_pod) => return no_pod,
         };
         let matches = match selector {
             None => Match::from_bool(*view.pod.namespace == *policy.namespace),
@@ -173,52 +175,52 @@ impl<'o, 'a> Matcher<'o, 'a> {
     pub(super) fn labels_match(&self, selector: Option<&Selector>) -> Match {
         let view = match self.selectable() {
             Ok(view) => view,
-            Err(otherwise) => return otherwise,
+            Err(no_pod) => return no_pod,
         };
         Match::from_bool(selector.is_none_or(|s| s.matches(&view.pod.labels))).and(self.as_selected(view.pod))
     }
 
-    /// Selectors select pods only.
+    /// The peer, where it is a pod: selectors select nothing else.
     fn selectable(&self) -> Result<&crate::cluster::index::PodView<'a>, Match> {
-        match &self.peer().who {
-            Who::Pod(view) => Ok(view),
-            Who::Unknown => Err(Match::Maybe(Doubt::UnknownEnd)),
-            Who::External if self.to_service => Err(Match::Maybe(Doubt::ServiceAddress)),
-            Who::Node(_) | Who::External => Err(Match::NO),
+        match &self.peer().identity {
+            PolicyIdentity::Pod(view) => Ok(view),
+            PolicyIdentity::Unknown => Err(Match::Maybe(UndeterminedReason::UnknownEndpoint)),
+            PolicyIdentity::External if self.to_service => Err(Match::Maybe(UndeterminedReason::ServiceAddress)),
+            PolicyIdentity::Node(_) | PolicyIdentity::External => Err(Match::NO),
         }
     }
 
-    /// Whether a selector that fits the pod's labels selects it: a hostNetwork pod may look like its node.
+    /// Whether a selector that matches the pod's labels selects it: to some CNIs a hostNetwork pod looks like its node.
     fn as_selected(&self, pod: &Pod) -> Match {
         match (pod.host_network, self.options.host_network_is_pod) {
             (false, _) => Match::YES,
-            (true, None) => Match::Maybe(Doubt::HostNetwork),
-            (true, Some(true)) => Match::Yes(Assumed::HOST_NETWORK),
-            (true, Some(false)) => Match::No(Assumed::HOST_NETWORK),
+            (true, None) => Match::Maybe(UndeterminedReason::HostNetwork),
+            (true, Some(true)) => Match::Yes(Assumptions::HOST_NETWORK),
+            (true, Some(false)) => Match::No(Assumptions::HOST_NETWORK),
         }
     }
 
     pub(super) fn block_matches(&self, cidr: &IpNet, except: &[IpNet]) -> Match {
-        let end = self.peer();
+        let endpoint = self.peer();
         let inside = |ip: &IpAddr| in_block(cidr, except, *ip);
-        let found = match (&end.ip, &end.who) {
+        let is_inside = match (&endpoint.ip, &endpoint.identity) {
             (Some(ip), _) => inside(ip),
-            (None, Who::Pod(view)) => view.pod.ips.iter().any(inside),
-            (None, _) => return Match::Maybe(Doubt::UnknownEnd),
+            (None, PolicyIdentity::Pod(view)) => view.pod.ips.iter().any(inside),
+            (None, _) => return Match::Maybe(UndeterminedReason::UnknownEndpoint),
         };
-        if !found {
-            return if self.to_service { Match::Maybe(Doubt::ServiceAddress) } else { Match::NO };
+        if !is_inside {
+            return if self.to_service { Match::Maybe(UndeterminedReason::ServiceAddress) } else { Match::NO };
         }
-        match (&end.who, self.options.ipblock_matches_pods) {
-            (Who::External, _) if self.to_service => Match::Maybe(Doubt::ServiceAddress),
-            (Who::External | Who::Node(_), _) => Match::YES,
-            (Who::Pod(view), _) if view.pod.host_network => Match::YES,
-            (Who::Pod(_), Some(true)) => Match::Yes(Assumed::IPBLOCK),
-            (Who::Pod(_), Some(false)) => Match::No(Assumed::IPBLOCK),
-            (Who::Pod(_), None) => Match::Maybe(Doubt::IpBlock),
-            // Pod or not, the address lies in the block.
-            (Who::Unknown, Some(true)) => Match::YES,
-            (Who::Unknown, _) => Match::Maybe(Doubt::UnknownEnd),
+        match (&endpoint.identity, self.options.ipblock_matches_pods) {
+            (PolicyIdentity::External, _) if self.to_service => Match::Maybe(UndeterminedReason::ServiceAddress),
+            (PolicyIdentity::External | PolicyIdentity::Node(_), _) => Match::YES,
+            (PolicyIdentity::Pod(view), _) if view.pod.host_network => Match::YES,
+            (PolicyIdentity::Pod(_), Some(true)) => Match::Yes(Assumptions::IPBLOCK),
+            (PolicyIdentity::Pod(_), Some(false)) => Match::No(Assumptions::IPBLOCK),
+            (PolicyIdentity::Pod(_), None) => Match::Maybe(UndeterminedReason::IpBlock),
+            // The address lies in the block, whether it is a pod's or not.
+            (PolicyIdentity::Unknown, Some(true)) => Match::YES,
+            (PolicyIdentity::Unknown, _) => Match::Maybe(UndeterminedReason::UnknownEndpoint),
         }
     }
 
@@ -228,36 +230,36 @@ impl<'o, 'a> Matcher<'o, 'a> {
             _ => return Match::NO,
         }
         if self.to_service && want.port != PortSpec::Any {
-            // The service's port is not the one that policy sees.
-            return Match::Maybe(Doubt::ServiceAddress);
+            // Policy sees the backend's port, not the service's.
+            return Match::Maybe(UndeterminedReason::ServiceAddress);
         }
         match (&want.port, self.connection.port) {
             (PortSpec::Any, _) => Match::YES,
             (PortSpec::Range(first, last), Some(port)) => Match::from_bool((*first..=*last).contains(&port)),
             (PortSpec::Named(name), port) => self.named_port_matches(want, name, port),
-            (PortSpec::Range(..), None) => Match::Maybe(Doubt::UnknownPort),
+            (PortSpec::Range(..), None) => Match::Maybe(UndeterminedReason::UnknownPort),
         }
     }
 
-    /// A name is resolved on the destination pod, in both directions, with its protocol; elsewhere it means nothing.
+    /// In both directions the destination pod resolves a port name, together with the protocol. Nothing else has port names.
     fn named_port_matches(&self, want: &PortMatch, name: &str, port: Option<u16>) -> Match {
-        let view = match &self.connection.destination.who {
-            Who::Pod(view) => view,
-            Who::Unknown => return Match::Maybe(Doubt::UnknownEnd),
-            Who::Node(_) | Who::External => return Match::NO,
+        let view = match &self.connection.destination.identity {
+            PolicyIdentity::Pod(view) => view,
+            PolicyIdentity::Unknown => return Match::Maybe(UndeterminedReason::UnknownEndpoint),
+            PolicyIdentity::Node(_) | PolicyIdentity::External => return Match::NO,
         };
         let declared = |p: &&crate::model::cluster::ContainerPort| {
             p.protocol == want.protocol && p.name.as_deref() == Some(name) && port.is_none_or(|port| p.port == port)
         };
-        let mut found = view.pod.ports.iter().filter(declared).peekable();
-        if found.peek().is_none() {
+        let mut ports = view.pod.ports.iter().filter(declared).peekable();
+        if ports.peek().is_none() {
             return Match::NO;
         }
         if port.is_none() {
-            return Match::Maybe(Doubt::UnknownPort);
+            return Match::Maybe(UndeterminedReason::UnknownPort);
         }
-        let by_name = if found.all(|p| p.sidecar) { Match::Yes(Assumed::SIDECAR_PORT) } else { Match::YES };
-        // As the subject of an ingress rule the pod is already taken for a pod.
+        let by_name = if ports.all(|p| p.sidecar) { Match::Yes(Assumptions::SIDECAR_PORT) } else { Match::YES };
+        // The subject of an ingress rule is treated as a pod already.
         if self.direction == Direction::Egress { by_name.and(self.as_selected(view.pod)) } else { by_name }
     }
 }
@@ -284,13 +286,13 @@ fn namespace_labels_match(selector: &Selector, name: &str, namespace: &Namespace
     best
 }
 
-/// A namespace whose object was never seen still has its name, and with it one label.
+/// Matches one requirement. A namespace without an object in the index still has a name, and with it one label.
 pub(super) fn namespace_requirement(requirement: &Requirement, name: &str, namespace: &NamespaceEntry) -> Match {
     if let Some(labels) = namespace.labels() {
         return Match::from_bool(requirement.matches(labels));
     }
     if *requirement.key != *NAME_LABEL {
-        return Match::Maybe(Doubt::NamespaceLabels);
+        return Match::Maybe(UndeterminedReason::NamespaceLabels);
     }
     Match::from_bool(match &requirement.operator {
         Operator::In(values) => values.iter().any(|v| **v == *name),
@@ -300,8 +302,22 @@ pub(super) fn namespace_requirement(requirement: &Requirement, name: &str, names
     })
 }
 
+/// Whether the port item holds the number, whatever the protocol. A name holds none.
+pub(super) fn covers(want: &PortMatch, port: u16) -> bool {
+    match &want.port {
+        PortSpec::Any => true,
+        PortSpec::Range(first, last) => (*first..=*last).contains(&port),
+        PortSpec::Named(_) => false,
+    }
+}
+
+/// Whether the service's selector matches the labels. A service without selector selects no pod.
+pub(super) fn selects(service: &Service, labels: &Labels) -> bool {
+    service.selector.as_ref().is_some_and(|selector| selector.iter().all(|(k, v)| labels.get(k) == Some(v)))
+}
+
 /// Whether `ip` lies in `cidr` and in none of `except`. IPv4 and IPv6 never mix; an IPv4-mapped IPv6 address or block
-/// means the IPv4 one, as for Go's `net` package, which the API server and the CNIs use.
+/// means the IPv4 one, as in Go's `net` package, which the API server and the CNIs use.
 pub(super) fn in_block(cidr: &IpNet, except: &[IpNet], ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     net_contains(cidr, ip) && !except.iter().any(|e| net_contains(e, ip))
@@ -318,9 +334,11 @@ fn net_contains(net: &IpNet, ip: IpAddr) -> bool {
     }
 }
 
-/// Policy sees the backend, not the service's address, so such a destination must be resolved before it can be judged.
+/// Whether the destination is a service's address. Policy sees the backend, so such a connection can't be evaluated.
 fn is_service_address(index: &Index, connection: &Connection<'_>) -> bool {
-    let (Who::External, Some(ip)) = (&connection.destination.who, connection.destination.ip) else { return false };
+    let (PolicyIdentity::External, Some(ip)) = (&connection.destination.identity, connection.destination.ip) else {
+        return false;
+    };
     let (Transport::Named(protocol), Some(port)) = (connection.transport, connection.port) else { return false };
     index.service_at(ip, protocol, port).is_some()
 }

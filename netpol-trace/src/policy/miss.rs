@@ -1,24 +1,24 @@
-//! What a rule missed, in the words of the record: the field's path, what it wants, what the connection has.
+//! Renders what a rule missed, for the record: the field's path, what the rule wants, what the connection has.
 
 use std::fmt::{self, Write};
 
 use ipnet::IpNet;
 
 use crate::cluster::index::PodView;
-use crate::model::cluster::{Direction, Labels, Peer, Policy, PortMatch, PortSpec, Requirement, Selector};
+use crate::model::cluster::{Labels, Peer, Policy, PortMatch, PortSpec, Requirement, Selector};
 use crate::policy::matching::{Match, Matcher, in_block};
 use crate::policy::nearest::{NearestRule, as_pod};
-use crate::policy::{Transport, Who};
+use crate::policy::{PolicyIdentity, Transport, type_name};
 
-/// Longest text of one `want` or `have`, in characters: selectors come from strangers, and a record's line is bounded.
+/// Longest text of one `want` or `have`, in characters: selectors are untrusted input, and a record's line is bounded.
 const TEXT_AT_MOST: usize = 256;
-/// Octets of most fields' paths.
+/// Capacity for a field's path, in bytes: most are shorter.
 const FIELD: usize = 48;
-/// How many labels, ports or exceptions are named.
+/// Labels, ports or exceptions that one text names.
 const ITEMS_AT_MOST: usize = 4;
 
 impl NearestRule<'_> {
-    /// What kept the rule from matching, in the order ports, namespace, pod.
+    /// The parts of the rule that did not match, in the order ports, namespace, pod.
     pub(super) fn misses(&self, matcher: &Matcher<'_, '_>) -> Vec<crate::model::Miss> {
         let direction = matcher.direction;
         let Some(at) = self.rule else {
@@ -44,25 +44,17 @@ impl NearestRule<'_> {
     }
 }
 
-/// As `policyTypes` spells it.
-fn type_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "Ingress",
-        Direction::Egress => "Egress",
-    }
-}
-
 fn miss(field: String, want: String, have: String) -> crate::model::Miss {
     crate::model::Miss { field, want, have }
 }
 
 impl Matcher<'_, '_> {
     pub(super) fn port_miss(&self, want: &PortMatch, field: String) -> crate::model::Miss {
-        miss(field, bounded(want), self.port_found(want))
+        miss(field, bounded(want), self.port_text(want))
     }
 
     /// What the connection has where the rule wants `want`.
-    fn port_found(&self, want: &PortMatch) -> String {
+    fn port_text(&self, want: &PortMatch) -> String {
         let packet = match (self.connection.transport, self.connection.port) {
             (Transport::Named(protocol), Some(port)) => text(16, format_args!("{port}/{protocol}")),
             (Transport::Named(protocol), None) => protocol.to_string(),
@@ -70,8 +62,8 @@ impl Matcher<'_, '_> {
             (Transport::Other(number), _) => format!("protocol {number}"),
         };
         let PortSpec::Named(name) = &want.port else { return packet };
-        let Some(view) = as_pod(&self.connection.destination.who) else {
-            return format!("{packet} (a port's name means nothing outside of pods)");
+        let Some(view) = as_pod(&self.connection.destination.identity) else {
+            return format!("{packet} (only pods have port names)");
         };
         let named = |same_name: bool| {
             let ports = view.pod.ports.iter().filter(move |p| !same_name || p.name.as_ref() == Some(name));
@@ -112,7 +104,7 @@ impl Matcher<'_, '_> {
         field: fmt::Arguments<'_>,
         misses: &mut Vec<crate::model::Miss>,
     ) {
-        let Some(view) = as_pod(&self.peer().who).filter(|view| self.is_selectable(view)) else {
+        let Some(view) = as_pod(&self.peer().identity).filter(|view| self.is_selectable(view)) else {
             let want = match (namespaces, pods) {
                 (None, Some(pods)) => bounded(format_args!("pods {pods} in namespace {}", policy.namespace)),
                 (Some(namespaces), None) => bounded(format_args!("pods in namespaces {namespaces}")),
@@ -136,7 +128,7 @@ impl Matcher<'_, '_> {
             && !selector.matches(&view.pod.labels)
         {
             let missed = || selector.requirements.iter().filter(|r| !r.matches(&view.pod.labels));
-            let (want, have) = (list(missed()), list(missed().map(|r| found(r, &view.pod.labels))));
+            let (want, have) = (list(missed()), list(missed().map(|r| label_text(r, &view.pod.labels))));
             misses.push(miss(text(FIELD, format_args!("{field}.podSelector")), want, have));
         }
     }
@@ -145,7 +137,7 @@ impl Matcher<'_, '_> {
         let name = Labels::from_iter([(crate::policy::matching::NAME_LABEL, &*view.pod.namespace)]);
         let labels = view.namespace.labels().unwrap_or(&name);
         let missed = || selector.requirements.iter().filter(|r| self.misses_namespace(r, view));
-        (list(missed()), list(missed().map(|r| found(r, labels))))
+        (list(missed()), list(missed().map(|r| label_text(r, labels))))
     }
 
     fn addresses_text(&self) -> String {
@@ -157,16 +149,16 @@ impl Matcher<'_, '_> {
 
     /// Why selectors can't select the peer.
     fn not_a_pod(&self) -> &'static str {
-        match self.peer().who {
-            Who::Pod(_) => "a hostNetwork pod: it looks like its node",
-            Who::Node(_) => "a node, not a pod",
-            Who::External | Who::Unknown => "outside of the cluster",
+        match self.peer().identity {
+            PolicyIdentity::Pod(_) => "a hostNetwork pod: it looks like its node",
+            PolicyIdentity::Node(_) => "a node, not a pod",
+            PolicyIdentity::External | PolicyIdentity::Unknown => "outside of the cluster",
         }
     }
 }
 
 /// What the labels have under the requirement's key.
-fn found<'a>(requirement: &'a Requirement, labels: &'a Labels) -> impl fmt::Display {
+fn label_text<'a>(requirement: &'a Requirement, labels: &'a Labels) -> impl fmt::Display {
     fmt::from_fn(move |f| match labels.get(&requirement.key) {
         Some(value) => write!(f, "{}={value}", requirement.key),
         None => write!(f, "no {} label", requirement.key),
@@ -184,7 +176,7 @@ fn block_text(cidr: &IpNet, except: &[IpNet], matcher: &Matcher<'_, '_>) -> Stri
     format!("{cidr} except {}", list(first.chain(then)))
 }
 
-/// The first few, and how many more.
+/// The first [`ITEMS_AT_MOST`], and how many more there are.
 fn list<T: fmt::Display>(items: impl Iterator<Item = T>) -> String {
     let mut text = Bounded::new();
     let mut items = items.enumerate();
@@ -197,7 +189,7 @@ fn list<T: fmt::Display>(items: impl Iterator<Item = T>) -> String {
     }
 }
 
-/// The text, into room for `capacity` octets: most texts of a record are written piece by piece, and fit.
+/// Formats into a string with room for `capacity` bytes, which saves the reallocations of writing piece by piece.
 pub(super) fn text(capacity: usize, text: fmt::Arguments<'_>) -> String {
     let mut out = String::with_capacity(capacity);
     // Writing to a String can't fail.
@@ -217,14 +209,14 @@ struct Bounded(String, usize);
 
 impl Bounded {
     fn new() -> Bounded {
-        // Most texts are shorter, and are written piece by piece.
+        // Most texts are shorter, and a text is written piece by piece.
         Bounded(String::with_capacity(64), 0)
     }
 }
 
 impl Write for Bounded {
     fn write_str(&mut self, s: &str) -> fmt::Result {
-        // Nearly always: there are no more characters than octets.
+        // The fast path: there are no more characters than bytes.
         if self.1 + s.len() <= TEXT_AT_MOST {
             self.0.push_str(s);
             self.1 += s.chars().count();

@@ -29,16 +29,16 @@ use crate::cluster::index::PodView;
 use crate::model::cluster::{
     Direction, Labels, Operator, Peer, Policy, PortMatch, PortSpec, Requirement, Rule, Selector,
 };
-use crate::policy::evaluate::{Finding, Policies, Side};
+use crate::policy::evaluate::{IsolatingPolicies, PolicyResult, SideEvaluation};
 use crate::policy::matching::{Match, Matcher, in_block};
-use crate::policy::{Transport, Who};
+use crate::policy::{PolicyIdentity, Transport};
 
 /// No rule in this direction: the farthest from a match.
 const NO_RULE: u32 = 1000;
 const OTHER_KIND: u32 = 24;
 const LABELS_AT_MOST: u32 = 19;
 
-/// The place of the nearest rule, and which of its parts missed.
+/// The rule that came closest, and which of its parts missed.
 #[derive(Debug, Clone, Copy)]
 pub struct NearestRule<'a> {
     pub policy: &'a Arc<Policy>,
@@ -53,9 +53,9 @@ pub struct NearestRule<'a> {
     weight: u32,
 }
 
-/// The rule that came closest on a side that denies; `None` on a side that does not.
-pub(super) fn nearest<'a>(matcher: &Matcher<'_, 'a>, side: &Side<'a>) -> Option<NearestRule<'a>> {
-    if !matches!(side.finding, Finding::Denied) {
+/// Finds the rule that came closest on a side that denies; `None` on a side that does not.
+pub(super) fn nearest<'a>(matcher: &Matcher<'_, 'a>, side: &SideEvaluation<'a>) -> Option<NearestRule<'a>> {
+    if !matches!(side.result, PolicyResult::Denied) {
         return None;
     }
     let enforced = side.isolated_by.iter().flat_map(|policy| matcher.candidates(policy));
@@ -98,16 +98,16 @@ impl<'a> Matcher<'_, 'a> {
     }
 
     /// Rules that would match, of policies that select the pod but do not have the direction among their types.
-    fn inert(&self, isolated_by: Policies<'a>) -> impl Iterator<Item = NearestRule<'a>> {
+    fn inert(&self, isolated_by: IsolatingPolicies<'a>) -> impl Iterator<Item = NearestRule<'a>> {
         let subject = match (self.direction, isolated_by) {
-            (_, Policies::None) => None,
-            (Direction::Egress, _) => as_pod(&self.connection.source.who),
-            (Direction::Ingress, _) => as_pod(&self.connection.destination.who),
+            (_, IsolatingPolicies::None) => None,
+            (Direction::Egress, _) => as_pod(&self.connection.source.identity),
+            (Direction::Ingress, _) => as_pod(&self.connection.destination.identity),
         };
         let policies = subject.into_iter().flat_map(move |view| {
             let selects = move |p: &&Arc<Policy>| {
-                let speaks = !p.rules(self.direction).is_empty() && !p.isolates(self.direction);
-                speaks && p.subject.matches(&view.pod.labels)
+                let inert = !p.rules(self.direction).is_empty() && !p.isolates(self.direction);
+                inert && p.subject.matches(&view.pod.labels)
             };
             view.namespace.policies().filter(selects)
         });
@@ -121,7 +121,7 @@ impl<'a> Matcher<'_, 'a> {
     fn peer_weight(&self, policy: &Policy, peer: &Peer) -> u32 {
         match peer {
             Peer::Pods { namespaces, pods } => {
-                let Some(view) = as_pod(&self.peer().who).filter(|view| self.is_selectable(view)) else {
+                let Some(view) = as_pod(&self.peer().identity).filter(|view| self.is_selectable(view)) else {
                     return OTHER_KIND;
                 };
                 self.namespace_weight(policy, namespaces.as_ref(), view)
@@ -130,7 +130,7 @@ impl<'a> Matcher<'_, 'a> {
             Peer::Block { cidr, except } => {
                 let addresses = self.peer_addresses();
                 if addresses.is_empty() || addresses.iter().any(|ip| in_block(cidr, except, *ip)) {
-                    // Inside and yet no match: blocks do not match pods here.
+                    // Inside without a match: this CNI does not match pods by ipBlock.
                     OTHER_KIND
                 } else if addresses.iter().any(|ip| in_block(cidr, &[], *ip)) {
                     12
@@ -160,7 +160,7 @@ impl<'a> Matcher<'_, 'a> {
             (PortSpec::Range(first, last), Some(port)) => (*first..=*last).contains(&port),
             (PortSpec::Range(..), None) => false,
             (PortSpec::Named(_), _) if protocol == want.protocol => return 12,
-            (PortSpec::Named(name), port) => as_pod(&self.connection.destination.who).is_some_and(|view| {
+            (PortSpec::Named(name), port) => as_pod(&self.connection.destination.identity).is_some_and(|view| {
                 view.pod.ports.iter().any(|p| p.name.as_ref() == Some(name) && Some(p.port) == port)
             }),
         };
@@ -185,18 +185,18 @@ impl<'a> Matcher<'_, 'a> {
     }
 
     pub(super) fn peer_addresses(&self) -> &[IpAddr] {
-        let end = self.peer();
-        match (&end.ip, &end.who) {
+        let endpoint = self.peer();
+        match (&endpoint.ip, &endpoint.identity) {
             (Some(ip), _) => std::slice::from_ref(ip),
-            (None, Who::Pod(view)) => &view.pod.ips,
+            (None, PolicyIdentity::Pod(view)) => &view.pod.ips,
             (None, _) => &[],
         }
     }
 }
 
-pub(super) fn as_pod<'a>(who: &Who<'a>) -> Option<PodView<'a>> {
-    match who {
-        Who::Pod(view) => Some(*view),
+pub(super) fn as_pod<'a>(identity: &PolicyIdentity<'a>) -> Option<PodView<'a>> {
+    match identity {
+        PolicyIdentity::Pod(view) => Some(*view),
         _ => None,
     }
 }

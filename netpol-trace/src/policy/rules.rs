@@ -1,4 +1,4 @@
-//! Every rule of a policy held against a connection, item by item: what fits, and what each other item misses.
+//! Compares every rule of a policy with a connection, item by item: which items match, and what the others miss.
 
 use serde::Serialize;
 
@@ -7,12 +7,12 @@ use crate::model::Miss;
 use crate::model::cluster::{Direction, Peer, Policy};
 use crate::policy::matching::{Match, Matcher};
 use crate::policy::miss::bounded;
-use crate::policy::{Connection, Options};
+use crate::policy::{CniOptions, Connection};
 
-/// Whether a rule or one of its items fits the connection.
+/// Whether a rule or one of its items matches the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fit {
+pub enum MatchResult {
     Match,
     NoMatch,
     Unknown,
@@ -22,7 +22,7 @@ pub enum Fit {
 pub struct RuleCheck {
     /// `ingress[0]`
     pub rule: String,
-    pub result: Fit,
+    pub result: MatchResult,
     /// Empty: any peer.
     pub peers: Vec<ItemCheck>,
     /// Empty: any port.
@@ -34,18 +34,18 @@ pub struct RuleCheck {
 pub struct ItemCheck {
     /// `ingress[0].from[1]`
     pub field: String,
-    /// What the item says.
+    /// The item in words.
     pub wants: String,
-    pub result: Fit,
+    pub result: MatchResult,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub misses: Vec<Miss>,
 }
 
-/// Holds every rule of `policy` in `direction` against the connection.
+/// Compares every rule of `policy` in `direction` with the connection.
 pub fn check_rules(
     index: &Index,
     connection: &Connection<'_>,
-    options: &Options,
+    options: &CniOptions,
     direction: Direction,
     policy: &Policy,
 ) -> Vec<RuleCheck> {
@@ -79,12 +79,12 @@ pub fn check_rules(
         .collect()
 }
 
-impl From<Match> for Fit {
-    fn from(found: Match) -> Fit {
+impl From<Match> for MatchResult {
+    fn from(found: Match) -> MatchResult {
         match found {
-            Match::Yes(_) => Fit::Match,
-            Match::No(_) => Fit::NoMatch,
-            Match::Maybe(_) => Fit::Unknown,
+            Match::Yes(_) => MatchResult::Match,
+            Match::No(_) => MatchResult::NoMatch,
+            Match::Maybe(_) => MatchResult::Unknown,
         }
     }
 }

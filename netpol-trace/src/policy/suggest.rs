@@ -1,45 +1,47 @@
 //! The smallest NetworkPolicy change that lets a denied connection through. Pure.
 //!
-//! A change is one added rule: in a policy that is meant for just these pods and has rules of its own, else in a new policy.
-//! Rules that are there are never touched, since every one of them speaks for other connections too. Nothing is isolated that
+//! A change is one added rule: in a policy that selects just these pods and has rules of its own, else in a new policy.
+//! Rules that are there are never touched, since every one of them may be needed by other connections too. Nothing is isolated that
 //! was not before.
 
-mod effect;
 mod labels;
 mod manifest;
+mod side_effects;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-pub use effect::{Effect, Opened};
 use ipnet::IpNet;
+pub(super) use labels::is_stable;
 pub use labels::stable;
 pub use manifest::{json, yaml};
+pub use side_effects::{OpenedPair, SideEffects};
 
 use crate::cluster::Index;
+use crate::cluster::Object;
 use crate::cluster::index::PodView;
 use crate::model::Str;
-use crate::model::cluster::{Direction, Object, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
+use crate::model::cluster::{Direction, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
 use crate::policy;
-use crate::policy::{Connection, End, Finding, Options, Transport, Who};
+use crate::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, PolicyResult, Transport};
 
 /// One policy to apply.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Change {
-    /// The whole object, as it shall be.
+pub struct SuggestedChange {
+    /// The whole object after the change.
     pub policy: Policy,
-    /// It does not exist yet.
+    /// The policy does not exist yet.
     pub created: bool,
     pub direction: Direction,
     /// The added rule is `ingress[rule]` or `egress[rule]`.
     pub rule: usize,
     /// What else the rule lets through in this direction.
-    pub effect: Effect,
+    pub side_effects: SideEffects,
 }
 
 /// Why there is nothing to suggest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Nothing {
+pub enum NoSuggestion {
     #[error("the policies allow it already")]
     Allowed,
     #[error("{0}")]
@@ -49,22 +51,26 @@ pub enum Nothing {
 }
 
 /// The changes that let `connection` through, at most one for each direction.
-pub fn suggest(index: &Index, connection: &Connection<'_>, options: &Options) -> Result<Vec<Change>, Nothing> {
-    let judgement = policy::evaluate(index, connection, options);
+pub fn suggest(
+    index: &Index,
+    connection: &Connection<'_>,
+    options: &CniOptions,
+) -> Result<Vec<SuggestedChange>, NoSuggestion> {
+    let evaluation = policy::evaluate(index, connection, options);
     let denied: Vec<Direction> = [Direction::Egress, Direction::Ingress]
         .into_iter()
-        .filter(|direction| matches!(judgement.side(*direction).finding, Finding::Denied))
+        .filter(|direction| matches!(evaluation.side(*direction).result, PolicyResult::Denied))
         .collect();
     if denied.is_empty() {
-        let verdict = policy::judge(index, connection, options);
+        let verdict = policy::verdict_of(index, connection, options);
         let why = [&verdict.egress, &verdict.ingress].into_iter().find_map(|side| side.why.clone());
         return Err(match why {
-            None => Nothing::Allowed,
-            Some(why) => Nothing::NotExpressible(why),
+            None => NoSuggestion::Allowed,
+            Some(why) => NoSuggestion::NotExpressible(why),
         });
     }
     let port = port_of(connection)?;
-    let changes: Vec<Change> = denied
+    let changes: Vec<SuggestedChange> = denied
         .into_iter()
         .map(|direction| change(index, connection, options, direction, &port))
         .collect::<Result<_, _>>()?;
@@ -72,59 +78,64 @@ pub fn suggest(index: &Index, connection: &Connection<'_>, options: &Options) ->
     Ok(changes)
 }
 
-fn port_of(connection: &Connection<'_>) -> Result<PortMatch, Nothing> {
+fn port_of(connection: &Connection<'_>) -> Result<PortMatch, NoSuggestion> {
     let Transport::Named(protocol) = connection.transport else {
-        return Err(Nothing::NotExpressible("NetworkPolicy v1 can name TCP, UDP and SCTP only".into()));
+        return Err(NoSuggestion::NotExpressible("NetworkPolicy v1 can name TCP, UDP and SCTP only".into()));
     };
-    // Port 0 is on the wire now and then; the API doesn't take it.
+    // Packets may have port 0; the API does not accept it.
     let port = connection
         .port
         .filter(|port| *port != 0)
-        .ok_or_else(|| Nothing::NotExpressible("the destination has no port that a policy could name".into()))?;
+        .ok_or_else(|| NoSuggestion::NotExpressible("the destination has no port that a policy could name".into()))?;
     Ok(PortMatch { protocol, protocol_defaulted: false, port: PortSpec::Range(port, port) })
 }
 
-/// Applied to a copy, the changes must do what they are for.
-fn verify(index: &Index, connection: &Connection<'_>, options: &Options, changes: &[Change]) -> Result<(), Nothing> {
+/// Applies the changes to a copy of the index and evaluates the connection again.
+fn verify(
+    index: &Index,
+    connection: &Connection<'_>,
+    options: &CniOptions,
+    changes: &[SuggestedChange],
+) -> Result<(), NoSuggestion> {
     let mut changed = index.clone();
     for change in changes {
         changed.upsert(Object::Policy(change.policy.clone()));
     }
-    let again = again(&changed, connection);
-    let verdict = policy::judge(&changed, &again, options);
+    let rebound = rebind(&changed, connection);
+    let verdict = policy::verdict_of(&changed, &rebound, options);
     if verdict.result == crate::model::VerdictResult::Allowed {
         return Ok(());
     }
     let why = [verdict.egress.why, verdict.ingress.why].into_iter().flatten().next();
-    Err(Nothing::StillNot(why.unwrap_or_else(|| "its ends can't be told from others".into())))
+    Err(NoSuggestion::StillNot(why.unwrap_or_else(|| "no selector or address singles out its endpoints".into())))
 }
 
-/// The same connection, its pods looked up in another index.
-pub fn again<'a>(index: &'a Index, connection: &Connection<'a>) -> Connection<'a> {
-    let end = |end: End<'a>| match end.who {
-        Who::Pod(view) => match index.pod(&view.pod.namespace, &view.pod.name) {
-            Some(view) => End { who: Who::Pod(view), ..end },
-            None => end,
+/// Returns the connection with its pods looked up in another index.
+pub fn rebind<'a>(index: &'a Index, connection: &Connection<'a>) -> Connection<'a> {
+    let endpoint = |endpoint: PolicyEndpoint<'a>| match endpoint.identity {
+        PolicyIdentity::Pod(view) => match index.pod(&view.pod.namespace, &view.pod.name) {
+            Some(view) => PolicyEndpoint { identity: PolicyIdentity::Pod(view), ..endpoint },
+            None => endpoint,
         },
-        _ => end,
+        _ => endpoint,
     };
-    Connection { source: end(connection.source), destination: end(connection.destination), ..*connection }
+    Connection { source: endpoint(connection.source), destination: endpoint(connection.destination), ..*connection }
 }
 
-/// One side's change.
+/// The change of one direction.
 fn change(
     index: &Index,
     connection: &Connection<'_>,
-    options: &Options,
+    options: &CniOptions,
     direction: Direction,
     port: &PortMatch,
-) -> Result<Change, Nothing> {
+) -> Result<SuggestedChange, NoSuggestion> {
     let (subject, peer) = match direction {
         Direction::Egress => (connection.source, connection.destination),
         Direction::Ingress => (connection.destination, connection.source),
     };
-    let Who::Pod(pod) = subject.who else {
-        return Err(Nothing::NotExpressible("only pods are subject to policy".into()));
+    let PolicyIdentity::Pod(pod) = subject.identity else {
+        return Err(NoSuggestion::NotExpressible("only pods are subject to policy".into()));
     };
     let rule = Rule { peers: Some([peer_of(index, pod, peer, options)?].into()), ports: Some([port.clone()].into()) };
     let own_labels = labels::selector(pod.pod);
@@ -135,19 +146,19 @@ fn change(
         pod.namespace.pods().filter(selected).count() == workload.len() && workload.iter().all(selected)
     };
     let isolating = pod.isolated_by(direction);
-    let nearest = policy::judge(index, connection, options);
+    let nearest = policy::verdict_of(index, connection, options);
     let nearest = match direction {
         Direction::Egress => nearest.egress.nearest,
         Direction::Ingress => nearest.ingress.nearest,
     };
     let is_nearest =
         |policy: &Policy| nearest.as_ref().is_some_and(|n| n.policy == format!("{}/{}", policy.namespace, policy.name));
-    // Meant for this: it speaks of exactly these pods, and says what they may do.
-    let mut meant: Vec<&Arc<Policy>> =
+    // A policy for exactly these pods, with rules of its own.
+    let mut for_workload: Vec<&Arc<Policy>> =
         isolating.iter().filter(|p| !p.rules(direction).is_empty() && selects_the_workload(p)).collect();
-    meant.sort_by_key(|policy| !is_nearest(policy));
+    for_workload.sort_by_key(|policy| !is_nearest(policy));
     let may_be_new = !own_labels.is_everything() && workload.iter().all(|view| !view.isolated_by(direction).is_empty());
-    let policy = match meant.first() {
+    let policy = match for_workload.first() {
         Some(policy) => with_rule(policy, direction, rule.clone()),
         None if may_be_new => new_policy(index, pod, peer, direction, own_labels, rule.clone()),
         // A new policy would isolate pods that are open now; the narrowest of those that isolate already does not.
@@ -155,13 +166,13 @@ fn change(
             let width = |policy: &&Arc<Policy>| {
                 pod.namespace.pods().filter(|view| policy.subject.matches(&view.pod.labels)).count()
             };
-            let narrowest = isolating.iter().min_by_key(width).ok_or(Nothing::Allowed)?;
+            let narrowest = isolating.iter().min_by_key(width).ok_or(NoSuggestion::Allowed)?;
             with_rule(narrowest, direction, rule.clone())
         }
     };
     let created = index.policy(&policy.namespace, &policy.name).is_none();
-    let effect = effect::of(index, connection, options, direction, &policy, &rule);
-    Ok(Change { rule: policy.rules(direction).len() - 1, policy, created, direction, effect })
+    let side_effects = side_effects::of(index, connection, options, direction, &policy, &rule);
+    Ok(SuggestedChange { rule: policy.rules(direction).len() - 1, policy, created, direction, side_effects })
 }
 
 fn with_rule(policy: &Policy, direction: Direction, rule: Rule) -> Policy {
@@ -177,12 +188,12 @@ fn with_rule(policy: &Policy, direction: Direction, rule: Rule) -> Policy {
 fn new_policy(
     index: &Index,
     pod: PodView<'_>,
-    peer: End<'_>,
+    peer: PolicyEndpoint<'_>,
     direction: Direction,
     subject: Selector,
     rule: Rule,
 ) -> Policy {
-    let (own, other) = (workload_name(pod), end_name(peer));
+    let (own, other) = (workload_name(pod), endpoint_name(peer));
     let name = match direction {
         Direction::Ingress => labels::object_name(&format!("{own}-from-{other}")),
         Direction::Egress => labels::object_name(&format!("{own}-to-{other}")),
@@ -215,20 +226,25 @@ fn workload_name(view: PodView<'_>) -> Str {
     view.pod.owner.as_ref().map_or_else(|| view.pod.name.clone(), |owner| owner.name.clone())
 }
 
-fn end_name(end: End<'_>) -> String {
-    match (end.who, end.ip) {
-        (Who::Pod(view), _) => workload_name(view).to_string(),
-        (Who::Node(name), _) => name.to_owned(),
+fn endpoint_name(endpoint: PolicyEndpoint<'_>) -> String {
+    match (endpoint.identity, endpoint.ip) {
+        (PolicyIdentity::Pod(view), _) => workload_name(view).to_string(),
+        (PolicyIdentity::Node(name), _) => name.to_owned(),
         (_, Some(ip)) => ip.to_string(),
         (_, None) => "unknown".to_owned(),
     }
 }
 
-/// The narrowest peer that holds `peer`: a workload by its stable labels, all else by address.
-fn peer_of(index: &Index, subject: PodView<'_>, peer: End<'_>, options: &Options) -> Result<Peer, Nothing> {
-    let unknown = || Nothing::NotExpressible("the other end's address is not known".into());
-    match peer.who {
-        Who::Pod(view) if !view.pod.host_network => {
+/// The narrowest peer that matches: a workload by its stable labels, all else by address.
+fn peer_of(
+    index: &Index,
+    subject: PodView<'_>,
+    peer: PolicyEndpoint<'_>,
+    options: &CniOptions,
+) -> Result<Peer, NoSuggestion> {
+    let unknown = || NoSuggestion::NotExpressible("the address of the other endpoint is not known".into());
+    match peer.identity {
+        PolicyIdentity::Pod(view) if !view.pod.host_network => {
             let pods = labels::selector(view.pod);
             // Without labels every pod of the namespace would be let in; the address alone is narrower.
             if pods.is_everything()
@@ -241,9 +257,11 @@ fn peer_of(index: &Index, subject: PodView<'_>, peer: End<'_>, options: &Options
             let namespaces = elsewhere.then(|| labels::namespace_selector(&view.pod.namespace));
             Ok(Peer::Pods { namespaces, pods: Some(pods) })
         }
-        Who::Pod(view) => view.pod.ips.first().copied().or(peer.ip).map(block).ok_or_else(unknown),
-        Who::Node(name) => peer.ip.or_else(|| index.node(name)?.ips.first().copied()).map(block).ok_or_else(unknown),
-        Who::External | Who::Unknown => peer.ip.map(block).ok_or_else(unknown),
+        PolicyIdentity::Pod(view) => view.pod.ips.first().copied().or(peer.ip).map(block).ok_or_else(unknown),
+        PolicyIdentity::Node(name) => {
+            peer.ip.or_else(|| index.node(name)?.ips.first().copied()).map(block).ok_or_else(unknown)
+        }
+        PolicyIdentity::External | PolicyIdentity::Unknown => peer.ip.map(block).ok_or_else(unknown),
     }
 }
 

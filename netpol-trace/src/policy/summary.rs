@@ -4,10 +4,10 @@ use crate::model::{Side, Verdict, VerdictResult};
 
 const POLICIES_NAMED: usize = 3;
 
-/// What decided, in one line: `egress by staging/test-np (no egress rule)`.
+/// The policies or rules that decided, in one line: `egress by staging/test-np (no egress rule)`.
 pub fn summary(verdict: &Verdict) -> String {
     let sides = [("egress", &verdict.egress), ("ingress", &verdict.ingress)];
-    let said = |(direction, side): (&str, &Side)| match verdict.result {
+    let side_text = |(direction, side): (&str, &Side)| match verdict.result {
         VerdictResult::Denied if side.result == VerdictResult::Denied => Some(denied_by(direction, side)),
         VerdictResult::Undetermined if side.result == VerdictResult::Undetermined => {
             Some(format!("{direction}: {}", side.why.as_deref().unwrap_or("not known")))
@@ -19,7 +19,7 @@ pub fn summary(verdict: &Verdict) -> String {
         }),
         _ => None,
     };
-    sides.into_iter().filter_map(said).collect::<Vec<_>>().join("; ")
+    sides.into_iter().filter_map(side_text).collect::<Vec<_>>().join("; ")
 }
 
 fn denied_by(direction: &str, side: &Side) -> String {

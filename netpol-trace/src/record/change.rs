@@ -1,11 +1,11 @@
-//! The record of a change that may change who can talk to whom.
+//! The record of a policy change.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{ChangeKind, Direction};
 
-/// A NetworkPolicy came, changed or went, or a namespace got other labels. `time` is when the agent learned of it.
+/// A NetworkPolicy was created, edited or deleted, or the labels of a namespace changed. `time` is when the agent learned of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyChange {
     pub change: ChangeKind,
@@ -19,27 +19,27 @@ pub struct PolicyChange {
     pub generation_before: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
-    /// By their places in the policy as it was before.
+    /// By their position in the policy before the change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules_removed: Vec<RuleText>,
-    /// By their places in the policy as it is now.
+    /// By their position in the policy after the change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules_added: Vec<RuleText>,
-    /// Other fields that decide: `spec.podSelector`, `spec.policyTypes`, labels.
+    /// Other changed fields that matter: `spec.podSelector`, `spec.policyTypes`, labels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<FieldChange>,
     /// Pods that no policy isolated before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub newly_isolates: Vec<IsolationChange>,
-    /// Pods that no policy isolates any more.
+    /// Pods that no policy isolates after the change.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub no_longer_isolates: Vec<IsolationChange>,
-    /// Lists were cut.
+    /// Lists were shortened to keep the line under 16 KiB.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
 
-/// A rule by its place, and what it allows in words.
+/// A rule by its position, and a description of what it allows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RuleText {
     /// `ingress[0]`
@@ -57,7 +57,7 @@ pub struct FieldChange {
     pub after: Option<String>,
 }
 
-/// How many pods became isolated, or stopped being so, in one direction.
+/// How many pods became isolated in one direction, or stopped being isolated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IsolationChange {
     pub direction: Direction,
@@ -67,7 +67,7 @@ pub struct IsolationChange {
 }
 
 impl PolicyChange {
-    /// One without content.
+    /// Returns a change without content.
     pub fn of(change: ChangeKind) -> PolicyChange {
         PolicyChange {
             change,

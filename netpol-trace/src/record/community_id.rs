@@ -1,4 +1,4 @@
-//! Community ID v1: a hash of a flow's two ends that Zeek, Suricata and others give the same flow (seed 0).
+//! Community ID v1: a hash of a flow's endpoints (seed 0), the same in Zeek, Suricata and others.
 
 use std::net::IpAddr;
 
@@ -8,15 +8,15 @@ use sha1::{Digest, Sha1};
 
 use crate::model::packet::{ICMP, ICMPV6, SCTP, TCP, UDP};
 
-/// What stands for ICMP's ports: the type, and the type that answers it.
+/// ICMP types that belong to one flow: a request and its reply. They stand for ports.
 const ICMP_PAIRS: [(u8, u8); 5] = [(8, 0), (13, 14), (15, 16), (10, 9), (17, 18)];
 const ICMPV6_PAIRS: [(u8, u8); 6] = [(128, 129), (130, 131), (133, 134), (135, 136), (139, 140), (144, 145)];
 
-/// Octets of an id: a version, and 20 octets in base64.
+/// Length of an id: a version, and 20 bytes in base64.
 const LENGTH: usize = 30;
 
-/// The id of the flow of a packet, the same in both directions. `None` where a packet of such a protocol has no ports to tell
-/// (a later fragment).
+/// Returns the id of the packet's flow, the same in both directions. Returns `None` if the protocol has ports and the packet has none (a later
+/// fragment).
 pub fn community_id(
     (source, destination): (IpAddr, IpAddr),
     protocol: u8,
@@ -30,7 +30,6 @@ pub fn community_id(
         _ => (ports, false),
     };
     let (near, far) = ((source, ports.map(|p| p.0)), (destination, ports.map(|p| p.1)));
-    // Equal ends with equal ports hash the same either way.
     let (first, second) = if one_way || near <= far { (near, far) } else { (far, near) };
     let mut hash = Sha1::new();
     hash.update([0, 0]);
@@ -50,7 +49,7 @@ pub fn community_id(
     Some(id)
 }
 
-/// Types that ask and answer are one flow; others go one way, and their code is the second port.
+/// Returns what stands for the ports, and whether the flow has one direction only. For a type without a reply, the code is the second port.
 fn icmp_ports((kind, code): (u8, u8), pairs: &[(u8, u8)]) -> (Option<(u16, u16)>, bool) {
     let both = pairs.iter().flat_map(|(a, b)| [(*a, *b), (*b, *a)]);
     match both.into_iter().find(|(asks, _)| *asks == kind) {

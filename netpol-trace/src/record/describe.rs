@@ -1,29 +1,29 @@
-//! What a record says, in words. All that comes from strangers is cut and escaped here, before it is laid out.
+//! Describes records in words. Cuts and escapes all untrusted text, before it is laid out.
 
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use crate::record::read::{End, Miss, Named, Seen, Side, Verdict};
+use crate::record::read::{EndpointView, MissView, ObjectRefView, RecordView, SideView, VerdictView};
 use unicode_width::UnicodeWidthStr as _;
 
 use crate::text::escape;
 
-/// Characters of a name, and of a sentence, that are shown.
+/// Longest name and longest sentence, in characters.
 const NAME: usize = 253;
 const SENTENCE: usize = 1500;
 /// Policies that one line names.
 const POLICIES: usize = 3;
-/// What isolates a pod that the reader may not see.
+/// Stands for the policies of a pod that the reader may not see.
 const NOT_SHOWN: &str = "policies that are not shown";
-/// A policy that changed this lately is worth a word, in seconds.
+/// A policy that changed less than this many seconds before is marked.
 const LATELY: u64 = 600;
 
-/// A stranger's name, fit for a terminal.
+/// Cuts and escapes an untrusted name.
 pub fn name(text: &str) -> String {
     clipped(text, NAME)
 }
 
-/// A hint or another sentence that quotes strangers.
+/// Cuts and escapes a sentence with untrusted text in it, such as a hint.
 pub fn sentence(text: &str) -> String {
     clipped(text, SENTENCE)
 }
@@ -35,8 +35,8 @@ fn clipped(text: &str, most: usize) -> String {
     }
 }
 
-/// `staging/api-84d6c9b7f-h5k2n`, `example.com (93.184.216.34)`, `node worker-7`.
-pub fn end(end: &End<'_>) -> String {
+/// Names an endpoint: `staging/api-84d6c9b7f-h5k2n`, `example.com (93.184.216.34)`, `node worker-7`.
+pub fn endpoint(end: &EndpointView<'_>) -> String {
     if let Some(pod) = &end.pod {
         return format!("{}/{}", name(&pod.namespace), name(&pod.name));
     }
@@ -50,26 +50,26 @@ pub fn end(end: &End<'_>) -> String {
     }
 }
 
-/// The end by a name that its replicas share.
-pub fn workload(end: &End<'_>) -> String {
+/// Names an endpoint by its workload, which all replicas share.
+pub fn workload(end: &EndpointView<'_>) -> String {
     match &end.pod {
         Some(pod) => match &pod.owner {
             Some(owner) => format!("{}/{}", name(&pod.namespace), name(&owner.name)),
             None => format!("{}/{}", name(&pod.namespace), name(&pod.name)),
         },
-        None => self::end(end),
+        None => endpoint(end),
     }
 }
 
-/// A shorter name that still tells the workload: `staging/api-…h5k2n`, and without the replica `staging/api-…`.
-pub fn short_end(end: &End<'_>, replica: bool) -> String {
-    let full = self::end(end);
+/// Names an endpoint in fewer characters, still with its workload: `staging/api-…h5k2n`, and without the replica `staging/api-…`.
+pub fn short_endpoint(end: &EndpointView<'_>, replica: bool) -> String {
+    let full = endpoint(end);
     let Some(pod) = &end.pod else {
-        // Of a name and its address, the name.
+        // The name, without its address.
         return end.names.first().map_or(full, |dns| name(dns));
     };
     let short = pod.owner.as_ref().and_then(|owner| {
-        // A StatefulSet's number is shorter than what would stand for it.
+        // Not for a StatefulSet: `db-0` is short enough.
         let (_, last) = pod.name.strip_prefix(&*owner.name)?.strip_prefix('-')?.rsplit_once('-')?;
         let last = if replica { name(last) } else { String::new() };
         Some(format!("{}/{}-…{last}", name(&pod.namespace), name(&owner.name)))
@@ -77,20 +77,20 @@ pub fn short_end(end: &End<'_>, replica: bool) -> String {
     short.filter(|short| short.width() < full.width()).unwrap_or(full)
 }
 
-/// `3306/TCP`, `ICMP`
-pub fn port(seen: &Seen<'_>) -> String {
-    let transport = name(&seen.network.transport).to_uppercase();
-    match seen.destination.as_ref().and_then(|end| end.port) {
+/// Names the destination port and protocol: `3306/TCP`, `ICMP`.
+pub fn port(record: &RecordView<'_>) -> String {
+    let transport = name(&record.network.transport).to_uppercase();
+    match record.destination.as_ref().and_then(|end| end.port) {
         Some(port) => format!("{port}/{transport}"),
         None => transport,
     }
 }
 
-/// Whose policy and the nearest miss, in full.
-pub fn why(seen: &Seen<'_>) -> String {
-    match &seen.verdict {
+/// Describes in full why the packet was dropped: the policies, and what the nearest rule misses.
+pub fn why(record: &RecordView<'_>) -> String {
+    match &record.verdict {
         Some(verdict) if &*verdict.result == "denied" => {
-            let (direction, side) = verdict.deciding(&seen.direction);
+            let (direction, side) = verdict.deciding(&record.direction);
             let mut why = format!("{direction} by {}{}", policies(&side.isolated_by), missed(side, direction));
             if &*verdict.egress.result == "denied" && &*verdict.ingress.result == "denied" {
                 let (other, side) = match direction {
@@ -101,24 +101,24 @@ pub fn why(seen: &Seen<'_>) -> String {
             }
             why
         }
-        verdict => other_cause(seen, verdict.as_ref()),
+        verdict => other_cause(record, verdict.as_ref()),
     }
 }
 
-/// How much of the reason there is room for.
+/// How short the reason has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Brevity {
-    /// One policy by name, the others by number; one miss.
+    /// One policy by name, the number of others, one miss.
     Short,
-    /// And nothing that the line tells already: the policy's namespace is that of the pod it isolates.
+    /// The same without the namespace, which is that of the isolated pod.
     Shortest,
 }
 
-/// The same in fewer words: the policy with the nearest rule stands for the others.
-pub fn brief(seen: &Seen<'_>, brevity: Brevity) -> String {
-    let denied = seen.verdict.as_ref().filter(|verdict| &*verdict.result == "denied");
-    let Some(verdict) = denied else { return other_cause(seen, seen.verdict.as_ref()) };
-    let (direction, side) = verdict.deciding(&seen.direction);
+/// Describes in short why the packet was dropped. The policy with the nearest rule stands for all.
+pub fn brief(record: &RecordView<'_>, brevity: Brevity) -> String {
+    let denied = record.verdict.as_ref().filter(|verdict| &*verdict.result == "denied");
+    let Some(verdict) = denied else { return other_cause(record, record.verdict.as_ref()) };
+    let (direction, side) = verdict.deciding(&record.direction);
     let nearest = side.nearest.as_ref();
     let of_nearest = nearest.map(|nearest| name(&nearest.policy)).filter(|policy| !policy.is_empty());
     let first = || side.isolated_by.first().map(|policy| format!("{}/{}", name(&policy.namespace), name(&policy.name)));
@@ -143,7 +143,7 @@ pub fn brief(seen: &Seen<'_>, brevity: Brevity) -> String {
     format!("{policy}{more}{}", missed.unwrap_or_default())
 }
 
-fn policies(policies: &[Named<'_>]) -> String {
+fn policies(policies: &[ObjectRefView<'_>]) -> String {
     if policies.is_empty() {
         return NOT_SHOWN.to_owned();
     }
@@ -159,7 +159,7 @@ fn policies(policies: &[Named<'_>]) -> String {
     names.join(", ")
 }
 
-fn missed(side: &Side<'_>, direction: &str) -> String {
+fn missed(side: &SideView<'_>, direction: &str) -> String {
     let Some(nearest) = &side.nearest else { return String::new() };
     if nearest.rule.is_empty() {
         return format!(": no {direction} rule");
@@ -169,14 +169,13 @@ fn missed(side: &Side<'_>, direction: &str) -> String {
     format!(": {whose}{}", misses.join("; "))
 }
 
-fn miss(miss: &Miss<'_>) -> String {
+fn miss(miss: &MissView<'_>) -> String {
     let as_written = crate::model::Miss { field: name(&miss.field), want: name(&miss.want), have: name(&miss.have) };
     as_written.to_string()
 }
 
-/// Where no policy denies: what the kernel and the agent know.
-/// The policies that allow it now, or did, and changed about then: the enforcer went by another version.
-fn just_changed(verdict: &Verdict<'_>) -> Option<String> {
+/// Describes the policies that changed about the time of the drop: the enforcer may have used another version.
+fn just_changed(verdict: &VerdictView<'_>) -> Option<String> {
     let mut changed = [&verdict.egress, &verdict.ingress].into_iter().flat_map(|side| &side.changed);
     let first = changed.next()?;
     let when = match first.changed_ago_seconds {
@@ -191,18 +190,19 @@ fn just_changed(verdict: &Verdict<'_>) -> Option<String> {
     Some(format!("policy: {namespace}/{policy} was {change} {when}{more}"))
 }
 
-fn other_cause(seen: &Seen<'_>, verdict: Option<&Verdict<'_>>) -> String {
+/// Describes a drop that no policy denies.
+fn other_cause(record: &RecordView<'_>, verdict: Option<&VerdictView<'_>>) -> String {
     let kernel = || {
-        let parts = [&seen.kernel.reason, &seen.kernel.location].map(|part| name(part));
+        let parts = [&record.kernel.reason, &record.kernel.location].map(|part| name(part));
         parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" in ")
     };
     let undetermined = verdict.filter(|verdict| &*verdict.result == "undetermined").map(|verdict| {
-        let (direction, side) = verdict.deciding(&seen.direction);
+        let (direction, side) = verdict.deciding(&record.direction);
         format!("{direction}: {}", sentence(&side.why))
     });
-    match &*seen.cause {
+    match &*record.cause {
         "policy" => match undetermined {
-            Some(why) => format!("policy; which one can't be told, {why}"),
+            Some(why) => format!("a policy, which one is not known; {why}"),
             None => verdict.and_then(just_changed).unwrap_or_else(|| format!("policy ({})", kernel())),
         },
         "disagrees" => {
@@ -212,9 +212,9 @@ fn other_cause(seen: &Seen<'_>, verdict: Option<&Verdict<'_>>) -> String {
             let by = if rules.is_empty() { "nothing isolates the pods".to_owned() } else { rules.join(", ") };
             format!("the policies allow it ({by}), yet it was dropped: {}", kernel())
         }
-        "enforcer_unavailable" => "nobody reads the queue of the enforcer: it has died or hangs".to_owned(),
+        "enforcer_unavailable" => "the enforcer does not read its queue: it has stopped or hangs".to_owned(),
         "service_without_endpoints" => {
-            let service = seen.destination.as_ref().and_then(|end| end.service.as_ref());
+            let service = record.destination.as_ref().and_then(|end| end.service.as_ref());
             match service {
                 Some(service) => {
                     format!("no ready pod behind service {}/{}", name(&service.namespace), name(&service.name))
@@ -222,9 +222,9 @@ fn other_cause(seen: &Seen<'_>, verdict: Option<&Verdict<'_>>) -> String {
                 None => "no ready pod behind the service".to_owned(),
             }
         }
-        "host_firewall" => format!("a host's firewall, no pod: {}", kernel()),
-        "pod_local" => format!("inside the pod: {}", kernel()),
-        "conntrack_invalid" => format!("belongs to no connection that conntrack knows: {}", kernel()),
+        "host_firewall" => format!("a host firewall, not a policy: {}", kernel()),
+        "pod_local" => format!("inside the pod's own network namespace: {}", kernel()),
+        "conntrack_invalid" => format!("no connection in conntrack for this packet: {}", kernel()),
         "not_policy" => format!("not policy: {}", kernel()),
         "unknown" => match undetermined {
             Some(why) => format!("cause unknown ({}); {why}", kernel()),
@@ -234,53 +234,55 @@ fn other_cause(seen: &Seen<'_>, verdict: Option<&Verdict<'_>>) -> String {
     }
 }
 
-/// How a connection without an answer looks.
-pub fn silence(seen: &Seen<'_>) -> String {
-    let mut text = format!("no answer in {} s", seen.waited_seconds);
-    if seen.delivered {
+/// Describes an unanswered connection.
+pub fn unanswered(record: &RecordView<'_>) -> String {
+    let mut text = format!("no answer in {} s", record.waited_seconds);
+    if record.delivered {
         text += ", though it reached the pod";
     }
-    if seen.verdict.as_ref().is_some_and(|verdict| &*verdict.result == "denied") {
-        let _ = write!(text, "; {}", why(seen));
+    if record.verdict.as_ref().is_some_and(|verdict| &*verdict.result == "denied") {
+        let _ = write!(text, "; {}", why(record));
     }
     text
 }
 
-/// `57 packets at least lost (kernel_ring: ring_full)`
-pub fn loss(seen: &Seen<'_>) -> String {
-    let of = if seen.of.is_empty() { "packets".to_owned() } else { name(&seen.of) };
-    let count = match seen.count {
-        Some(count) if seen.estimate => format!("about {count} {of}"),
+/// Describes a loss: `57 packets without a record (kernel_ring: ring_full)`
+pub fn loss(record: &RecordView<'_>) -> String {
+    let of = if record.of.is_empty() { "packets".to_owned() } else { name(&record.of) };
+    let count = match record.count {
+        Some(count) if record.estimate => format!("about {count} {of}"),
         Some(count) => format!("{count} {of}"),
         None => format!("an unknown number of {of}"),
     };
-    let sink = if seen.sink.is_empty() { String::new() } else { format!(" at {}", name(&seen.sink)) };
-    format!("{count} without a record ({}: {}){sink}", name(&seen.stage), name(&seen.reason))
+    let sink = if record.sink.is_empty() { String::new() } else { format!(" at {}", name(&record.sink)) };
+    format!("{count} without a record ({}: {}){sink}", name(&record.stage), name(&record.reason))
 }
 
-pub fn status(seen: &Seen<'_>) -> String {
-    let mut text = format!("agent {} {}", name(&seen.version), name(&seen.phase));
-    let hooks: Vec<_> = seen.hooks.iter().map(|hook| format!("{} {}", name(&hook.name), name(&hook.state))).collect();
-    if !hooks.is_empty() && &*seen.phase == "started" {
+/// Describes a status: `agent 0.1.0 started; kfree_skb btf_tracepoint`.
+pub fn status(record: &RecordView<'_>) -> String {
+    let mut text = format!("agent {} {}", name(&record.version), name(&record.phase));
+    let hooks: Vec<_> = record.hooks.iter().map(|hook| format!("{} {}", name(&hook.name), name(&hook.state))).collect();
+    if !hooks.is_empty() && &*record.phase == "started" {
         let _ = write!(text, "; {}", hooks.join(", "));
     }
-    for source in seen.sources.iter().filter(|source| source.synced == Some(false)).take(POLICIES) {
+    for source in record.sources.iter().filter(|source| source.synced == Some(false)).take(POLICIES) {
         let error = source.error.as_ref().map(|error| format!(": {}", sentence(error))).unwrap_or_default();
         let _ = write!(text, "; {} out of date for {} s{error}", name(&source.name), source.age_seconds);
     }
     text
 }
 
-/// `staging/db-np edited (generation 3 to 4); newly isolates ingress of 2 pods (StatefulSet/db); without ingress[0] …`
-pub fn policy_change(seen: &Seen<'_>) -> String {
-    let mut line = match &*seen.policy {
-        "" => format!("namespace {}: labels changed", name(&seen.namespace)),
-        policy => format!("{}/{} {}", name(&seen.namespace), name(policy), name(&seen.change)),
+/// Describes a policy change: `staging/db-np edited (generation 3 to 4); newly isolates ingress of 2 pods (StatefulSet/db); removed ingress[0] …`
+pub fn policy_change(record: &RecordView<'_>) -> String {
+    let mut line = match &*record.policy {
+        "" => format!("namespace {}: labels changed", name(&record.namespace)),
+        policy => format!("{}/{} {}", name(&record.namespace), name(policy), name(&record.change)),
     };
-    if let (Some(before), Some(after)) = (seen.generation_before, seen.generation) {
+    if let (Some(before), Some(after)) = (record.generation_before, record.generation) {
         let _ = write!(line, " (generation {before} to {after})");
     }
-    for (what, pods) in [("newly isolates", &seen.newly_isolates), ("no longer isolates", &seen.no_longer_isolates)] {
+    for (what, pods) in [("newly isolates", &record.newly_isolates), ("no longer isolates", &record.no_longer_isolates)]
+    {
         for change in pods {
             let workloads: Vec<_> = change.workloads.iter().take(POLICIES).map(|workload| name(workload)).collect();
             let more = if change.workloads.len() > POLICIES { ", …" } else { "" };
@@ -289,7 +291,7 @@ pub fn policy_change(seen: &Seen<'_>) -> String {
             let _ = write!(line, "; {what} {direction} of {count} {pods} ({}{more})", workloads.join(", "));
         }
     }
-    for (what, rules) in [("without", &seen.rules_removed), ("with", &seen.rules_added)] {
+    for (what, rules) in [("removed", &record.rules_removed), ("added", &record.rules_added)] {
         for rule in rules.iter().take(POLICIES) {
             let _ = write!(line, "; {what} {} {}", name(&rule.rule), name(&rule.allows));
         }
@@ -297,8 +299,8 @@ pub fn policy_change(seen: &Seen<'_>) -> String {
             let _ = write!(line, " and {} more", rules.len() - POLICIES);
         }
     }
-    for field in seen.fields.iter().take(POLICIES) {
-        let of = |text: &Option<crate::record::read::Str<'_>>| {
+    for field in record.fields.iter().take(POLICIES) {
+        let of = |text: &Option<crate::record::read::TextView<'_>>| {
             text.as_ref().map_or_else(|| "nothing".to_owned(), |t| name(t))
         };
         let _ = write!(line, "; {} {}, was {}", name(&field.field), of(&field.after), of(&field.before));
@@ -306,12 +308,12 @@ pub fn policy_change(seen: &Seen<'_>) -> String {
     line
 }
 
-/// What records with one cause and one remedy have in common: they share the hint.
-pub fn case(seen: &Seen<'_>) -> u64 {
+/// Returns a hash that is equal for records with the same cause and the same fix. Such records share a hint.
+pub fn hint_key(record: &RecordView<'_>) -> u64 {
     let mut hasher = DefaultHasher::new();
-    let hint = seen.hint.as_ref().map(|hint| &*hint.code);
-    (hint, &*seen.direction).hash(&mut hasher);
-    for side in seen.verdict.iter().flat_map(|verdict| [&verdict.egress, &verdict.ingress]) {
+    let hint = record.hint.as_ref().map(|hint| &*hint.code);
+    (hint, &*record.direction).hash(&mut hasher);
+    for side in record.verdict.iter().flat_map(|verdict| [&verdict.egress, &verdict.ingress]) {
         if &*side.result == "denied" {
             side.isolated_by.iter().for_each(|policy| (&*policy.namespace, &*policy.name).hash(&mut hasher));
             for miss in side.nearest.iter().flat_map(|nearest| &nearest.misses) {
@@ -319,13 +321,13 @@ pub fn case(seen: &Seen<'_>) -> u64 {
             }
         }
     }
-    for end in seen.ends() {
-        // Addresses outside are many; what is to be done about them is the same.
+    for end in record.endpoints() {
+        // External addresses are many, and their fix is the same.
         match &end.pod {
             Some(_) => workload(end).hash(&mut hasher),
             None => (*end.kind).hash(&mut hasher),
         }
     }
-    (&*seen.network.transport, seen.destination.as_ref().and_then(|end| end.port)).hash(&mut hasher);
+    (&*record.network.transport, record.destination.as_ref().and_then(|end| end.port)).hash(&mut hasher);
     hasher.finish()
 }

@@ -16,20 +16,20 @@ const BYTES: usize = 16;
 pub struct Fingerprint([u8; BYTES]);
 
 impl Fingerprint {
-    /// That of a record which no other agent can have: made of its id.
+    /// Returns the fingerprint of a record that no other agent can have: a hash of its id.
     pub fn of_id(id: &str) -> Fingerprint {
-        Hasher::new("record").text(id).finish()
+        FingerprintHasher::new("record").text(id).finish()
     }
 
-    /// That of what is the same as this one, for the time after `earlier` others.
+    /// Returns the fingerprint of an event that is the same as `earlier` events before it.
     #[must_use]
     pub fn repeated(self, earlier: u64) -> Fingerprint {
-        let mut hasher = Hasher::new("repeat").number(earlier);
+        let mut hasher = FingerprintHasher::new("repeat").number(earlier);
         hasher.0.update(self.0);
         hasher.finish()
     }
 
-    /// Of a record that was written elsewhere: `None` where it has none, or something else in its place.
+    /// Deserializes the fingerprint of a record. Returns `None` if it is missing or has another form.
     pub fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Fingerprint>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
         let mut bytes = [0; BYTES];
@@ -58,27 +58,27 @@ impl Serialize for Fingerprint {
     }
 }
 
-/// Hashes what a fingerprint is made of, part by part. SHA-1, cut to 128 bits as a UUID's is: nobody chooses both of two inputs freely.
+/// Hashes the parts of a fingerprint. SHA-1 cut to 128 bits, as in a UUID, is enough: an attacker cannot choose both of two inputs.
 #[derive(Debug, Clone)]
-pub struct Hasher(Sha1);
+pub struct FingerprintHasher(Sha1);
 
-impl Hasher {
-    /// `what`: the kind of thing, so that two kinds are never equal.
-    pub fn new(what: &str) -> Hasher {
-        Hasher(Sha1::new()).text(what)
+impl FingerprintHasher {
+    /// `what` is the kind of event. Fingerprints of different kinds differ.
+    pub fn new(what: &str) -> FingerprintHasher {
+        FingerprintHasher(Sha1::new()).text(what)
     }
 
-    /// A text, behind its length: two texts are not their concatenation.
+    /// Adds a text with its length in front, so that `ab`, `c` differs from `a`, `bc`.
     #[must_use]
-    pub fn text(self, text: &str) -> Hasher {
+    pub fn text(self, text: &str) -> FingerprintHasher {
         let mut this = self.number(text.len() as u64);
         this.0.update(text);
         this
     }
 
-    /// A text that may be missing.
+    /// Adds a text that may be missing.
     #[must_use]
-    pub fn maybe(self, text: Option<&str>) -> Hasher {
+    pub fn maybe(self, text: Option<&str>) -> FingerprintHasher {
         match text {
             Some(text) => self.number(1).text(text),
             None => self.number(0),
@@ -86,13 +86,13 @@ impl Hasher {
     }
 
     #[must_use]
-    pub fn number(mut self, number: u64) -> Hasher {
+    pub fn number(mut self, number: u64) -> FingerprintHasher {
         self.0.update(number.to_be_bytes());
         self
     }
 
     #[must_use]
-    pub fn address(mut self, address: IpAddr) -> Hasher {
+    pub fn address(mut self, address: IpAddr) -> FingerprintHasher {
         match address {
             IpAddr::V4(address) => self.0.update(address.to_ipv6_mapped().octets()),
             IpAddr::V6(address) => self.0.update(address.octets()),
@@ -113,17 +113,20 @@ mod tests {
 
     #[test]
     fn parts_do_not_run_into_each_other() {
-        let of = |one: &str, two: &str| Hasher::new("test").text(one).text(two).finish();
+        let of = |one: &str, two: &str| FingerprintHasher::new("test").text(one).text(two).finish();
         assert_eq!(of("ab", "c"), of("ab", "c"));
         assert_ne!(of("ab", "c"), of("a", "bc"));
-        assert_ne!(Hasher::new("test").maybe(None).finish(), Hasher::new("test").maybe(Some("")).finish());
-        assert_ne!(Hasher::new("a").finish(), Hasher::new("b").finish());
+        assert_ne!(
+            FingerprintHasher::new("test").maybe(None).finish(),
+            FingerprintHasher::new("test").maybe(Some("")).finish()
+        );
+        assert_ne!(FingerprintHasher::new("a").finish(), FingerprintHasher::new("b").finish());
         let text = Fingerprint::of_id("a/1").to_string();
         assert!(text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')), "{text}");
     }
 
     #[test]
-    fn what_is_none_costs_the_record_nothing() {
+    fn another_form_is_no_fingerprint() {
         let read = |json: &str| Fingerprint::lenient(&mut serde_json::Deserializer::from_str(json)).unwrap();
         let own = Fingerprint::of_id("a/1");
         assert_eq!(read(&serde_json::to_string(&own).unwrap()), Some(own));

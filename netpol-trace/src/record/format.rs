@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use super::Record;
 use super::json::write;
-use super::shorten::{Step, shortened};
+use super::shorten::{ShortenStep, shortened};
 
 /// An encoding of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,14 +48,14 @@ impl FromStr for Format {
     }
 }
 
-/// Octets of a line with its newline.
+/// Longest line in bytes, with its newline.
 pub const MAX_LINE: usize = 16 * 1024;
 
-/// Appends `record` as one line to `out`. A record too long for a line is shortened, step by step, and says so.
+/// Appends `record` as one line to `out`. A record that is too long is shortened step by step, and marked as `truncated`.
 pub fn line(format: Format, record: &Record, out: &mut Vec<u8>) -> serde_json::Result<()> {
     let start = out.len();
     object(format, record, out)?;
-    for step in Step::ALL {
+    for step in ShortenStep::ALL {
         if out.len() - start < MAX_LINE {
             break;
         }

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
     use crate::model::Part;
 
-    /// With and without a character beyond ASCII, which is where each text is looked at.
+    /// Text with and without a character beyond ASCII: both ways through `write`.
     #[test]
     fn no_character_does_anything_to_a_terminal() {
         for (text, json) in [

@@ -1,4 +1,4 @@
-//! Names what untrusted bytes are that are not a log, so that an error can say what to do instead.
+//! Recognises other formats in untrusted bytes, so that an error can name the format and what to do.
 
 use crate::record::lines::TOO_LONG;
 
@@ -20,12 +20,12 @@ impl Packing {
 
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
-/// A skippable frame (RFC 8878, 3.1.2) has one of sixteen first bytes before these; pzstd begins with one.
+/// Bytes 2 to 4 of a skippable frame (RFC 8878, 3.1.2), after one of sixteen first bytes. pzstd begins with such a frame.
 const SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
-/// Bytes that tell which compression it is.
+/// Bytes needed to recognise the compression.
 pub const PACKING_LENGTH: usize = 4;
 
-/// Which compression a stream begins with.
+/// Returns the compression of a stream.
 pub fn packing(head: &[u8]) -> Option<Packing> {
     match head {
         _ if head.starts_with(GZIP) => Some(Packing::Gzip),
@@ -35,7 +35,7 @@ pub fn packing(head: &[u8]) -> Option<Packing> {
     }
 }
 
-/// Offset, first bytes, what begins so.
+/// Offset, bytes at the offset, name of the format.
 const FOREIGN: &[(usize, &[u8], &str)] = &[
     (0, b"\x7fELF", "binary data: a program or core dump (ELF)"),
     (0, b"PK\x03\x04", "a zip archive; unpack it first"),
@@ -56,21 +56,21 @@ const FOREIGN: &[(usize, &[u8], &str)] = &[
     (0, b"SQLite format 3\0", "an SQLite database"),
 ];
 
-/// What begins so and can't be a log of JSON lines.
+/// Returns the name of a format that is not a log, if the bytes begin with its magic.
 pub fn foreign(head: &[u8]) -> Option<&'static str> {
     let begins = |(at, magic, _): &&(usize, &[u8], &str)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic));
     FOREIGN.iter().find(begins).map(|(.., what)| *what)
 }
 
-/// How a record begins, whoever wrote it.
+/// The beginning of a record of any version.
 const RECORD: &str = "{\"schema\":\"netpol-trace/v";
-/// What a crash leaves of a line.
+/// Describes a line that a crash has cut off.
 pub const CUT_OFF: &str = "JSON that is cut off";
-/// A record all the same, but nothing that this version can read.
+/// Describes a record that this version cannot read.
 pub const UNKNOWN_RECORD: &str =
     "a record with a kind or value that this version of netpol-trace does not know, or that was altered";
 
-/// What a line is that is not a record.
+/// Describes a line that is not a record.
 pub fn line(line: &[u8]) -> String {
     if line == TOO_LONG {
         return "longer than a record can be".to_owned();
@@ -91,7 +91,7 @@ pub fn line(line: &[u8]) -> String {
     }
     if !text.starts_with('{') {
         return match text.contains(RECORD) {
-            true => "a record behind other text; leave that away (kubectl logs --prefix=false, without --timestamps)",
+            true => "a record behind other text; remove it (kubectl logs --prefix=false, without --timestamps)",
             false => "text, not a JSON object",
         }
         .to_owned();
@@ -117,7 +117,7 @@ fn not_native(what: &str, format: &str) -> String {
     format!("{what}; only native records are read, not those of --format {format}")
 }
 
-/// `2026-11-21T04:30:11.123456789Z stdout F …`, as the kubelet's log files have it.
+/// Returns true for a line of the kubelet's log files: `2026-11-21T04:30:11.123456789Z stdout F …`.
 fn is_cri(text: &str) -> bool {
     let mut words = text.splitn(4, ' ');
     let time = words.next().is_some_and(|word| word.parse::<jiff::Timestamp>().is_ok());
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_line_is_is_named_without_the_parsers_words() {
+    fn other_lines_are_named() {
         for (text, expected) in [
             ("\u{0}\u{1}", "binary data"),
             ("2026-11-21T04:30:11.123456789Z stdout F {\"schema\":\"netpol-trace/v1\"}", "container runtime"),

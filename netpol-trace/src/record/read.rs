@@ -1,362 +1,334 @@
-//! A record as its reader sees it: borrowed from the line, and lenient, since agents of other versions write it too.
+//! The one lenient reader of records: `tail`, `suggest`, `replay` and `verify-log` read by it.
 //!
-//! Unknown fields and values are no error; an empty text and a missing part mean absent. The types that agents write by
-//! are in [`crate::record`].
+//! A view borrows from the line. Agents of other versions write records too, so unknown fields and values are no error; an empty text and a
+//! missing part mean absent. The types by which an agent writes are in [`crate::record`].
+
+mod of_drop;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
-use serde::de::{Deserialize, Deserializer, Visitor};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, Visitor};
+
+use crate::model::Totals;
 
 /// Text borrowed from the line where it has no escapes, also inside lists and maps.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Str<'a>(pub Cow<'a, str>);
+pub struct TextView<'a>(pub Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Str<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for TextView<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Text;
         impl<'de> Visitor<'de> for Text {
-            type Value = Str<'de>;
+            type Value = TextView<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("text")
             }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Str<'de>, E> {
-                Ok(Str(Cow::Borrowed(text)))
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<TextView<'de>, E> {
+                Ok(TextView(Cow::Borrowed(text)))
             }
-            fn visit_str<E>(self, text: &str) -> Result<Str<'de>, E> {
-                Ok(Str(Cow::Owned(text.to_owned())))
+            fn visit_str<E>(self, text: &str) -> Result<TextView<'de>, E> {
+                Ok(TextView(Cow::Owned(text.to_owned())))
             }
         }
         deserializer.deserialize_str(Text)
     }
 }
 
-impl std::ops::Deref for Str<'_> {
+impl std::ops::Deref for TextView<'_> {
     type Target = str;
     fn deref(&self) -> &str {
         &self.0
     }
 }
 
-impl fmt::Display for Str<'_> {
+impl fmt::Display for TextView<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-/// One line.
-#[derive(Debug, Clone, serde::Deserialize)]
-pub struct Seen<'a> {
-    #[serde(borrow)]
-    pub schema: Str<'a>,
-    #[serde(borrow, default)]
-    pub id: Str<'a>,
-    #[serde(borrow, default)]
-    pub run: Str<'a>,
-    #[serde(borrow, default)]
-    pub fingerprint: Str<'a>,
+/// One record, borrowed from its line.
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(bound(deserialize = "'de: 'a"))]
+pub struct RecordView<'a> {
+    pub schema: TextView<'a>,
+    #[serde(default)]
+    pub id: TextView<'a>,
+    #[serde(default)]
+    pub run: TextView<'a>,
+    #[serde(default)]
+    pub seq: Option<u64>,
+    #[serde(default)]
+    pub fingerprint: TextView<'a>,
     pub time: Timestamp,
     #[serde(default)]
     pub last_time: Option<Timestamp>,
-    #[serde(borrow, default)]
-    pub node: Str<'a>,
-    #[serde(borrow)]
-    pub kind: Str<'a>,
+    #[serde(default)]
+    pub cluster: TextView<'a>,
+    #[serde(default)]
+    pub node: TextView<'a>,
+    pub kind: TextView<'a>,
     #[serde(default)]
     pub count: Option<u64>,
 
-    #[serde(borrow, default)]
-    pub cause: Str<'a>,
-    #[serde(borrow, default)]
-    pub direction: Str<'a>,
-    #[serde(borrow, default)]
-    pub action: Str<'a>,
-    #[serde(borrow, default)]
-    pub source: Option<End<'a>>,
-    #[serde(borrow, default)]
-    pub destination: Option<End<'a>>,
-    #[serde(borrow, default)]
-    pub network: Network<'a>,
+    #[serde(default)]
+    pub cause: TextView<'a>,
+    #[serde(default)]
+    pub direction: TextView<'a>,
+    #[serde(default)]
+    pub action: TextView<'a>,
+    #[serde(default)]
+    pub source: Option<EndpointView<'a>>,
+    #[serde(default)]
+    pub destination: Option<EndpointView<'a>>,
+    #[serde(default)]
+    pub network: NetworkView<'a>,
     #[serde(default)]
     pub reply: bool,
     #[serde(default)]
     pub spoofed: bool,
-    #[serde(borrow, default)]
-    pub kernel: Kernel<'a>,
-    #[serde(borrow, default)]
-    pub verdict: Option<Verdict<'a>>,
-    #[serde(borrow, default)]
-    pub hint: Option<Hint<'a>>,
-    #[serde(borrow, default)]
-    pub enrichment: Str<'a>,
+    #[serde(default)]
+    pub kernel: KernelView<'a>,
+    #[serde(default)]
+    pub verdict: Option<VerdictView<'a>>,
+    #[serde(default)]
+    pub hint: Option<HintView<'a>>,
+    #[serde(default)]
+    pub enrichment: TextView<'a>,
     #[serde(default)]
     pub waited_seconds: u64,
     #[serde(default)]
     pub delivered: bool,
 
-    #[serde(borrow, default)]
-    pub stage: Str<'a>,
-    #[serde(borrow, default)]
-    pub reason: Str<'a>,
-    #[serde(borrow, default)]
-    pub of: Str<'a>,
-    #[serde(borrow, default)]
-    pub sink: Str<'a>,
+    #[serde(default)]
+    pub stage: TextView<'a>,
+    #[serde(default)]
+    pub reason: TextView<'a>,
+    #[serde(default)]
+    pub of: TextView<'a>,
+    #[serde(default)]
+    pub sink: TextView<'a>,
     #[serde(default)]
     pub estimate: bool,
 
-    #[serde(borrow, default)]
-    pub phase: Str<'a>,
-    #[serde(borrow, default)]
-    pub version: Str<'a>,
-    #[serde(borrow, default)]
-    pub hooks: Vec<State<'a>>,
-    #[serde(borrow, default)]
-    pub sources: Vec<State<'a>>,
+    #[serde(default)]
+    pub phase: TextView<'a>,
+    #[serde(default)]
+    pub version: TextView<'a>,
+    /// `None` also where they are not as this version has them.
+    #[serde(default, deserialize_with = "lenient")]
+    pub totals: Option<Totals>,
+    #[serde(default)]
+    pub hooks: Vec<StateView<'a>>,
+    #[serde(default)]
+    pub sources: Vec<StateView<'a>>,
 
-    #[serde(borrow, default)]
-    pub change: Str<'a>,
-    #[serde(borrow, default)]
-    pub namespace: Str<'a>,
-    #[serde(borrow, default)]
-    pub policy: Str<'a>,
+    #[serde(default)]
+    pub change: TextView<'a>,
+    #[serde(default)]
+    pub namespace: TextView<'a>,
+    #[serde(default)]
+    pub policy: TextView<'a>,
     #[serde(default)]
     pub generation_before: Option<i64>,
     #[serde(default)]
     pub generation: Option<i64>,
-    #[serde(borrow, default)]
-    pub rules_removed: Vec<RuleText<'a>>,
-    #[serde(borrow, default)]
-    pub rules_added: Vec<RuleText<'a>>,
-    #[serde(borrow, default)]
-    pub fields: Vec<Field<'a>>,
-    #[serde(borrow, default)]
-    pub newly_isolates: Vec<Isolation<'a>>,
-    #[serde(borrow, default)]
-    pub no_longer_isolates: Vec<Isolation<'a>>,
-}
-
-/// A rule that came or went, in words.
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct RuleText<'a> {
-    #[serde(borrow, default)]
-    pub rule: Str<'a>,
-    #[serde(borrow, default)]
-    pub allows: Str<'a>,
-}
-
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Field<'a> {
-    #[serde(borrow, default)]
-    pub field: Str<'a>,
-    #[serde(borrow, default)]
-    pub before: Option<Str<'a>>,
-    #[serde(borrow, default)]
-    pub after: Option<Str<'a>>,
-}
-
-/// Pods that a change isolates, or no longer.
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Isolation<'a> {
-    #[serde(borrow, default)]
-    pub direction: Str<'a>,
     #[serde(default)]
+    pub rules_removed: Vec<RuleTextView<'a>>,
+    #[serde(default)]
+    pub rules_added: Vec<RuleTextView<'a>>,
+    #[serde(default)]
+    pub fields: Vec<FieldChangeView<'a>>,
+    #[serde(default)]
+    pub newly_isolates: Vec<IsolationView<'a>>,
+    #[serde(default)]
+    pub no_longer_isolates: Vec<IsolationView<'a>>,
+}
+
+/// A rule that a policy change added or removed, in words.
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct RuleTextView<'a> {
+    pub rule: TextView<'a>,
+    pub allows: TextView<'a>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct FieldChangeView<'a> {
+    pub field: TextView<'a>,
+    pub before: Option<TextView<'a>>,
+    pub after: Option<TextView<'a>>,
+}
+
+/// Pods that a policy change isolates, or stops isolating.
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct IsolationView<'a> {
+    pub direction: TextView<'a>,
     pub pods: u64,
-    #[serde(borrow, default)]
-    pub workloads: Vec<Str<'a>>,
+    pub workloads: Vec<TextView<'a>>,
 }
 
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct End<'a> {
-    #[serde(borrow, default)]
-    pub kind: Str<'a>,
-    #[serde(borrow, default)]
-    pub ip: Str<'a>,
-    #[serde(default)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct EndpointView<'a> {
+    pub kind: TextView<'a>,
+    pub ip: TextView<'a>,
     pub port: Option<u16>,
-    #[serde(borrow, default)]
-    pub pod: Option<Pod<'a>>,
-    #[serde(borrow, default)]
-    pub node: Str<'a>,
-    #[serde(borrow, default)]
-    pub service: Option<Named<'a>>,
-    #[serde(borrow, default)]
-    pub names: Vec<Str<'a>>,
+    pub pod: Option<PodRefView<'a>>,
+    pub node: TextView<'a>,
+    pub service: Option<ObjectRefView<'a>>,
+    pub names: Vec<TextView<'a>>,
 }
 
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Pod<'a> {
-    #[serde(borrow, default)]
-    pub namespace: Str<'a>,
-    #[serde(borrow, default)]
-    pub name: Str<'a>,
-    #[serde(borrow, default)]
-    pub labels: BTreeMap<Str<'a>, Str<'a>>,
-    #[serde(borrow, default)]
-    pub owner: Option<Owner<'a>>,
-    #[serde(borrow, default)]
-    pub node: Str<'a>,
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct PodRefView<'a> {
+    pub namespace: TextView<'a>,
+    pub name: TextView<'a>,
+    pub uid: TextView<'a>,
+    pub labels: BTreeMap<TextView<'a>, TextView<'a>>,
+    pub owner: Option<OwnerView<'a>>,
+    pub node: TextView<'a>,
 }
 
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Owner<'a> {
-    #[serde(borrow, default)]
-    pub kind: Str<'a>,
-    #[serde(borrow, default)]
-    pub name: Str<'a>,
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct OwnerView<'a> {
+    pub kind: TextView<'a>,
+    pub name: TextView<'a>,
 }
 
 /// A policy or a service.
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Named<'a> {
-    #[serde(borrow, default)]
-    pub namespace: Str<'a>,
-    #[serde(borrow, default)]
-    pub name: Str<'a>,
-    #[serde(default)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct ObjectRefView<'a> {
+    pub namespace: TextView<'a>,
+    pub name: TextView<'a>,
     pub port: Option<u16>,
-    #[serde(default)]
     pub changed_ago_seconds: Option<u64>,
 }
 
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Network<'a> {
-    #[serde(borrow, default)]
-    pub transport: Str<'a>,
-    #[serde(borrow, default)]
-    pub tcp_flags: Vec<Str<'a>>,
-    #[serde(default)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct NetworkView<'a> {
+    pub transport: TextView<'a>,
+    pub tcp_flags: Vec<TextView<'a>>,
     pub length: u32,
 }
 
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Kernel<'a> {
-    #[serde(borrow, default)]
-    pub reason: Str<'a>,
-    #[serde(borrow, default)]
-    pub location: Str<'a>,
-    #[serde(borrow, default)]
-    pub hook: Str<'a>,
-    #[serde(borrow, default)]
-    pub mechanism: Str<'a>,
-    #[serde(borrow, default)]
-    pub device: Str<'a>,
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct KernelView<'a> {
+    pub reason: TextView<'a>,
+    pub location: TextView<'a>,
+    pub hook: TextView<'a>,
+    pub mechanism: TextView<'a>,
+    pub device: TextView<'a>,
 }
 
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Verdict<'a> {
-    #[serde(borrow, default)]
-    pub result: Str<'a>,
-    #[serde(borrow, default)]
-    pub basis: Str<'a>,
-    #[serde(borrow, default)]
-    pub egress: Side<'a>,
-    #[serde(borrow, default)]
-    pub ingress: Side<'a>,
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct VerdictView<'a> {
+    pub result: TextView<'a>,
+    pub basis: TextView<'a>,
+    pub egress: SideView<'a>,
+    pub ingress: SideView<'a>,
 }
 
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Side<'a> {
-    #[serde(borrow, default)]
-    pub result: Str<'a>,
-    #[serde(borrow, default)]
-    pub isolated_by: Vec<Named<'a>>,
-    #[serde(borrow, default)]
-    pub allowed_by: Option<Rule<'a>>,
-    #[serde(borrow, default)]
-    pub nearest: Option<Rule<'a>>,
-    #[serde(borrow, default)]
-    pub why: Str<'a>,
-    #[serde(borrow, default)]
-    pub changed: Vec<Changed<'a>>,
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct SideView<'a> {
+    pub result: TextView<'a>,
+    pub isolated_by: Vec<ObjectRefView<'a>>,
+    pub allowed_by: Option<RuleView<'a>>,
+    pub nearest: Option<RuleView<'a>>,
+    pub why: TextView<'a>,
+    pub changed: Vec<PolicyChangedView<'a>>,
 }
 
 /// A policy that changed shortly before or after the drop.
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Changed<'a> {
-    #[serde(borrow, default)]
-    pub namespace: Str<'a>,
-    #[serde(borrow, default)]
-    pub name: Str<'a>,
-    #[serde(borrow, default)]
-    pub change: Str<'a>,
-    #[serde(default)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct PolicyChangedView<'a> {
+    pub namespace: TextView<'a>,
+    pub name: TextView<'a>,
+    pub change: TextView<'a>,
     pub changed_ago_seconds: i64,
 }
 
 /// A rule that allows, or that came closest.
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Rule<'a> {
-    #[serde(borrow, default)]
-    pub policy: Str<'a>,
-    #[serde(borrow, default)]
-    pub rule: Str<'a>,
-    #[serde(borrow, default)]
-    pub misses: Vec<Miss<'a>>,
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct RuleView<'a> {
+    pub policy: TextView<'a>,
+    pub rule: TextView<'a>,
+    pub misses: Vec<MissView<'a>>,
 }
 
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Miss<'a> {
-    #[serde(borrow, default)]
-    pub field: Str<'a>,
-    #[serde(borrow, default)]
-    pub want: Str<'a>,
-    #[serde(borrow, default)]
-    pub have: Str<'a>,
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct MissView<'a> {
+    pub field: TextView<'a>,
+    pub want: TextView<'a>,
+    pub have: TextView<'a>,
 }
 
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct Hint<'a> {
-    #[serde(borrow, default)]
-    pub code: Str<'a>,
-    #[serde(borrow, default)]
-    pub message: Str<'a>,
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct HintView<'a> {
+    pub code: TextView<'a>,
+    pub message: TextView<'a>,
 }
 
-/// A hook or a source.
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-pub struct State<'a> {
-    #[serde(borrow, default)]
-    pub name: Str<'a>,
-    #[serde(borrow, default)]
-    pub state: Str<'a>,
-    #[serde(default)]
+/// The state of a hook or of a source.
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub struct StateView<'a> {
+    pub name: TextView<'a>,
+    pub state: TextView<'a>,
     pub synced: Option<bool>,
-    #[serde(default)]
     pub age_seconds: u64,
-    #[serde(borrow, default)]
-    pub error: Option<Str<'a>>,
+    pub error: Option<TextView<'a>>,
 }
 
-/// The record in `line`; `None` when it is none of ours.
-pub fn read(line: &[u8]) -> Option<Seen<'_>> {
-    // Fields that nobody reads are not checked by serde_json; a terminal would get them with `-o json`.
+/// Reads a value of a strict type; `None` for one of another version's form.
+fn lenient<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Ok(serde_json::from_value(serde_json::Value::deserialize(deserializer)?).ok())
+}
+
+/// Parses a line. Returns `None` if it is not a record of netpol-trace.
+pub fn read(line: &[u8]) -> Option<RecordView<'_>> {
+    // serde_json does not check for UTF-8 in fields that nobody reads, and `tail -o json` prints the whole line.
     let text = std::str::from_utf8(line).ok()?;
-    let seen: Seen<'_> = serde_json::from_str(text).ok()?;
-    seen.schema.starts_with("netpol-trace/v").then_some(seen)
+    let record: RecordView<'_> = serde_json::from_str(text).ok()?;
+    record.schema.starts_with("netpol-trace/v").then_some(record)
 }
 
-impl Seen<'_> {
-    /// Packets, or connections of an `unanswered`.
+impl RecordView<'_> {
+    /// Returns the number of packets; of an `unanswered` record, of connections.
     pub fn packets(&self) -> u64 {
         self.count.unwrap_or(1)
     }
 
-    /// Whether it tells of a connection rather than of the agent or the policies.
+    /// Returns true if the record is about a connection, not about the agent or the policies.
     pub fn is_flow(&self) -> bool {
         matches!(&*self.kind, "drop" | "unanswered")
     }
 
-    pub fn ends(&self) -> impl Iterator<Item = &End<'_>> {
+    pub fn endpoints(&self) -> impl Iterator<Item = &EndpointView<'_>> {
         self.source.iter().chain(&self.destination)
     }
 }
 
-impl<'a> Verdict<'a> {
-    /// The side that decided, with its direction: the one that denies, the record's own direction first.
-    pub fn deciding(&self, direction: &str) -> (&'static str, &Side<'a>) {
+impl<'a> VerdictView<'a> {
+    /// Returns the side that decided, with its direction: a side that denies, else one that is undetermined. The record's own direction
+    /// comes first.
+    pub fn deciding(&self, direction: &str) -> (&'static str, &SideView<'a>) {
         let (egress, ingress) = (("egress", &self.egress), ("ingress", &self.ingress));
         let order = if direction == "ingress" { [ingress, egress] } else { [egress, ingress] };
         let of = |result: &str| order.into_iter().find(|(_, side)| &*side.result == result);
@@ -364,10 +336,10 @@ impl<'a> Verdict<'a> {
     }
 }
 
-/// The bytes with which an agent begins a line.
+/// The bytes with which an agent begins each line.
 pub const START: &[u8] = b"{\"schema\":\"netpol-trace/v1\",";
 
-/// Returns true if a line is a record. Lines that begin as an agent writes them are not parsed.
-pub fn looks_like_a_record(line: &[u8]) -> bool {
-    line.starts_with(START) || line.trim_ascii_start().first() == Some(&b'{') && read(line).is_some()
+/// Returns true if an agent wrote the line as it is: such a line is taken for a record without being parsed.
+pub fn begins_as_a_record(line: &[u8]) -> bool {
+    line.starts_with(START)
 }

@@ -1,25 +1,25 @@
-//! A record for a reader who may see one of its ends only: the other is an address. Pure.
+//! Restricts a record to what a reader may see who may read one endpoint's namespace only. The other endpoint becomes an address. Pure.
 //!
-//! The reader's own end, the fact of the drop and the policies of their namespace stay. What the other end is, which
-//! policies isolate it, and what would let the two talk names things of the other namespace, and goes.
+//! The reader's own endpoint, the drop and the policies of their namespace stay. The identity of the other endpoint, the policies that isolate
+//! it, and the hint are removed: they name objects of the other namespace.
 
 use super::{Body, Drop, Endpoint, Record, Unanswered};
 use crate::model::{EndpointKind, Loss, Part, Side, Verdict};
 
 const NOT_SHOWN: &str = "not shown: in a namespace that you may not read";
 
-/// The record as a reader may see it who may read the namespaces that `may` allows; `None`: not at all.
+/// Returns the record for a reader who may read the namespaces that `may` allows; `None` if they may not see it at all.
 pub fn restricted(record: Record, mut may: impl FnMut(&str) -> bool) -> Option<Record> {
     let body = match record.body {
         Body::Drop(drop) => Body::Drop(Box::new(restricted_drop(*drop, &mut may)?)),
-        Body::Unanswered(silent) => Body::Unanswered(Box::new(restricted_unanswered(*silent, &mut may)?)),
-        // Their own drops may be among what was lost.
+        Body::Unanswered(unanswered) => Body::Unanswered(Box::new(restricted_unanswered(*unanswered, &mut may)?)),
+        // The lost packets may be the reader's own.
         Body::Loss(loss) => Body::Loss(Loss { sink: None, first_id: None, last_id: None, ..loss }),
         // A policy isolates pods of its own namespace only.
         Body::PolicyChange(change) if may(&change.namespace) => Body::PolicyChange(change),
         Body::PolicyChange(_) | Body::Status(_) => return None,
     };
-    // Which node it was says where the other end runs.
+    // The node would show where the other endpoint runs.
     Some(Record { body, node: None, ..record })
 }
 
@@ -30,28 +30,28 @@ fn restricted_drop(drop: Drop, may: &mut impl FnMut(&str) -> bool) -> Option<Dro
     Some(Drop {
         source: end(drop.source, sees_source, sees_destination),
         destination: end(drop.destination, sees_destination, sees_source),
-        verdict: drop.verdict.map(|verdict| judged(verdict, [sees_source, sees_destination])),
+        verdict: drop.verdict.map(|verdict| restricted_verdict(verdict, [sees_source, sees_destination])),
         hint: drop.hint.filter(|_| sees_all),
         kernel,
         ..drop
     })
 }
 
-fn restricted_unanswered(silent: Unanswered, may: &mut impl FnMut(&str) -> bool) -> Option<Unanswered> {
-    let [sees_source, sees_destination] = sees(&silent.source, &silent.destination, may)?;
+fn restricted_unanswered(unanswered: Unanswered, may: &mut impl FnMut(&str) -> bool) -> Option<Unanswered> {
+    let [sees_source, sees_destination] = sees(&unanswered.source, &unanswered.destination, may)?;
     let sees_all = sees_source && sees_destination;
     Some(Unanswered {
-        source: end(silent.source, sees_source, sees_destination),
-        destination: end(silent.destination, sees_destination, sees_source),
-        verdict: silent.verdict.map(|verdict| judged(verdict, [sees_source, sees_destination])),
-        hint: silent.hint.filter(|_| sees_all),
+        source: end(unanswered.source, sees_source, sees_destination),
+        destination: end(unanswered.destination, sees_destination, sees_source),
+        verdict: unanswered.verdict.map(|verdict| restricted_verdict(verdict, [sees_source, sees_destination])),
+        hint: unanswered.hint.filter(|_| sees_all),
         device: None,
-        ..silent
+        ..unanswered
     })
 }
 
-/// Which ends the reader may see; `None` when neither is a pod or service of theirs. What is no part of a namespace
-/// (nodes, addresses outside) is seen by who sees the other end.
+/// Returns which endpoints the reader may see; `None` if neither is a pod or service of theirs. An endpoint without a namespace (a node, an
+/// external address) is shown if the other one is.
 fn sees(source: &Endpoint, destination: &Endpoint, may: &mut impl FnMut(&str) -> bool) -> Option<[bool; 2]> {
     let mut own = |end: &Endpoint| namespace(end).map(&mut *may);
     match [own(source), own(destination)] {
@@ -76,7 +76,7 @@ fn end(mut end: Endpoint, seen: bool, sees_other: bool) -> Endpoint {
         pod: None,
         node: None,
         service: None,
-        // What the reader's own pod asked for, it knows.
+        // The reader's own pod knows which name and address it used.
         original: end.original.filter(|_| sees_other),
         names: if sees_other { end.names } else { Vec::new() },
         note: Some(NOT_SHOWN.into()),
@@ -84,8 +84,8 @@ fn end(mut end: Endpoint, seen: bool, sees_other: bool) -> Endpoint {
     }
 }
 
-/// Egress is the source's matter, ingress the destination's.
-fn judged(verdict: Part<Verdict>, [sees_source, sees_destination]: [bool; 2]) -> Part<Verdict> {
+/// Keeps the sides that the reader may see: egress belongs to the source, ingress to the destination.
+fn restricted_verdict(verdict: Part<Verdict>, [sees_source, sees_destination]: [bool; 2]) -> Part<Verdict> {
     let (verdict, sees_all) = (verdict.into_inner(), sees_source && sees_destination);
     Part::new(Verdict {
         egress: side(verdict.egress, sees_source, sees_all),
@@ -102,7 +102,7 @@ fn side(side: Side, own: bool, sees_all: bool) -> Side {
     }
     let mut side = side;
     if !sees_all && let Some(nearest) = &mut side.nearest {
-        // A miss quotes the labels that the other end has.
+        // The miss of a selector quotes the labels of the other endpoint.
         for miss in nearest.misses.iter_mut().filter(|miss| miss.field.ends_with("Selector")) {
             NOT_SHOWN.clone_into(&mut miss.have);
         }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn the_other_end_is_an_address() {
+    fn the_other_endpoint_is_an_address() {
         let seen = as_seen_by(&["prod"]).unwrap();
         assert!(!seen.contains("SECRET") && !seen.contains("worker-7\",\"kind\""), "{seen}");
         for kept in ["10.0.0.1", "db-0", "prod\",\"name\":\"db-np", "app=api", "db-svc"] {
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_see_both_sees_both_and_who_neither_nothing() {
+    fn a_reader_of_both_namespaces_sees_both_and_of_neither_nothing() {
         assert!(as_seen_by(&["prod", "qa"]).unwrap().contains("app=SECRET"));
         assert_eq!(as_seen_by(&["kube-system"]), None);
     }

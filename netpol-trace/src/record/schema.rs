@@ -11,8 +11,8 @@ use super::fingerprint::Fingerprint;
 use super::state::Status;
 use crate::model::part::Part;
 use crate::model::{
-    Action, Address, Cause, Direction, EndpointKind, Enrichment, Family, Hint, Hook, Loss, Mechanism, PodRef,
-    ServiceRef, Str, Text, Verdict,
+    Action, Address, AggregationReason, Cause, Direction, EndpointKind, Enrichment, Family, Hint, Hook, Loss,
+    Mechanism, PodRef, ServiceRef, Str, Text, UnansweredBasis, Verdict,
 };
 
 /// The value of every record's `schema` field.
@@ -47,7 +47,7 @@ pub struct Record {
     pub body: Body,
 }
 
-/// What kind of record, told by `kind`.
+/// The content of a record, by its `kind`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Body {
@@ -70,7 +70,7 @@ pub struct Drop {
     /// What the packets would be on the wire, where segmentation offload makes that more than `count`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segments: Option<u64>,
-    /// L3 length in octets, of all packets together.
+    /// L3 length of all packets together, in bytes.
     pub bytes: u64,
     pub cause: Cause,
     /// The side whose policy denied.
@@ -107,27 +107,25 @@ pub struct Drop {
 /// Why packets of several flows are one record, and what they have in common. All else in the record is the first one's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AggregatedBy {
-    /// `record_budget`: more records a second than `--max-records-per-second`. `flow_map_full`: more flows at once than the
-    /// kernel side has room for; then they are counted without the source's port, and where there is no room for that
-    /// either, without ports.
+    #[schemars(with = "AggregationReason")]
     pub because: Text,
     /// Fields, or `source.workload`, `source.subnet` (/24 or /64) and the same of the destination.
     pub same: Vec<Text>,
 }
 
-/// A connection that died in silence: no answer came to where it was opened, and no drop on this node says why. Inferred,
-/// so it is not part of the books. Several of one client to one port within a minute are one record.
+/// A connection that got no reply, although no drop on this node explains it. Inferred, so it is not part of packet accounting. Several
+/// connections of one client to one port within a minute are one record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Unanswered {
     /// Connections.
     pub count: u64,
     /// Packets that the latest one sent. Of UDP, above 64, those of the last milliseconds may be missing.
     pub packets: u64,
-    /// How long an answer was waited for.
+    /// How long the agent waited for a reply.
     pub waited_seconds: u64,
     /// `egress`: a pod of this node opened it; `ingress`: it was opened towards a pod of this node.
     pub direction: Direction,
-    /// `no_answer_and_no_drop_seen`, or `no_answer_seen` where drops are not watched.
+    #[schemars(with = "UnansweredBasis")]
     pub basis: Text,
     /// Its packets reached the destination pod's interface on this node: the pod itself did not answer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -151,7 +149,7 @@ pub struct Unanswered {
     pub truncated: bool,
 }
 
-/// One end of the connection.
+/// The source or the destination of a connection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Endpoint {
     pub kind: EndpointKind,
@@ -161,7 +159,7 @@ pub struct Endpoint {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<PodRef>")]
     pub pod: Option<Part<PodRef>>,
-    /// The node's name, when the end is a node.
+    /// The node's name, if the endpoint is a node.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub node: Option<Str>,
@@ -170,11 +168,11 @@ pub struct Endpoint {
     /// The address before NAT, where it differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original: Option<Address>,
-    /// The names for which the client was given this address by DNS, newest first. A stranger's words: as RFC 1035 writes
-    /// names, so ASCII only.
+    /// The names for which the client was given this address by DNS, newest first. Untrusted text in the
+    /// form of RFC 1035, so ASCII only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
-    /// Why an end is `unknown`, or who shares its address.
+    /// Why an endpoint is `unknown`, or which pods share its address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<Text>,
 }
@@ -188,7 +186,7 @@ pub struct Network {
     pub tcp_flags: Vec<Text>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub community_id: Option<String>,
-    /// L3 length in octets of the first packet.
+    /// L3 length of the first packet, in bytes.
     pub length: u32,
     /// A later fragment: it has no ports.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -202,7 +200,7 @@ pub struct Icmp {
     pub code: u8,
 }
 
-/// What the kernel said of the drop.
+/// What the kernel reports about the drop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Kernel {
     /// The drop reason without `SKB_DROP_REASON_`; absent before Linux 5.17.

@@ -1,44 +1,45 @@
-//! Shortens a record whose line would be too long.
+//! Shortens a record that is too long for a line.
 
 use std::collections::BTreeMap;
 
 use super::{Body, PolicyChange, Record, Status};
 use crate::model::{Part, Str};
 
-/// How a record too long for a line gets shorter.
+/// Steps of shortening, each shorter than the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
-pub(super) enum Step {
+pub(super) enum ShortenStep {
     Labels,
     Policies,
     Texts,
-    /// What is left is bounded whatever is in it: some 40 texts of 40 octets, each of which JSON makes six at most.
+    /// Bounded for any content: about 40 texts of 40 bytes, each of which takes at most six in JSON.
     Least,
 }
 
-impl Step {
-    pub(super) const ALL: [Step; 4] = [Step::Labels, Step::Policies, Step::Texts, Step::Least];
+impl ShortenStep {
+    pub(super) const ALL: [ShortenStep; 4] =
+        [ShortenStep::Labels, ShortenStep::Policies, ShortenStep::Texts, ShortenStep::Least];
 
-    /// Policies, misses and notes that are kept.
+    /// Number of policies, misses and notes that are kept.
     fn kept(self) -> usize {
         match self {
-            Step::Labels => usize::MAX,
-            Step::Policies => 8,
-            Step::Texts | Step::Least => 1,
+            ShortenStep::Labels => usize::MAX,
+            ShortenStep::Policies => 8,
+            ShortenStep::Texts | ShortenStep::Least => 1,
         }
     }
 
-    /// Octets of a text.
+    /// Bytes of a text that are kept.
     fn text(self) -> usize {
         match self {
-            Step::Labels => usize::MAX,
-            Step::Policies => 300,
-            Step::Texts => 100,
-            Step::Least => 40,
+            ShortenStep::Labels => usize::MAX,
+            ShortenStep::Policies => 300,
+            ShortenStep::Texts => 100,
+            ShortenStep::Least => 40,
         }
     }
 }
 
-pub(super) fn shortened(mut record: Record, step: Step) -> Record {
+pub(super) fn shortened(mut record: Record, step: ShortenStep) -> Record {
     let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text()));
     let clip_shared = |text: &mut Str| *text = text[..text.floor_char_boundary(step.text())].into();
     [&mut record.cluster, &mut record.node].into_iter().flatten().for_each(clip_shared);
@@ -46,11 +47,11 @@ pub(super) fn shortened(mut record: Record, step: Step) -> Record {
         Body::Drop(drop) => {
             (&mut drop.truncated, [&mut drop.source, &mut drop.destination], &mut drop.verdict, &mut drop.hint)
         }
-        Body::Unanswered(silent) => (
-            &mut silent.truncated,
-            [&mut silent.source, &mut silent.destination],
-            &mut silent.verdict,
-            &mut silent.hint,
+        Body::Unanswered(unanswered) => (
+            &mut unanswered.truncated,
+            [&mut unanswered.source, &mut unanswered.destination],
+            &mut unanswered.verdict,
+            &mut unanswered.hint,
         ),
         Body::Loss(_) => return record,
         Body::Status(status) => {
@@ -74,8 +75,8 @@ pub(super) fn shortened(mut record: Record, step: Step) -> Record {
             texts.extend(pod.uid.iter_mut().chain(&mut pod.node));
             texts.extend(pod.owner.iter_mut().flat_map(|owner| [&mut owner.kind, &mut owner.name]));
         }
-        // Names are whole but in the last step: a name that is cut names something else.
-        if step == Step::Least {
+        // Names are cut in the last step only: a cut name can be the name of another object.
+        if step == ShortenStep::Least {
             texts.into_iter().for_each(clip);
             let service = end.service.iter_mut().flat_map(|service| [&mut service.namespace, &mut service.name]);
             end.node.iter_mut().chain(service).for_each(clip_shared);
@@ -84,7 +85,7 @@ pub(super) fn shortened(mut record: Record, step: Step) -> Record {
     if let Some(hint) = hint.as_mut().map(Part::to_mut) {
         clip(&mut hint.message);
     }
-    if step == Step::Least {
+    if step == ShortenStep::Least {
         *verdict = None;
     }
     if let Some(verdict) = verdict.as_mut().map(Part::to_mut) {
@@ -107,7 +108,7 @@ pub(super) fn shortened(mut record: Record, step: Step) -> Record {
     record
 }
 
-fn short_status(status: &mut Status, step: Step) {
+fn short_status(status: &mut Status, step: ShortenStep) {
     let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text().min(200)));
     let kept = step.kept().min(20);
     status.hooks.truncate(kept);
@@ -126,8 +127,8 @@ fn short_status(status: &mut Status, step: Step) {
         sink.error.iter_mut().for_each(clip);
     }
     status.not_recorded = std::mem::take(&mut status.not_recorded).into_iter().take(kept).collect();
-    if step == Step::Least {
-        // Kinds of objects are whatever a manifest calls them.
+    if step == ShortenStep::Least {
+        // A manifest can have any kind, so kinds are untrusted and can be long.
         status.not_recorded.clear();
         status
             .sources
@@ -137,7 +138,7 @@ fn short_status(status: &mut Status, step: Step) {
     }
 }
 
-fn short_change(change: &mut PolicyChange, step: Step) {
+fn short_change(change: &mut PolicyChange, step: ShortenStep) {
     let clip = |text: &mut String| text.truncate(text.floor_char_boundary(step.text()));
     let kept = step.kept().min(20);
     for rules in [&mut change.rules_removed, &mut change.rules_added] {
@@ -150,7 +151,7 @@ fn short_change(change: &mut PolicyChange, step: Step) {
         isolation.workloads.truncate(kept);
         isolation.workloads.iter_mut().for_each(clip);
     }
-    if step == Step::Least {
+    if step == ShortenStep::Least {
         clip(&mut change.namespace);
         [&mut change.policy, &mut change.uid].into_iter().flatten().for_each(clip);
     }

@@ -1,4 +1,4 @@
-//! The records in which the agent speaks of itself: what was lost, how things stand, and the books.
+//! The status record: the agent's state and its packet accounting.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Cause, ConfigState, ConnectionTotals, HistoryState, HookState, Phase, SinkState, SourceState, Text, Totals,
+    Cause, ConfigState, ConnectionTotals, HistoryState, HookState, RunPhase, SinkState, SourceState, Text, Totals,
 };
 
-/// The agent's own state and its books.
+/// The agent's own state and its packet accounting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
-    pub phase: Phase,
+    pub phase: RunPhase,
     pub version: Text,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_run: Option<String>,
@@ -20,7 +20,7 @@ pub struct Status {
     /// With the tc hook.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connections: Option<ConnectionTotals>,
-    /// The written packets by cause, those left off the output included.
+    /// The written packets by cause, including those that get no record because of their cause.
     pub causes: BTreeMap<Cause, u64>,
     /// Drops for other reasons than policy that the kernel counted and did not record (without --all-drops), by reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -29,7 +29,7 @@ pub struct Status {
     pub sources: Vec<SourceState>,
     #[serde(default)]
     pub history: HistoryState,
-    /// Where records go. The first one is the ledger: `totals.agent` is about it.
+    /// Where records go. The first one is the primary sink: `totals.agent` is about it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sinks: Vec<SinkState>,
     /// With a config file.

@@ -1,4 +1,4 @@
-//! Logs as they are named on a command line: files, quoted patterns, the folder of an agent's history, standard input.
+//! Finds the logs that a command line names: files, quoted patterns, the folder of an agent's history, standard input.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -7,16 +7,15 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use super::unpack::{Reader, Unreadable};
-use crate::record::lines::{Cutter, LINE_AT_MOST};
+use super::unpack::{LogReader, Unreadable};
+use crate::record::lines::{LINE_AT_MOST, LineSplitter};
 use crate::record::magic;
 use crate::record::read;
-use crate::tail::select;
 use crate::text::{counted, escape, thousands};
 
-/// What can't be read, and why.
+/// Why a log cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum LogError {
     #[error("{name} {}{}", is(reason), tip(name, reason))]
     Unreadable { name: String, reason: Unreadable },
     #[error("no file matches {0}")]
@@ -24,7 +23,7 @@ pub enum Error {
     #[error("{0}: {1}")]
     Pattern(String, String),
     #[error(
-        "{0} is a folder without records (*.jsonl), so not one of an agent's --history-dir; name its files, or quote a pattern: '{0}/*'"
+        "{0} is a folder without records (*.jsonl), so not an agent's --history-dir; name its files, or quote a pattern: '{0}/*'"
     )]
     Folder(String),
     #[error("{name} {}", no_record(*lines, first))]
@@ -45,71 +44,76 @@ fn no_record(lines: u64, first: &str) -> String {
 /// `x is a gzip archive cut off …`, but `x: no such file`.
 fn is(reason: &Unreadable) -> String {
     match reason {
-        Unreadable::Io(_) => format!("can't be read: {reason}"),
+        Unreadable::Io(_) => format!("cannot be read: {reason}"),
         Unreadable::Foreign(_) => format!("is {reason}"),
         Unreadable::CutOff(..) | Unreadable::Damaged(..) => format!("is a {reason}"),
     }
 }
 
-/// A pod where a file is wanted: `db-0`, `pod/db-0`, `staging/db-0`.
+/// Suggests `--pod` for a missing file whose name looks like a pod's: `db-0`, `pod/db-0`, `staging/db-0`.
 fn tip(name: &str, reason: &Unreadable) -> String {
-    if !matches!(reason, Unreadable::Io(error) if error.kind() == io::ErrorKind::NotFound) || name.contains('.') {
+    let missing = matches!(reason, Unreadable::Io(error) if error.kind() == io::ErrorKind::NotFound);
+    let is_name = |part: &str| part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let parts: Vec<&str> = name.split('/').filter(|part| !["pod", "pods", "po"].contains(part)).collect();
+    if !missing || !parts.iter().all(|part| !part.is_empty() && is_name(part)) {
         return String::new();
     }
-    let pod = select::pod(name, None).map(|(namespace, name)| format!("{namespace}/{name}"));
-    let pod = pod.or_else(|_| select::pod(name, Some("any")).map(|(_, name)| format!("{name} -n NAMESPACE")));
-    pod.map_or_else(|_| String::new(), |pod| format!(" (a pod's drops: netpol-trace tail --pod {pod})"))
+    match *parts {
+        [name] => format!(" (a pod's drops: netpol-trace tail --pod {name} -n NAMESPACE)"),
+        [namespace, name] => format!(" (a pod's drops: netpol-trace tail --pod {namespace}/{name})"),
+        _ => String::new(),
+    }
 }
 
-/// One log. It is opened when it is read, so that any number of files can be named.
+/// One log. It is opened only when it is read, so that any number of files can be named.
 #[derive(Debug)]
-pub struct Input {
+pub struct LogInput {
     pub name: String,
-    pub source: Source,
-    /// What can't be opened twice: a pipe; or what was wrong when it was opened.
-    open: Option<Result<Reader, Error>>,
+    pub location: LogLocation,
+    /// A pipe, which cannot be opened twice, or why opening failed.
+    open: Option<Result<LogReader, LogError>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum LogLocation {
     Stdin,
     File(PathBuf),
     /// A file of an agent's history, which may remove it at any time.
     Segment(PathBuf),
 }
 
-/// Whether the path stands for standard input.
+/// Returns true if the path stands for standard input.
 pub fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-/// The logs that `arguments` name, patterns in the order of names; each once, and each is there.
-pub fn inputs(arguments: &[PathBuf]) -> Result<Vec<Input>, Error> {
-    let mut sources = Vec::new();
+/// Returns the logs that `arguments` name, each once. The files of a pattern are in the order of their names. Fails if a file does not exist.
+pub fn inputs(arguments: &[PathBuf]) -> Result<Vec<LogInput>, LogError> {
+    let mut locations = Vec::new();
     for argument in arguments {
         match (is_stdin(argument), fs::metadata(argument)) {
-            (true, _) => sources.push(Source::Stdin),
-            (false, Ok(metadata)) if metadata.is_dir() => sources.extend(folder(argument)?),
+            (true, _) => locations.push(LogLocation::Stdin),
+            (false, Ok(metadata)) if metadata.is_dir() => locations.extend(folder(argument)?),
             (false, Err(error)) if error.kind() == io::ErrorKind::NotFound && is_pattern(argument) => {
-                sources.extend(matching(argument)?);
+                locations.extend(matching(argument)?);
             }
-            // What is wrong with it is found out when it is opened.
-            (false, _) => sources.push(Source::File(argument.clone())),
+            // Errors are reported when it is opened.
+            (false, _) => locations.push(LogLocation::File(argument.clone())),
         }
     }
     let mut seen = HashSet::new();
-    sources.retain(|source| match source {
-        Source::Stdin => seen.insert(PathBuf::from("-")),
+    locations.retain(|location| match location {
+        LogLocation::Stdin => seen.insert(PathBuf::from("-")),
         // By whatever path it is named.
-        Source::File(path) | Source::Segment(path) => {
+        LogLocation::File(path) | LogLocation::Segment(path) => {
             seen.insert(fs::canonicalize(path).unwrap_or_else(|_| path.clone()))
         }
     });
-    sources.into_iter().map(Input::new).collect()
+    locations.into_iter().map(LogInput::new).collect()
 }
 
-/// The same in the order of their first records: a shell lists `log.1` after `log`, though its records are older.
-pub fn in_order_of_time(arguments: &[PathBuf]) -> Result<Vec<Input>, Error> {
+/// Returns the logs in the order of their first records: a shell lists `log.1` after `log`, although its records are older.
+pub fn in_order_of_time(arguments: &[PathBuf]) -> Result<Vec<LogInput>, LogError> {
     let mut inputs = inputs(arguments)?;
     if inputs.len() < 2 {
         return Ok(inputs);
@@ -126,27 +130,27 @@ fn is_pattern(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().iter().any(|byte| b"*?[".contains(byte))
 }
 
-/// The files that a pattern matches; folders are left out.
-fn matching(pattern: &Path) -> Result<Vec<Source>, Error> {
+/// Returns the files that a pattern matches, without folders.
+fn matching(pattern: &Path) -> Result<Vec<LogLocation>, LogError> {
     let name = pattern.display().to_string();
-    let wrong = |why: &dyn std::fmt::Display| Error::Pattern(name.clone(), why.to_string());
+    let wrong = |why: &dyn std::fmt::Display| LogError::Pattern(name.clone(), why.to_string());
     let text = pattern.to_str().ok_or_else(|| wrong(&"a pattern must be UTF-8"))?;
     let mut files = Vec::new();
-    // An editor's `.drops.jsonl.swp` is no part of a log. (The crate's option for it panics on names that are not UTF-8.)
+    // Skips hidden files, such as an editor's `.drops.jsonl.swp`. The crate's option for that panics on names that are not UTF-8.
     let hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     for path in glob::glob(text).map_err(|error| wrong(&error))? {
         let path = path.map_err(|error| wrong(&error))?;
         if !path.is_dir() && (!hidden(&path) || hidden(pattern)) {
-            files.push(Source::File(path));
+            files.push(LogLocation::File(path));
         }
     }
-    if files.is_empty() { Err(Error::NoMatch(name)) } else { Ok(files) }
+    if files.is_empty() { Err(LogError::NoMatch(name)) } else { Ok(files) }
 }
 
 /// Returns the `*.jsonl` files of a folder by name, which is the order of their age in an agent's history, and notes that there are others.
-fn folder(path: &Path) -> Result<Vec<Source>, Error> {
+fn folder(path: &Path) -> Result<Vec<LogLocation>, LogError> {
     let name = path.display().to_string();
-    let unreadable = |error: io::Error| Error::Unreadable { name: name.clone(), reason: error.into() };
+    let unreadable = |error: io::Error| LogError::Unreadable { name: name.clone(), reason: error.into() };
     let (mut segments, mut others) = (Vec::new(), 0);
     for entry in fs::read_dir(path).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
@@ -157,7 +161,7 @@ fn folder(path: &Path) -> Result<Vec<Source>, Error> {
         }
     }
     if segments.is_empty() {
-        return Err(Error::Folder(name));
+        return Err(LogError::Folder(name));
     }
     if others > 0 {
         eprintln!(
@@ -167,70 +171,70 @@ fn folder(path: &Path) -> Result<Vec<Source>, Error> {
         );
     }
     segments.sort();
-    Ok(segments.into_iter().map(Source::Segment).collect())
+    Ok(segments.into_iter().map(LogLocation::Segment).collect())
 }
 
 /// `drops.jsonl`, `3 files`.
-pub fn names(inputs: &[Input]) -> String {
+pub fn names(inputs: &[LogInput]) -> String {
     match inputs {
         [input] => input.name.clone(),
         inputs => counted(inputs.len() as u64, "file"),
     }
 }
 
-impl Input {
-    fn new(source: Source) -> Result<Input, Error> {
-        let name = match &source {
-            Source::Stdin => "standard input".to_owned(),
-            Source::File(path) | Source::Segment(path) => path.display().to_string(),
+impl LogInput {
+    fn new(location: LogLocation) -> Result<LogInput, LogError> {
+        let name = match &location {
+            LogLocation::Stdin => "standard input".to_owned(),
+            LogLocation::File(path) | LogLocation::Segment(path) => path.display().to_string(),
         };
-        let mut input = Input { name, source, open: None };
-        let Source::File(path) = &input.source else { return Ok(input) };
+        let mut input = LogInput { name, location, open: None };
+        let LogLocation::File(path) = &input.location else { return Ok(input) };
         match File::open(path) {
-            // Mistyped, more often than not.
+            // Most likely a typing error.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(input.unreadable(error.into())),
             Ok(file) if file.metadata().is_ok_and(|metadata| metadata.is_file()) => {}
             opened => {
-                let opened = opened.map_err(Into::into).and_then(Reader::new);
+                let opened = opened.map_err(Into::into).and_then(LogReader::new);
                 input.open = Some(opened.map_err(|reason| input.unreadable(reason)));
             }
         }
         Ok(input)
     }
 
-    /// The text of the log, decompressed; `None`: its agent has removed it in between.
-    pub fn open(&mut self) -> Result<Option<Reader>, Error> {
+    /// Opens the log for reading, decompressed. Returns `None` if the agent has removed the file of its history in the meantime.
+    pub fn open(&mut self) -> Result<Option<LogReader>, LogError> {
         if let Some(open) = self.open.take() {
             return open.map(Some);
         }
-        let opened = match &self.source {
-            Source::Stdin => Reader::new(io::stdin()),
-            Source::File(path) => File::open(path).map_err(Into::into).and_then(Reader::new),
-            Source::Segment(path) => match File::open(path) {
+        let opened = match &self.location {
+            LogLocation::Stdin => LogReader::new(io::stdin()),
+            LogLocation::File(path) => File::open(path).map_err(Into::into).and_then(LogReader::new),
+            LogLocation::Segment(path) => match File::open(path) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                file => file.map_err(Into::into).and_then(Reader::new),
+                file => file.map_err(Into::into).and_then(LogReader::new),
             },
         };
         opened.map(Some).map_err(|reason| self.unreadable(reason))
     }
 
-    pub fn unreadable(&self, reason: Unreadable) -> Error {
-        Error::Unreadable { name: self.name.clone(), reason }
+    pub fn unreadable(&self, reason: Unreadable) -> LogError {
+        LogError::Unreadable { name: self.name.clone(), reason }
     }
 
-    /// What is wrong with an input of which `lines` lines are not empty and none is a record. An empty one is no error here, and
-    /// neither is a file of a history with half a line, as a crash leaves it.
-    pub fn without_record(&self, lines: u64, first: Option<&str>) -> Option<Error> {
-        let torn = lines == 1 && first == Some(magic::CUT_OFF) && matches!(self.source, Source::Segment(_));
+    /// Returns what is wrong with a log of `lines` lines, none of which is a record. An empty log is no error here, and neither is a file of a
+    /// history with only half a line, which a crash can leave.
+    pub fn without_record(&self, lines: u64, first: Option<&str>) -> Option<LogError> {
+        let torn = lines == 1 && first == Some(magic::CUT_OFF) && matches!(self.location, LogLocation::Segment(_));
         if lines == 0 || torn {
             return None;
         }
         let first = first.unwrap_or_default().to_owned();
-        Some(Error::NoRecord { name: self.name.clone(), lines, first })
+        Some(LogError::NoRecord { name: self.name.clone(), lines, first })
     }
 
-    /// The time of the first record, which may stand behind half a line or an agent's other output. What is read is not lost, and
-    /// neither is why it can't be read: that comes again.
+    /// Returns the time of the first record, which may come after half a line or other output of an agent. The bytes read, or the error, are
+    /// kept for [`LogInput::open`].
     fn first_time(&mut self) -> Option<Timestamp> {
         let mut reader = match self.open() {
             Ok(reader) => reader?,
@@ -240,24 +244,24 @@ impl Input {
             }
         };
         let (mut head, mut time) = (Vec::new(), None);
-        let (mut cutter, mut buffer) = (Cutter::default(), [0; 16 * 1024]);
+        let (mut splitter, mut buffer) = (LineSplitter::default(), [0; 16 * 1024]);
         while time.is_none() && head.len() < LINE_AT_MOST {
             let read = match reader.read(&mut buffer) {
                 Ok(read) => buffer.get(..read).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                // Comes again when the rest is read.
+                // Reported when the rest is read.
                 Err(_) => &[],
             };
             let mut take = |line: &[u8]| time = time.or_else(|| read::read(line).map(|seen| seen.time));
-            cutter.cut(read, &mut take);
+            splitter.split(read, &mut take);
             if read.is_empty() {
-                cutter.finish(take);
+                splitter.finish(take);
                 break;
             }
             head.extend_from_slice(read);
         }
-        let again =
-            matches!(&self.source, Source::Segment(_)) || matches!(&self.source, Source::File(path) if path.is_file());
+        let again = matches!(&self.location, LogLocation::Segment(_))
+            || matches!(&self.location, LogLocation::File(path) if path.is_file());
         if !again {
             self.open = Some(Ok(reader.after(head)));
         }

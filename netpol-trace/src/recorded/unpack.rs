@@ -1,5 +1,5 @@
-//! Opens one stream of a log, whatever it is packed in: gzip and zstd are decompressed while they are read, so that no archive
-//! takes more memory than a buffer and a decoder's window.
+//! Opens one log, plain or compressed. gzip and zstd are decompressed while they are read: an archive takes the memory of a buffer and of the
+//! decoder's window.
 
 use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::record::magic::{PACKING_LENGTH, Packing};
 use crate::text::thousands;
 
 const BUFFER: usize = 64 * 1024;
-/// What a zstd frame may make its decoder remember: as much as zstd's own program grants without an option.
+/// Largest window of a zstd frame: the limit of the zstd program without options.
 const WINDOW: u64 = 128 << 20;
-/// What some editors put in front of a text in UTF-8.
+/// Some editors write it in front of UTF-8 text.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Why a stream is not a log, or not a whole one.
+/// Why a log cannot be read, or not to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
     /// What it is instead.
@@ -33,35 +33,35 @@ pub enum Unreadable {
     Io(#[from] io::Error),
 }
 
-/// The system's reason in words that say what to do.
+/// Describes an error of the system, with what to do.
 fn words(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "no such file".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied: run as a user who may read it".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied; run as a user who may read it".to_owned(),
         _ => error.to_string(),
     }
 }
 
 /// Reads the text of a log. Errors are [`Unreadable`] inside of [`io::Error`]; [`Unreadable::from_read`] gives them back.
-pub struct Reader {
+pub struct LogReader {
     input: Box<dyn Read + Send>,
     packing: Option<Packing>,
 }
 
-impl std::fmt::Debug for Reader {
+impl std::fmt::Debug for LogReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader").field("packing", &self.packing).finish_non_exhaustive()
+        f.debug_struct("LogReader").field("packing", &self.packing).finish_non_exhaustive()
     }
 }
 
-impl Reader {
-    /// Waits for the first bytes, which tell what it is.
-    pub fn new(mut input: impl Read + Send + 'static) -> Result<Reader, Unreadable> {
+impl LogReader {
+    /// Waits for the first bytes, and finds out from them how the log is compressed.
+    pub fn new(mut input: impl Read + Send + 'static) -> Result<LogReader, Unreadable> {
         let head = begin(&mut input)?;
         let Some(packing) = magic::packing(&head) else {
-            return Ok(Reader { input: Box::new(text(head, input)?), packing: None });
+            return Ok(LogReader { input: Box::new(text(head, input)?), packing: None });
         };
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(PackedCounts::default());
         let counted = Counted { input: Cursor::new(head).chain(input), counts: counts.clone() };
         let buffered = BufReader::with_capacity(BUFFER, counted);
         let decoder: Box<dyn Read + Send> = match packing {
@@ -80,28 +80,28 @@ impl Reader {
             Unreadable::Foreign(what) => Unreadable::Foreign(format!("a {} of {what}", packing.name())),
             error => error,
         })?;
-        Ok(Reader { input: Box::new(input), packing: Some(packing) })
+        Ok(LogReader { input: Box::new(input), packing: Some(packing) })
     }
 
-    /// The same with what was read of it in front again.
-    pub fn after(self, head: Vec<u8>) -> Reader {
-        Reader { input: Box::new(Cursor::new(head).chain(self.input)), packing: self.packing }
+    /// Puts back `head`, which was read from it.
+    pub fn after(self, head: Vec<u8>) -> LogReader {
+        LogReader { input: Box::new(Cursor::new(head).chain(self.input)), packing: self.packing }
     }
 
-    /// What does not grow: a compressed stream has an end.
+    /// Returns true for a compressed log, which does not grow.
     pub fn is_compressed(&self) -> bool {
         self.packing.is_some()
     }
 }
 
-impl Read for Reader {
+impl Read for LogReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.input.read(buffer)
     }
 }
 
 impl Unreadable {
-    /// The reason inside of an error of [`Reader`].
+    /// Returns the reason inside an error of [`LogReader`].
     pub fn from_read(error: io::Error) -> Unreadable {
         match error.downcast::<Unreadable>() {
             Ok(reason) => reason,
@@ -110,7 +110,7 @@ impl Unreadable {
     }
 }
 
-/// The first bytes: what one read gives, and more only where that could still become the beginning of an archive.
+/// Returns the bytes of the first read. Reads again only if they are too few to recognise an archive.
 fn begin(input: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut head = vec![0; BUFFER];
     let mut length = 0;
@@ -129,7 +129,7 @@ fn begin(input: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// The text that begins with `head`, unless that is something else's beginning.
+/// Returns the text that begins with `head`. Fails if `head` is the beginning of a known other format.
 fn text<R: Read>(mut head: Vec<u8>, rest: R) -> Result<Chain<Cursor<Vec<u8>>, R>, Unreadable> {
     if let Some(what) = magic::foreign(&head) {
         return Err(Unreadable::Foreign(what.to_owned()));
@@ -142,14 +142,14 @@ fn text<R: Read>(mut head: Vec<u8>, rest: R) -> Result<Chain<Cursor<Vec<u8>>, R>
 
 /// Compressed bytes so far, and whether there are no more.
 #[derive(Debug, Default)]
-struct Counts {
+struct PackedCounts {
     bytes: AtomicU64,
     ended: AtomicBool,
 }
 
 struct Counted<R> {
     input: R,
-    counts: Arc<Counts>,
+    counts: Arc<PackedCounts>,
 }
 
 impl<R: Read> Read for Counted<R> {
@@ -161,11 +161,11 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// A decoder whose errors say how far it came. What is broken stays broken.
+/// A decoder whose errors tell how far it came. After an error it returns that error again.
 struct Unpacked {
     decoder: Box<dyn Read + Send>,
     packing: Packing,
-    counts: Arc<Counts>,
+    counts: Arc<PackedCounts>,
     broken: Option<String>,
 }
 
@@ -173,7 +173,7 @@ impl Read for Unpacked {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.broken.is_none() {
             match self.decoder.read(buffer) {
-                // The system's errors are not the archive's, and what says itself what is wrong needs no other words.
+                // Errors of the system, and those that are `Unreadable` already, stay as they are.
                 Err(error)
                     if error.raw_os_error().is_none()
                         && !error.get_ref().is_some_and(|error| error.is::<Unreadable>()) =>
@@ -191,7 +191,7 @@ impl Read for Unpacked {
     }
 }
 
-/// What is wrong with a zstd frame, in words for people.
+/// Describes what is wrong with a zstd frame.
 fn wrong(error: FrameDecoderError) -> io::Error {
     match error {
         FrameDecoderError::WindowSizeTooBig { requested, .. } => io::Error::other(Unreadable::Foreign(format!(
@@ -205,7 +205,7 @@ fn wrong(error: FrameDecoderError) -> io::Error {
     }
 }
 
-/// All frames of a zstd stream, one after the other; ruzstd decodes one.
+/// Decodes all frames of a zstd stream. ruzstd decodes one.
 struct Zstd<R> {
     source: R,
     frame: FrameDecoder,
@@ -251,8 +251,8 @@ impl<R: BufRead> Read for Zstd<R> {
                 return Ok(read);
             }
             let sums = (self.frame.get_checksum_from_data(), self.frame.get_calculated_checksum());
-            if let (Some(said), Some(is)) = sums
-                && said != is
+            if let (Some(stored), Some(calculated)) = sums
+                && stored != calculated
             {
                 return Err(io::Error::other("checksum does not match"));
             }

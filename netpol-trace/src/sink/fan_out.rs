@@ -1,6 +1,7 @@
-//! Makes records of what the pipeline says, and hands each to every sink.
+//! Makes records and hands each to every sink.
 //!
-//! The first sink is the ledger: the books' `written`, `held` and `lost` are its. The others' are in `sinks` of every status.
+//! The first sink is the primary sink: `written`, `held` and `lost` of packet accounting are its counts. Each status has the counts of all
+//! sinks in `sinks`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,30 +11,30 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
+use crate::backoff::Backoff;
 use crate::metrics::Metrics;
-use crate::model::{Cause, SinkState};
+use crate::model::{Cause, LossReason, SinkState};
 use crate::record::{Body, Fingerprint};
-use crate::sink::backoff::Backoff;
-use crate::sink::queue::{Counts, Queue, Waiting, Written};
-use crate::sink::reopen::{Open, Reopening};
-use crate::sink::{self, Numbers, Sink, SinkError};
+use crate::sink::queue::{OnWritten, Queue, QueuedRecord, SinkCounts};
+use crate::sink::reopen::{Open, ReopeningSink};
+use crate::sink::{self, RecordIds, Sink, SinkError};
 
-/// How long a sink may stand still when the agent stops, and after that with the last status: Kubernetes kills a pod after 30
-/// seconds. One that retries gives up then.
+/// How long a sink may make no progress when the agent stops, and then with the last status. Kubernetes kills a pod after 30 seconds. A
+/// sink that retries gives up at the end of this time.
 const LAST: Duration = Duration::from_secs(10);
 const LAST_STATUS: Duration = Duration::from_secs(5);
-/// How long the pipeline waits for a sink that is the only one and stands still.
+/// How long the pipeline waits for the only sink when its queue is full and makes no progress.
 const ALONE: Duration = Duration::from_secs(2);
 
 /// All sinks.
 #[derive(Debug)]
-pub struct Output {
-    numbers: Arc<Numbers>,
+pub struct FanOut {
+    ids: Arc<RecordIds>,
     outlets: Vec<Outlet>,
     metrics: Arc<Metrics>,
 }
 
-/// A sink's near end.
+/// The pipeline's end of a sink.
 #[derive(Debug)]
 struct Outlet {
     name: String,
@@ -42,17 +43,17 @@ struct Outlet {
     thread: JoinHandle<()>,
 }
 
-impl Output {
-    pub fn new(numbers: Numbers) -> Output {
-        Output { numbers: Arc::new(numbers), outlets: Vec::new(), metrics: Arc::default() }
+impl FanOut {
+    pub fn new(ids: RecordIds) -> FanOut {
+        FanOut { ids: Arc::new(ids), outlets: Vec::new(), metrics: Arc::default() }
     }
 
-    /// Counts every record, and is told by others of what else there is to tell.
+    /// The agent's metrics; [`FanOut::write`] counts every record in them.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 
-    /// Adds a sink, with a thread of its own. The first one is the ledger.
+    /// Adds a sink and starts its thread. The first sink is the primary sink.
     pub fn add(&mut self, sink: Box<dyn Sink>) -> io::Result<()> {
         self.start(sink).map(drop)
     }
@@ -60,16 +61,16 @@ impl Output {
     fn start(&mut self, sink: Box<dyn Sink>) -> io::Result<Arc<Queue>> {
         let (name, format, queue) = (sink.name(), sink.format(), Arc::new(Queue::default()));
         let thread = std::thread::Builder::new().name("sink".into()).spawn({
-            let (queue, numbers) = (queue.clone(), self.numbers.clone());
-            move || sink::run(sink, &queue, &numbers)
+            let (queue, ids) = (queue.clone(), self.ids.clone());
+            move || sink::run(sink, &queue, &ids)
         })?;
         self.outlets.push(Outlet { name, format, queue: queue.clone(), thread });
         Ok(queue)
     }
 
-    /// Adds a sink behind the first one. One that can't be opened holds up nothing: it is tried again until it can.
+    /// Adds a secondary sink. If it can't be opened, its thread tries again until it can.
     pub fn add_secondary(&mut self, name: String, format: &'static str, open: Open) -> io::Result<()> {
-        let sink = Reopening::new(name, format, open, Backoff::default(), self.metrics.clone());
+        let sink = ReopeningSink::new(name, format, open, Backoff::default(), self.metrics.clone());
         let error = sink.error();
         let queue = self.start(Box::new(sink))?;
         if let Some(error) = error {
@@ -78,13 +79,13 @@ impl Output {
         Ok(())
     }
 
-    /// Hands one record of `packets` packets to every sink. Waits for none of several; a sink alone is waited for while it moves,
-    /// since there is nobody to hold up, and the queue before the pipeline takes what comes meanwhile.
+    /// Hands a record that stands for `packets` packets to every sink. With several sinks it waits for none. With one sink it waits while the
+    /// sink makes progress: the queue before the pipeline then takes what comes meanwhile.
     ///
-    /// `fingerprint`: `None` for a record that no other agent can have.
+    /// `fingerprint` is `None` for a record that no other agent can have.
     ///
     /// # Errors
-    /// That the ledger's reader has gone: the others have the record.
+    /// The reader of the primary sink has gone. The other sinks have the record.
     pub fn write(
         &self,
         body: Body,
@@ -93,34 +94,34 @@ impl Output {
         packets: u64,
     ) -> Result<(), SinkError> {
         self.metrics.count(&body);
-        let record = Arc::new(self.numbers.record(body, fingerprint, time));
+        let record = Arc::new(self.ids.record(body, fingerprint, time));
         let patience = if self.outlets.len() == 1 { ALONE } else { Duration::ZERO };
         for outlet in &self.outlets {
-            outlet.queue.push(Waiting::new(record.clone(), packets), patience);
+            outlet.queue.push(QueuedRecord::new(record.clone(), packets), patience);
         }
         if self.is_closed() { Err(SinkError::Closed) } else { Ok(()) }
     }
 
-    /// Whether the reader of the ledger has gone.
+    /// True if the reader of the primary sink has gone.
     pub fn is_closed(&self) -> bool {
-        self.outlets.first().is_some_and(|ledger| ledger.queue.is_gone())
+        self.outlets.first().is_some_and(|primary| primary.queue.is_gone())
     }
 
-    /// The ledger's part of the books.
-    pub fn ledger(&self) -> Counts {
-        self.outlets.first().map(|ledger| ledger.queue.counts()).unwrap_or_default()
+    /// The counts of the primary sink.
+    pub fn primary(&self) -> SinkCounts {
+        self.outlets.first().map(|primary| primary.queue.counts()).unwrap_or_default()
     }
 
-    /// Tells `written` of packets whose lines the ledger wrote.
-    pub fn on_written(&self, written: Written) {
-        if let Some(ledger) = self.outlets.first() {
-            ledger.queue.on_written(written);
+    /// Calls `written` with the number of packets whenever the primary sink has written records.
+    pub fn on_written(&self, written: OnWritten) {
+        if let Some(primary) = self.outlets.first() {
+            primary.queue.on_written(written);
         }
     }
 
-    /// Of packets by cause, those that the ledger has not lost.
+    /// Subtracts packets that the primary sink lost from `causes`.
     pub fn not_lost(&self, mut causes: BTreeMap<Cause, u64>) -> BTreeMap<Cause, u64> {
-        for (cause, lost) in self.outlets.first().map(|ledger| ledger.queue.lost_causes()).unwrap_or_default() {
+        for (cause, lost) in self.outlets.first().map(|primary| primary.queue.lost_causes()).unwrap_or_default() {
             if let Some(count) = causes.get_mut(&cause) {
                 *count = count.saturating_sub(lost);
             }
@@ -128,7 +129,7 @@ impl Output {
         causes
     }
 
-    /// Every sink, as a status tells it.
+    /// The state of every sink, for a status record.
     pub fn states(&self) -> Vec<SinkState> {
         let state = |outlet: &Outlet| {
             let counts = outlet.queue.counts();
@@ -147,8 +148,8 @@ impl Output {
         self.outlets.iter().map(state).collect()
     }
 
-    /// Records lost by all sinks together, by reason.
-    pub fn losses(&self) -> BTreeMap<&'static str, u64> {
+    /// Records lost by all sinks, by reason.
+    pub fn losses(&self) -> BTreeMap<LossReason, u64> {
         let mut sum = BTreeMap::new();
         for (reason, count) in self.outlets.iter().flat_map(|outlet| outlet.queue.reasons()) {
             *sum.entry(reason).or_default() += count;
@@ -156,7 +157,7 @@ impl Output {
         sum
     }
 
-    /// Waits until every sink has got out what it was given, but not for long: the agent is to stop.
+    /// Waits until every sink has written its queue, within limits: the agent stops.
     pub fn drain(&self) {
         self.drain_within(LAST);
     }
@@ -166,18 +167,21 @@ impl Output {
         self.outlets.iter().for_each(|outlet| outlet.queue.stop_by(by));
         for outlet in &self.outlets {
             if !outlet.queue.drained(time) {
-                tracing::warn!(sink = outlet.name, "records are left that could not be written in time");
+                tracing::warn!(
+                    sink = outlet.name,
+                    "the agent stops before this sink has written all its records: the rest is lost"
+                );
             }
         }
     }
 
-    /// The end: what is left goes out, as far as it can. False when a sink ended by a bug.
+    /// Writes what is left, as far as possible, and ends all sinks. Returns false if a sink's thread panicked.
     pub fn finish(self) -> bool {
         self.drain_within(LAST_STATUS);
         self.outlets.iter().for_each(|outlet| outlet.queue.end());
         let mut sound = true;
         for Outlet { name, queue, thread, .. } in self.outlets {
-            // A thread that is stuck in a write ends with the process.
+            // A thread that hangs in a write ends with the process.
             let stuck = !queue.drained(Duration::ZERO);
             if !stuck && thread.join().is_err() {
                 tracing::error!(sink = name, "the sink's thread panicked");
@@ -188,11 +192,11 @@ impl Output {
     }
 
     pub fn run(&self) -> &str {
-        &self.numbers.run
+        &self.ids.run
     }
 
     /// The cluster's name in records.
     pub fn cluster(&self) -> Option<&str> {
-        self.numbers.cluster.as_deref()
+        self.ids.cluster.as_deref()
     }
 }

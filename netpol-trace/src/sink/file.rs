@@ -1,4 +1,4 @@
-//! A file of lines, one JSON object each, that makes room for a new one when it is large or old enough.
+//! Writes a JSON object per line to a file, and rotates the file by size and age.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -7,22 +7,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::lines::from_io;
 use super::queue::Patience;
+use super::stdout::from_io;
 use super::{Delivery, Sink};
 use crate::record::Record;
 use crate::record::format;
 use crate::record::format::Format;
 use crate::storage::{self, Folder, Readers};
 
-/// When a file makes room for a new one. The default: never.
+/// When to rotate a file. The default is never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rotation {
-    /// Octets that no file exceeds, unless by one line alone.
+    /// The most bytes of a file; only a single longer line exceeds it.
     pub max_size: Option<u64>,
-    /// How old a file's first record may be.
+    /// The greatest age of a file's first record.
     pub max_age: Option<Duration>,
-    /// Older files that are kept: `PATH.1` is the newest.
+    /// The number of older files to keep; `PATH.1` is the newest.
     pub keep: u32,
 }
 
@@ -33,7 +33,7 @@ impl Default for Rotation {
 }
 
 #[derive(Debug)]
-pub struct Lines {
+pub struct FileSink {
     path: PathBuf,
     /// Its name in its folder.
     name: OsString,
@@ -41,21 +41,21 @@ pub struct Lines {
     format: Format,
     rotation: Rotation,
     readers: Readers,
-    /// Octets in the file.
+    /// The file's size in bytes.
     length: u64,
     /// When its first record was written.
     since: SystemTime,
     buffer: Vec<u8>,
 }
 
-impl Lines {
-    /// Appends to `path`, which is made if need be, for `readers`. A last line without an end (a crash, a full disk) is ended first, so
-    /// that it can't swallow the next.
-    pub fn open(path: &Path, format: Format, rotation: Rotation, readers: Readers) -> io::Result<Lines> {
+impl FileSink {
+    /// Opens `path` for appending, or creates it for `readers`. If the last line has no end (after a crash or on a full disk), ends it first, so
+    /// that the next record has a line of its own.
+    pub fn open(path: &Path, format: Format, rotation: Rotation, readers: Readers) -> io::Result<FileSink> {
         let name = path.file_name().ok_or_else(|| io::Error::other(format!("{} names no file", path.display())))?;
         let mut file = folder(path, readers)?.append(name)?;
         let metadata = file.metadata()?;
-        let mut lines = Lines {
+        let mut lines = FileSink {
             path: path.to_owned(),
             name: name.to_owned(),
             format,
@@ -80,16 +80,16 @@ impl Lines {
         Ok(lines)
     }
 
-    /// Opens `path` anew where it no longer names the open file: log rotation has renamed it, or somebody has removed it or its folder.
+    /// Opens `path` again if it no longer names the open file: the file or its folder was renamed or removed.
     fn follow_path(&mut self) -> io::Result<()> {
         if !storage::still_names(&self.path, &self.file)? {
-            *self = Lines::open(&self.path, self.format, self.rotation, self.readers)?;
-            tracing::info!(path = %self.path.display(), "the output's file was removed or renamed: a new one has the records from now on");
+            *self = FileSink::open(&self.path, self.format, self.rotation, self.readers)?;
+            tracing::info!(path = %self.path.display(), "the output's file was removed or renamed: records go to a new file from now on");
         }
         Ok(())
     }
 
-    /// All of the buffer or, as far as the file system allows, none: a half-written line is cut off again.
+    /// Writes the buffer. After an error truncates the file to its old size, so that no line is half written.
     fn write_out(&mut self) -> io::Result<()> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -109,13 +109,12 @@ impl Lines {
         filled > 0 && (self.rotation.max_size.is_some_and(|most| filled + more > most) || old())
     }
 
-    /// Puts an empty file in this one's place. `path` names a whole file at every moment: the two are exchanged in one step where
-    /// the file system can.
+    /// Replaces the file by an empty one. Exchanges the two in one step if the file system can, so that `path` names a file at every moment.
     fn rotate(&mut self) -> io::Result<()> {
         let folder = folder(&self.path, self.readers)?;
         let numbered = |suffix: &dyn std::fmt::Display| numbered(&self.name, suffix);
         let (fresh, first) = (numbered(&"new"), numbered(&1));
-        // A crash may have left one.
+        // Left by a crash in an earlier rotation.
         folder.remove(&fresh)?;
         let file = folder.create_new(&fresh)?;
         for number in (1..self.rotation.keep).rev() {
@@ -141,20 +140,20 @@ impl Lines {
     }
 }
 
-/// The folder that a file is in.
+/// Opens the folder of a file.
 fn folder(path: &Path, readers: Readers) -> io::Result<Folder> {
     let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok(Folder::open(above, readers)?)
 }
 
-/// `log.1`: beside the file, so that a rename can't cross file systems.
+/// `log.1`: in the same folder, so that a rename stays within the file system.
 fn numbered(name: &OsStr, suffix: &dyn std::fmt::Display) -> OsString {
     let mut name = name.to_owned();
     name.push(format!(".{suffix}"));
     name
 }
 
-impl Sink for Lines {
+impl Sink for FileSink {
     fn name(&self) -> String {
         self.path.display().to_string()
     }

@@ -1,33 +1,33 @@
-//! The ring as a sink of the agent.
+//! Writes records to the history, the ring on disk.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::history::Ring;
+use crate::history::HistoryRing;
 use crate::record::format::Format;
 use crate::record::{Record, format};
 use crate::sink::queue::Patience;
 use crate::sink::{Delivery, Sink, SinkError};
 use crate::storage::Readers;
 
-/// The sink, as records name it.
+/// The sink's name in records.
 pub const NAME: &str = "history";
 pub const FORMAT: Format = Format::Native;
 
 #[derive(Debug)]
-pub struct History {
-    ring: Ring,
+pub struct HistorySink {
+    ring: HistoryRing,
     buffer: Vec<u8>,
 }
 
-impl History {
-    pub fn open(folder: &Path, readers: Readers, run: &str, size: u64) -> io::Result<History> {
-        Ok(History { ring: Ring::open(folder, readers, run, size)?, buffer: Vec::new() })
+impl HistorySink {
+    pub fn open(folder: &Path, readers: Readers, run: &str, size: u64) -> io::Result<HistorySink> {
+        Ok(HistorySink { ring: HistoryRing::open(folder, readers, run, size)?, buffer: Vec::new() })
     }
 }
 
-impl Sink for History {
+impl Sink for HistorySink {
     fn name(&self) -> String {
         NAME.into()
     }

@@ -1,41 +1,41 @@
-//! What a sink did not get out, until it is declared in that sink's own stream.
+//! Records that a sink lost, until the sink has declared them in its own stream.
 
 use jiff::Timestamp;
 
-use crate::model::{Loss, LossStage};
+use crate::model::{Loss, LossReason, LossStage};
 use crate::record::{Body, Record};
 
-/// Records that did not make it, one after the other, for one reason.
+/// Consecutive records that a sink lost for one reason.
 #[derive(Debug, Clone)]
-pub struct Lost {
-    reason: &'static str,
+pub struct LostRange {
+    reason: LossReason,
     packets: u64,
     first: String,
     last: String,
     time: Timestamp,
     last_time: Timestamp,
-    /// It is not known which of the records between `first` and `last` they were, so `packets` may be too many.
+    /// The lost records are unknown ones between `first` and `last`, so that `packets` may be too many.
     estimate: bool,
 }
 
-impl Lost {
-    /// `packets`: those that the record stands for. Where it declares some as lost itself, they are to be declared all the same.
-    pub fn new(reason: &'static str, record: &Record, packets: u64) -> Lost {
+impl LostRange {
+    /// `packets` is the number of packets that the record stands for. A lost declaration counts the packets that it declared.
+    pub fn new(reason: LossReason, record: &Record, packets: u64) -> LostRange {
         let (id, time) = (&record.id, record.time);
         let packets = match &record.body {
             Body::Loss(Loss { of: None, estimate: false, count: Some(count), .. }) => packets + count,
             _ => packets,
         };
-        Lost { reason, packets, first: id.clone(), last: id.clone(), time, last_time: time, estimate: false }
+        LostRange { reason, packets, first: id.clone(), last: id.clone(), time, last_time: time, estimate: false }
     }
 
-    pub fn estimated(mut self) -> Lost {
+    pub fn estimated(mut self) -> LostRange {
         self.estimate = true;
         self
     }
 
-    /// Takes in what was lost after this.
-    pub fn add(&mut self, later: Lost) {
+    /// Adds a later loss.
+    pub fn add(&mut self, later: LostRange) {
         self.packets += later.packets;
         self.last = later.last;
         self.time = self.time.min(later.time);
@@ -62,19 +62,19 @@ impl Lost {
     }
 }
 
-/// What is not yet declared: one entry per reason, so it can't grow without bound.
+/// Losses that are not yet declared: one entry per reason, and so bounded.
 #[derive(Debug, Default)]
-pub struct Undeclared(Vec<Lost>);
+pub struct Undeclared(Vec<LostRange>);
 
 impl Undeclared {
-    pub fn add(&mut self, lost: Lost) {
+    pub fn add(&mut self, lost: LostRange) {
         match self.0.iter_mut().find(|known| known.reason == lost.reason) {
             Some(known) => known.add(lost),
             None => self.0.push(lost),
         }
     }
 
-    pub fn take(&mut self) -> Vec<Lost> {
+    pub fn take(&mut self) -> Vec<LostRange> {
         std::mem::take(&mut self.0)
     }
 
@@ -86,18 +86,18 @@ impl Undeclared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::tests::{loss, numbers};
+    use crate::sink::tests::{ids, loss};
 
     #[test]
     fn a_lost_declaration_is_declared_again() {
         let loss = |of: Option<&str>, estimate| {
             let body = Loss { of: of.map(|of| of.to_owned().into()), count: Some(7), estimate, ..loss() };
-            numbers().record(Body::Loss(body), None, Timestamp::UNIX_EPOCH)
+            ids().record(Body::Loss(body), None, Timestamp::UNIX_EPOCH)
         };
-        let mut lost = Lost::new("queue_full", &loss(None, false), 0);
-        // Neither connections nor estimates are in the books.
-        lost.add(Lost::new("queue_full", &loss(Some("connections"), false), 0));
-        lost.add(Lost::new("queue_full", &loss(None, true), 0));
+        let mut lost = LostRange::new(LossReason::QueueFull, &loss(None, false), 0);
+        // Packet accounting has neither connections nor estimates.
+        lost.add(LostRange::new(LossReason::QueueFull, &loss(Some("connections"), false), 0));
+        lost.add(LostRange::new(LossReason::QueueFull, &loss(None, true), 0));
         assert_eq!(lost.declaration("stdout").count, Some(7));
     }
 }

@@ -1,4 +1,4 @@
-//! OTLP over HTTP: log records as protobuf, sent in batches, tried again while that makes sense.
+//! Sends records as OTLP logs over HTTP (protobuf), in batches, and retries while that can help.
 
 mod trust;
 
@@ -25,22 +25,23 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Map, Value};
 use tokio::runtime::Runtime;
 
-use super::backoff::Backoff;
 use super::queue::Patience;
 use super::{Delivery, Sink, SinkError};
+use crate::backoff::Backoff;
+use crate::model::LossReason;
 use crate::record::Record;
 use crate::record::format::otel;
 
-/// One attempt.
+/// The time limit of one attempt.
 const ATTEMPT: Duration = Duration::from_secs(10);
-/// After so long a batch is given up.
+/// The time after which a batch is given up.
 const GIVE_UP: Duration = Duration::from_secs(300);
-/// Octets of an answer that are read.
+/// The most bytes of a response that are read.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// Where to, and as whom.
+/// The collector of an output, with credentials and trust.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct OtlpEndpoint {
     pub uri: Uri,
     /// A file with the token for `Authorization: Bearer`, read for each batch.
     pub token: Option<PathBuf>,
@@ -48,16 +49,16 @@ pub struct Endpoint {
     pub ca: Option<PathBuf>,
 }
 
-impl Endpoint {
-    /// `http://collector:4318`: without a path, OTLP's own is taken.
+impl OtlpEndpoint {
+    /// Parses `http://collector:4318`. A URL without a path gets OTLP's default path.
     ///
     /// # Errors
-    /// What is wrong with the URL.
-    pub fn parse(text: &str) -> Result<Endpoint, String> {
+    /// What is wrong with the URL, and an example.
+    pub fn parse(text: &str) -> Result<OtlpEndpoint, String> {
         let example = "such as otlp:http://collector.observability:4318";
-        let uri: Uri = text.parse().map_err(|error| format!("otlp:{text}: {error}; a URL is needed, {example}"))?;
+        let uri: Uri = text.parse().map_err(|error| format!("otlp:{text}: {error}; expected a URL {example}"))?;
         let (Some("http" | "https"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-            return Err(format!("otlp:{text}: http:// or https:// and a host are needed, {example}"));
+            return Err(format!("otlp:{text}: expected http:// or https:// and a host, {example}"));
         };
         if authority.as_str().contains('@') {
             return Err(format!("otlp:…@{}: put credentials in a file: token-file=PATH", authority.host()));
@@ -67,14 +68,14 @@ impl Endpoint {
             return Err(format!("otlp:{text}: the host is missing, {example}"));
         }
         if !port.is_empty() && authority.port_u16().is_none_or(|port| port == 0) {
-            return Err(format!("otlp:{text}: the port is a number from 1 to 65535, {example}"));
+            return Err(format!("otlp:{text}: the port must be a number from 1 to 65535, {example}"));
         }
         if uri.path() != "/" {
-            return Ok(Endpoint { uri, token: None, ca: None });
+            return Ok(OtlpEndpoint { uri, token: None, ca: None });
         }
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         let uri = format!("{}://{authority}/v1/logs{query}", uri.scheme_str().unwrap_or_default());
-        Ok(Endpoint { uri: uri.parse().map_err(|error| format!("otlp:{text}: {error}"))?, token: None, ca: None })
+        Ok(OtlpEndpoint { uri: uri.parse().map_err(|error| format!("otlp:{text}: {error}"))?, token: None, ca: None })
     }
 
     pub fn is_https(&self) -> bool {
@@ -84,75 +85,75 @@ impl Endpoint {
 
 type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
-/// The encoding, as records name it.
+/// The name of the encoding in records.
 pub const FORMAT: &str = "otel";
 
 #[derive(Debug)]
-pub struct Otlp {
-    endpoint: Endpoint,
+pub struct OtlpSink {
+    endpoint: OtlpEndpoint,
     client: HttpClient,
     runtime: Runtime,
-    /// The log has a line about attempts that fail, and none yet about one that succeeded.
+    /// The log has a line about failed attempts, and none yet about a later success.
     failing: bool,
 }
 
-/// What came of one attempt.
-enum Outcome {
-    /// How many records the receiver did not want.
-    Taken(u64),
-    /// Again, not before the time that the receiver asked for.
-    Again(String, Option<Duration>),
-    Never(String),
+/// The result of one attempt.
+enum SendResult {
+    /// The receiver has the records, except this many that it rejected.
+    Accepted(u64),
+    /// The attempt failed for this reason and may be repeated, after the time that the receiver asked for.
+    Retry(String, Option<Duration>),
+    Refused(String),
 }
 
-impl Otlp {
-    /// Needs no certificates for plain `http:`.
-    ///
+impl OtlpSink {
     /// # Errors
     /// The token can't be read or, for `https:`, there are no certificate authorities to trust.
-    pub fn new(endpoint: Endpoint) -> anyhow::Result<Otlp> {
+    pub fn new(endpoint: OtlpEndpoint) -> anyhow::Result<OtlpSink> {
         if let Some(path) = &endpoint.token {
             authorization(path).map_err(anyhow::Error::msg)?;
         }
         let client = client(&endpoint)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Otlp { endpoint, client, runtime, failing: false })
+        Ok(OtlpSink { endpoint, client, runtime, failing: false })
     }
 
-    /// Reads `ca-file=` again after a failed attempt: certificate managers replace authorities while the agent runs. A file that can't be
-    /// read changes nothing.
+    /// Reads `ca-file=` again, after a failed attempt: certificate managers replace authorities while the agent runs. Keeps the old
+    /// authorities if the file can't be read.
     fn reload_authorities(&mut self) {
         if self.endpoint.ca.is_none() {
             return;
         }
         match client(&self.endpoint) {
             Ok(client) => self.client = client,
-            Err(error) => tracing::debug!(%error, "OTLP: the authorities stay as they were"),
+            Err(error) => {
+                tracing::debug!(%error, "OTLP: ca-file= can't be read again: the old authorities stay in use")
+            }
         }
     }
 
-    fn attempt(&self, body: &Bytes, limit: Duration) -> Outcome {
+    fn attempt(&self, body: &Bytes, limit: Duration) -> SendResult {
         let sent = self.runtime.block_on(async { tokio::time::timeout(limit, self.send(body.clone())).await });
-        sent.unwrap_or_else(|_| Outcome::Again(format!("no answer in {} s", limit.as_secs()), None))
+        sent.unwrap_or_else(|_| SendResult::Retry(format!("no answer in {} s", limit.as_secs()), None))
     }
 
-    async fn send(&self, body: Bytes) -> Outcome {
+    async fn send(&self, body: Bytes) -> SendResult {
         let mut request = Request::post(&self.endpoint.uri)
             .header(header::CONTENT_TYPE, "application/x-protobuf")
             .header(header::USER_AGENT, concat!("netpol-trace/", env!("CARGO_PKG_VERSION")));
         if let Some(path) = &self.endpoint.token {
             match authorization(path) {
                 Ok(value) => request = request.header(header::AUTHORIZATION, value),
-                Err(message) => return Outcome::Again(message, None),
+                Err(message) => return SendResult::Retry(message, None),
             }
         }
         let request = match request.body(Full::new(body)) {
             Ok(request) => request,
-            Err(error) => return Outcome::Never(error.to_string()),
+            Err(error) => return SendResult::Refused(error.to_string()),
         };
         let response = match self.client.request(request).await {
             Ok(response) => response,
-            Err(error) => return Outcome::Again(causes(&error), None),
+            Err(error) => return SendResult::Retry(causes(&error), None),
         };
         let (head, body) = response.into_parts();
         match head.status {
@@ -160,25 +161,25 @@ impl Otlp {
                 Ok(answer) => {
                     let answer = ExportLogsServiceResponse::decode(answer.to_bytes()).unwrap_or_default();
                     let rejected = answer.partial_success.map_or(0, |partial| partial.rejected_log_records);
-                    Outcome::Taken(u64::try_from(rejected).unwrap_or_default())
+                    SendResult::Accepted(u64::try_from(rejected).unwrap_or_default())
                 }
-                // It said that it has them.
-                Err(_) => Outcome::Taken(0),
+                // The status shows that the receiver has the records.
+                Err(_) => SendResult::Accepted(0),
             },
-            status if status.is_success() => Outcome::Taken(0),
+            status if status.is_success() => SendResult::Accepted(0),
             StatusCode::TOO_MANY_REQUESTS
             | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT => {
                 let after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-                Outcome::Again(format!("the receiver said {}", head.status), after.and_then(retry_after))
+                SendResult::Retry(format!("the receiver answered {}", head.status), after.and_then(retry_after))
             }
-            status => Outcome::Never(format!("the receiver said {status}")),
+            status => SendResult::Refused(format!("the receiver answered {status}")),
         }
     }
 }
 
-impl Sink for Otlp {
+impl Sink for OtlpSink {
     fn name(&self) -> String {
         format!("otlp:{}", self.endpoint.uri)
     }
@@ -197,29 +198,29 @@ impl Sink for Otlp {
         let (start, mut backoff, mut attempts) = (Instant::now(), Backoff::default(), 0);
         loop {
             match self.attempt(&body, patience.left(ATTEMPT)) {
-                Outcome::Taken(rejected) => {
+                SendResult::Accepted(rejected) => {
                     if std::mem::take(&mut self.failing) {
                         tracing::info!(sink = name, "the receiver takes records again");
                     }
                     return Delivery { rejected, ..Delivery::all(records) };
                 }
-                Outcome::Never(message) => return refused("refused", message),
-                Outcome::Again(message, after) => {
+                SendResult::Refused(message) => return refused(LossReason::Refused, message),
+                SendResult::Retry(message, after) => {
                     attempts += 1;
                     patience.failing(format!("{name}: {message}"));
-                    // A busy receiver refuses one request now and then; two in a row are worth a line.
+                    // A busy receiver refuses single requests now and then: only two failures in a row are logged.
                     if attempts >= 2 && !std::mem::replace(&mut self.failing, true) {
                         tracing::warn!(
                             sink = name,
                             message,
-                            "the receiver takes no records: they wait, and are tried again"
+                            "the receiver takes no records: the agent holds them and retries"
                         );
                     }
                     self.reload_authorities();
                     let wait = after.unwrap_or_default().max(backoff.pause());
-                    // The receiver may ask for any time.
+                    // `wait` may be any time that the receiver asked for.
                     if start.elapsed().saturating_add(wait) > GIVE_UP || !patience.pause(wait) {
-                        return refused("unreachable", message);
+                        return refused(LossReason::Unreachable, message);
                     }
                 }
             }
@@ -227,7 +228,7 @@ impl Sink for Otlp {
     }
 }
 
-fn client(endpoint: &Endpoint) -> Result<HttpClient, trust::TrustError> {
+fn client(endpoint: &OtlpEndpoint) -> Result<HttpClient, trust::TrustError> {
     let authorities =
         if endpoint.is_https() { trust::authorities(endpoint.ca.as_deref())? } else { RootCertStore::empty() };
     let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -239,20 +240,22 @@ fn client(endpoint: &Endpoint) -> Result<HttpClient, trust::TrustError> {
     Ok(Client::builder(TokioExecutor::new()).build(connector))
 }
 
-/// The header's value with the token in a file.
+/// The value of the Authorization header, with the token from a file.
 fn authorization(path: &Path) -> Result<HeaderValue, String> {
     let named = |error: &dyn fmt::Display| format!("token-file={}: {error}", path.display());
     let token = fs::read_to_string(path).map_err(|error| named(&error))?;
     let token = token.trim();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(named(&"no token: the file has one, of printable ASCII without blanks, and nothing else"));
+        return Err(named(
+            &"no token: the file must contain one token of printable ASCII without blanks, and nothing else",
+        ));
     }
     let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|error| named(&error))?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-/// Seconds, or a date.
+/// Parses a Retry-After header: seconds or a date.
 fn retry_after(value: &str) -> Option<Duration> {
     if let Ok(seconds) = value.trim().parse() {
         return Some(Duration::from_secs(seconds));
@@ -261,7 +264,7 @@ fn retry_after(value: &str) -> Option<Duration> {
     Duration::try_from(date.duration_since(jiff::Timestamp::now())).ok()
 }
 
-/// An error with what is behind it: the client's own message alone is «client error (Connect)».
+/// An error with its causes: the client's own message alone is "client error (Connect)".
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -272,7 +275,7 @@ fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Records of one run.
+/// The request for records of one run.
 fn request(records: &[Arc<Record>]) -> ExportLogsServiceRequest {
     let resource = records.first().map(|record| otel::resource(record)).unwrap_or_default();
     let log_records = records.iter().map(|record| proto(otel::log(record))).collect();
@@ -323,19 +326,19 @@ fn any(value: Value) -> AnyValue {
 mod tests {
     use super::*;
     use crate::sink::queue::Queue;
-    use crate::sink::tests::{numbers, record};
+    use crate::sink::tests::{ids, record};
 
     #[test]
     fn what_is_wrong_with_a_url_is_named() {
         for (url, named) in [
-            ("http://c:99999", "the port is a number from 1 to 65535"),
-            ("http://c:0", "the port is a number from 1 to 65535"),
-            ("http://c:/v1/logs", "the port is a number from 1 to 65535"),
-            ("http://[::1]:70000", "the port is a number from 1 to 65535"),
+            ("http://c:99999", "the port must be a number from 1 to 65535"),
+            ("http://c:0", "the port must be a number from 1 to 65535"),
+            ("http://c:/v1/logs", "the port must be a number from 1 to 65535"),
+            ("http://[::1]:70000", "the port must be a number from 1 to 65535"),
             ("http://:4318", "the host is missing"),
-            ("c:4318", "http:// or https:// and a host are needed"),
+            ("c:4318", "expected http:// or https:// and a host"),
         ] {
-            let error = Endpoint::parse(url).unwrap_err();
+            let error = OtlpEndpoint::parse(url).unwrap_err();
             assert!(error.contains(named), "{url}: {error}");
         }
         for (url, uri) in [
@@ -344,17 +347,17 @@ mod tests {
             ("https://c/?tenant=a", "https://c/v1/logs?tenant=a"),
             ("https://c:65535?tenant=a", "https://c:65535/v1/logs?tenant=a"),
         ] {
-            assert_eq!(Endpoint::parse(url).unwrap().uri, uri, "{url}");
+            assert_eq!(OtlpEndpoint::parse(url).unwrap().uri, uri, "{url}");
         }
     }
 
-    /// Minutes before its records are given up.
+    /// The error is visible minutes before the records are given up.
     #[test]
     fn a_receiver_that_is_not_there_is_an_error_while_it_is_tried_again() {
-        let endpoint = Endpoint::parse("http://127.0.0.1:1").unwrap();
-        let mut sink = Otlp::new(endpoint).unwrap();
+        let endpoint = OtlpEndpoint::parse("http://127.0.0.1:1").unwrap();
+        let mut sink = OtlpSink::new(endpoint).unwrap();
         let queue = Queue::default();
-        let record = Arc::new(record(&numbers()));
+        let record = Arc::new(record(&ids()));
         std::thread::scope(|scope| {
             let delivery = scope.spawn(|| sink.deliver(&[record], Patience(&queue)));
             while queue.error().is_none() && !delivery.is_finished() {
@@ -363,7 +366,7 @@ mod tests {
             assert!(!delivery.is_finished());
             assert!(queue.error().is_some_and(|error| error.contains("otlp:http://127.0.0.1:1/v1/logs: ")));
             queue.stop_by(Instant::now());
-            assert_eq!(delivery.join().unwrap().error.map(|error| error.reason()), Some("unreachable"));
+            assert_eq!(delivery.join().unwrap().error.map(|error| error.reason()), Some(LossReason::Unreachable));
         });
     }
 
@@ -381,13 +384,13 @@ mod tests {
     }
 
     #[test]
-    fn a_receiver_says_when_to_come_back_in_seconds_or_by_a_date() {
+    fn retry_after_is_seconds_or_a_date() {
         assert_eq!(retry_after(" 120 "), Some(Duration::from_secs(120)));
         let in_a_minute = jiff::Timestamp::now() + Duration::from_secs(60);
         let date = in_a_minute.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
         let wait = retry_after(&date).unwrap_or_default().as_secs();
         assert!((30..=60).contains(&wait), "{date}: {wait}");
-        // What is past or no time means: as always.
+        // A past date or no time at all gives the usual pause.
         assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:37 GMT"), None);
         assert_eq!(retry_after("soon"), None);
     }

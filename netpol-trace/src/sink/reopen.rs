@@ -1,29 +1,30 @@
-//! A secondary sink that may not be there when the agent starts: it is opened again, with growing pauses, until that works. The records
-//! of the time before are counted as lost, and declared in its own stream once there is one.
+//! Opens a secondary sink, again and again with growing pauses if that fails. Counts the records of that time as lost; the sink declares
+//! them in its stream once it is open.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::backoff::Backoff;
 use super::queue::Patience;
 use super::{Delivery, Sink, SinkError};
+use crate::backoff::Backoff;
 use crate::metrics::Metrics;
+use crate::model::LossReason;
 use crate::record::Record;
 
-/// Opens the sink, or says why it can't.
+/// Opens the sink, or returns why it can't.
 pub type Open = Box<dyn FnMut() -> anyhow::Result<Box<dyn Sink>> + Send>;
 
-pub struct Reopening {
+pub struct ReopeningSink {
     name: String,
     format: &'static str,
     open: Open,
-    state: State,
+    state: ReopenState,
     metrics: Arc<Metrics>,
 }
 
-enum State {
+enum ReopenState {
     Open(Box<dyn Sink>),
-    /// Why it could not be opened, and when to try again.
+    /// With the last error and the time of the next attempt.
     Closed {
         error: String,
         retry_at: Instant,
@@ -31,32 +32,40 @@ enum State {
     },
 }
 
-impl Reopening {
-    /// Makes the first attempt at once.
-    pub fn new(name: String, format: &'static str, open: Open, backoff: Backoff, metrics: Arc<Metrics>) -> Reopening {
-        let state = State::Closed { error: String::new(), retry_at: Instant::now(), backoff };
-        let mut sink = Reopening { name, format, open, state, metrics };
+impl ReopeningSink {
+    /// Makes the first attempt.
+    pub fn new(
+        name: String,
+        format: &'static str,
+        open: Open,
+        backoff: Backoff,
+        metrics: Arc<Metrics>,
+    ) -> ReopeningSink {
+        let state = ReopenState::Closed { error: String::new(), retry_at: Instant::now(), backoff };
+        let mut sink = ReopeningSink { name, format, open, state, metrics };
         sink.try_open();
         sink
     }
 
-    /// Why it is not open.
+    /// Why the sink is not open; `None` if it is open.
     pub fn error(&self) -> Option<SinkError> {
         match &self.state {
-            State::Open(_) => None,
-            State::Closed { error, .. } => {
-                Some(SinkError::Refused { name: self.name.clone(), reason: "not_open", message: error.clone() })
-            }
+            ReopenState::Open(_) => None,
+            ReopenState::Closed { error, .. } => Some(SinkError::Refused {
+                name: self.name.clone(),
+                reason: LossReason::NotOpen,
+                message: error.clone(),
+            }),
         }
     }
 
     fn try_open(&mut self) {
-        let State::Closed { error, retry_at, backoff } = &mut self.state else { return };
+        let ReopenState::Closed { error, retry_at, backoff } = &mut self.state else { return };
         if Instant::now() < *retry_at {
             return;
         }
         match (self.open)() {
-            Ok(sink) => self.state = State::Open(sink),
+            Ok(sink) => self.state = ReopenState::Open(sink),
             Err(why) => {
                 *error = format!("{why:#}");
                 *retry_at = Instant::now() + backoff.pause();
@@ -66,7 +75,7 @@ impl Reopening {
     }
 }
 
-impl Sink for Reopening {
+impl Sink for ReopeningSink {
     fn name(&self) -> String {
         self.name.clone()
     }
@@ -79,13 +88,13 @@ impl Sink for Reopening {
         self.try_open();
         let error = self.error();
         match &mut self.state {
-            State::Open(sink) => sink.deliver(records, patience),
-            State::Closed { .. } => Delivery { error, ..Delivery::default() },
+            ReopenState::Open(sink) => sink.deliver(records, patience),
+            ReopenState::Closed { .. } => Delivery { error, ..Delivery::default() },
         }
     }
 
     fn is_closed(&self) -> bool {
-        matches!(&self.state, State::Open(sink) if sink.is_closed())
+        matches!(&self.state, ReopenState::Open(sink) if sink.is_closed())
     }
 }
 
@@ -98,14 +107,14 @@ mod tests {
     use crate::model::LossStage;
     use crate::record::Body;
     use crate::record::format::Format;
-    use crate::sink::fan_out::Output;
-    use crate::sink::file::{Lines, Rotation};
-    use crate::sink::queue::{Queue, Waiting};
-    use crate::sink::tests::{loss, numbers, record};
+    use crate::sink::fan_out::FanOut;
+    use crate::sink::file::{FileSink, Rotation};
+    use crate::sink::queue::{Queue, QueuedRecord};
+    use crate::sink::tests::{ids, loss, record};
     use crate::storage::Readers;
 
     fn lines(path: &Path) -> anyhow::Result<Box<dyn Sink>> {
-        Ok(Box::new(Lines::open(path, Format::Native, Rotation::default(), Readers::default())?))
+        Ok(Box::new(FileSink::open(path, Format::Native, Rotation::default(), Readers::default())?))
     }
 
     fn read(path: &Path) -> Vec<Record> {
@@ -113,7 +122,7 @@ mod tests {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Its folder appears while it is fed: the file begins with the declaration of what it missed, and its numbers have no gap.
+    /// The folder of a file appears later: the file begins with the declaration of what it missed, and its `seq` has no gap.
     #[test]
     fn a_sink_that_opens_late_declares_what_it_missed() {
         let dir = tempfile::tempdir().unwrap();
@@ -124,25 +133,25 @@ mod tests {
             move || lines(&path)
         });
         let at_once = Backoff::new(Duration::ZERO, Duration::ZERO);
-        let sink = Reopening::new("log".into(), "native", open, at_once, metrics.clone());
+        let sink = ReopeningSink::new("log".into(), "native", open, at_once, metrics.clone());
         let why = sink.error().unwrap().to_string();
         assert!(why.contains("later: No such file or directory"), "{why}");
         let queue = Arc::new(Queue::default());
         let thread = std::thread::spawn({
             let queue = queue.clone();
-            move || crate::sink::run(Box::new(sink), &queue, &numbers())
+            move || crate::sink::run(Box::new(sink), &queue, &ids())
         });
-        let numbers = numbers();
+        let ids = ids();
         for packets in [3, 4] {
-            queue.push(Waiting::new(Arc::new(record(&numbers)), packets), Duration::ZERO);
+            queue.push(QueuedRecord::new(Arc::new(record(&ids)), packets), Duration::ZERO);
             assert!(queue.drained(Duration::from_secs(60)));
         }
         let counts = queue.counts();
         assert_eq!((counts.written, counts.held, counts.lost, counts.records_lost), (0, 0, 7, 2));
         assert!(queue.error().unwrap().contains("later"), "{:?}", queue.error());
-        assert_eq!(queue.reasons().get("not_open"), Some(&2));
+        assert_eq!(queue.reasons().get(&LossReason::NotOpen), Some(&2));
         std::fs::create_dir(path.parent().unwrap()).unwrap();
-        queue.push(Waiting::new(Arc::new(record(&numbers)), 5), Duration::ZERO);
+        queue.push(QueuedRecord::new(Arc::new(record(&ids)), 5), Duration::ZERO);
         assert!(queue.drained(Duration::from_secs(60)));
         assert_eq!((queue.counts().written, queue.counts().lost, queue.error()), (5, 7, None));
         queue.end();
@@ -157,7 +166,7 @@ mod tests {
         );
     }
 
-    /// Attempts are as far apart as the pauses say, whatever is delivered meanwhile.
+    /// Deliveries cause no attempts before the pause is over.
     #[test]
     fn a_sink_is_not_opened_before_its_time() {
         let attempts = Arc::new(std::sync::atomic::AtomicU64::new(0));
@@ -169,20 +178,23 @@ mod tests {
             }
         });
         let hour = Duration::from_secs(3600);
-        let mut sink = Reopening::new("log".into(), "native", open, Backoff::new(hour, hour), Arc::default());
+        let mut sink = ReopeningSink::new("log".into(), "native", open, Backoff::new(hour, hour), Arc::default());
         for _ in 0..100 {
-            let delivery = sink.deliver(&[Arc::new(record(&numbers()))], Patience(&Queue::default()));
-            assert_eq!((delivery.delivered, delivery.error.map(|error| error.reason())), (0, Some("not_open")));
+            let delivery = sink.deliver(&[Arc::new(record(&ids()))], Patience(&Queue::default()));
+            assert_eq!(
+                (delivery.delivered, delivery.error.map(|error| error.reason())),
+                (0, Some(LossReason::NotOpen))
+            );
         }
         assert_eq!(attempts.load(std::sync::atomic::Ordering::Relaxed), 1);
     }
 
-    /// The other sinks get everything, and a status says from the start what is wrong with this one.
+    /// The other sinks get every record, and the state of this one has its error from the start.
     #[test]
     fn the_primary_sink_goes_on() {
         let dir = tempfile::tempdir().unwrap();
         let (primary, missing) = (dir.path().join("log"), dir.path().join("missing/log"));
-        let mut output = Output::new(numbers());
+        let mut output = FanOut::new(ids());
         output.add(lines(&primary).unwrap()).unwrap();
         output.add_secondary("second".into(), "native", Box::new(move || lines(&missing))).unwrap();
         assert!(output.states()[1].error.as_ref().is_some_and(|error| error.contains("missing")));

@@ -1,4 +1,4 @@
-//! Modes of what is made, and everything that a name may be instead of a file.
+//! Modes of new files and folders, and everything that a name may be other than a file.
 
 use std::fs;
 use std::io::Write;
@@ -28,7 +28,7 @@ fn name(text: &str) -> &OsStr {
 }
 
 #[test]
-fn what_is_made_is_for_the_agent_and_one_group() {
+fn new_files_are_for_the_agent_and_one_group() {
     for (readers, folder_mode, file_mode) in [(OWNER, 0o700, 0o600), (group(), 0o750, 0o640)] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("one/two");
@@ -84,7 +84,7 @@ fn no_link_is_followed() {
 }
 
 #[test]
-fn what_is_no_regular_file_is_refused() {
+fn other_than_regular_files_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let place = |name: &str| dir.path().join(name);
     fs::create_dir(place("folder")).unwrap();
@@ -161,7 +161,7 @@ fn an_existing_file_keeps_its_mode_unless_a_group_is_named() {
 #[test]
 fn a_group_that_cannot_be_given_is_named() {
     if rustix::process::geteuid().is_root() {
-        // Root with CAP_CHOWN may give files to any group; tests/deploy/options.rs tries it without.
+        // Root with CAP_CHOWN may give files to any group. tests/deploy/options.rs tests it without.
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -1,35 +1,72 @@
-//! Which records are wanted. Most lines of a large log are not: they are told by their octets, before they are parsed.
+//! Decides which records to show. Searches the bytes of a line first: most lines of a large log need not be parsed.
 
 mod labels;
 
 pub use labels::{matches, selector};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use memchr::memmem::Finder;
 
+use crate::model::Cause;
 use crate::model::cluster::Selector;
-use crate::record::read::{End, Pod, START, Seen};
+use crate::record::read::{EndpointView, PodRefView, RecordView, START};
 use crate::text::{counted, escape};
 
-/// What `tail` was asked for. Empty means all.
+/// A selection as it is typed on the command line.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
-    /// `(namespace, name)`: the pod is either end.
+pub struct SelectionArgs {
+    pub pods: Vec<String>,
+    pub namespace: Option<String>,
+    pub all_namespaces: bool,
+    pub labels: Option<String>,
+    pub causes: Vec<String>,
+    pub since: Option<SignedDuration>,
+    pub every_status: bool,
+}
+
+impl SelectionArgs {
+    /// Checks the arguments. Without a namespace, `context_namespace` is taken: the one of the kubeconfig's context.
+    pub fn resolve(&self, context_namespace: Option<&str>) -> Result<Selection, String> {
+        let own = self.namespace.as_deref().map(namespace).transpose()?;
+        let namespace = own.or(context_namespace);
+        // `unanswered` is a kind of record, which `--cause` takes as well.
+        let causes: Vec<&str> = Cause::ALL.iter().map(|cause| cause.as_str()).chain(["unanswered"]).collect();
+        for cause in &self.causes {
+            if !causes.contains(&cause.as_str()) {
+                return Err(format!("--cause {}: expected one of {}", escape(cause), causes.join(", ")));
+            }
+        }
+        let since = self.since.map(|since| Timestamp::now().checked_sub(since)).transpose();
+        Ok(Selection {
+            pods: self.pods.iter().map(|text| pod(text, namespace)).collect::<Result<_, _>>()?,
+            namespace: namespace.filter(|_| !self.all_namespaces).map(str::to_owned),
+            labels: self.labels.as_deref().map(selector).transpose()?,
+            causes: self.causes.clone(),
+            since: since.map_err(|error| format!("--since: {error}"))?,
+            every_status: self.every_status,
+        })
+    }
+}
+
+/// Which records to show. Empty means all.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// `(namespace, name)` of pods; a record matches if one of them is its source or its destination.
     pub pods: Vec<(String, String)>,
     pub namespace: Option<String>,
     pub labels: Option<Selector>,
     pub causes: Vec<String>,
     pub since: Option<Timestamp>,
-    /// Statuses each minute too.
-    pub chatty: bool,
+    /// Show the status of each minute too, not only starts and stops.
+    pub every_status: bool,
 }
 
-/// A pod's name as it is typed: `NS/NAME` or `NS/pod/NAME`, and in the given namespace `NAME`, `pod/NAME` or `pod NAME`, as kubectl
-/// takes it. A namespace called `pod` is reached by `-n pod`.
+/// Parses a pod's name as it is typed: `NS/NAME` or `NS/pod/NAME`, and with a namespace `NAME`, `pod/NAME` or `pod NAME`, as for kubectl.
+/// For a namespace called `pod`, use `-n pod`.
 pub fn pod(text: &str, namespace: Option<&str>) -> Result<(String, String), String> {
     let wrong = |why: &str| {
-        let tip = if why.is_empty() { "" } else { "; " };
-        format!("--pod {}: want NAMESPACE/NAME, or NAME together with -n NAMESPACE{tip}{why}", escape(text))
+        let why = if why.is_empty() { "expected NAMESPACE/NAME, or NAME together with -n NAMESPACE" } else { why };
+        format!("--pod {}: {why}", escape(text))
     };
     let parts: Vec<&str> = text.split(['/', ' ']).filter(|part| !part.is_empty()).collect();
     let (namespace, name) = match *parts.as_slice() {
@@ -37,7 +74,7 @@ pub fn pod(text: &str, namespace: Option<&str>) -> Result<(String, String), Stri
         [name] => (namespace, name),
         [kind, name] if is_pod_kind(kind) => (namespace, name),
         [kind, _] if is_other_kind(kind) => {
-            return Err(wrong(&only_pods(namespace, &format!("; a namespace called {kind} is reached by -n {kind}"))));
+            return Err(wrong(&only_pods(namespace, &format!("; for a namespace called {kind}, use -n {kind}"))));
         }
         [namespace, kind, name] if is_pod_kind(kind) => (Some(namespace), name),
         [namespace, name] => (Some(namespace), name),
@@ -48,7 +85,7 @@ pub fn pod(text: &str, namespace: Option<&str>) -> Result<(String, String), Stri
     if !is_name(namespace) || !is_name(name) {
         let pattern = name.bytes().any(|byte| b"*?[".contains(&byte));
         return Err(wrong(if pattern {
-            "patterns are not understood: select several pods by label, -l KEY=VALUE"
+            "it is not a pattern: select several pods by label, -l KEY=VALUE"
         } else {
             ""
         }));
@@ -56,27 +93,31 @@ pub fn pod(text: &str, namespace: Option<&str>) -> Result<(String, String), Stri
     Ok((namespace.to_owned(), name.to_owned()))
 }
 
-/// A namespace as it is typed.
+/// Checks a namespace as it is typed.
 pub fn namespace(text: &str) -> Result<&str, String> {
     let tip = match text.split_once('/') {
-        _ if text.is_empty() => "it is empty; is a shell's variable not set?",
-        Some((_, name)) if is_name(name) => "leave away what is before the name",
-        _ => "a name has lower-case letters, digits and -",
+        _ if text.is_empty() => "it is empty (is a shell variable not set?)",
+        Some((_, name)) if is_name(name) => "remove what is before the slash",
+        _ => "a name has lower-case letters, digits and - only",
     };
-    if is_name(text) { Ok(text) } else { Err(format!("-n {}: want the name of one namespace: {tip}", escape(text))) }
+    if is_name(text) {
+        Ok(text)
+    } else {
+        Err(format!("-n {}: expected the name of one namespace: {tip}", escape(text)))
+    }
 }
 
-/// What Kubernetes allows in names.
+/// Returns true if Kubernetes allows the text as a name.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
 }
 
 fn only_pods(namespace: Option<&str>, more: &str) -> String {
     let namespace = escape(namespace.unwrap_or("NAMESPACE"));
-    format!("only pods are looked for: select a workload's by label, -n {namespace} -l KEY=VALUE{more}")
+    format!("only pods can be named; select the pods of a workload by label: -n {namespace} -l KEY=VALUE{more}")
 }
 
-/// As kubectl calls what is not a pod.
+/// Returns true for kubectl's names of kinds other than pods.
 fn is_other_kind(text: &str) -> bool {
     const KINDS: &str =
         "deploy deployment rs replicaset sts statefulset ds daemonset job cj cronjob svc service ns namespace";
@@ -84,43 +125,43 @@ fn is_other_kind(text: &str) -> bool {
     KINDS.split(' ').any(|kind| text == kind || text.strip_suffix('s') == Some(kind))
 }
 
-/// As kubectl calls the kind.
+/// Returns true for kubectl's names of the kind pod.
 fn is_pod_kind(text: &str) -> bool {
     ["pod", "pods", "po"].iter().any(|kind| kind.eq_ignore_ascii_case(text))
 }
 
-impl Wanted {
-    /// Whether only some pods are looked for.
-    pub fn names_ends(&self) -> bool {
+impl Selection {
+    /// Returns true if only some pods are selected.
+    pub fn is_about_pods(&self) -> bool {
         !self.pods.is_empty() || self.namespace.is_some() || self.labels.is_some()
     }
 
-    pub fn wants(&self, seen: &Seen<'_>) -> bool {
-        if self.since.is_some_and(|since| seen.last_time.unwrap_or(seen.time) < since) {
+    pub fn selects(&self, record: &RecordView<'_>) -> bool {
+        if self.since.is_some_and(|since| record.last_time.unwrap_or(record.time) < since) {
             return false;
         }
-        match &*seen.kind {
-            "drop" | "unanswered" => self.wants_flow(seen),
-            // What was lost may be what is looked for.
+        match &*record.kind {
+            "drop" | "unanswered" => self.selects_flow(record),
+            // The lost packets may be those of the selected pods.
             "loss" => true,
-            "status" => self.causes.is_empty() && (self.chatty || &*seen.phase != "running"),
-            "policy_change" => self.causes.is_empty() && self.wants_policy(seen),
-            // Of a later version: better seen than kept back.
-            _ => self.causes.is_empty() && !self.names_ends(),
+            "status" => self.causes.is_empty() && (self.every_status || &*record.phase != "running"),
+            "policy_change" => self.causes.is_empty() && self.selects_policy(record),
+            // A kind of a later version: shown rather than hidden.
+            _ => self.causes.is_empty() && !self.is_about_pods(),
         }
     }
 
-    fn wants_flow(&self, seen: &Seen<'_>) -> bool {
-        let cause = if &*seen.kind == "unanswered" { "unanswered" } else { &*seen.cause };
-        if !self.causes.is_empty() && !self.causes.iter().any(|wanted| wanted == cause) {
+    fn selects_flow(&self, record: &RecordView<'_>) -> bool {
+        let cause = if &*record.kind == "unanswered" { "unanswered" } else { &*record.cause };
+        if !self.causes.is_empty() && !self.causes.iter().any(|selected| selected == cause) {
             return false;
         }
-        !self.names_ends() || seen.ends().any(|end| self.wants_end(end))
+        !self.is_about_pods() || record.endpoints().any(|end| self.selects_endpoint(end))
     }
 
-    pub fn wants_end(&self, end: &End<'_>) -> bool {
+    fn selects_endpoint(&self, end: &EndpointView<'_>) -> bool {
         let Some(pod) = &end.pod else {
-            // A service that nobody serves has no pod, but a namespace.
+            // A service without endpoints has a namespace and no pod.
             let in_namespace = |ns: &String| end.service.as_ref().is_some_and(|s| *s.namespace == **ns);
             return self.pods.is_empty() && self.labels.is_none() && self.namespace.as_ref().is_some_and(in_namespace);
         };
@@ -130,22 +171,22 @@ impl Wanted {
             && self.labels.as_ref().is_none_or(|selector| labels::matches(selector, |key| label(pod, key)))
     }
 
-    /// A policy is of interest where one of the pods is.
-    fn wants_policy(&self, seen: &Seen<'_>) -> bool {
+    /// Selects the policy changes in the namespaces of the selected pods.
+    fn selects_policy(&self, record: &RecordView<'_>) -> bool {
         let pods = self.pods.iter().map(|(ns, _)| ns);
         let mut namespaces = pods.chain(&self.namespace).peekable();
-        namespaces.peek().is_none() || namespaces.any(|ns| **ns == *seen.namespace)
+        namespaces.peek().is_none() || namespaces.any(|ns| **ns == *record.namespace)
     }
 
-    /// What is looked for, with its count if that is known: `drops`, `no drops`, `2 drops (5 packets)`.
-    pub fn describe(&self, found: Option<&Found>) -> String {
+    /// Describes the selection, with its count if that is known: `drops`, `no drops`, `2 drops (5 packets)`.
+    pub fn describe(&self, counts: Option<&DropCounts>) -> String {
         let only_unanswered = !self.causes.is_empty() && self.causes.iter().all(|cause| cause == "unanswered");
-        let mut what = match (found, only_unanswered) {
+        let mut what = match (counts, only_unanswered) {
             (None, true) => "connections without an answer".to_owned(),
             (None, false) => "drops".to_owned(),
-            (Some(found), true) => found.unanswered(),
-            (Some(found), false) if found.unanswered > 0 => format!("{} and {}", found.drops(), found.unanswered()),
-            (Some(found), false) => found.drops(),
+            (Some(counts), true) => counts.unanswered(),
+            (Some(counts), false) if counts.unanswered > 0 => format!("{} and {}", counts.drops(), counts.unanswered()),
+            (Some(counts), false) => counts.drops(),
         };
         if !self.causes.is_empty() && !only_unanswered {
             what += &format!(" with cause {}", self.causes.join(" or "));
@@ -153,7 +194,7 @@ impl Wanted {
         what + &self.subject()
     }
 
-    /// ` to or from staging/db-0`, ` to or from pods with app=db in namespace staging`; empty: of all pods.
+    /// Describes the pods: ` to or from staging/db-0`, ` to or from pods with app=db in namespace staging`. Empty for all pods.
     pub fn subject(&self) -> String {
         if !self.pods.is_empty() {
             let names: Vec<_> = self.pods.iter().take(3).map(|(ns, name)| format!("{ns}/{name}")).collect();
@@ -170,17 +211,17 @@ impl Wanted {
     }
 }
 
-/// What was shown.
+/// How many drops were shown.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
-    /// Records of drops, and the packets in them.
+pub struct DropCounts {
+    /// Drop records, and the packets in them.
     pub drops: u64,
     pub packets: u64,
     /// Connections without an answer.
     pub unanswered: u64,
 }
 
-impl Found {
+impl DropCounts {
     fn drops(&self) -> String {
         match self.drops {
             0 => "no drops".to_owned(),
@@ -197,73 +238,74 @@ impl Found {
     }
 }
 
-/// Tells by a line's octets that it can't be wanted.
+/// Searches the bytes of a line for what every selected line has.
 #[derive(Debug)]
 pub struct Prefilter {
-    /// One of these is in every line about the ends that are wanted. Empty: any line.
-    ends: Vec<Finder<'static>>,
+    /// Every line about a selected endpoint has one of these. Empty if all endpoints are selected.
+    endpoints: Vec<Finder<'static>>,
     causes: Vec<Finder<'static>>,
-    /// `kind`s that are not about ends.
-    others: Vec<Finder<'static>>,
+    /// Kinds of records that are not about endpoints.
+    other_kinds: Vec<Finder<'static>>,
     time: Finder<'static>,
     last_time: Finder<'static>,
     since: Option<[u8; SECOND]>,
 }
 
-/// Octets of `2026-11-21T04:30:11`.
+/// Length of `2026-11-21T04:30:11`.
 pub const SECOND: usize = 19;
 
 impl Prefilter {
-    pub fn new(wanted: &Wanted) -> Prefilter {
+    pub fn new(selection: &Selection) -> Prefilter {
         let quoted = |text: &str| Finder::new(&format!("\"{text}\"")).into_owned();
-        let ends = if !wanted.pods.is_empty() {
-            wanted.pods.iter().map(|(_, name)| quoted(name)).collect()
-        } else if let Some(value) = wanted.labels.as_ref().and_then(labels::certain_value) {
+        let endpoints = if !selection.pods.is_empty() {
+            selection.pods.iter().map(|(_, name)| quoted(name)).collect()
+        } else if let Some(value) = selection.labels.as_ref().and_then(labels::certain_value) {
             vec![quoted(&value)]
         } else {
-            wanted.namespace.iter().map(|namespace| quoted(namespace)).collect()
+            selection.namespace.iter().map(|namespace| quoted(namespace)).collect()
         };
         let second = |since: Timestamp| since.to_string().as_bytes().first_chunk::<SECOND>().copied();
         Prefilter {
-            ends,
-            causes: wanted.causes.iter().map(|cause| quoted(cause)).collect(),
-            others: ["loss", "status", "policy_change"].map(quoted).into(),
+            endpoints,
+            causes: selection.causes.iter().map(|cause| quoted(cause)).collect(),
+            other_kinds: ["loss", "status", "policy_change"].map(quoted).into(),
             time: Finder::new("\"time\":\"").into_owned(),
-            // A folded record's last packet may be newer than its first.
+            // The last packet of a record may be newer than its first.
             last_time: Finder::new("\"last_time\":").into_owned(),
-            since: wanted.since.and_then(second),
+            since: selection.since.and_then(second),
         }
     }
 
+    /// Returns false only for lines that the selection does not select.
     pub fn may_match(&self, line: &[u8]) -> bool {
         let has = |finders: &[Finder<'_>]| finders.iter().any(|finder| finder.find(line).is_some());
         if self.since.is_some_and(|since| self.is_before(line, since)) {
             return false;
         }
-        let flow = (self.ends.is_empty() || has(&self.ends)) && (self.causes.is_empty() || has(&self.causes));
-        flow || has(&self.others)
+        let flow = (self.endpoints.is_empty() || has(&self.endpoints)) && (self.causes.is_empty() || has(&self.causes));
+        flow || has(&self.other_kinds)
     }
 
-    /// The second of a line in the agent's own order of fields, as text; where nothing is selected by time, nobody looks.
+    /// Returns the record's time, down to the second, if the line has the agent's order of fields and the selection has a time.
     pub fn second<'l>(&self, line: &'l [u8]) -> Option<&'l [u8; SECOND]> {
         self.since?;
         let time = self.time.find(line).filter(|_| line.starts_with(START))?;
         line.get(time + 8..)?.first_chunk::<SECOND>().filter(|time| time.first().is_some_and(u8::is_ascii_digit))
     }
 
-    /// Whether a line in the agent's own order of fields is older. A quote inside a text has a backslash before it, so the
-    /// first `"time":"` is the record's.
+    /// Returns true if a line in the agent's order of fields is older. A quote inside a text has a backslash before it, so the first
+    /// `"time":"` is the record's.
     fn is_before(&self, line: &[u8], since: [u8; SECOND]) -> bool {
         if !line.starts_with(START) || self.last_time.find(line).is_some() {
             return false;
         }
-        // Digits of a year with four of them, in UTC, compare as text.
+        // Times in UTC with a year of four digits compare as text.
         self.second(line).is_some_and(|time| *time < since)
     }
 }
 
-/// The pod's labels as the record has them.
-fn label<'p>(pod: &'p Pod<'_>, key: &str) -> Option<&'p str> {
+/// Returns the value of the pod's label.
+fn label<'p>(pod: &'p PodRefView<'_>, key: &str) -> Option<&'p str> {
     pod.labels.iter().find(|(k, _)| ***k == *key).map(|(_, value)| &**value)
 }
 

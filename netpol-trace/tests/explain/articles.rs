@@ -1,4 +1,4 @@
-//! The YAML that the classic articles show, and the questions that people then have.
+//! The YAML of the well-known articles, and questions about it.
 
 use expect_test::expect;
 
@@ -193,33 +193,33 @@ spec:
         &with(np),
         "staging/frontend -> staging/api 8080/TCP",
         expect![[r#"
-        DENIED  staging/frontend -> staging/api 8080/TCP: ingress by staging/frontend-api-np (nearest: ingress[0].ports[0] 80/TCP | packet 8080/TCP)
-        hint (port): staging/frontend-api-np ingress[0].ports[0] allows 80/TCP; this is 8080/TCP: add {port: 8080, protocol: TCP} to its ports.
+            DENIED  staging/frontend -> staging/api 8080/TCP: ingress by staging/frontend-api-np (nearest: ingress[0].ports[0] 80/TCP | packet 8080/TCP)
+            hint (port): staging/frontend-api-np ingress[0].ports[0] allows 80/TCP; the packet is 8080/TCP: add {port: 8080, protocol: TCP} to its ports.
 
-        egress of staging/frontend: allowed, no policy isolates it for egress
+            egress of staging/frontend: allowed, no policy isolates it for egress
 
-        ingress of staging/api: denied, no rule matches
-          staging/frontend-api-np ingress[0]: does not match
-            from[0] podSelector app=frontend: matches
-            ports[0] 80/TCP | packet 8080/TCP
-        exit 1
-    "#]],
+            ingress of staging/api: denied, no rule matches
+              staging/frontend-api-np ingress[0]: does not match
+                from[0] podSelector app=frontend: matches
+                ports[0] 80/TCP | packet 8080/TCP
+            exit 1
+        "#]],
     );
     check(
         &with(np),
         "qa-test/frontend -> staging/api 80/TCP",
         expect![[r#"
-        DENIED  qa-test/frontend -> staging/api 80/TCP: ingress by staging/frontend-api-np (nearest: ingress[0].from[0].namespaceSelector namespace staging (the policy's own: no namespaceSelector) | namespace qa-test)
-        hint (peer-namespace): staging/frontend-api-np ingress[0].from[0] has a podSelector only, and that means namespace staging; this is qa-test/frontend, of another namespace: add to the same item namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: qa-test}}
+            DENIED  qa-test/frontend -> staging/api 80/TCP: ingress by staging/frontend-api-np (nearest: ingress[0].from[0].namespaceSelector namespace staging (the policy's own: no namespaceSelector) | namespace qa-test)
+            hint (peer-namespace): staging/frontend-api-np ingress[0].from[0] has only a podSelector, which selects in namespace staging; qa-test/frontend is in another namespace: add to the same item namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: qa-test}}
 
-        egress of qa-test/frontend: allowed, no policy isolates it for egress
+            egress of qa-test/frontend: allowed, no policy isolates it for egress
 
-        ingress of staging/api: denied, no rule matches
-          staging/frontend-api-np ingress[0]: does not match
-            from[0].namespaceSelector namespace staging (the policy's own: no namespaceSelector) | namespace qa-test
-            ports[0] 80/TCP: matches
-        exit 1
-    "#]],
+            ingress of staging/api: denied, no rule matches
+              staging/frontend-api-np ingress[0]: does not match
+                from[0].namespaceSelector namespace staging (the policy's own: no namespaceSelector) | namespace qa-test
+                ports[0] 80/TCP: matches
+            exit 1
+        "#]],
     );
 }
 
@@ -237,7 +237,7 @@ spec:
         &with(np),
         "qa-test/api -> staging/db 3306/TCP",
         expect![[r#"
-            warning: -:17 (document 2): NetworkPolicy deny-all names no namespace: taken for "default" only
+            warning: -:17 (document 2): NetworkPolicy deny-all has no namespace, so it counts for "default"
             ALLOWED  qa-test/api -> staging/db 3306/TCP: egress not isolated; ingress not isolated
 
             egress of qa-test/api: allowed, no policy isolates it for egress
@@ -273,7 +273,7 @@ spec:
         expect![[r#"
             warning: -:28 (document 3) metadata.name: NetworkPolicy staging/ingress-policy: has the name of the object at -:17 (document 2): once corrected and applied it replaces that one, of which nothing stays
             error: -:31 (document 3) spec.ingress: NetworkPolicy staging/ingress-policy: found a mapping, expected a list
-            netpol-trace explain: the input has errors, so an answer could be wrong; see above
+            netpol-trace explain: the manifests have errors (see above), so a result could be wrong
             exit 2
         "#]],
     );

@@ -1,4 +1,4 @@
-//! What can be wrong: said with a place, exit code 2; and nothing of a stranger's reaches the terminal raw.
+//! Bad input: a message with its place and exit code 2. Untrusted text reaches the terminal only escaped.
 
 use expect_test::expect;
 
@@ -20,43 +20,43 @@ fn wrong_arguments_say_what_there_is() {
         TWO,
         "x/nobody -> x/b 80",
         expect![[r#"
-        warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --from "x/nobody": no pod x/nobody; x has web, a, b
-        exit 2
-    "#]],
+            warning: the input has no NetworkPolicy, so no pod is isolated
+            netpol-trace explain: --from "x/nobody": no pod x/nobody; x has web, a, b
+            exit 2
+        "#]],
     );
     check(
         TWO,
         "y/a -> x/b 80",
         expect![[r#"
-        warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --from "y/a": no namespace y; the only one is x
-        exit 2
-    "#]],
+            warning: the input has no NetworkPolicy, so no pod is isolated
+            netpol-trace explain: --from "y/a": no namespace y; the only one is x
+            exit 2
+        "#]],
     );
     check(
         TWO,
         "x/a -> x/svc/t 80",
         expect![[r#"
-        warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --to "x/svc/t": no service x/t; x has s
-        exit 2
-    "#]],
+            warning: the input has no NetworkPolicy, so no pod is isolated
+            netpol-trace explain: --to "x/svc/t": no service x/t; x has s
+            exit 2
+        "#]],
     );
     check(
         TWO,
         "x/a -> x/svc/s 81",
         expect![[r#"
-        warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --port "81": service x/s has no such port; it has 80/TCP (web), 443/TCP (tls)
-        exit 2
-    "#]],
+            warning: the input has no NetworkPolicy, so no pod is isolated
+            netpol-trace explain: --port "81": service x/s has no such port; it has 80/TCP (web), 443/TCP (tls)
+            exit 2
+        "#]],
     );
     check(
         TWO,
         "x/a -> x/svc/s",
         expect![[r#"
-            warning: the input has no NetworkPolicy: nothing is isolated
+            warning: the input has no NetworkPolicy, so no pod is isolated
             netpol-trace explain: --port is needed: service x/s has 80/TCP (web), 443/TCP (tls)
             exit 2
         "#]],
@@ -65,16 +65,16 @@ fn wrong_arguments_say_what_there_is() {
         TWO,
         "x/svc/s -> x/b 80",
         expect![[r#"
-        warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --from "x/svc/s": a service does not open connections; name the pod that does
-        exit 2
-    "#]],
+            warning: the input has no NetworkPolicy, so no pod is isolated
+            netpol-trace explain: --from "x/svc/s": a service does not open connections; name the pod that does
+            exit 2
+        "#]],
     );
     check(
         TWO,
         "x/a -> x/b",
         expect![[r#"
-            warning: the input has no NetworkPolicy: nothing is isolated
+            warning: the input has no NetworkPolicy, so no pod is isolated
             netpol-trace explain: --port is needed: 5432/TCP, 53/UDP, 80 or a port's name
             exit 2
         "#]],
@@ -83,46 +83,46 @@ fn wrong_arguments_say_what_there_is() {
         TWO,
         "x/a -> x/b 99999",
         expect![[r#"
-        warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --port "99999": a port is a number up to 65535 or a name
-        exit 2
-    "#]],
+            warning: the input has no NetworkPolicy, so no pod is isolated
+            netpol-trace explain: --port "99999": expected a number up to 65535 or a name
+            exit 2
+        "#]],
     );
     check(
         TWO,
         "x/a -> x/b https",
         expect![[r#"
-        warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --port "https": x/b has no port of that name; it has http (8080/TCP)
-        exit 2
-    "#]],
+            warning: the input has no NetworkPolicy, so no pod is isolated
+            netpol-trace explain: --port "https": x/b has no port of that name; it has http (8080/TCP)
+            exit 2
+        "#]],
     );
     check(
         TWO,
         "x/a -> x/b 80/GRE",
         expect![[r#"
-        warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --port "80/GRE": "GRE" is no protocol of a policy: TCP, UDP or SCTP
-        exit 2
-    "#]],
+            warning: the input has no NetworkPolicy, so no pod is isolated
+            netpol-trace explain: --port "80/GRE": unknown protocol "GRE": expected TCP, UDP or SCTP
+            exit 2
+        "#]],
     );
     check(
         TWO,
         "x/a -> x/thing/b 80",
         expect![[r#"
-        warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --to "x/thing/b": "thing" is no kind that is known here: pod, svc, deploy, sts, ds, rs, job, cronjob
-        exit 2
-    "#]],
+            warning: the input has no NetworkPolicy, so no pod is isolated
+            netpol-trace explain: --to "x/thing/b": unknown kind "thing": expected pod, svc, deploy, sts, ds, rs, job or cronjob
+            exit 2
+        "#]],
     );
     check(
         TWO,
         "x/a -> 300.1.1.1 80",
         expect![[r#"
-        warning: the input has no NetworkPolicy: nothing is isolated
-        netpol-trace explain: --to "300.1.1.1": write NS/POD, NS/KIND/NAME or an IP address, for example staging/deploy/api
-        exit 2
-    "#]],
+            warning: the input has no NetworkPolicy, so no pod is isolated
+            netpol-trace explain: --to "300.1.1.1": expected NS/POD, NS/KIND/NAME or an IP address, such as staging/deploy/api
+            exit 2
+        "#]],
     );
 }
 
@@ -132,28 +132,28 @@ fn names_of_ports_and_templates_resolve() {
         TWO,
         "x/a -> x/b http",
         expect![[r#"
-        warning: the input has no NetworkPolicy: nothing is isolated
-        ALLOWED  x/a -> x/b 8080/TCP: egress not isolated; ingress not isolated
+            warning: the input has no NetworkPolicy, so no pod is isolated
+            ALLOWED  x/a -> x/b 8080/TCP: egress not isolated; ingress not isolated
 
-        egress of x/a: allowed, no policy isolates it for egress
+            egress of x/a: allowed, no policy isolates it for egress
 
-        ingress of x/b: allowed, no policy isolates it for ingress
-        exit 0
-    "#]],
+            ingress of x/b: allowed, no policy isolates it for ingress
+            exit 0
+        "#]],
     );
     check(
         TWO,
         "x/deploy/web -> x/svc/s web",
         expect![[r#"
-        warning: the input has no NetworkPolicy: nothing is isolated
-        ALLOWED  x/deploy/web -> x/b 8080/TCP (service x/s:80): egress not isolated; ingress not isolated
-        note: x/deploy/web is a pod template: labels and ports are its, an address it has not
+            warning: the input has no NetworkPolicy, so no pod is isolated
+            ALLOWED  x/deploy/web -> x/b 8080/TCP (service x/s:80): egress not isolated; ingress not isolated
+            note: x/deploy/web is a pod template: it has labels and ports, and no address
 
-        egress of x/deploy/web: allowed, no policy isolates it for egress
+            egress of x/deploy/web: allowed, no policy isolates it for egress
 
-        ingress of x/b: allowed, no policy isolates it for ingress
-        exit 0
-    "#]],
+            ingress of x/b: allowed, no policy isolates it for ingress
+            exit 0
+        "#]],
     );
 }
 
@@ -166,14 +166,14 @@ fn an_error_in_a_manifest_has_its_place() {
         &broken,
         "x/a -> x/b 80",
         expect![[r#"
-        error: -:17 (document 2) spec.ingress[0].ports[0].endPort: NetworkPolicy x/p: endPort 80 is below port 90
-        netpol-trace explain: the input has errors, so an answer could be wrong; see above
-        exit 2
-    "#]],
+            error: -:17 (document 2) spec.ingress[0].ports[0].endPort: NetworkPolicy x/p: endPort 80 is below port 90
+            netpol-trace explain: the manifests have errors (see above), so a result could be wrong
+            exit 2
+        "#]],
     );
-    let said = explain(&["--manifests", "/nowhere/at/all", "--from", "x/a", "--to", "x/b", "--port", "80"], "");
-    assert_eq!((said.code, said.out.as_str()), (2, ""));
-    assert!(said.err.contains("/nowhere/at/all"), "{}", said.err);
+    let run = explain(&["--manifests", "/nowhere/at/all", "--from", "x/a", "--to", "x/b", "--port", "80"], "");
+    assert_eq!((run.code, run.out.as_str()), (2, ""));
+    assert!(run.err.contains("/nowhere/at/all"), "{}", run.err);
 }
 
 #[test]
@@ -182,10 +182,10 @@ fn no_control_character_reaches_the_terminal() {
     for question in
         [["x/a", "x/b\u{1b}[2J", "80"], ["x/\u{1b}]0;owned\u{7}", "x/b", "80"], ["x/a", "x/svc/\u{9b}1m", "80"]]
     {
-        let said =
+        let run =
             explain(&["--manifests", "-", "--from", question[0], "--to", question[1], "--port", question[2]], &hostile);
-        assert_eq!(said.code, 2, "{}", said.err);
-        for text in [said.out, said.err] {
+        assert_eq!(run.code, 2, "{}", run.err);
+        for text in [run.out, run.err] {
             assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
         }
     }
@@ -198,10 +198,10 @@ fn a_selector_with_ten_thousand_expressions_takes_bounded_time_and_text() {
         "{TWO}---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: x}}\nspec:\n  podSelector: {{}}\n  ingress:\n  - from:\n    - podSelector: {{matchExpressions: [{expressions}]}}\n"
     );
     let started = std::time::Instant::now();
-    let said = explain(&["--manifests", "-", "--from", "x/a", "--to", "x/b", "--port", "80"], &np);
+    let run = explain(&["--manifests", "-", "--from", "x/a", "--to", "x/b", "--port", "80"], &np);
     assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
-    assert!(said.out.len() + said.err.len() < 8000, "{}", said.out);
-    assert!(said.code == 1 || said.code == 2, "{}", said.err);
+    assert!(run.out.len() + run.err.len() < 8000, "{}", run.out);
+    assert!(run.code == 1 || run.code == 2, "{}", run.err);
 }
 
 #[test]

@@ -136,9 +136,9 @@ fn a_service_without_endpoints() {
     check(
         "qa-test/deploy/frontend -> qa-test/svc/metrics-svc",
         expect![[r#"
-        UNDETERMINED  qa-test/frontend-7d9c8bf9d-x2lkp -> qa-test/svc/metrics-svc: service qa-test/metrics-svc has no pod behind port 9090/TCP, so there is no destination to judge
-        exit 3
-    "#]],
+            UNDETERMINED  qa-test/frontend-7d9c8bf9d-x2lkp -> qa-test/svc/metrics-svc: service qa-test/metrics-svc has no pod behind port 9090/TCP, so there is no destination to evaluate
+            exit 3
+        "#]],
     );
 }
 
@@ -147,18 +147,18 @@ fn ping() {
     check(
         "qa-test/deploy/frontend -> staging/db-0 icmp",
         expect![[r#"
-        UNDETERMINED  qa-test/frontend-7d9c8bf9d-x2lkp -> staging/db-0 ICMP: ingress: NetworkPolicy v1 can't name ICMP; what isolation does to it depends on the CNI
-        hint (icmp): NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. Ingress of staging/db-0 is isolated (staging/db-np); whether ICMP passes then is this CNI's choice.
-        note: qa-test/frontend-7d9c8bf9d-x2lkp is the pod of Deployment qa-test/frontend
+            UNDETERMINED  qa-test/frontend-7d9c8bf9d-x2lkp -> staging/db-0 ICMP: ingress: NetworkPolicy v1 can't name ICMP; what isolation does to it depends on the CNI
+            hint (icmp): NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. Ingress of staging/db-0 is isolated (staging/db-np), and this CNI decides whether ICMP passes: test with a TCP connection instead of ping.
+            note: qa-test/frontend-7d9c8bf9d-x2lkp is the pod of Deployment qa-test/frontend
 
-        egress of qa-test/frontend-7d9c8bf9d-x2lkp: allowed, no policy isolates it for egress
+            egress of qa-test/frontend-7d9c8bf9d-x2lkp: allowed, no policy isolates it for egress
 
-        ingress of staging/db-0: undetermined: NetworkPolicy v1 can't name ICMP; what isolation does to it depends on the CNI
-          staging/db-np ingress[0]: does not match
-            from[0].podSelector app=api | pod has app=frontend
-            ports[0] 3306/TCP | packet ICMP
-          staging/test-np isolates it and has no ingress rules
-        exit 3
-    "#]],
+            ingress of staging/db-0: undetermined: NetworkPolicy v1 can't name ICMP; what isolation does to it depends on the CNI
+              staging/db-np ingress[0]: does not match
+                from[0].podSelector app=api | pod has app=frontend
+                ports[0] 3306/TCP | packet ICMP
+              staging/test-np isolates it and has no ingress rules
+            exit 3
+        "#]],
     );
 }

@@ -1,4 +1,4 @@
-//! `--queries`: in order, one answer a line, and a bad line costs only itself.
+//! `--queries`: answers in order, one per line; a bad line fails alone.
 
 use std::io::Write;
 
@@ -25,9 +25,9 @@ items:
 fn ask(lines: &str) -> (String, i32) {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(CLUSTER.as_bytes()).unwrap();
-    let said = explain(&["--manifests", file.path().to_str().unwrap(), "--queries", "-"], lines);
-    assert_eq!(said.err, "");
-    (said.out, said.code)
+    let run = explain(&["--manifests", file.path().to_str().unwrap(), "--queries", "-"], lines);
+    assert_eq!(run.err, "");
+    (run.out, run.code)
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn answers_come_in_order_and_a_bad_line_costs_only_itself() {
         {"id":null,"error":"expected ident at line 1 column 2"}
         {"id":[3],"error":"from: no pod \"x/none\" in the input"}
         {"id":4,"error":"invalid value: integer `80000`, expected u16 at line 1 column 77"}
-        {"id":5,"error":"protocol \"GRE\": TCP, UDP, SCTP or ICMP"}
+        {"id":5,"error":"unknown protocol \"GRE\": expected TCP, UDP, SCTP or ICMP"}
         {"id":6,"error":"invalid IP address syntax at line 1 column 48"}
         {"id":null,"verdict":{"result":"denied","basis":"networkpolicy_v1","egress":{"result":"allowed","isolated_by":[]},"ingress":{"result":"denied","isolated_by":[{"namespace":"x","name":"p"}],"nearest":{"policy":"x/p","rule":"ingress[0]","misses":[{"field":"ingress[0].from[0]","want":"pods app=a in namespace x","have":"8.8.8.8 (outside of the cluster)"}]}}}}
     "#]].assert_eq(&out);
@@ -64,9 +64,8 @@ fn answers_come_in_order_and_a_bad_line_costs_only_itself() {
 
 #[test]
 fn one_question_as_json() {
-    let said =
-        explain(&["--manifests", "-", "--from", "8.8.8.8", "--to", "x/b", "--port", "80", "-o", "json"], CLUSTER);
-    assert_eq!((said.err.as_str(), said.code), ("", 1));
+    let run = explain(&["--manifests", "-", "--from", "8.8.8.8", "--to", "x/b", "--port", "80", "-o", "json"], CLUSTER);
+    assert_eq!((run.err.as_str(), run.code), ("", 1));
     expect![[r#"
         {
           "from": "8.8.8.8",
@@ -107,7 +106,7 @@ fn one_question_as_json() {
               },
               "hint": {
                 "code": "ip-block",
-                "message": "x/p ingress[0].from[0] selects pods, and 8.8.8.8 is none: add to ingress[0].from the item {ipBlock: {cidr: 8.8.8.8/32}}"
+                "message": "x/p ingress[0].from[0] selects pods, and 8.8.8.8 is not a pod: add to ingress[0].from the item {ipBlock: {cidr: 8.8.8.8/32}}"
               },
               "egress": [],
               "ingress": [
@@ -145,7 +144,7 @@ fn one_question_as_json() {
             }
           ]
         }
-    "#]].assert_eq(&said.out);
+    "#]].assert_eq(&run.out);
 }
 
 #[test]

@@ -6,14 +6,14 @@ use std::process::{Command, Stdio};
 
 use expect_test::Expect;
 
-/// What the program said.
-pub struct Said {
+/// The output of a run and its exit code.
+pub struct Run {
     pub out: String,
     pub err: String,
     pub code: i32,
 }
 
-pub fn explain(arguments: &[&str], input: &str) -> Said {
+pub fn explain(arguments: &[&str], input: &str) -> Run {
     let mut child = Command::new(env!("CARGO_BIN_EXE_netpol-trace"))
         .arg("explain")
         .args(arguments)
@@ -28,7 +28,7 @@ pub fn explain(arguments: &[&str], input: &str) -> Said {
     let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().unwrap();
     _ = writer.join().unwrap();
-    Said {
+    Run {
         out: String::from_utf8(output.stdout).unwrap(),
         err: String::from_utf8(output.stderr).unwrap(),
         code: output.status.code().unwrap(),
@@ -37,13 +37,13 @@ pub fn explain(arguments: &[&str], input: &str) -> Said {
 
 /// `"staging/api -> staging/db 3306/TCP"`; the exit code comes last.
 pub fn check(manifests: &str, question: &str, expected: Expect) {
-    let said = explain(&arguments("-", question), manifests);
-    expected.assert_eq(&format!("{}{}exit {}\n", said.err, said.out, said.code));
+    let run = explain(&arguments("-", question), manifests);
+    expected.assert_eq(&format!("{}{}exit {}\n", run.err, run.out, run.code));
 }
 
 pub fn check_files(manifests: &Path, question: &str, expected: Expect) {
-    let said = explain(&arguments(manifests.to_str().unwrap(), question), "");
-    expected.assert_eq(&format!("{}{}exit {}\n", said.err, said.out, said.code));
+    let run = explain(&arguments(manifests.to_str().unwrap(), question), "");
+    expected.assert_eq(&format!("{}{}exit {}\n", run.err, run.out, run.code));
 }
 
 fn arguments<'a>(manifests: &'a str, question: &'a str) -> Vec<&'a str> {

@@ -11,9 +11,9 @@ fn demo() -> PathBuf {
 }
 
 /// Runs the program with the demo's manifests; standard error, standard output and the exit code.
-fn run(verb: &str, arguments: &[&str], input: &str) -> String {
+fn run(subcommand: &str, arguments: &[&str], input: &str) -> String {
     let mut child = Command::new(env!("CARGO_BIN_EXE_netpol-trace"))
-        .arg(verb)
+        .arg(subcommand)
         .args(arguments)
         .arg("--manifests")
         .arg(demo())
@@ -28,8 +28,8 @@ fn run(verb: &str, arguments: &[&str], input: &str) -> String {
     format!("{}{}exit {}\n", text(output.stderr), text(output.stdout), output.status.code().unwrap())
 }
 
-fn check(verb: &str, arguments: &[&str], input: &str, expected: Expect) {
-    expected.assert_eq(&run(verb, arguments, input));
+fn check(subcommand: &str, arguments: &[&str], input: &str, expected: Expect) {
+    expected.assert_eq(&run(subcommand, arguments, input));
 }
 
 /// Two recorded drops: qa-test's frontend at staging's database, and staging's api at the cluster's DNS.
@@ -50,50 +50,50 @@ fn records() -> String {
 }
 
 #[test]
-fn a_rule_goes_into_the_policy_that_is_meant_for_these_pods() {
+fn a_rule_goes_into_the_policy_for_these_pods() {
     let question = ["--from", "qa-test/deploy/frontend", "--to", "staging/svc/db-svc"];
     check(
         "suggest",
         &question,
         "",
         expect![[r#"
-        # 1 policy to apply. Read what each lets through, then kubectl apply -f.
-        ---
-        # staging/db-np as it is, with added rules.
-        # ingress[1] lets through qa-test/frontend-7d9c8bf9d-x2lkp -> staging/db-0 3306/TCP
-        #   and nothing else, as far as the pods in the input go
-        apiVersion: networking.k8s.io/v1
-        kind: NetworkPolicy
-        metadata:
-          name: db-np
-          namespace: staging
-        spec:
-          podSelector:
-            matchLabels:
-              app: db
-          policyTypes:
-            - Ingress
-          ingress:
-            - from:
-                - namespaceSelector: {}
-                  podSelector:
-                    matchLabels:
-                      app: api
-              ports:
-                - protocol: TCP
-                  port: 3306
-            - from:
-                - namespaceSelector:
-                    matchLabels:
-                      kubernetes.io/metadata.name: qa-test
-                  podSelector:
-                    matchLabels:
-                      app: frontend
-              ports:
-                - protocol: TCP
-                  port: 3306
-        exit 0
-    "#]],
+            # 1 policy to apply. Read what each allows, then kubectl apply -f.
+            ---
+            # staging/db-np as it is, with added rules.
+            # ingress[1] allows qa-test/frontend-7d9c8bf9d-x2lkp -> staging/db-0 3306/TCP
+            #   and nothing else between the pods in the input
+            apiVersion: networking.k8s.io/v1
+            kind: NetworkPolicy
+            metadata:
+              name: db-np
+              namespace: staging
+            spec:
+              podSelector:
+                matchLabels:
+                  app: db
+              policyTypes:
+                - Ingress
+              ingress:
+                - from:
+                    - namespaceSelector: {}
+                      podSelector:
+                        matchLabels:
+                          app: api
+                  ports:
+                    - protocol: TCP
+                      port: 3306
+                - from:
+                    - namespaceSelector:
+                        matchLabels:
+                          kubernetes.io/metadata.name: qa-test
+                      podSelector:
+                        matchLabels:
+                          app: frontend
+                  ports:
+                    - protocol: TCP
+                      port: 3306
+            exit 0
+        "#]],
     );
 }
 
@@ -105,31 +105,31 @@ fn a_policy_of_all_pods_gets_no_exceptions() {
         &question,
         "",
         expect![[r#"
-        # 1 policy to apply. Read what each lets through, then kubectl apply -f.
-        ---
-        # staging/frontend-to-93-184-216-34 is new; its pods are isolated already.
-        # egress[0] lets through staging/frontend-6c8f7d5b4-m9ztv -> 93.184.216.34 80/TCP
-        #   and nothing else, as far as the pods in the input go
-        apiVersion: networking.k8s.io/v1
-        kind: NetworkPolicy
-        metadata:
-          name: frontend-to-93-184-216-34
-          namespace: staging
-        spec:
-          podSelector:
-            matchLabels:
-              app: frontend
-          policyTypes:
-            - Egress
-          egress:
-            - to:
-                - ipBlock:
-                    cidr: 93.184.216.34/32
-              ports:
-                - protocol: TCP
-                  port: 80
-        exit 0
-    "#]],
+            # 1 policy to apply. Read what each allows, then kubectl apply -f.
+            ---
+            # staging/frontend-to-93-184-216-34 is new; its pods are isolated already.
+            # egress[0] allows staging/frontend-6c8f7d5b4-m9ztv -> 93.184.216.34 80/TCP
+            #   and nothing else between the pods in the input
+            apiVersion: networking.k8s.io/v1
+            kind: NetworkPolicy
+            metadata:
+              name: frontend-to-93-184-216-34
+              namespace: staging
+            spec:
+              podSelector:
+                matchLabels:
+                  app: frontend
+              policyTypes:
+                - Egress
+              egress:
+                - to:
+                    - ipBlock:
+                        cidr: 93.184.216.34/32
+                  ports:
+                    - protocol: TCP
+                      port: 80
+            exit 0
+        "#]],
     );
 }
 
@@ -141,10 +141,10 @@ fn nothing_to_change() {
         &question,
         "",
         expect![[r#"
-        # Nothing to change: the policies allow it already.
-        # allowed already, or by the rules below: qa-test/frontend-7d9c8bf9d-x2lkp -> qa-test/db-0 3306/TCP
-        exit 0
-    "#]],
+            # Nothing to change: the policies allow it already.
+            # allowed already, or by the rules below: qa-test/frontend-7d9c8bf9d-x2lkp -> qa-test/db-0 3306/TCP
+            exit 0
+        "#]],
     );
 }
 
@@ -169,86 +169,86 @@ fn recorded_drops_become_policies() {
         &["-"],
         &records(),
         expect![[r#"
-        warning: 1 line is not a netpol-trace record and left out; it is standard input:3: text, not a JSON object
-        # 2 policies to apply. Read what each lets through, then kubectl apply -f.
-        ---
-        # staging/api-to-db is new; its pods are isolated already.
-        # egress[0] lets through staging/api-84d6c9b7f-h5k2n -> staging/db-0 3306/TCP
-        #   and nothing else, as far as the pods in the input go
-        apiVersion: networking.k8s.io/v1
-        kind: NetworkPolicy
-        metadata:
-          name: api-to-db
-          namespace: staging
-        spec:
-          podSelector:
-            matchLabels:
-              app: api
-          policyTypes:
-            - Egress
-          egress:
-            - to:
-                - podSelector:
-                    matchLabels:
-                      app: db
-              ports:
-                - protocol: TCP
-                  port: 3306
-        ---
-        # staging/db-np as it is, with added rules.
-        # ingress[1] lets through qa-test/frontend-7d9c8bf9d-x2lkp -> staging/db-0 3306/TCP
-        #   and nothing else, as far as the pods in the input go
-        apiVersion: networking.k8s.io/v1
-        kind: NetworkPolicy
-        metadata:
-          name: db-np
-          namespace: staging
-        spec:
-          podSelector:
-            matchLabels:
-              app: db
-          policyTypes:
-            - Ingress
-          ingress:
-            - from:
-                - namespaceSelector: {}
-                  podSelector:
-                    matchLabels:
-                      app: api
-              ports:
-                - protocol: TCP
-                  port: 3306
-            - from:
-                - namespaceSelector:
-                    matchLabels:
-                      kubernetes.io/metadata.name: qa-test
-                  podSelector:
-                    matchLabels:
-                      app: frontend
-              ports:
-                - protocol: TCP
-                  port: 3306
-        exit 0
-    "#]],
+            warning: 1 line is not a netpol-trace record and was skipped; it is standard input:3: text, not a JSON object
+            # 2 policies to apply. Read what each allows, then kubectl apply -f.
+            ---
+            # staging/api-to-db is new; its pods are isolated already.
+            # egress[0] allows staging/api-84d6c9b7f-h5k2n -> staging/db-0 3306/TCP
+            #   and nothing else between the pods in the input
+            apiVersion: networking.k8s.io/v1
+            kind: NetworkPolicy
+            metadata:
+              name: api-to-db
+              namespace: staging
+            spec:
+              podSelector:
+                matchLabels:
+                  app: api
+              policyTypes:
+                - Egress
+              egress:
+                - to:
+                    - podSelector:
+                        matchLabels:
+                          app: db
+                  ports:
+                    - protocol: TCP
+                      port: 3306
+            ---
+            # staging/db-np as it is, with added rules.
+            # ingress[1] allows qa-test/frontend-7d9c8bf9d-x2lkp -> staging/db-0 3306/TCP
+            #   and nothing else between the pods in the input
+            apiVersion: networking.k8s.io/v1
+            kind: NetworkPolicy
+            metadata:
+              name: db-np
+              namespace: staging
+            spec:
+              podSelector:
+                matchLabels:
+                  app: db
+              policyTypes:
+                - Ingress
+              ingress:
+                - from:
+                    - namespaceSelector: {}
+                      podSelector:
+                        matchLabels:
+                          app: api
+                  ports:
+                    - protocol: TCP
+                      port: 3306
+                - from:
+                    - namespaceSelector:
+                        matchLabels:
+                          kubernetes.io/metadata.name: qa-test
+                      podSelector:
+                        matchLabels:
+                          app: frontend
+                  ports:
+                    - protocol: TCP
+                      port: 3306
+            exit 0
+        "#]],
     );
 }
 
 #[test]
-fn replay_says_what_still_drops_and_what_it_can_not_judge() {
+fn replay_lists_what_still_drops_and_what_is_not_known() {
     check(
         "replay",
         &["-"],
         &records(),
         expect![[r#"
-        warning: 1 line is not a netpol-trace record and left out; it is standard input:3: text, not a JSON object
-        0 of 2 recorded connections would pass, 2 still drop, 0 can't be told.
-          still drops  qa-test/frontend-7d9c8bf9d-x2lkp -> staging/db-0 3306/TCP (6 packets recorded)
-                       ingress by staging/db-np, staging/test-np (nearest: staging/db-np ingress[0].from[0].podSelector app=api | pod has app=frontend)
-          still drops  staging/api-84d6c9b7f-h5k2n -> staging/db-0 3306/TCP (3 packets recorded)
-                       egress by staging/test-np (no egress rule)
-        Connections that passed are not in the records, so whether the edited policies break one of them was not judged.
-        exit 1
-    "#]],
+            warning: 1 line is not a netpol-trace record and was skipped; it is standard input:3: text, not a JSON object
+            0 of 2 recorded connections would pass, 2 still drop, 0 are undetermined.
+              still drops   qa-test/frontend-7d9c8bf9d-x2lkp -> staging/db-0 3306/TCP (6 packets recorded)
+                            ingress by staging/db-np, staging/test-np (nearest: staging/db-np ingress[0].from[0].podSelector app=api | pod has app=frontend)
+              still drops   staging/api-84d6c9b7f-h5k2n -> staging/db-0 3306/TCP (3 packets recorded)
+                            egress by staging/test-np (no egress rule)
+            Connections that passed are not in the records, so this does not show whether the edited policies break one of them.
+            exit 1
+        "#]],
     );
 }
 

@@ -42,7 +42,7 @@ fn a_file_with_selections() {
     assert!(labels.lines().filter(|line| line.contains("\"drop\"")).all(|line| line.contains("\"app\":\"api\"")));
     let (_, notes, code) = on_log(&["--since", "1s"]);
     assert!(
-        code == Some(0) && notes.contains("the newest record that was looked at is of 2026-11-21T12:50:04Z"),
+        code == Some(0) && notes.contains("the newest record in the input is from 2026-11-21T12:50:04Z"),
         "{notes}"
     );
 }
@@ -51,7 +51,7 @@ fn a_file_with_selections() {
 fn mistakes_are_named() {
     for (arguments, expected) in [
         (vec!["--pod", "x"], "NAMESPACE/NAME"),
-        (vec!["--cause", "fate"], "want one of policy"),
+        (vec!["--cause", "fate"], "expected one of policy"),
         (vec!["-l", "a=(b"], "without its )"),
     ] {
         let (_, stderr, code) = on_log(&arguments);
@@ -105,7 +105,7 @@ fn a_file_that_grows_is_followed_until_ctrl_c() {
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut waiting = String::new();
     stderr.read_line(&mut waiting).unwrap();
-    assert!(waiting.contains("waiting for drops, from") && waiting.contains("Ctrl-C"), "{waiting}");
+    assert!(waiting.contains("waiting for drops from") && waiting.contains("Ctrl-C"), "{waiting}");
     // Half a line, the rest of it, and then another file of the same name.
     let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
     file.write_all(&lines[3].as_bytes()[..100]).unwrap();

@@ -159,7 +159,7 @@ fn what_is_no_log_is_named_and_is_no_answer() {
     for (name, expected) in [
         ("empty-folder", "empty-folder is a folder without records (*.jsonl)"),
         ("no-such*", "no file matches no-such*"),
-        ("nowhere.jsonl", "nowhere.jsonl can't be read: no such file"),
+        ("nowhere.jsonl", "nowhere.jsonl cannot be read: no such file"),
     ] {
         for arguments in subcommands(&[name]) {
             let (stdout, stderr, code) = run(dir.path(), &arguments, b"");
@@ -221,13 +221,13 @@ fn a_log_without_drops_differs_from_an_empty_one() {
             tail,
             (
                 String::new(),
-                format!("netpol-trace tail: no drops in {empty} (0 records read, so this is no answer)\n"),
+                format!("netpol-trace tail: no drops in {empty} (0 records read, so this says nothing about drops)\n"),
                 0
             )
         );
         for (subcommand, (stdout, stderr, code)) in [("suggest", suggest), ("replay", replay)] {
             assert_eq!((stdout.as_str(), code), ("", 2), "{stderr}");
-            assert_eq!(stderr, format!("netpol-trace {subcommand}: {empty} is empty: it holds no record\n"));
+            assert_eq!(stderr, format!("netpol-trace {subcommand}: {empty} is empty: it has no record\n"));
         }
         assert!(verify.2 == 1 && verify.0.starts_with("NOT complete: there is no record.\n"), "{verify:?}");
     }
@@ -242,7 +242,7 @@ fn a_log_without_drops_differs_from_an_empty_one() {
     );
     assert_eq!(
         replay,
-        ("No drop by policy in quiet.jsonl (1 record read): nothing to judge.\n".to_owned(), String::new(), 0)
+        ("No drop by policy in quiet.jsonl (1 record read): nothing to evaluate.\n".to_owned(), String::new(), 0)
     );
 }
 
@@ -263,7 +263,7 @@ fn a_pod_that_is_not_there_is_named_with_those_that_are() {
     for expected in [
         "note: in the records: no pod staging/db-9; staging has ",
         "note: the agent of another node (worker-1) lost ",
-        ": whether any was to or from staging/db-9 can't be told",
+        "; nobody knows if any was to or from staging/db-9",
         "netpol-trace tail: no drops to or from staging/db-9 in the last 87600 h in drops.jsonl (31 records read)\n",
     ] {
         assert!(stderr.contains(expected), "{expected}: {stderr}");
@@ -288,5 +288,5 @@ fn a_pod_that_is_not_there_is_named_with_those_that_are() {
     );
     assert!(shown[1] == shown[0] && shown[2] == shown[0], "{shown:?}");
     let (_, stderr, code) = tail(&["--pod", "pod/db-0"]);
-    assert!(code == 2 && stderr.contains("want NAMESPACE/NAME, or NAME together with -n NAMESPACE"), "{stderr}");
+    assert!(code == 2 && stderr.contains("expected NAMESPACE/NAME, or NAME together with -n NAMESPACE"), "{stderr}");
 }

@@ -1,8 +1,9 @@
 //! Untrusted labels, names and DNS answers never reach a terminal unescaped, and never break a line.
 
-use netpol_trace::tail::select::Wanted;
-use netpol_trace::tail::stream::Form;
-use netpol_trace::tail::text::{Printer, Style};
+use netpol_trace::tail::render::Rendering;
+use netpol_trace::tail::render::text::{Printer, Style};
+use netpol_trace::tail::select::Selection;
+use netpol_trace::tail::stream::Tail;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -30,7 +31,8 @@ fn poison(value: &mut Value, poison_with: &str) {
 fn is_dangerous(c: char) -> bool {
     c != '\n'
         && (c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{61c}'))
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' | '\u{61c}'
+                | '\u{e0000}'..='\u{e007f}'))
 }
 
 fn check(hostile: &str) {
@@ -51,16 +53,16 @@ fn check(hostile: &str) {
     }
     let style = |width| Style { width, ..Style::default() };
     let wide = Style { wide: true, ..Style::default() };
-    let wanted = || Wanted { chatty: true, ..Wanted::default() };
-    for form in [
-        Form::Text(Printer::new(style(None))),
-        Form::Text(Printer::new(style(Some(80)))),
-        Form::Text(Printer::new(wide)),
-        Form::Summary(Box::default(), style(Some(100))),
-        Form::Json,
+    let selection = || Selection { every_status: true, ..Selection::default() };
+    for rendering in [
+        Rendering::Text(Printer::new(style(None))),
+        Rendering::Text(Printer::new(style(Some(80)))),
+        Rendering::Text(Printer::new(wide)),
+        Rendering::Summary(Box::default(), style(Some(100))),
+        Rendering::Json,
     ] {
-        let json = matches!(form, Form::Json);
-        let text = shown(&lines, wanted(), form);
+        let json = matches!(rendering, Rendering::Json);
+        let text = shown(&lines, selection(), rendering);
         assert_eq!(text.chars().find(|c| is_dangerous(*c)), None, "{hostile:?} in {text:?}");
         if json {
             assert_eq!(text.lines().count(), records, "{hostile:?}");
@@ -84,6 +86,7 @@ fn the_usual_attacks() {
         "\u{9b}31m",
         "\u{202e}txt.exe",
         "\u{200b}\u{feff}",
+        "tags\u{e0041}\u{e007f}",
         "\"quotes\" and \\back\\slashes\\",
         "\u{7f}\u{0}",
         "e\u{301}\u{301}\u{301}",
@@ -104,10 +107,11 @@ proptest! {
 
     #[test]
     fn any_bytes_are_handled(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
-        let mut tail = netpol_trace::tail::stream::Tail::new(Wanted::default(), Form::Text(Printer::default()));
+        let mut tail = Tail::new(Selection::default(), Rendering::Text(Printer::default()));
+        let log = tail.add_log(None);
         let mut line = b"{\"schema\":\"netpol-trace/v1\",\"x\":\"".to_vec();
         line.extend(bytes);
-        tail.line(&line).unwrap();
+        tail.line(log, &line).unwrap();
         tail.finish(&mut Vec::new()).unwrap();
     }
 }

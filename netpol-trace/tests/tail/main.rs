@@ -14,30 +14,32 @@ use std::path::PathBuf;
 
 use expect_test::expect_file;
 use jiff::Timestamp;
-use netpol_trace::tail::paint::Paint;
-use netpol_trace::tail::select::Wanted;
-use netpol_trace::tail::stream::{Form, Tail};
-use netpol_trace::tail::text::{Printer, Style};
+use netpol_trace::tail::render::Rendering;
+use netpol_trace::tail::render::paint::{Paint, width};
+use netpol_trace::tail::render::text::{Printer, Style};
+use netpol_trace::tail::select::Selection;
+use netpol_trace::tail::stream::Tail;
 
 fn log() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/tail/log.jsonl")
 }
 
 /// What `tail` prints of `log` in one form.
-fn shown(log: &str, wanted: Wanted, form: Form) -> String {
-    let mut tail = Tail::new(wanted, form);
+fn shown(log: &str, selection: Selection, rendering: Rendering) -> String {
+    let mut tail = Tail::new(selection, rendering);
+    let id = tail.add_log(None);
     let mut out = Vec::new();
-    log.lines().for_each(|line| tail.line(line.as_bytes()).unwrap());
+    log.lines().for_each(|line| tail.line(id, line.as_bytes()).unwrap());
     tail.finish(&mut out).unwrap();
     String::from_utf8(out).unwrap()
 }
 
 fn text(style: Style) -> String {
     let log = std::fs::read_to_string(log()).unwrap();
-    let shown = shown(&log, Wanted::default(), Form::Text(Printer::new(style)));
+    let shown = shown(&log, Selection::default(), Rendering::Text(Printer::new(style)));
     if let Some(columns) = style.width {
         for line in shown.lines() {
-            assert!(netpol_trace::tail::paint::width(line) <= columns, "{columns} columns: {line}");
+            assert!(width(line) <= columns, "{columns} columns: {line}");
         }
     }
     shown
@@ -81,7 +83,7 @@ fn colours_change_nothing_but_colours() {
 fn the_summary() {
     let log = std::fs::read_to_string(log()).unwrap();
     let style = Style { width: Some(100), ..Style::default() };
-    let shown = shown(&log, Wanted::default(), Form::Summary(Box::default(), style));
+    let shown = shown(&log, Selection::default(), Rendering::Summary(Box::default(), style));
     expect_file!["summary.txt"].assert_eq(&shown);
 }
 
@@ -89,9 +91,9 @@ fn the_summary() {
 fn logs_of_several_runs_come_in_the_order_of_time() {
     let log = std::fs::read_to_string(log()).unwrap();
     let mut lines: Vec<&str> = log.lines().collect();
-    let in_order = shown(&log, Wanted::default(), Form::Json);
+    let in_order = shown(&log, Selection::default(), Rendering::Json);
     lines.reverse();
-    let mixed = shown(&lines.join("\n"), Wanted::default(), Form::Json);
+    let mixed = shown(&lines.join("\n"), Selection::default(), Rendering::Json);
     let times = |shown: &str| -> Vec<Timestamp> {
         shown
             .lines()

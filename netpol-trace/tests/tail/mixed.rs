@@ -124,13 +124,13 @@ fn names_that_can_not_be_are_mistakes_and_no_answers() {
     let dir = folder();
     fs::copy(log(), dir.path().join("drops.jsonl")).unwrap();
     for (arguments, expected) in [
-        (&["--pod", "deploy/api"][..], "-n NAMESPACE -l KEY=VALUE; a namespace called deploy is reached by -n deploy"),
-        (&["-n", "staging", "--pod", "Services/db"], "only pods are looked for"),
-        (&["-n", ""], "is a shell's variable not set?"),
-        (&["-n", "ns/staging"], "leave away what is before the name"),
+        (&["--pod", "deploy/api"][..], "-n NAMESPACE -l KEY=VALUE; for a namespace called deploy, use -n deploy"),
+        (&["-n", "staging", "--pod", "Services/db"], "only pods can be named"),
+        (&["-n", ""], "is a shell variable not set?"),
+        (&["-n", "ns/staging"], "remove what is before the slash"),
         (&["-n", "Staging"], "lower-case letters"),
         (&["-n", "staging,qa-test"], "the name of one namespace"),
-        (&["db-0"], "db-0 can't be read: no such file (a pod's drops: netpol-trace tail --pod db-0 -n NAMESPACE)"),
+        (&["db-0"], "db-0 cannot be read: no such file (a pod's drops: netpol-trace tail --pod db-0 -n NAMESPACE)"),
     ] {
         let (stdout, stderr, code) = run(dir.path(), &[&["tail", "drops.jsonl"], arguments].concat(), b"");
         assert!(code == 2 && stdout.is_empty() && stderr.contains(expected), "{arguments:?} {code}: {stderr}");

@@ -1,8 +1,8 @@
-//! The two evaluators say the same of random clusters. `cargo bench --bench oracle` asks a million times.
+//! The two evaluators agree on random clusters. `cargo bench --bench oracle` compares a million connections.
 
 use netpol_trace::model::VerdictResult;
 use netpol_trace::policy;
-use netpol_trace::policy::Options;
+use netpol_trace::policy::CniOptions;
 use proptest::prelude::*;
 
 use crate::{oracle, random};
@@ -14,7 +14,7 @@ proptest! {
     fn both_evaluators_agree((world, queries) in random::questions(40)) {
         let index = world.index();
         for query in &queries {
-            let verdict = policy::judge(&index, &world.connection(&index, query), &Options::default());
+            let verdict = policy::verdict_of(&index, &world.connection(&index, query), &CniOptions::default());
             for (direction, side) in [("egress", &verdict.egress), ("ingress", &verdict.ingress)] {
                 let expected = match oracle::direction_allows(&world, query, direction) {
                     true => VerdictResult::Allowed,

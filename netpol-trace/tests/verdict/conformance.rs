@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use netpol_trace::cluster::Index;
+use netpol_trace::cluster::{Index, Object};
 use netpol_trace::model::cluster::*;
 use netpol_trace::model::{Str, VerdictResult};
 use netpol_trace::policy;
-use netpol_trace::policy::Options;
+use netpol_trace::policy::CniOptions;
 use serde_json::Value;
 
 use crate::mk;
@@ -32,13 +32,13 @@ fn kubernetes_e2e_table_holds_for_every_ordered_pair() {
                 for to in pods.iter().filter(|to| *to != from) {
                     verdicts += 1;
                     let connection = mk::connection(&index, from, to, &port);
-                    let said = policy::judge(&index, &connection, &Options::default()).result;
+                    let result = policy::verdict_of(&index, &connection, &CniOptions::default()).result;
                     let expected = match denied.contains(&format!("{from} {to} {port}")) {
                         true => VerdictResult::Denied,
                         false => VerdictResult::Allowed,
                     };
-                    if said != expected {
-                        wrong.push(format!("{}: {from} -> {to} {port}: {said:?}, not {expected:?}", case["case"]));
+                    if result != expected {
+                        wrong.push(format!("{}: {from} -> {to} {port}: {result:?}, not {expected:?}", case["case"]));
                     }
                 }
             }

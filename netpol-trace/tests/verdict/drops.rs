@@ -1,38 +1,39 @@
-//! Drops of denied connections in a large cluster, as the kernel's side hands them over.
+//! Drops of denied connections in a large cluster, as the kernel's programs report them.
 
 use std::net::IpAddr;
 
 use netpol_trace::cluster::Cluster;
-use netpol_trace::kernel::RawDrop;
-use netpol_trace::model::packet::{Repeats, TCP};
-use netpol_trace::model::{Answers, Candidate, Facts, Hook, Mechanism, Site, VerdictResult};
+use netpol_trace::kernel::KernelDrop;
+use netpol_trace::model::packet::{PacketCount, TCP};
+use netpol_trace::model::{DropFacts, DropSite, Hook, Mechanism, PolicyRelevance, RejectVisibility, VerdictResult};
+use netpol_trace::packet;
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, Options};
-use netpol_trace_common::fold::FoldKey;
+use netpol_trace::policy::{CniOptions, Connection};
+use netpol_trace_common::aggregate::AggregateKey;
 use netpol_trace_common::{CT_WORDS, DropEvent, HEAD_LEN, flags};
 
 use crate::large;
 
-/// What the kernel would hand over for connections that policies deny.
-pub fn denied(cluster: &Cluster, pods: usize, flows: usize) -> Vec<RawDrop> {
+/// Kernel events of connections that policies deny.
+pub fn denied(cluster: &Cluster, pods: usize, flows: usize) -> Vec<KernelDrop> {
     let index = cluster.read();
     let denied = |connection: &Connection<'_>| {
-        policy::judge(&index, connection, &Options::default()).result == VerdictResult::Denied
+        policy::verdict_of(&index, connection, &CniOptions::default()).result == VerdictResult::Denied
     };
     let connections = large::connections(&index, pods, 2 * flows);
     connections.iter().filter(|connection| denied(connection)).take(flows).zip(1024..).map(drop_of).collect()
 }
 
-fn drop_of((connection, source_port): (&Connection<'_>, u16)) -> RawDrop {
-    let octets = |ip: Option<IpAddr>| match ip {
+fn drop_of((connection, source_port): (&Connection<'_>, u16)) -> KernelDrop {
+    let bytes = |ip: Option<IpAddr>| match ip {
         Some(IpAddr::V4(ip)) => ip.octets(),
         _ => unreachable!("the cluster is made of IPv4 addresses"),
     };
     // A SYN.
     let mut head = [0; HEAD_LEN];
     head[..12].copy_from_slice(&[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, TCP, 0, 0]);
-    head[12..16].copy_from_slice(&octets(connection.source.ip));
-    head[16..20].copy_from_slice(&octets(connection.destination.ip));
+    head[12..16].copy_from_slice(&bytes(connection.source.ip));
+    head[16..20].copy_from_slice(&bytes(connection.destination.ip));
     head[20..22].copy_from_slice(&source_port.to_be_bytes());
     head[22..24].copy_from_slice(&connection.port.unwrap_or(0).to_be_bytes());
     head[32..36].copy_from_slice(&[0x50, 2, 0xff, 0xff]);
@@ -59,20 +60,24 @@ fn drop_of((connection, source_port): (&Connection<'_>, u16)) -> RawDrop {
         ctinfo: 0,
         flags: flags::DEVICE | flags::DST,
         pad: [0; 6],
-        key: FoldKey::default(),
+        key: AggregateKey::default(),
         device: [0; 2],
         head,
     };
-    let facts = Facts {
+    let facts = DropFacts {
         reason: Some("NETFILTER_DROP".into()),
         location: Some("nft_do_chain".into()),
-        site: Site { mechanism: Mechanism::Nftables, candidate: Candidate::Policy, hook: Some(Hook::Forward) },
+        site: DropSite {
+            mechanism: Mechanism::Nftables,
+            relevance: PolicyRelevance::Likely,
+            hook: Some(Hook::Forward),
+        },
         device: Some("veth12345678".into()),
         netns: Some(4_026_531_840),
         rejected: false,
-        answers: Answers { icmp: true, icmp6: true, reset: true },
+        visible_rejects: RejectVisibility { icmp: true, icmp6: true, reset: true },
     };
-    RawDrop { event, facts, repeats: Repeats::ONE }
+    KernelDrop { packet: packet::decode(&event), iif: event.iif, facts, packet_count: PacketCount::ONE }
 }
 
 /// CLOCK_MONOTONIC, nearly: ns.

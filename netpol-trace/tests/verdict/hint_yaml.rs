@@ -1,9 +1,10 @@
 //! The YAML in a hint does what the hint says.
 
+use netpol_trace::cluster::Object;
 use netpol_trace::cluster::manifests;
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy;
-use netpol_trace::policy::{Asked, Options};
+use netpol_trace::policy::{ClientRequest, CniOptions};
 use proptest::prelude::*;
 
 use crate::oracle::World;
@@ -20,7 +21,7 @@ fn yaml_after<'t>(text: &'t str, marker: &str) -> Option<&'t str> {
     Some(&text[start..=start + end])
 }
 
-/// A rule as the file reader takes it.
+/// A rule as the manifest reader parses it.
 fn read_rule(direction: Direction, rule: &str) -> Rule {
     let text = format!(
         "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: x, namespace: x}}\nspec:\n  podSelector: {{}}\n  {direction}: [{rule}]\n"
@@ -36,14 +37,14 @@ fn read_rule(direction: Direction, rule: &str) -> Rule {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
-    /// The YAML of a hint is YAML, and put where it says it allows the side that it speaks of.
+    /// The YAML of a hint is valid, and where the hint puts it, it allows the side that the hint explains.
     #[test]
     fn the_yaml_of_a_hint_allows_what_it_says((world, queries) in random::questions(20)) {
         let index = world.index();
         for query in &queries {
             let connection = world.connection(&index, query);
-            let Some(hint) = policy::hint(&index, &connection, &Options::default(), Asked::default()) else { continue };
-            let before = policy::judge(&index, &connection, &Options::default());
+            let Some(hint) = policy::hint(&index, &connection, &CniOptions::default(), ClientRequest::default()) else { continue };
+            let before = policy::verdict_of(&index, &connection, &CniOptions::default());
             prop_assert_eq!(before.result, netpol_trace::model::VerdictResult::Denied);
             let (direction, side) = match before.egress.result {
                 netpol_trace::model::VerdictResult::Denied => (Direction::Egress, &before.egress),
@@ -65,7 +66,7 @@ proptest! {
                 continue;
             }
             let index = changed.index();
-            let after = policy::judge(&index, &changed.connection(&index, query), &Options::default());
+            let after = policy::verdict_of(&index, &changed.connection(&index, query), &CniOptions::default());
             let after = if direction == Direction::Egress { after.egress } else { after.ingress };
             prop_assert_eq!(after.result, netpol_trace::model::VerdictResult::Allowed, "{:?}", hint);
         }

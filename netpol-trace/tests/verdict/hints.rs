@@ -1,49 +1,53 @@
-//! The hint that fits, and none where none does.
+//! The hint for each mistake, and none without evidence.
 
 use expect_test::{Expect, expect};
+use netpol_trace::cluster::Object;
 use netpol_trace::model::cluster::*;
 use netpol_trace::model::{Address, ServiceRef};
 use netpol_trace::policy;
-use netpol_trace::policy::Asked;
+use netpol_trace::policy::ClientRequest;
 use netpol_trace::policy::lint::catalogue;
 
 use crate::mk::*;
 use crate::nearest::two_environments;
 
-/// The codes that are no mistake of the catalogue, but a plain miss.
+/// Codes of plain misses, which are not in the lint catalogue.
 const PLAIN: [&str; 5] = ["peer-label", "peer-namespace", "ip-block", "port", "no-rule"];
 
 #[derive(Default)]
-pub(crate) struct Known {
+pub(crate) struct TestRequest {
     pub service: Option<ServiceRef>,
     pub original: Option<Address>,
     pub source_port: Option<u16>,
 }
 
-pub(crate) fn through(namespace: &str, name: &str, port: u16, address: &str) -> Known {
-    Known {
+pub(crate) fn through(namespace: &str, name: &str, port: u16, address: &str) -> TestRequest {
+    TestRequest {
         service: Some(ServiceRef { namespace: namespace.into(), name: name.into(), port: Some(port) }),
         original: Some(Address { ip: ip(address), port: Some(port) }),
         source_port: None,
     }
 }
 
-pub(crate) fn hint(cluster: &Cluster, query: [&str; 3], known: &Known) -> Option<netpol_trace::model::Hint> {
+pub(crate) fn hint(cluster: &Cluster, query: [&str; 3], known: &TestRequest) -> Option<netpol_trace::model::Hint> {
     let connection = connection(&cluster.index, query[0], query[1], query[2]);
-    let asked =
-        Asked { service: known.service.as_ref(), original: known.original.as_ref(), source_port: known.source_port };
-    policy::hint(&cluster.index, &connection, &cluster.options, asked)
+    let request = ClientRequest {
+        service: known.service.as_ref(),
+        original: known.original.as_ref(),
+        source_port: known.source_port,
+    };
+    policy::hint(&cluster.index, &connection, &cluster.options, request)
 }
 
-pub(crate) fn check_known(cluster: &Cluster, query: [&str; 3], known: &Known, expected: Expect) {
+pub(crate) fn check_known(cluster: &Cluster, query: [&str; 3], known: &TestRequest, expected: Expect) {
     let found = hint(cluster, query, known);
-    assert!(found.as_ref().is_none_or(|h| PLAIN.contains(&&*h.code) || catalogue::entry(&h.code).is_some()));
+    assert!(found.as_ref().is_none_or(|h| PLAIN.contains(&&*h.code) || catalogue::find(&h.code).is_some()));
     let text = found.map_or("none\n".to_owned(), |h| format!("{}\n{}\n", h.code, h.message));
     expected.assert_eq(&text);
 }
 
 pub(crate) fn check(policies: impl IntoIterator<Item = Policy>, query: [&str; 3], expected: Expect) {
-    check_known(&two_environments(policies), query, &Known::default(), expected);
+    check_known(&two_environments(policies), query, &TestRequest::default(), expected);
 }
 
 pub(crate) fn both(key: &str) -> Policy {
@@ -76,9 +80,9 @@ fn named_port() {
         [np()],
         ["staging/api", "8.8.8.8", "80/TCP"],
         expect![[r#"
-        named-port
-        staging/p egress[0].ports[0] names its port http; names mean something on pods only: write port: 80, protocol: TCP.
-    "#]],
+            named-port
+            staging/p egress[0].ports[0] names its port http, and only pods have port names: write port: 80, protocol: TCP.
+        "#]],
     );
 }
 
@@ -89,18 +93,18 @@ fn protocol_default() {
         [np],
         ["staging/api", "staging/db", "3306/UDP"],
         expect![[r#"
-        proto-default
-        staging/p ingress[0].ports[0] leaves protocol out, which means TCP; this is 3306/UDP: add UDP.
-    "#]],
+            proto-default
+            staging/p ingress[0].ports[0] leaves protocol out, which means TCP; the packet is 3306/UDP: add protocol: UDP.
+        "#]],
     );
     let explicit = ingress("staging/p", "app=db", [any_peer(["3306/TCP"])]);
     check(
         [explicit],
         ["staging/api", "staging/db", "3306/UDP"],
         expect![[r#"
-        port
-        staging/p ingress[0].ports[0] allows 3306/TCP; this is 3306/UDP: add {port: 3306, protocol: UDP} to its ports.
-    "#]],
+            port
+            staging/p ingress[0].ports[0] allows 3306/TCP; the packet is 3306/UDP: add {port: 3306, protocol: UDP} to its ports.
+        "#]],
     );
 }
 
@@ -136,9 +140,9 @@ fn namespace_label() {
         [np(pods("app=api"))],
         query,
         expect![[r#"
-        peer-namespace
-        staging/p ingress[0].from[0] has a podSelector only, and that means namespace staging; this is qa-test/api, of another namespace: add to the same item namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: qa-test}}
-    "#]],
+            peer-namespace
+            staging/p ingress[0].from[0] has only a podSelector, which selects in namespace staging; qa-test/api is in another namespace: add to the same item namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: qa-test}}
+        "#]],
     );
 }
 
@@ -162,10 +166,10 @@ fn peer_without_a_label() {
     check_known(
         &two_environments([np]).with([bare]),
         ["staging/bare", "staging/db", "3306/TCP"],
-        &Known::default(),
+        &TestRequest::default(),
         expect![[r#"
             peer-label
-            No rule allows staging/bare, and it has no label to select it by: give its workload one (such as app: bare), and allow that.
+            No rule allows staging/bare, and it has no label to select it by: give its workload one (such as app: bare), and allow that label.
         "#]],
     );
 }
@@ -177,17 +181,17 @@ fn outside_addresses() {
         [egress("staging/p", "", [any_port([namespaces("")])])],
         query,
         expect![[r#"
-        ip-block
-        staging/p egress[0].to[0] selects pods, and 93.184.216.34 is none: add to egress[0].to the item {ipBlock: {cidr: 93.184.216.34/32}}
-    "#]],
+            ip-block
+            staging/p egress[0].to[0] selects pods, and 93.184.216.34 is not a pod: add to egress[0].to the item {ipBlock: {cidr: 93.184.216.34/32}}
+        "#]],
     );
     check(
         [egress("staging/p", "", [any_port([block("0.0.0.0/0 except 93.0.0.0/8")])])],
         query,
         expect![[r#"
-        ip-block
-        staging/p egress[0].to[0] allows 0.0.0.0/0 except 93.0.0.0/8, and 93.184.216.34 lies in that exception: add a rule or item for {ipBlock: {cidr: 93.184.216.34/32}}
-    "#]],
+            ip-block
+            staging/p egress[0].to[0] allows 0.0.0.0/0 except 93.0.0.0/8, and 93.184.216.34 lies in that exception: add to egress[0].to the item {ipBlock: {cidr: 93.184.216.34/32}}
+        "#]],
     );
     check(
         [egress("staging/p", "", [any_port([block("8.8.8.8/32")])])],
@@ -206,9 +210,9 @@ fn family() {
         [np],
         ["staging/api", "2001:db8::1", "443/TCP"],
         expect![[r#"
-        family
-        staging/p egress[0].to[0] allows 0.0.0.0/0, which is IPv4 only, and this is 2001:db8::1: add ::/0.
-    "#]],
+            family
+            staging/p egress[0].to[0] allows 0.0.0.0/0, which is IPv4 only, and the peer is 2001:db8::1: add an ipBlock with cidr ::/0.
+        "#]],
     );
 }
 
@@ -231,9 +235,9 @@ fn types_missing() {
         [egress("staging/deny", "", []), allow],
         ["staging/api", "8.8.8.8", "443/TCP"],
         expect![[r#"
-        types-missing
-        staging/allow-https allows it by egress[0], but its policyTypes does not list Egress, so the rule is not in force: add it to policyTypes.
-    "#]],
+            types-missing
+            staging/allow-https allows it by egress[0], but its policyTypes does not list Egress, so the rule is not in force: add Egress to policyTypes.
+        "#]],
     );
 }
 
@@ -245,7 +249,7 @@ fn snat() {
     check_known(
         &cluster,
         ["node:n2", "staging/api", "8080/TCP"],
-        &Known::default(),
+        &TestRequest::default(),
         expect![[r#"
         snat-source
         staging/p ingress[0].from[0] allows 198.51.100.0/24; the packet came with the address of node n2, as clients of a NodePort or load balancer do after SNAT: set externalTrafficPolicy: Local on the service, or allow {ipBlock: {cidr: 172.18.0.2/32}}
@@ -259,9 +263,9 @@ fn icmp() {
         [both("staging/test-np")],
         ["staging/api", "staging/db", "icmp"],
         expect![[r#"
-        icmp
-        NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. Egress of staging/api is isolated (staging/test-np); whether ICMP passes then is this CNI's choice.
-    "#]],
+            icmp
+            NetworkPolicy can't allow ICMP: its rules name TCP, UDP and SCTP only. Egress of staging/api is isolated (staging/test-np), and this CNI decides whether ICMP passes: test with a TCP connection instead of ping.
+        "#]],
     );
 }
 
@@ -274,7 +278,7 @@ fn host_network_peer() {
     check_known(
         &cluster,
         query,
-        &Known::default(),
+        &TestRequest::default(),
         expect![[r#"
         hostnet-peer
         staging/agent uses its node's network, so most CNIs don't select it by its labels: allow 172.18.0.2/32 by ipBlock instead.
@@ -284,7 +288,7 @@ fn host_network_peer() {
     check_known(
         &cluster,
         query,
-        &Known::default(),
+        &TestRequest::default(),
         expect![[r#"
         hostnet-peer
         staging/p ingress[0].from[0] selects by label, and staging/agent uses its node's network: this CNI sees the node's address. Allow that: from: [{ipBlock: {cidr: 172.18.0.2/32}}]
@@ -293,7 +297,7 @@ fn host_network_peer() {
 }
 
 #[test]
-fn none_for_an_end_that_nobody_knows() {
+fn none_for_an_address_without_a_known_owner() {
     let np = ingress("staging/p", "app=api", [any_port([block("10.0.0.0/8")])]);
     check(
         [np],

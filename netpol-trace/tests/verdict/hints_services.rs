@@ -1,11 +1,12 @@
 //! Hints by the service or protocol in use.
 
 use expect_test::expect;
+use netpol_trace::cluster::Object;
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy;
-use netpol_trace::policy::Asked;
+use netpol_trace::policy::ClientRequest;
 
-use crate::hints::{Known, both, check, check_known, through};
+use crate::hints::{TestRequest, both, check, check_known, through};
 use crate::mk::*;
 use crate::nearest::two_environments;
 
@@ -24,9 +25,9 @@ fn dns_egress() {
         [udp_only],
         ["staging/api", "kube-system/dns", "53/TCP"],
         expect![[r#"
-        dns-egress
-        staging/dns egress[0] allows 53/UDP only, and this is 53/TCP: DNS needs both UDP and TCP.
-    "#]],
+            dns-egress
+            staging/dns egress[0] allows 53/UDP only, and the packet is 53/TCP: add {port: 53, protocol: TCP} to its ports, because DNS needs both UDP and TCP.
+        "#]],
     );
     check(
         [both("staging/test-np")],
@@ -57,11 +58,11 @@ fn dns_nodelocal() {
     let mut cluster = two_environments([np]);
     cluster.options.own_node_allowed = Some(false);
     let connection = policy::Connection {
-        destination: policy::End::external(ip("169.254.20.10")),
+        destination: policy::PolicyEndpoint::external(ip("169.254.20.10")),
         ..connection(&cluster.index, "staging/api", "169.254.20.10", "53/UDP")
     };
-    let said = policy::hint(&cluster.index, &connection, &cluster.options, Asked::default()).unwrap();
-    assert_eq!(said.code, "dns-nodelocal");
+    let hint = policy::hint(&cluster.index, &connection, &cluster.options, ClientRequest::default()).unwrap();
+    assert_eq!(hint.code, "dns-nodelocal");
 }
 
 #[test]
@@ -93,7 +94,7 @@ fn service_port() {
         staging/api-np ingress[0].ports[0] holds 80, the port of service staging/api-svc; policy sees the pod's own port: write 8080.
     "#]],
     );
-    // Not known from the packet, but the only service that could have been meant.
+    // The packet does not show the service, but only one has this pod behind it.
     let service = Object::Service(Service {
         namespace: "staging".into(),
         name: "api-svc".into(),
@@ -112,20 +113,20 @@ fn service_port() {
     check_known(
         &two_environments([np()]).with([service]),
         query,
-        &Known::default(),
+        &TestRequest::default(),
         expect![[r#"
         svc-port
         staging/api-np ingress[0].ports[0] holds 80, the port of service staging/api-svc; policy sees the pod's own port: write 8080.
     "#]],
     );
-    // Asked for directly, the port is just another one.
+    // Without a service the port is only another one.
     check(
         [np()],
         query,
         expect![[r#"
-        port
-        staging/api-np ingress[0].ports[0] allows 80/TCP; this is 8080/TCP: add {port: 8080, protocol: TCP} to its ports.
-    "#]],
+            port
+            staging/api-np ingress[0].ports[0] allows 80/TCP; the packet is 8080/TCP: add {port: 8080, protocol: TCP} to its ports.
+        "#]],
     );
 }
 
@@ -136,12 +137,13 @@ fn clusterip_in_a_block() {
     let cluster = two_environments([np]);
     let mut connection = connection(&cluster.index, "staging/api", "staging/db", "3306/TCP");
     connection.destination.ip = Some(ip("10.7.1.2"));
-    let asked = Asked { service: known.service.as_ref(), original: known.original.as_ref(), source_port: None };
-    let said = policy::hint(&cluster.index, &connection, &cluster.options, asked).unwrap();
+    let request =
+        ClientRequest { service: known.service.as_ref(), original: known.original.as_ref(), source_port: None };
+    let hint = policy::hint(&cluster.index, &connection, &cluster.options, request).unwrap();
     expect![[r#"
         clusterip-ipblock
         staging/p egress[0].to[0].ipBlock allows 10.96.0.0/12, which holds the service's address 10.99.57.125; policy sees the backend, 10.7.1.2: allow that instead, to: [{podSelector: {matchLabels: {app: db}}}], ports: [{port: 3306, protocol: TCP}]
-    "#]].assert_eq(&format!("{}\n{}\n", said.code, said.message));
+    "#]].assert_eq(&format!("{}\n{}\n", hint.code, hint.message));
 }
 
 #[test]
@@ -151,7 +153,7 @@ fn pod_in_a_block() {
     check_known(
         &cluster,
         ["staging/api", "qa-test/db", "3306/TCP"],
-        &Known::default(),
+        &TestRequest::default(),
         expect![[r#"
         pod-cidr-ipblock
         staging/p egress[0].to[0] allows 10.0.0.0/8, but this CNI does not match pods by ipBlock, and qa-test/db is a pod: select it, to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: qa-test}}, podSelector: {matchLabels: {app: db}}}]
@@ -169,16 +171,16 @@ fn api_server() {
         ["staging/api", "node:cp", "6443/TCP"],
         &known,
         expect![[r#"
-        apiserver
-        The API server (default/kubernetes) is no pod that a selector could select. Add an egress rule: to: [{ipBlock: {cidr: 172.18.0.9/32}}], ports: [{port: 6443, protocol: TCP}]
-    "#]],
+            apiserver
+            The API server (default/kubernetes) is not a pod, so no selector selects it. Add an egress rule: to: [{ipBlock: {cidr: 172.18.0.9/32}}], ports: [{port: 6443, protocol: TCP}]
+        "#]],
     );
 }
 
 #[test]
 fn dynamic_ports() {
     let deny = ingress("qa-test/default-deny-ingress", "", []);
-    let active = Known { source_port: Some(20), ..Known::default() };
+    let active = TestRequest { source_port: Some(20), ..TestRequest::default() };
     check_known(
         &two_environments([deny]),
         ["203.0.113.21", "qa-test/frontend", "40123/TCP"],
@@ -197,7 +199,7 @@ fn dynamic_ports() {
         A rule allows port 21 to the same peer, and 40123 looks like one that FTP agrees on during the connection: allow the server's passive port range with endPort.
     "#]],
     );
-    // Port 21 to somebody else proves nothing.
+    // Port 21 to another peer proves nothing.
     let elsewhere = egress("staging/ftp", "", [rule([block("203.0.113.22/32")], ["21/TCP"])]);
     check(
         [elsewhere],

@@ -1,11 +1,11 @@
-//! A cluster of a size, made as many real ones are: 20 pods a namespace in five apps; a default deny, DNS for all, and
-//! policies between the apps, 10 a namespace; and connections that are mostly meant to be.
+//! A cluster of a given size: per namespace 20 pods in five apps and 10 policies (a default deny, DNS for all, and policies
+//! between the apps); and connections that are mostly allowed.
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use netpol_trace::cluster::Index;
+use netpol_trace::cluster::{Index, Object};
 use netpol_trace::model::cluster::*;
-use netpol_trace::policy::{Connection, End, Transport};
+use netpol_trace::policy::{Connection, PolicyEndpoint, Transport};
 
 use crate::mk;
 
@@ -86,7 +86,7 @@ pub fn connections(index: &Index, pods: usize, many: usize) -> Vec<Connection<'_
     let view = |number| {
         let (namespace, name) = pod_key(number);
         let view = index.pod(&namespace, &name).unwrap();
-        End { ip: view.pod.ips.first().copied(), ..End::pod(view) }
+        PolicyEndpoint { ip: view.pod.ips.first().copied(), ..PolicyEndpoint::pod(view) }
     };
     let one = |_| {
         let from = numbers.below(pods);

@@ -14,6 +14,6 @@ mod mk;
 mod nearest;
 mod oracle;
 mod random;
-mod said;
 mod semantics;
 mod suggest;
+mod verdict_cache;

@@ -1,13 +1,13 @@
-//! Small makers of model objects, so that a test reads like the YAML it stands for.
+//! Builds model objects from short texts, so that a test reads like YAML.
 #![allow(dead_code, reason = "each test and bench uses its own part")]
 
 use std::net::IpAddr;
 
-use netpol_trace::cluster::Index;
+use netpol_trace::cluster::{Index, Object};
 use netpol_trace::model::Str;
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy;
-use netpol_trace::policy::{Connection, End, Options, Transport, Who};
+use netpol_trace::policy::{CniOptions, Connection, PolicyEndpoint, PolicyIdentity, Transport};
 
 pub fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -164,16 +164,18 @@ pub fn port(text: &str) -> PortMatch {
     PortMatch { protocol: protocol(proto), protocol_defaulted: !text.contains('/'), port }
 }
 
-/// `x/a` is a pod by name, `10.0.0.1` an address, `node:n1` a node, `unknown` and `unknown:10.0.0.1` what they say.
-pub fn end<'a>(index: &'a Index, text: &'a str) -> End<'a> {
+/// `x/a` is a pod by name, `10.0.0.1` an address, `node:n1` a node, `unknown` and `unknown:10.0.0.1` endpoints without a known owner.
+pub fn end<'a>(index: &'a Index, text: &'a str) -> PolicyEndpoint<'a> {
     if let Some((namespace, name)) = text.split_once('/') {
-        return End::pod(index.pod(namespace, name).unwrap_or_else(|| panic!("no pod {text}")));
+        return PolicyEndpoint::pod(index.pod(namespace, name).unwrap_or_else(|| panic!("no pod {text}")));
     }
     match text.split_once(':').filter(|_| !text.contains("::")) {
-        Some(("node", name)) => End { ip: index.node(name).map(|n| n.ips[0]), who: Who::Node(name) },
-        Some(("unknown", addr)) => End { ip: Some(ip(addr)), who: Who::Unknown },
-        _ if text == "unknown" => End { ip: None, who: Who::Unknown },
-        _ => End::external(ip(text)),
+        Some(("node", name)) => {
+            PolicyEndpoint { ip: index.node(name).map(|n| n.ips[0]), identity: PolicyIdentity::Node(name) }
+        }
+        Some(("unknown", addr)) => PolicyEndpoint { ip: Some(ip(addr)), identity: PolicyIdentity::Unknown },
+        _ if text == "unknown" => PolicyEndpoint { ip: None, identity: PolicyIdentity::Unknown },
+        _ => PolicyEndpoint::external(ip(text)),
     }
 }
 
@@ -189,12 +191,12 @@ pub fn connection<'a>(index: &'a Index, from: &'a str, to: &'a str, port: &str) 
 /// A cluster under test.
 pub struct Cluster {
     pub index: Index,
-    pub options: Options,
+    pub options: CniOptions,
 }
 
 pub fn cluster(pods: impl IntoIterator<Item = Pod>, policies: impl IntoIterator<Item = Policy>) -> Cluster {
     let objects = pods.into_iter().map(Object::Pod).chain(policies.into_iter().map(Object::Policy));
-    Cluster { index: Index::from_objects(objects), options: Options::default() }
+    Cluster { index: Index::from_objects(objects), options: CniOptions::default() }
 }
 
 impl Cluster {
@@ -203,14 +205,14 @@ impl Cluster {
         self
     }
 
-    pub fn judge(&self, from: &str, to: &str, port: &str) -> netpol_trace::model::Verdict {
-        policy::judge(&self.index, &connection(&self.index, from, to, port), &self.options)
+    pub fn verdict_of(&self, from: &str, to: &str, port: &str) -> netpol_trace::model::Verdict {
+        policy::verdict_of(&self.index, &connection(&self.index, from, to, port), &self.options)
     }
 
     /// `allowed`, `denied egress`, `denied ingress`, `denied both`, or `undetermined BASIS`.
     pub fn says(&self, from: &str, to: &str, port: &str) -> String {
         use netpol_trace::model::VerdictResult::{Allowed, Denied, Undetermined};
-        let verdict = self.judge(from, to, port);
+        let verdict = self.verdict_of(from, to, port);
         let sides = [&verdict.egress, &verdict.ingress].map(|side| side.result == Denied);
         match (verdict.result, sides) {
             (Allowed, [false, false]) => "allowed".to_owned(),

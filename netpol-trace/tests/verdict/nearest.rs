@@ -5,7 +5,7 @@ use netpol_trace::cluster::Index;
 use netpol_trace::model::Str;
 use netpol_trace::model::cluster::*;
 use netpol_trace::policy;
-use netpol_trace::policy::Options;
+use netpol_trace::policy::CniOptions;
 use proptest::prelude::*;
 
 use crate::mk::*;
@@ -33,7 +33,7 @@ pub(crate) fn two_environments(policies: impl IntoIterator<Item = Policy>) -> Cl
 }
 
 fn check(policies: impl IntoIterator<Item = Policy>, query: [&str; 3], expected: Expect) {
-    let verdict = two_environments(policies).judge(query[0], query[1], query[2]);
+    let verdict = two_environments(policies).verdict_of(query[0], query[1], query[2]);
     let mut text = String::new();
     for (direction, side) in [("egress", verdict.egress), ("ingress", verdict.ingress)] {
         let Some(nearest) = side.nearest else { continue };
@@ -151,9 +151,9 @@ fn a_named_port_shows_what_the_pod_has() {
         [np()],
         ["staging/api", "8.8.8.8", "80/TCP"],
         expect![[r#"
-        egress: staging/p egress[0]
-          egress[0].ports[0] http/TCP | packet 80/TCP (a port's name means nothing outside of pods)
-    "#]],
+            egress: staging/p egress[0]
+              egress[0].ports[0] http/TCP | packet 80/TCP (only pods have port names)
+        "#]],
     );
     let metrics = egress("staging/p", "", [any_peer(["metrics/TCP"])]);
     check(
@@ -274,7 +274,8 @@ fn a_hostile_selector_gives_a_bounded_text() {
     let long =
         ingress("staging/q", "app=db", [any_port([pods(&format!("app in ({})", vec!["value"; 10_000].join(",")))])]);
     for policy in [np, long] {
-        let nearest = two_environments([policy]).judge("staging/api", "staging/db", "80/TCP").ingress.nearest.unwrap();
+        let nearest =
+            two_environments([policy]).verdict_of("staging/api", "staging/db", "80/TCP").ingress.nearest.unwrap();
         let size: usize = nearest.misses.iter().map(|m| m.field.len() + m.want.len() + m.have.len()).sum();
         assert!(size < 1000, "{size}");
     }
@@ -338,7 +339,7 @@ fn fix(policy: &mut Policy, direction: Direction, miss: &netpol_trace::model::Mi
 fn side_with(world: &World, policy: Policy, query: &Query, direction: Direction) -> netpol_trace::model::Side {
     let alone = World { policies: vec![policy], ..world.clone() };
     let index: Index = alone.index();
-    let verdict = policy::judge(&index, &alone.connection(&index, query), &Options::default());
+    let verdict = policy::verdict_of(&index, &alone.connection(&index, query), &CniOptions::default());
     if direction == Direction::Egress { verdict.egress } else { verdict.ingress }
 }
 
@@ -349,7 +350,7 @@ proptest! {
     fn the_misses_fixes_turn_the_rule_into_a_match((world, queries) in random::questions(20)) {
         let index = world.index();
         for query in &queries {
-            let verdict = policy::judge(&index, &world.connection(&index, query), &Options::default());
+            let verdict = policy::verdict_of(&index, &world.connection(&index, query), &CniOptions::default());
             for (direction, side) in [(Direction::Egress, &verdict.egress), (Direction::Ingress, &verdict.ingress)] {
                 let Some(nearest) = &side.nearest else { continue };
                 let policy = world.policies.iter().find(|p| format!("{}/{}", p.namespace, p.name) == nearest.policy).unwrap();

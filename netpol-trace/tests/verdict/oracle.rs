@@ -1,7 +1,7 @@
 //! The second evaluator: slow, written from the API's documentation sentence by sentence, and sharing nothing with the
 //! first but the model's types: not even a selector's `matches`, an address range's `contains` or the index.
 //!
-//! It answers where the API is defined: pods (without hostNetwork), nodes and external addresses; TCP, UDP and SCTP;
+//! It evaluates what the API defines: pods (without hostNetwork), nodes and external addresses; TCP, UDP and SCTP;
 //! `ipBlock` compared with pod IPs as Kubernetes' own tests require.
 
 use std::net::IpAddr;
@@ -181,11 +181,11 @@ fn selects(selector: &Selector, labels: &Labels) -> bool {
 /// Bit by bit: the first `prefix_len` bits are the same. IPv4 and IPv6 never mix.
 fn inside(cidr: &IpNet, ip: &IpAddr) -> bool {
     let bits = |ip: &IpAddr| -> Vec<bool> {
-        let octets = match ip {
+        let bytes = match ip {
             IpAddr::V4(ip) => ip.octets().to_vec(),
             IpAddr::V6(ip) => ip.octets().to_vec(),
         };
-        octets.iter().flat_map(|octet| (0..8).rev().map(move |bit| octet >> bit & 1 == 1)).collect()
+        bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1 == 1)).collect()
     };
     let (net, ip) = (bits(&cidr.addr()), bits(ip));
     net.len() == ip.len() && net.iter().zip(&ip).take(cidr.prefix_len().into()).all(|(a, b)| a == b)

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use netpol_trace::cluster::Index;
+use netpol_trace::cluster::{Index, Object};
 use netpol_trace::model::Str;
 use netpol_trace::model::cluster::*;
-use netpol_trace::policy::{Connection, End, Transport, Who};
+use netpol_trace::policy::{Connection, PolicyEndpoint, PolicyIdentity, Transport};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -182,11 +182,11 @@ impl World {
         Index::from_objects(namespaces.chain(pods).chain(policies))
     }
 
-    fn end<'a>(&self, index: &'a Index, party: &'a Party) -> End<'a> {
+    fn end<'a>(&self, index: &'a Index, party: &'a Party) -> PolicyEndpoint<'a> {
         match party {
-            Party::Pod(at) => End::pod(index.pod(&self.pods[*at].namespace, &self.pods[*at].name).unwrap()),
-            Party::External(ip) => End::external(*ip),
-            Party::Node(name, ip) => End { ip: Some(*ip), who: Who::Node(name) },
+            Party::Pod(at) => PolicyEndpoint::pod(index.pod(&self.pods[*at].namespace, &self.pods[*at].name).unwrap()),
+            Party::External(ip) => PolicyEndpoint::external(*ip),
+            Party::Node(name, ip) => PolicyEndpoint { ip: Some(*ip), identity: PolicyIdentity::Node(name) },
         }
     }
 

@@ -1,5 +1,6 @@
-//! What an engine must get right, one test a point.
+//! The semantics of the API, one test for each point.
 
+use netpol_trace::cluster::Object;
 use netpol_trace::model::cluster::*;
 use netpol_trace::model::{Str, VerdictResult};
 
@@ -35,7 +36,7 @@ fn a01_no_policy_types_isolates_ingress_and_egress_only_with_egress_rules() {
 fn a02_rules_of_an_undeclared_direction_are_inert() {
     let cluster = world([Policy { ingress: [any_peer(["81/TCP"])].into(), ..egress("x/p", "", [anything()]) }]);
     assert_eq!(cluster.says("y/a", "x/a", "80/TCP"), "allowed");
-    assert_eq!(cluster.judge("y/a", "x/a", "80/TCP").ingress.isolated_by, []);
+    assert_eq!(cluster.verdict_of("y/a", "x/a", "80/TCP").ingress.isolated_by, []);
 }
 
 #[test]
@@ -116,7 +117,7 @@ fn a09_both_directions_must_allow_and_policies_add_up_in_any_order() {
     assert_eq!(cluster.says("x/a", "x/b", "80/TCP"), "denied egress");
     let more = ingress("y/a-more", "", [any_port([namespaces("")])]);
     for policies in [[out.clone(), into.clone(), more.clone()], [more, into, out]] {
-        let verdict = world(policies).judge("x/a", "y/a", "80/TCP");
+        let verdict = world(policies).verdict_of("x/a", "y/a", "80/TCP");
         assert_eq!(verdict.result, VerdictResult::Allowed);
         let names: Vec<_> = verdict.ingress.isolated_by.iter().map(|p| &*p.name).collect();
         assert_eq!(names, ["a-more", "in"]);
@@ -199,16 +200,16 @@ fn a13_a_native_sidecars_named_port_counts_with_a_note() {
     let pods = [pod("x/src", "", ""), Pod { ports: [sidecar].into(), ..pod("y/d", "", "") }];
     let cluster = cluster(pods, [ingress("y/p", "", [any_peer(["metrics/TCP"])])]);
     assert_eq!(cluster.says("x/src", "y/d", "9090/TCP"), "allowed");
-    assert!(cluster.judge("x/src", "y/d", "9090/TCP").notes[0].contains("sidecar"));
+    assert!(cluster.verdict_of("x/src", "y/d", "9090/TCP").notes[0].contains("sidecar"));
 }
 
 #[test]
 fn a14_end_port_is_inclusive() {
     let cluster = world([ingress("x/p", "", [any_peer(["32000-32768/TCP"])])]);
-    for (port, said) in
+    for (port, expected) in
         [("31999", "denied ingress"), ("32000", "allowed"), ("32768", "allowed"), ("32769", "denied ingress")]
     {
-        assert_eq!(cluster.says("y/a", "x/a", &format!("{port}/TCP")), said);
+        assert_eq!(cluster.says("y/a", "x/a", &format!("{port}/TCP")), expected);
     }
 }
 
@@ -247,10 +248,10 @@ fn a15_an_ipv4_mapped_ipv6_address_or_block_means_the_ipv4_one() {
 fn a16_ipblock_against_a_pods_address_is_an_option_and_says_so() {
     let mut cluster = world([egress("x/p", "", [any_port([block("10.0.0.0/8")])])]);
     assert_eq!(cluster.says("x/a", "y/a", "80/TCP"), "allowed");
-    assert!(cluster.judge("x/a", "y/a", "80/TCP").notes[0].contains("ipBlock"));
+    assert!(cluster.verdict_of("x/a", "y/a", "80/TCP").notes[0].contains("ipBlock"));
     cluster.options.ipblock_matches_pods = Some(false);
     assert_eq!(cluster.says("x/a", "y/a", "80/TCP"), "denied egress");
-    assert!(cluster.judge("x/a", "y/a", "80/TCP").notes[0].contains("ipBlock"));
+    assert!(cluster.verdict_of("x/a", "y/a", "80/TCP").notes[0].contains("ipBlock"));
     cluster.options.ipblock_matches_pods = None;
     assert_eq!(cluster.says("x/a", "y/a", "80/TCP"), "undetermined undefined_ipblock");
     assert_eq!(cluster.says("x/a", "10.0.200.200", "80/TCP"), "allowed");
@@ -260,7 +261,7 @@ fn a16_ipblock_against_a_pods_address_is_an_option_and_says_so() {
 fn a16_a_rule_that_needs_no_assumption_is_preferred() {
     let policies =
         [egress("x/p", "", [any_port([block("10.0.0.0/8")])]), egress("x/q", "", [any_port([namespaces("ns=y")])])];
-    let verdict = world(policies).judge("x/a", "y/a", "80/TCP");
+    let verdict = world(policies).verdict_of("x/a", "y/a", "80/TCP");
     assert_eq!(verdict.egress.allowed_by.unwrap().policy, "x/q");
     assert_eq!(verdict.notes, Vec::<String>::new());
 }
@@ -279,7 +280,7 @@ fn a16_a_pod_by_name_matches_by_any_of_its_addresses_and_without_addresses_by_no
 }
 
 #[test]
-fn a17_a_services_address_is_not_judged_as_if_policy_saw_it() {
+fn a17_a_services_address_is_not_evaluated_as_if_policy_saw_it() {
     let service = Object::Service(Service {
         namespace: "y".into(),
         name: "svc".into(),
@@ -298,7 +299,7 @@ fn a19_a_pod_and_its_own_node_may_talk_other_nodes_are_plain_addresses() {
     let mut cluster = world([ingress("x/p", "", []), egress("x/q", "", [any_port([block("192.168.0.2/32")])])]);
     assert_eq!(cluster.says("node:n1", "x/a", "80/TCP"), "allowed");
     assert_eq!(cluster.says("x/a", "node:n1", "80/TCP"), "allowed");
-    assert!(cluster.judge("node:n1", "x/a", "80/TCP").notes[0].contains("own node"));
+    assert!(cluster.verdict_of("node:n1", "x/a", "80/TCP").notes[0].contains("own node"));
     assert_eq!(cluster.says("node:n2", "x/a", "80/TCP"), "denied ingress");
     assert_eq!(cluster.says("x/a", "node:n2", "80/TCP"), "allowed");
     cluster.options.own_node_allowed = None;
@@ -326,7 +327,7 @@ fn a20_a_host_network_pod_as_peer_is_undefined_where_it_matters() {
     assert_eq!(cluster.says("x/h", "x/a", "80/TCP"), "allowed");
     cluster.options.host_network_is_pod = Some(false);
     assert_eq!(cluster.says("x/h", "x/a", "80/TCP"), "denied ingress");
-    assert!(cluster.judge("x/h", "x/a", "80/TCP").notes[0].contains("hostNetwork"));
+    assert!(cluster.verdict_of("x/h", "x/a", "80/TCP").notes[0].contains("hostNetwork"));
 }
 
 #[test]
@@ -334,7 +335,7 @@ fn a20_a_host_network_pod_as_subject_is_undefined_where_a_policy_would_isolate_i
     let mut cluster = world([ingress("x/p", "role=host", []), egress("x/q", "role=other", [])])
         .with([Object::Pod(host_network("x/h", "role=host"))]);
     assert_eq!(cluster.says("x/a", "x/h", "80/TCP"), "undetermined undefined_host_network");
-    assert_eq!(cluster.judge("x/a", "x/h", "80/TCP").ingress.isolated_by[0].name.as_ref(), "p");
+    assert_eq!(cluster.verdict_of("x/a", "x/h", "80/TCP").ingress.isolated_by[0].name.as_ref(), "p");
     assert_eq!(cluster.says("x/h", "x/a", "80/TCP"), "allowed");
     cluster.options.host_network_is_pod = Some(true);
     assert_eq!(cluster.says("x/a", "x/h", "80/TCP"), "denied ingress");
@@ -353,7 +354,7 @@ fn a20_a_host_network_pod_on_the_pods_own_node_may_count_as_that_node() {
 fn a21_a_pod_may_always_reach_itself() {
     let cluster = world([ingress("x/p", "", []), egress("x/q", "", [])]);
     assert_eq!(cluster.says("x/a", "x/a", "80/TCP"), "allowed");
-    assert_eq!(cluster.judge("x/a", "x/a", "80/TCP").ingress.isolated_by.len(), 1);
+    assert_eq!(cluster.verdict_of("x/a", "x/a", "80/TCP").ingress.isolated_by.len(), 1);
     assert_eq!(cluster.says("x/a", "x/b", "80/TCP"), "denied both");
 }
 
@@ -372,7 +373,7 @@ fn a23_icmp_and_other_protocols_are_undefined_under_isolation_only() {
     assert_eq!(cluster.says("y/a", "x/b", "icmp"), "allowed");
     cluster.options.other_protocols_pass = Some(true);
     assert_eq!(cluster.says("y/a", "x/a", "icmp"), "allowed");
-    assert!(cluster.judge("y/a", "x/a", "icmp").notes[0].contains("can't name"));
+    assert!(cluster.verdict_of("y/a", "x/a", "icmp").notes[0].contains("can't name"));
     cluster.options.other_protocols_pass = Some(false);
     assert_eq!(cluster.says("y/a", "x/a", "icmp"), "allowed");
     let mut ports = world([ingress("x/p", "pod=a", [any_peer(["any/TCP", "any/UDP"])])]);
@@ -413,13 +414,13 @@ fn a27_policies_of_other_apis_are_named_in_a_note() {
         other("CiliumNetworkPolicy", Some("x"), "l7"),
         other("AdminNetworkPolicy", None, "p0"),
     ]);
-    let notes = cluster.judge("x/a", "x/b", "80/TCP").notes;
+    let notes = cluster.verdict_of("x/a", "x/b", "80/TCP").notes;
     let expected =
-        "speaks of NetworkPolicy v1 only; also present, not evaluated: AdminNetworkPolicy p0, CiliumNetworkPolicy x/l7";
+        "covers NetworkPolicy v1 only; also present, not evaluated: AdminNetworkPolicy p0, CiliumNetworkPolicy x/l7";
     assert_eq!(notes, [expected]);
-    assert!(cluster.judge("y/a", "8.8.8.8", "80/TCP").notes[0].ends_with(": AdminNetworkPolicy p0"));
+    assert!(cluster.verdict_of("y/a", "8.8.8.8", "80/TCP").notes[0].ends_with(": AdminNetworkPolicy p0"));
     let many = cluster.with((0..1000).map(|i| other("CiliumNetworkPolicy", Some("x"), &format!("n{i}"))));
-    assert!(many.judge("x/a", "x/b", "80/TCP").notes[0].ends_with(" and 999 more"));
+    assert!(many.verdict_of("x/a", "x/b", "80/TCP").notes[0].ends_with(" and 999 more"));
 }
 
 #[test]
@@ -431,11 +432,11 @@ fn an_unknown_peer_is_allowed_by_a_rule_for_any_peer_and_else_undetermined() {
     ];
     let cluster = world(policies);
     let from = |to, port| cluster.says("unknown:10.200.0.9", to, port);
-    // The unknown end's own egress is not known either, so nothing better than undetermined can come out …
+    // The unknown endpoint's own egress is not known either, so nothing better than undetermined can come out …
     assert_eq!(from("x/a", "80/TCP"), "undetermined addresses_only");
-    assert_eq!(cluster.judge("unknown:10.200.0.9", "x/a", "80/TCP").ingress.result, VerdictResult::Allowed);
-    assert_eq!(cluster.judge("unknown:10.200.0.9", "x/b", "80/TCP").ingress.result, VerdictResult::Undetermined);
-    assert_eq!(cluster.judge("unknown:10.200.0.9", "x/c", "80/TCP").ingress.result, VerdictResult::Allowed);
+    assert_eq!(cluster.verdict_of("unknown:10.200.0.9", "x/a", "80/TCP").ingress.result, VerdictResult::Allowed);
+    assert_eq!(cluster.verdict_of("unknown:10.200.0.9", "x/b", "80/TCP").ingress.result, VerdictResult::Undetermined);
+    assert_eq!(cluster.verdict_of("unknown:10.200.0.9", "x/c", "80/TCP").ingress.result, VerdictResult::Allowed);
     // … but a port that no rule names, or an address outside of every block, is denied whoever sends.
     assert_eq!(from("x/a", "81/TCP"), "denied ingress");
     assert_eq!(cluster.says("unknown:11.0.0.9", "x/c", "80/TCP"), "denied ingress");

@@ -1,5 +1,5 @@
-//! What agents cost a real API server, and what a cluster's size costs an agent: requests, bytes, the server's processor
-//! time, resident memory. `cargo xtask bench api -- memory` for a part alone.
+//! The load of agents on a real API server, and an agent's memory by cluster size: requests, bytes, the server's processor time, resident
+//! memory. `cargo xtask bench api -- memory` runs one part.
 
 mod objects;
 
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use netpol_trace::cluster::Cluster;
-use netpol_trace::cluster::api::{self, Access, Lookups, Options, Peers};
+use netpol_trace::cluster::api::{self, Access, ApiOptions, Lookups, PeerDiscovery};
 use netpol_trace_tests::agent::{self, Agent};
 use netpol_trace_tests::cluster::control_plane::ControlPlane;
 use netpol_trace_tests::cluster::daemon::Lifetime;
@@ -27,18 +27,18 @@ use tokio::runtime::Runtime;
 const CHANGES_PER_SECOND: u32 = 20;
 const CHURN: Duration = Duration::from_secs(20);
 const AGENTS: [usize; 3] = [1, 10, 50];
-/// How long many agents may take that start at once.
+/// Time limit for many agents that start at once.
 const MANY_PATIENCE: Duration = Duration::from_secs(900);
-/// Requests that are under way at once while the cluster is filled.
+/// Parallel requests while the cluster is filled.
 const PARALLEL: usize = 16;
 const LOOKUPS: u32 = 100;
-/// What a list took is given back within a minute.
+/// The agent returns a LIST's memory within a minute.
 const AT_REST: Duration = Duration::from_secs(65);
-/// For a quick look: no stage with more pods than this.
+/// The environment variable that leaves out stages with more pods than this.
 const MOST: &str = "NETPOL_TRACE_BENCH_PODS";
-/// Pods that are made as everybody makes them. Those beyond are copies, written into the server's database.
+/// Pods that are created through the API server. Pods beyond are copies, written into the server's database.
 const BY_API: usize = 1_000;
-/// What can be asked for by name; they build on each other's pods.
+/// Names of the parts. Each uses the pods of the parts before.
 const PARTS: [&str; 3] = ["load", "lookups", "memory"];
 
 fn main() -> Result<()> {
@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|name| name == part);
     let dir = tempfile::tempdir()?;
     let mut plane = ControlPlane::start(&dir.path().join("state"), Lifetime::OfThisProgram)?;
-    let mut cluster = Filled { plane: &mut plane, pods: 0, changes: Cell::new(0) };
+    let mut cluster = FilledCluster { plane: &mut plane, pods: 0, changes: Cell::new(0) };
     let size = |pods: usize| pods.min(most);
 
     cluster.grow(size(BY_API))?;
@@ -84,34 +84,34 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-struct Filled<'a> {
+struct FilledCluster<'a> {
     plane: &'a mut ControlPlane,
     pods: usize,
-    /// No status is set twice: the server would have nothing to tell.
+    /// Number of status changes so far. Each status differs, or the server would send no event.
     changes: Cell<usize>,
 }
 
-/// What the API server says of itself at a moment.
+/// The API server's own metrics at one moment.
 #[derive(Debug, Clone, Copy)]
-struct Reading {
+struct ServerCounters {
     at: Instant,
     requests: f64,
     bytes: f64,
     cpu_seconds: f64,
 }
 
-/// What it did between two moments.
+/// The difference between two moments.
 #[derive(Debug, Clone, Copy)]
-struct Spent {
+struct ServerWork {
     seconds: f64,
     requests: f64,
     bytes: f64,
     cpu_seconds: f64,
 }
 
-impl Reading {
-    fn until(&self, later: &Reading) -> Spent {
-        Spent {
+impl ServerCounters {
+    fn until(&self, later: &ServerCounters) -> ServerWork {
+        ServerWork {
             seconds: (later.at - self.at).as_secs_f64(),
             requests: later.requests - self.requests,
             bytes: later.bytes - self.bytes,
@@ -120,8 +120,8 @@ impl Reading {
     }
 }
 
-impl Filled<'_> {
-    /// Adds pods, on as many nodes as they need.
+impl FilledCluster<'_> {
+    /// Adds pods, and the nodes that they need.
     fn grow(&mut self, pods: usize) -> Result<()> {
         let begin = Instant::now();
         let new: Vec<usize> = (self.pods..pods).collect();
@@ -140,7 +140,7 @@ impl Filled<'_> {
         Ok(())
     }
 
-    /// Writes copies of the first pod, as the server has it, into its database, and waits until the server has them all.
+    /// Writes copies of the first pod into the server's database, and waits until the server has them all.
     fn copy_pods(&self, new: &[usize]) -> Result<()> {
         let Some(last) = new.last() else { return Ok(()) };
         let (namespace, name) = place(0);
@@ -153,7 +153,7 @@ impl Filled<'_> {
             etcd.put_pods(&copies, PARALLEL)?;
         }
         let (namespace, name) = place(*last);
-        // Out of the server's cache, which is what agents are told from.
+        // From the server's watch cache, from which agents get their events.
         let path = format!("/api/v1/namespaces/{namespace}/pods/{name}?resourceVersion=0");
         eventually("the last pod in the server's cache", || Ok(api.get(&path).ok()))?;
         Ok(())
@@ -168,23 +168,23 @@ impl Filled<'_> {
         )
     }
 
-    /// The server's own metrics, and its processor time as the kernel counts it.
-    fn read(&self) -> Result<Reading> {
+    /// Reads the server's own metrics, and its processor time from the kernel.
+    fn read(&self) -> Result<ServerCounters> {
         let text = self.plane.api().text("/metrics")?;
         let sum = |name: &str| -> f64 {
             let lines = text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')));
             lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
         };
-        Ok(Reading {
+        Ok(ServerCounters {
             at: Instant::now(),
-            // A watch is counted in the first when it ends, in the second while it lasts.
+            // The first metric counts a watch when it ends, the second while it lasts.
             requests: sum("apiserver_request_total") + sum("apiserver_longrunning_requests"),
             bytes: sum("apiserver_response_sizes_sum") + sum("apiserver_watch_events_sizes_sum"),
             cpu_seconds: self.plane.server.cpu_seconds()?,
         })
     }
 
-    /// The table of the load of many agents.
+    /// Prints the table of the load of many agents.
     fn loads(&self) -> Result<()> {
         println!("\nLoad of the API server at {} pods, per agent", self.pods);
         println!(
@@ -203,8 +203,8 @@ impl Filled<'_> {
         Ok(())
     }
 
-    /// What the changes cost while nobody watches.
-    fn churned(&self) -> Result<Spent> {
+    /// Measures the changes without agents.
+    fn churned(&self) -> Result<ServerWork> {
         let before = self.read()?;
         self.churn()?;
         Ok(before.until(&self.read()?))
@@ -226,8 +226,8 @@ impl Filled<'_> {
         Ok(())
     }
 
-    /// One row of the table of loads.
-    fn load(&self, mode: &str, count: usize, baseline: &Spent) -> Result<()> {
+    /// Measures one row of the table of loads.
+    fn load(&self, mode: &str, count: usize, baseline: &ServerWork) -> Result<()> {
         let before = self.read()?;
         let agents = Followers::start(&self.plane.kubeconfig(), mode, count)?;
         let started = before.until(&self.read()?);
@@ -246,14 +246,14 @@ impl Filled<'_> {
         Ok(())
     }
 
-    /// The table of one agent's memory at this size.
+    /// Prints the table of one agent's memory at this size.
     fn memories(&mut self) -> Result<()> {
         let pods = self.pods;
         println!("\nMemory of one agent, MiB: resident (of it not the program file), most resident so far");
         for mode in ["lookup", "watch"] {
             let agent = start(&self.plane.kubeconfig(), mode, 0)?;
             println!("{pods:>8} pods, {mode:<7} in sync                        {}", resident(&agent)?);
-            // What a list took is given back once a minute.
+            // The agent returns a LIST's memory once a minute.
             thread::sleep(AT_REST);
             println!("{pods:>8} pods, {mode:<7} at rest                        {}", resident(&agent)?);
             self.churn()?;
@@ -271,8 +271,7 @@ impl Filled<'_> {
         Ok(())
     }
 
-    /// What an agent asks for an address that it doesn't know, again and again: a list by address out of the server's cache,
-    /// then the pod itself.
+    /// Measures the lookup of unknown addresses: a list by address from the server's cache, then the pod itself.
     fn lookups(&self, fields: impl Fn(usize) -> String) -> Result<String> {
         let before = self.read()?;
         let mut times = Vec::new();
@@ -299,7 +298,7 @@ impl Filled<'_> {
     }
 }
 
-/// What agents are to the API server: each its own client and index, without the rest of an agent.
+/// Clients that list and watch as agents do: each has its own client and index, without the rest of an agent.
 struct Followers {
     _runtime: Runtime,
 }
@@ -311,14 +310,14 @@ impl Followers {
         let mut clusters = Vec::new();
         for n in 0..count {
             let access = Access { kubeconfig: Some(kubeconfig.to_owned()), context: None };
-            let peers = if mode == "watch" { Peers::Watch } else { Peers::Lookup };
+            let peers = if mode == "watch" { PeerDiscovery::Watch } else { PeerDiscovery::Lookup };
             let (lookups, asked) = Lookups::new(Some(node_name(n).as_str().into()));
-            let options = Options { access, peers, node: Some(node_name(n).as_str().into()) };
+            let options = ApiOptions { access, peers, node: Some(node_name(n).as_str().into()) };
             let cluster = Cluster::live();
             runtime.spawn(api::follow(cluster.clone(), options, lookups, asked));
             clusters.push(cluster);
         }
-        // Many agents on a few cores take minutes, and come in sync all at once.
+        // Many agents on few cores take minutes, and are in sync all at once.
         let begin = Instant::now();
         while !clusters.iter().all(Cluster::synced) {
             anyhow::ensure!(begin.elapsed() < MANY_PATIENCE, "{count} agents: not in sync within {MANY_PATIENCE:?}");
@@ -328,23 +327,23 @@ impl Followers {
     }
 }
 
-/// An agent in sync.
+/// Starts an agent and waits until it is in sync.
 fn start(kubeconfig: &Path, mode: &str, node: usize) -> Result<Agent> {
     let mut command = Command::new(agent::binary()?);
     command.args(["agent", "--peers", mode, "--node-name", &node_name(node), "--kubeconfig"]).arg(kubeconfig);
     let agent = Agent::spawn(command)?;
-    // A large cluster may still be on its way when the agent starts to record.
+    // The agent may record drops before it has read a large cluster.
     wait_long(&agent, "all sources in sync", in_sync)?;
     Ok(agent)
 }
 
-/// As the newest status that has sources says.
+/// True if the newest status with sources is in sync.
 fn in_sync(records: &[Record]) -> bool {
     let sources = records.iter().rev().map(|record| record.list("/sources")).find(|sources| !sources.is_empty());
     sources.is_some_and(|sources| sources.iter().all(|source| source["synced"] == true))
 }
 
-/// Waits as long as a large cluster on a small machine takes.
+/// Waits as long as a large cluster needs on a small machine.
 fn wait_long(agent: &Agent, what: &str, done: impl Fn(&[Record]) -> bool) -> Result<()> {
     let begin = Instant::now();
     loop {
@@ -355,7 +354,7 @@ fn wait_long(agent: &Agent, what: &str, done: impl Fn(&[Record]) -> bool) -> Res
     }
 }
 
-/// Its memory now and at most, in MiB.
+/// An agent's resident memory now and its highest, in MiB.
 fn resident(agent: &Agent) -> Result<String> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
     let field = |name: &str| -> Result<f64> {

@@ -1,4 +1,4 @@
-//! The objects of a cluster by their numbers.
+//! Makes the numbered objects of a cluster.
 
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ pub fn ip(n: usize) -> String {
     format!("10.{}.{}.{}", 100 + n / 62_500, n / 250 % 250, n % 250 + 1)
 }
 
-/// A pod as a Deployment makes it, of about 4 kB with what the server adds.
+/// A Deployment's pod, of about 4 kB with what the server adds.
 pub fn pod(n: usize) -> Value {
     let (namespace, name) = place(n);
     let variables: Vec<Value> = (0..20)
@@ -53,7 +53,7 @@ pub fn pod(n: usize) -> Value {
     })
 }
 
-/// The pod with this number as the server would store it, made of another that it has.
+/// The pod with this number as the server would store it, made from another pod of the server.
 pub fn copy(template: &Value, n: usize) -> Value {
     let (namespace, name) = place(n);
     let mut copy = template.clone();

@@ -1,5 +1,5 @@
-//! What one dropped packet costs altogether: the sender's time for it, above nft alone, and the reader's. This way nftables' own
-//! `log`, which is no program, can be compared with. No statistics, which cost something themselves.
+//! The total cost of one dropped packet: the sender's time above nft alone, and the reader's. This includes nftables' own `log`, which is not
+//! a BPF program. BPF statistics are off, since they cost time themselves.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use netpol_trace_tests::bench::median;
 use netpol_trace_tests::bench::process::{self, Cpu};
 use netpol_trace_tests::pair::Pair;
 
-use crate::peers::{self, Start, Told};
+use crate::peers::{self, Reported, Start};
 use crate::{RULES, sender};
 
 const ROUNDS: usize = 5;
@@ -20,7 +20,7 @@ const WATCHERS: [(Start, &str); 5] = [
     (peers::bpftrace_counts, "drop"),
     (peers::bpftrace_prints, "drop"),
     (peers::tcpdrop, "drop"),
-    // Logs what it drops.
+    // This rule logs the packets that it drops.
     (peers::ulogd, "log group 5 drop"),
 ];
 
@@ -30,7 +30,7 @@ pub fn run() -> Result<()> {
     );
     println!(
         "{:<34} {:>9} {:>9} {:>12} {:>14} {:>9} {:>9} {:>9}",
-        "", "nft alone", "above it", "reader, user", "reader, system", "dropped", "told of", "declared"
+        "", "nft alone", "above it", "reader, user", "reader, system", "dropped", "reported", "declared"
     );
     for (start, verdict) in WATCHERS {
         let pair = Pair::start(RULES)?;
@@ -46,10 +46,10 @@ pub fn run() -> Result<()> {
         };
         let idle = process::cpu(watcher.pid())?;
         let watched = rounds(&mut sender)?;
-        let spent = settled(watcher.pid())?.since(idle);
+        let spent = caught_up(watcher.pid())?.since(idle);
         let dropped = pair.counted("denied")?;
         let name = watcher.name;
-        let Told { packets, declared } = watcher.stop()?;
+        let Reported { packets, declared } = watcher.stop()?;
         pair.lab.enforce(&format!("flush ruleset\n{RULES}"))?;
         alone.extend(rounds(&mut sender)?);
         let (alone, watched) = (median(alone), median(watched));
@@ -67,7 +67,7 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Nanoseconds a packet on the clock: of what runs in softirq not every kernel says whose time it was.
+/// Nanoseconds per packet of wall-clock time: not every kernel charges softirq time to a process.
 fn rounds(sender: &mut Sender) -> Result<Vec<f64>> {
     let mut each = Vec::new();
     for _ in 0..ROUNDS {
@@ -77,11 +77,11 @@ fn rounds(sender: &mut Sender) -> Result<Vec<f64>> {
     Ok(each)
 }
 
-/// A reader's processor time when it has caught up: it stands still.
-fn settled(pid: u32) -> Result<Cpu> {
+/// A reader's processor time once it has caught up and no longer grows.
+fn caught_up(pid: u32) -> Result<Cpu> {
     let mut last = process::cpu(pid)?;
     loop {
-        // Long enough for its next look at what there is to read.
+        // Longer than a reader's poll interval.
         std::thread::sleep(Duration::from_millis(500));
         let now = process::cpu(pid)?;
         if now.since(last).user + now.since(last).system <= Duration::from_millis(20) {

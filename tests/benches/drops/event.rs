@@ -1,13 +1,13 @@
-//! Nanoseconds an event, by the kernel's own statistics: the sum over all programs of whoever watches, less what programs that
-//! do nothing take on the same tracepoint in the same seconds. One such program takes 4 ns more or less than the next, for as long as it is
-//! loaded, by where it happens to lie: what is subtracted is the median of several, of which half run before the watcher.
+//! Nanoseconds per event from the kernel's statistics: the sum over a watcher's programs, less the time of empty programs on the same
+//! tracepoint in the same seconds. Empty programs differ by up to 4 ns, depending on their address in memory. So the median of several is
+//! subtracted, half of which run before the watcher.
 
 use anyhow::Result;
 use netpol_trace_tests::bench::flood::{Flows, Sender};
 use netpol_trace_tests::bench::median;
 use netpol_trace_tests::bench::process;
 use netpol_trace_tests::bench::statistics::{Spent, Statistics};
-use netpol_trace_tests::bpf::Program;
+use netpol_trace_tests::bpf::LoadedProgram;
 use netpol_trace_tests::eventually;
 use netpol_trace_tests::pair::{CLIENT, Pair, SERVER};
 
@@ -18,7 +18,7 @@ const ROUNDS: usize = 9;
 const PACKETS: u64 = 100_000;
 /// Programs that do nothing, on each side of the watcher.
 const EMPTY: usize = 5;
-/// Sockets for new flows: of 64,000 each.
+/// Sockets for new flows, 64,000 per socket.
 const SOCKETS: usize = 60;
 
 struct Traffic {
@@ -26,12 +26,11 @@ struct Traffic {
     flows: Flows,
     /// Packets of one round.
     packets: u64,
-    /// To the server, whom the rules protect; else to a closed port of the client.
+    /// True: to the server, where the rules drop; false: to a closed port of the client.
     dropped: bool,
 }
 
-/// Of one round: all rounds together fit into the ring, which has room for 5,140 of them, and within one of its windows into the maps
-/// of flows.
+/// Packets of one round: those of all rounds fit into the ring, which holds 5,140 events, and those of one window into the maps of flows.
 const FEW: u64 = 500;
 
 const TRAFFIC: [Traffic; 4] = [
@@ -46,7 +45,7 @@ pub fn run() -> Result<()> {
     let mut to_server = sender(&pair, SOCKETS)?;
     let mut to_client = Sender::new(&pair.server()?.netns, SERVER, CLIENT, 1, 18)?;
     let _statistics = Statistics::on()?;
-    let empty = || (0..EMPTY).map(|_| Program::empty_at("kfree_skb")).collect::<Result<Vec<_>>>();
+    let empty = || (0..EMPTY).map(|_| LoadedProgram::empty_at("kfree_skb")).collect::<Result<Vec<_>>>();
     let in_front = empty()?;
     println!(
         "ns an event above an empty program on kfree_skb (BPF statistics): median of {ROUNDS} rounds, least and most; `empty` is \
@@ -80,7 +79,7 @@ pub fn run() -> Result<()> {
                 let before = (process::spent(watcher.pid(), &[])?, empty()?);
                 sender.send(traffic.flows, traffic.packets, None)?;
                 let nothing: Vec<Spent> = empty()?.into_iter().zip(before.1).map(|(now, then)| now - then).collect();
-                // By event, not by run: of several programs, not every one runs each time.
+                // Per event, not per run: of several programs not every one runs for each event.
                 let events = nothing.first().map_or(1, |spent| spent.runs.max(1));
                 let ours = (process::spent(watcher.pid(), &[])? - before.0).ns as f64 / events as f64;
                 let nothing = median(nothing.into_iter().map(Spent::each).collect());

@@ -1,5 +1,5 @@
-//! Floods: one flow at full rate, and 100,000 new flows a second for half a minute. What the agent's processor time and memory are,
-//! and whether every packet that nft counted is in a record or a declared loss.
+//! Floods: one flow at full rate, and 100,000 new flows a second for half a minute. Measures the agent's processor time and memory, and checks
+//! that every packet that nft counted is in a record or a declared loss.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use netpol_trace_tests::pair::Pair;
 use crate::{RULES, sender};
 
 const SECONDS: u64 = 10;
-/// One sender reaches no more than that; the flood ends by its packets, not by a clock.
+/// The highest rate of one sender. The flood ends after a number of packets, not after a time.
 const ONE_FLOW: u64 = 300_000 * SECONDS;
 const NEW_FLOWS_A_SECOND: u64 = 100_000;
 const NEW_FLOWS: u64 = NEW_FLOWS_A_SECOND * 30;
@@ -40,7 +40,7 @@ fn flood(what: &str, flows: Flows, packets: u64, rate: Option<u64>) -> Result<()
     Ok(())
 }
 
-/// The agent with this pair's manifests, which watches dropped packets only.
+/// Starts the agent with this pair's manifests and the hook kfree_skb only.
 pub fn watch(pair: &Pair) -> Result<Watched> {
     let manifests = pair.manifests().to_string_lossy();
     Watched::start(&["--manifests", &manifests, "--hooks", "kfree_skb"], pair.lab.node().inode())
@@ -48,17 +48,17 @@ pub fn watch(pair: &Pair) -> Result<Watched> {
 
 pub struct Watch {
     pub round: Round,
-    /// The most resident memory that was seen, in octets.
+    /// The highest resident memory seen, in bytes.
     pub peak: u64,
 }
 
-/// Sends while a process' memory is looked at.
+/// Sends while a thread samples a process's memory.
 pub fn send_watched(sender: &mut Sender, flows: Flows, packets: u64, rate: Option<u64>, pid: u32) -> Result<Watch> {
     std::thread::scope(|scope| {
         let sending = scope.spawn(|| sender.send(flows, packets, rate));
         let mut peak = process::resident(pid)?;
         while !sending.is_finished() {
-            // Between two looks.
+            // The sampling interval.
             std::thread::sleep(Duration::from_millis(100));
             peak = peak.max(process::resident(pid)?);
         }
@@ -78,7 +78,7 @@ fn row(what: &str, round: &Round, spent: Cpu, peak: u64, lines: &Lines, counted:
         peak as f64 / f64::from(1 << 20),
         lines.records,
         lines.packets,
-        // Losses are the whole host's: a negative number is others' losses.
+        // Losses are of the whole host: a negative number is due to other losses.
         counted as i64 - (lines.packets + declared) as i64
     );
 }

@@ -1,5 +1,5 @@
-//! What nobody's drops cost: traffic from pod to pod over the node, nothing dropped, with the agent and without, in pairs; and the
-//! time of the agent's programs for each packet.
+//! The agent's cost for traffic without drops: traffic between pods over the node, with the agent and without, in pairs; and the time of the
+//! agent's programs per packet.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -15,7 +15,7 @@ use netpol_trace_tests::pair::{CLIENT, Pair, SERVER};
 
 const PAIRS: usize = 10;
 const DATAGRAMS: u64 = 200_000;
-/// Octets of a datagram with its IPv4 and UDP headers: 64.
+/// Bytes of a datagram with its IPv4 and UDP headers: 64.
 const PAYLOAD: usize = 36;
 const BULK: u64 = 1 << 30;
 
@@ -24,7 +24,7 @@ type Traffic = fn(&Pair) -> Result<f64>;
 pub fn run() -> Result<()> {
     let pair = Pair::start("table inet t {\n}")?;
     println!("{:<28} {:>12} {:>12} {:>9} {:>16} {:>14}", "", "without", "with", "percent", "ns of programs", "frames");
-    for (what, traffic) in [("UDP of 64 octets, packets/s", udp as Traffic), ("bulk TCP, Mbit/s", tcp)] {
+    for (what, traffic) in [("UDP of 64 bytes, packets/s", udp as Traffic), ("bulk TCP, Mbit/s", tcp)] {
         let (mut without, mut with, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..PAIRS {
             let alone = traffic(&pair)?;
@@ -35,13 +35,13 @@ pub fn run() -> Result<()> {
             with.push(watched);
             ratio.push((watched / alone - 1.0) * 100.0);
         }
-        // Apart, since the clock that measures programs costs something itself.
+        // Measured apart, since BPF statistics cost time themselves.
         let agent = start(&pair)?;
         let _statistics = Statistics::on()?;
         let before = (process::spent(agent.pid(), &[])?.ns, frames(pair.lab.node())?);
         traffic(&pair)?;
         let spent = process::spent(agent.pid(), &[])?.ns - before.0;
-        // Each goes in by one interface of the node and out by another.
+        // Each packet enters by one interface of the node and leaves by another.
         let frames = frames(pair.lab.node())? - before.1;
         agent.stop()?;
         println!(
@@ -64,7 +64,7 @@ fn start(pair: &Pair) -> Result<Watched> {
 }
 
 fn udp(pair: &Pair) -> Result<f64> {
-    // Nobody reads: what does not fit the socket's buffer is dropped there, which is no policy's doing and costs the agent a look.
+    // Nobody reads the socket: datagrams that don't fit its buffer are dropped, which the agent's program sees and discards.
     let receiver = pair.server()?.netns.run(|| UdpSocket::bind((SERVER, 5000)))?;
     let drain = receiver.try_clone()?;
     drain.set_read_timeout(Some(Duration::from_millis(200)))?;
@@ -101,7 +101,7 @@ fn tcp(pair: &Pair) -> Result<f64> {
     Ok(BULK as f64 * 8.0 / 1e6 / start.elapsed().as_secs_f64())
 }
 
-/// Frames that came in by the node's interfaces.
+/// The number of frames that the node's interfaces have received.
 fn frames(node: &Netns) -> Result<u64> {
     let text = node.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))?;
     let veths = text.lines().filter(|line| line.trim_start().starts_with("veth"));

@@ -1,5 +1,5 @@
-//! What watching drops costs: the agent next to a program that does nothing, to bpftrace, bcc's tcpdrop and nftables' own log, on
-//! the same drops in the same run. Arguments name the parts to run; none: all.
+//! The cost of watching drops: the agent compared with an empty program, bpftrace, bcc's tcpdrop and nftables' own log, on the same drops in
+//! the same run. Arguments name the parts to run; without arguments all run.
 
 mod cost;
 mod event;
@@ -14,7 +14,7 @@ use netpol_trace_tests::bench::flood::Sender;
 use netpol_trace_tests::pair::{CLIENT, Pair, SERVER};
 use netpol_trace_tests::{can_run_lab, require};
 
-/// Drops what goes to the server; without conntrack, so that new flows cost the enforcer no more than known ones.
+/// Drops packets to the server. Without conntrack, so that new flows cost the enforcer no more than known ones.
 pub const RULES: &str = "
 table inet network-policy {
 	counter denied { }
@@ -51,7 +51,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// A sender to what the rules drop, with room for so many sockets' flows.
+/// A sender to the server, where the rules drop, with this many sockets.
 pub fn sender(pair: &Pair, sockets: usize) -> Result<Sender> {
     Sender::new(&pair.client()?.netns, CLIENT, SERVER, sockets, 18)
 }

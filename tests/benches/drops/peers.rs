@@ -1,4 +1,4 @@
-//! Who else tells of drops, and the agent, each started as its user would start it.
+//! Programs that report drops, the agent among them, each started as a user would start it.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::flood::watch;
 
-/// Something that watches drops.
+/// A program that reports drops.
 pub struct Watcher {
     pub name: &'static str,
     process: Process,
@@ -24,7 +24,7 @@ pub struct Watcher {
 
 enum Process {
     Agent(Watched),
-    /// With the file of its lines, where it writes one for each packet.
+    /// A process, with the file of its lines if it writes one per packet.
     Peer {
         child: Child,
         folder: TempDir,
@@ -32,17 +32,17 @@ enum Process {
     },
 }
 
-/// Why something can't be compared with here, and what.
+/// The name of a program that is not available here, and why.
 pub type Absent = (&'static str, String);
 
 pub type Start = fn(&Pair) -> Result<Result<Watcher, Absent>>;
 
-/// Those that attach programs to the kernel.
+/// The watchers that attach BPF programs.
 pub const PROGRAMS: [Start; 4] = [agent, bpftrace_counts, bpftrace_prints, tcpdrop];
 
-/// What a watcher told; `None`: it doesn't tell.
+/// The packets that a watcher reported; `None` if it does not report them.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct Reported {
     pub packets: Option<u64>,
     pub declared: Option<u64>,
 }
@@ -55,12 +55,12 @@ impl Watcher {
         }
     }
 
-    /// Ends it as Ctrl-C does.
-    pub fn stop(self) -> Result<Told> {
+    /// Stops it as Ctrl-C does.
+    pub fn stop(self) -> Result<Reported> {
         match self.process {
             Process::Agent(agent) => {
                 let (lines, _) = agent.stop()?;
-                Ok(Told { packets: Some(lines.packets), declared: Some(lines.declared()) })
+                Ok(Reported { packets: Some(lines.packets), declared: Some(lines.declared()) })
             }
             Process::Peer { mut child, folder, lines } => {
                 kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
@@ -70,7 +70,7 @@ impl Watcher {
                     child.wait()?;
                 }
                 let count = |file| count_lines(&folder.path().join(file));
-                Ok(Told { packets: lines.map(count).transpose()?, declared: None })
+                Ok(Reported { packets: lines.map(count).transpose()?, declared: None })
             }
         }
     }
@@ -103,12 +103,12 @@ pub fn tcpdrop(_: &Pair) -> Result<Result<Watcher, Absent>> {
     traced(name, &format!("exec env PYTHONPATH={} python3 {}", python.display(), program.display()), Some("out"))
 }
 
-/// Where `cargo xtask bench` has unpacked Debian's packages of the peers; where they are installed otherwise.
+/// The folder into which `cargo xtask bench` has unpacked Debian's packages of the peers, else `/`.
 fn packages() -> PathBuf {
     std::env::var_os("NETPOL_TRACE_PEERS").map_or_else(|| PathBuf::from("/"), PathBuf::from)
 }
 
-/// Starts a peer with tracefs, which not every machine mounts, in a mount namespace of its own.
+/// Starts a peer in a mount namespace with tracefs, which not every machine mounts.
 fn traced(name: &'static str, command: &str, lines: Option<&'static str>) -> Result<Result<Watcher, Absent>> {
     let mount = |kind, at| format!("mountpoint -q {at} || mount -t {kind} none {at}; ");
     let (tracefs, debugfs) = (mount("tracefs", "/sys/kernel/tracing"), mount("debugfs", "/sys/kernel/debug"));
@@ -159,7 +159,7 @@ fn peer(
     ready: impl Fn(u32) -> bool,
 ) -> Result<Result<Watcher, Absent>> {
     let stdout = File::create(folder.path().join("out"))?;
-    // It ends with this process, however that ends.
+    // It ends with this process.
     let mut command_line = Command::new("setpriv");
     command_line.args(["--pdeathsig", "KILL"]).args(command);
     command_line.stdin(Stdio::null()).stdout(stdout).stderr(File::create(folder.path().join("stderr"))?);
@@ -173,10 +173,10 @@ fn peer(
     }
     let _ = child.kill();
     let _ = child.wait();
-    let mut said = String::new();
-    File::open(folder.path().join("stderr"))?.read_to_string(&mut said)?;
-    // Its first line with words: what follows is a stack trace.
-    let why = said.lines().find(|line| !line.trim().is_empty() && !line.contains("RLIMIT"));
+    let mut messages = String::new();
+    File::open(folder.path().join("stderr"))?.read_to_string(&mut messages)?;
+    // The first line that is not empty; a stack trace follows.
+    let why = messages.lines().find(|line| !line.trim().is_empty() && !line.contains("RLIMIT"));
     Ok(Err((name, why.map_or_else(|| format!("not ready within {PATIENCE:?}"), str::to_owned))))
 }
 

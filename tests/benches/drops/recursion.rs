@@ -1,6 +1,6 @@
 //! BPF's recursion protection: the kernel does not run a program on a CPU where it is running already, so drops in a softirq that
-//! interrupts the program are missed. With drops in softirq alone there are none; with a sender's own drops (OUTPUT), interrupted by
-//! others' (FORWARD), some.
+//! interrupts the program are missed. With drops in softirq alone none are missed. Drops of the node's own packets (OUTPUT) that are
+//! interrupted by drops of forwarded ones (FORWARD) cause some misses.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -46,7 +46,7 @@ pub fn run() -> Result<()> {
 
 fn case(what: &str, output_rate: Option<u64>) -> Result<()> {
     let pair = Pair::start(RULES)?;
-    // FORWARD's drops in softirq on the first CPU, by an interrupt from wherever the client sends.
+    // Receive packet steering: FORWARD's drops are in softirq on the first CPU, whichever CPU the client sends from.
     let device = &pair.client()?.device;
     let script = format!("mount -t sysfs sysfs /sys && echo 1 > /sys/class/net/{device}/queues/rx-0/rps_cpus");
     pair.lab.node().command("unshare", &["--mount", "sh", "-c", &script], "").context("steer packets to a CPU")?;
@@ -77,11 +77,11 @@ fn case(what: &str, output_rate: Option<u64>) -> Result<()> {
         }
         sent.map(drop)
     })?;
-    // What waits for the first CPU is dropped too.
+    // Packets that the first CPU's backlog has no room for are dropped too.
     eventually("every packet to be dropped", || Ok((pair.counted("denied")? >= PACKETS).then_some(())))?;
     let missed = process::spent(agent.pid(), &[])?.missed - before;
     let (lines, _) = agent.stop()?;
-    // Those of OUTPUT are the node's own firewall's, which have no records by default.
+    // OUTPUT's drops have the cause `host_firewall` and no records by default.
     let counted = pair.counted("denied")?;
     println!(
         "{what:<44} {counted:>9} {:>9} {:>9} {missed:>11} {:>9.3} {:>11}",

@@ -10,12 +10,12 @@ use netpol_trace_tests::pair::{Pair, pod, policy};
 
 const PODS: u16 = 1_000;
 const STARTS: usize = 9;
-/// At rest: after so long without anything to do.
+/// How long the agent is idle before it counts as at rest.
 const REST: Duration = Duration::from_secs(5);
 
 pub fn run() -> Result<()> {
     let pair = Pair::start("table inet t {\n}")?;
-    let mib = |octets: u64| octets as f64 / f64::from(1 << 20);
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     println!("{:<52} {:>10.1}", "binary, MiB", mib(std::fs::metadata(agent::binary()?)?.len()));
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/manifests");
     let mut started = Vec::new();
@@ -34,14 +34,14 @@ pub fn run() -> Result<()> {
     pair.add("policies.yaml", &policies.join("---\n"))?;
     let manifests = pair.manifests().to_string_lossy();
     let watched = Watched::start_in(pair.lab.node(), &["--manifests", &manifests], 0)?;
-    // What rest means here.
+    // The idle time.
     std::thread::sleep(REST);
     let before = process::cpu(watched.pid())?;
     std::thread::sleep(REST);
     let idle = process::cpu(watched.pid())?.since(before);
-    let (octets, maps) = process::maps(watched.pid())?;
+    let (bytes, maps) = process::maps(watched.pid())?;
     println!("{:<52} {:>10.1}", "resident memory, 1,000 pods, MiB", mib(process::resident(watched.pid())?));
-    println!("{:<52} {:>10.1}", format!("{maps} maps in the kernel, MiB"), mib(octets));
+    println!("{:<52} {:>10.1}", format!("{maps} maps in the kernel, MiB"), mib(bytes));
     let share = (idle.user + idle.system).as_secs_f64() / REST.as_secs_f64() * 100.0;
     println!("{:<52} {share:>10.1}", "processor time at rest, % of a core");
     watched.stop()?;

@@ -1,4 +1,4 @@
-//! The API server goes, comes back, was never there, or refuses.
+//! The API server stops, comes back, is missing at the start, or refuses requests.
 
 use anyhow::Result;
 use netpol_trace_tests::agent::Agent;
@@ -6,7 +6,7 @@ use netpol_trace_tests::record::Record;
 use netpol_trace_tests::{cluster, eventually, require};
 use serde_json::{Value, json};
 
-use super::{Site, in_sync, policy, source};
+use super::{ApiLab, in_sync, policy, source};
 
 fn all_out_of_sync(records: &[Record]) -> bool {
     ["pods", "nodes", "namespaces", "networkpolicies", "services", "endpointslices"].iter().all(|name| {
@@ -14,71 +14,71 @@ fn all_out_of_sync(records: &[Record]) -> bool {
     })
 }
 
-/// Drops are recorded throughout: with what was known, and saying that it may be old; then everything is caught up with.
+/// Drops are recorded throughout: from the last known state, marked as stale, and from the current state once the server is back.
 #[test]
 fn the_server_dies_and_comes_back_during_drops() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let mut site = Site::start()?;
-    let agent = site.agent(&[])?;
-    let before = site.send(&agent)?;
+    let mut api_lab = ApiLab::start()?;
+    let agent = api_lab.agent(&[])?;
+    let before = api_lab.send(&agent)?;
     assert_eq!(before.text("/enrichment"), "complete", "{before}");
-    site.plane.server.kill()?;
+    api_lab.plane.server.kill()?;
     agent.wait_for("a status that says so of each source", all_out_of_sync)?;
-    let without = site.send(&agent)?;
+    let without = api_lab.send(&agent)?;
     assert_eq!(without.text("/enrichment"), "stale", "{without}");
     assert_eq!(without.pod("destination"), "lab/server", "{without}");
     assert_eq!(without.isolated_by("ingress"), ["lab/deny-server"], "{without}");
-    site.plane.restart_server()?;
+    api_lab.plane.restart_server()?;
     agent.wait_for("a status in sync again", in_sync)?;
-    site.apply(&policy("deny-more", "server"))?;
+    api_lab.apply(&policy("deny-more", "server"))?;
     let after = eventually("the policy made since", || {
-        let record = site.send(&agent)?;
+        let record = api_lab.send(&agent)?;
         Ok((record.isolated_by("ingress").len() == 2).then_some(record))
     })?;
     assert_eq!(after.text("/enrichment"), "complete", "{after}");
-    site.pair.settle(agent, "denied").map(drop)
+    api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// Without a server from the start: addresses only, none of them called external; names as soon as it is there.
+/// Without a server at the start records have only addresses, none of them `external`. They have names once the server is there.
 #[test]
 fn the_server_is_away_at_the_start() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let mut site = Site::start()?;
-    site.plane.server.kill()?;
-    let agent = site.agent(&[])?;
+    let mut api_lab = ApiLab::start()?;
+    api_lab.plane.server.kill()?;
+    let agent = api_lab.agent(&[])?;
     assert!(!in_sync(&agent.records()));
-    let record = site.send(&agent)?;
+    let record = api_lab.send(&agent)?;
     assert_eq!((record.text("/source/kind"), record.text("/destination/kind")), ("unknown", "unknown"), "{record}");
     assert_eq!(record.text("/enrichment"), "stale", "{record}");
     assert_eq!(record.text("/verdict/basis"), "addresses_only", "{record}");
-    site.plane.restart_server()?;
+    api_lab.plane.restart_server()?;
     agent.wait_for("a status in sync", in_sync)?;
-    let record = site.send(&agent)?;
+    let record = api_lab.send(&agent)?;
     assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");
     assert_eq!(record.text("/enrichment"), "complete", "{record}");
-    site.pair.settle(agent, "denied").map(drop)
+    api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// Credentials that the server doesn't take are read again from where they came from.
+/// The agent rereads credentials that the server refuses.
 #[test]
 fn credentials_are_read_again() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let site = Site::start()?;
-    let kubeconfig = site.plane.kubeconfig_with("expired", "expired-token")?;
+    let api_lab = ApiLab::start()?;
+    let kubeconfig = api_lab.plane.kubeconfig_with("expired", "expired-token")?;
     let path = kubeconfig.display().to_string();
     let agent = Agent::start(&["--all-drops", "--node-name", "node-a", "--kubeconfig", &path])?;
     agent.wait_for("a status that says so", |records| {
         source(records, "pods")
             .is_some_and(|pods| pods["error"].to_string().contains("does not accept the credentials"))
     })?;
-    std::fs::copy(site.plane.kubeconfig(), &kubeconfig)?;
+    std::fs::copy(api_lab.plane.kubeconfig(), &kubeconfig)?;
     agent.wait_for("all in sync with the new ones", in_sync)?;
-    let record = site.send(&agent)?;
+    let record = api_lab.send(&agent)?;
     assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");
-    site.pair.settle(agent, "denied").map(drop)
+    api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// Group, resource, and the verbs that the agent wants.
+/// Group, resource and verbs of the rights that the agent uses.
 pub const RIGHTS: [(&str, &str, &[&str]); 6] = [
     ("", "pods", &["get", "list", "watch"]),
     ("", "nodes", &["list", "watch"]),
@@ -88,16 +88,17 @@ pub const RIGHTS: [(&str, &str, &[&str]); 6] = [
     ("networking.k8s.io", "networkpolicies", &["list", "watch"]),
 ];
 
-/// A ServiceAccount that lacks one resource after the other: the message names it and the rule to add, the rest works.
+/// A ServiceAccount without the rights on one resource, for each resource in turn: the message names it and the rule to add, and the rest
+/// works.
 #[test]
 fn each_missing_right_is_named_and_the_rest_works() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let site = Site::start()?;
+    let api_lab = ApiLab::start()?;
     for (group, lacking, verbs) in RIGHTS {
         let name = format!("without-{lacking}");
-        account(&site, &name, lacking)?;
-        let kubeconfig = site.plane.account_kubeconfig("lab", &name)?.display().to_string();
-        // The authorizer learns of the binding by a watch of its own.
+        account(&api_lab, &name, lacking)?;
+        let kubeconfig = api_lab.plane.account_kubeconfig("lab", &name)?.display().to_string();
+        // The authorizer sees the binding by a watch of its own.
         let api = netpol_trace_tests::cluster::api::Api::connect(kubeconfig.as_ref())?;
         let other = if lacking == "pods" { "nodes" } else { "pods" };
         eventually("the account's rights", || Ok(api.get(&format!("/api/v1/{other}?limit=1")).ok()))?;
@@ -115,15 +116,15 @@ fn each_missing_right_is_named_and_the_rest_works() -> Result<()> {
         );
         assert!(error.contains(&rule), "{rule} in {error}");
         assert!(error.contains(&format!("system:serviceaccount:lab:{name}")), "{error}");
-        let record = site.send(&agent)?;
+        let record = api_lab.send(&agent)?;
         assert_eq!(record.text("/enrichment"), "stale", "without {lacking}: {record}");
         let named = !record.pod("destination").is_empty();
         assert_eq!(named, lacking != "pods", "without {lacking}: {record}");
-        let judged = record.isolated_by("ingress") == ["lab/deny-server"];
-        assert_eq!(judged, !["pods", "networkpolicies"].contains(&lacking), "without {lacking}: {record}");
-        // Granted, it comes by itself.
+        let denied = record.isolated_by("ingress") == ["lab/deny-server"];
+        assert_eq!(denied, !["pods", "networkpolicies"].contains(&lacking), "without {lacking}: {record}");
+        // Once the right is granted, the agent recovers.
         if lacking == "nodes" {
-            account(&site, &name, "nothing")?;
+            account(&api_lab, &name, "nothing")?;
             agent.wait_for("all in sync after the grant", in_sync)?;
         }
         let run = agent.stop()?;
@@ -133,24 +134,24 @@ fn each_missing_right_is_named_and_the_rest_works() -> Result<()> {
     Ok(())
 }
 
-/// A ServiceAccount of namespace lab with all of [`RIGHTS`] but those on one resource.
-pub fn account(site: &Site, name: &str, lacking: &str) -> Result<()> {
-    account_with(site, name, &|resource, _| resource != lacking)
+/// Makes a ServiceAccount of namespace lab with all of [`RIGHTS`] except those on one resource.
+pub fn account(api_lab: &ApiLab, name: &str, lacking: &str) -> Result<()> {
+    account_with(api_lab, name, &|resource, _| resource != lacking)
 }
 
-/// A ServiceAccount of namespace lab with those [`RIGHTS`], by resource and verb, that it `has`.
-pub fn account_with(site: &Site, name: &str, has: &dyn Fn(&str, &str) -> bool) -> Result<()> {
+/// Makes a ServiceAccount of namespace lab with the [`RIGHTS`], by resource and verb, for which `has` is true.
+pub fn account_with(api_lab: &ApiLab, name: &str, has: &dyn Fn(&str, &str) -> bool) -> Result<()> {
     let rule = |(group, resource, verbs): &(&str, &str, &[&str])| {
         let verbs: Vec<&str> = verbs.iter().copied().filter(|verb| has(resource, verb)).collect();
         (!verbs.is_empty()).then(|| json!({ "apiGroups": [group], "resources": [resource], "verbs": verbs }))
     };
     let rules: Vec<Value> = RIGHTS.iter().filter_map(rule).collect();
     let metadata = json!({ "namespace": "lab", "name": name });
-    site.apply(&json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata }))?;
-    site.apply(&json!({
+    api_lab.apply(&json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata }))?;
+    api_lab.apply(&json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": name }, "rules": rules,
     }))?;
-    site.apply(&json!({
+    api_lab.apply(&json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": name },
         "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name },
         "subjects": [{ "kind": "ServiceAccount", "namespace": "lab", "name": name }],

@@ -1,4 +1,4 @@
-//! An address passes from one pod to the next while packets drop: each record has who held it then.
+//! An address passes from one pod to the next while packets are dropped: each record names the owner at its packet's time.
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
@@ -7,36 +7,36 @@ use netpol_trace_tests::record::Record;
 use netpol_trace_tests::{cluster, eventually, require, traffic};
 use nix::sys::signal::Signal;
 
-use super::{NODE, Site, pod};
+use super::{ApiLab, NODE, pod};
 
-/// The agent stands still while the packet is dropped and the address handed on: it learns of all three at once.
+/// The agent is stopped while the packet is dropped and the address gets a new owner, so it sees all of this at once.
 #[test]
 fn a_local_pod_takes_over_an_address_at_once() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let site = Site::start()?;
-    let agent = site.agent(&["--peers", "watch"])?;
-    assert_eq!(site.send(&agent)?.pod("destination"), "lab/server");
-    let client = &site.pair.client()?.netns;
+    let api_lab = ApiLab::start()?;
+    let agent = api_lab.agent(&["--peers", "watch"])?;
+    assert_eq!(api_lab.send(&agent)?.pod("destination"), "lab/server");
+    let client = &api_lab.pair.client()?.netns;
     let mut holder = "server".to_owned();
-    for turn in 0..3 {
+    for round in 0..3 {
         agent.signal(Signal::SIGSTOP)?;
         let from = traffic::udp(client, CLIENT.into(), [(SERVER, 5000).into()], 32)?;
         let sent = Timestamp::now();
-        // The server tells when a pod was made in whole seconds: in the same one either pod could have sent.
+        // Creation times have whole seconds: within one second either pod could have sent.
         eventually("the next second", || Ok((Timestamp::now().as_second() > sent.as_second()).then_some(())))?;
-        site.delete(&pod(&holder, NODE, &[]))?;
-        let next = format!("next-{turn}");
-        site.apply(&pod(&next, NODE, &[SERVER.into()]))?;
+        api_lab.delete(&pod(&holder, NODE, &[]))?;
+        let next = format!("next-{round}");
+        api_lab.apply(&pod(&next, NODE, &[SERVER.into()]))?;
         agent.signal(Signal::SIGCONT)?;
-        let mine = |r: &Record| r.is_drop() && site.pair.lab.owns(r) && r.address("source") == Some(from);
+        let mine = |r: &Record| r.is_drop() && api_lab.pair.lab.owns(r) && r.address("source") == Some(from);
         agent.wait_for("the record of the packet sent", |records| records.iter().any(mine))?;
         let record = agent.records().into_iter().find(mine).context("it was there")?;
-        assert_eq!(record.pod("destination"), format!("lab/{holder}"), "turn {turn}: {record}");
+        assert_eq!(record.pod("destination"), format!("lab/{holder}"), "round {round}: {record}");
         eventually("the new holder", || {
-            let name = site.send(&agent)?.pod("destination");
+            let name = api_lab.send(&agent)?.pod("destination");
             Ok((name == format!("lab/{next}")).then_some(()))
         })?;
         holder = next;
     }
-    site.pair.settle(agent, "denied").map(drop)
+    api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }

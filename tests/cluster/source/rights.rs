@@ -1,4 +1,4 @@
-//! What each verb of the agent's RBAC rules is for, as docs/security.md says it: the agent without one after the other.
+//! Removes each verb of the agent's RBAC rules in turn, and compares the effect with docs/security.md.
 
 use anyhow::Result;
 use netpol_trace_tests::agent::Agent;
@@ -8,13 +8,13 @@ use netpol_trace_tests::record::Record;
 use netpol_trace_tests::{cluster, eventually, require};
 
 use super::failure::{RIGHTS, account_with};
-use super::{NODE, Site, in_sync, pod};
+use super::{ApiLab, NODE, in_sync, pod};
 
-/// A run without one verb, in one mode.
-fn works(site: &Site, lacking: &str, verb: &str, peers: &str) -> Result<[bool; 2]> {
+/// Runs the agent without one verb, in one mode.
+fn works(api_lab: &ApiLab, lacking: &str, verb: &str, peers: &str) -> Result<[bool; 2]> {
     let name = format!("no-{verb}-{lacking}");
-    account_with(site, &name, &|resource, v| (resource, v) != (lacking, verb))?;
-    let kubeconfig = site.plane.account_kubeconfig("lab", &name)?;
+    account_with(api_lab, &name, &|resource, v| (resource, v) != (lacking, verb))?;
+    let kubeconfig = api_lab.plane.account_kubeconfig("lab", &name)?;
     let api = Api::connect(&kubeconfig)?;
     let other = if lacking == "namespaces" { "services" } else { "namespaces" };
     eventually("the account's rights", || Ok(api.get(&format!("/api/v1/{other}?limit=1")).ok()))?;
@@ -26,9 +26,9 @@ fn works(site: &Site, lacking: &str, verb: &str, peers: &str) -> Result<[bool; 2
         let sources = status.map(|status| status.list("/sources").iter()).into_iter().flatten();
         sources.filter_map(|source| source["error"].as_str()).any(|error| error.contains(&refused))
     };
-    // Either all is well or a source says for good that it isn't; what only lookups use is missed with the first of them.
+    // Either all sources are in sync or one has an error. Verbs that only lookups use are missed at the first lookup.
     agent.wait_for("the sources' word", |records| in_sync(records) || is_refused(records))?;
-    let record = site.send(&agent)?;
+    let record = api_lab.send(&agent)?;
     let named = record.pod("destination") == "lab/server";
     let run = agent.stop()?;
     run.balance()?;
@@ -38,29 +38,29 @@ fn works(site: &Site, lacking: &str, verb: &str, peers: &str) -> Result<[bool; 2
     Ok([synced, named])
 }
 
-/// The table of the page: with all pods watched, and with pods elsewhere looked up.
+/// The page's table: with all pods watched, and with pods of other nodes looked up.
 #[test]
 fn each_verb_is_for_what_the_page_says() -> Result<()> {
     require!(cluster::can_run(&[]));
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/security.md"))?;
-    let site = Site::start()?;
-    site.apply(&super::node("node-b", "172.18.0.3", "10.244.2.0/24"))?;
+    let api_lab = ApiLab::start()?;
+    api_lab.apply(&super::node("node-b", "172.18.0.3", "10.244.2.0/24"))?;
     // Elsewhere, so that lookups are needed.
-    site.delete(&pod("server", NODE, &[]))?;
-    site.apply(&pod("server", "node-b", &[SERVER.into()]))?;
+    api_lab.delete(&pod("server", NODE, &[]))?;
+    api_lab.apply(&pod("server", "node-b", &[SERVER.into()]))?;
     let mut missing = Vec::new();
     for (_, resource, verbs) in RIGHTS {
         for verb in verbs {
-            let said = |[synced, named]: [bool; 2]| match (synced, named) {
+            let words = |[synced, named]: [bool; 2]| match (synced, named) {
                 (true, true) => "all works",
                 (true, false) => "in sync, not named",
                 (false, true) => "out of sync",
                 (false, false) => "out of sync, not named",
             };
-            let lookup = said(works(&site, resource, verb, "lookup")?);
-            // The mode is about pods and nodes.
+            let lookup = words(works(&api_lab, resource, verb, "lookup")?);
+            // The modes differ for pods and nodes.
             let watch = match resource {
-                "pods" | "nodes" => said(works(&site, resource, verb, "watch")?),
+                "pods" | "nodes" => words(works(&api_lab, resource, verb, "watch")?),
                 _ => lookup,
             };
             let row = format!("| {verb} {resource} | {watch} | {lookup} |");

@@ -1,4 +1,4 @@
-//! Objects that the server takes and nobody expects.
+//! Unusual objects that the API server accepts.
 
 use std::net::IpAddr;
 
@@ -7,12 +7,12 @@ use netpol_trace_tests::pair::{CLIENT, SERVER};
 use netpol_trace_tests::{cluster, require};
 use serde_json::{Map, Value, json};
 
-use super::{Site, in_sync, pod, policy, source};
+use super::{ApiLab, in_sync, pod, policy, source};
 
 #[test]
 fn surprising_objects_are_taken() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let site = Site::start()?;
+    let api_lab = ApiLab::start()?;
     let labels: Map<String, Value> = (0..1000).map(|i| (format!("example.com/label-{i}"), json!("value"))).collect();
     let mut many = pod("many-labels", "node-a", &["10.244.1.50".parse()?]);
     many["metadata"]["labels"] = Value::Object(labels);
@@ -22,43 +22,43 @@ fn surprising_objects_are_taken() -> Result<()> {
     bare["metadata"]["labels"] = Value::Null;
     let mut pending = pod("pending", "node-a", &[]);
     pending["status"] = json!({ "phase": "Pending" });
-    // A pod has at most one address of each family: the status is the kubelet's to write, and this is what it takes.
+    // The server accepts at most one address per family in a pod's status.
     let both: [IpAddr; 2] = ["10.244.1.52".parse()?, "fd00:10:244:1::52".parse()?];
     let doomed = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "doomed" } });
-    site.apply(&doomed)?;
+    api_lab.apply(&doomed)?;
     let mut left = policy("left", "server");
     left["metadata"]["namespace"] = json!("doomed");
-    site.apply(&left)?;
+    api_lab.apply(&left)?;
     for object in [&many, &large, &pending, &pod("two-addresses", "node-a", &both)] {
-        site.apply(object)?;
+        api_lab.apply(object)?;
     }
-    site.delete(&pod("client", "node-a", &[]))?;
-    site.apply(&bare)?;
-    // Nothing empties it here, so it stays, terminating, with its policy.
-    site.delete(&doomed)?;
+    api_lab.delete(&pod("client", "node-a", &[]))?;
+    api_lab.apply(&bare)?;
+    // No controller empties the namespace here, so it stays terminating, with its policy.
+    api_lab.delete(&doomed)?;
 
-    let agent = site.agent(&[])?;
+    let agent = api_lab.agent(&[])?;
     assert!(in_sync(&agent.records()), "{:?}", agent.records());
     let pods = source(&agent.records(), "pods").unwrap_or_default();
     assert_eq!(pods["objects"]["Pod"], 6, "{pods}");
-    let record = site.send(&agent)?;
+    let record = api_lab.send(&agent)?;
     assert_eq!(
         (record.pod("source"), record.pod("destination")),
         ("lab/client".into(), "lab/server".into()),
         "{record}"
     );
     assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");
-    // The pod with 1,000 labels becomes the server: its record is a line like others.
-    site.delete(&pod("server", "node-a", &[]))?;
+    // The pod with 1,000 labels becomes the server: its record is short enough for a line.
+    api_lab.delete(&pod("server", "node-a", &[]))?;
     many["metadata"]["name"] = json!("labelled");
     many["metadata"]["labels"]["app"] = json!("server");
     many["status"] = json!({ "phase": "Running", "podIP": SERVER, "podIPs": [{ "ip": SERVER }] });
-    site.apply(&many)?;
+    api_lab.apply(&many)?;
     let record = netpol_trace_tests::eventually("the labelled pod's name", || {
-        let record = site.send(&agent)?;
+        let record = api_lab.send(&agent)?;
         Ok((record.pod("destination") == "lab/labelled").then_some(record))
     })?;
     assert_eq!(record.isolated_by("ingress"), ["lab/deny-server"], "{record}");
     assert!(record.to_string().len() < 16 * 1024, "{}", record.to_string().len());
-    site.pair.settle(agent, "denied").map(drop)
+    api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }

@@ -1,71 +1,71 @@
-//! What the API server has is known at once, and so is what changes.
+//! The agent knows the API server's objects from the start, and their changes at once.
 
 use anyhow::Result;
 use netpol_trace_tests::{cluster, eventually, require};
 use serde_json::json;
 
-use super::{Site, in_sync, pod, policy, source};
+use super::{ApiLab, in_sync, pod, policy, source};
 use netpol_trace_tests::pair::SERVER;
 
-/// Both ends, the policy and its generation; then a new policy, an edited one, a deleted one, and new labels.
+/// Records have both endpoints and the policy with its generation; then a new policy, an edited one, a deleted one, and new labels.
 #[test]
 fn objects_and_their_changes_are_known() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let site = Site::start()?;
-    let agent = site.agent(&[])?;
+    let api_lab = ApiLab::start()?;
+    let agent = api_lab.agent(&[])?;
     assert!(in_sync(&agent.records()), "the first status: {:?}", agent.records());
-    let first = site.send(&agent)?;
+    let first = api_lab.send(&agent)?;
     assert_eq!((first.pod("source"), first.pod("destination")), ("lab/client".into(), "lab/server".into()), "{first}");
     assert_eq!(first.isolated_by("ingress"), ["lab/deny-server"], "{first}");
     assert_eq!((first.cause(), first.text("/enrichment")), ("policy", "complete"), "{first}");
     assert!(!first.text("/destination/pod/uid").is_empty(), "{first}");
 
-    site.apply(&policy("deny-more", "server"))?;
+    api_lab.apply(&policy("deny-more", "server"))?;
     eventually("both policies", || {
-        let isolated = site.send(&agent)?.isolated_by("ingress");
+        let isolated = api_lab.send(&agent)?.isolated_by("ingress");
         Ok((isolated == ["lab/deny-more", "lab/deny-server"]).then_some(()))
     })?;
-    site.apply(&policy("deny-more", "another"))?;
+    api_lab.apply(&policy("deny-more", "another"))?;
     eventually("the edited policy, which isolates others", || {
-        Ok((site.send(&agent)?.isolated_by("ingress") == ["lab/deny-server"]).then_some(()))
+        Ok((api_lab.send(&agent)?.isolated_by("ingress") == ["lab/deny-server"]).then_some(()))
     })?;
     let mut labelled = pod("server", "node-a", &[SERVER.into()]);
     labelled["metadata"]["labels"] = json!({ "app": "another" });
-    site.apply(&labelled)?;
+    api_lab.apply(&labelled)?;
     eventually("the pod's new label", || {
-        Ok((site.send(&agent)?.isolated_by("ingress") == ["lab/deny-more"]).then_some(()))
+        Ok((api_lab.send(&agent)?.isolated_by("ingress") == ["lab/deny-more"]).then_some(()))
     })?;
-    site.delete(&policy("deny-more", "another"))?;
-    eventually("no policy", || Ok(site.send(&agent)?.isolated_by("ingress").is_empty().then_some(())))?;
-    site.pair.settle(agent, "denied").map(drop)
+    api_lab.delete(&policy("deny-more", "another"))?;
+    eventually("no policy", || Ok(api_lab.send(&agent)?.isolated_by("ingress").is_empty().then_some(())))?;
+    api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }
 
-/// A watch that was away for longer than the server remembers lists again: what is gone is gone, what came is there.
+/// A watch whose resourceVersion the server has compacted lists again: deleted objects are gone, new ones are there.
 #[test]
 fn a_watch_that_is_too_old_lists_again() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let mut site = Site::start()?;
-    site.apply(&pod("gone", "node-a", &["10.244.1.77".parse()?]))?;
-    let agent = site.agent(&[])?;
+    let mut api_lab = ApiLab::start()?;
+    api_lab.apply(&pod("gone", "node-a", &["10.244.1.77".parse()?]))?;
+    let agent = api_lab.agent(&[])?;
     assert_eq!(source(&agent.records(), "pods").map(|s| s["objects"]["Pod"].clone()), Some(json!(3)));
-    // The agent stands still while the server forgets: one that was restarted remembers nothing from before.
+    // The agent is stopped while the server restarts, after which the server has no earlier events.
     agent.signal(nix::sys::signal::Signal::SIGSTOP)?;
-    site.plane.restart_server()?;
-    site.delete(&policy("deny-server", "server"))?;
-    site.delete(&pod("gone", "node-a", &[]))?;
-    site.apply(&policy("deny-instead", "server"))?;
-    site.plane.restart_server()?;
+    api_lab.plane.restart_server()?;
+    api_lab.delete(&policy("deny-server", "server"))?;
+    api_lab.delete(&pod("gone", "node-a", &[]))?;
+    api_lab.apply(&policy("deny-instead", "server"))?;
+    api_lab.plane.restart_server()?;
     agent.signal(nix::sys::signal::Signal::SIGCONT)?;
     eventually("the policies as they are now", || {
-        Ok((site.send(&agent)?.isolated_by("ingress") == ["lab/deny-instead"]).then_some(()))
+        Ok((api_lab.send(&agent)?.isolated_by("ingress") == ["lab/deny-instead"]).then_some(()))
     })?;
-    // The pods' watch is back too when it tells of a change.
+    // A change of a pod shows that the pods' watch works too.
     let mut labelled = pod("server", "node-a", &[SERVER.into()]);
-    labelled["metadata"]["labels"]["turn"] = json!("second");
-    site.apply(&labelled)?;
+    labelled["metadata"]["labels"]["round"] = json!("second");
+    api_lab.apply(&labelled)?;
     eventually("the pod's new label", || {
-        let record = site.send(&agent)?;
-        Ok((record.text("/destination/pod/labels/turn") == "second").then_some(()))
+        let record = api_lab.send(&agent)?;
+        Ok((record.text("/destination/pod/labels/round") == "second").then_some(()))
     })?;
     let run = agent.stop()?;
     run.balance()?;
@@ -75,11 +75,11 @@ fn a_watch_that_is_too_old_lists_again() -> Result<()> {
     Ok(())
 }
 
-/// The other policy APIs are watched where their CRDs exist, also when they come later.
+/// The agent watches the other policy APIs where their CRDs exist, also if they are installed later.
 #[test]
 fn policies_of_other_apis_make_a_verdict_less_than_final() -> Result<()> {
     require!(cluster::can_run(&[]));
-    let site = Site::start()?;
+    let api_lab = ApiLab::start()?;
     let crd = json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": { "name": "ciliumnetworkpolicies.cilium.io" },
@@ -91,23 +91,23 @@ fn policies_of_other_apis_make_a_verdict_less_than_final() -> Result<()> {
                 "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } } }],
         },
     });
-    site.apply(&crd)?;
+    api_lab.apply(&crd)?;
     let other = json!({
         "apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
         "metadata": { "namespace": "lab", "name": "theirs" }, "spec": {},
     });
-    eventually("the CRD is served", || Ok(site.apply(&other).ok()))?;
-    let agent = site.agent(&[])?;
+    eventually("the CRD is served", || Ok(api_lab.apply(&other).ok()))?;
+    let agent = api_lab.agent(&[])?;
     agent.wait_for("the watch of Cilium's policies", |records| {
         source(records, "ciliumnetworkpolicies.cilium.io")
             .is_some_and(|s| s["synced"] == true && s["objects"]["CiliumNetworkPolicy"] == 1)
     })?;
-    // Nothing of v1 isolates the server now, so what drops may be theirs.
-    site.delete(&policy("deny-server", "server"))?;
+    // No NetworkPolicy isolates the server now, so another API's policy may drop.
+    api_lab.delete(&policy("deny-server", "server"))?;
     let record = eventually("a record without a v1 policy", || {
-        let record = site.send(&agent)?;
+        let record = api_lab.send(&agent)?;
         Ok(record.isolated_by("ingress").is_empty().then_some(record))
     })?;
     assert_ne!(record.text("/verdict/basis"), "networkpolicy_v1", "{record}");
-    site.pair.settle(agent, "denied").map(drop)
+    api_lab.pair.stop_and_compare(agent, "denied").map(drop)
 }

@@ -1,4 +1,4 @@
-//! `tail -f` on real agents and real drops: two nodes at once, and an agent that is killed and comes back.
+//! `tail -f` on real agents and real drops: two nodes at once, and an agent that is killed and restarted.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
@@ -15,13 +15,15 @@ use netpol_trace_tests::{eventually, require, traffic};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::{Ends, Following, account, bind, can_run_kubelet, objects, reader, roles, start_kubelet};
+use netpol_trace_tests::process::KilledOnDrop;
+
+use super::{Following, account, bind, can_run_kubelet, objects, reader, roles, start_kubelet};
 
 fn send(pair: &Pair, ports: std::ops::Range<u16>) -> Result<()> {
     traffic::udp(&pair.client()?.netns, CLIENT.into(), ports.map(|port| (SERVER, port).into()), 64).map(drop)
 }
 
-/// Ports that other tests' pods are not asked for: all labs of a machine have the same addresses.
+/// Ports that no other test sends to: all labs of a machine have the same addresses.
 fn ports() -> u16 {
     50_000 + (std::process::id() % 2_000) as u16 * 4
 }
@@ -30,8 +32,7 @@ fn is_to(record: &Record, port: u16) -> bool {
     record.is_drop() && record.number("/destination/port") == Some(port.into())
 }
 
-/// Both nodes' agents write to their container's log; the drop is at one of them. Here both share a kernel, and both record
-/// it: it is shown once.
+/// Both nodes' agents write to their container's log. They share a kernel here, so both record the drop, and `tail` shows it once.
 #[test]
 fn a_drop_is_shown_as_it_happens() -> Result<()> {
     require!(can_run_kubelet());
@@ -49,23 +50,23 @@ fn a_drop_is_shown_as_it_happens() -> Result<()> {
         let mut command = Command::new(agent::binary()?);
         command.args(["agent", "--hooks", "kfree_skb", "--node-name", node, "--manifests"]).arg(pair.manifests());
         command.stdout(std::fs::File::create(&log)?).stderr(Stdio::null()).stdin(Stdio::null());
-        agents.push(Ends(command.spawn()?));
+        agents.push(KilledOnDrop(command.spawn()?));
         eventually("the agent's start", || {
             Ok(std::fs::read_to_string(&log)?.contains("\"phase\":\"started\"").then_some(()))
         })?;
     }
-    // From before it started, too.
+    // Records from before its start are shown too.
     let first = ports();
     send(&pair, first..first + 1)?;
     let to = |port: u16| move |seen: &[Record]| seen.iter().any(|record| is_to(record, port));
     let mut tail = Following::start(dir.path(), AGENTS, &plane.kubeconfig(), &["--pod", "lab/client"])?;
     tail.until("what happened before", to(first))?;
-    ensure!(tail.said()?.contains("listening to 2 of 2 nodes: live-a, live-b"), "{}", tail.said()?);
+    ensure!(tail.log()?.contains("listening to 2 of 2 nodes: live-a, live-b"), "{}", tail.log()?);
     let sent = Instant::now();
     send(&pair, first + 1..first + 2)?;
     let shown = tail.until("the drop", to(first + 1))?;
     eprintln!("from the packet to tail's line: {:.0?}", shown.duration_since(sent));
-    // A later one has come: what the second agent says of this one would have come before.
+    // A later record was shown, so the second agent's record of this drop would have been shown before it.
     send(&pair, first + 2..first + 3)?;
     tail.until("the last drop", to(first + 2))?;
     for port in first..first + 2 {
@@ -86,9 +87,9 @@ fn start(plane: &ControlPlane, agents: &str, pair: &Pair, history: &Path, listen
     Ok(agent)
 }
 
-/// SIGKILL, and the next agent on the same history: what both recorded is shown, once.
+/// An agent is killed, and the next one uses the same history: records of both are shown once.
 #[test]
-fn a_killed_agent_leaves_no_gap_and_no_double() -> Result<()> {
+fn a_killed_agent_leaves_no_gap_and_no_duplicate() -> Result<()> {
     require!(can_run_kubelet());
     const AGENTS: &str = "tail-kill-agents";
     let plane = shared()?;
@@ -145,14 +146,14 @@ fn a_killed_agent_leaves_no_gap_and_no_double() -> Result<()> {
     ensure!(expected.len() == 10, "{expected:?}");
     tail.no_doubles()?;
 
-    // Somebody who comes later has both from the history.
+    // A later `tail` gets both from the history.
     let mut command = Command::new(agent::binary()?);
     command.args(["tail", "--agents-namespace", AGENTS, "-o", "json", "--kubeconfig"]).arg(&kubeconfig).args(arguments);
     let later = command.stdin(Stdio::null()).output()?;
     let ids: Vec<String> = super::records(&later)?.iter().map(|record| record.text("/id").to_owned()).collect();
     for id in &expected {
         let times = ids.iter().filter(|other| *other == id).count();
-        ensure!(times == 1, "{id} {times} times of {ids:?}\n{}", super::said(&later));
+        ensure!(times == 1, "{id} {times} times of {ids:?}\n{}", super::stderr(&later));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `tail` where there are more agents than it asks by itself.
+//! `tail` in a cluster with more agents than it asks by default.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,10 +10,10 @@ use netpol_trace_tests::cluster::shared;
 use netpol_trace_tests::{agent, require};
 use serde_json::{Value, json};
 
-use super::{Following, can_run_kubelet, objects, records, said, start_kubelet};
+use super::{Following, can_run_kubelet, objects, records, start_kubelet, stderr};
 
 const AGENTS: &str = "tail-many-agents";
-/// Of the pods that are looked for.
+/// The namespace of the pods that `tail` is asked for.
 const PODS: &str = "tail-many";
 const NODES: usize = 60;
 /// Agents whose logs `tail` reads at a time.
@@ -91,36 +91,36 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
         Ok(std::fs::write(log(on), text)?)
     };
     let db = place(plane, "db-0", 7)?;
-    // Egress is recorded at the pod, ingress at its peer; the agent of 30 knows of neither end where it runs.
+    // Egress drops are recorded at the pod's node, ingress drops at its peer's. Node 30 has neither endpoint.
     append(7, &drop(7, 2, ("db-0", 7), ("web-1", Some(12))))?;
     append(12, &drop(12, 2, ("web-1", 12), ("db-0", Some(7))))?;
-    append(30, &drop(30, 2, ("stranger", 30), ("db-0", None)))?;
+    append(30, &drop(30, 2, ("other", 30), ("db-0", None)))?;
 
     let admin = plane.kubeconfig();
     let wanted = format!("{PODS}/db-0");
     let few = tail(&admin, &["--pod", &wanted])?;
-    ensure!(ids(&few)? == set(&["run07/2", "run12/2"]), "{:?} {}", ids(&few)?, said(&few));
-    ensure!(said(&few).contains("listening to 2 of 60 nodes: many-07, many-12"), "{}", said(&few));
+    ensure!(ids(&few)? == set(&["run07/2", "run12/2"]), "{:?} {}", ids(&few)?, stderr(&few));
+    ensure!(stderr(&few).contains("listening to 2 of 60 nodes: many-07, many-12"), "{}", stderr(&few));
 
     ensure!(
-        said(&few).contains("; 2 of 2 agents answered; 58 other agents were not asked (--all-nodes asks them)\n"),
+        stderr(&few).contains("; 2 of 2 agents answered; 58 other agents were not asked (--all-nodes asks them)\n"),
         "{}",
-        said(&few)
+        stderr(&few)
     );
     ensure!(few.status.success(), "{}", few.status);
 
-    // Everybody, and as many at a time as there should be: the kubelet answers when so many ask, and notes the most.
+    // All agents, this many at a time: the kubelet answers once that many requests wait, and notes the highest number.
     std::fs::write(dir.path().join("hold"), AT_ONCE.to_string())?;
     let all = tail(&admin, &["--pod", &wanted, "--all-nodes"])?;
     std::fs::remove_file(dir.path().join("hold"))?;
-    ensure!(ids(&all)? == set(&["run07/2", "run12/2", "run30/2"]), "{:?} {}", ids(&all)?, said(&all));
-    ensure!(said(&all).contains("listening to 60 of 60 nodes"), "{}", said(&all));
+    ensure!(ids(&all)? == set(&["run07/2", "run12/2", "run30/2"]), "{:?} {}", ids(&all)?, stderr(&all));
+    ensure!(stderr(&all).contains("listening to 60 of 60 nodes"), "{}", stderr(&all));
     let most = std::fs::read_to_string(dir.path().join("most"))?;
     ensure!(most == AT_ONCE.to_string(), "{most} at a time");
 
     not_all_answer(plane, &admin, &wanted, &append)?;
 
-    // The pod moves while it is looked for.
+    // The pod moves to another node while `tail` runs.
     let mut following = Following::start(dir.path(), AGENTS, &admin, &["--pod", &wanted])?;
     following.has("run12/2")?;
     plane.api().delete(&db)?;
@@ -128,15 +128,11 @@ fn only_the_nodes_that_matter_are_asked() -> Result<()> {
     append(33, &drop(33, 2, ("db-0", 33), ("web-2", Some(33))))?;
     following.has("run33/2")?;
     following.no_doubles()?;
-    ensure!(
-        following.said()?.contains("listening to 3 of 60 nodes: many-07, many-12, many-33"),
-        "{}",
-        following.said()?
-    );
+    ensure!(following.log()?.contains("listening to 3 of 60 nodes: many-07, many-12, many-33"), "{}", following.log()?);
     Ok(())
 }
 
-/// An agent that does not run is named, and what another lost is shown if its node has to do with the pod, else counted.
+/// `tail` names an agent that does not run. Losses of an agent are shown if the pod or its peers are on its node, else they are counted.
 fn not_all_answer(
     plane: &ControlPlane,
     admin: &Path,
@@ -162,12 +158,12 @@ fn not_all_answer(
     let path = format!("/api/v1/namespaces/{AGENTS}/pods/{}", pod_name(42));
     plane.api().patch_status(&path, &pod("Pending"))?;
     let all = tail(admin, &["--pod", wanted, "--all-nodes"])?;
-    ensure!(ids(&all)? == set(&["run07/2", "run12/2", "run30/2", "run7/9"]), "{:?} {}", ids(&all)?, said(&all));
+    ensure!(ids(&all)? == set(&["run07/2", "run12/2", "run30/2", "run7/9"]), "{:?} {}", ids(&all)?, stderr(&all));
     for expected in [
         "; 59 of 60 agents answered; no answer from many-42 (its agent does not run)\n",
-        "note: the agent of another node (many-41) lost 41 packets: whether any was to or from tail-many/db-0 can't be told",
+        "note: the agent of another node (many-41) lost 41 packets; nobody knows if any was to or from tail-many/db-0",
     ] {
-        ensure!(said(&all).contains(expected), "{expected}: {}", said(&all));
+        ensure!(stderr(&all).contains(expected), "{expected}: {}", stderr(&all));
     }
     ensure!(all.status.code() == Some(3), "{}", all.status);
     plane.api().patch_status(&path, &pod("Running"))

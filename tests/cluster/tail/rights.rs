@@ -1,4 +1,4 @@
-//! What the developer role gives by itself: the namespace's drops, and not one right of those that lead to more rights.
+//! The developer role by itself: it shows the namespace's drops, and has no right that leads to more rights.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use netpol_trace_tests::cluster::api::Api;
 use netpol_trace_tests::{eventually, require};
 use serde_json::{Value, json};
 
-use super::{Node, READER, account, accounts, bind, can_run_kubelet, reader, said};
+use super::{READER, TailNode, account, accounts, bind, can_run_kubelet, reader, stderr};
 
 const AGENTS: &str = "rights-agents";
 /// Verb, group, resource and subresource, in any namespace and in the whole cluster.
@@ -46,7 +46,7 @@ const ESCALATIONS: [(&str, &str, &str, &str); 31] = [
     ("*", "*", "*", ""),
 ];
 
-/// Whether an account may do something, as the API server answers it.
+/// Asks the API server whether an account may do something.
 fn may(
     api: &Api,
     namespace: Option<&str>,
@@ -62,7 +62,7 @@ fn may(
     answer.pointer("/status/allowed").and_then(Value::as_bool).with_context(|| format!("no answer: {answer}"))
 }
 
-/// All that an account may do in a namespace, without what every account may.
+/// All rights of an account in a namespace, without those that every account has.
 fn rules(api: &Api, namespace: &str) -> Result<BTreeSet<String>> {
     let review = json!({
         "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": { "namespace": namespace },
@@ -101,20 +101,20 @@ fn no_escalation(api: &Api, whose: &str) -> Result<()> {
 #[test]
 fn a_developer_sees_their_drops_and_has_no_other_right() -> Result<()> {
     require!(can_run_kubelet());
-    let node = Node::start(AGENTS, "rights-node")?;
+    let node = TailNode::start(AGENTS, "rights-node")?;
     let plane = node.plane;
     let kubeconfig = node.developer("rights-dev")?;
-    // As operators are.
+    // With an operator's rights.
     account(plane, "staging", "deployer")?;
     bind(plane, "rights-deployer", None, ("ClusterRole", "cluster-admin"), ("staging", "deployer"))?;
     reader(plane, "qa-test")?;
 
-    // Their own drops, by the role alone.
+    // The role alone shows the namespace's drops.
     let output = node.tail(&kubeconfig, &["-n", "staging", "--service-account"])?;
     let drops = super::records(&output)?.iter().filter(|record| record.is_drop()).count();
-    ensure!(drops > 0, "{}", said(&output));
+    ensure!(drops > 0, "{}", stderr(&output));
 
-    // All that they may, and what the list of escalations has.
+    // Compare all rights with the list of escalations.
     let developer = Api::connect(&kubeconfig)?;
     let token = format!("create serviceaccounts/token {READER}");
     ensure!(rules(&developer, "staging")? == set(&["get drops", &token]), "{:?}", rules(&developer, "staging")?);
@@ -123,7 +123,7 @@ fn a_developer_sees_their_drops_and_has_no_other_right() -> Result<()> {
     ensure!(rules(&developer, "qa-test")?.is_empty(), "{:?}", rules(&developer, "qa-test")?);
     no_escalation(&developer, "the developer")?;
 
-    // Minting for real: another account, of the namespace and elsewhere.
+    // Request tokens of other accounts, in the namespace and elsewhere.
     let asked = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
     let path = |namespace: &str, name: &str| format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
     for (namespace, name) in
@@ -133,7 +133,7 @@ fn a_developer_sees_their_drops_and_has_no_other_right() -> Result<()> {
         let error = format!("{:#}", made.err().with_context(|| format!("a token of {namespace}/{name}"))?);
         ensure!(error.contains("forbidden"), "{error}");
     }
-    // Of the one account that they may ask as: for any audience, and still good for nothing else.
+    // The developer may request tokens of one account, for any audience, and these give no other right.
     let made = developer.post(&path("staging", READER), &asked)?;
     let token = made.pointer("/status/token").and_then(Value::as_str).context("a token")?;
     let as_reader = Api::connect(&plane.kubeconfig_with("rights-reader", token)?)?;
@@ -145,8 +145,8 @@ fn a_developer_sees_their_drops_and_has_no_other_right() -> Result<()> {
     with_rights(&node)
 }
 
-/// A namespace whose account nobody has made: what to do.
-fn without_account(node: &Node) -> Result<()> {
+/// A namespace without the account: the message says what to do.
+fn without_account(node: &TailNode) -> Result<()> {
     const EMPTY: &str = "rights-empty";
     node.plane.namespace(EMPTY, &json!({}))?;
     let developer = ("staging", "rights-dev");
@@ -156,12 +156,12 @@ fn without_account(node: &Node) -> Result<()> {
     eventually("the binding", || {
         let output = node.tail(&kubeconfig, &["-n", EMPTY, "--service-account"])?;
         let remedy = format!("kubectl apply -n {EMPTY} -k deploy/kustomize/developer-namespace");
-        Ok((said(&output).contains(&words) && said(&output).contains(&remedy)).then_some(()))
+        Ok((stderr(&output).contains(&words) && stderr(&output).contains(&remedy)).then_some(()))
     })
 }
 
-/// Somebody has bound more to the account: every developer has that right, and the agents say so instead of answering.
-fn with_rights(node: &Node) -> Result<()> {
+/// The account has another binding, whose rights every developer then has: the agents report this instead of answering.
+fn with_rights(node: &TailNode) -> Result<()> {
     let trusted = accounts::token(node.plane, "qa-test", READER, Some("netpol-trace"))?;
     let ask = || {
         accounts::ask(
@@ -173,7 +173,7 @@ fn with_rights(node: &Node) -> Result<()> {
     ensure!(ask()?.starts_with("HTTP/1.1 200"), "{}", ask()?);
     bind(node.plane, "rights-trap", None, ("ClusterRole", "cluster-admin"), ("qa-test", READER))?;
     let refused = eventually("the refusal", || {
-        // A new token: answers about a known one are good for half a minute.
+        // A new token, because the API server's answers are cached for half a minute.
         let token = accounts::token(node.plane, "qa-test", READER, Some("netpol-trace"))?;
         let address = (std::net::Ipv4Addr::LOCALHOST, node.listener).into();
         let answer = accounts::ask(address, "/v1/records?namespace=qa-test", Some(&token))?;

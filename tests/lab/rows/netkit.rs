@@ -1,20 +1,20 @@
-//! Programs on netkit devices (from Linux 6.7). They run on a packet's way from one end of the pair to the other, and what they
-//! drop has no reason: the place says it.
+//! Programs on netkit devices (from Linux 6.7). They run between the two ends of the pair, and their drops have no reason: the call site
+//! shows them.
 
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, ensure};
 use netpol_trace_tests::pair::{CLIENT, SERVER};
-use netpol_trace_tests::program::{Kind, Program};
+use netpol_trace_tests::program::{CountingProgram, Kind};
 use netpol_trace_tests::row::{Expect, PORT, Row, policy};
 use netpol_trace_tests::{require, test_name, traffic};
 
-/// It reads as a drop at the ingress of the end that was to receive the packet.
+/// The record has the ingress hook of the end that would have received the packet.
 const EXPECT: Expect = Expect { reason: "NOT_SPECIFIED", ..policy("tc", "ingress", "drop") };
 
 /// Drops UDP to [`PORT`]: what the client sends, or what the server is sent.
-fn attach(row: &Row, from_pod: bool) -> Result<(Program, OwnedFd)> {
-    let program = Program::load(Kind::Tc, PORT)?;
+fn attach(row: &Row, from_pod: bool) -> Result<(CountingProgram, OwnedFd)> {
+    let program = CountingProgram::load(Kind::Tc, PORT)?;
     let device = if from_pod { &row.pair.client()?.device } else { &row.pair.server()?.device };
     let link = row.pair.lab.node().run(|| {
         let index = nix::net::if_::if_nametoindex(device.as_str()).context("the device's index")?;
@@ -30,7 +30,7 @@ fn dropped(test: &'static str, from_pod: bool) -> Result<()> {
     row.to_server()?;
     let counted = program.counted()?;
     ensure!(counted > 0, "the program dropped nothing");
-    // Doctor knows both that there is a program and how little the kernel says of its drops.
+    // Doctor finds the program and warns that the kernel gives no reason for its drops.
     let findings = row.doctor("coverage")?;
     let found = |text: &str| findings.iter().find(|f| f["found"].as_str().is_some_and(|found| found.contains(text)));
     ensure!(found("netkit devices: 2").is_some_and(|finding| finding["status"] == "warn"), "{findings:?}");
@@ -52,13 +52,13 @@ fn netkit_to_a_pod() -> Result<()> {
     Ok(())
 }
 
-/// The tc hook is on the node's end: of what a pod sends it sees what the netkit program has let pass, and nothing else.
+/// The tc hook is on the node's end: it sees only the pod's packets that the netkit program has passed.
 #[test]
 fn netkit_beside_the_tc_hook() -> Result<()> {
     let mut row = require!(Row::with_netkit(test_name!()));
     let (program, _link) = attach(&row, true)?;
     row.watch_with(&["--all-drops", "--hooks", "kfree_skb,tc"])?;
-    ensure!(row.told_of("tc")?.starts_with("2 pod interfaces"), "{}", row.told_of("tc")?);
+    ensure!(row.hook_detail("tc")?.starts_with("2 pod interfaces"), "{}", row.hook_detail("tc")?);
     traffic::udp(&row.pair.client()?.netns, CLIENT.into(), [(SERVER, 10).into()], 32)?;
     row.to_server()?;
     let counted = program.counted()?;

@@ -11,7 +11,7 @@ use netpol_trace_tests::{nft, require, test_name};
 fn forward(test: &'static str, ruleset: &str, expect: Expect) -> Result<()> {
     let mut row = Row::new(test)?;
     match nft::load(row.pair.lab.node(), ruleset) {
-        // What nft can parse and the kernel refuses, the kernel lacks.
+        // The kernel refuses what nft has parsed: the kernel lacks this kind of rule.
         Err(error) if format!("{error:#}").contains("Could not process rule") => {
             return Err(missing(format!("this kernel has no such rules: {error:#}")));
         }
@@ -53,7 +53,7 @@ rows! {
     chain_policy: DROP, r#"table inet t { chain c { type filter hook forward priority 0; policy drop; udp dport 9 counter comment "row";
 }
 }"#;
-    /// The enforcer's chain is reached by a map of verdicts; kube-proxy's reject in the same hook is not its doing.
+    /// The enforcer's chain is reached by a map of verdicts; kube-proxy's reject in the same hook drops other packets.
     verdict_map: DROP, r#"
         table inet kube-proxy { chain c { type filter hook forward priority 0; udp dport 10 counter reject;
 }
@@ -84,7 +84,7 @@ rows! {
 }"#;
 }
 
-/// Rules that drop and that reject in the same hook: only the kernel's word for the answer tells which it was.
+/// Rules that drop and rules that reject in the same hook: only a kernel that shows rejects tells which rule it was.
 fn drop_and_reject(test: &'static str, ipv4: bool, rejects: bool) -> Result<()> {
     let mut row = Row::new(test)?;
     let (first, second) = if rejects { ("reject", "drop") } else { ("drop", "reject") };
@@ -94,10 +94,10 @@ fn drop_and_reject(test: &'static str, ipv4: bool, rejects: bool) -> Result<()> 
     ))?;
     // The tc hook would see the answer too.
     row.watch_with(&["--all-drops", "--hooks", "kfree_skb"])?;
-    let told = row.tells_rejects()? || rejects && ipv4 && row.shows_icmp_errors()?;
+    let shown = row.shows_rejects()? || rejects && ipv4 && row.shows_icmp_errors()?;
     row.to_server_of(ipv4)?;
     let counted = row.pair.counted("row")?;
-    row.check(policy("nftables", "forward", if told { first } else { "unknown" }), counted).map(drop)
+    row.check(policy("nftables", "forward", if shown { first } else { "unknown" }), counted).map(drop)
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn reject_beside_drop_ip6() -> Result<()> {
     Ok(())
 }
 
-/// More rejects at once than ICMP errors: the kernel limits how many it sends. What gets no answer was rejected all the same.
+/// More rejects than ICMP errors, which the kernel limits. A packet without an answer was rejected all the same.
 #[test]
 fn reject_beyond_the_rate_limit() -> Result<()> {
     const SENT: usize = 60;
@@ -134,7 +134,7 @@ fn reject_beyond_the_rate_limit() -> Result<()> {
          udp dport 9 counter reject comment \"row\"\nudp dport 10 counter drop\n}\n}\n",
     )?;
     row.watch_with(&["--all-drops", "--hooks", "kfree_skb"])?;
-    let told = row.tells_rejects()?;
+    let shown = row.shows_rejects()?;
     let to = (SERVER, PORT).into();
     let from = traffic::udp(&row.pair.client()?.netns, CLIENT.into(), [to; SENT], 32)?;
     row.note(from, to);
@@ -142,14 +142,14 @@ fn reject_beyond_the_rate_limit() -> Result<()> {
     let text = row.pair.lab.node().run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))?;
     let answers = icmp_errors(&text).with_context(|| format!("no ICMP counters in {text}"))?;
     ensure!(answers < counted, "{answers} answers to {counted} packets: the limit was not reached");
-    // A record says what is known: of some that they were rejected, but of none that it was merely dropped.
+    // No record may say `drop`.
     row.seen(counted)?;
     let dropped = row.records()?.into_iter().find(|record| record.text("/action") == "drop");
     ensure!(dropped.is_none(), "called a drop: {dropped:?}");
-    row.check(policy("nftables", "forward", if told { "reject" } else { "" }), counted).map(drop)
+    row.check(policy("nftables", "forward", if shown { "reject" } else { "" }), counted).map(drop)
 }
 
-/// How many destinations a network namespace has called unreachable, by its /proc/net/snmp.
+/// The number of ICMP unreachable errors that a network namespace has sent, from its /proc/net/snmp.
 fn icmp_errors(snmp: &str) -> Option<u64> {
     let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Icmp: "));
     let (names, values) = (lines.next()?, lines.next()?);
@@ -167,11 +167,11 @@ fn reset_elsewhere() -> Result<()> {
 }"#,
     )?;
     row.watch_elsewhere()?;
-    let told = row.tells_rejects()?;
+    let shown = row.shows_rejects()?;
     syns_with(&mut row, &[(SERVER, PORT).into(), (SERVER6, PORT).into()], TcpOptions::default())?;
     let counted = row.pair.counted("row")?;
-    let mechanism = row.nftables_unread(counted)?;
-    row.check(policy(mechanism, "forward", if told { "reject" } else { "unknown" }), counted).map(drop)
+    let mechanism = row.nftables_mechanism_if_unread(counted)?;
+    row.check(policy(mechanism, "forward", if shown { "reject" } else { "unknown" }), counted).map(drop)
 }
 
 /// From a pod to its own node, which NetworkPolicy always allows: an enforcer's chain that drops it disagrees; any other is
@@ -216,7 +216,7 @@ fn output() -> Result<()> {
     row.check(Expect { action: "drop", ..other("nftables", "output", "host_firewall") }, counted).map(drop)
 }
 
-/// The same where the enforcer is known by its chains, and has none there.
+/// The same on a node whose enforcer has chains, but none at this hook.
 #[test]
 fn output_of_somebody_else() -> Result<()> {
     let mut row = require!(Row::new(test_name!()));
@@ -234,7 +234,7 @@ fn output_of_somebody_else() -> Result<()> {
     row.check(Expect { action: "reject", ..other("nftables", "output", "host_firewall") }, counted).map(drop)
 }
 
-/// The rules change while the agent runs: no record says what the old ones did, and soon they say what the new ones do.
+/// The rules change while the agent runs: no later record has the old rules' action, and soon records have the new rules'.
 #[test]
 fn changed_rules() -> Result<()> {
     const RULES: [&str; 2] = [
@@ -260,8 +260,8 @@ fn changed_rules() -> Result<()> {
         assert!(records.iter().all(|record| record.text("/action") != "drop"), "{records:?}");
         Ok(records.iter().any(|record| record.text("/action") == "reject").then_some(()))
     })?;
-    // The new rules count anew.
+    // The new rules' counters begin at 0.
     let counted = row.pair.counted("row")? + 2 * DATAGRAMS;
-    // While new rules are not read yet, only the place can tell: nf_tables' own from 6.7 on.
+    // Before the agent has read the new rules, only the call site names the mechanism, from 6.7 on.
     row.check(policy(if since(6, 7) { "nftables" } else { "" }, "forward", ""), counted).map(drop)
 }

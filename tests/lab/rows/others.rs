@@ -1,4 +1,4 @@
-//! What drops packets and is no policy, and the noise of healthy traffic.
+//! Drops that are not a policy's, and healthy traffic.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -16,17 +16,17 @@ use socket2::Protocol;
 
 const BOTH: u64 = 2 * DATAGRAMS;
 
-/// A row whose `dropped` packets are no policy's. Before 5.17 a freed packet has no reason, and only what enforcers' code
-/// drops is looked at.
+/// A row whose `dropped` packets are not a policy's. Before 5.17 a freed packet has no reason, and the agent looks only at drops in the
+/// code of enforcers.
 fn not_policy(row: Row, reason: &'static str, dropped: u64) -> Result<()> {
     if !since(5, 17) {
-        return row.unseen("before Linux 5.17 the kernel gives no reason, so only enforcers' drops are told");
+        return row.unseen("before Linux 5.17 the kernel gives no reason, so only enforcers' drops are recorded");
     }
     row.seen(dropped)?;
     row.check(Expect { reason, ..other("unknown", "", "not_policy") }, dropped).map(drop)
 }
 
-/// A SYN-ACK that answers nothing, where a policy would deny the connection.
+/// A SYN-ACK without a SYN before it, to a pod that a policy isolates.
 #[test]
 fn conntrack_invalid() -> Result<()> {
     let mut row = require!(Row::new(test_name!()));
@@ -56,7 +56,7 @@ fn reverse_path() -> Result<()> {
     row.pair.lab.node().sysctl("ipv4/conf/veth0/rp_filter", "1")?;
     let client = &row.pair.client()?.netns;
     client.ip("addr add 10.250.0.9/32 dev lo\n")?;
-    // Or its questions for the router would be filtered too.
+    // Otherwise its ARP requests for the router would be filtered too.
     client.sysctl("ipv4/conf/eth0/arp_announce", "2")?;
     row.watch()?;
     let to = (SERVER, PORT).into();
@@ -90,7 +90,7 @@ fn hop_limit() -> Result<()> {
     not_policy(row, "", 2)
 }
 
-/// A receiver that does not keep up: what is sent and can't be read was dropped.
+/// A receiver that does not keep up: datagrams that were sent and can't be read were dropped.
 #[test]
 fn full_socket_buffer() -> Result<()> {
     const SENT: usize = 200;
@@ -146,7 +146,7 @@ fn sidecar(test: &'static str, host: &str, hook: &'static str) -> Result<()> {
     row.watch()?;
     row.to_server()?;
     let counted = nft::rule_counters(&row.pair.lab.host(host)?.netns)?.remove("row").context("the rule's counter")?;
-    let mechanism = row.nftables_unread(counted)?;
+    let mechanism = row.nftables_mechanism_if_unread(counted)?;
     row.check(other(mechanism, hook, "pod_local"), counted).map(drop)
 }
 
@@ -162,7 +162,7 @@ fn sidecar_output() -> Result<()> {
     Ok(())
 }
 
-/// Bulk TCP with its end, ping, and UDP back and forth, of both families: no record, even of every cause.
+/// Bulk TCP, ping, and UDP in both directions, over both families: no record, even with --all-drops.
 #[test]
 fn healthy_traffic() -> Result<()> {
     const BULK: usize = 4 << 20;

@@ -4,23 +4,24 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result};
-use netpol_trace_tests::program::{Kind, Program, XdpMode};
+use netpol_trace_tests::bpf_fs::BpfFs;
+use netpol_trace_tests::program::{CountingProgram, Kind, XdpMode};
 use netpol_trace_tests::row::{Expect, PORT, Row, policy, since};
 use netpol_trace_tests::skip::missing;
 use netpol_trace_tests::{require, test_name};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// A row whose enforcer is a program that `attach` puts in place; what `attach` returns keeps it there. Packets go from the
-/// client to the server's `port`.
+/// A row whose enforcer is a program that `attach` attaches. The value that `attach` returns keeps it attached. Packets go from the client
+/// to the server's `port`.
 fn row<T>(
     test: &'static str,
     kind: Kind,
     port: u16,
     expect: Expect,
-    attach: impl FnOnce(&Row, &Program) -> Result<T>,
+    attach: impl FnOnce(&Row, &CountingProgram) -> Result<T>,
 ) -> Result<()> {
     let mut row = Row::new(test)?;
-    let attached = Program::load(kind, port).and_then(|program| attach(&row, &program).map(|link| (link, program)));
+    let attached =
+        CountingProgram::load(kind, port).and_then(|program| attach(&row, &program).map(|link| (link, program)));
     let (_link, program) = attached.map_err(|error| missing(format!("{error:#}")))?;
     row.watch()?;
     row.to_server_at(port)?;
@@ -37,7 +38,7 @@ fn ifindex(row: &Row, device: &str) -> Result<u32> {
 }
 
 fn tcx(test: &'static str, ingress: bool, expect: Expect) -> Result<()> {
-    // Packets of the client come in by its host-side interface and leave by the server's.
+    // The client's packets enter by its host-side interface and leave by the server's.
     let device = if ingress { "veth0" } else { "veth1" };
     row(test, Kind::Tc, PORT, expect, |row, program| {
         let index = ifindex(row, device)?;
@@ -63,32 +64,14 @@ fn tcx_egress() -> Result<()> {
 fn clsact(test: &'static str, direction: &str, device: &str, expect: Expect) -> Result<()> {
     row(test, Kind::Tc, PORT, expect, |row, program| {
         let node = row.pair.lab.node();
-        // A BPF file system of its own, for as long as tc needs the path.
-        let mount = BpfFs::new()?;
-        let pin = format!("{}/program", mount.0.path().display());
+        // A BPF file system for as long as tc needs the path.
+        let mount = BpfFs::mount()?;
+        let pin = format!("{}/program", mount.path().display());
         program.pin(&pin)?;
         node.command("tc", &["qdisc", "add", "dev", device, "clsact"], "")?;
         let filter = ["filter", "add", "dev", device, direction, "bpf", "direct-action", "object-pinned", &pin];
         node.command("tc", &filter, "").map(drop)
     })
-}
-
-/// A mounted BPF file system, until dropped.
-struct BpfFs(tempfile::TempDir);
-
-impl BpfFs {
-    fn new() -> Result<BpfFs> {
-        let dir = tempfile::tempdir()?;
-        mount(Some("bpf"), dir.path(), Some("bpf"), MsFlags::empty(), None::<&str>)
-            .context("mount a BPF file system")?;
-        Ok(BpfFs(dir))
-    }
-}
-
-impl Drop for BpfFs {
-    fn drop(&mut self) {
-        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
-    }
 }
 
 #[test]
@@ -135,7 +118,7 @@ fn cgroup(test: &'static str, kind: Kind, port: u16, expect: Expect) -> Result<(
         let (mount, own) = mount.zip(own).context("no cgroup2 here")?;
         let directory = File::open(format!("{mount}{own}"))?;
         let link = program.attach_cgroup(directory.as_raw_fd(), kind)?;
-        // Somebody must listen: the program runs for the receiving socket.
+        // The program runs for a receiving socket, so there must be one.
         let sockets = row.pair.server()?.netns.run(|| -> Result<Vec<std::net::UdpSocket>> {
             Ok(vec![std::net::UdpSocket::bind(("0.0.0.0", port))?, bind_v6_only(port)?])
         })?;

@@ -1,4 +1,4 @@
-//! NFQUEUE: verdicts, and queues without anybody to give one.
+//! NFQUEUE: verdicts of a listener, and queues without a listener.
 
 use anyhow::{Context, Result};
 use netpol_trace_tests::row::{DATAGRAMS, Row, other, policy};
@@ -9,19 +9,19 @@ use nfq::{Queue, Verdict};
 const NUMBER: u16 = 9;
 const RULE: &str = "-A FORWARD -p udp --dport 9 -m comment --comment row -j NFQUEUE --queue-num 9";
 
-/// The lab with the rule; `None`, told as a skip, where the kernel has no such rule.
+/// The lab with the rule.
 fn prepared(test: &'static str) -> Result<Row> {
     let mut row = Row::new(test)?;
     let loaded = iptables::load(row.pair.lab.node(), "legacy", RULE);
     loaded.map_err(|error| missing(format!("no iptables-legacy with NFQUEUE here: {error:#}")))?;
-    // The module of queues comes with the first socket: `late_modules` is about one that comes later.
+    // The first socket loads the module of queues. `late_modules` tests one that is loaded later.
     listen(&row, NUMBER)?;
-    // Before there is a listener: a child of this process would hold the queue open too.
+    // Before the listener opens: a child of this process would keep the queue open.
     row.watch()?;
     Ok(row)
 }
 
-/// A listener in the node's network namespace, which takes what is there and doesn't wait.
+/// A non-blocking listener in the node's network namespace.
 pub fn listen(row: &Row, number: u16) -> Result<Queue> {
     let bound = row.pair.lab.node().run(|| -> std::io::Result<Queue> {
         let mut queue = Queue::open()?;

@@ -1,4 +1,4 @@
-//! Associations of SCTP, by the kernel's own sockets: refused as they begin, or cut when they are under way.
+//! SCTP associations of the kernel's sockets: refused at their INIT, or cut later.
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -46,7 +46,7 @@ fn bound(row: &Row, host: &str, address: SocketAddr) -> Result<Socket> {
     let made = row.pair.lab.host(host)?.netns.run(|| -> std::io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::SCTP))?;
         socket.bind(&address.into())?;
-        // Closing aborts: no dialogue goes on after the row has counted.
+        // Closing aborts, so that no packets follow after the row has counted.
         socket.set_linger(Some(Duration::ZERO))?;
         Ok(socket)
     });
@@ -63,7 +63,7 @@ fn ends(port: u16) -> [(SocketAddr, SocketAddr); 2] {
     [end(CLIENT.into(), SERVER.into()), end(CLIENT6.into(), SERVER6.into())]
 }
 
-/// Every record names SCTP and its ports, and the verdict is of the policies for SCTP.
+/// Every record names SCTP and its ports, and its verdict is `denied`.
 fn named(records: &[&Record], port: u16) -> Result<()> {
     for record in records {
         ensure!(record.text("/network/transport") == "sctp", "{record}");
@@ -74,7 +74,7 @@ fn named(records: &[&Record], port: u16) -> Result<()> {
     Ok(())
 }
 
-/// One association to the port that is allowed comes up; the INIT of another is ended.
+/// An association to the allowed port is established; the INIT of another is dropped or rejected.
 fn init(test: &'static str, verdict: &str, action: &'static str) -> Result<()> {
     let mut row = Row::new(test)?;
     row.pair.add_policy(&allow())?;
@@ -88,7 +88,7 @@ fn init(test: &'static str, verdict: &str, action: &'static str) -> Result<()> {
             .connect_timeout(&SocketAddr::new(to.ip(), OPEN).into(), PATIENCE)
             .context("the port that is allowed")?;
         let refused = bound(&row, "client", from)?;
-        // Closed the usual way it is given up without another packet: an ABORT would be of no connection that conntrack knows.
+        // Without linger, closing sends no ABORT, which would belong to no connection of conntrack.
         refused.set_linger(None)?;
         ensure!(refused.connect_timeout(&to.into(), ONE_INIT).is_err(), "an association with {to} came up");
         row.note(from, to);
@@ -116,7 +116,7 @@ fn sctp_init_rejected() -> Result<()> {
     Ok(())
 }
 
-/// Under way when the policy comes: what the client sends then is dropped, DATA and all that belongs to it.
+/// An association that exists when the policy comes: the client's later packets are dropped.
 #[test]
 fn sctp_association_cut() -> Result<()> {
     let mut row = require!(Row::new(test_name!()));
@@ -140,7 +140,7 @@ fn sctp_association_cut() -> Result<()> {
         (&*client).write_all(b"after")?;
     }
     row.seen(2)?;
-    // The server first: its ABORT ends the client's side too, and nothing is sent again.
+    // The server closes first: its ABORT ends the client's side too, without retransmissions.
     for (listener, server, client) in associations {
         drop((listener, server));
         drop(client);

@@ -1,4 +1,4 @@
-//! kube-proxy's own drops: none of them is a policy's. And a service whose packets a policy drops.
+//! kube-proxy's own drops, which are not a policy's, and a service whose packets a policy drops.
 
 use anyhow::Result;
 use netpol_trace_tests::row::{Expect, PORT, Row, other, policy};
@@ -97,7 +97,7 @@ fn external_traffic_policy_local() -> Result<()> {
     Ok(())
 }
 
-/// What was asked for is the service; what the policy denies is the pod behind it.
+/// The client's destination is the service; the policy denies the pod behind it.
 #[test]
 fn policy_behind_a_service() -> Result<()> {
     let mut row = require!(Row::new(test_name!()));

@@ -1,5 +1,5 @@
-//! Open vSwitch: pods on a datapath whose flows drop. Its drops have reasons from Linux 6.6 on; before, they look like
-//! delivered packets, and that is said.
+//! Open vSwitch: pods on a datapath whose flows drop. Its drops have reasons from Linux 6.6 on. Before, they look like delivered packets,
+//! and doctor and the status say "no coverage".
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -50,12 +50,12 @@ fn forwards(row: &Row) -> Result<()> {
     receiver.recv(&mut [0; 64]).context("the switch forwards nothing").map(drop)
 }
 
-/// What doctor says of it, and what the agent's status says.
-fn said(row: &Row) -> Result<(serde_json::Value, String)> {
+/// Doctor's finding about Open vSwitch, and the detail of `rulesets` in the status.
+fn coverage(row: &Row) -> Result<(serde_json::Value, String)> {
     let findings = row.doctor("coverage")?;
     let finding = findings.iter().find(|finding| finding["found"] == "Open vSwitch");
     let finding = finding.with_context(|| format!("doctor says nothing of Open vSwitch: {findings:?}"))?;
-    Ok((finding.clone(), row.told_of("rulesets")?))
+    Ok((finding.clone(), row.hook_detail("rulesets")?))
 }
 
 fn dropped(test: &'static str, prepare: impl FnOnce(&Row) -> Result<()>) -> Result<()> {
@@ -68,7 +68,7 @@ fn dropped(test: &'static str, prepare: impl FnOnce(&Row) -> Result<()>) -> Resu
     row.to_server()?;
     let counted = Switch::at(row.pair.lab.node()).dropped()?;
     ensure!(counted > 0, "the switch dropped nothing");
-    let (finding, status) = said(&row)?;
+    let (finding, status) = coverage(&row)?;
     if since(6, 6) {
         ensure!(finding["status"] == "ok" && !status.contains("Open vSwitch"), "{finding} {status:?}");
         let expect = Expect { reason: "OVS_DROP_LAST_ACTION", ..policy("ovs", "-", "drop") };
@@ -87,7 +87,7 @@ fn ovs_flow_drops() -> Result<()> {
     Ok(())
 }
 
-/// kube-proxy's chains, which are on such nodes too, have no part in it.
+/// The same with kube-proxy's chains on the node, which don't drop these packets.
 #[test]
 fn ovs_beside_kube_proxy() -> Result<()> {
     let kube_proxy = |row: &Row| {

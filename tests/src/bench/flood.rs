@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 
 use crate::netns::Netns;
 
-/// Datagrams handed to the kernel at once.
+/// Datagrams of one sendmmsg(2) call.
 const BATCH: u64 = 64;
-/// Destination ports of new flows, from [`FIRST_PORT`] on: a multiple of [`BATCH`], so that a batch is of one socket.
+/// Destination ports of new flows, from [`FIRST_PORT`] on: a multiple of [`BATCH`], so that a batch uses one socket.
 const PORTS: u64 = 64_000;
 const FIRST_PORT: u64 = 1024;
 
@@ -19,7 +19,7 @@ const FIRST_PORT: u64 = 1024;
 pub enum Flows {
     /// All to one port.
     One(u16),
-    /// Each datagram has ports of its own, until 64,000 of each socket are used up.
+    /// Each datagram has ports of its own, 64,000 per socket.
     New,
 }
 
@@ -28,31 +28,31 @@ pub enum Flows {
 pub struct Sender {
     sockets: Vec<UdpSocket>,
     to: Ipv4Addr,
-    /// Octets of payload.
+    /// Bytes of payload.
     payload: Vec<u8>,
     /// New flows so far.
     next: u64,
 }
 
-/// What a round cost.
+/// The cost of a round.
 #[derive(Debug, Clone, Copy)]
 pub struct Round {
     pub sent: u64,
     pub took: Duration,
-    /// The sending thread's processor time, which has the dropping in it: veth hands a packet over on the spot.
+    /// The sending thread's processor time. It includes the drop, because veth receives a packet in the sender's context.
     pub cpu: Duration,
 }
 
 impl Sender {
-    /// With `sockets` source ports: of 64,000 flows each.
+    /// Opens `sockets` sockets, for 64,000 flows each.
     pub fn new(netns: &Netns, from: Ipv4Addr, to: Ipv4Addr, sockets: usize, payload: usize) -> Result<Sender> {
         let bind = || (0..sockets).map(|_| UdpSocket::bind((from, 0))).collect::<std::io::Result<Vec<_>>>();
         let sockets = netns.run(bind).context("the sender's sockets")?;
         Ok(Sender { sockets, to, payload: vec![b'x'; payload], next: 0 })
     }
 
-    /// Sends `packets`, rounded up to a batch, at `rate` a second or as fast as it goes. What the network or a peer answers is
-    /// nothing to it.
+    /// Sends `packets`, rounded up to a batch, at `rate` a second or as fast as possible. Ignores errors that the network or a peer
+    /// answers with.
     pub fn send(&mut self, flows: Flows, packets: u64, rate: Option<u64>) -> Result<Round> {
         let (start, cpu) = (Instant::now(), thread_cpu()?);
         let mut sent = 0;
@@ -101,7 +101,7 @@ impl Sender {
             let left = &mut headers[done..];
             // SAFETY: so many valid headers; what they point to outlives the call.
             let count = unsafe { libc::sendmmsg(socket.as_raw_fd(), left.as_mut_ptr(), left.len() as u32, 0) };
-            // An error is of the first of them: refused by a rule on the way out, or an ICMP answer to one before.
+            // An error is about the first datagram: a rule refused it, or an ICMP error answered an earlier one.
             done += usize::try_from(count).unwrap_or(0).max(1);
         }
         BATCH

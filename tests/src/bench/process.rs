@@ -1,4 +1,4 @@
-//! A process as /proc tells it: its processor time, its memory, and the programs and maps that it holds.
+//! Figures of a process from /proc: processor time, memory, and the BPF programs and maps that it holds.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,10 +24,10 @@ impl Cpu {
     }
 }
 
-/// Of all threads of a process, by its clock ticks: good for a hundredth of a second.
+/// The processor time of all threads of a process, in clock ticks: exact to a hundredth of a second.
 pub fn cpu(pid: u32) -> Result<Cpu> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may hold anything.
+    // The name in parentheses may contain spaces and parentheses.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let tick = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("the clock's ticks a second")?;
     let time = |at: usize| -> Result<Duration> {
@@ -37,7 +37,7 @@ pub fn cpu(pid: u32) -> Result<Cpu> {
     Ok(Cpu { user: time(11)?, system: time(12)? })
 }
 
-/// Resident memory in octets.
+/// Resident memory in bytes.
 pub fn resident(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
@@ -48,7 +48,7 @@ pub fn descriptors(pid: u32) -> Result<usize> {
     Ok(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
 
-/// What the programs of these types (none: all) that a process holds have spent.
+/// The run time of the programs of these types (none: all types) that a process holds.
 pub fn spent(pid: u32, types: &[u32]) -> Result<Spent> {
     let mut programs = BTreeMap::new();
     for info in infos(pid)? {
@@ -68,19 +68,19 @@ pub fn programs(pid: u32) -> Result<usize> {
     Ok(infos(pid)?.iter().filter(|info| program(info).is_some()).count())
 }
 
-/// Type, id and numbers of a program, by its descriptor's text.
+/// Type, id and statistics of a program, from its fdinfo.
 pub fn program(info: &str) -> Option<(u32, u64, Spent)> {
     let read = |name| number(info, name).unwrap_or(0);
     let spent = Spent { ns: read("run_time_ns"), runs: read("run_cnt"), missed: read("recursion_misses") };
     Some((number(info, "prog_type")? as u32, number(info, "prog_id")?, spent))
 }
 
-/// Octets that the maps of a process weigh in the kernel, and how many there are.
+/// The kernel memory of a process's maps in bytes, and their number.
 pub fn maps(pid: u32) -> Result<(u64, usize)> {
     let mut maps = BTreeMap::new();
     for info in infos(pid)? {
-        if let (Some(id), Some(octets)) = (number(&info, "map_id"), number(&info, "memlock")) {
-            maps.insert(id, octets);
+        if let (Some(id), Some(bytes)) = (number(&info, "map_id"), number(&info, "memlock")) {
+            maps.insert(id, bytes);
         }
     }
     Ok((maps.values().sum(), maps.len()))
@@ -89,7 +89,7 @@ pub fn maps(pid: u32) -> Result<(u64, usize)> {
 fn infos(pid: u32) -> Result<Vec<String>> {
     let folder = format!("/proc/{pid}/fdinfo");
     let entries = std::fs::read_dir(&folder).with_context(|| folder)?;
-    // A descriptor may be closed meanwhile.
+    // A descriptor may have been closed meanwhile.
     Ok(entries.flatten().filter_map(|entry| std::fs::read_to_string(entry.path()).ok()).collect())
 }
 

@@ -1,5 +1,5 @@
-//! BPF run-time statistics: nanoseconds and runs of programs. The kernel's clock costs some 50 ns a run itself, the same for every
-//! program: what counts is the difference to an empty one in the same run.
+//! BPF run-time statistics: nanoseconds and runs of programs. Measuring costs some 50 ns a run, the same for every program: compare with
+//! an empty program in the same run.
 
 use std::ops::{AddAssign, Sub};
 use std::os::fd::OwnedFd;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::bpf::bpf;
 
-/// The kernel's statistics, on until this is dropped or the process ends, however it does.
+/// Keeps the kernel's statistics on until this is dropped or the process ends.
 #[derive(Debug)]
 pub struct Statistics(#[expect(dead_code, reason = "held for its end")] OwnedFd);
 
@@ -20,12 +20,12 @@ impl Statistics {
     }
 }
 
-/// What programs have done so far.
+/// Sums of programs so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Spent {
     pub ns: u64,
     pub runs: u64,
-    /// Runs that did not happen, because the program was running on that CPU already.
+    /// Runs that the kernel skipped because the program was running on that CPU already.
     pub missed: u64,
 }
 
@@ -40,7 +40,7 @@ impl Sub for Spent {
     type Output = Spent;
 
     fn sub(self, before: Spent) -> Spent {
-        // A program that was taken off has taken its numbers with it.
+        // A program that was unloaded is missing in the later sum.
         let since = |now: u64, before: u64| now.saturating_sub(before);
         Spent {
             ns: since(self.ns, before.ns),

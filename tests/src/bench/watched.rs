@@ -1,4 +1,4 @@
-//! The agent at full rate: its lines are counted as they come and not kept.
+//! The agent at full rate: its lines are counted as they come, not kept.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -36,15 +36,15 @@ pub struct Lines {
     pub records: u64,
     /// Packets of these.
     pub packets: u64,
-    /// Octets of all lines.
-    pub octets: u64,
-    /// All that are no drops: statuses, losses.
+    /// Bytes of all lines.
+    pub bytes: u64,
+    /// Records that are not drops: statuses, losses.
     pub others: Vec<Record>,
     ended: bool,
 }
 
 impl Lines {
-    /// Packets in the declarations of losses; of the tc hook's, which are outside of the books, none.
+    /// Packets in loss records. Losses of the tc hook are not losses of dropped packets and are left out.
     pub fn declared(&self) -> u64 {
         let losses = self.others.iter().filter(|record| record.kind() == "loss" && record.value()["of"].is_null());
         losses.filter_map(|record| record.number("/count")).sum()
@@ -64,7 +64,7 @@ impl Watched {
         Watched::spawn(command, netns)
     }
 
-    /// The same inside a network namespace, where the tc hook finds the pods' interfaces.
+    /// Does the same inside a network namespace, where the tc hook finds the pods' interfaces.
     pub fn start_in(node: &Netns, arguments: &[&str], netns: u32) -> Result<Watched> {
         node.run(|| Watched::start(arguments, netns))
     }
@@ -95,7 +95,7 @@ impl Watched {
         self.shared.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until what was read fulfils a condition.
+    /// Waits until the counts fulfil a condition.
     pub fn wait_for(&self, what: &str, done: impl Fn(&Lines) -> bool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let mut lines = self.shared.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,7 +108,7 @@ impl Watched {
         Ok(())
     }
 
-    /// Stops it as Ctrl-C does, and returns all that was counted.
+    /// Stops the agent as Ctrl-C does and returns the counts.
     pub fn stop(mut self) -> Result<(Lines, ExitStatus)> {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGINT)?;
         let exit = self.child.wait()?;
@@ -121,7 +121,7 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        // Does nothing to one that was waited for.
+        // Does nothing if the process was waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -134,7 +134,7 @@ fn read(stdout: impl Read, netns: u32, shared: &Shared) {
         line.clear();
         let read = stdout.read_until(b'\n', &mut line).unwrap_or(0);
         let mut lines = shared.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.octets += read as u64;
+        lines.bytes += read as u64;
         let text = std::str::from_utf8(&line).unwrap_or_default();
         if read == 0 {
             lines.ended = true;
@@ -153,7 +153,7 @@ fn read(stdout: impl Read, netns: u32, shared: &Shared) {
     }
 }
 
-/// Whether a drop is of this network namespace, or, folded over several, of the lab's.
+/// True if a drop is of this network namespace, or is an aggregate over several namespaces of the lab.
 fn is_of(line: &str, netns: u32) -> bool {
     match number(line, "\"netns\":") {
         Some(inode) => inode == u64::from(netns),
@@ -161,7 +161,7 @@ fn is_of(line: &str, netns: u32) -> bool {
     }
 }
 
-/// A number of a drop, without parsing the line: a second core's work otherwise.
+/// Reads a number of a drop without parsing the line, which would keep a second core busy.
 fn number(line: &str, key: &str) -> Option<u64> {
     let (_, rest) = line.split_once(key)?;
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()

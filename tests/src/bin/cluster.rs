@@ -1,4 +1,4 @@
-//! `netpol-trace-cluster`: starts a control plane that stays, or ends it. `cargo xtask cluster` runs it.
+//! `netpol-trace-cluster`: starts a control plane that stays, or stops it. `cargo xtask cluster` runs it.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -33,7 +33,7 @@ fn up(dir: &Path) -> Result<ExitCode> {
         tell(&dir.join(KUBECONFIG));
         return Ok(ExitCode::SUCCESS);
     }
-    // What is left of one that has ended, or of a half.
+    // Removes what an ended control plane, or a start that failed, has left.
     control_plane::stop(dir)?;
     let control_plane = ControlPlane::start(dir, Lifetime::Detached)?;
     control_plane.write_processes()?;

@@ -1,5 +1,5 @@
-//! `netpol-trace-demo`: builds the demo's cluster out of network namespaces, sends its traffic with the agent watching, and
-//! prints what became of each connection. `cargo xtask demo` runs it.
+//! `netpol-trace-demo`: builds the demo's cluster out of network namespaces, runs the agent, sends the demo's traffic, and prints the
+//! outcome of each connection. `cargo xtask demo` runs it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ fn main() -> Result<ExitCode> {
     fs::write(&path, lines).with_context(|| format!("write {}", path.display()))?;
     let mut wrong = [check::reality(&attempts), check::counters(&counters)].concat();
     wrong.extend(check::records(&demo.lab, &run.records, &attempts, &counters, run.lost()?, true));
-    wrong.extend(run.balance().err().map(|error| format!("the books: {error:#}")));
+    wrong.extend(run.balance().err().map(|error| format!("packet accounting: {error:#}")));
 
     println!("{}\n", text::headline(&attempts, wrong.len()));
     print!("{}", text::flows(&demo.lab, &run.records, &attempts, width));

@@ -1,4 +1,4 @@
-//! A client of the API server for tests: objects are JSON values, calls block.
+//! A blocking client of the API server, with objects as JSON values.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,10 +14,10 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-/// The name under which the server notes who set a field.
+/// The field manager.
 const MANAGER: &str = "netpol-trace-tests";
 
-/// A connection with one user's rights.
+/// A client with one user's rights.
 pub struct Api {
     runtime: Runtime,
     client: Client,
@@ -32,7 +32,7 @@ impl std::fmt::Debug for Api {
 }
 
 impl Api {
-    /// As the kubeconfig says; nothing is sent yet.
+    /// Makes a client from a kubeconfig. Sends nothing yet.
     pub fn connect(kubeconfig: &Path) -> Result<Api> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
@@ -43,25 +43,25 @@ impl Api {
         Ok(Api { runtime, client, resources: Mutex::default() })
     }
 
-    /// The answer to a GET, as text.
+    /// Sends a GET and returns the answer as text.
     pub fn text(&self, path: &str) -> Result<String> {
         let request = http::Request::get(path).body(Vec::new())?;
         self.runtime.block_on(self.client.request_text(request)).with_context(|| format!("GET {path}"))
     }
 
-    /// The answer to a GET.
+    /// Sends a GET and returns the answer.
     pub fn get(&self, path: &str) -> Result<Value> {
         serde_json::from_str(&self.text(path)?).with_context(|| format!("GET {path}"))
     }
 
-    /// The answer to a POST of an object, where the path is more than its kind: `…/serviceaccounts/NAME/token`.
+    /// Posts an object to a path such as `…/serviceaccounts/NAME/token` and returns the answer.
     pub fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let request =
             http::Request::post(path).header("content-type", "application/json").body(body.to_string().into())?;
         self.runtime.block_on(self.client.request(request)).with_context(|| format!("POST {path}"))
     }
 
-    /// Creates an object from a manifest as it is written, below the path of its kind. One that is there already stays.
+    /// Creates an object below the path of its kind, with the manifest as it is. An existing object stays as it is.
     pub fn create_yaml(&self, path: &str, manifest: &str) -> Result<()> {
         let request = http::Request::post(path).header("content-type", "application/yaml").body(manifest.into())?;
         match self.runtime.block_on(self.client.request::<Value>(request)) {
@@ -70,8 +70,8 @@ impl Api {
         }
     }
 
-    /// Creates an object or changes it to this, as `kubectl apply --server-side --force-conflicts` does; then sets its
-    /// status, when there is one. The object as the server has it.
+    /// Creates or changes an object as `kubectl apply --server-side --force-conflicts` does, then sets its status if it has one.
+    /// Returns the server's object.
     pub fn apply(&self, object: &Value) -> Result<Value> {
         let name = name(object)?;
         let api = self.of(object)?;
@@ -116,7 +116,7 @@ impl Api {
         self.runtime.block_on(all).with_context(|| format!("create at {path}"))
     }
 
-    /// Deletes an object, named by its apiVersion, kind and metadata, at once.
+    /// Deletes an object, named by its apiVersion, kind and metadata, without a grace period.
     pub fn delete(&self, object: &Value) -> Result<()> {
         let api = self.of(object)?;
         let at_once = DeleteParams::default().grace_period(0);

@@ -18,7 +18,7 @@ use super::daemon::{Daemon, Lifetime};
 use super::{built, programs};
 use crate::eventually;
 
-/// Ports are found free and then taken: another program may come between.
+/// Attempts to start: another program may take a port that was found free.
 const TRIES: usize = 3;
 
 /// A running control plane.
@@ -34,7 +34,7 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts both in `dir` and waits until the server says that it is ready.
+    /// Starts both in `dir` and waits until the server is ready.
     pub fn start(dir: &Path, lifetime: Lifetime) -> Result<ControlPlane> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| dir.display().to_string())?;
         write_secrets(dir)?;
@@ -80,7 +80,7 @@ impl ControlPlane {
         self.address
     }
 
-    /// Where etcd's clients connect, without TLS.
+    /// etcd's address for clients, without TLS.
     pub fn etcd_address(&self) -> SocketAddr {
         self.etcd_address
     }
@@ -95,7 +95,7 @@ impl ControlPlane {
         self.dir.join(KUBECONFIG)
     }
 
-    /// A namespace with these labels.
+    /// Creates a namespace with these labels.
     pub fn namespace(&self, name: &str, labels: &Value) -> Result<()> {
         let object = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } });
         self.api.apply(&object).map(drop)
@@ -106,7 +106,7 @@ impl ControlPlane {
         write_kubeconfig(&self.dir, &format!("{name}.kubeconfig"), self.address, token)
     }
 
-    /// A kubeconfig with the rights of a ServiceAccount, for an hour.
+    /// Writes a kubeconfig with a ServiceAccount's token, valid for an hour.
     pub fn account_kubeconfig(&self, namespace: &str, name: &str) -> Result<PathBuf> {
         let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
         let request = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {} });
@@ -115,21 +115,21 @@ impl ControlPlane {
         self.kubeconfig_with(&format!("{namespace}-{name}"), token)
     }
 
-    /// Kills the API server and starts it again on the same port, with the same data; returns when it is ready.
+    /// Kills the API server, starts it again on the same port with the same data, and waits until it is ready.
     pub fn restart_server(&mut self) -> Result<()> {
         self.server.kill()?;
         self.server = start_server(&self.dir, self.address, self.etcd_address, self.lifetime)?;
         wait_until_ready(&self.dir, self.address, &self.etcd, &self.server).map(drop)
     }
 
-    /// What [`stop`] reads.
+    /// The list of processes that [`stop`] reads.
     pub fn write_processes(&self) -> Result<()> {
         let lines: String = [&self.etcd, &self.server].map(Daemon::line).concat();
         fs::write(self.dir.join(PROCESSES), lines).context("write the list of processes")
     }
 }
 
-/// The processes of the control plane that was started in `dir` and left running.
+/// Reads the processes of the control plane that was started in `dir` and left running.
 pub fn running(dir: &Path) -> Result<Vec<Daemon>> {
     let path = dir.join(PROCESSES);
     let Ok(text) = fs::read_to_string(&path) else { return Ok(Vec::new()) };
@@ -138,7 +138,7 @@ pub fn running(dir: &Path) -> Result<Vec<Daemon>> {
     Ok(daemons.into_iter().filter(Daemon::is_alive).collect())
 }
 
-/// Ends the control plane in `dir` and removes the folder. The processes that were ended.
+/// Stops the control plane in `dir` and removes the folder. Returns the processes that it stopped.
 pub fn stop(dir: &Path) -> Result<Vec<Daemon>> {
     let mut daemons = running(dir)?;
     // The server before its database.
@@ -158,10 +158,10 @@ const TOKEN: &str = "admin.token";
 const TOKENS: &str = "tokens.csv";
 const ACCOUNT_KEY: &str = "service-accounts.key";
 const ACCOUNT_PUBLIC_KEY: &str = "service-accounts.pub";
-/// The server makes its own certificate on its first start, here.
+/// The folder in which the server makes its own certificate on its first start.
 const CERTIFICATES: &str = "certificates";
 
-/// The administrator's token, and the key that signs those of ServiceAccounts.
+/// Makes the administrator's token and the key that signs ServiceAccounts' tokens.
 fn write_secrets(dir: &Path) -> Result<()> {
     let random = SystemRandom::new();
     let mut bytes = [0u8; 24];
@@ -176,7 +176,7 @@ fn write_secrets(dir: &Path) -> Result<()> {
     write_secret(&dir.join(ACCOUNT_PUBLIC_KEY), &pem("PUBLIC KEY", &[P256_HEADER, &point].concat()))
 }
 
-/// What stands before the point in a public key of curve P-256 (RFC 5480: SubjectPublicKeyInfo in DER).
+/// The bytes before the point in a public key of curve P-256 (RFC 5480: SubjectPublicKeyInfo in DER).
 const P256_HEADER: &[u8] = &[
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
     0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
@@ -195,7 +195,7 @@ fn write_secret(path: &Path, text: &str) -> Result<()> {
 }
 
 fn free_ports<const N: usize>() -> Result<[SocketAddr; N]> {
-    // All are held until the last is found, so that they differ.
+    // All listeners stay open until the last port is found, so that the ports differ.
     let mut held = Vec::new();
     for _ in 0..N {
         held.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?);
@@ -213,7 +213,7 @@ fn start_etcd(dir: &Path, clients: SocketAddr, peers: SocketAddr, lifetime: Life
         format!("--initial-advertise-peer-urls=http://{peers}"),
         format!("--initial-cluster=default=http://{peers}"),
         "--log-level=warn".into(),
-        // The data needn't survive a loss of power.
+        // The data need not survive a power failure.
         "--unsafe-no-fsync".into(),
     ];
     Daemon::start(&built(&programs::ETCD)?, &arguments, &dir.join("etcd.log"), lifetime, None)
@@ -235,7 +235,7 @@ fn start_server(dir: &Path, address: SocketAddr, etcd: SocketAddr, lifetime: Lif
         format!("--service-account-key-file={}", file(ACCOUNT_PUBLIC_KEY)),
         format!("--service-account-signing-key-file={}", file(ACCOUNT_KEY)),
         "--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112".into(),
-        // Nothing makes the ServiceAccount `default` here, and pods are to be made without it.
+        // No controller makes the ServiceAccount `default` here, and the tests create pods without it.
         "--disable-admission-plugins=ServiceAccount".into(),
         "--allow-privileged=true".into(),
     ];
@@ -248,7 +248,7 @@ fn wait_until_ready(dir: &Path, address: SocketAddr, etcd: &Daemon, server: &Dae
     eventually("the API server's readiness", || {
         etcd.check()?;
         server.check()?;
-        // The key is written after the certificate: with one there, the other is whole.
+        // The server writes the key after the certificate: once the key is there, the certificate is complete.
         if !dir.join(CERTIFICATES).join("apiserver.key").exists() {
             return Ok(None);
         }
@@ -256,7 +256,7 @@ fn wait_until_ready(dir: &Path, address: SocketAddr, etcd: &Daemon, server: &Dae
             Some(api) => api,
             None => api.insert(Api::connect(&write_kubeconfig(dir, KUBECONFIG, address, &token)?)?),
         };
-        // Refused until it listens, then refused by itself until all of it has started.
+        // The connection is refused until the server listens, then /readyz fails until it has started.
         Ok(api.text("/readyz").ok().filter(|answer| answer == "ok"))
     })?;
     api.context("a client")

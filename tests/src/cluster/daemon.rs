@@ -1,4 +1,4 @@
-//! Programs in the background: they end with this program, or stay and can be ended later by exactly their process ids.
+//! Programs in the background. They end with this program, or stay and can be stopped later by their process ids.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -18,18 +18,18 @@ use crate::netns::Netns;
 /// How long a program in the background lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lifetime {
-    /// It is killed with this program, however that ends.
+    /// It is killed when this program ends.
     OfThisProgram,
     /// Until it is stopped.
     Detached,
 }
 
-/// A program in the background. What it prints goes to a file.
+/// A program in the background, whose output goes to a file.
 #[derive(Debug)]
 pub struct Daemon {
     name: String,
     pid: Pid,
-    /// When the kernel started it: tells it from another process that got its id later.
+    /// When the kernel started it. A process that gets the same id later has another start time.
     started: u64,
     log: PathBuf,
     lifetime: Lifetime,
@@ -47,7 +47,7 @@ impl Daemon {
         Daemon::start_with(program, arguments, log, lifetime, netns, &[])
     }
 
-    /// The same with variables of its environment set.
+    /// Does the same with environment variables.
     pub fn start_with(
         program: &Path,
         arguments: &[String],
@@ -70,7 +70,7 @@ impl Daemon {
         let output = File::options().create(true).append(true).open(log).with_context(|| log.display().to_string())?;
         command.args(&words[1..]).envs(environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        // Ctrl-C at a terminal is not meant for it.
+        // So that Ctrl-C at a terminal does not stop it.
         command.process_group(0);
         let pid = match lifetime {
             Lifetime::OfThisProgram => spawn_on_lasting_thread(command),
@@ -89,12 +89,12 @@ impl Daemon {
         self.pid.as_raw().unsigned_abs()
     }
 
-    /// What it printed so far.
+    /// Its output so far.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Seconds of processor time, its own and the kernel's for it.
+    /// Seconds of processor time, user and system.
     pub fn cpu_seconds(&self) -> Result<f64> {
         let stat = stat(self.pid())?;
         let ticks: u64 = stat.iter().skip(UTIME).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
@@ -102,7 +102,7 @@ impl Daemon {
         Ok(ticks as f64 / 100.0)
     }
 
-    /// An error, with the end of its log, when it has ended.
+    /// Fails with the end of the log if the program has ended.
     pub fn check(&self) -> Result<()> {
         if self.is_alive() {
             return Ok(());
@@ -110,14 +110,14 @@ impl Daemon {
         let log = self.log();
         let lines: Vec<&str> = log.lines().rev().take(12).collect();
         let last: String = lines.iter().rev().map(|line| format!("\n  {line}")).collect();
-        bail!("{} has ended; the last that it said ({}):{last}", self.name, self.log.display())
+        bail!("{} has ended; the end of its log ({}):{last}", self.name, self.log.display())
     }
 
     pub fn is_alive(&self) -> bool {
         started(self.pid()).is_ok_and(|started| started == self.started)
     }
 
-    /// Ends it: asks, then insists.
+    /// Stops it with SIGTERM, then with SIGKILL.
     pub fn stop(&self) -> Result<()> {
         self.signal(Signal::SIGTERM)?;
         if eventually("its end", || Ok((!self.is_alive()).then_some(()))).is_err() {
@@ -142,7 +142,7 @@ impl Daemon {
         }
     }
 
-    /// A line from which [`Daemon::parse`] makes the same again.
+    /// The line that [`Daemon::parse`] reads.
     pub fn line(&self) -> String {
         format!("{} {} {} {}\n", self.name, self.pid, self.started, self.log.display())
     }
@@ -175,10 +175,10 @@ fn stat(pid: u32) -> Result<Vec<String>> {
     Ok(fields.split(' ').map(str::to_owned).collect())
 }
 
-/// When a living process was started.
+/// The start time of a living process.
 fn started(pid: u32) -> Result<u64> {
     let stat = stat(pid)?;
-    // A killed process is a zombie as soon as its first thread is; while others last, its sockets may, too.
+    // A killed process is a zombie as soon as its first thread is. Its sockets last as long as its other threads.
     let last = stat.get(THREADS).is_some_and(|threads| threads == "1");
     if last && stat.get(STATE).is_some_and(|state| state == "Z") {
         bail!("process {pid} has ended");
@@ -186,8 +186,8 @@ fn started(pid: u32) -> Result<u64> {
     Ok(stat.get(STARTTIME).context("/proc/PID/stat has a start time")?.parse()?)
 }
 
-/// The kernel sends a parent's death signal when the *thread* that started the child ends: this one lasts as long as the
-/// program. It also reaps.
+/// Starts children on a thread that lasts as long as the program, because the kernel sends the parent-death signal when the *thread* that
+/// started the child ends. The thread also waits for children that have ended.
 fn spawn_on_lasting_thread(command: Command) -> std::io::Result<u32> {
     type Answer = std::io::Result<u32>;
     type Request = (Command, mpsc::Sender<Answer>);
@@ -201,7 +201,7 @@ fn spawn_on_lasting_thread(command: Command) -> std::io::Result<u32> {
                     thread::spawn(move || child.wait());
                     pid
                 });
-                // The one who asked waits for it.
+                // The caller waits for the answer.
                 let _ = answer.send(spawned);
             }
         });

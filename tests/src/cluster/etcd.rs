@@ -1,4 +1,4 @@
-//! Objects written straight into the API server's database: a large cluster is there in a minute instead of half an hour.
+//! Writes objects straight into the API server's database: a large cluster takes a minute instead of half an hour.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use kube::{Client, Config};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-/// Objects of one transaction: etcd takes 128 operations and 1.5 MiB at most.
+/// Objects per transaction: etcd accepts at most 128 operations and 1.5 MiB.
 const TOGETHER: usize = 100;
 
 /// A connection to etcd's own HTTP interface.
@@ -26,7 +26,7 @@ impl std::fmt::Debug for Etcd {
 }
 
 impl Etcd {
-    /// Without TLS; nothing is sent yet.
+    /// Makes a client without TLS. Sends nothing yet.
     pub fn connect(address: SocketAddr) -> Result<Etcd> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let config = Config::new(format!("http://{address}").parse().context("etcd's address")?);
@@ -34,8 +34,8 @@ impl Etcd {
         Ok(Etcd { runtime, client })
     }
 
-    /// Writes pods as the API server would store them, `parallel` transactions at a time: it reads JSON as well as its own
-    /// encoding, and tells all that watch.
+    /// Writes pods as the API server would store them, `parallel` transactions at a time. The API server reads JSON as well as its own
+    /// encoding, and sends the pods to its watches.
     pub fn put_pods(&self, pods: &[Value], parallel: usize) -> Result<()> {
         let put = |pods: &[Value]| {
             let body = transaction(pods);

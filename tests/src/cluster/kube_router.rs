@@ -1,4 +1,4 @@
-//! kube-router as a node's enforcer of NetworkPolicy: real rules from the API server's objects, and its own counters.
+//! Runs kube-router as a node's enforcer of NetworkPolicy: rules from the API server's objects, and its own counters.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
@@ -24,7 +24,7 @@ pub struct KubeRouter {
     dir: TempDir,
 }
 
-/// Which iptables it finds: the kernel's old one or nftables.
+/// The iptables that it finds: the legacy tables or nftables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
     Legacy,
@@ -32,7 +32,7 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// The program that is iptables, by its first argument or the name that it is called by.
+    /// The multi-call program of iptables.
     pub fn program(self) -> &'static str {
         match self {
             Backend::Legacy => "/usr/sbin/xtables-legacy-multi",
@@ -40,7 +40,7 @@ impl Backend {
         }
     }
 
-    /// What records call it.
+    /// Its mechanism in records.
     pub fn mechanism(self) -> &'static str {
         match self {
             Backend::Legacy => "iptables-legacy",
@@ -49,11 +49,11 @@ impl Backend {
     }
 }
 
-/// The rules that reject, by chain and family: packets each.
+/// Packets of the rules that reject, by chain and family.
 pub type Counters = BTreeMap<(String, String), u64>;
 
 impl KubeRouter {
-    /// Starts it and waits until it enforces what the API server has.
+    /// Starts it and waits until it enforces the API server's policies.
     pub fn start(node: &Node, backend: Backend) -> Result<KubeRouter> {
         let dir = tempfile::tempdir()?;
         for family in ["iptables", "ip6tables"] {
@@ -69,7 +69,7 @@ impl KubeRouter {
             "--enable-ipv4=true".into(),
             "--enable-ipv6=true".into(),
             "--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112".into(),
-            // What changes is told by watches; a sync in between would begin its counters anew.
+            // Changes come by watches. A periodic sync would reset the counters.
             "--iptables-sync-period=1h".into(),
             "--v=3".into(),
             format!("--hostname-override={}", node.name),
@@ -95,9 +95,9 @@ impl KubeRouter {
         &self.daemon
     }
 
-    /// Waits until it enforces all that the API server was told before: a policy that allows the pods with a new label in
-    /// the namespaces with a new label is made, last of all. Watches keep the order of changes of one kind of object:
-    /// when the new policy's rule knows the newly labelled pod, every change before was seen.
+    /// Waits until it enforces every earlier change. This makes a last change: a policy that allows pods with a new label in namespaces
+    /// with a new label. Watches keep the order of changes of one kind, so when the policy's rule has the newly labelled pod, kube-router
+    /// has seen every earlier change.
     pub fn sync(&mut self, node: &Node) -> Result<()> {
         let api = node.plane().api();
         let marker = marker(node);
@@ -108,7 +108,7 @@ impl KubeRouter {
         }
         self.round += 1;
         let label = json!({ "round": self.round.to_string() });
-        // An address of documentation: no packet has it.
+        // An address for documentation, which no packet has.
         let ip = format!("203.0.113.{}", node.name.trim_start_matches("node-"));
         node.plane().namespace(&marker, &label)?;
         let pod = super::node::PodSpec { namespace: &marker, name: "marker", host: 0 };
@@ -147,14 +147,14 @@ impl KubeRouter {
         Ok(set.map(|(set, _)| set.to_owned()))
     }
 
-    /// Whether it has done all the syncs that it asked itself for.
+    /// True if it has finished all the syncs that it requested.
     fn is_idle(&self) -> bool {
         let log = self.daemon.log();
         let asked = log.matches("a full sync request was successfully sent").count();
         asked == log.matches("sync iptables took").count()
     }
 
-    /// The packets that it rejected, by its own rules.
+    /// The packets that its rules rejected.
     pub fn counters(&self, node: &Node) -> Result<Counters> {
         let mut counters = Counters::new();
         for program in ["iptables-save", "ip6tables-save"] {
@@ -170,7 +170,7 @@ impl KubeRouter {
         Ok(counters)
     }
 
-    /// Ends it as an administrator does who is done with it: stopped, its rules removed.
+    /// Stops it and removes its rules, as an administrator does.
     pub fn remove(self, node: &Node) -> Result<()> {
         self.daemon.stop()?;
         let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.dir.path().display());
@@ -191,7 +191,7 @@ impl KubeRouter {
         let program = self.dir.path().join(program);
         let save = || match node.lab.node().command(&program.to_string_lossy(), &["-c", "-t", "filter"], "") {
             Ok(output) => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
-            // A set went between the kernel's answer about a rule and the one about its set.
+            // A set was removed between the kernel's answer about a rule and the one about its set.
             Err(error) if format!("{error:#}").contains("doesn't exist") => Ok(None),
             Err(error) => Err(error),
         };
@@ -205,7 +205,7 @@ impl KubeRouter {
     }
 }
 
-/// The namespace of the marks, one for each node: a reader must not wait for another's.
+/// The namespace of a node's last change, one per node, so that nodes don't wait for each other.
 fn marker(node: &Node) -> String {
     format!("marker-{}", node.name)
 }

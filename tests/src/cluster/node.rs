@@ -1,4 +1,4 @@
-//! A node of the cluster: a network namespace, its pods others, and the objects by which the API server knows them.
+//! A node of the cluster: a network namespace, one for each pod, and their objects in the API server.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,11 +10,11 @@ use super::relay::Relay;
 use crate::agent::Agent;
 use crate::topology::{Host, Lab};
 
-/// A node that is up, with the API server in its reach.
+/// A running node that can reach the API server.
 #[derive(Debug)]
 pub struct Node {
     pub name: String,
-    /// Tells its addresses from other nodes'.
+    /// Part of its addresses, so that no two nodes have the same.
     number: u8,
     pub lab: Lab,
     plane: &'static ControlPlane,
@@ -31,7 +31,7 @@ pub struct PodSpec<'a> {
 }
 
 impl Node {
-    /// Makes the namespace and the Node object. No two nodes of one control plane have the same number.
+    /// Makes the namespace and the Node object. Each node of a control plane has a number of its own.
     pub fn start(plane: &'static ControlPlane, number: u8) -> Result<Node> {
         let name = format!("node-{number}");
         let (ipv4, ipv6) = (node_ipv4(number), Ipv6Addr::new(0xfc00, 0xf853, 0, 0, 0, 0, 0, number.into()));
@@ -62,8 +62,8 @@ impl Node {
         self.plane
     }
 
-    /// Makes a pod that runs: its network namespace, and its object with its addresses. `object` is a Pod's labels and
-    /// containers' ports: what a policy can ask for.
+    /// Makes a running pod: its network namespace, and its object with its addresses. `object` has the Pod's labels and containers' ports,
+    /// which policies select.
     pub fn pod(&mut self, pod: PodSpec<'_>, labels: &Value, ports: &Value) -> Result<&Host> {
         let PodSpec { namespace, name, host } = pod;
         let ipv4 = Ipv4Addr::new(10, 244, self.number, host);

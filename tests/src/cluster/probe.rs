@@ -1,4 +1,4 @@
-//! Connections between pods, what became of each, and whether client, records and the enforcer's counters agree.
+//! Connects pods, and checks that client, records and the enforcer's counters agree.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -11,7 +11,7 @@ use crate::record::{Record, drops, packets};
 use crate::server::Server;
 use crate::traffic::{self, Attempt, DROPPED, Outcome, TcpOptions};
 
-/// The name that every pod's UDP server knows: a client asks for it.
+/// The name that clients ask every pod's UDP server for.
 const NAME: &str = "pod.example";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Protocol {
     Udp,
 }
 
-/// One connection and whether the policies let it through.
+/// One connection, and whether the policies allow it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
     /// `namespace/name` of the pods.
@@ -32,7 +32,7 @@ pub struct Probe {
     pub allowed: bool,
 }
 
-/// Servers of both protocols at these ports of a pod, of both families.
+/// Starts servers at these ports of a pod, for both protocols and families.
 pub fn serve(node: &Node, pod: &str, ports: &[u16]) -> Result<Vec<Server>> {
     let host = node.lab.host(pod)?;
     let mut servers = Vec::new();
@@ -45,7 +45,7 @@ pub fn serve(node: &Node, pod: &str, ports: &[u16]) -> Result<Vec<Server>> {
     Ok(servers)
 }
 
-/// Sends all of them, at once.
+/// Sends all probes at once.
 pub fn send(node: &Node, probes: &[Probe]) -> Result<Vec<Attempt>> {
     thread::scope(|scope| {
         let clients: Vec<_> = probes.iter().map(|probe| scope.spawn(|| attempt(node, probe))).collect();
@@ -71,14 +71,14 @@ fn attempt(node: &Node, probe: &Probe) -> Result<Attempt> {
 
 /// What disagrees, in words. `counted` is the enforcer's own count of the packets that it rejected.
 ///
-/// A rejected client sends one packet, and another where the refusal didn't reach it: each denied probe has a record, and
-/// all records together have the packets that the enforcer counted.
+/// A rejected client sends one packet, and a second one if the refusal didn't reach it. So each denied probe has a record, and all records
+/// together have as many packets as the enforcer counted.
 pub fn compare(node: &Node, probes: &[Probe], attempts: &[Attempt], records: &[Record], counted: u64) -> Vec<String> {
     let mut wrong = Vec::new();
     let own: Vec<&Record> = drops(records).filter(|r| node.lab.owns(r) && r.cause() == "policy").collect();
     let mut claimed = 0;
     for (probe, attempt) in probes.iter().zip(attempts) {
-        // The kernel limits how many ICMP errors one address gets: a client without one tries on until its time is up.
+        // The kernel limits the ICMP errors per address. A client that gets none tries until its time is up.
         let blocked = matches!(attempt.outcome, Outcome::Refused | Outcome::TimedOut);
         if blocked == probe.allowed || (probe.allowed && attempt.outcome != Outcome::Passed) {
             wrong.push(format!("{probe:?}: the client saw {:?}", attempt.outcome));
@@ -111,12 +111,12 @@ pub fn compare(node: &Node, probes: &[Probe], attempts: &[Attempt], records: &[R
     wrong
 }
 
-/// What a record of a denied probe says wrongly.
+/// What is wrong in the record of a denied probe.
 fn misread(probe: &Probe, record: &Record) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut expect = |what: &str, said: &str, expected: &str| {
-        if said != expected {
-            wrong.push(format!("{probe:?}: {what} is {said:?}, not {expected:?}: {record}"));
+    let mut expect = |what: &str, actual: &str, expected: &str| {
+        if actual != expected {
+            wrong.push(format!("{probe:?}: {what} is {actual:?}, not {expected:?}: {record}"));
         }
     };
     expect("the source", &record.pod("source"), &probe.from);

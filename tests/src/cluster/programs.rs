@@ -1,17 +1,17 @@
-//! The cluster's programs: the Go module that pins each, and where the built ones lie.
+//! The cluster's programs: the Go module that pins each, and its path once built.
 
 use std::path::{Path, PathBuf};
 
 /// A program that `cargo xtask setup` builds with Go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Program {
+pub struct GoProgram {
     pub name: &'static str,
     /// The Go package to build.
     pub package: &'static str,
     pub module: Module,
 }
 
-/// A folder under `tests/cluster` with a go.mod: its dependencies' versions are its own.
+/// A folder under `tests/cluster` with a go.mod of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Module {
     pub folder: &'static str,
@@ -19,7 +19,7 @@ pub struct Module {
     main: &'static str,
     go_mod: &'static str,
     go_sum: &'static str,
-    /// A program of its own, where the folder has one.
+    /// The folder's own source, if it has one.
     source: &'static str,
 }
 
@@ -62,36 +62,37 @@ const CRI_MODULE: Module = Module {
     source: include_str!("../../cluster/cri/main.go"),
 };
 
-pub const ETCD: Program = Program { name: "etcd", package: "go.etcd.io/etcd/server/v3", module: KUBERNETES };
-pub const API_SERVER: Program =
-    Program { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver", module: KUBERNETES };
-pub const KUBECTL: Program = Program { name: "kubectl", package: "k8s.io/kubernetes/cmd/kubectl", module: KUBERNETES };
-pub const KUBE_ROUTER: Program = Program {
+pub const ETCD: GoProgram = GoProgram { name: "etcd", package: "go.etcd.io/etcd/server/v3", module: KUBERNETES };
+pub const API_SERVER: GoProgram =
+    GoProgram { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver", module: KUBERNETES };
+pub const KUBECTL: GoProgram =
+    GoProgram { name: "kubectl", package: "k8s.io/kubernetes/cmd/kubectl", module: KUBERNETES };
+pub const KUBE_ROUTER: GoProgram = GoProgram {
     name: "kube-router",
     package: "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
     module: KUBE_ROUTER_MODULE,
 };
 
-pub const HELM: Program = Program { name: "helm", package: "helm.sh/helm/v3/cmd/helm", module: HELM_MODULE };
+pub const HELM: GoProgram = GoProgram { name: "helm", package: "helm.sh/helm/v3/cmd/helm", module: HELM_MODULE };
 
-/// A kubelet's calls of a container runtime, one at a time.
-pub const CRI: Program = Program { name: "cri", package: ".", module: CRI_MODULE };
+/// Makes one of a kubelet's calls to a container runtime.
+pub const CRI: GoProgram = GoProgram { name: "cri", package: ".", module: CRI_MODULE };
 
 /// The OpenTelemetry Collector, of the parts that the tests use. Not in [`PROGRAMS`]: it takes minutes to build, for one test.
-pub const COLLECTOR: Program = Program { name: "otelcol", package: ".", module: COLLECTOR_MODULE };
+pub const COLLECTOR: GoProgram = GoProgram { name: "otelcol", package: ".", module: COLLECTOR_MODULE };
 
-/// In the order in which they are built: what others wait for first.
-pub const PROGRAMS: [Program; 6] = [ETCD, API_SERVER, KUBECTL, KUBE_ROUTER, HELM, CRI];
+/// In the order in which they are built: first what others wait for.
+pub const PROGRAMS: [GoProgram; 6] = [ETCD, API_SERVER, KUBECTL, KUBE_ROUTER, HELM, CRI];
 
-impl Program {
-    /// Where it lies in the cache, once built.
+impl GoProgram {
+    /// Its path in the cache, once built.
     pub fn path(&self, cache: &Path) -> PathBuf {
         self.module.cached(cache).join(self.name)
     }
 }
 
 impl Module {
-    /// Its folder in the cache: named by the version, and by all that is built or pins a dependency: a change builds anew.
+    /// Its folder in the cache. The name has the version and a hash of the sources and pinned dependencies, so that a change rebuilds it.
     pub fn cached(&self, cache: &Path) -> PathBuf {
         let pins = fnv1a(self.go_mod.bytes().chain(self.go_sum.bytes()).chain(self.source.bytes()));
         cache.join(format!("cluster-{}-{}-{pins:08x}", self.folder, self.version()))
@@ -105,7 +106,7 @@ impl Module {
     }
 }
 
-/// A hash that is the same in every build of this file.
+/// FNV-1a, which is the same in every build.
 fn fnv1a(bytes: impl Iterator<Item = u8>) -> u32 {
     bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }

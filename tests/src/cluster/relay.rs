@@ -1,6 +1,6 @@
-//! A way from a node's network namespace to the API server: the same loopback address in both, with connections carried over.
+//! Forwards connections from a node's network namespace to the API server, at the same loopback address in both.
 //!
-//! No interface, route or rule of the machine's own namespace is needed for it.
+//! This needs no interface, route or rule in the machine's own namespace.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -22,22 +22,22 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// What connects to `address` inside `netns` is connected to `address` here.
+    /// Forwards connections to `address` inside `netns` to `address` here.
     pub fn start(netns: &Netns, address: SocketAddr) -> Result<Relay> {
         let listener = netns.run(|| TcpListener::bind(address)).with_context(|| format!("listen on {address}"))?;
         let socket = Socket::from(listener.try_clone()?);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        // This thread is in the namespace of the one that calls, and so are the sockets that it makes.
+        // This thread, and so the sockets that it makes, are in the caller's namespace.
         let thread = thread::Builder::new().name(format!("relay {address}")).spawn(move || {
             for client in listener.incoming() {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                // With nothing listening here the client's connection is closed: it tries again, as it would anywhere.
+                // If nothing listens here, the client's connection is closed, and the client tries again.
                 let pair = client.and_then(|client| Ok((client, TcpStream::connect(address)?)));
                 if let Ok((client, server)) = pair {
-                    let _ = carry(&client, &server);
+                    let _ = forward(&client, &server);
                 }
             }
         })?;
@@ -53,16 +53,16 @@ impl Drop for Relay {
     }
 }
 
-/// Carries both directions, each until its sender is done; then the other side learns of it.
-fn carry(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
+/// Forwards both directions, and passes on each sender's end.
+fn forward(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
     for (from, to) in [(client, server), (server, client)] {
         let (mut from, mut to) = (from.try_clone()?, to.try_clone()?);
         thread::spawn(move || {
-            let carried = io::copy(&mut from, &mut to);
-            // After an error both directions end; either socket may be gone already.
-            let how = if carried.is_ok() { Shutdown::Write } else { Shutdown::Both };
+            let forwarded = io::copy(&mut from, &mut to);
+            // After an error both directions end. Either socket may be closed already.
+            let how = if forwarded.is_ok() { Shutdown::Write } else { Shutdown::Both };
             let _ = to.shutdown(how);
-            if carried.is_err() {
+            if forwarded.is_err() {
                 let _ = from.shutdown(Shutdown::Both);
             }
         });

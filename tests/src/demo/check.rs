@@ -1,22 +1,22 @@
-//! Compares what people expect, what happened, what the kernel counted and what the records say. Each function returns
-//! one line for each disagreement.
+//! Compares the expected outcomes with the clients' outcomes, the kernel's counters and the records. Each function returns one line per
+//! disagreement.
 
 use std::collections::BTreeMap;
 
-use super::flows::{Expect, FLOWS, Flow, HOSTS};
-use crate::books::WRITTEN;
+use super::flows::{ExpectedOutcome, FLOWS, Flow, HOSTS};
+use crate::accounting::WRITTEN;
 use crate::record::{Record, drops, packets};
 use crate::topology::Lab;
 use crate::traffic::{Attempt, Outcome};
 
-/// What the clients saw against what was expected.
+/// Compares the clients' outcomes with the expected ones.
 pub fn reality(attempts: &[Attempt]) -> Vec<String> {
     let mut wrong = Vec::new();
     for (flow, attempt) in FLOWS.iter().zip(attempts) {
         let want = match &flow.expect {
-            Expect::Passes => &Outcome::Passed,
-            Expect::Dropped { .. } => &Outcome::TimedOut,
-            Expect::Fails { outcome, .. } => outcome,
+            ExpectedOutcome::Passes => &Outcome::Passed,
+            ExpectedOutcome::Dropped { .. } => &Outcome::TimedOut,
+            ExpectedOutcome::Fails { outcome, .. } => outcome,
         };
         if attempt.outcome != *want {
             wrong.push(format!("{flow}: the client saw {:?}, expected {want:?}", attempt.outcome));
@@ -25,7 +25,7 @@ pub fn reality(attempts: &[Attempt]) -> Vec<String> {
     wrong
 }
 
-/// The rules' counters against what was expected: a counter counts if and only if a flow was to hit it.
+/// Compares the rules' counters with the expected ones: a counter counts if and only if a flow is expected to hit it.
 pub fn counters(counters: &BTreeMap<String, u64>) -> Vec<String> {
     let mut wrong = Vec::new();
     for (name, packets) in counters {
@@ -42,8 +42,8 @@ pub fn counters(counters: &BTreeMap<String, u64>) -> Vec<String> {
     wrong
 }
 
-/// The records against all of it. `lost` is the loss that the agent declared: so many packets may be missing. `all_drops` says
-/// that the agent was to write every cause.
+/// Compares the records with all of it. As many packets as the agent declared `lost` may be missing. `all_drops` is true if the agent
+/// writes every cause.
 pub fn records(
     lab: &Lab,
     all: &[Record],
@@ -58,8 +58,8 @@ pub fn records(
     for (flow, attempt) in FLOWS.iter().zip(attempts) {
         let mine: Vec<&Record> = own.iter().copied().filter(|record| is_of(record, attempt)).collect();
         match &flow.expect {
-            Expect::Passes => {}
-            Expect::Dropped { direction, isolated_by, .. } => {
+            ExpectedOutcome::Passes => {}
+            ExpectedOutcome::Dropped { direction, isolated_by, .. } => {
                 if mine.is_empty() && lost == 0 {
                     wrong.push(format!("{flow}: no record"));
                 }
@@ -70,7 +70,7 @@ pub fn records(
                     }
                 }
             }
-            Expect::Fails { cause, .. } => {
+            ExpectedOutcome::Fails { cause, .. } => {
                 if written(cause) && lost == 0 && !mine.iter().any(|record| record.cause() == *cause) {
                     wrong.push(format!("{flow}: no record with cause {cause}"));
                 }
@@ -104,16 +104,16 @@ pub fn records(
     wrong
 }
 
-/// Whether a record is about a packet that this attempt sent; not about an answer to it.
+/// True if a record is about a packet that this attempt sent, not about an answer to it.
 pub fn is_of(record: &Record, attempt: &Attempt) -> bool {
     record.address("source") == Some(attempt.source) && record.value()["reply"] != true
 }
 
 fn cause(flow: &Flow) -> Option<&'static str> {
     match flow.expect {
-        Expect::Passes => None,
-        Expect::Dropped { .. } => Some("policy"),
-        Expect::Fails { cause, .. } => Some(cause),
+        ExpectedOutcome::Passes => None,
+        ExpectedOutcome::Dropped { .. } => Some("policy"),
+        ExpectedOutcome::Fails { cause, .. } => Some(cause),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The demo's hosts and flows, as data: who sends what to whom, and what a reader of the policies expects.
+//! The demo's hosts and flows as data: who sends what to whom, and the outcome that a reader of the policies expects.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -40,29 +40,29 @@ pub const HOSTS: &[HostSpec] = &[
     },
 ];
 
-/// One thing that somebody tries.
+/// One connection attempt.
 #[derive(Debug)]
 pub struct Flow {
     /// A host's name.
     pub from: &'static str,
     pub to: Target,
     pub traffic: Traffic,
-    pub expect: Expect,
+    pub expect: ExpectedOutcome,
     /// What the flow teaches, for the reader of the demo.
     pub because: &'static str,
 }
 
 #[derive(Debug)]
 pub struct Target {
-    /// How a person would name it: `staging/db-svc:3306`.
+    /// Its name for people: `staging/db-svc:3306`.
     pub name: &'static str,
-    /// What the client connects to: an address and port, a service's or a host's.
+    /// The address and port that the client connects to, of a service or a host.
     pub address: &'static str,
-    /// The host that gets it, after the service's DNAT; `""` where nobody does.
+    /// The host that receives it, after the service's DNAT; `""` if none does.
     pub host: &'static str,
     /// The service that the address belongs to; `""` for none.
     pub service: &'static str,
-    /// The port that the host gets it on.
+    /// The host's port, after DNAT.
     pub port: u16,
 }
 
@@ -70,26 +70,26 @@ pub struct Target {
 pub enum Traffic {
     /// Connect, and read the server's greeting.
     Tcp,
-    /// The same, with a hop limit.
+    /// Connect with a hop limit.
     TcpTtl(u32),
     /// A question to a name server.
     Dns(&'static str),
-    /// FTP's LIST in active mode: what counts is the server's connection back to the client.
+    /// FTP's LIST in active mode: the flow is the server's connection back to the client.
     FtpActive,
-    /// A SYN-ACK that answers nothing, from this port.
+    /// A SYN-ACK without a SYN before it, from this port.
     SynAck(u16),
 }
 
 #[derive(Debug)]
-pub enum Expect {
+pub enum ExpectedOutcome {
     Passes,
-    /// By a policy: which side's, every policy that isolates that side's pod, and the nft counter of the rule.
+    /// Dropped by a policy: the side, every policy that isolates that side's pod, and the nft counter of the rule.
     Dropped {
         direction: &'static str,
         isolated_by: &'static [&'static str],
         counter: &'static str,
     },
-    /// For another reason: the record's cause, what the client sees, and the nft counter if a rule did it.
+    /// Dropped for another reason: the record's cause, the client's outcome, and the nft counter if a rule dropped it.
     Fails {
         cause: &'static str,
         outcome: Outcome,
@@ -98,17 +98,20 @@ pub enum Expect {
 }
 
 impl Flow {
-    /// Whether the client gets no answer of any kind.
+    /// True if the client gets no answer at all.
     pub fn vanishes(&self) -> bool {
-        matches!(self.expect, Expect::Dropped { .. } | Expect::Fails { outcome: Outcome::TimedOut, .. })
+        matches!(
+            self.expect,
+            ExpectedOutcome::Dropped { .. } | ExpectedOutcome::Fails { outcome: Outcome::TimedOut, .. }
+        )
     }
 
     /// The nft counter that must count this flow's packets.
     pub fn counter(&self) -> Option<&'static str> {
         match self.expect {
-            Expect::Passes => None,
-            Expect::Dropped { counter, .. } => Some(counter),
-            Expect::Fails { counter, .. } => counter,
+            ExpectedOutcome::Passes => None,
+            ExpectedOutcome::Dropped { counter, .. } => Some(counter),
+            ExpectedOutcome::Fails { counter, .. } => counter,
         }
     }
 
@@ -131,7 +134,7 @@ impl fmt::Display for Flow {
             Traffic::Tcp | Traffic::Dns(_) => "",
         };
         match self.traffic {
-            // The connection that counts is the server's, from port 20.
+            // The flow is the server's connection, from port 20.
             Traffic::FtpActive => write!(f, "{} -> {}{note}", self.to.name.trim_end_matches(":21"), self.from),
             _ => write!(f, "{} -> {}{note}", self.from, self.to.name),
         }
@@ -163,49 +166,49 @@ pub const FLOWS: &[Flow] = &[
         from: "qa-test/frontend",
         to: DB_QA,
         traffic: Traffic::Tcp,
-        expect: Expect::Passes,
+        expect: ExpectedOutcome::Passes,
         because: "db-np's two list items are alternatives: any pod of an env=qa namespace",
     },
     Flow {
         from: "qa-test/frontend",
         to: service("qa-test/db-svc:3306", "[fd00:10:96::b:36]:3306", "qa-test/db-svc", "qa-test/db", 3306),
         traffic: Traffic::Tcp,
-        expect: Expect::Passes,
+        expect: ExpectedOutcome::Passes,
         because: "the same over IPv6",
     },
     Flow {
         from: "qa-test/frontend",
         to: service("qa-test/api-svc:80", "10.96.11.80:80", "qa-test/api-svc", "qa-test/api", 8080),
         traffic: Traffic::Tcp,
-        expect: Expect::Passes,
+        expect: ExpectedOutcome::Passes,
         because: "frontend-api-np allows 8080, the pod's port, not the service's 80",
     },
     Flow {
         from: "qa-test/api",
         to: DB_STAGING,
         traffic: Traffic::Tcp,
-        expect: Expect::Passes,
+        expect: ExpectedOutcome::Passes,
         because: "staging's db-np lets any namespace's api pods in",
     },
     Flow {
         from: "qa-test/frontend",
         to: DNS,
         traffic: Traffic::Dns(NAME),
-        expect: Expect::Passes,
+        expect: ExpectedOutcome::Passes,
         because: "no policy isolates qa-test's egress",
     },
     Flow {
         from: "qa-test/frontend",
         to: direct("93.184.216.34:80", "93.184.216.34:80", "web", 80),
         traffic: Traffic::Tcp,
-        expect: Expect::Passes,
+        expect: ExpectedOutcome::Passes,
         because: "no policy isolates qa-test's egress",
     },
     Flow {
         from: "staging/api",
         to: DB_STAGING,
         traffic: Traffic::Tcp,
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "egress",
             isolated_by: &["staging/test-np"],
             counter: "staging-api-egress",
@@ -216,7 +219,7 @@ pub const FLOWS: &[Flow] = &[
         from: "staging/api",
         to: DNS,
         traffic: Traffic::Dns(NAME),
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "egress",
             isolated_by: &["staging/test-np"],
             counter: "staging-api-egress",
@@ -227,7 +230,7 @@ pub const FLOWS: &[Flow] = &[
         from: "qa-test/frontend",
         to: DB_STAGING,
         traffic: Traffic::Tcp,
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "ingress",
             isolated_by: &["staging/db-np", "staging/test-np"],
             counter: "staging-db-ingress",
@@ -238,7 +241,7 @@ pub const FLOWS: &[Flow] = &[
         from: "qa-test/frontend",
         to: service("staging/db-svc:3306", "[fd00:10:96::15:36]:3306", "staging/db-svc", "staging/db", 3306),
         traffic: Traffic::Tcp,
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "ingress",
             isolated_by: &["staging/db-np", "staging/test-np"],
             counter: "staging-db-ingress",
@@ -249,7 +252,7 @@ pub const FLOWS: &[Flow] = &[
         from: "staging/frontend",
         to: direct("93.184.216.34:80", "93.184.216.34:80", "web", 80),
         traffic: Traffic::Tcp,
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "egress",
             isolated_by: &["staging/test-np"],
             counter: "staging-frontend-egress",
@@ -260,7 +263,7 @@ pub const FLOWS: &[Flow] = &[
         from: "staging/frontend",
         to: service("qa-test/api-svc:80", "10.96.11.80:80", "qa-test/api-svc", "qa-test/api", 8080),
         traffic: Traffic::Tcp,
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "egress",
             isolated_by: &["staging/test-np"],
             counter: "staging-frontend-egress",
@@ -271,7 +274,7 @@ pub const FLOWS: &[Flow] = &[
         from: "qa-test/frontend",
         to: direct("203.0.113.21:21", "203.0.113.21:21", "ftp", 21),
         traffic: Traffic::FtpActive,
-        expect: Expect::Dropped {
+        expect: ExpectedOutcome::Dropped {
             direction: "ingress",
             isolated_by: &["qa-test/default-deny-ingress"],
             counter: "qa-frontend-ingress",
@@ -282,42 +285,50 @@ pub const FLOWS: &[Flow] = &[
         from: "qa-test/frontend",
         to: direct("qa-test/db:5432", "10.244.1.13:5432", "qa-test/db", 5432),
         traffic: Traffic::Tcp,
-        expect: Expect::Fails { cause: "not_policy", outcome: Outcome::Refused, counter: None },
+        expect: ExpectedOutcome::Fails { cause: "not_policy", outcome: Outcome::Refused, counter: None },
         because: "nothing listens on that port",
     },
     Flow {
         from: "qa-test/frontend",
         to: direct("192.0.2.99:443", "192.0.2.99:443", "", 443),
         traffic: Traffic::Tcp,
-        expect: Expect::Fails { cause: "not_policy", outcome: Outcome::Unreachable, counter: None },
+        expect: ExpectedOutcome::Fails { cause: "not_policy", outcome: Outcome::Unreachable, counter: None },
         because: "the node has no route",
     },
     Flow {
         from: "qa-test/frontend",
         to: direct("qa-test/db:3306", "10.244.1.13:3306", "qa-test/db", 3306),
         traffic: Traffic::TcpTtl(1),
-        expect: Expect::Fails { cause: "not_policy", outcome: Outcome::Unreachable, counter: None },
+        expect: ExpectedOutcome::Fails { cause: "not_policy", outcome: Outcome::Unreachable, counter: None },
         because: "its hop limit ends on the node",
     },
     Flow {
         from: "qa-test/frontend",
         to: direct("qa-test/db:3306", "10.244.1.13:3306", "qa-test/db", 3306),
         traffic: Traffic::SynAck(61001),
-        expect: Expect::Fails { cause: "conntrack_invalid", outcome: Outcome::TimedOut, counter: Some("invalid") },
+        expect: ExpectedOutcome::Fails {
+            cause: "conntrack_invalid",
+            outcome: Outcome::TimedOut,
+            counter: Some("invalid"),
+        },
         because: "conntrack knows no connection it answers",
     },
     Flow {
         from: "qa-test/frontend",
         to: direct("staging/db:3306", "10.244.1.23:3306", "staging/db", 3306),
         traffic: Traffic::SynAck(61002),
-        expect: Expect::Fails { cause: "conntrack_invalid", outcome: Outcome::TimedOut, counter: Some("invalid") },
+        expect: ExpectedOutcome::Fails {
+            cause: "conntrack_invalid",
+            outcome: Outcome::TimedOut,
+            counter: Some("invalid"),
+        },
         because: "the same, where a policy would deny a connection: still not the policy",
     },
     Flow {
         from: "qa-test/frontend",
         to: service("qa-test/metrics-svc:9090", "10.96.11.90:9090", "qa-test/metrics-svc", "", 9090),
         traffic: Traffic::Tcp,
-        expect: Expect::Fails {
+        expect: ExpectedOutcome::Fails {
             cause: "service_without_endpoints",
             outcome: Outcome::Refused,
             counter: Some("no-endpoints"),

@@ -1,14 +1,14 @@
-//! The demo's result for a person: one line a flow, the answer first.
+//! The demo's result for people: one line per flow, the outcome first.
 
 use std::fmt::Write;
 
 use super::check::is_of;
-use super::flows::{Expect, FLOWS, Flow};
+use super::flows::{ExpectedOutcome, FLOWS, Flow};
 use crate::record::{Record, drops};
 use crate::topology::Lab;
 use crate::traffic::{Attempt, Outcome};
 
-/// Every flow with what became of it, the policies' drops first. `width` is the terminal's, in columns.
+/// Every flow with its outcome, the policies' drops first. `width` is the terminal's, in columns.
 pub fn flows(lab: &Lab, records: &[Record], attempts: &[Attempt], width: usize) -> String {
     let label = FLOWS.iter().map(|flow| flow.to_string().len()).max().unwrap_or_default();
     let mut groups = [
@@ -42,7 +42,7 @@ pub fn flows(lab: &Lab, records: &[Record], attempts: &[Attempt], width: usize) 
 
 /// The first line: how many of the policies' drops the records explain.
 pub fn headline(attempts: &[Attempt], wrong: usize) -> String {
-    let dropped = FLOWS.iter().filter(|flow| matches!(flow.expect, Expect::Dropped { .. })).count();
+    let dropped = FLOWS.iter().filter(|flow| matches!(flow.expect, ExpectedOutcome::Dropped { .. })).count();
     let passed = attempts.iter().filter(|attempt| attempt.outcome == Outcome::Passed).count();
     let other = FLOWS.len() - dropped - passed.min(FLOWS.len() - dropped);
     match wrong {
@@ -58,9 +58,9 @@ pub fn headline(attempts: &[Attempt], wrong: usize) -> String {
 /// Of several records of a flow, the one with the expected cause is shown.
 fn rank(flow: &Flow, record: &Record) -> u8 {
     let expected = match flow.expect {
-        Expect::Passes => "",
-        Expect::Dropped { .. } => "policy",
-        Expect::Fails { cause, .. } => cause,
+        ExpectedOutcome::Passes => "",
+        ExpectedOutcome::Dropped { .. } => "policy",
+        ExpectedOutcome::Fails { cause, .. } => cause,
     };
     u8::from(record.cause() == expected)
 }
@@ -117,7 +117,7 @@ fn outcome(outcome: &Outcome) -> &str {
     }
 }
 
-/// Text from records on a terminal: control characters become `\u{…}`.
+/// Escapes text from records for a terminal: control characters become `\u{…}`.
 pub fn plain(text: &str) -> String {
     text.chars().fold(String::new(), |mut plain, c| {
         if c.is_control() {
@@ -129,7 +129,7 @@ pub fn plain(text: &str) -> String {
     })
 }
 
-/// Words of `text`, indented, in lines of at most `width` columns; a longer word has a line to itself.
+/// Wraps `text` into indented lines of at most `width` columns. A longer word has a line to itself.
 fn wrap(out: &mut String, text: &str, indent: usize, width: usize) {
     let mut column = 0;
     for word in text.split(' ').filter(|word| !word.is_empty()) {

@@ -7,27 +7,27 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster_programs::{PROGRAMS, Program};
+use crate::cluster_programs::{GoProgram, PROGRAMS};
 use crate::{machine, toolchain};
 
 /// With other Go releases the API server's OpenAPI comes out malformed (1.27), or its module asks for a newer one.
 const GO: &str = "go1.26";
 
-/// Those of them that are not built yet.
-pub fn missing(wanted: &[Program]) -> Vec<Program> {
+/// Returns the programs that are not built yet.
+pub fn missing(wanted: &[GoProgram]) -> Vec<GoProgram> {
     let cache = toolchain::cache_dir();
     wanted.iter().copied().filter(|program| !program.path(&cache).is_file()).collect()
 }
 
-pub fn are_built(wanted: &[Program]) -> bool {
+pub fn are_built(wanted: &[GoProgram]) -> bool {
     missing(wanted).is_empty()
 }
 
 /// Builds what is missing. The API server takes minutes; the rest share most of what it compiles.
 ///
 /// # Errors
-/// What is to be installed when there is no Go of the right release.
-pub fn ensure(wanted: &[Program]) -> Result<()> {
+/// What to install if there is no Go of the right release.
+pub fn ensure(wanted: &[GoProgram]) -> Result<()> {
     let missing = missing(wanted);
     if missing.is_empty() {
         return Ok(());
@@ -47,7 +47,7 @@ fn check_go() -> Result<()> {
             "the test cluster's programs are built by {GO}, and there is no `go` here: install Go 1.26 (https://go.dev/dl)"
         );
     }
-    // Asked inside a module, where go.mod and GOTOOLCHAIN decide which release does the work.
+    // Inside a module, where go.mod and GOTOOLCHAIN decide which release builds.
     let version = machine::output(go().args(["env", "GOVERSION"]).current_dir(modules().join("kubernetes")))?;
     if version != GO && !version.starts_with(&format!("{GO}.")) {
         bail!(
@@ -57,10 +57,10 @@ fn check_go() -> Result<()> {
     Ok(())
 }
 
-fn build(program: &Program) -> Result<()> {
+fn build(program: &GoProgram) -> Result<()> {
     let folder = program.module.cached(&toolchain::cache_dir());
     fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
-    // Two checkouts share the cache: one builds, the other waits.
+    // Checkouts share the cache: while one builds, others wait.
     let lock = File::create(folder.join("lock")).context("make a lock file")?;
     lock.lock().context("lock the cache")?;
     let path = folder.join(program.name);
@@ -80,7 +80,7 @@ fn build(program: &Program) -> Result<()> {
     Ok(())
 }
 
-/// No symbols; the version, which Kubernetes' own build puts in.
+/// Leaves out symbols and sets the version as Kubernetes' own build does.
 fn link_flags(version: &str) -> String {
     let mut numbers = version.split('.');
     let mut number = || numbers.next().unwrap_or_default();
@@ -89,7 +89,7 @@ fn link_flags(version: &str) -> String {
     ["-s -w", &set("gitVersion", &format!("v{version}")), &set("gitMajor", major), &set("gitMinor", minor)].join(" ")
 }
 
-/// Go without the settings of whoever runs it that would change what is built.
+/// Go without the user's settings that would change what is built.
 fn go() -> Command {
     let mut command = Command::new("nice");
     command.arg("go").env("GOFLAGS", "").env("CGO_ENABLED", "0").stdin(Stdio::null());

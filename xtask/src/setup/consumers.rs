@@ -1,5 +1,5 @@
-//! What reads records in the tests: Python packages and Debian packages, unpacked into the cache and never installed, so that no
-//! service starts on this machine.
+//! Programs that read records in the tests: Python packages and Debian packages, unpacked into the cache and never installed, so that
+//! no service starts on this machine.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ fn requirements() -> PathBuf {
     machine::root().join("tests/siem/requirements.txt")
 }
 
-/// What is missing, in words. The tests that need it are skipped without.
+/// What is missing, in words. Tests that need it are skipped.
 pub fn missing() -> Vec<&'static str> {
     let mut missing = Vec::new();
     if !has_python() {
@@ -35,13 +35,13 @@ pub fn missing() -> Vec<&'static str> {
     missing
 }
 
-/// Whether the packages in the cache are those of the list.
+/// True if the packages in the cache are those of requirements.txt.
 fn has_python() -> bool {
     let stamp = fs::read_to_string(folder().join("python/requirements.txt"));
     stamp.is_ok_and(|stamp| fs::read_to_string(requirements()).is_ok_and(|list| list == stamp))
 }
 
-/// Gets what is missing. Only a machine that can't have it is an error, and none that stops other needs.
+/// Downloads what is missing.
 pub fn ensure() -> Result<()> {
     let start = Instant::now();
     if missing().is_empty() {

@@ -21,7 +21,7 @@ pub fn name(kind: &Kind) -> String {
     }
 }
 
-/// A compiler, then a linker that fits it. The distribution's packages were tried before.
+/// Installs a compiler, then a linker that fits it. The caller has tried the distribution's packages before.
 pub fn ensure() -> Result<()> {
     if toolchain::find().is_ok() {
         return Ok(());
@@ -82,7 +82,7 @@ fn install_linker(compiler: &Compiler) -> Result<()> {
     })?;
     let lib = root.join("lib");
     fs::create_dir_all(&lib)?;
-    // One name for the link, and one that the program asks for when it starts (its run path is this folder).
+    // One name for linking, and one that bpf-linker loads when it starts (its run path is this folder).
     for link in [Some("libLLVM.so".as_ref()), library.file_name()].into_iter().flatten() {
         let link = lib.join(link);
         let _ = fs::remove_file(&link);
@@ -114,7 +114,7 @@ fn llvm_library(compiler: &Compiler) -> Option<PathBuf> {
         .map(|entry| entry.path())
 }
 
-/// cargo-deny: one in PATH, or the one in the cache.
+/// Finds cargo-deny in PATH or in the cache.
 pub fn cargo_deny() -> Option<PathBuf> {
     machine::program("cargo-deny")
         .or_else(|| Some(cargo_deny_root().join("bin/cargo-deny")).filter(|path| path.exists()))
@@ -124,7 +124,7 @@ fn cargo_deny_root() -> PathBuf {
     toolchain::cache_dir().join(format!("cargo-deny-{CARGO_DENY_VERSION}"))
 }
 
-/// Builds cargo-deny once, without optimization: it runs for a second, and so it is ready in 40 s instead of minutes.
+/// Builds cargo-deny once, without optimization: that takes 40 s instead of minutes, and a run takes one second anyway.
 pub fn ensure_cargo_deny() -> Result<()> {
     if cargo_deny().is_some() {
         return Ok(());
@@ -143,7 +143,7 @@ pub fn ensure_cargo_deny() -> Result<()> {
     Ok(())
 }
 
-/// An installed program is built for this machine, whatever the environment says about the project's own builds.
+/// Removes the environment's settings for the project's own builds: this program is built for this machine.
 fn clean(command: &mut Command) -> &mut Command {
     for name in ["CARGO_BUILD_TARGET", "CARGO_TARGET_DIR", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "LD_LIBRARY_PATH"] {
         command.env_remove(name);

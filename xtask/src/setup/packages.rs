@@ -1,4 +1,4 @@
-//! Debian packages, by the program that tells whether one is there.
+//! Debian packages, each found by a program that it installs.
 
 use std::fs;
 use std::path::Path;
@@ -37,8 +37,8 @@ const PROGRAMS: [(Need, &str, &str); 19] = [
 const COMPILER: &str = "rustc-web libstd-rust-web-dev-bpf";
 const LINTER: &str = "rust-web-clippy";
 
-/// Gets packages and unpacks them into a folder of the cache, once: never installed, so that no service starts on this machine. The
-/// folder's file `done` says of which packages. False where there are none to get: not Debian.
+/// Downloads packages and unpacks them into a folder of the cache, once. They are never installed, so that no service starts on this
+/// machine. The folder's file `done` lists the packages. False if this is not Debian.
 pub fn unpack(packages: &[&str], folder: &Path) -> Result<bool> {
     let (done, wanted) = (folder.join("done"), packages.join("\n"));
     if fs::read_to_string(&done).is_ok_and(|done| done == wanted) {
@@ -57,9 +57,9 @@ pub fn unpack(packages: &[&str], folder: &Path) -> Result<bool> {
         )
     };
     if download().is_err() {
-        // The lists are old, or there are none yet.
+        // The package lists may be missing or too old.
         machine::output(Command::new("apt-get").args(["-o", "DPkg::Lock::Timeout=300", "update", "-qq"]))
-            .context("the packages' lists can't be brought up to date: apt-get update, as root")?;
+            .context("can't update the package lists; run as root: apt-get update")?;
         download()?;
     }
     for package in fs::read_dir(&files)? {
@@ -70,7 +70,7 @@ pub fn unpack(packages: &[&str], folder: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// The packages that these needs miss.
+/// Returns the packages that are missing for these needs.
 pub fn missing(needs: &[Need]) -> Vec<&'static str> {
     let mut packages: Vec<&str> = PROGRAMS
         .iter()
@@ -78,7 +78,7 @@ pub fn missing(needs: &[Need]) -> Vec<&'static str> {
         .flat_map(|(_, _, packages)| packages.split(' '))
         .collect();
     let compiler = toolchain::find_compiler();
-    // Without root rustup is the way, which the caller tries next.
+    // Without root the caller tries rustup next.
     if needs.contains(&Need::Build) && compiler.is_none() && machine::is_root() && machine::program("apt-get").is_some()
     {
         packages.extend(COMPILER.split(' '));
@@ -94,7 +94,7 @@ pub fn missing(needs: &[Need]) -> Vec<&'static str> {
     packages
 }
 
-/// Installs the packages that these needs miss.
+/// Installs the packages that are missing for these needs.
 pub fn ensure(needs: &[Need]) -> Result<()> {
     let wanted = missing(needs);
     if wanted.is_empty() {
@@ -115,7 +115,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         quietly(apt().args(["install", "-y", "-qq", "--no-install-recommends"]).args(&there))?;
     }
     println!("Installed them in {:.0} s", start.elapsed().as_secs_f32());
-    // The compiler may come from rustup instead; the caller looks there next.
+    // The compiler may come from rustup instead, which the caller tries next.
     let unknown: Vec<&str> = unknown.into_iter().filter(|p| !COMPILER.contains(p) && *p != LINTER).collect();
     if !unknown.is_empty() {
         bail!("this release of Debian has no package {}", unknown.join(" "));
@@ -125,13 +125,13 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
 
 fn apt() -> Command {
     let mut command = Command::new("apt-get");
-    // On a fresh machine another dpkg may be at work.
+    // On a fresh machine another dpkg may be running.
     command.args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]);
     command.env("DEBIAN_FRONTEND", "noninteractive").stdin(std::process::Stdio::null());
     command
 }
 
-/// Runs a command whose output matters only when it fails.
+/// Runs a command and shows its output only if it fails.
 fn quietly(command: &mut Command) -> Result<()> {
     let output = command.output()?;
     if !output.status.success() {
@@ -141,7 +141,7 @@ fn quietly(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Whether apt can install the package.
+/// True if apt can install the package.
 fn known(package: &str) -> bool {
     machine::output(Command::new("apt-cache").args(["policy", package]))
         .is_ok_and(|text| text.lines().any(|line| line.trim().starts_with("Candidate:") && !line.contains("(none)")))

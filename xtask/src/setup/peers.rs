@@ -1,4 +1,4 @@
-//! Other programs that tell of drops, for `cargo xtask bench drops` to compare with.
+//! Other programs that report drops, for `cargo xtask bench drops` to compare with.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ const DEBIAN: [&str; 9] = [
     "python3-netaddr",
 ];
 
-/// Where they are, brought there if need be. `None`: the bench says of each that it is missing.
+/// The folder that has them, filled if need be. `None` if that fails: the bench then reports each as missing.
 pub fn folder() -> Option<PathBuf> {
     let folder = toolchain::cache_dir().join("peers");
     match packages::unpack(&DEBIAN, &folder) {

@@ -1,5 +1,5 @@
 //! The container runtime of the tests: Debian's containerd, unpacked into the cache and never installed, so that none starts on this
-//! machine. runc comes with what images are made by.
+//! machine. runc is installed with buildah.
 
 use anyhow::Result;
 
@@ -17,7 +17,7 @@ pub fn is_missing() -> bool {
     !folder().join("done").exists()
 }
 
-/// Gets it. A machine that can't have it is no error: its test is skipped.
+/// Unpacks it. On a machine that is not Debian its tests are skipped.
 pub fn ensure() -> Result<()> {
     if !packages::unpack(&DEBIAN, &folder())? {
         println!("This is not Debian: the tests of the image in containerd will be skipped");

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use super::packages;
 use crate::toolchain;
 
-/// The package and the libraries that a small system may lack. They are Debian 12's: elsewhere, and without, the rows say that they skip.
+/// The package and the libraries that a small system may lack, as Debian 12 names them. Without them the rows are skipped.
 const DEBIAN: [&str; 7] =
     ["openvswitch-switch", "libxdp1", "libbpf1", "libcap-ng0", "libevent-2.1-7", "libnuma1", "libunbound8"];
 
-/// Where it is, brought there if need be.
+/// The folder that has it, filled if need be.
 pub fn folder() -> Option<PathBuf> {
     let folder = toolchain::cache_dir().join("ovs");
     match packages::unpack(&DEBIAN, &folder) {

@@ -1,4 +1,4 @@
-//! What is so of a machine, found out without the tests that depend on it.
+//! Facts about a machine, found out without the tests that depend on them.
 
 use std::fmt;
 use std::fs;
@@ -32,7 +32,7 @@ impl Machine {
                 Fact::Vm => true,
                 Fact::LinuxBefore(major, minor) => *linux < (major, minor),
                 Fact::NfTablesLoaded => !fresh,
-                // Root, on a distribution's kernel. boot.sh brings along what the lab runs.
+                // It is root's and has a distribution's kernel; boot.sh copies in what the lab runs.
                 _ => false,
             },
         }
@@ -56,12 +56,12 @@ pub enum Fact {
     NoGitHub,
     NoBtf,
     LinuxBefore(u32, u32),
-    /// Neither built in nor loadable. The kernel function tells a kernel that has the module.
+    /// The kernel module is neither built in nor loadable. `function` is one of its functions.
     NoModule {
         name: &'static str,
         function: &'static str,
     },
-    /// nf_tables is loaded or built in, or can't be loaded: nothing can load it late.
+    /// nf_tables is loaded, built in or not there, so that no test can load it late.
     NfTablesLoaded,
     Vm,
 }

@@ -1,6 +1,6 @@
 //! The list: facts about machines, and what may be skipped where they hold.
 //!
-//! A machine that `cargo xtask setup` can bring what a test needs has no place here: it is to run the test.
+//! What `cargo xtask setup` can install does not belong here: such a machine is meant to run the test.
 
 use super::{Allowed, Fact};
 
@@ -124,7 +124,7 @@ pub const LIST: &[Allowed] = &[
     Allowed {
         on: Fact::NfTablesLoaded,
         because: "modules can be loaded late once per boot; the lab on kernel 6.12 does it",
-        // A pattern: that it ran is no reason to take it off the list, since the lab itself loads nf_tables.
+        // A pattern, so that it is never reported as stale: the lab itself loads nf_tables.
         tests: &["lab::late_modules::*"],
     },
     Allowed {

@@ -1,4 +1,4 @@
-//! The listener on a real socket, with readers that read and readers that don't.
+//! The listener on a real socket, with readers that read and readers that do not.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::agent::tail_server::places::PLACES_OF_USER;
+use crate::agent::tail_server::slots::MAX_READERS_OF_USER;
 use crate::agent::tail_server::*;
 use crate::cluster::access_review::tests::{Server, reviewer};
 use crate::metrics::Metrics;
@@ -18,7 +18,7 @@ const MUST_READ_WITHIN: Duration = Duration::from_millis(300);
 /// A history of far more than the sockets' buffers hold.
 const LINES: usize = 100_000;
 
-struct Site {
+struct TestListener {
     address: SocketAddr,
     metrics: Arc<Metrics>,
     server: Arc<Server>,
@@ -26,14 +26,14 @@ struct Site {
     serving: tokio::task::JoinHandle<()>,
 }
 
-impl Drop for Site {
+impl Drop for TestListener {
     fn drop(&mut self) {
         self.serving.abort();
     }
 }
 
 /// A listener with a history of so many lines, and two users who may read all of it.
-async fn site(history_lines: usize) -> Site {
+async fn site(history_lines: usize) -> TestListener {
     let history = tempfile::tempdir().expect("a folder");
     let line = r#"{"schema":"netpol-trace/v1","id":"a/1","run":"a","seq":1,"time":"2026-11-21T12:51:00Z","kind":"loss","stage":"sink","reason":"test","count":1}"#;
     let lines = format!("{line}\n").repeat(history_lines);
@@ -49,11 +49,11 @@ async fn site(history_lines: usize) -> Site {
     let metrics = Arc::<Metrics>::default();
     let router = router(history.path().to_owned(), reviewer(&server));
     let serving = tokio::spawn(http::serve(listener, router, metrics.clone(), MUST_READ_WITHIN));
-    Site { address, metrics, server, history, serving }
+    TestListener { address, metrics, server, history, serving }
 }
 
-impl Site {
-    /// Asks for all records; the answer is not read yet.
+impl TestListener {
+    /// Requests all records, without reading the response.
     async fn ask(&self, token: &str, query: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.expect("a connection");
         let request = format!("GET /v1/records?{query} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {token}\r\n\r\n");
@@ -76,19 +76,19 @@ impl Site {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_does_not_read_is_ended_and_gives_its_place_back() {
+async fn a_reader_that_does_not_read_is_ended_and_frees_its_slot() {
     let site = site(LINES).await;
     let mut stalled = Vec::new();
-    for _ in 0..PLACES_OF_USER {
+    for _ in 0..MAX_READERS_OF_USER {
         let mut stream = site.ask("slow", "follow=true").await;
-        assert_eq!(Site::status(&mut stream).await, 200);
+        assert_eq!(TestListener::status(&mut stream).await, 200);
         stalled.push(stream);
     }
-    // They have their share; others are served meanwhile.
+    // This user has all of its slots. Others are served meanwhile.
     let mut refused = site.ask("slow", "").await;
-    assert_eq!(Site::status(&mut refused).await, 503);
+    assert_eq!(TestListener::status(&mut refused).await, 503);
     let mut other = site.ask("other", "").await;
-    assert_eq!(Site::status(&mut other).await, 200);
+    assert_eq!(TestListener::status(&mut other).await, 200);
     let mut whole = Vec::new();
     let end = b"0\r\n\r\n";
     while !whole.ends_with(end) {
@@ -97,41 +97,41 @@ async fn a_reader_that_does_not_read_is_ended_and_gives_its_place_back() {
     assert!(whole.split(|b| *b == b'\n').filter(|line| line.starts_with(b"{")).count() >= LINES);
 
     let began = Instant::now();
-    while site.disconnected() < PLACES_OF_USER as u64 {
+    while site.disconnected() < MAX_READERS_OF_USER as u64 {
         assert!(began.elapsed() < Duration::from_secs(30), "{} of them", site.disconnected());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // A place is given back a moment after its connection has ended.
+    // A slot is free again shortly after its connection has ended.
     loop {
         let mut again = site.ask("slow", "").await;
-        match Site::status(&mut again).await {
+        match TestListener::status(&mut again).await {
             200 => break,
             status => assert_eq!(status, 503),
         }
-        assert!(began.elapsed() < Duration::from_secs(30), "no place is given back");
+        assert!(began.elapsed() < Duration::from_secs(30), "no slot is given back");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(site.disconnected(), PLACES_OF_USER as u64, "whoever reads is let be");
+    assert_eq!(site.disconnected(), MAX_READERS_OF_USER as u64, "a client that reads is not disconnected");
 }
 
-/// Clients that open connections and ask nothing keep nobody out: the kubelet's probes come over a listener like this one.
+/// Idle connections must not use up all slots: the kubelet's probes come over a listener like this one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_asks_nothing_keeps_nobody_out() {
+async fn idle_connections_do_not_block_others() {
     let site = site(1).await;
     let mut reader = site.ask("slow", "follow=true").await;
-    assert_eq!(Site::status(&mut reader).await, 200);
-    let mut silent = Vec::new();
+    assert_eq!(TestListener::status(&mut reader).await, 200);
+    let mut idle = Vec::new();
     for _ in 0..200 {
         let mut stream = TcpStream::connect(site.address).await.expect("a connection");
         // Half a request is none.
         stream.write_all(b"GET /v1/records HTTP/1.1\r\n").await.expect("half a request");
-        silent.push(stream);
+        idle.push(stream);
     }
     // Far below the 10 s after which a request's head has to be there.
-    let answer = async { Site::status(&mut site.ask("other", "").await).await };
+    let answer = async { TestListener::status(&mut site.ask("other", "").await).await };
     let answer = tokio::time::timeout(Duration::from_secs(5), answer).await;
     assert_eq!(answer.expect("an answer in time"), 200);
-    // Whoever has asked is not closed for others.
+    // A connection with a request is not closed in favour of others.
     let mut lines = Vec::new();
     while !lines.contains(&b'{') {
         assert!(reader.read_buf(&mut lines).await.expect("the history") > 0, "closed");
@@ -141,17 +141,17 @@ async fn whoever_asks_nothing_keeps_nobody_out() {
 }
 
 #[tokio::test]
-async fn what_is_no_namespace_is_refused_unasked() {
+async fn an_invalid_namespace_is_refused_without_a_review() {
     let site = site(1).await;
     for namespaces in ["Staging", "a%20b", "..", "*", "staging,*", &"a".repeat(64)] {
         let mut stream = site.ask("other", &format!("namespace={namespaces}")).await;
-        assert_eq!(Site::status(&mut stream).await, 400, "{namespaces}");
+        assert_eq!(TestListener::status(&mut stream).await, 400, "{namespaces}");
     }
     let mut stream = site.ask("other", "namespace=staging").await;
-    assert_eq!(Site::status(&mut stream).await, 200);
+    assert_eq!(TestListener::status(&mut stream).await, 200);
 }
 
-/// Records that a reader may or may not see are not left out in silence: the answer breaks off, and `tail` says so.
+/// If it is not known whether a reader may see a record, the response breaks off, and `tail` reports that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_cannot_be_completed_breaks_off() {
     let site = site(1).await;
@@ -160,7 +160,7 @@ async fn an_answer_that_cannot_be_completed_breaks_off() {
         |line: &&str| line.contains("\"namespace\":\"qa-test\"") && line.contains("\"namespace\":\"staging\"");
     let drop = log.lines().find(of_both).expect("a drop between the two");
     let mut stream = site.ask("slow", "namespace=staging&follow=true").await;
-    assert_eq!(Site::status(&mut stream).await, 200);
+    assert_eq!(TestListener::status(&mut stream).await, 200);
     site.server.away.store(true, Ordering::Relaxed);
     fs::write(site.history.path().join("0000000000002-05db8ac4-000002.jsonl"), format!("{drop}\n")).expect("a record");
     let mut whole = Vec::new();

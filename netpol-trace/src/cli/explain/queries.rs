@@ -1,4 +1,4 @@
-//! `--queries`: JSON lines in, JSON lines out, in order, one line at a time.
+//! `--queries`: reads JSON lines, and writes a JSON line for each, in the same order.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -9,23 +9,23 @@ use std::process::ExitCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::cli::ends::owner;
-use crate::cli::input::{Error, is_stdin};
+use crate::cli::endpoints::owner;
+use crate::cli::input::{InputError, is_stdin};
 use crate::cluster::Index;
 use crate::model::Verdict;
 use crate::model::cluster::Protocol;
 use crate::policy;
-use crate::policy::{Connection, End, Options, Transport};
+use crate::policy::{CniOptions, Connection, PolicyEndpoint, Transport};
 
-/// A longer line is answered with an error and skipped: no line takes unbounded memory.
+/// A longer line gets an error: no line takes unbounded memory.
 const LINE_AT_MOST: u64 = 1 << 20;
 
 #[derive(Debug, Deserialize)]
 struct Query {
     #[serde(default)]
     id: Value,
-    from: Named,
-    to: Named,
+    from: QueryEndpoint,
+    to: QueryEndpoint,
     #[serde(default)]
     protocol: Option<String>,
     #[serde(default)]
@@ -34,28 +34,28 @@ struct Query {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Named {
+enum QueryEndpoint {
     /// `namespace/name`
     Pod(String),
     Ip(IpAddr),
 }
 
 #[derive(Debug, Serialize)]
-struct Line<'a> {
+struct AnswerLine<'a> {
     id: &'a Value,
     #[serde(flatten)]
-    said: Said,
+    answer: QueryAnswer,
 }
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Said {
+enum QueryAnswer {
     Verdict(Box<Verdict>),
     Error(String),
 }
 
-pub(super) fn run(index: &Index, options: &Options, path: &Path) -> Result<ExitCode, Error> {
-    let unusable = |error| Error::Read(format!("--queries {}", path.display()), error);
+pub(super) fn run(index: &Index, options: &CniOptions, path: &Path) -> Result<ExitCode, InputError> {
+    let unusable = |error| InputError::Read(format!("--queries {}", path.display()), error);
     let input: Box<dyn Read> = match is_stdin(path) {
         true => Box::new(io::stdin().lock()),
         false => Box::new(File::open(path).map_err(unusable)?),
@@ -73,15 +73,15 @@ pub(super) fn run(index: &Index, options: &Options, path: &Path) -> Result<ExitC
         if line.trim_ascii().is_empty() {
             continue;
         }
-        let (id, said) = if whole {
+        let (id, answer) = if whole {
             answer(index, options, &line)
         } else {
             input.skip_until(b'\n').map_err(unusable)?;
-            (Value::Null, Said::Error(format!("a line longer than {LINE_AT_MOST} octets")))
+            (Value::Null, QueryAnswer::Error(format!("a line longer than {LINE_AT_MOST} bytes")))
         };
-        serde_json::to_writer(&mut out, &Line { id: &id, said }).map_err(io::Error::from)?;
+        serde_json::to_writer(&mut out, &AnswerLine { id: &id, answer }).map_err(io::Error::from)?;
         out.write_all(b"\n")?;
-        // Whoever asks line by line must not wait for a full buffer.
+        // A client that sends one line at a time waits for each result.
         if input.buffer().is_empty() {
             out.flush()?;
         }
@@ -90,20 +90,20 @@ pub(super) fn run(index: &Index, options: &Options, path: &Path) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-fn answer(index: &Index, options: &Options, line: &[u8]) -> (Value, Said) {
+fn answer(index: &Index, options: &CniOptions, line: &[u8]) -> (Value, QueryAnswer) {
     let query: Query = match serde_json::from_slice(line) {
         Ok(query) => query,
         Err(error) => {
-            // The id of a line that is JSON at least.
+            // The line can be JSON with an id, and still not be a query.
             let id = serde_json::from_slice::<Value>(line).ok().and_then(|mut v| Some(v.get_mut("id")?.take()));
-            return (id.unwrap_or_default(), Said::Error(error.to_string()));
+            return (id.unwrap_or_default(), QueryAnswer::Error(error.to_string()));
         }
     };
-    let said = match connection(index, &query) {
-        Ok(connection) => Said::Verdict(Box::new(policy::judge(index, &connection, options))),
-        Err(error) => Said::Error(error),
+    let answer = match connection(index, &query) {
+        Ok(connection) => QueryAnswer::Verdict(Box::new(policy::verdict_of(index, &connection, options))),
+        Err(error) => QueryAnswer::Error(error),
     };
-    (query.id, said)
+    (query.id, answer)
 }
 
 fn connection<'a>(index: &'a Index, query: &Query) -> Result<Connection<'a>, String> {
@@ -112,7 +112,7 @@ fn connection<'a>(index: &'a Index, query: &Query) -> Result<Connection<'a>, Str
         Some("UDP") => Transport::Named(Protocol::Udp),
         Some("SCTP") => Transport::Named(Protocol::Sctp),
         Some("ICMP") => Transport::Icmp,
-        Some(other) => return Err(format!("protocol {other:?}: TCP, UDP, SCTP or ICMP")),
+        Some(other) => return Err(format!("unknown protocol {other:?}: expected TCP, UDP, SCTP or ICMP")),
     };
     if query.port.is_none() && transport != Transport::Icmp {
         return Err("port is missing".to_owned());
@@ -121,13 +121,16 @@ fn connection<'a>(index: &'a Index, query: &Query) -> Result<Connection<'a>, Str
     Ok(Connection { source, destination, transport, port: query.port, at: None })
 }
 
-fn end<'a>(index: &'a Index, named: &Named, field: &str) -> Result<End<'a>, String> {
+fn end<'a>(index: &'a Index, named: &QueryEndpoint, field: &str) -> Result<PolicyEndpoint<'a>, String> {
     match named {
-        Named::Ip(ip) => Ok(owner(index, *ip)),
-        Named::Pod(key) => {
+        QueryEndpoint::Ip(ip) => Ok(owner(index, *ip)),
+        QueryEndpoint::Pod(key) => {
             let (namespace, name) =
                 key.split_once('/').ok_or_else(|| format!("{field}: pod {key:?} is not namespace/name"))?;
-            index.pod(namespace, name).map(End::pod).ok_or_else(|| format!("{field}: no pod {key:?} in the input"))
+            index
+                .pod(namespace, name)
+                .map(PolicyEndpoint::pod)
+                .ok_or_else(|| format!("{field}: no pod {key:?} in the input"))
         }
     }
 }

@@ -1,17 +1,17 @@
-//! The answer for people: a line that answers, then why.
+//! The result as text: the answer in one line, then the reasons.
 
-use super::{Answered, Explained, PolicyCheck};
+use super::{Explained, ExplainedConnection, PolicyCheck};
 use crate::model::{Side, VerdictResult};
 use crate::policy;
-use crate::policy::{Fit, ItemCheck, RuleCheck};
+use crate::policy::{ItemCheck, MatchResult, RuleCheck};
 use crate::text::escape;
 
 /// Items of a rule that are shown; a rule may have thousands.
 const ITEMS_SHOWN: usize = 12;
 pub(super) fn page(explained: &Explained) -> String {
-    let mut page = Page::default();
+    let mut page = TextPage::default();
     let Some(first) = explained.answers.first() else {
-        let why = explained.why.as_deref().unwrap_or("nothing to judge");
+        let why = explained.why.as_deref().unwrap_or("nothing to evaluate");
         page.line(0, &format!("{}  {} -> {}: {why}", capital(explained.result), explained.from, explained.to));
         return page.0;
     };
@@ -26,10 +26,10 @@ pub(super) fn page(explained: &Explained) -> String {
 }
 
 #[derive(Default)]
-struct Page(String);
+struct TextPage(String);
 
-impl Page {
-    /// One line; what strangers wrote in it can't move the cursor.
+impl TextPage {
+    /// Appends a line, with untrusted text escaped.
     fn line(&mut self, depth: usize, text: &str) {
         self.0 += &"  ".repeat(depth);
         self.0 += &escape(text);
@@ -40,7 +40,7 @@ impl Page {
         self.0.push('\n');
     }
 
-    fn answer(&mut self, explained: &Explained, answered: &Answered, all: usize) {
+    fn answer(&mut self, explained: &Explained, answered: &ExplainedConnection, all: usize) {
         let verdict = &answered.verdict;
         let service = explained.service.as_ref().map(|service| {
             let port = service.port.map(|p| format!(":{p}")).unwrap_or_default();
@@ -94,9 +94,9 @@ impl Page {
             self.line(2, unrestricted);
             return;
         }
-        // Of many, those that fit come first.
-        let fitting = items.iter().filter(|item| item.result != Fit::NoMatch);
-        let missing = items.iter().filter(|item| item.result == Fit::NoMatch);
+        // Of many items, those that match are shown first.
+        let fitting = items.iter().filter(|item| item.result != MatchResult::NoMatch);
+        let missing = items.iter().filter(|item| item.result == MatchResult::NoMatch);
         let shown: Vec<&ItemCheck> = if items.len() > ITEMS_SHOWN {
             fitting.chain(missing).take(ITEMS_SHOWN).collect()
         } else {
@@ -117,16 +117,16 @@ impl Page {
     }
 }
 
-/// `ingress[0].from[1]…` without the rule, which the line above names.
+/// `ingress[0].from[1]…` without the rule, which is in the line above.
 fn short(field: &str) -> &str {
     field.split_once("].").map_or(field, |(_, rest)| rest)
 }
 
-fn fit(fit: Fit) -> &'static str {
+fn fit(fit: MatchResult) -> &'static str {
     match fit {
-        Fit::Match => "matches",
-        Fit::NoMatch => "does not match",
-        Fit::Unknown => "can't be known",
+        MatchResult::Match => "matches",
+        MatchResult::NoMatch => "does not match",
+        MatchResult::Unknown => "unknown",
     }
 }
 

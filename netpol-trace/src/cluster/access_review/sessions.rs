@@ -1,32 +1,34 @@
-//! Keeps the API server's answers per token: who its owner is, and what they may read.
+//! Keeps the API server's results per token: who its owner is, and what they may read.
 //!
-//! A token is kept as its SHA-256. What was answered about a user is kept with that user's description (name, uid, groups,
-//! extra) under the token that the description came with: another token, or another description, starts without answers.
+//! A token is kept as its SHA-256. Answers about a user are kept with the description of the user (name, uid, groups, extra) and
+//! the token that the description came with. Another token or another description starts without answers.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+use crate::lock::IgnorePoison;
 
 use k8s_openapi::api::authentication::v1::UserInfo;
 use ring::digest;
 use tokio::time::Instant;
 
-use super::super::budget::Budget;
+use super::super::budget::RequestBudget;
 use super::Audience;
 
-/// A no is not good for longer: whoever has just been given a right does not wait for it.
-const NO_GOOD_FOR: Duration = Duration::from_secs(30);
+/// A refusal is valid no longer than this, so that a newly granted right takes effect soon.
+const REFUSAL_VALID_FOR: Duration = Duration::from_secs(30);
 /// A token that the API server refused is not sent to it again within this time.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
-/// Tokens that the API server knows.
+/// Tokens that the API server accepted.
 const SESSIONS: usize = 256;
-/// Of one user name; `tail` makes a token for each agent and connection.
+/// Tokens of one user name. `tail` makes a token for each agent and connection.
 const SESSIONS_OF_USER: usize = 16;
 /// Tokens that the API server refused.
 const REFUSED: usize = 256;
-/// Answers about one token's owner; most are about namespaces.
+/// Answers about one token's owner, most of them about namespaces.
 const ANSWERS: usize = 512;
 /// Rate and burst of questions about one user name.
 const QUESTIONS: (Duration, u32) = (Duration::from_millis(50), 100);
@@ -46,14 +48,14 @@ impl SessionKey {
     }
 }
 
-/// What a user may be asked about.
+/// A right of a user that the API server is asked about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Question {
     /// Reading a namespace's drops.
     Drops(String),
     /// Reading the agents' logs.
     Logs,
-    /// Getting a path that is no object's.
+    /// Getting a non-resource path.
     Path(&'static str),
     /// One of the rights that a reader account must not have, by its number.
     Risk(usize),
@@ -65,7 +67,7 @@ pub(super) struct Session {
     info: UserInfo,
     answers: Mutex<HashMap<Question, (bool, Instant)>>,
     /// Shared by all sessions of one user name.
-    questions: Arc<Budget>,
+    questions: Arc<RequestBudget>,
 }
 
 impl Session {
@@ -77,16 +79,16 @@ impl Session {
         &self.info
     }
 
-    /// Waits until the user may ask the API server one more question; `false` when it would take longer.
-    pub async fn take_turn(&self, most: Duration) -> bool {
+    /// Waits for the user's budget of requests. Returns `false` at once if the wait would be longer than `most`.
+    pub async fn wait_for_budget(&self, most: Duration) -> bool {
         self.questions.take(most).await
     }
 
-    /// The API server's last answer, if it is not older than `good_for`.
-    pub fn answer(&self, question: &Question, now: Instant, good_for: Duration) -> Option<bool> {
+    /// The API server's last answer, if it is not older than `valid_for`.
+    pub fn answer(&self, question: &Question, now: Instant, valid_for: Duration) -> Option<bool> {
         let (answer, at) = lock(&self.answers).get(question).copied()?;
-        let good_for = if answer { good_for } else { good_for.min(NO_GOOD_FOR) };
-        (now.duration_since(at) < good_for).then_some(answer)
+        let valid_for = if answer { valid_for } else { valid_for.min(REFUSAL_VALID_FOR) };
+        (now.duration_since(at) < valid_for).then_some(answer)
     }
 
     pub fn keep(&self, question: Question, answer: bool, now: Instant) {
@@ -96,21 +98,21 @@ impl Session {
     }
 }
 
-/// What is known of a token.
+/// The state of a token.
 #[derive(Debug)]
 pub(super) enum SessionState {
     Fresh(Arc<Session>),
-    /// Must be reviewed again.
+    /// Known, but must be reviewed again.
     Stale(Arc<Session>),
     Refused,
     Unknown,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Sessions(Mutex<State>);
+pub(super) struct Sessions(Mutex<SessionTable>);
 
 #[derive(Debug, Default)]
-struct State {
+struct SessionTable {
     /// With the time of the last TokenReview.
     known: HashMap<SessionKey, (Arc<Session>, Instant)>,
     /// With the time of the refusal.
@@ -118,17 +120,17 @@ struct State {
 }
 
 impl Sessions {
-    pub fn find(&self, key: &SessionKey, now: Instant, good_for: Duration) -> SessionState {
+    pub fn find(&self, key: &SessionKey, now: Instant, valid_for: Duration) -> SessionState {
         let state = lock(&self.0);
         match (state.known.get(key), state.refused.get(key)) {
-            (Some((session, at)), _) if now.duration_since(*at) < good_for => SessionState::Fresh(session.clone()),
+            (Some((session, at)), _) if now.duration_since(*at) < valid_for => SessionState::Fresh(session.clone()),
             (Some((session, _)), _) => SessionState::Stale(session.clone()),
             (None, Some(at)) if now.duration_since(*at) < REFUSED_FOR => SessionState::Refused,
             (None, _) => SessionState::Unknown,
         }
     }
 
-    /// Keeps what a TokenReview answered. The answers of an earlier session of this token hold only for the same description.
+    /// Keeps the result of a TokenReview. Answers of an earlier session of this token stay valid if the description is the same.
     pub fn admit(&self, key: SessionKey, mut info: UserInfo, now: Instant) -> Arc<Session> {
         if let Some(groups) = &mut info.groups {
             groups.sort_unstable();
@@ -143,13 +145,13 @@ impl Sessions {
         let known = state.known.values().find(|(session, _)| session.name() == name);
         let questions = known.map(|(session, _)| session.questions.clone());
         state.make_room_for(name);
-        let questions = questions.unwrap_or_else(|| Arc::new(Budget::new(QUESTIONS.0, QUESTIONS.1)));
+        let questions = questions.unwrap_or_else(|| Arc::new(RequestBudget::new(QUESTIONS.0, QUESTIONS.1)));
         let session = Arc::new(Session { info, answers: Mutex::default(), questions });
         state.known.insert(key, (session.clone(), now));
         session
     }
 
-    /// Forgets the owner of a token that the API server does not accept (any more).
+    /// Removes the session of a token that the API server refused.
     pub fn refuse(&self, key: SessionKey, now: Instant) {
         let mut state = lock(&self.0);
         state.known.remove(&key);
@@ -160,7 +162,7 @@ impl Sessions {
 
 #[cfg(test)]
 impl Sessions {
-    /// Makes all that is known older.
+    /// Makes all sessions and answers older.
     pub fn age(&self, by: Duration) {
         let mut state = lock(&self.0);
         for (session, at) in state.known.values_mut() {
@@ -172,9 +174,9 @@ impl Sessions {
     }
 }
 
-impl State {
-    /// Forgets a session of the same user name when it has its share, else one of the name that has most: whoever has many
-    /// tokens pushes out their own sessions, not those of others.
+impl SessionTable {
+    /// Removes a session of the same user name if that name has its share, else one of the name with most sessions. A user with
+    /// many tokens so evicts their own sessions, not those of others.
     fn make_room_for(&mut self, name: &str) {
         let mut counts: HashMap<&str, usize> = HashMap::new();
         for (session, _) in self.known.values() {
@@ -204,14 +206,14 @@ fn make_room<K: Clone + Eq + Hash, V>(map: &mut HashMap<K, V>, most: usize, time
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock().ignore_poison()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GOOD_FOR: Duration = Duration::from_secs(30);
+    const VALID_FOR: Duration = Duration::from_secs(30);
 
     fn info(name: &str, groups: &[&str]) -> UserInfo {
         let groups = groups.iter().map(|group| (*group).to_owned()).collect();
@@ -228,46 +230,46 @@ mod tests {
         let question = Question::Drops("staging".to_owned());
         let first = sessions.admit(key("a"), info("dev", &["staging", "all"]), now);
         first.keep(question.clone(), true, now);
-        // In another order they are the same groups.
+        // The order of groups does not matter.
         let again = sessions.admit(key("a"), info("dev", &["all", "staging"]), now);
-        assert_eq!(again.answer(&question, now, GOOD_FOR), Some(true));
-        // The same user left a group: by a new token, or by a new review of the same one.
+        assert_eq!(again.answer(&question, now, VALID_FOR), Some(true));
+        // The same user left a group: a new token shows it, or a new review of the same token.
         let new_token = sessions.admit(key("b"), info("dev", &["all"]), now);
-        assert_eq!(new_token.answer(&question, now, GOOD_FOR), None);
+        assert_eq!(new_token.answer(&question, now, VALID_FOR), None);
         let new_review = sessions.admit(key("a"), info("dev", &["all"]), now);
-        assert_eq!(new_review.answer(&question, now, GOOD_FOR), None);
+        assert_eq!(new_review.answer(&question, now, VALID_FOR), None);
         // A token reviewed for other audiences is another one.
         assert!(matches!(
-            sessions.find(&SessionKey::of("a", Audience::OwnOrServer), now, GOOD_FOR),
+            sessions.find(&SessionKey::of("a", Audience::OwnOrServer), now, VALID_FOR),
             SessionState::Unknown
         ));
     }
 
     #[test]
-    fn answers_get_old() {
+    fn answers_expire() {
         let (sessions, now) = (Sessions::default(), Instant::now());
         let session = sessions.admit(key("a"), info("dev", &[]), now);
         session.keep(Question::Logs, true, now);
         session.keep(Question::Path("/metrics"), false, now);
-        assert_eq!(session.answer(&Question::Path("/metrics"), now, 10 * GOOD_FOR), Some(false));
-        assert_eq!(session.answer(&Question::Path("/metrics"), now + NO_GOOD_FOR, 10 * GOOD_FOR), None);
-        let later = now + GOOD_FOR;
-        assert!(matches!(sessions.find(&key("a"), now, GOOD_FOR), SessionState::Fresh(_)));
-        assert!(matches!(sessions.find(&key("a"), later, GOOD_FOR), SessionState::Stale(_)));
-        assert_eq!(session.answer(&Question::Logs, later, GOOD_FOR), None);
+        assert_eq!(session.answer(&Question::Path("/metrics"), now, 10 * VALID_FOR), Some(false));
+        assert_eq!(session.answer(&Question::Path("/metrics"), now + REFUSAL_VALID_FOR, 10 * VALID_FOR), None);
+        let later = now + VALID_FOR;
+        assert!(matches!(sessions.find(&key("a"), now, VALID_FOR), SessionState::Fresh(_)));
+        assert!(matches!(sessions.find(&key("a"), later, VALID_FOR), SessionState::Stale(_)));
+        assert_eq!(session.answer(&Question::Logs, later, VALID_FOR), None);
         sessions.refuse(key("a"), later);
-        assert!(matches!(sessions.find(&key("a"), later, GOOD_FOR), SessionState::Refused));
-        assert!(matches!(sessions.find(&key("a"), later + REFUSED_FOR, GOOD_FOR), SessionState::Unknown));
+        assert!(matches!(sessions.find(&key("a"), later, VALID_FOR), SessionState::Refused));
+        assert!(matches!(sessions.find(&key("a"), later + REFUSED_FOR, VALID_FOR), SessionState::Unknown));
     }
 
     #[test]
-    fn nobody_pushes_out_other_users() {
+    fn a_user_evicts_only_their_own_sessions() {
         let (sessions, now) = (Sessions::default(), Instant::now());
         sessions.admit(key("victim"), info("victim", &[]), now);
         for account in 0..40 {
             for token in 0..100 {
                 let name = format!("attacker-{account}");
-                sessions.admit(key(&format!("{name}-{token}")), info(&name, &[]), now + GOOD_FOR);
+                sessions.admit(key(&format!("{name}-{token}")), info(&name, &[]), now + VALID_FOR);
             }
         }
         for token in 0..10_000 {
@@ -290,6 +292,6 @@ mod tests {
         }
         assert_eq!(lock(&session.answers).len(), ANSWERS);
         let last = Question::Drops(format!("namespace-{}", 2 * ANSWERS - 1));
-        assert_eq!(session.answer(&last, now + Duration::from_secs(2), GOOD_FOR), Some(false));
+        assert_eq!(session.answer(&last, now + Duration::from_secs(2), VALID_FOR), Some(false));
     }
 }

@@ -1,4 +1,4 @@
-//! The reviewer before a made-up API server, which counts its questions.
+//! The reviewer with a mock API server, which counts its requests.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// What the made-up API server knows, and what it was asked.
+/// The mock API server.
 #[derive(Debug, Default)]
 pub(crate) struct Server {
     /// User name and groups by token.
@@ -99,7 +99,7 @@ pub(crate) fn reviewer(server: &Arc<Server>) -> Reviewer {
 }
 
 #[tokio::test]
-async fn a_known_token_costs_one_question_each() {
+async fn a_known_token_costs_one_request_of_each_kind() {
     let server = Arc::<Server>::default();
     server.knows("good", "dev", &["staging"]);
     server.allows("staging", "staging");
@@ -123,18 +123,18 @@ async fn unknown_tokens_have_a_budget_and_known_ones_are_not_starved() {
     let busy = answers.iter().filter(|answer| matches!(answer, Err(ReviewError::Busy))).count();
     let refused = answers.iter().filter(|answer| matches!(answer, Err(ReviewError::Token(_)))).count();
     assert_eq!(busy + refused, 500);
-    // The burst, and what comes in the second that one waits for its turn.
+    // The burst, and the requests of the second that a caller waits for its budget.
     assert!((20..=30).contains(&refused), "{refused}");
     assert_eq!(server.asked().0, 1 + refused);
     reviewer.user("good").await.expect("known still");
-    // A token that was refused is not asked about again.
+    // A refused token is not reviewed again.
     let guess = answers.iter().position(|answer| matches!(answer, Err(ReviewError::Token(_)))).expect("a guess");
     assert!(matches!(reviewer.user(&guesses[guess]).await, Err(ReviewError::Token(_))));
     assert_eq!(server.asked().0, 1 + refused);
 }
 
 #[tokio::test]
-async fn questions_about_one_user_have_a_budget() {
+async fn requests_about_one_user_have_a_budget() {
     let server = Arc::<Server>::default();
     server.knows("good", "dev", &[]);
     server.knows("other", "other", &["staging"]);
@@ -150,7 +150,7 @@ async fn questions_about_one_user_have_a_budget() {
             answers.iter().filter(|answer| matches!(answer, Err(ReviewError::Busy))).count()
         }
     });
-    // Others are answered meanwhile.
+    // Other users are not delayed.
     tokio::task::yield_now().await;
     let other = reviewer.user("other").await.expect("known");
     assert!(reviewer.may_read(&other, "staging").await.expect("an answer"));
@@ -170,7 +170,7 @@ async fn groups_matter() {
     let monday = reviewer.user("monday").await.expect("known");
     assert!(reviewer.may_read(&monday, "staging").await.expect("an answer"));
     assert!(!reviewer.may_read(&monday, "qa-test").await.expect("an answer"));
-    // The same user by a new token, in another group: nothing of the old answers.
+    // The same user has a new token with another group: the old answers do not apply.
     let tuesday = reviewer.user("tuesday").await.expect("known");
     assert!(!reviewer.may_read(&tuesday, "staging").await.expect("an answer"));
     assert!(reviewer.may_read(&tuesday, "qa-test").await.expect("an answer"));
@@ -181,28 +181,28 @@ async fn groups_matter() {
 async fn a_scraper_that_was_let_in_stays_in_while_the_server_is_away() {
     let server = Arc::<Server>::default();
     server.knows("prometheus", "prometheus", &["monitoring"]);
-    server.knows("stranger", "stranger", &[]);
+    server.knows("nobody", "nobody", &[]);
     server.allows("monitoring", "/metrics");
     let reviewer = reviewer(&server);
     assert!(reviewer.may_get("prometheus", "/metrics").await.expect("an answer"));
-    assert!(!reviewer.may_get("stranger", "/metrics").await.expect("an answer"));
+    assert!(!reviewer.may_get("nobody", "/metrics").await.expect("an answer"));
     server.away.store(true, Ordering::Relaxed);
-    // As long as its answers are good it would not be asked at all.
+    // While its answers are valid, no request is sent.
     reviewer.sessions.age(Duration::from_secs(301));
     assert!(reviewer.may_get("prometheus", "/metrics").await.expect("let in before"));
-    let error = reviewer.may_get("stranger", "/metrics").await.expect_err("was never let in");
+    let error = reviewer.may_get("nobody", "/metrics").await.expect_err("was never let in");
     assert!(matches!(error, ReviewError::Server(_)), "{error}");
     reviewer.sessions.age(Duration::from_secs(600));
     let error = reviewer.may_get("prometheus", "/metrics").await.expect_err("not for ever");
     assert!(matches!(error, ReviewError::Server(_)), "{error}");
-    // Back, it has the last word.
+    // When the server responds again, its response decides.
     server.away.store(false, Ordering::Relaxed);
     server.tokens.lock().unwrap().clear();
     let error = reviewer.may_get("prometheus", "/metrics").await.expect_err("revoked");
     assert!(matches!(error, ReviewError::Token(_)), "{error}");
 }
 
-/// An answer out of the cache, or a refusal for want of budget, does not say that the API server answers: only its own does.
+/// A cached answer or an empty budget does not end an outage: only a response of the server does.
 #[tokio::test]
 async fn only_the_servers_own_answers_end_an_outage() {
     let server = Arc::<Server>::default();
@@ -236,6 +236,6 @@ async fn a_reader_account_with_rights_is_found_out() {
     let user = |token: &'static str| async { reviewer.user(token).await.expect("known") };
     assert_eq!(reviewer.risk(&user("plain").await).await.expect("an answer"), None);
     assert_eq!(reviewer.risk(&user("risky").await).await.expect("an answer").as_deref(), Some("get secrets"));
-    // Only the account that developers may ask for is looked at.
+    // Only the account whose tokens developers may request is checked.
     assert_eq!(reviewer.risk(&user("deployer").await).await.expect("an answer"), None);
 }

@@ -1,4 +1,4 @@
-//! From kubeconfig, or a pod's own service account, to a client; built anew when credentials no longer hold.
+//! Makes the client from a kubeconfig or the pod's service account, and replaces it when its credentials expire.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigErro
 use kube::{Client, Config};
 use tokio::sync::Mutex;
 
-/// A server sends bookmarks about once a minute: a connection that says nothing for this long is dead.
-const SILENCE: Duration = Duration::from_secs(150);
+/// A server sends watch bookmarks about once a minute: a connection without any bytes for this long is dead.
+const READ_TIMEOUT: Duration = Duration::from_secs(150);
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// Which API server, as told by the command line.
+/// The API server that the command line names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Access {
     /// Instead of `KUBECONFIG` and `~/.kube/config`.
@@ -22,7 +22,7 @@ pub struct Access {
     pub context: Option<String>,
 }
 
-/// Why there is no client.
+/// Why the client could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
     #[error("--kubeconfig {}: {}", .0.display(), chain(.1))]
@@ -32,10 +32,10 @@ pub enum AccessError {
     #[error("the pod's service account: {}", chain(.0))]
     InCluster(#[source] InClusterError),
     #[error(
-        "no cluster to ask: no kubeconfig (KUBECONFIG, ~/.kube/config), and not in a pod of a cluster; give --kubeconfig PATH, or files instead (--manifests PATH; for tail, FILE)"
+        "no cluster: found no kubeconfig (KUBECONFIG, ~/.kube/config), and this is no pod of a cluster; give --kubeconfig PATH, or files instead (--manifests PATH; for tail, FILE)"
     )]
     None,
-    #[error("credentials or certificates can't be used: {}", chain(.0))]
+    #[error("unusable credentials or certificates: {}", chain(.0))]
     Client(#[source] kube::Error),
     #[error("{server}: no answer: {}", chain(error))]
     Unreachable {
@@ -45,7 +45,7 @@ pub enum AccessError {
     },
 }
 
-/// An error with its causes in one line; many say the same as their cause.
+/// An error with its causes in one line. A cause that the text already contains is left out.
 pub(in crate::cluster) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -60,7 +60,8 @@ pub(in crate::cluster) fn chain(error: &(dyn std::error::Error + 'static)) -> St
 }
 
 impl Access {
-    /// Looks as kubectl does: what was given, else `KUBECONFIG` or `~/.kube/config`, else the pod's service account.
+    /// The configuration that kubectl would use: the given one, else `KUBECONFIG` or `~/.kube/config`, else the pod's service
+    /// account.
     pub async fn config(&self) -> Result<Config, AccessError> {
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         let mut config = if let Some(path) = &self.kubeconfig {
@@ -75,10 +76,10 @@ impl Access {
                 Err(kubeconfig) => service_account(kubeconfig)?,
             }
         };
-        // Broken connections are told and tried again by whoever uses them; hidden retries would hide that.
+        // The callers report a broken connection and retry. Retries in the client would hide it.
         config.default_retry = false;
         config.connect_timeout = Some(CONNECT);
-        config.read_timeout = Some(SILENCE);
+        config.read_timeout = Some(READ_TIMEOUT);
         let agent = concat!("netpol-trace/", env!("CARGO_PKG_VERSION"));
         config.headers.push((USER_AGENT, HeaderValue::from_static(agent)));
         Ok(config)
@@ -88,7 +89,7 @@ impl Access {
         Client::try_from(self.config().await?).map_err(AccessError::Client)
     }
 
-    /// How people call it: the context, or where the server is.
+    /// A name for messages: the context, or the server's URL.
     pub async fn name(&self) -> String {
         match (&self.context, self.config().await) {
             (Some(context), _) => format!("context {context}"),
@@ -98,7 +99,7 @@ impl Access {
     }
 }
 
-/// In a pod of a cluster, without a kubeconfig; where a kubeconfig is there and broken, that is what is wrong.
+/// The service account of a pod that has no kubeconfig. A kubeconfig that exists and is broken is the error.
 fn service_account(kubeconfig: KubeconfigError) -> Result<Config, AccessError> {
     let named = std::env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty());
     let absent = match &kubeconfig {
@@ -116,16 +117,16 @@ fn service_account(kubeconfig: KubeconfigError) -> Result<Config, AccessError> {
 
 /// The client that all watches share. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Connection {
+pub(in crate::cluster) struct ApiConnection {
     access: Access,
     state: Arc<Mutex<Option<Current>>>,
 }
 
 #[derive(Clone)]
-pub(super) struct Current {
+pub(in crate::cluster) struct Current {
     pub client: Client,
     generation: u64,
-    /// The server knows streaming lists, or refuses them by name.
+    /// The server knows streaming lists, or refuses them with an error.
     pub streaming: bool,
 }
 
@@ -135,12 +136,12 @@ impl std::fmt::Debug for Current {
     }
 }
 
-impl Connection {
-    pub fn new(access: Access) -> Connection {
-        Connection { access, state: Arc::new(Mutex::new(None)) }
+impl ApiConnection {
+    pub fn new(access: Access) -> ApiConnection {
+        ApiConnection { access, state: Arc::new(Mutex::new(None)) }
     }
 
-    /// The client in use, or a new one.
+    /// The current client, or a new one.
     pub async fn current(&self) -> Result<Current, AccessError> {
         let mut state = self.state.lock().await;
         if let Some(current) = &*state {
@@ -149,7 +150,7 @@ impl Connection {
         let config = self.access.config().await?;
         let url = config.cluster_url.to_string();
         let client = Client::try_from(config).map_err(AccessError::Client)?;
-        // Older servers ignore what they don't know, and would stream for ever without saying where the list ends.
+        // Older servers ignore the option: they would stream without marking the end of the list.
         let streaming = match client.apiserver_version().await {
             Ok(version) => knows_streaming(&version.major, &version.minor),
             Err(kube::Error::Api(_)) => false,
@@ -160,7 +161,7 @@ impl Connection {
         Ok(current)
     }
 
-    /// Lets go of a client that no longer works; the next one is made from what the files say then.
+    /// Drops a client that no longer works. The next one is made from the files as they are then.
     pub async fn renew(&self, failed: &Current) {
         let mut state = self.state.lock().await;
         if state.as_ref().is_some_and(|current| current.generation == failed.generation) {
@@ -174,7 +175,7 @@ fn next_generation() -> u64 {
     GENERATION.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
 }
 
-/// 1.27 is the first that knows the option at all.
+/// Kubernetes 1.27 introduced the option.
 fn knows_streaming(major: &str, minor: &str) -> bool {
     let number = |text: &str| text.trim_end_matches(|c: char| !c.is_ascii_digit()).parse::<u32>().unwrap_or(0);
     (number(major), number(minor)) >= (1, 27)

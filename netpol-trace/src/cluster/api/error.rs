@@ -1,4 +1,4 @@
-//! What can go wrong between agent and API server, in words that say what to do.
+//! Failed requests to the API server, with messages that name the remedy.
 
 use kube::core::Status;
 
@@ -16,25 +16,25 @@ pub struct ApiError {
 pub enum ApiErrorKind {
     /// The account lacks a right.
     Forbidden,
-    /// The server doesn't know the credentials: expired, or another cluster's.
+    /// The server does not accept the credentials: they are expired, or of another cluster.
     Unauthorized,
-    /// What was listed is too old to go on from.
+    /// The server no longer has the version from which the watch would continue (410).
     Expired,
     /// The server has no such object or resource.
     NotFound,
-    /// The server understood, and refused.
+    /// The server refused the request.
     Refused,
-    /// No answer, or none that is one.
+    /// No response, or one that is not the API's.
     Unreachable,
 }
 
-/// What was asked for, as RBAC calls it.
+/// A request in the terms of RBAC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApiRequest<'a> {
     pub verb: &'a str,
     pub group: &'a str,
     pub resource: &'a str,
-    /// All verbs that are used on the resource.
+    /// All RBAC verbs that the agent uses on the resource.
     pub verbs: &'a [&'a str],
 }
 
@@ -43,19 +43,19 @@ impl ApiError {
         ApiError { kind, message: message.into() }
     }
 
-    pub(super) fn of(error: &kube::Error, asked: ApiRequest<'_>) -> ApiError {
+    pub(super) fn of(error: &kube::Error, request: ApiRequest<'_>) -> ApiError {
         match error {
-            kube::Error::Api(status) => ApiError::of_status(status, asked),
+            kube::Error::Api(status) => ApiError::of_status(status, request),
             error => {
-                let message = format!("{} {}: {}", asked.verb, asked.resource, shortened(&plain(error)));
+                let message = format!("{} {}: {}", request.verb, request.resource, shortened(&plain(error)));
                 ApiError::new(ApiErrorKind::Unreachable, message)
             }
         }
     }
 
-    pub(super) fn of_status(status: &Status, asked: ApiRequest<'_>) -> ApiError {
-        let ApiRequest { verb, group, resource, verbs } = asked;
-        let said = shortened(&status.message);
+    pub(super) fn of_status(status: &Status, request: ApiRequest<'_>) -> ApiError {
+        let ApiRequest { verb, group, resource, verbs } = request;
+        let reason = shortened(&status.message);
         match status.code {
             403 => {
                 let verbs = verbs.join(", ");
@@ -63,22 +63,22 @@ impl ApiError {
                 ApiError::new(
                     ApiErrorKind::Forbidden,
                     format!(
-                        "may not {verb} {resource}; add to the account's ClusterRole: {rule} (the server says: {said})"
+                        "may not {verb} {resource}; add to the account's ClusterRole: {rule} (the server says: {reason})"
                     ),
                 )
             }
             401 => ApiError::new(
                 ApiErrorKind::Unauthorized,
                 format!(
-                    "{verb} {resource}: the server does not accept the credentials: expired, or of another cluster ({said})"
+                    "{verb} {resource}: the server does not accept the credentials: they are expired, or of another cluster ({reason})"
                 ),
             ),
-            410 => ApiError::new(ApiErrorKind::Expired, format!("{verb} {resource}: {said}")),
-            404 => ApiError::new(ApiErrorKind::NotFound, format!("{verb} {resource}: {said}")),
+            410 => ApiError::new(ApiErrorKind::Expired, format!("{verb} {resource}: {reason}")),
+            404 => ApiError::new(ApiErrorKind::NotFound, format!("{verb} {resource}: {reason}")),
             code @ 400..500 if code != 429 && code != 408 => {
-                ApiError::new(ApiErrorKind::Refused, format!("{verb} {resource}: {said}"))
+                ApiError::new(ApiErrorKind::Refused, format!("{verb} {resource}: {reason}"))
             }
-            code => ApiError::new(ApiErrorKind::Unreachable, format!("{verb} {resource}: {code} {said}")),
+            code => ApiError::new(ApiErrorKind::Unreachable, format!("{verb} {resource}: {code} {reason}")),
         }
     }
 }
@@ -89,7 +89,7 @@ impl From<AccessError> for ApiError {
     }
 }
 
-/// Without the client's own names for its layers.
+/// The error without the client's names for its own layers.
 fn plain(error: &kube::Error) -> String {
     match error {
         kube::Error::Service(cause) => chain(&**cause),
@@ -99,7 +99,7 @@ fn plain(error: &kube::Error) -> String {
     }
 }
 
-/// Servers and proxies can answer with pages.
+/// Cuts the message: a proxy may respond with a whole HTML page.
 fn shortened(text: &str) -> String {
     const MOST: usize = 500;
     match text.char_indices().nth(MOST) {

@@ -1,20 +1,20 @@
-//! `--peers=lookup`: who has an address, asked when it first appears in a drop.
+//! `--peers=lookup`: finds the pod of an address when the address first appears in a drop.
 //!
 //! ```text
-//! an end without a name, or with one not heard of lately ─> Lookups::ask ─┬─> a pod known by name: GET it
-//!                                                                        └─> else: EndpointSlice, its node's pods, status.podIP
+//! an endpoint without identity, or with one not confirmed ─> Lookups::request ─┬─> owner known: GET the pod
+//!                                                                             └─> else: EndpointSlice, node's pods, status.podIP
 //! ```
 //!
-//! Pods elsewhere are not watched, so what was looked up goes stale unseen. An answer names a packet only if it was asked for
-//! after it: then the pod had the address at both times. One question a [`MOMENT`] answers for all packets before it, and a
-//! name that can't be confirmed in time is none.
+//! Pods on other nodes are not watched, so a result can become wrong unnoticed. A result names a packet's endpoint only if its
+//! request was made after the packet: the pod then had the address before and after. One GET in each
+//! [`CONFIRMATION_INTERVAL`] confirms the owner for all packets before it. An owner that is not confirmed in time is not named.
 
 mod find;
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 pub(super) use find::run;
@@ -22,41 +22,42 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::super::Index;
+use crate::lock::IgnorePoison;
 use crate::model::Str;
 use crate::model::cluster::Pod;
 
-/// How often the owner of one address is confirmed; a drop waits longer for its names.
-const MOMENT: SignedDuration = SignedDuration::from_secs(1);
-/// How long nobody's address is not asked for again.
-const NOBODY: SignedDuration = SignedDuration::from_secs(5);
-/// Answers kept that nobody asked for lately.
+/// How often the owner of one address is confirmed. A drop waits longer than this for its endpoints' identities.
+const CONFIRMATION_INTERVAL: SignedDuration = SignedDuration::from_secs(1);
+/// How long an address without an owner is not looked up again.
+const NO_OWNER_KEPT: SignedDuration = SignedDuration::from_secs(5);
+/// How long an unused result is kept.
 const UNUSED: SignedDuration = SignedDuration::from_mins(10);
-/// Pods elsewhere that are kept at most.
-const MAX_ANSWERS: usize = 4096;
-/// Addresses that wait to be looked up, and to be confirmed.
+/// Results that are kept at most.
+const MAX_RESULTS: usize = 4096;
+/// Queue lengths: addresses to look up, and owners to confirm.
 const MAX_FINDS: usize = 64;
 const MAX_CONFIRMS: usize = 256;
 
-/// What the pipeline has of the lookups. Clones share it.
+/// The pipeline's side of the look-ups: requests and results. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Lookups {
-    shared: Arc<Inner>,
+    shared: Arc<SharedLookups>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct SharedLookups {
     active: AtomicBool,
     node: Option<Str>,
-    state: Mutex<State>,
+    state: Mutex<LookupState>,
     finds: Sender<IpAddr>,
     confirms: Sender<IpAddr>,
-    /// Of pods and nodes, what was not listed yet.
-    unheard: AtomicU32,
-    asked: AtomicU64,
-    unasked: AtomicU64,
+    /// How many of the two lists, pods and nodes, are not complete yet.
+    unlisted: AtomicU32,
+    requested: AtomicU64,
+    refused: AtomicU64,
 }
 
-/// The other end of a [`Lookups`].
+/// The queues of a [`Lookups`], for the task that sends the requests.
 #[derive(Debug)]
 pub struct LookupQueues {
     finds: Receiver<IpAddr>,
@@ -64,15 +65,15 @@ pub struct LookupQueues {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    answers: HashMap<IpAddr, LookupResult>,
-    /// LookupQueues and not yet answered.
+struct LookupState {
+    results: HashMap<IpAddr, LookupResult>,
+    /// Requested, without result yet.
     pending: HashSet<IpAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 enum LookupResult {
-    /// So it was at some time after `at`.
+    /// The pod had the address at some time after `at`.
     Pod {
         namespace: Str,
         name: Str,
@@ -80,41 +81,41 @@ enum LookupResult {
         at: Timestamp,
         used: Timestamp,
     },
-    Nobody {
+    NoOwner {
         at: Timestamp,
     },
 }
 
 impl Lookups {
-    /// Answers nothing until [`run`] begins.
+    /// Inactive until [`run`] begins.
     pub fn new(node: Option<Str>) -> (Lookups, LookupQueues) {
-        let (finds, find_asked) = channel(MAX_FINDS);
-        let (confirms, confirm_asked) = channel(MAX_CONFIRMS);
-        let shared = Inner {
+        let (finds, find_queue) = channel(MAX_FINDS);
+        let (confirms, confirm_queue) = channel(MAX_CONFIRMS);
+        let shared = SharedLookups {
             active: AtomicBool::new(false),
             node,
             state: Mutex::default(),
             finds,
             confirms,
-            unheard: AtomicU32::new(2),
-            asked: AtomicU64::new(0),
-            unasked: AtomicU64::new(0),
+            unlisted: AtomicU32::new(2),
+            requested: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
         };
-        (Lookups { shared: Arc::new(shared) }, LookupQueues { finds: find_asked, confirms: confirm_asked })
+        (Lookups { shared: Arc::new(shared) }, LookupQueues { finds: find_queue, confirms: confirm_queue })
     }
 
-    /// Whether pods elsewhere are looked up; otherwise every pod is watched.
+    /// Whether pods on other nodes are looked up. Otherwise every pod is watched.
     pub fn active(&self) -> bool {
         self.shared.active.load(Ordering::Acquire)
     }
 
-    /// Whether `pod` can be named as the owner of `ip` in a packet of `time`.
-    pub fn vouches(&self, pod: &Pod, ip: IpAddr, time: Timestamp) -> bool {
+    /// Whether `pod` is confirmed as the owner of `ip` at `time`.
+    pub fn confirms(&self, pod: &Pod, ip: IpAddr, time: Timestamp) -> bool {
         if !self.active() || pod.node == self.shared.node || pod.template {
             return true;
         }
         let Some(pod_uid) = &pod.uid else { return false };
-        match self.lock().answers.get_mut(&ip) {
+        match self.lock().results.get_mut(&ip) {
             Some(LookupResult::Pod { uid, at, used, .. }) if uid == pod_uid => {
                 *used = Timestamp::now().max(*used);
                 // The pod may have got the address only after the packet.
@@ -125,115 +126,115 @@ impl Lookups {
         }
     }
 
-    /// Whether an address that nobody is known to have may be a pod's all the same: pods or nodes were not listed yet, or
-    /// pods elsewhere are not watched and no node tells which addresses pods have.
-    pub fn may_be_a_pods(&self, ip: IpAddr, index: &Index) -> bool {
+    /// Whether an address without a known owner may be a pod's: the pods or nodes are not listed yet, or pods on other nodes
+    /// are not watched and no node has a pod CIDR.
+    pub fn may_be_pod_address(&self, ip: IpAddr, index: &Index) -> bool {
         if ip.is_loopback() || ip.is_multicast() || ip.is_unspecified() {
             return false;
         }
-        self.shared.unheard.load(Ordering::Acquire) > 0
-            || (self.active() && !index.knows_pod_networks() && !self.is_nobodys(ip))
+        self.shared.unlisted.load(Ordering::Acquire) > 0
+            || (self.active() && !index.knows_pod_networks() && !self.has_no_owner(ip))
     }
 
-    /// Whether it was asked and found lately that no pod has `ip`.
-    pub fn is_nobodys(&self, ip: IpAddr) -> bool {
-        matches!(self.lock().answers.get(&ip), Some(LookupResult::Nobody { at }) if at.duration_until(Timestamp::now()) <= NOBODY)
+    /// Whether a recent look-up found no pod with `ip`.
+    pub fn has_no_owner(&self, ip: IpAddr) -> bool {
+        matches!(self.lock().results.get(&ip), Some(LookupResult::NoOwner { at }) if at.duration_until(Timestamp::now()) <= NO_OWNER_KEPT)
     }
 
-    /// Has `ip` looked up, or its known owner confirmed, unless that is under way. What does not fit is counted.
-    pub fn ask(&self, ip: IpAddr) {
-        if !self.active() || self.is_nobodys(ip) {
+    /// Queues a look-up of `ip`, or the confirmation of its known owner, unless one is pending. A full queue is counted.
+    pub fn request(&self, ip: IpAddr) {
+        if !self.active() || self.has_no_owner(ip) {
             return;
         }
         let mut state = self.lock();
         if !state.pending.insert(ip) {
             return;
         }
-        let queue = match state.answers.get(&ip) {
+        let queue = match state.results.get(&ip) {
             Some(LookupResult::Pod { .. }) => &self.shared.confirms,
             _ => &self.shared.finds,
         };
         let counter = match queue.try_send(ip) {
-            Ok(()) => &self.shared.asked,
+            Ok(()) => &self.shared.requested,
             Err(_) => {
                 state.pending.remove(&ip);
-                &self.shared.unasked
+                &self.shared.refused
             }
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// For the status: addresses asked for, and those for which there was no room.
+    /// For the status: requests, and requests that found the queue full.
     pub(super) fn counts(&self) -> (u64, u64) {
-        (self.shared.asked.load(Ordering::Relaxed), self.shared.unasked.load(Ordering::Relaxed))
+        (self.shared.requested.load(Ordering::Relaxed), self.shared.refused.load(Ordering::Relaxed))
     }
 
     pub(super) fn begin(&self) {
         self.shared.active.store(true, Ordering::Release);
     }
 
-    /// Pods, or nodes, were listed for the first time.
-    pub(super) fn heard(&self) {
-        self.shared.unheard.fetch_sub(1, Ordering::AcqRel);
+    /// Records that the first list of pods, or of nodes, is complete.
+    pub(super) fn list_completed(&self) {
+        self.shared.unlisted.fetch_sub(1, Ordering::AcqRel);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, LookupState> {
+        self.shared.state.lock().ignore_poison()
     }
 
-    fn known(&self, ip: IpAddr) -> Option<LookupResult> {
-        self.lock().answers.get(&ip).cloned()
+    fn result(&self, ip: IpAddr) -> Option<LookupResult> {
+        self.lock().results.get(&ip).cloned()
     }
 
-    /// Keeps an answer; those that make room for it.
-    fn answer(&self, ip: IpAddr, answer: Option<LookupResult>) -> Vec<LookupResult> {
+    /// Keeps a result, and returns the results that it replaces.
+    fn keep(&self, ip: IpAddr, result: Option<LookupResult>) -> Vec<LookupResult> {
         let mut state = self.lock();
         state.pending.remove(&ip);
         let mut gone = Vec::new();
-        gone.extend(match answer {
-            Some(answer) => state.answers.insert(ip, answer),
-            None => state.answers.remove(&ip),
+        gone.extend(match result {
+            Some(result) => state.results.insert(ip, result),
+            None => state.results.remove(&ip),
         });
-        // What was known of the same pod stays known under its name.
+        // The same pod stays in the index.
         if let (Some(LookupResult::Pod { uid: new, .. }), Some(LookupResult::Pod { uid: old, .. })) =
-            (state.answers.get(&ip), gone.first())
+            (state.results.get(&ip), gone.first())
             && new == old
         {
             gone.clear();
         }
-        if state.answers.len() > MAX_ANSWERS {
-            gone.extend(sweep(&mut state.answers, Timestamp::now()));
+        if state.results.len() > MAX_RESULTS {
+            gone.extend(sweep(&mut state.results, Timestamp::now()));
         }
         gone
     }
 
-    /// Gives up on an address for now: the next drop asks again.
-    fn leave(&self, ip: IpAddr) {
+    /// Ends the request without a result: the next drop requests again.
+    fn give_up(&self, ip: IpAddr) {
         self.lock().pending.remove(&ip);
     }
 
     fn sweep(&self) -> Vec<LookupResult> {
-        sweep(&mut self.lock().answers, Timestamp::now())
+        sweep(&mut self.lock().results, Timestamp::now())
     }
 }
 
-/// Takes out what nobody uses, and of too many the half that was used longest ago.
-fn sweep(answers: &mut HashMap<IpAddr, LookupResult>, now: Timestamp) -> Vec<LookupResult> {
-    let used = |answer: &LookupResult| match answer {
+/// Removes unused results and, of too many, the half that was used longest ago.
+fn sweep(results: &mut HashMap<IpAddr, LookupResult>, now: Timestamp) -> Vec<LookupResult> {
+    let used = |result: &LookupResult| match result {
         LookupResult::Pod { used, .. } => *used,
-        // Kept only as long as it counts.
-        LookupResult::Nobody { at } => *at - UNUSED + NOBODY,
+        // Removed as soon as `has_no_owner` ignores it.
+        LookupResult::NoOwner { at } => *at - UNUSED + NO_OWNER_KEPT,
     };
     let mut least = now - UNUSED;
-    if answers.len() > MAX_ANSWERS {
-        let mut times: Vec<Timestamp> = answers.values().map(used).collect();
+    if results.len() > MAX_RESULTS {
+        let mut times: Vec<Timestamp> = results.values().map(used).collect();
         times.sort_unstable();
         least = least.max(times[times.len() / 2]);
     }
-    answers.extract_if(|_, answer| used(answer) <= least).map(|(_, answer)| answer).collect()
+    results.extract_if(|_, result| used(result) <= least).map(|(_, result)| result).collect()
 }
 
-/// How often unused answers are looked for.
+/// How often unused results are removed.
 const SWEEP: Duration = Duration::from_secs(60);
 
 #[cfg(test)]

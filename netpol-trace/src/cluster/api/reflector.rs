@@ -1,54 +1,57 @@
-//! One resource's way into the [`Cluster`]: its objects, and how its source stands.
+//! Applies the lists and watch events of one collection to the [`Cluster`], and keeps the status of the source.
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
 use jiff::Timestamp;
 
-use super::super::change::{Change, Key, Kind, Scope};
+use super::super::change::{Change, Key, Scope};
+use super::super::decode::wire::WireObject;
+use super::super::kinds::Object;
+use super::super::resource::Resource;
 use super::super::source::{Cluster, SourceStatus};
 use super::error::ApiError;
-use super::items::{Item, Raw};
 use crate::model::Str;
-use crate::model::cluster::Object;
 use crate::text::escape;
 
-/// Objects that can't be used, remembered by name; more are only counted with the next list.
+/// Objects that could not be decoded and are kept by name. The status counts no more of them.
 const MAX_REFUSED: usize = 1_000;
 
-/// How a list gets into the index.
+/// How a list is applied to the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lists {
+pub(in crate::cluster) enum ListMode {
     /// As one change.
     Whole,
-    /// In parts, for what can be as many as pods are: never all of them twice in memory.
+    /// Page by page, for kinds with very many objects: a list is then never in memory beside the index.
     Parts,
-    /// Other sources have objects of this kind too: nothing is taken away.
+    /// Page by page, and nothing is removed: another source has objects of this kind too.
     Additions,
 }
 
-pub(super) struct Reflector {
+pub(in crate::cluster) struct Reflector {
     cluster: Cluster,
     scope: Scope,
-    lists: Lists,
+    lists: ListMode,
     status: SourceStatus,
-    /// Of the list that is being read.
+    /// The list that is being read.
     whole: Vec<Object>,
     seen: HashSet<u64>,
     hasher: RandomState,
     counted: u64,
     /// Called when the first list is complete.
     first: Option<Box<dyn FnOnce() + Send>>,
-    /// The connection as such works.
+    /// The last request succeeded.
     connected: bool,
     error: Option<ApiError>,
+    /// Objects that could not be decoded, with the reason.
+    /// Objects that could not be decoded, with the reason.
     refused: BTreeMap<(Option<Str>, Str), String>,
-    /// Events that could not be read at all since the last list.
+    /// Watch events since the last list that could not be read.
     unreadable: u64,
 }
 
 impl Reflector {
-    pub fn new(cluster: Cluster, name: &str, scope: Scope, lists: Lists) -> Reflector {
+    pub fn new(cluster: Cluster, name: &str, scope: Scope, lists: ListMode) -> Reflector {
         let status = SourceStatus::expected(name);
         cluster.set_source(status.clone());
         Reflector {
@@ -68,13 +71,13 @@ impl Reflector {
         }
     }
 
-    /// Says more of this source in its status.
+    /// Sets the detail of the source's status.
     pub fn describe(&mut self, detail: String) {
         self.status.detail = Some(detail);
-        self.tell();
+        self.publish_status();
     }
 
-    /// Covers the pods of one node only.
+    /// Restricts the reflector to the pods of one node.
     pub fn only_on(&mut self, node: Str) {
         self.scope = Scope::pods_on(node);
     }
@@ -92,7 +95,7 @@ impl Reflector {
         self.status.synced
     }
 
-    /// A list begins.
+    /// Begins a list.
     pub fn begin(&mut self) {
         self.whole.clear();
         self.seen.clear();
@@ -100,34 +103,34 @@ impl Reflector {
         (self.counted, self.unreadable) = (0, 0);
     }
 
-    /// A part of the list.
-    pub fn listed<R: Raw>(&mut self, items: impl IntoIterator<Item = Item<R>>) {
+    /// Takes a page of the list.
+    pub fn listed<R: Resource>(&mut self, objects: impl IntoIterator<Item = WireObject<R>>) {
         let mut changes = Vec::new();
-        for item in items {
+        for object in objects {
             self.counted += 1;
-            if self.lists == Lists::Parts {
-                self.seen.insert(self.hasher.hash_one((item.namespace.as_deref(), &*item.name)));
+            if self.lists == ListMode::Parts {
+                self.seen.insert(self.hasher.hash_one((object.namespace.as_deref(), &*object.name)));
             }
-            changes.push(self.change(item));
+            changes.push(self.change(object));
         }
         match self.lists {
-            Lists::Whole => self.whole.extend(changes.into_iter().filter_map(|change| match change {
+            ListMode::Whole => self.whole.extend(changes.into_iter().filter_map(|change| match change {
                 Change::Upsert(object) => Some(object),
                 Change::Delete(_) | Change::Replace(..) | Change::Listed(_) => None,
             })),
-            Lists::Parts | Lists::Additions => self.apply(changes),
+            ListMode::Parts | ListMode::Additions => self.apply(changes),
         }
     }
 
-    /// The list is complete.
+    /// Ends the list.
     pub fn complete(&mut self) {
         let changes = match self.lists {
-            Lists::Whole => vec![Change::Replace(self.scope.clone(), std::mem::take(&mut self.whole))],
-            Lists::Parts => {
+            ListMode::Whole => vec![Change::Replace(self.scope.clone(), std::mem::take(&mut self.whole))],
+            ListMode::Parts => {
                 let gone = self.gone().into_iter().map(Change::Delete);
                 gone.chain([Change::Listed(self.scope.kind.clone())]).collect()
             }
-            Lists::Additions => Vec::new(),
+            ListMode::Additions => Vec::new(),
         };
         self.seen = HashSet::new();
         self.apply(changes);
@@ -137,35 +140,27 @@ impl Reflector {
         }
     }
 
-    /// Pods of the index that the list didn't have.
+    /// Objects of the index that the list lacks.
     fn gone(&self) -> Vec<Key> {
         let index = self.cluster.read();
-        let pods = index.namespaces().flat_map(|(_, entry)| entry.pods()).map(|view| view.pod);
-        let here =
-            pods.filter(|pod| !pod.template && self.scope.node.as_ref().is_none_or(|n| pod.node.as_ref() == Some(n)));
-        let gone = here.filter(|pod| !self.seen.contains(&self.hasher.hash_one((Some(&*pod.namespace), &*pod.name))));
-        let key = |pod: &std::sync::Arc<crate::model::cluster::Pod>| Key {
-            kind: Kind::Pod,
-            namespace: Some(pod.namespace.clone()),
-            name: pod.name.clone(),
-        };
-        gone.map(key).collect()
+        let is_listed = |key: &Key| self.seen.contains(&self.hasher.hash_one((key.namespace.as_deref(), &*key.name)));
+        self.scope.kind.resource().keys(&index, &self.scope).filter(|key| !is_listed(key)).collect()
     }
 
-    /// What a watch told at once.
-    pub fn changed<R: Raw>(&mut self, events: impl IntoIterator<Item = WatchUpdate<R>>) {
+    /// Applies updates that arrived together.
+    pub fn changed<R: Resource>(&mut self, updates: impl IntoIterator<Item = WatchUpdate<R>>) {
         let mut changes = Vec::new();
-        for event in events {
-            match event {
-                WatchUpdate::Upsert { item, new } => {
+        for update in updates {
+            match update {
+                WatchUpdate::Upsert { object, new } => {
                     self.counted += u64::from(new);
-                    changes.push(self.change(item));
+                    changes.push(self.change(object));
                 }
-                WatchUpdate::Delete(item) => {
+                WatchUpdate::Delete(object) => {
                     self.counted = self.counted.saturating_sub(1);
-                    self.refused.remove(&(item.namespace.clone(), item.name.clone()));
+                    self.refused.remove(&(object.namespace.clone(), object.name.clone()));
                     let kind = self.scope.kind.clone();
-                    changes.push(Change::Delete(Key { kind, namespace: item.namespace, name: item.name }));
+                    changes.push(Change::Delete(Key { kind, namespace: object.namespace, name: object.name }));
                 }
             }
         }
@@ -173,14 +168,14 @@ impl Reflector {
         self.connected();
     }
 
-    /// An event that is not what the API says it is: one object is no longer as the server has it.
+    /// Counts a watch event that could not be read: the index may now differ from the server in one object.
     pub fn unreadable(&mut self, error: &dyn std::fmt::Display) {
-        tracing::warn!("{}: an event that can't be read: {}", self.status.name, escape(&error.to_string()));
+        tracing::warn!("{}: unreadable watch event: {}", self.status.name, escape(&error.to_string()));
         self.unreadable += 1;
-        self.tell();
+        self.publish_status();
     }
 
-    /// The server was heard: what is in force is what it says.
+    /// Records that the server responded: the index is what the server has.
     pub fn connected(&mut self) {
         if !self.connected && self.error.is_some() {
             tracing::info!("{}: in sync again", self.status.name);
@@ -188,51 +183,48 @@ impl Reflector {
         self.connected = true;
         self.error = None;
         self.status.loaded_at = Timestamp::now();
-        self.tell();
+        self.publish_status();
     }
 
-    /// What is in force may no longer be what the server says.
+    /// Records a failed request: the index may no longer be what the server has.
     pub fn failed(&mut self, error: &ApiError) {
         let message = error.to_string();
         let line = format!("{}: {}", self.status.name, escape(&message));
-        // The same again and again in other words: told once.
+        // Repeated failures of one kind are logged once; their texts may differ.
         match self.error.as_ref().is_some_and(|before| before.kind == error.kind) {
             true => tracing::debug!("{line}"),
             false => tracing::warn!("{line}"),
         }
         self.connected = false;
         self.error = Some(error.clone());
-        self.tell();
+        self.publish_status();
     }
 
-    /// The server no longer has the resource: nothing of it is in force, and nobody waits for it.
+    /// Removes the source and its objects: the server no longer has the kind.
     pub fn end(mut self) {
         self.begin();
-        if self.lists == Lists::Whole {
+        if self.lists == ListMode::Whole {
             self.apply(vec![Change::Replace(self.scope.clone(), Vec::new())]);
         }
         self.cluster.remove_source(&self.status.name);
     }
 
-    /// What an item changes. One that can't be used takes the place of its earlier version with nothing, and is told.
-    fn change<R: Raw>(&mut self, item: Item<R>) -> Change {
-        let key = (item.namespace, item.name);
-        match item.object {
-            Ok(mut object) => {
+    /// An object that cannot be used removes its earlier version, and is reported.
+    fn change<R: Resource>(&mut self, object: WireObject<R>) -> Change {
+        let WireObject { namespace, name, decoded, .. } = object;
+        let key = (namespace, name);
+        match decoded {
+            Ok(object) => {
                 self.refused.remove(&key);
-                if let (Object::OtherPolicy(other), Kind::OtherPolicy { group, kind }) = (&mut object, &self.scope.kind)
-                {
-                    (other.group, other.kind) = (group.clone(), kind.clone());
-                }
-                Change::Upsert(object)
+                Change::Upsert(object.with_kind(&self.scope.kind).into())
             }
             Err(violations) => {
                 let why = violations.first().map(ToString::to_string).unwrap_or_default();
-                let named = key.0.as_ref().map(|namespace| format!("{namespace}/")).unwrap_or_default();
-                let told = format!("{named}{}: {why}", key.1);
-                tracing::warn!("{}: an object that can't be used: {}", self.status.name, escape(&told));
+                let namespace = key.0.as_ref().map(|namespace| format!("{namespace}/")).unwrap_or_default();
+                let message = format!("{namespace}{}: {why}", key.1);
+                tracing::warn!("{}: unusable object: {}", self.status.name, escape(&message));
                 if self.refused.len() < MAX_REFUSED {
-                    self.refused.insert(key.clone(), told);
+                    self.refused.insert(key.clone(), message);
                 }
                 Change::Delete(Key { kind: self.scope.kind.clone(), namespace: key.0, name: key.1 })
             }
@@ -245,40 +237,31 @@ impl Reflector {
         }
     }
 
-    fn tell(&mut self) {
-        // Without a policy that exists, verdicts are wrong; without one of a thousand pods they are unknown at worst.
-        let whole = self.unreadable == 0 && (self.refused.is_empty() || self.scope.kind != Kind::Policy);
+    fn publish_status(&mut self) {
+        // Verdicts without an existing policy are wrong. Without one pod of many they are unknown at worst.
+        let whole = self.unreadable == 0 && (self.refused.is_empty() || !self.scope.kind.is_policy());
         self.status.synced = self.connected && whole;
         let refused = || {
             let (count, first) = (self.refused.len(), self.refused.values().next()?);
-            Some(format!("{count} objects can't be used; the first: {first}"))
+            Some(format!("{count} unusable objects; the first: {first}"))
         };
-        let unreadable = || (self.unreadable > 0).then(|| format!("{} events can't be read", self.unreadable));
+        let unreadable = || (self.unreadable > 0).then(|| format!("{} unreadable watch events", self.unreadable));
         self.status.error = self.error.as_ref().map(ToString::to_string).or_else(refused).or_else(unreadable);
-        let kind = kind_name(&self.scope.kind).to_owned();
+        let kind = self.scope.kind.name().to_owned();
         self.status.objects = BTreeMap::from_iter((!kind.is_empty()).then_some((kind, self.counted)));
         self.cluster.set_source(self.status.clone());
     }
 }
 
 /// One event of a watch.
-#[derive(Debug)]
-pub(super) enum WatchUpdate<R> {
-    Upsert { item: Item<R>, new: bool },
-    Delete(Item<R>),
+pub(in crate::cluster) enum WatchUpdate<R: Resource> {
+    /// `new`: the watch says that the object did not exist before.
+    Upsert {
+        object: WireObject<R>,
+        new: bool,
+    },
+    Delete(WireObject<R>),
 }
 
 #[cfg(test)]
 mod tests;
-
-fn kind_name(kind: &Kind) -> &str {
-    match kind {
-        Kind::Namespace => "Namespace",
-        Kind::Node => "Node",
-        Kind::Pod => "Pod",
-        Kind::Policy => "NetworkPolicy",
-        Kind::Service => "Service",
-        Kind::EndpointSlice => "EndpointSlice",
-        Kind::OtherPolicy { kind, .. } => kind,
-    }
-}

@@ -1,36 +1,29 @@
-//! Whether the API server can be reached, as whom, and what that account may not read: for `doctor`.
+//! Checks for `doctor` that the API server can be reached, and which rights the account lacks.
 
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
 
+use super::super::kinds::KINDS;
+use super::super::resource::Watched;
 use super::connect::{Access, AccessError};
+use super::discovery::discover;
 use super::error::{ApiError, ApiRequest};
-use super::others;
+use super::watch::Collection;
 
-/// What the agent reads: group, resource, verbs.
-const RIGHTS: [(&str, &str, &[&str]); 6] = [
-    ("networking.k8s.io", "networkpolicies", &["list", "watch"]),
-    ("", "pods", &["get", "list", "watch"]),
-    ("", "namespaces", &["list", "watch"]),
-    ("", "nodes", &["list", "watch"]),
-    ("", "services", &["list", "watch"]),
-    ("discovery.k8s.io", "endpointslices", &["list", "watch"]),
-];
-
-/// What was found.
+/// The result of the check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Review {
-    /// Where the server is.
+    /// The server's URL.
     pub server: String,
     pub version: String,
-    /// As whom, if the server says it.
+    /// The account, if the server supports SelfSubjectReview.
     pub user: Option<String>,
     pub missing: Vec<Missing>,
 }
 
-/// Verbs on one resource that the account lacks.
+/// RBAC verbs that the account lacks on one resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     pub group: String,
@@ -39,14 +32,14 @@ pub struct Missing {
 }
 
 impl Missing {
-    /// The line that RBAC needs.
+    /// The rule to add to a ClusterRole.
     pub fn rule(&self) -> String {
         let Missing { group, resource, verbs } = self;
         format!("{{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{}]}}", verbs.join(", "))
     }
 }
 
-/// Asks the server. `None` where no server is configured.
+/// Checks the server. `None` if no server is configured.
 pub fn review(access: &Access) -> Option<Result<Review, ApiError>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     runtime.block_on(async {
@@ -60,21 +53,19 @@ pub fn review(access: &Access) -> Option<Result<Review, ApiError>> {
 
 async fn ask(server: String, access: &Access) -> Result<Review, ApiError> {
     let client = access.connect().await?;
-    let asked = |verb, resource| ApiRequest { verb, group: "", resource, verbs: &["create"] };
+    let request = |verb, resource| ApiRequest { verb, group: "", resource, verbs: &["create"] };
     let version =
-        client.apiserver_version().await.map_err(|e| ApiError::of(&e, asked("get", "the server's version")))?;
+        client.apiserver_version().await.map_err(|e| ApiError::of(&e, request("get", "the server's version")))?;
     let user = Api::<SelfSubjectReview>::all(client.clone())
         .create(&PostParams::default(), &SelfSubjectReview::default())
         .await
         .ok()
         .and_then(|review| review.status?.user_info?.username);
     let mut missing = Vec::new();
-    let rights = RIGHTS.map(|(group, resource, verbs)| (group.to_owned(), resource.to_owned(), verbs));
-    let others = others::find(&client).await?.into_iter().map(|found| {
-        let resource = found.resource();
-        (resource.group, resource.plural, resource.verbs)
-    });
-    for (group, resource, verbs) in rights.into_iter().chain(others) {
+    let always = KINDS.iter().filter(|entry| entry.info.watched != Watched::WhereServed);
+    let always = always.map(|entry| Collection::of(entry.info));
+    let discovered = discover(&client).await?.into_iter().map(|discovered| discovered.collection);
+    for Collection { group, plural: resource, verbs, .. } in always.chain(discovered) {
         let mut lacking = Vec::new();
         for verb in verbs {
             if !may(&client, &group, &resource, verb).await? {
@@ -97,12 +88,12 @@ async fn may(client: &Client, group: &str, resource: &str, verb: &str) -> Result
     };
     let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
     let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-    let asked = ApiRequest {
+    let request = ApiRequest {
         verb: "create",
         group: "authorization.k8s.io",
         resource: "selfsubjectaccessreviews",
         verbs: &["create"],
     };
     let answer = Api::<SelfSubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await;
-    Ok(answer.map_err(|error| ApiError::of(&error, asked))?.status.is_some_and(|status| status.allowed))
+    Ok(answer.map_err(|error| ApiError::of(&error, request))?.status.is_some_and(|status| status.allowed))
 }

@@ -1,7 +1,8 @@
-//! Lists one resource and watches it from there, for ever.
+//! Lists one collection and watches it from there, until dropped.
 //!
-//! kube's own watcher does not tell when a broken watch is up again, and that is what says whether records are stale: so
-//! the steps are made here, of kube's requests. Lists are streamed where the server can (WatchList), else read in pages.
+//! Uses kube's requests and not `kube_runtime::watcher`, which yields nothing when a broken watch is established again: its
+//! next event is the next change of an object. The source would stay `stale` until then. Lists are streamed where the server
+//! can (WatchList), else read in pages.
 
 use std::time::{Duration, Instant};
 
@@ -10,38 +11,46 @@ use kube::api::{ListParams, WatchParams};
 use kube::core::{ObjectList, Request, WatchEvent};
 use tokio::time::timeout;
 
-use super::connect::{Connection, Current};
+use super::super::decode::wire::WireObject;
+use super::super::resource::{KindInfo, Resource};
+use super::connect::{ApiConnection, Current};
 use super::error::{ApiError, ApiErrorKind, ApiRequest};
-use super::items::{Item, Raw};
 use super::reflector::{Reflector, WatchUpdate};
+use crate::backoff::{Backoff, random_below};
 
 /// Objects in a page of a list.
 pub(super) const PAGE: u32 = 500;
-/// Events taken together at most.
+/// Watch events that are applied together.
 const BURST: usize = 256;
-/// A streamed list that says nothing for so long is given up for one in pages.
-const LIST_SILENCE: Duration = Duration::from_secs(20);
-/// A connection that failed for so long may need other credentials, or another address.
+/// A streamed list without any event for this long is abandoned, and the list is read in pages.
+const LIST_TIMEOUT: Duration = Duration::from_secs(20);
+/// A connection that failed for this long may need other credentials, or another address.
 const RENEW_AFTER: Duration = Duration::from_secs(60);
-const PAUSES: std::ops::Range<Duration> = Duration::from_millis(500)..Duration::from_secs(30);
+pub(super) const BACKOFF: Backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(30));
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// What is watched.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Collection {
+/// A collection of the API: the objects of a kind that a list or watch returns.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::cluster) struct Collection {
     pub group: String,
     pub version: String,
     /// The name in URLs and RBAC rules.
     pub plural: String,
-    /// Which of its objects: a field selector.
+    /// Field selector.
     pub fields: Option<String>,
-    /// Names only.
+    /// The server sends only the objects' metadata.
     pub metadata_only: bool,
-    /// All that is ever asked of it.
+    /// The RBAC verbs that the agent uses on it.
     pub verbs: &'static [&'static str],
 }
 
 impl Collection {
-    pub fn of(group: &str, version: &str, plural: &str) -> Collection {
+    pub fn of(info: &KindInfo) -> Collection {
+        let (group, version) = info.group_version();
+        Collection { verbs: info.verbs, ..Collection::new(group, version, info.plural) }
+    }
+
+    pub fn new(group: &str, version: &str, plural: &str) -> Collection {
         Collection {
             group: group.to_owned(),
             version: version.to_owned(),
@@ -79,10 +88,15 @@ impl Collection {
     }
 }
 
-/// Feeds `resource` into `reflector` for ever; ends when the server no longer has the resource, if it is one that can go.
-pub(super) async fn run<R: Raw>(connection: Connection, resource: Collection, mut reflector: Reflector, can_go: bool) {
-    let mut watch = Watch { resource, version: None, streaming: true };
-    let mut pause = Pause::default();
+/// Lists and watches `collection` until dropped or, with `may_end`, until the server no longer has it.
+pub(in crate::cluster) async fn run<R: Resource>(
+    connection: ApiConnection,
+    collection: Collection,
+    mut reflector: Reflector,
+    may_end: bool,
+) {
+    let mut watch = Watch { collection, version: None, streaming: true };
+    let mut backoff = BACKOFF;
     let mut last_good = Instant::now();
     loop {
         let begun = Instant::now();
@@ -90,25 +104,25 @@ pub(super) async fn run<R: Raw>(connection: Connection, resource: Collection, mu
             Ok(current) => current,
             Err(error) => {
                 reflector.failed(&error.into());
-                pause.wait().await;
+                backoff.wait().await;
                 continue;
             }
         };
         let ended = watch.session::<R>(&current, &mut reflector).await;
         if reflector.synced() {
             last_good = Instant::now();
-            pause = Pause::default();
+            backoff = BACKOFF;
         }
         match ended {
             // The server ends each watch after some minutes.
-            Ok(()) if begun.elapsed() > PAUSES.start => continue,
+            Ok(()) if begun.elapsed() > FIRST_PAUSE => continue,
             Ok(()) => {}
             Err(error) if error.kind == ApiErrorKind::Expired => {
                 tracing::debug!("{}: listing again: {error}", reflector.name());
                 watch.version = None;
             }
             Err(error) => {
-                if can_go && error.kind == ApiErrorKind::NotFound {
+                if may_end && error.kind == ApiErrorKind::NotFound {
                     return reflector.end();
                 }
                 let worn = error.kind == ApiErrorKind::Unreachable && last_good.elapsed() > RENEW_AFTER;
@@ -118,21 +132,21 @@ pub(super) async fn run<R: Raw>(connection: Connection, resource: Collection, mu
                 reflector.failed(&error);
             }
         }
-        pause.wait().await;
+        backoff.wait().await;
     }
 }
 
-/// Reads the whole list, page by page; its version.
-pub(super) async fn list<R: Raw>(
+/// Reads the whole list page by page, and returns its version.
+pub(super) async fn list<R: Resource>(
     current: &Current,
-    resource: &Collection,
+    collection: &Collection,
     reflector: &mut Reflector,
 ) -> Result<Option<String>, ApiError> {
     reflector.begin();
-    let fields = resource.fields.clone();
+    let fields = collection.fields.clone();
     let mut params = ListParams { field_selector: fields, limit: Some(PAGE), ..ListParams::default() };
     loop {
-        let page: ObjectList<Item<R>> = resource.page(&current.client, &params).await?;
+        let page: ObjectList<WireObject<R>> = collection.page(&current.client, &params).await?;
         reflector.listed(page.items);
         let next = page.metadata.continue_.filter(|token| !token.is_empty());
         if next.is_none() {
@@ -144,16 +158,16 @@ pub(super) async fn list<R: Raw>(
 }
 
 struct Watch {
-    resource: Collection,
-    /// Where a watch goes on; `None` when a list is needed.
+    collection: Collection,
+    /// The version from which the watch continues; `None` when a list is needed.
     version: Option<String>,
-    /// Not refused so far.
+    /// The server has not refused a streamed list.
     streaming: bool,
 }
 
 impl Watch {
-    /// One connection's life. Fine when it ended as watches do.
-    async fn session<R: Raw>(&mut self, current: &Current, reflector: &mut Reflector) -> Result<(), ApiError> {
+    /// Lists if needed, and watches until the connection ends. A watch that the server ends is no error.
+    async fn session<R: Resource>(&mut self, current: &Current, reflector: &mut Reflector) -> Result<(), ApiError> {
         if self.version.is_none() && self.streaming && current.streaming {
             match self.follow::<R>(current, reflector).await {
                 Err(error) if self.version.is_none() && error.kind == ApiErrorKind::Refused => {
@@ -164,47 +178,48 @@ impl Watch {
             }
         }
         if self.version.is_none() {
-            self.version = list::<R>(current, &self.resource, reflector).await?;
+            self.version = list::<R>(current, &self.collection, reflector).await?;
         }
         self.follow::<R>(current, reflector).await
     }
 
-    /// Watches from the version at hand; without one, from a streamed list.
-    async fn follow<R: Raw>(&mut self, current: &Current, reflector: &mut Reflector) -> Result<(), ApiError> {
-        let resource = self.resource.clone();
+    /// Watches from `version`, or streams the list first.
+    async fn follow<R: Resource>(&mut self, current: &Current, reflector: &mut Reflector) -> Result<(), ApiError> {
+        let collection = self.collection.clone();
         let mut listing = self.version.is_none();
         let params = WatchParams {
-            field_selector: resource.fields.clone(),
+            field_selector: collection.fields.clone(),
             send_initial_events: listing,
-            // Agents that began together need not come back together.
+            // Spreads the reconnections of agents that started together.
             timeout: Some(240 + random_below(60)),
             ..WatchParams::default()
         };
-        let request = Request::new(resource.url(None));
+        let request = Request::new(collection.url(None));
         let from = self.version.as_deref().unwrap_or_default();
-        let request = match resource.metadata_only {
+        let request = match collection.metadata_only {
             true => request.watch_metadata(&params, from),
             false => request.watch(&params, from),
         };
-        let api_error = |error: &kube::Error| ApiError::of(error, resource.request("watch"));
+        let api_error = |error: &kube::Error| ApiError::of(error, collection.request("watch"));
         let request = request.map_err(kube::Error::BuildRequest).map_err(|error| api_error(&error))?;
-        let events = current.client.request_events::<Item<R>>(request).await.map_err(|error| api_error(&error))?;
+        let events =
+            current.client.request_events::<WireObject<R>>(request).await.map_err(|error| api_error(&error))?;
         let mut events = Box::pin(events.ready_chunks(BURST));
         match listing {
             true => reflector.begin(),
             false => reflector.connected(),
         }
         loop {
-            let told = match listing {
-                true => timeout(LIST_SILENCE, events.next())
+            let batch = match listing {
+                true => timeout(LIST_TIMEOUT, events.next())
                     .await
-                    .map_err(|_| ApiError::new(ApiErrorKind::Refused, "a streamed list that does not come"))?,
+                    .map_err(|_| ApiError::new(ApiErrorKind::Refused, "the server sent nothing of a streamed list"))?,
                 false => events.next().await,
             };
-            let Some(told) = told else { break };
+            let Some(batch) = batch else { break };
             let (mut listed, mut changed) = (Vec::new(), Vec::new());
             let mut failed = None;
-            for event in told {
+            for event in batch {
                 match event {
                     Ok(WatchEvent::Added(item) | WatchEvent::Modified(item)) if listing => listed.push(item),
                     Ok(WatchEvent::Added(item)) => changed.push(self.upsert(item, true)),
@@ -224,7 +239,7 @@ impl Watch {
                         }
                     }
                     Ok(WatchEvent::Error(status)) => {
-                        failed = Some(ApiError::of_status(&status, resource.request("watch")))
+                        failed = Some(ApiError::of_status(&status, collection.request("watch")))
                     }
                     Err(kube::Error::SerdeError(error)) => reflector.unreadable(&error),
                     Err(error) => failed = Some(api_error(&error)),
@@ -242,52 +257,15 @@ impl Watch {
             }
         }
         match listing {
-            true => Err(ApiError::new(ApiErrorKind::Unreachable, format!("the list of {} broke off", resource.plural))),
+            true => {
+                Err(ApiError::new(ApiErrorKind::Unreachable, format!("the list of {} broke off", collection.plural)))
+            }
             false => Ok(()),
         }
     }
 
-    fn upsert<R>(&mut self, item: Item<R>, new: bool) -> WatchUpdate<R> {
-        self.version = Some(item.version.clone());
-        WatchUpdate::Upsert { item, new }
-    }
-}
-
-/// Growing pauses between attempts, each somewhere in its upper half: agents that failed together come back apart.
-#[derive(Debug, Default)]
-pub(super) struct Pause {
-    attempts: u32,
-}
-
-impl Pause {
-    pub async fn wait(&mut self) {
-        tokio::time::sleep(self.next()).await;
-    }
-
-    fn next(&mut self) -> Duration {
-        let longest = PAUSES.start.saturating_mul(1 << self.attempts.min(16)).min(PAUSES.end);
-        self.attempts += 1;
-        longest.mul_f64(0.5 + f64::from(random_below(1000)) / 2000.0)
-    }
-}
-
-pub(super) fn random_below(bound: u32) -> u32 {
-    use std::hash::{BuildHasher, RandomState};
-    // Keyed from the system's random source.
-    let random = RandomState::new().hash_one(Instant::now());
-    u32::try_from(random % u64::from(bound.max(1))).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_bound() {
-        let mut pause = Pause::default();
-        let pauses: Vec<Duration> = (0..12).map(|_| pause.next()).collect();
-        assert!(pauses[0] >= PAUSES.start / 2 && pauses[0] <= PAUSES.start, "{pauses:?}");
-        assert!(pauses.iter().all(|pause| *pause <= PAUSES.end), "{pauses:?}");
-        assert!(pauses[11] >= PAUSES.end / 2, "{pauses:?}");
+    fn upsert<R: Resource>(&mut self, object: WireObject<R>, new: bool) -> WatchUpdate<R> {
+        self.version = Some(object.version.clone());
+        WatchUpdate::Upsert { object, new }
     }
 }

@@ -1,84 +1,86 @@
-//! One document of a file to the objects in it: lists are unfolded, kinds dispatched, unknown fields noticed.
+//! One document of a file to the objects in it. Lists are unfolded, and unknown fields are noticed.
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::apps::v1 as apps;
-use k8s_openapi::api::batch::v1 as batch;
 use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
-use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
-use super::super::yaml::{self, Node, Path, Step, Value};
+use super::super::kinds::workload::{self, WORKLOADS};
+use super::super::kinds::{KINDS, OTHER_POLICIES, Object};
+use super::super::resource::KindInfo;
+use super::super::yaml::{self, Path, Step, Value, YamlNode};
 use super::meta::DEFAULT_NAMESPACE;
-use super::{Checked, Workload, quoted};
+use super::{Checked, quoted};
 use crate::model::Str;
-use crate::model::cluster::{Object, OtherPolicy};
+use crate::model::cluster::OtherPolicy;
 
-/// One object with where it was.
+/// An object, and its part of the document.
 #[derive(Debug)]
-pub struct Decoded<'a> {
+pub struct DocumentObject<'a> {
     pub object: Object,
-    /// The object's own tree; lines of its fields come from here.
-    pub node: &'a Node,
-    /// Whether `metadata.namespace` was absent, and "default" assumed.
+    /// Has the lines of the object's fields.
+    pub node: &'a YamlNode,
+    /// The file has no `metadata.namespace`, so `default` is assumed.
     pub namespace_defaulted: bool,
 }
 
 /// What can be wrong with an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultKind {
-    /// No apiVersion, no kind, or ones that the API doesn't have.
+    /// apiVersion or kind is missing, or the API does not have them.
     Kind,
     /// A value of another type than the field's.
     Type,
-    /// A field that the API doesn't have: the API server drops it, or refuses the object.
+    /// A field that the API does not have: the API server drops it, or refuses the object.
     UnknownField,
     /// A value that the API server's validation refuses.
     Invalid,
 }
 
-/// One thing wrong with one object.
+/// A fault of one object.
 #[derive(Debug)]
 pub struct Fault {
     pub kind: FaultKind,
     pub line: u32,
     pub field: Path,
-    /// `kind namespace/name` as far as known.
+    /// `kind namespace/name`, as far as the object has them.
     pub object: String,
+    /// The name of the object's kind, if that is a policy's.
+    pub policy_kind: Option<&'static str>,
     /// Namespace and name, where the object has a name.
     pub named: Option<(String, String)>,
-    /// Where the name is.
+    /// The line of the name.
     pub name_line: u32,
     pub message: String,
     /// What an unknown field holds, as YAML in one line, shortened.
     pub value: Option<String>,
-    /// The object could not be used.
+    /// The object cannot be used.
     pub fatal: bool,
 }
 
-/// What came out of a document.
+/// The objects of a document, and what is wrong with it.
 #[derive(Debug, Default)]
-pub struct Output<'a> {
-    pub objects: Vec<Decoded<'a>>,
+pub struct DecodedDocument<'a> {
+    pub objects: Vec<DocumentObject<'a>>,
     pub faults: Vec<Fault>,
     /// Objects of kinds that are not read, by kind.
     pub skipped: BTreeMap<String, u64>,
 }
 
-/// The most kinds counted apart; strangers can invent kinds.
+/// Kinds that are counted by name. The input is untrusted and may name any number of kinds.
 const MAX_SKIPPED_KINDS: usize = 200;
-/// The most problems reported of one object.
+/// Unknown fields that are reported of one object.
 const MAX_FAULTS: usize = 20;
 
-/// Decodes `root` into `output`. `kind` is what items of a typed list are when they don't say.
-pub fn document<'a>(root: &'a Node, output: &mut Output<'a>) {
+/// Decodes the objects of `root` into `output`.
+pub fn document<'a>(root: &'a YamlNode, output: &mut DecodedDocument<'a>) {
     object(root, None, output);
 }
 
-fn object<'a>(node: &'a Node, inherited: Option<(&str, &str)>, output: &mut Output<'a>) {
-    let text = |name| node.get(name).and_then(Node::as_str).filter(|text| !text.is_empty());
+/// `inherited`: apiVersion and kind of a typed list, for items that have none.
+fn object<'a>(node: &'a YamlNode, inherited: Option<(&str, &str)>, output: &mut DecodedDocument<'a>) {
+    let text = |name| node.get(name).and_then(YamlNode::as_str).filter(|text| !text.is_empty());
     let (version, kind) = match (text("apiVersion"), text("kind"), inherited) {
         (Some(version), Some(kind), _) => (version, kind),
         (None, None, Some(inherited)) => inherited,
@@ -94,6 +96,7 @@ fn object<'a>(node: &'a Node, inherited: Option<(&str, &str)>, output: &mut Outp
                 line: node.line,
                 field: Path::default(),
                 object: kind.unwrap_or_default().chars().take(80).collect(),
+                policy_kind: None,
                 named: None,
                 name_line: node.line,
                 message: missing.to_owned(),
@@ -111,70 +114,53 @@ fn object<'a>(node: &'a Node, inherited: Option<(&str, &str)>, output: &mut Outp
         }
         return;
     }
-    One { node, version, kind, output }.decode();
+    ObjectReader { node, version, kind, policy_kind: None, output }.read();
 }
 
-struct One<'o, 'a> {
-    node: &'a Node,
+/// Reads one object of a document.
+pub(in crate::cluster) struct ObjectReader<'o, 'a> {
+    node: &'a YamlNode,
     version: &'o str,
     kind: &'o str,
-    output: &'o mut Output<'a>,
+    policy_kind: Option<&'static str>,
+    output: &'o mut DecodedDocument<'a>,
 }
 
-impl<'o, 'a> One<'o, 'a> {
-    fn decode(mut self) {
-        match (self.version, self.kind) {
-            ("v1", "Namespace") => self.typed(|o: &core::Namespace| super::namespace(o).map(Object::Namespace)),
-            ("v1", "Node") => self.typed(|o: &core::Node| super::node(o).map(Object::Node)),
-            ("v1", "Pod") => self.typed(|o: &core::Pod| super::pod(o).map(Object::Pod)),
-            ("v1", "Service") => self.typed(|o: &core::Service| super::service(o).map(Object::Service)),
-            ("networking.k8s.io/v1", "NetworkPolicy") => {
-                self.typed(|o: &networking::NetworkPolicy| super::policy(o).map(Object::Policy));
-            }
-            ("discovery.k8s.io/v1", "EndpointSlice") => {
-                self.typed(|o: &discovery::EndpointSlice| super::endpoint_slice(o).map(Object::EndpointSlice));
-            }
-            ("apps/v1" | "batch/v1", _) if self.workload() => {}
-            _ => self.other(),
+impl<'a> ObjectReader<'_, 'a> {
+    fn read(mut self) {
+        let (version, name) = (self.version, self.kind);
+        let is = |info: &KindInfo| info.api_version == version && info.name == name;
+        if let Some(entry) = KINDS.iter().find(|entry| is(entry.info)) {
+            self.policy_kind = entry.info.is_policy.then_some(entry.info.name);
+            entry.resource.read(&mut self);
+        } else if let Some(workload) = WORKLOADS.iter().find(|workload| is(&workload.info)) {
+            (workload.read)(&mut self);
+        } else {
+            self.read_other();
         }
     }
 
-    /// Decodes a kind that holds a pod template; `false` when it is none.
-    fn workload(&mut self) -> bool {
-        match (self.version, self.kind) {
-            ("apps/v1", "Deployment") => self.template(|o: &apps::Deployment| (&o.metadata, Some(&o.spec.template))),
-            ("apps/v1", "StatefulSet") => self.template(|o: &apps::StatefulSet| (&o.metadata, Some(&o.spec.template))),
-            ("apps/v1", "DaemonSet") => self.template(|o: &apps::DaemonSet| (&o.metadata, Some(&o.spec.template))),
-            ("apps/v1", "ReplicaSet") => self.template(|o: &apps::ReplicaSet| (&o.metadata, o.spec.template.as_ref())),
-            ("batch/v1", "Job") => {
-                self.template(|o: &batch::Job| (&o.metadata, o.spec.as_ref().map(|spec| &spec.template)));
-            }
-            ("batch/v1", "CronJob") => self.template(|o: &batch::CronJob| {
-                (&o.metadata, o.spec.job_template.spec.as_ref().map(|spec| &spec.template))
-            }),
-            _ => return false,
-        }
-        true
-    }
-
-    fn template<T: Deserialize<'a>>(&mut self, parts: impl Fn(&T) -> (&ObjectMeta, Option<&core::PodTemplateSpec>)) {
-        let kind = self.kind;
-        let path = Path::parse(if kind == "CronJob" { "spec.jobTemplate.spec.template" } else { "spec.template" });
+    /// Reads a workload. `parts` are its metadata and its pod template, which is at `path`.
+    pub(in crate::cluster) fn template<T: Deserialize<'a>>(
+        &mut self,
+        path: &str,
+        parts: impl Fn(&T) -> (&ObjectMeta, Option<&core::PodTemplateSpec>),
+    ) {
+        let (kind, path) = (self.kind, Path::parse(path));
         self.typed(|object: &T| {
-            let (meta, template) = parts(object);
+            let (metadata, template) = parts(object);
             let none = core::PodTemplateSpec::default();
-            let workload = Workload { kind, meta, template: template.unwrap_or(&none), path: &path };
-            super::template(workload).map(Object::Pod)
+            workload::decode(kind, metadata, template.unwrap_or(&none), &path).map(Object::Pod)
         });
     }
 
-    /// Kinds that are not decoded: policies of other APIs are noted, mistakes in a known kind's name are told, the rest
-    /// is counted.
-    fn other(&mut self) {
+    /// An object of another kind: the name of a policy that is not evaluated is read, a misspelt kind is reported, and other
+    /// kinds are counted.
+    fn read_other(&mut self) {
         let group = self.version.split_once('/').map_or("", |(group, _)| group);
-        let other_policy = super::OTHER_POLICIES.iter().any(|(g, kind, _)| (*g, *kind) == (group, self.kind));
+        let other_policy = OTHER_POLICIES.iter().any(|(g, kind, _)| (*g, *kind) == (group, self.kind));
         if other_policy {
-            let meta = |name| self.node.get("metadata").and_then(|meta| meta.get(name)).and_then(Node::as_str);
+            let meta = |name| self.node.get("metadata").and_then(|meta| meta.get(name)).and_then(YamlNode::as_str);
             let bounded = |text: &str| -> Str { text.chars().take(253).collect::<String>().into() };
             let object = OtherPolicy {
                 group: group.into(),
@@ -183,36 +169,22 @@ impl<'o, 'a> One<'o, 'a> {
                 name: meta("name").map(bounded).unwrap_or_default(),
             };
             let object = Object::OtherPolicy(object);
-            self.output.objects.push(Decoded { object, node: self.node, namespace_defaulted: false });
+            self.output.objects.push(DocumentObject { object, node: self.node, namespace_defaulted: false });
             return;
         }
-        const KNOWN: [(&str, &str); 12] = [
-            ("v1", "Namespace"),
-            ("v1", "Node"),
-            ("v1", "Pod"),
-            ("v1", "Service"),
-            ("networking.k8s.io/v1", "NetworkPolicy"),
-            ("discovery.k8s.io/v1", "EndpointSlice"),
-            ("apps/v1", "Deployment"),
-            ("apps/v1", "StatefulSet"),
-            ("apps/v1", "DaemonSet"),
-            ("apps/v1", "ReplicaSet"),
-            ("batch/v1", "Job"),
-            ("batch/v1", "CronJob"),
-        ];
-        // Only groups of Kubernetes itself: another project's Node or Service is its own affair.
-        let home = matches!(
-            group,
-            "" | "apps" | "batch" | "extensions" | "networking" | "networking.k8s.io" | "discovery.k8s.io"
-        );
-        let meant = KNOWN.iter().find(|(_, kind)| kind.eq_ignore_ascii_case(self.kind));
-        if home && let Some((version, kind)) = meant {
+        let mut infos = KINDS.iter().map(|entry| entry.info).chain(WORKLOADS.iter().map(|workload| &workload.info));
+        // Only groups of Kubernetes itself: a kind `YamlNode` or `Service` of another project is not meant for this program.
+        let home =
+            matches!(group, "extensions" | "networking") || infos.clone().any(|info| info.group_version().0 == group);
+        let meant = infos.find(|info| info.name.eq_ignore_ascii_case(self.kind));
+        if home && let Some(KindInfo { api_version, name, is_policy, .. }) = meant {
             let message = format!(
-                "apiVersion {} has no kind {}; write `apiVersion: {version}` and `kind: {kind}`",
+                "apiVersion {} has no kind {}; write `apiVersion: {api_version}` and `kind: {name}`",
                 quoted(self.version),
                 quoted(self.kind)
             );
-            let field = if *kind == self.kind { "apiVersion" } else { "kind" };
+            self.policy_kind = (*is_policy && *name == self.kind).then_some(name);
+            let field = if *name == self.kind { "apiVersion" } else { "kind" };
             self.fault(FaultKind::Kind, Path::default().field(field), message, true);
             return;
         }
@@ -223,11 +195,12 @@ impl<'o, 'a> One<'o, 'a> {
         *self.output.skipped.entry(name).or_default() += 1;
     }
 
-    fn typed<T: Deserialize<'a>>(&mut self, convert: impl FnOnce(&T) -> Checked<Object>) {
+    /// Reads the object as the API's type `T`, notices fields that `T` does not have, and converts it.
+    pub(in crate::cluster) fn typed<T: Deserialize<'a>>(&mut self, convert: impl FnOnce(&T) -> Checked<Object>) {
         let node = self.node;
         let (decoded, unknown) = yaml::decode::<T>(node, MAX_FAULTS);
         for path in unknown {
-            // A newer server's status is no mistake of the file's author; and a list's item may bring its own kind.
+            // A newer server's status is no mistake of the file's author, and an item of a list may have its own kind.
             let first = path.0.first();
             let skip =
                 ["status", "apiVersion", "kind"].iter().any(|name| first == Some(&Step::Field((*name).to_owned())));
@@ -253,9 +226,10 @@ impl<'o, 'a> One<'o, 'a> {
             }
             Ok(decoded) => match convert(&decoded) {
                 Ok(object) => {
-                    let namespace = node.get("metadata").and_then(|meta| meta.get("namespace")).and_then(Node::as_str);
+                    let namespace =
+                        node.get("metadata").and_then(|meta| meta.get("namespace")).and_then(YamlNode::as_str);
                     let namespace_defaulted = namespace.is_none_or(str::is_empty);
-                    self.output.objects.push(Decoded { object, node, namespace_defaulted });
+                    self.output.objects.push(DocumentObject { object, node, namespace_defaulted });
                 }
                 Err(violations) => {
                     for violation in violations {
@@ -267,7 +241,7 @@ impl<'o, 'a> One<'o, 'a> {
     }
 
     fn fault(&mut self, kind: FaultKind, field: Path, message: String, fatal: bool) {
-        let meta = |name| self.node.get("metadata").and_then(|meta| meta.get(name)).and_then(Node::as_str);
+        let meta = |name| self.node.get("metadata").and_then(|meta| meta.get(name)).and_then(YamlNode::as_str);
         let name = match (meta("namespace"), meta("name")) {
             (Some(namespace), Some(name)) => format!("{} {namespace}/{name}", self.kind),
             (None, Some(name)) => format!("{} {name}", self.kind),
@@ -281,6 +255,18 @@ impl<'o, 'a> One<'o, 'a> {
         let line = self.node.line_of(&field);
         let unknown = (kind == FaultKind::UnknownField).then(|| self.node.at(&field)).flatten();
         let value = unknown.map(|node| node.flow(200));
-        self.output.faults.push(Fault { kind, line, field, object, named, name_line, message, value, fatal });
+        let policy_kind = self.policy_kind;
+        self.output.faults.push(Fault {
+            kind,
+            line,
+            field,
+            object,
+            policy_kind,
+            named,
+            name_line,
+            message,
+            value,
+            fatal,
+        });
     }
 }

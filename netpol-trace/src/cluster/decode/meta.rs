@@ -1,34 +1,31 @@
-//! Names, labels, namespaces and nodes.
+//! Names, labels and ports, with the checks of the API server.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
-use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::super::yaml::Path;
-use super::{Checked, Violations, quoted};
+use super::{Violations, quoted};
 use crate::model::Str;
-use crate::model::cluster::{Labels, Namespace, Node, Protocol};
+use crate::model::cluster::{Labels, Protocol};
 
-/// The namespace of an object whose file names none: what `kubectl apply` takes without `-n`.
-pub const DEFAULT_NAMESPACE: &str = "default";
+/// The namespace that `kubectl apply` uses without `-n`, for objects whose file has none.
+pub(in crate::cluster) const DEFAULT_NAMESPACE: &str = "default";
 /// The API server refuses objects above 1.5 MiB; this many labels would be near that.
 const MAX_LABELS: usize = 10_000;
 
 /// `metadata`, checked.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Meta {
+pub(in crate::cluster) struct CheckedMetadata {
     pub namespace: Str,
     pub name: Str,
     pub uid: Option<Str>,
     pub labels: Labels,
 }
 
-impl Meta {
-    pub(super) fn read(meta: &ObjectMeta, violations: &mut Violations) -> Meta {
+impl CheckedMetadata {
+    pub(in crate::cluster) fn read(meta: &ObjectMeta, violations: &mut Violations) -> CheckedMetadata {
         let path = Path::default().field("metadata");
         let name = meta.name.as_deref().unwrap_or_default();
         match (name, &meta.generate_name) {
@@ -39,7 +36,7 @@ impl Meta {
         }
         let namespace = meta.namespace.as_deref().filter(|name| !name.is_empty()).unwrap_or(DEFAULT_NAMESPACE);
         namespace_syntax(namespace, &path.field("namespace"), violations);
-        Meta {
+        CheckedMetadata {
             namespace: namespace.into(),
             name: name.into(),
             uid: uid(meta),
@@ -49,68 +46,29 @@ impl Meta {
 }
 
 /// UIDs are opaque: only their length is bounded.
-pub(super) fn uid(meta: &ObjectMeta) -> Option<Str> {
+pub(in crate::cluster) fn uid(meta: &ObjectMeta) -> Option<Str> {
     meta.uid.as_deref().filter(|uid| !uid.is_empty() && uid.len() <= 128).map(Into::into)
-}
-
-/// A namespace, with the label that the API server sets on each (KEP-2161).
-pub fn namespace(namespace: &core::Namespace) -> Checked<Namespace> {
-    let mut violations = Violations::default();
-    let meta = Meta::read(&namespace.metadata, &mut violations);
-    namespace_syntax(&meta.name, &Path::parse("metadata.name"), &mut violations);
-    let name_label = [(Str::from("kubernetes.io/metadata.name"), meta.name.clone())];
-    let labels = meta.labels.iter().map(|(k, v)| (k.clone(), v.clone())).chain(name_label).collect();
-    violations.check(Namespace { name: meta.name, labels })
-}
-
-pub fn node(node: &core::Node) -> Checked<Node> {
-    let mut violations = Violations::default();
-    let meta = Meta::read(&node.metadata, &mut violations);
-    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-    let mut ips: Vec<IpAddr> = Vec::new();
-    for ip in addresses.filter_map(|address| address.address.parse().ok()) {
-        if !ips.contains(&ip) {
-            ips.push(ip);
-        }
-    }
-    let mut pod_cidrs: Vec<IpNet> = Vec::new();
-    if let Some(spec) = &node.spec {
-        for (i, cidr) in spec.pod_cidrs.iter().flatten().enumerate() {
-            match cidr.parse() {
-                Ok(cidr) => pod_cidrs.push(cidr),
-                Err(_) => {
-                    violations.add(&Path::parse("spec.podCIDRs").index(i), format!("{} is no CIDR", quoted(cidr)))
-                }
-            }
-        }
-        if pod_cidrs.is_empty()
-            && let Some(cidr) = spec.pod_cidr.as_deref().filter(|cidr| !cidr.is_empty())
-        {
-            match cidr.parse() {
-                Ok(cidr) => pod_cidrs.push(cidr),
-                Err(_) => violations.add(&Path::parse("spec.podCIDR"), format!("{} is no CIDR", quoted(cidr))),
-            }
-        }
-    }
-    violations.check(Node { name: meta.name, labels: meta.labels, ips: ips.into(), pod_cidrs: pod_cidrs.into() })
 }
 
 /// A DNS subdomain, as most object names must be.
 fn name_syntax(name: &str, path: &Path, violations: &mut Violations) {
-    // RBAC-like kinds allow more; the kinds read here don't.
+    // RBAC's kinds allow more; the kinds read here do not.
     if name.len() > 253 || !name.split('.').all(dns_label) {
         violations.add(
             path,
-            format!("{} is no object name: lower-case letters, digits, `-` and `.`, at most 253", quoted(name)),
+            format!(
+                "invalid object name {}: expected lower-case letters, digits, `-` and `.`, at most 253",
+                quoted(name)
+            ),
         );
     }
 }
 
-fn namespace_syntax(name: &str, path: &Path, violations: &mut Violations) {
+pub(in crate::cluster) fn namespace_syntax(name: &str, path: &Path, violations: &mut Violations) {
     if !is_namespace_name(name) {
         violations.add(
             path,
-            format!("{} is no namespace name: lower-case letters, digits and `-`, at most 63", quoted(name)),
+            format!("invalid namespace name {}: expected lower-case letters, digits and `-`, at most 63", quoted(name)),
         );
     }
 }
@@ -128,10 +86,14 @@ fn dns_label(text: &str) -> bool {
 }
 
 /// A map of labels, or of a selector's `matchLabels`.
-pub(super) fn labels(map: Option<&BTreeMap<String, String>>, path: &Path, violations: &mut Violations) -> Labels {
+pub(in crate::cluster) fn labels(
+    map: Option<&BTreeMap<String, String>>,
+    path: &Path,
+    violations: &mut Violations,
+) -> Labels {
     let Some(map) = map else { return Labels::default() };
     if map.len() > MAX_LABELS {
-        violations.add(path, format!("{} labels are more than the {MAX_LABELS} taken", map.len()));
+        violations.add(path, format!("{} labels: at most {MAX_LABELS} are supported", map.len()));
         return Labels::default();
     }
     for (key, value) in map {
@@ -141,7 +103,7 @@ pub(super) fn labels(map: Option<&BTreeMap<String, String>>, path: &Path, violat
     map.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect()
 }
 
-pub(super) fn label_key(key: &str, path: &Path, violations: &mut Violations) {
+pub(in crate::cluster) fn label_key(key: &str, path: &Path, violations: &mut Violations) {
     let (prefix, name) = match key.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, key),
@@ -150,15 +112,18 @@ pub(super) fn label_key(key: &str, path: &Path, violations: &mut Violations) {
     if !prefix_ok || name.is_empty() || !qualified(name) {
         violations.add(
             path,
-            format!("{} is no label key: [prefix/]name, the name at most 63 of A-Z a-z 0-9 - _ .", quoted(key)),
+            format!(
+                "invalid label key {}: expected [prefix/]name, the name at most 63 of A-Z a-z 0-9 - _ .",
+                quoted(key)
+            ),
         );
     }
 }
 
-pub(super) fn label_value(value: &str, path: &Path, violations: &mut Violations) {
+pub(in crate::cluster) fn label_value(value: &str, path: &Path, violations: &mut Violations) {
     if !qualified(value) {
         let rule = "at most 63 of A-Z a-z 0-9 - _ ., starting and ending with a letter or digit";
-        violations.add(path, format!("{} is no label value: {rule}", quoted(value)));
+        violations.add(path, format!("invalid label value {}: expected {rule}", quoted(value)));
     }
 }
 
@@ -173,7 +138,7 @@ fn qualified(text: &str) -> bool {
 }
 
 /// TCP where absent, as the API's default.
-pub(super) fn protocol(name: Option<&str>, path: &Path, violations: &mut Violations) -> Protocol {
+pub(in crate::cluster) fn protocol(name: Option<&str>, path: &Path, violations: &mut Violations) -> Protocol {
     match name {
         None | Some("TCP") => Protocol::Tcp,
         Some("UDP") => Protocol::Udp,
@@ -181,45 +146,48 @@ pub(super) fn protocol(name: Option<&str>, path: &Path, violations: &mut Violati
         Some(other) => {
             let fix = match other.to_ascii_uppercase().as_str() {
                 upper @ ("TCP" | "UDP" | "SCTP") => format!("write {upper}"),
-                "ICMP" | "ICMPV6" => "NetworkPolicy can't express ICMP: TCP, UDP and SCTP only".to_owned(),
-                _ => "TCP, UDP or SCTP".to_owned(),
+                "ICMP" | "ICMPV6" => "NetworkPolicy can't express ICMP, only TCP, UDP and SCTP".to_owned(),
+                _ => "expected TCP, UDP or SCTP".to_owned(),
             };
-            violations.add(&path.field("protocol"), format!("{} is no protocol here; {fix}", quoted(other)));
+            violations.add(&path.field("protocol"), format!("unknown protocol {}: {fix}", quoted(other)));
             Protocol::Tcp
         }
     }
 }
 
 /// 1 to 65535.
-pub(super) fn port_number(number: i32, path: &Path, violations: &mut Violations) -> u16 {
+pub(in crate::cluster) fn port_number(number: i32, path: &Path, violations: &mut Violations) -> u16 {
     match u16::try_from(number) {
         Ok(port) if port > 0 => port,
         _ => {
-            violations.add(path, format!("{number} is no port: 1 to 65535"));
+            violations.add(path, format!("invalid port {number}: expected 1 to 65535"));
             0
         }
     }
 }
 
 /// An IANA service name: at most 15 of `a-z 0-9 -`, with a letter.
-pub(super) fn port_name(name: &str, path: &Path, violations: &mut Violations) -> Str {
+pub(in crate::cluster) fn port_name(name: &str, path: &Path, violations: &mut Violations) -> Str {
     let ok =
         name.len() <= 15 && dns_label(name) && name.bytes().any(|b| b.is_ascii_lowercase()) && !name.contains("--");
     if !ok {
         let number = name.parse::<u16>().map(|port| format!("; for the port number write {port} without quotes"));
         let fix = number.unwrap_or_default();
-        violations.add(path, format!("{} is no port name: at most 15 of a-z 0-9 -, with a letter{fix}", quoted(name)));
+        violations.add(
+            path,
+            format!("invalid port name {}: expected at most 15 of a-z 0-9 -, with a letter{fix}", quoted(name)),
+        );
     }
     name.into()
 }
 
 /// A port as a number or a name.
-pub(super) enum Port {
+pub(in crate::cluster) enum Port {
     Number(u16),
     Name(Str),
 }
 
-pub(super) fn port(port: &IntOrString, path: &Path, violations: &mut Violations) -> Port {
+pub(in crate::cluster) fn port(port: &IntOrString, path: &Path, violations: &mut Violations) -> Port {
     match port {
         IntOrString::Int(number) => Port::Number(port_number(*number, path, violations)),
         IntOrString::String(name) => Port::Name(port_name(name, path, violations)),

@@ -1,4 +1,4 @@
-//! Changes that change who may talk to whom: told once, with the pods whose isolation began or ended.
+//! Changes of policies and namespace labels, with the pods whose isolation began or ended.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use super::NamespaceEntry;
 use crate::model::Str;
 use crate::model::cluster::{Direction, Labels, Policy};
 
-/// Events that wait to be told; more are counted.
-pub(in super::super) const MAX_EVENTS: usize = 1_000;
-/// Workloads that are named.
+/// Queued events. Events beyond this are only counted.
+pub(in crate::cluster) const MAX_EVENTS: usize = 1_000;
+/// Workloads that one effect names.
 const MAX_NAMED: usize = 10;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct PolicyEvent {
-    /// When the change was learned.
+    /// When the source reported the change.
     pub at: Timestamp,
     pub namespace: Str,
-    pub what: PolicyEventKind,
+    pub kind: PolicyEventKind,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -41,16 +41,16 @@ pub struct IsolationEffect {
 }
 
 /// Which pods of a namespace are isolated, in the order of its pods.
-pub(super) struct Isolation(Vec<[bool; 2]>);
+pub(in crate::cluster) struct Isolation(Vec<[bool; 2]>);
 
 impl Isolation {
-    pub(super) fn of(namespace: Option<&NamespaceEntry>) -> Isolation {
+    pub(in crate::cluster) fn of(namespace: Option<&NamespaceEntry>) -> Isolation {
         let pods = namespace.into_iter().flat_map(|entry| entry.pods.values());
         Isolation(pods.map(|pod| pod.isolated_by.each_ref().map(|list| !list.is_empty())).collect())
     }
 
     /// PolicyEventKind differs in `namespace`, whose pods are the same ones.
-    pub(super) fn effects(&self, namespace: Option<&NamespaceEntry>) -> Vec<IsolationEffect> {
+    pub(in crate::cluster) fn effects(&self, namespace: Option<&NamespaceEntry>) -> Vec<IsolationEffect> {
         let mut effects = Vec::new();
         for (direction, begins) in [
             (Direction::Ingress, true),
@@ -62,7 +62,7 @@ impl Isolation {
             let now = namespace.into_iter().flat_map(|entry| entry.pods.values());
             for (before, entry) in self.0.iter().zip(now) {
                 let is_isolated = !entry.isolated_by[direction as usize].is_empty();
-                // Templates stand for pods that are counted themselves; finished pods talk to nobody.
+                // A template's pods are counted themselves, and finished pods send nothing.
                 let counts = !entry.pod.template && !entry.pod.is_over();
                 if !counts || before[direction as usize] == begins || is_isolated != begins {
                     continue;

@@ -1,6 +1,6 @@
-//! What was in force before, kept for a while: owners of addresses, versions of policies, labels of pods and namespaces.
+//! Recent history of the index: owners of addresses, versions of policies, labels of pods and namespaces.
 //!
-//! Only what changed is kept, as what to undo: an index without changes has no history, and costs nothing.
+//! Keeps only changes, in the form that undoes them. An index without changes has no history, which costs nothing.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -12,47 +12,47 @@ use super::HashMap;
 use crate::model::Str;
 use crate::model::cluster::{Namespace, Pod, Policy};
 
-/// What ended longer ago is forgotten. A record is made within seconds of its packet.
+/// Age at which history is removed. A record is made within seconds of its packet.
 const KEPT_FOR: SignedDuration = SignedDuration::from_mins(10);
-/// More than this is not kept: some 10 MB when all of it is pods.
-pub(super) const MAX_KEPT: usize = 10_000;
-/// A clock that was set back by more makes all earlier times worthless.
+/// Changes that are kept at most: some 10 MB if all of them are pods.
+pub(in crate::cluster) const MAX_KEPT: usize = 10_000;
+/// If the clock was set back by more than this, all earlier times are useless.
 const CLOCK_SET_BACK: SignedDuration = SignedDuration::from_secs(5);
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct History {
-    /// When the latest change was learned: a later moment needs no history.
+pub(in crate::cluster) struct History {
+    /// The time of the latest change. A later moment needs no history.
     last: Option<Timestamp>,
     /// Oldest first.
     claims: HashMap<IpAddr, VecDeque<Claim>>,
     /// Policies and labels of namespaces: oldest first, by namespace.
     undo: HashMap<Str, VecDeque<Undo<Before>>>,
-    /// The same pod with other labels or ports: oldest first. By pod, since pods change far more often than all else, and
-    /// a drop must not cost more because its pods' neighbours change.
+    /// The same pod with other labels or ports: oldest first. By pod, because pods change far more often than other objects, and
+    /// changes of other pods must not make a drop more expensive.
     pods: HashMap<PodName, VecDeque<Undo<Arc<Pod>>>>,
-    /// Where the oldest of everything is.
+    /// The maps' keys in the order of time, for removal.
     order: VecDeque<(Timestamp, HistoryEntry)>,
-    /// Forgotten before its time, because there was too much.
+    /// Changes that were removed early, because there were too many.
     crowded_out: u64,
 }
 
-/// A pod had an address, as far as was known on this machine's clock.
+/// A pod had an address, on this machine's clock.
 #[derive(Debug, Clone)]
-pub(super) struct Claim {
-    pub(super) pod: Arc<Pod>,
-    pub(super) from: Timestamp,
-    pub(super) until: Timestamp,
+pub(in crate::cluster) struct Claim {
+    pub(in crate::cluster) pod: Arc<Pod>,
+    pub(in crate::cluster) from: Timestamp,
+    pub(in crate::cluster) until: Timestamp,
 }
 
-/// What held until then.
+/// The state before a change, valid until the time of the change.
 #[derive(Debug, Clone)]
-pub(super) struct Undo<B> {
-    pub(super) until: Timestamp,
-    pub(super) before: B,
+pub(in crate::cluster) struct Undo<B> {
+    pub(in crate::cluster) until: Timestamp,
+    pub(in crate::cluster) before: B,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Before {
+pub(in crate::cluster) enum Before {
     /// The Namespace object; `None`: it was not there.
     Namespace(Option<Arc<Namespace>>),
     /// The policy of that name; `None`: there was none.
@@ -71,12 +71,12 @@ enum HistoryEntry {
 
 impl History {
     /// Whether something may have changed after `time`.
-    pub(super) fn reaches(&self, time: Timestamp) -> bool {
+    pub(in crate::cluster) fn reaches(&self, time: Timestamp) -> bool {
         self.last.is_some_and(|last| last > time)
     }
 
-    /// Something changed; also without anything to undo (a new pod).
-    pub(super) fn touch(&mut self, at: Timestamp) {
+    /// Records the time of a change, also of one without a state before it (a new pod).
+    pub(in crate::cluster) fn touch(&mut self, at: Timestamp) {
         if self.last.is_some_and(|last| last.duration_since(at) > CLOCK_SET_BACK) {
             let crowded_out = self.crowded_out;
             *self = History { crowded_out, ..History::default() };
@@ -84,28 +84,28 @@ impl History {
         self.last = self.last.max(Some(at));
     }
 
-    pub(super) fn claim(&mut self, ip: IpAddr, claim: Claim) {
+    pub(in crate::cluster) fn claim(&mut self, ip: IpAddr, claim: Claim) {
         self.touch(claim.until);
         self.order.push_back((claim.until, HistoryEntry::Address(ip)));
         self.claims.entry(ip).or_default().push_back(claim);
     }
 
-    pub(super) fn undo(&mut self, namespace: &Str, until: Timestamp, before: Before) {
+    pub(in crate::cluster) fn undo(&mut self, namespace: &Str, until: Timestamp, before: Before) {
         self.touch(until);
         self.order.push_back((until, HistoryEntry::Namespace(namespace.clone())));
         self.undo.entry(namespace.clone()).or_default().push_back(Undo { until, before });
     }
 
-    /// `before` had these labels and ports until then.
-    pub(super) fn undo_pod(&mut self, until: Timestamp, before: Arc<Pod>) {
+    /// Records that the pod was `before` until `until`.
+    pub(in crate::cluster) fn undo_pod(&mut self, until: Timestamp, before: Arc<Pod>) {
         self.touch(until);
-        let entry = (before.namespace.clone(), before.key());
+        let entry = (before.namespace.clone(), before.unique_name());
         self.order.push_back((until, HistoryEntry::Pod(entry.clone())));
         self.pods.entry(entry).or_default().push_back(Undo { until, before });
     }
 
-    /// Forgets what is too old or too much.
-    pub(super) fn forget(&mut self, now: Timestamp) {
+    /// Removes what is too old or too much.
+    pub(in crate::cluster) fn forget(&mut self, now: Timestamp) {
         while let Some((until, _)) = self.order.front() {
             let old = now.duration_since(*until) > KEPT_FOR;
             if !old && self.order.len() <= MAX_KEPT {
@@ -122,29 +122,29 @@ impl History {
     }
 
     /// The former claims on an address, oldest first.
-    pub(super) fn claims(&self, ip: IpAddr) -> impl DoubleEndedIterator<Item = &Claim> {
+    pub(in crate::cluster) fn claims(&self, ip: IpAddr) -> impl DoubleEndedIterator<Item = &Claim> {
         self.claims.get(&ip).into_iter().flatten()
     }
 
     /// What to undo for a namespace as of `time`, latest first.
-    pub(super) fn since(&self, name: &str, time: Timestamp) -> impl Iterator<Item = &Undo<Before>> {
+    pub(in crate::cluster) fn since(&self, name: &str, time: Timestamp) -> impl Iterator<Item = &Undo<Before>> {
         let kept = self.undo.get(name).into_iter().flat_map(|undo| undo.iter().rev());
         kept.take_while(move |undo| undo.until > time)
     }
 
     /// What to undo for this very pod as of `time`, latest first.
-    pub(super) fn of_pod_since(&self, pod: &Pod, time: Timestamp) -> impl Iterator<Item = &Undo<Arc<Pod>>> {
-        // Most pods have no history, and an index without any is asked for each drop too.
-        let entry = (!self.pods.is_empty()).then(|| (pod.namespace.clone(), pod.key()));
+    pub(in crate::cluster) fn of_pod_since(&self, pod: &Pod, time: Timestamp) -> impl Iterator<Item = &Undo<Arc<Pod>>> {
+        // Called for each drop. Most pods have no history, so the key is made only if any pod has some.
+        let entry = (!self.pods.is_empty()).then(|| (pod.namespace.clone(), pod.unique_name()));
         let kept = entry.and_then(|entry| self.pods.get(&entry)).into_iter().flat_map(|undo| undo.iter().rev());
         kept.take_while(move |undo| undo.until > time).filter(|undo| undo.before.is_same(pod))
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::cluster) fn len(&self) -> usize {
         self.order.len()
     }
 
-    pub(super) fn crowded_out(&self) -> u64 {
+    pub(in crate::cluster) fn crowded_out(&self) -> u64 {
         self.crowded_out
     }
 }

@@ -1,4 +1,4 @@
-//! The index as of a moment: who had an address, and which policies and labels held, when a packet was dropped.
+//! The index as of the time at which a packet was dropped: owners of addresses, policies and labels.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,26 +10,26 @@ use super::{AddressOwner, Index, NamespaceEntry, PodEntry};
 use crate::model::Str;
 use crate::model::cluster::{Pod, Policy};
 
-/// A pod uses its address before the API tells it: kubelet starts the pod, then reports. Within this time before an
-/// address was seen to change hands, either owner may have had it.
-const TOLD_LATE: SignedDuration = SignedDuration::from_secs(5);
+/// A pod uses its address before the API has it: the kubelet starts the pod, then reports. Within this time before the report
+/// that another pod has an address, either pod may have had it.
+const REPORTED_LATE: SignedDuration = SignedDuration::from_secs(5);
 
-/// A policy that changed, whose version from before is still kept.
+/// A change of a policy whose earlier version is still kept.
 #[derive(Debug, Clone, Copy)]
 pub struct PolicyChanged<'a> {
     pub name: &'a Str,
     pub before: Option<&'a Arc<Policy>>,
     pub after: Option<&'a Arc<Policy>>,
-    /// When the change was learned.
+    /// When the source reported the change.
     pub at: Timestamp,
 }
 
-/// The index as it was at a time, as far as some addresses are concerned.
+/// The index as it was at a time, for a few addresses.
 #[derive(Debug)]
 pub struct Moment<'a> {
-    /// As it is now: for what is not kept by time (services, nodes).
+    /// The current index, for kinds without history (services, nodes).
     pub index: &'a Index,
-    /// Where that differs from what held.
+    /// `None` if nothing relevant has changed since the time.
     past: Option<Box<Past>>,
 }
 
@@ -39,29 +39,29 @@ struct Past {
     holders: Vec<(IpAddr, Holder)>,
 }
 
-/// Who had an address.
+/// The pods that had an address.
 #[derive(Debug, Clone)]
 enum Holder {
     Pod(Arc<Pod>),
     Several(usize),
-    /// One had it until about then, the other about from then on.
+    /// The first had it until about that time, the second from about that time.
     Either(Arc<Pod>, Arc<Pod>),
     Nobody,
 }
 
 impl Index {
-    /// The index as of `time` for connections between `addresses`. Costs nothing when nothing changed since then.
+    /// The index as of `time` for connections between `addresses`. Costs nothing if nothing has changed since.
     pub fn at(&self, time: Timestamp, addresses: &[IpAddr]) -> Moment<'_> {
         let past = self.history.reaches(time).then(|| self.past(time, addresses)).flatten();
         Moment { index: self, past }
     }
 
-    /// The index as it is.
+    /// The current index.
     pub fn now(&self) -> Moment<'_> {
         Moment { index: self, past: None }
     }
 
-    /// `None`: what holds now held then.
+    /// `None` if nothing relevant has changed since `time`.
     fn past(&self, time: Timestamp, addresses: &[IpAddr]) -> Option<Box<Past>> {
         let mut past = Past::default();
         for ip in addresses {
@@ -93,7 +93,7 @@ impl Index {
             for policy in namespace.policies.values() {
                 entry.isolate(policy);
             }
-            namespace.pods.insert(pod.key(), entry);
+            namespace.pods.insert(pod.unique_name(), entry);
         }
         Some(Box::new(past))
     }
@@ -111,7 +111,7 @@ impl Index {
         entry
     }
 
-    /// The labels and ports that a pod had: back to `time`, or to the first that is known of it.
+    /// The version of a pod at `time`, or the earliest one that is kept.
     fn pod_at(&self, pod: &Arc<Pod>, time: Timestamp) -> Arc<Pod> {
         let earliest = self.history.of_pod_since(pod, time).last();
         earliest.map_or(pod, |undo| &undo.before).clone()
@@ -135,16 +135,16 @@ impl Index {
         late.retain(|(pod, _)| {
             !held.iter().any(|known| known.is_same(pod))
                 && match pod.created {
-                    // Whole seconds, rounded down, by the server's clock: when in doubt, it may have begun.
+                    // The server's time is in whole seconds, rounded down: the pod may have begun in that second.
                     Some(created) => created <= time,
-                    // Nothing says when it began; it may be assumed only where nobody else comes into question.
+                    // Without a creation time the pod is the owner only if no other pod can be.
                     None => held.is_empty() && !ended,
                 }
         });
         match (&*held, &*late) {
             ([], []) => Holder::Nobody,
             ([one], []) | ([], [(one, _)]) => Holder::Pod(Arc::clone(one)),
-            ([one], late) if late.iter().all(|(_, from)| from.duration_since(time) > TOLD_LATE) => {
+            ([one], late) if late.iter().all(|(_, from)| from.duration_since(time) > REPORTED_LATE) => {
                 Holder::Pod(Arc::clone(one))
             }
             ([one], [(other, _), ..]) | ([], [(one, _), (other, _), ..]) => {
@@ -154,16 +154,16 @@ impl Index {
         }
     }
 
-    /// Whether what decides about a pod changed within `span` before or after `time`: a policy of its namespace, also one
-    /// that is gone, the namespace's labels, or the pod's own.
+    /// Whether a verdict about a pod may have changed within `span` before or after `time`: by a change of a policy in its
+    /// namespace, deletion included, of the namespace's labels, or of the pod itself.
     pub fn changed_near(&self, pod: &Pod, time: Timestamp, span: SignedDuration) -> bool {
         let (first, last) = near(time, span);
         self.history.since(&pod.namespace, first).any(|undo| undo.until <= last)
             || self.history.of_pod_since(pod, first).any(|undo| undo.until <= last)
     }
 
-    /// The policies of a namespace that changed within `span` before or after `time`, each with its latest such change:
-    /// what it was before (`None`: it was made) and is now (`None`: it is gone).
+    /// The policies of a namespace that changed within `span` before or after `time`, each with the latest such change.
+    /// `before` is `None` for a new policy, `after` for a deleted one.
     pub fn policies_changed_near(
         &self,
         namespace: &str,
@@ -182,25 +182,25 @@ impl Index {
         found
     }
 
-    /// How much is kept of what was, and how much was forgotten before its time.
+    /// The number of kept changes, and of changes that were removed early.
     pub fn history(&self) -> (usize, u64) {
         (self.history.len(), self.history.crowded_out())
     }
 }
 
-/// What lies within `span` of `time`: after the first and not after the last.
+/// The interval of `span` around `time`: after the first time, and not after the last.
 fn near(time: Timestamp, span: SignedDuration) -> (Timestamp, Timestamp) {
     let nanosecond = SignedDuration::from_nanos(1);
     (time.saturating_sub(span + nanosecond).unwrap_or(time), time.saturating_add(span).unwrap_or(time))
 }
 
 impl Moment<'_> {
-    /// Whether what holds now held then.
+    /// Whether nothing relevant has changed since.
     pub fn is_as_now(&self) -> bool {
         self.past.is_none()
     }
 
-    /// Whose address it was.
+    /// The owner of `ip` at the time.
     pub fn owner_of(&self, ip: IpAddr) -> AddressOwner<'_> {
         let then = self.past.as_ref().and_then(|past| {
             let (_, holder) = past.holders.iter().find(|(known, _)| *known == ip)?;
@@ -210,20 +210,14 @@ impl Moment<'_> {
         match holder {
             Holder::Pod(pod) => {
                 let namespace = past.namespaces.iter().find(|(name, _)| *name == pod.namespace);
-                namespace.and_then(|(_, entry)| entry.pod(&pod.key())).map_or(AddressOwner::None, AddressOwner::Pod)
+                namespace
+                    .and_then(|(_, entry)| entry.pod(&pod.unique_name()))
+                    .map_or(AddressOwner::None, AddressOwner::Pod)
             }
             Holder::Several(count) => AddressOwner::Ambiguous(*count),
             Holder::Either(one, other) => AddressOwner::Either(one, other),
             Holder::Nobody => self.index.owner_without_pod(ip),
         }
-    }
-}
-
-impl Pod {
-    /// The same pod, not another of its name.
-    pub fn is_same(&self, other: &Pod) -> bool {
-        (&self.uid, &self.name, &self.namespace) == (&other.uid, &other.name, &other.namespace)
-            && self.template == other.template
     }
 }
 

@@ -6,22 +6,26 @@ use std::sync::Arc;
 use super::{AddressOwner, Index, NamespaceEntry, PodView};
 use crate::model::cluster::{EndpointSlice, Pod, Protocol, Service, ServicePort, TargetPort};
 
-/// One address and port behind one port of a service.
+/// One address and port behind a port of a service.
 #[derive(Debug, Clone, Copy)]
-pub struct Backend<'a> {
-    /// `None`: a pod (or template) whose address is not known.
+pub struct ServiceBackend<'a> {
+    /// `None` for a pod or template without a known address.
     pub ip: Option<IpAddr>,
     pub pod: Option<PodView<'a>>,
     pub service_port: &'a ServicePort,
-    /// The port on the backend: what a policy is judged by.
+    /// The port on the backend: policies match this port.
     pub target_port: u16,
     pub ready: bool,
 }
 
 impl Index {
-    /// What is behind a service: its endpoint slices or, where the source has none of them, the pods that its selector
-    /// picks. Empty: the service has no endpoints, or there is no such service.
-    pub fn service_backends<'a>(&'a self, namespace: &str, name: &str) -> impl Iterator<Item = Backend<'a>> + use<'a> {
+    /// The backends of a service: those of its endpoint slices or, if it has none, the pods that its selector selects. Empty if the
+    /// service has no endpoints or does not exist.
+    pub fn service_backends<'a>(
+        &'a self,
+        namespace: &str,
+        name: &str,
+    ) -> impl Iterator<Item = ServiceBackend<'a>> + use<'a> {
         let entry = self.namespaces.get(namespace);
         let service = entry.and_then(|entry| entry.services.get(name));
         let mut backends = Vec::new();
@@ -43,7 +47,7 @@ impl Index {
         entry: &'a NamespaceEntry,
         service: &'a Service,
         slice: &'a EndpointSlice,
-        backends: &mut Vec<Backend<'a>>,
+        backends: &mut Vec<ServiceBackend<'a>>,
     ) {
         for endpoint in &slice.endpoints {
             // kube-proxy uses the first address only; a slice has one family.
@@ -54,7 +58,7 @@ impl Index {
             });
             for (port, service_port) in ports_of(slice, service) {
                 let (ready, target_port) = (endpoint.ready, port);
-                backends.push(Backend { ip, pod, service_port, target_port, ready });
+                backends.push(ServiceBackend { ip, pod, service_port, target_port, ready });
             }
         }
     }
@@ -88,19 +92,25 @@ impl NamespaceEntry {
         self.slices.values().filter(|slice| slice.service.as_ref() == Some(&service.name))
     }
 
-    fn selected_backends<'a>(&'a self, service: &'a Service, backends: &mut Vec<Backend<'a>>) {
+    fn selected_backends<'a>(&'a self, service: &'a Service, backends: &mut Vec<ServiceBackend<'a>>) {
         let Some(selector) = &service.selector else { return };
         for pod in self.pods().filter(|view| !view.pod.is_over() && selects(selector, view.pod)) {
             for service_port in &service.ports {
                 let Some(target_port) = resolve(service_port, pod.pod) else { continue };
                 let ip = pod.pod.ips.first().copied();
-                backends.push(Backend { ip, pod: Some(pod), service_port, target_port, ready: !pod.pod.terminating });
+                backends.push(ServiceBackend {
+                    ip,
+                    pod: Some(pod),
+                    service_port,
+                    target_port,
+                    ready: !pod.pod.terminating,
+                });
             }
         }
     }
 }
 
-/// The slice's ports with the service ports that they are of: names tie them, the one nameless port has none.
+/// The slice's ports with their service ports. Both have the same name; a service with one port needs no name.
 fn ports_of<'a>(slice: &'a EndpointSlice, service: &'a Service) -> impl Iterator<Item = (u16, &'a ServicePort)> {
     slice.ports.iter().filter_map(|port| {
         let service_port = service.ports.iter().find(|p| p.name == port.name && p.protocol == port.protocol)?;

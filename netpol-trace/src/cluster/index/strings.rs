@@ -1,4 +1,4 @@
-//! One copy of each label and name: thousands of pods share them.
+//! Keeps one copy of each label and name, because thousands of pods share them.
 
 use std::collections::HashSet;
 
@@ -6,22 +6,22 @@ use crate::model::Str;
 use crate::model::cluster::{Operator, Peer, Policy, Selector};
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct Strings {
+pub(in crate::cluster) struct Strings {
     known: HashSet<Str>,
-    /// Sweep when there are this many.
+    /// The number of strings at which unused ones are removed.
     sweep_at: usize,
 }
 
 impl Strings {
-    pub(super) const FIRST_SWEEP: usize = 4096;
+    pub(in crate::cluster) const FIRST_SWEEP: usize = 4096;
 
     /// The shared copy of `text`.
-    pub(super) fn share(&mut self, text: &Str) -> Str {
+    pub(in crate::cluster) fn share(&mut self, text: &Str) -> Str {
         if let Some(known) = self.known.get(text) {
             return known.clone();
         }
         if self.known.len() >= self.sweep_at.max(Self::FIRST_SWEEP) {
-            // What nobody else holds came from objects that are gone.
+            // A string without another holder is from a removed object.
             self.known.retain(|text| Str::strong_count(text) > 1);
             self.sweep_at = self.known.len() * 2;
         }
@@ -29,9 +29,9 @@ impl Strings {
         text.clone()
     }
 
-    /// Keys and values of all its selectors: a verdict compares them with pods' labels, and memory that all policies
-    /// share stays in the processor's cache.
-    pub(super) fn share_selectors(&mut self, policy: &mut Policy) {
+    /// Shares keys and values of all selectors. A verdict compares them with pods' labels, and shared memory stays in the
+    /// processor's cache.
+    pub(in crate::cluster) fn share_selectors(&mut self, policy: &mut Policy) {
         policy.namespace = self.share(&policy.namespace);
         self.share_selector(&mut policy.subject);
         let rules = policy.ingress.iter_mut().chain(&mut policy.egress);
@@ -52,7 +52,7 @@ impl Strings {
     }
 
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::cluster) fn len(&self) -> usize {
         self.known.len()
     }
 }

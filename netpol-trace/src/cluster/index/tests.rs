@@ -1,8 +1,10 @@
 use std::time::{Duration, Instant};
 
+use super::super::change::Key;
+use super::super::kinds::Object;
 use super::super::manifests;
 use super::*;
-use crate::model::cluster::{Object, Selector};
+use crate::model::cluster::Selector;
 
 fn index(yaml: &str) -> Index {
     let loaded = manifests::load_bytes("test.yaml", yaml.as_bytes());
@@ -12,6 +14,10 @@ fn index(yaml: &str) -> Index {
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
+}
+
+fn remove(index: &mut Index, kind: Kind, namespace: Option<&str>, name: &str) {
+    index.remove(&Key { kind, namespace: namespace.map(Into::into), name: name.into() });
 }
 
 /// An owner in one word.
@@ -37,8 +43,8 @@ items:
 - {apiVersion: v1, kind: Pod, metadata: {name: failed, namespace: x}, status: {phase: Failed, podIP: 10.1.0.9}}
 - {apiVersion: v1, kind: Pod, metadata: {name: host, namespace: x}, spec: {hostNetwork: true, nodeName: n1}, status: {podIP: 192.168.0.1}}
 - {apiVersion: v1, kind: Pod, metadata: {name: new, namespace: x}, status: {phase: Pending}}
-- {apiVersion: v1, kind: Pod, metadata: {name: twin1, namespace: x}, status: {podIP: 10.1.0.2}}
-- {apiVersion: v1, kind: Pod, metadata: {name: twin2, namespace: z}, status: {podIP: 10.1.0.2}}
+- {apiVersion: v1, kind: Pod, metadata: {name: same1, namespace: x}, status: {podIP: 10.1.0.2}}
+- {apiVersion: v1, kind: Pod, metadata: {name: same2, namespace: z}, status: {podIP: 10.1.0.2}}
 "#;
 
 #[test]
@@ -52,10 +58,10 @@ fn an_address_has_its_right_owner_or_none() {
     assert_eq!(owner(&index, "10.1.0.77"), "nobody");
     assert!(index.pod("x", "new").is_some(), "a pod without address is still known by name");
 
-    index.remove_pod("z", "twin2");
-    assert_eq!(owner(&index, "10.1.0.2"), "pod x/twin1");
+    remove(&mut index, Kind::Pod, Some("z"), "same2");
+    assert_eq!(owner(&index, "10.1.0.2"), "pod x/same1");
     assert!(index.namespace("z").is_none(), "nothing is left of it");
-    index.remove_node("n1");
+    remove(&mut index, Kind::Node, None, "n1");
     assert_eq!(owner(&index, "192.168.0.1"), "nobody");
 }
 
@@ -75,7 +81,7 @@ fn the_pod_network_is_the_nodes_pod_cidrs() {
     let mut index = index(PODS);
     assert!(index.in_pod_network(ip("10.1.0.200")) && index.in_pod_network(ip("fd01::ffff")));
     assert!(!index.in_pod_network(ip("10.1.1.0")) && !index.in_pod_network(ip("fd02::1")));
-    index.remove_node("n1");
+    remove(&mut index, Kind::Node, None, "n1");
     assert!(!index.in_pod_network(ip("10.1.0.200")) && !index.knows_pod_networks());
 }
 
@@ -98,7 +104,7 @@ fn isolated(index: &Index, namespace: &str, pod: &str) -> String {
 }
 
 #[test]
-fn pods_carry_the_policies_that_isolate_them() {
+fn pods_have_the_policies_that_isolate_them() {
     let mut index = index(POLICIES);
     assert_eq!(isolated(&index, "x", "web"), "in:a-web,z-all out:a-web");
     assert_eq!(isolated(&index, "x", "db"), "in:z-all out:");
@@ -111,7 +117,7 @@ fn pods_carry_the_policies_that_isolate_them() {
     index.upsert(Object::Policy(policy));
     assert_eq!(isolated(&index, "x", "web"), "in:z-all out:a-web");
     assert_eq!(isolated(&index, "x", "db"), "in:z-all out:a-web");
-    index.remove_policy("x", "z-all");
+    remove(&mut index, Kind::Policy, Some("x"), "z-all");
     assert_eq!(isolated(&index, "x", "db"), "in: out:a-web");
 
     let mut pod = (**index.pod("z", "web").unwrap().pod).clone();
@@ -158,7 +164,7 @@ items:
 fn services_lead_to_their_backends_and_back() {
     let index = index(SERVICES);
     let backends = |name: &str| {
-        let show = |b: Backend<'_>| {
+        let show = |b: ServiceBackend<'_>| {
             let pod = b.pod.map_or("-".to_owned(), |v| v.pod.name.to_string());
             let ip = b.ip.map_or("-".to_owned(), |ip| ip.to_string());
             format!("{}>{ip}:{} {pod}{}", b.service_port.port, b.target_port, if b.ready { "" } else { " unready" })

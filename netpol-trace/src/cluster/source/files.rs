@@ -1,21 +1,23 @@
-//! Manifest files as a source: read at the start, and again when they change.
+//! Manifest files as a source: read at start-up, and again when they change.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 
+use super::super::kinds::KINDS;
 use super::super::manifests::{self, Loaded};
-use super::super::{Change, Kind};
+use super::super::{Change, Kind, Object};
 use super::{Cluster, SourceStatus};
-use crate::model::cluster::{Object, Policy};
+use crate::lock::IgnorePoison;
+use crate::model::cluster::Policy;
 
-/// How often files are looked at. Polling sees what inotify misses: the link swap of a mounted ConfigMap, a network file
-/// system, a folder that comes later.
+/// Interval at which the files are checked. Polling sees changes that inotify misses: the link swap of a mounted ConfigMap, a
+/// network file system, a folder that is made later.
 pub const POLL: Duration = Duration::from_millis(500);
 
-/// The files, and what they looked like when they were read.
+/// The files, and their signature when they were read.
 #[derive(Debug)]
 pub(super) struct Files {
     paths: Vec<PathBuf>,
@@ -31,28 +33,28 @@ impl Files {
 }
 
 impl Cluster {
-    /// Re-reads the files when they change; runs until dropped, and without files does nothing. A change counts when two
-    /// looks in a row see the same, so a file that is being written is left alone.
+    /// Re-reads the files when they change, until dropped. A change counts when two checks in a row see the same signature, so
+    /// that a file is not read while it is written. Without files nothing happens.
     pub async fn watch(&self) {
         if self.shared.files.is_none() {
             return std::future::pending().await;
         }
         let mut ticks = tokio::time::interval(POLL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut last_look = None;
+        let mut last_signature = None;
         loop {
             ticks.tick().await;
-            let (cluster, before) = (self.clone(), last_look.take());
-            // A panic in there (a bug) must not end the watch: the next tick tries again.
-            last_look = tokio::task::spawn_blocking(move || cluster.look(before)).await.ok().flatten();
+            let (cluster, before) = (self.clone(), last_signature.take());
+            // A panic (a bug) must not end the watch: the next tick tries again.
+            last_signature = tokio::task::spawn_blocking(move || cluster.check(before)).await.ok().flatten();
         }
     }
 
-    /// One look at the files; reads them when they settled on something new.
-    pub(super) fn look(&self, before: Option<Signature>) -> Option<Signature> {
+    /// Checks the files once, and reads them if they changed and now stay the same.
+    pub(super) fn check(&self, before: Option<Signature>) -> Option<Signature> {
         let files = self.shared.files.as_ref()?;
         let now = Signature::of(&files.paths);
-        let mut seen = files.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = files.seen.lock().ignore_poison();
         if *seen != now && before.as_ref() == Some(&now) {
             *seen = now.clone();
             self.reload(&files.paths);
@@ -64,7 +66,7 @@ impl Cluster {
         let loaded = manifests::load(paths);
         let at = Timestamp::now();
         match loaded.error() {
-            // The last good state stays in force.
+            // The last good state stays in use.
             Some(error) => {
                 let error = error.to_string();
                 let before = self.sources().pop();
@@ -75,7 +77,7 @@ impl Cluster {
                 });
             }
             None => {
-                // Files don't say when a policy changed: one that differs from the last load changed at this one.
+                // Files do not have the time of a change: a policy that differs from the last load changed now.
                 let undated = loaded.objects.iter().map(|located| match &located.object {
                     Object::Policy(policy) => Object::Policy(Policy { changed: None, ..policy.clone() }),
                     object => object.clone(),
@@ -85,11 +87,9 @@ impl Cluster {
         }
     }
 
-    /// Puts what the files hold in force.
+    /// Replaces the state by the objects of the files.
     pub(super) fn take_files(&self, loaded: &Loaded, objects: impl Iterator<Item = Object>, at: Timestamp) {
-        let mut kinds = [Kind::Namespace, Kind::Policy, Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::Pod]
-            .map(|kind| (kind, Vec::new()))
-            .to_vec();
+        let mut kinds: Vec<(Kind, Vec<Object>)> = KINDS.iter().map(|entry| (entry.kind.clone(), Vec::new())).collect();
         for object in objects {
             let kind = object.kind();
             match kinds.iter_mut().find(|(known, _)| *known == kind) {
@@ -124,7 +124,7 @@ fn status(loaded: &Loaded, at: Timestamp) -> SourceStatus {
     }
 }
 
-/// What `stat` says of every file behind the paths: enough to see any change that a writer doesn't hide on purpose.
+/// The result of `stat` for every file behind the paths: enough to notice any change that a writer does not hide on purpose.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Signature(Vec<(PathBuf, Option<Stat>)>);
 

@@ -37,7 +37,7 @@ async fn changed_files_are_read_again_and_broken_ones_leave_the_last_good_state(
     let first = cluster.sources()[0].loaded_at;
     until(&cluster, &mut changes, |status| status.loaded_at > first).await;
     {
-        // Changes wait for readers.
+        // Changes wait for this lock.
         let index = cluster.read();
         assert_eq!(index.policy("x", "kept").unwrap().changed, None, "an unchanged policy keeps what is known");
         assert_eq!(index.policy("x", "old").unwrap().changed, Some(cluster.sources()[0].loaded_at));
@@ -88,7 +88,7 @@ fn a_mounted_config_map_is_read_once() {
     fs::write(next.join("pods.yaml"), PODS.replace("name: a", "name: b")).unwrap();
     std::os::unix::fs::symlink("..2026_11_22", folder.path().join("..data_tmp")).unwrap();
     fs::rename(folder.path().join("..data_tmp"), folder.path().join("..data")).unwrap();
-    let look = cluster.look(None);
-    cluster.look(look);
+    let signature = cluster.check(None);
+    cluster.check(signature);
     assert!(cluster.read().pod("x", "b").is_some() && cluster.read().pod("x", "a").is_none());
 }

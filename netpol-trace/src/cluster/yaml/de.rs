@@ -1,5 +1,5 @@
-//! [`Node`] as a serde format, so that the API's types are read from it without a copy. The reader itself knows where it is and
-//! what was left out: wrapped around it, that would be compiled for each of the API's types once more.
+//! [`YamlNode`] as a serde format, so that the API's types are read from it without a copy. The reader itself tracks positions and
+//! unknown fields: wrappers around it would be compiled once more for each of the API's types.
 
 use std::cell::RefCell;
 use std::{fmt, slice};
@@ -8,7 +8,7 @@ use serde::de::value::StrDeserializer;
 use serde::de::{self, Deserialize, DeserializeSeed, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::{Key, Node, Path, Step, Value};
+use super::{Path, Step, Value, YamlKey, YamlNode};
 
 /// A value of another type than the API's.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +21,7 @@ impl de::Error for Error {
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        // Kubernetes' words, not Rust's.
+        // The terms of Kubernetes, not of Rust.
         let found = match found {
             Unexpected::Map => "a mapping".to_owned(),
             Unexpected::Seq => "a list".to_owned(),
@@ -46,8 +46,8 @@ impl de::Error for Error {
     }
 }
 
-/// Reads a value of the API. With the first `most` fields that its type does not have, and with an error's position.
-pub fn decode<'de, T: Deserialize<'de>>(root: &'de Node, most: usize) -> (Result<T, (Path, Error)>, Vec<Path>) {
+/// Reads a value of the API's type `T`. Returns the first `most` fields that the type does not have, and the path of an error.
+pub fn decode<'de, T: Deserialize<'de>>(root: &'de YamlNode, most: usize) -> (Result<T, (Path, Error)>, Vec<Path>) {
     let noticed = RefCell::new(Noticed { most, ..Noticed::default() });
     let decoded = T::deserialize(Reader { node: root, position: &Position::Root, noticed: &noticed });
     let Noticed { unknown, failed, .. } = noticed.into_inner();
@@ -58,11 +58,11 @@ pub fn decode<'de, T: Deserialize<'de>>(root: &'de Node, most: usize) -> (Result
 struct Noticed {
     most: usize,
     unknown: Vec<Path>,
-    /// Where the first error came from.
+    /// The path of the first error.
     failed: Option<Path>,
 }
 
-/// Where a value is, from itself up to the root.
+/// The position of a value, linked up to the root.
 enum Position<'p> {
     Root,
     Field(&'p Position<'p>, &'p str),
@@ -78,19 +78,19 @@ impl Position<'_> {
         }
     }
 
-    /// Takes note of an error that comes from here.
+    /// Records the position of the first error.
     fn failed(&self, noticed: &RefCell<Noticed>) {
         noticed.borrow_mut().failed.get_or_insert_with(|| self.path());
     }
 }
 
 struct Reader<'de, 'p> {
-    node: &'de Node,
+    node: &'de YamlNode,
     position: &'p Position<'p>,
     noticed: &'p RefCell<Noticed>,
 }
 
-/// What stands where something else was expected.
+/// An error for a value of another type than the expected one.
 fn wrong(value: &Value, expected: &dyn de::Expected) -> Error {
     let found = match value {
         Value::Null => Unexpected::Unit,
@@ -108,13 +108,13 @@ fn wrong(value: &Value, expected: &dyn de::Expected) -> Error {
 }
 
 impl<'de> Reader<'de, '_> {
-    fn seq<V: Visitor<'de>>(self, items: &'de [Node], visitor: V) -> Result<V::Value, Error> {
+    fn seq<V: Visitor<'de>>(self, items: &'de [YamlNode], visitor: V) -> Result<V::Value, Error> {
         visitor.visit_seq(Items { items: items.iter().enumerate(), position: self.position, noticed: self.noticed })
     }
 
-    fn map<V: Visitor<'de>>(self, entries: &'de [(Key, Node)], visitor: V) -> Result<V::Value, Error> {
+    fn map<V: Visitor<'de>>(self, entries: &'de [(YamlKey, YamlNode)], visitor: V) -> Result<V::Value, Error> {
         let entries = entries.iter();
-        visitor.visit_map(Entries { entries, entry: None, position: self.position, noticed: self.noticed })
+        visitor.visit_map(MapEntries { entries, entry: None, position: self.position, noticed: self.noticed })
     }
 }
 
@@ -136,7 +136,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
         }
     }
 
-    // What most fields are says so; the rest need not be compiled for them.
+    // The types of most fields. Specific methods avoid compiling the other arms of `deserialize_any` for them.
 
     fn deserialize_struct<V: Visitor<'de>>(
         self,
@@ -186,7 +186,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
         visitor.visit_newtype_struct(self)
     }
 
-    /// What the types of the API do with a field that they don't have.
+    /// The API's types call this for a field that they do not have.
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         let mut noticed = self.noticed.borrow_mut();
         if noticed.unknown.len() < noticed.most {
@@ -203,7 +203,7 @@ impl<'de> de::Deserializer<'de> for Reader<'de, '_> {
 }
 
 struct Items<'de, 'p> {
-    items: std::iter::Enumerate<slice::Iter<'de, Node>>,
+    items: std::iter::Enumerate<slice::Iter<'de, YamlNode>>,
     position: &'p Position<'p>,
     noticed: &'p RefCell<Noticed>,
 }
@@ -219,15 +219,15 @@ impl<'de> de::SeqAccess<'de> for Items<'de, '_> {
     }
 }
 
-struct Entries<'de, 'p> {
-    entries: slice::Iter<'de, (Key, Node)>,
-    /// Whose key was read, and its value not yet.
-    entry: Option<&'de (Key, Node)>,
+struct MapEntries<'de, 'p> {
+    entries: slice::Iter<'de, (YamlKey, YamlNode)>,
+    /// The entry whose key was read, but not its value.
+    entry: Option<&'de (YamlKey, YamlNode)>,
     position: &'p Position<'p>,
     noticed: &'p RefCell<Noticed>,
 }
 
-impl<'de> de::MapAccess<'de> for Entries<'de, '_> {
+impl<'de> de::MapAccess<'de> for MapEntries<'de, '_> {
     type Error = Error;
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Error> {

@@ -1,18 +1,17 @@
-//! saphyr-parser's events to a tree.
+//! Builds the tree from saphyr-parser's events.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
-use super::{Key, MAX_ALIASED_NODES, MAX_DEPTH, MAX_NODES, Node, SyntaxError, Value, scalar};
+use super::{MAX_ALIASED_NODES, MAX_DEPTH, MAX_NODES, SyntaxError, Value, YamlKey, YamlNode, scalar};
 
-/// Reads one piece of text; `first_line` is the number of its first line. Normally that is one document; documents that
-/// hold nothing are left out.
-pub(super) fn read(text: &str, first_line: u32) -> Result<Vec<Node>, SyntaxError> {
-    // The parser places an early end of the text on a line of its own.
+/// Reads one piece of text, normally one document. `first_line` is the number of its first line. Empty documents are left out.
+pub(super) fn read(text: &str, first_line: u32) -> Result<Vec<YamlNode>, SyntaxError> {
+    // The parser reports an unexpected end of the text one line after the last.
     let last_line = text.lines().count().max(1);
-    let mut builder = Builder { first_line, last_line, ..Builder::default() };
+    let mut builder = TreeBuilder { first_line, last_line, ..TreeBuilder::default() };
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
         let (event, span) = event.map_err(|error| builder.error(error.marker().line(), error.info().to_owned()))?;
@@ -23,31 +22,31 @@ pub(super) fn read(text: &str, first_line: u32) -> Result<Vec<Node>, SyntaxError
 }
 
 #[derive(Default)]
-struct Builder {
+struct TreeBuilder {
     first_line: u32,
     last_line: usize,
-    roots: Vec<Node>,
+    roots: Vec<YamlNode>,
     stack: Vec<Frame>,
-    anchors: HashMap<usize, Rc<Node>>,
-    /// Nodes made, and among them those copied for anchors, aliases and merge keys.
+    anchors: HashMap<usize, Rc<YamlNode>>,
+    /// The number of nodes, and of those copied for anchors, aliases and merge keys.
     nodes: usize,
     copied: usize,
 }
 
 struct Frame {
-    node: Node,
+    node: YamlNode,
     anchor: usize,
     /// The key that waits for its value.
-    key: Option<Key>,
+    key: Option<YamlKey>,
     keys: HashSet<Box<str>>,
     /// Values of `<<`, applied when the mapping ends: explicit keys win.
-    merges: Vec<Node>,
+    merges: Vec<YamlNode>,
 }
 
 /// The name of a merge key's slot; `<<` as text is quoted in YAML.
 const MERGE: &str = "<<";
 
-impl Builder {
+impl TreeBuilder {
     fn error(&self, line: usize, message: String) -> SyntaxError {
         SyntaxError { document: 1, line: self.line(line), message }
     }
@@ -64,10 +63,10 @@ impl Builder {
                 let plain = style == ScalarStyle::Plain && tag.is_none();
                 let value = if plain { scalar::resolve(&text)? } else { tagged(&text, tag.as_deref())? };
                 let merge = plain && *text == *MERGE;
-                self.finish(Node { line, value }, anchor, merge)
+                self.finish(YamlNode { line, value }, anchor, merge)
             }
-            Event::SequenceStart(anchor, _) => self.open(Node { line, value: Value::Sequence(Vec::new()) }, anchor),
-            Event::MappingStart(anchor, _) => self.open(Node { line, value: Value::Mapping(Vec::new()) }, anchor),
+            Event::SequenceStart(anchor, _) => self.open(YamlNode { line, value: Value::Sequence(Vec::new()) }, anchor),
+            Event::MappingStart(anchor, _) => self.open(YamlNode { line, value: Value::Mapping(Vec::new()) }, anchor),
             Event::SequenceEnd | Event::MappingEnd => match self.stack.pop() {
                 Some(mut frame) => {
                     self.merge(&mut frame)?;
@@ -77,10 +76,10 @@ impl Builder {
             },
             Event::Alias(anchor) => {
                 let Some(target) = self.anchors.get(&anchor).cloned() else {
-                    return Err("an alias inside of the value that it names".to_owned());
+                    return Err("an alias inside the value that it names".to_owned());
                 };
                 self.copy(&target)?;
-                self.finish(Node { line, value: target.value.clone() }, 0, false)
+                self.finish(YamlNode { line, value: target.value.clone() }, 0, false)
             }
             Event::DocumentStart(_) => {
                 self.anchors.clear();
@@ -91,7 +90,7 @@ impl Builder {
         }
     }
 
-    fn open(&mut self, node: Node, anchor: usize) -> Result<(), String> {
+    fn open(&mut self, node: YamlNode, anchor: usize) -> Result<(), String> {
         if self.stack.len() >= MAX_DEPTH {
             return Err(format!("nested deeper than {MAX_DEPTH} levels"));
         }
@@ -99,8 +98,8 @@ impl Builder {
         Ok(())
     }
 
-    /// A complete node goes to where it belongs.
-    fn finish(&mut self, node: Node, anchor: usize, merge: bool) -> Result<(), String> {
+    /// Adds a complete node to its parent.
+    fn finish(&mut self, node: YamlNode, anchor: usize, merge: bool) -> Result<(), String> {
         self.nodes += 1;
         if self.nodes > MAX_NODES {
             return Err(format!("more than {MAX_NODES} values in one document"));
@@ -121,11 +120,11 @@ impl Builder {
                 Some(key) if *key.name == *MERGE && key.line == 0 => frame.merges.push(node),
                 Some(key) => entries.push((key, node)),
                 // Line 0 marks a merge key until its value comes.
-                None if merge => frame.key = Some(Key { name: MERGE.into(), line: 0 }),
+                None if merge => frame.key = Some(YamlKey { name: MERGE.into(), line: 0 }),
                 None => {
-                    let key = Key { name: scalar::key(node.value)?, line: node.line };
+                    let key = YamlKey { name: scalar::key(node.value)?, line: node.line };
                     if !frame.keys.insert(key.name.clone()) {
-                        return Err(format!("the key {:?} is there twice", key.name));
+                        return Err(format!("duplicate key {:?}", key.name));
                     }
                     frame.key = Some(key);
                 }
@@ -159,8 +158,8 @@ impl Builder {
         Ok(())
     }
 
-    /// Accounts for a copy of `node` before it is made.
-    fn copy(&mut self, node: &Node) -> Result<(), String> {
+    /// Checks and counts a copy of `node` before it is made.
+    fn copy(&mut self, node: &YamlNode) -> Result<(), String> {
         let mut size = Size { weight: 0, limit: MAX_ALIASED_NODES - self.copied };
         size.add(node, MAX_DEPTH.saturating_sub(self.stack.len()))?;
         self.copied += size.weight;
@@ -168,14 +167,14 @@ impl Builder {
     }
 }
 
-/// What a copy costs: one for each value, and one more for each 64 bytes of text.
+/// The cost of a copy: one for each value, and one more for each 64 bytes of text.
 struct Size {
     weight: usize,
     limit: usize,
 }
 
 impl Size {
-    fn add(&mut self, node: &Node, levels: usize) -> Result<(), String> {
+    fn add(&mut self, node: &YamlNode, levels: usize) -> Result<(), String> {
         self.weigh(1)?;
         let Some(below) = levels.checked_sub(1) else {
             return Err(format!("aliases nest values deeper than {MAX_DEPTH} levels"));
@@ -206,10 +205,10 @@ fn tagged(text: &str, tag: Option<&Tag>) -> Result<Value, String> {
     match core {
         Some("null") => Ok(Value::Null),
         Some("bool" | "int" | "float") => match scalar::resolve(text)? {
-            Value::String(text) => Err(format!("{text:?} is not what its tag says")),
+            Value::String(text) => Err(format!("{text:?} does not have the type of its tag")),
             value => Ok(value),
         },
-        // Go reads these as bytes; no field here holds any.
+        // Go reads these as bytes; no field of these kinds has any.
         Some("binary") => Err("the tag !!binary is not supported here".to_owned()),
         _ => Ok(Value::String(text.into())),
     }

@@ -1,5 +1,4 @@
-//! What a plain scalar means to kubectl: go-yaml's resolution (YAML 1.1 with its own points), as in
-//! `sigs.k8s.io/yaml`.
+//! Resolves plain scalars as kubectl does: go-yaml's variant of YAML 1.1, as in `sigs.k8s.io/yaml`.
 
 use super::Value;
 
@@ -24,7 +23,7 @@ pub(super) fn resolve(text: &str) -> Result<Value, String> {
 }
 
 fn number(text: &str) -> Option<serde_json::Number> {
-    // Most scalars are names: the first character tells.
+    // Most scalars are names, which the first character shows.
     if !text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.')) {
         return None;
     }

@@ -50,7 +50,7 @@ fn plain_scalars_resolve_as_kubectl_resolves_them() {
     assert!(scalar::resolve(".inf").is_err());
 }
 
-fn root(text: &str) -> Node {
+fn root(text: &str) -> YamlNode {
     parse(text.as_bytes()).remove(0).unwrap().root
 }
 
@@ -153,7 +153,7 @@ proptest! {
         let value = serde_json::json!({"s": text, "n": number, "list": [flag, null, {"deep": text}]});
         let json = root(&value.to_string());
         let yaml = root(&format!("# no JSON\n{value}"));
-        let plain = |node: &Node| -> String { format!("{node:?}").replace("line: 2", "line: 1") };
+        let plain = |node: &YamlNode| -> String { format!("{node:?}").replace("line: 2", "line: 1") };
         let strip = |text: String| {
             let mut text = text;
             while let Some(at) = text.find("raw: Some(") {

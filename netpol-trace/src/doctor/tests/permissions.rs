@@ -2,11 +2,11 @@
 
 use expect_test::expect;
 
-use super::{check, check_node, good, judge};
-use crate::doctor::Status;
-use crate::doctor::facts::{Lockdown, Symbols};
-use crate::inventory::Known;
-use crate::inventory::ruleset::Builder;
+use super::{check, check_node, diagnose, good};
+use crate::doctor::FindingStatus;
+use crate::doctor::facts::{KallsymsState, LockdownMode};
+use crate::inventory::Readable;
+use crate::inventory::ruleset::RulesetBuilder;
 
 #[test]
 fn an_ordinary_user() {
@@ -14,42 +14,42 @@ fn an_ordinary_user() {
         |facts, inventory| {
             facts.capabilities = Some(0);
             facts.hooks[0].result = Err("Operation not permitted (os error 1)".into());
-            facts.symbols = Symbols::Hidden;
-            facts.lockdown = Lockdown::Unknown;
-            let refused = Known::No("Operation not permitted (os error 1)".into());
+            facts.symbols = KallsymsState::Hidden;
+            facts.lockdown = LockdownMode::Unknown;
+            let refused = Readable::No("Operation not permitted (os error 1)".into());
             (inventory.nft, inventory.legacy) = (refused.clone(), refused);
-            inventory.ruleset = Builder::default().finish();
+            inventory.ruleset = RulesetBuilder::default().finish();
         },
         expect![[r#"
             No: drops can't be recorded here: CAP_BPF and CAP_PERFMON missing.
 
             FAIL hook         kfree_skb does not load: Operation not permitted (os error 1)
-                              the kernel does not let us see drops
+                              the kernel does not let this process see drops
                               To do: see `capabilities`
             FAIL capabilities CAP_BPF and CAP_PERFMON missing
                               needed to load the programs
                               To do: run as root, or add CAP_BPF and CAP_PERFMON to the container's securityContext.capabilities
 
             warn capabilities CAP_SYSLOG missing
-                              needed to see symbol addresses: without it a drop shows its reason but not its place
+                              needed to read symbol addresses: without it a record has the drop's reason but not its call site
                               To do: run as root, or add CAP_SYSLOG to the container's securityContext.capabilities
             warn capabilities CAP_NET_ADMIN missing
-                              needed to read the node's rulesets and attach to interfaces: without it the mechanism is told by the drop alone
+                              needed to read the node's rulesets and attach to interfaces: without it only the drop itself shows the mechanism
                               To do: run as root, or add CAP_NET_ADMIN to the container's securityContext.capabilities
             warn capabilities CAP_NET_RAW missing
                               needed to read iptables-legacy tables
                               To do: run as root, or add CAP_NET_RAW to the container's securityContext.capabilities
-            warn lockdown     can't be told: /sys/kernel/security is not mounted or not readable
+            warn lockdown     not known: /sys/kernel/security is not mounted or not readable
                               if a hook does not load, lockdown may be why
                               To do: mount -t securityfs securityfs /sys/kernel/security, or run as root
             warn symbols      /proc/kallsyms shows every address as 0
-                              drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure
+                              records have the drop's reason but no `kernel.location`, and mechanism and cause are less certain
                               To do: grant CAP_SYSLOG, or run as root
-            warn coverage     nftables: can't be read (Operation not permitted (os error 1))
-                              its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown
+            warn coverage     nftables: cannot be read (Operation not permitted (os error 1))
+                              its drops are recorded; whether a rule drops or rejects, and which product made the rule, stays unknown
                               To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
-            warn coverage     iptables-legacy: can't be read (Operation not permitted (os error 1))
-                              its drops are recorded; whether a rule drops or rejects, and whose it is, stays unknown
+            warn coverage     iptables-legacy: cannot be read (Operation not permitted (os error 1))
+                              its drops are recorded; whether a rule drops or rejects, and which product made the rule, stays unknown
                               To do: grant CAP_NET_ADMIN and CAP_NET_RAW, or run as root
         "#]],
     );
@@ -60,22 +60,22 @@ fn only_the_daemonsets_capabilities() {
     check(
         |facts| {
             facts.capabilities = Some(1 << 39 | 1 << 38);
-            facts.symbols = Symbols::Hidden;
+            facts.symbols = KallsymsState::Hidden;
         },
         expect![[r#"
             Yes: drops can be recorded here, with 4 limits.
 
             warn capabilities CAP_SYSLOG missing
-                              needed to see symbol addresses: without it a drop shows its reason but not its place
+                              needed to read symbol addresses: without it a record has the drop's reason but not its call site
                               To do: run as root, or add CAP_SYSLOG to the container's securityContext.capabilities
             warn capabilities CAP_NET_ADMIN missing
-                              needed to read the node's rulesets and attach to interfaces: without it the mechanism is told by the drop alone
+                              needed to read the node's rulesets and attach to interfaces: without it only the drop itself shows the mechanism
                               To do: run as root, or add CAP_NET_ADMIN to the container's securityContext.capabilities
             warn capabilities CAP_NET_RAW missing
                               needed to read iptables-legacy tables
                               To do: run as root, or add CAP_NET_RAW to the container's securityContext.capabilities
             warn symbols      /proc/kallsyms shows every address as 0
-                              drops are told by their reason only: no `kernel.location`, and mechanism and cause are less sure
+                              records have the drop's reason but no `kernel.location`, and mechanism and cause are less certain
                               To do: grant CAP_SYSLOG, or run as root
         "#]],
     );
@@ -85,14 +85,14 @@ fn only_the_daemonsets_capabilities() {
 fn confidentiality() {
     check(
         |facts| {
-            facts.lockdown = Lockdown::Confidentiality;
+            facts.lockdown = LockdownMode::Confidentiality;
             facts.hooks[0].result = Err("Operation not permitted (os error 1)".into());
         },
         expect![[r#"
             No: drops can't be recorded here: the kernel is locked down in confidentiality mode.
 
             FAIL hook         kfree_skb does not load: Operation not permitted (os error 1)
-                              the kernel does not let us see drops
+                              the kernel does not let this process see drops
                               To do: see `lockdown`
             FAIL lockdown     the kernel is locked down in confidentiality mode
                               the kernel refuses programs that copy its memory, as reading packet headers does
@@ -112,16 +112,16 @@ fn a_user_namespace() {
             No: drops can't be recorded here: this process runs in a user namespace of its own.
 
             FAIL hook         kfree_skb does not load: Operation not permitted (os error 1)
-                              the kernel does not let us see drops
+                              the kernel does not let this process see drops
                               To do: see `capabilities`
             FAIL capabilities this process runs in a user namespace of its own
-                              its capabilities count only there: the kernel does not let it see drops
+                              its capabilities count only in that namespace: the kernel does not let it see drops
                               To do: run in the host's user namespace (a pod with hostUsers left at true)
         "#]],
     );
 }
 
-/// A profile older than CAP_BPF: the kernel would let us, the filter does not.
+/// A profile older than CAP_BPF: the kernel would allow bpf(2), the filter does not.
 #[test]
 fn a_seccomp_profile_that_refuses_bpf() {
     let refused = "the kernel refused the program: Operation not permitted (os error 1)";
@@ -134,20 +134,20 @@ fn a_seccomp_profile_that_refuses_bpf() {
             No: drops can't be recorded here: a seccomp profile is in force, and bpf(2) is refused although the capabilities are there.
 
             FAIL hook         kfree_skb does not load: the kernel refused the program: Operation not permitted (os error 1)
-                              the kernel does not let us see drops
+                              the kernel does not let this process see drops
                               To do: see `seccomp`
             FAIL seccomp      a seccomp profile is in force, and bpf(2) is refused although the capabilities are there
-                              the container runtime's profile lets bpf(2) through for CAP_SYS_ADMIN only, as those of before CAP_BPF do
+                              the container runtime's profile allows bpf(2) with CAP_SYS_ADMIN only, as profiles older than CAP_BPF do
                               To do: use containerd 1.6.9, Docker 23 or later, or set seccompProfile to a profile of type Localhost that allows bpf
         "#]],
     );
-    let judged = |seccomp, capabilities| {
+    let seccomp_fails = |seccomp, capabilities| {
         let mut facts = good();
         (facts.seccomp, facts.capabilities) = (seccomp, capabilities);
         facts.hooks[0].result = Err(refused.into());
-        judge(&facts).iter().any(|finding| finding.check == "seccomp" && finding.status == Status::Fail)
+        diagnose(&facts).iter().any(|finding| finding.check == "seccomp" && finding.status == FindingStatus::Fail)
     };
-    assert!(judged(Some(2), Some(0x1ff_ffff_ffff)));
-    assert!(!judged(Some(0), Some(0x1ff_ffff_ffff)), "no profile");
-    assert!(!judged(Some(2), Some(0)), "the capabilities are missing: that is why");
+    assert!(seccomp_fails(Some(2), Some(0x1ff_ffff_ffff)));
+    assert!(!seccomp_fails(Some(0), Some(0x1ff_ffff_ffff)), "no profile");
+    assert!(!seccomp_fails(Some(2), Some(0)), "the capabilities are missing: that is why");
 }

@@ -1,38 +1,39 @@
-//! What is known of the pods' interfaces: shared by the thread that attaches and the one that makes records.
+//! The pods' interfaces, shared by the thread that attaches the programs and the pipeline.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{PoisonError, RwLock};
+use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
 use aya::programs::TcAttachType;
 
-use super::Mode;
-use super::attacher::before_ours;
+use super::mode::TcMode;
+use super::order::before_ours;
+use crate::lock::IgnorePoison;
 use crate::netlink::route::{self, Link};
 
-/// Addresses behind an interface are asked for again after so long, when one is missing.
+/// The least time between two requests for the addresses behind an interface.
 const ADDRESSES_AGE: Duration = Duration::from_secs(3);
-/// Interfaces named in a status.
+/// Interfaces that a status names.
 const NAMED: usize = 4;
 
 /// The pods' interfaces of this network namespace.
 #[derive(Debug)]
 pub struct Interfaces {
-    mode: Mode,
-    /// Inode number of this network namespace: interface indexes are only good in it.
+    mode: TcMode,
+    /// Inode number of this network namespace, to which the interface indexes belong.
     netns: u32,
     /// Ids of our programs.
     programs: Vec<(TcAttachType, u32)>,
-    state: RwLock<State>,
+    state: RwLock<InterfaceTable>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct InterfaceTable {
     interfaces: HashMap<u32, Interface>,
-    /// Others' programs that run before ours, by "name direction".
+    /// Programs that run before ours, by "interface direction".
     others: BTreeMap<String, String>,
 }
 
@@ -40,28 +41,28 @@ struct State {
 struct Interface {
     link: Link,
     since: Instant,
-    /// Why the programs are not on it.
+    /// Why our programs are not attached.
     error: Option<String>,
     addresses: Vec<IpAddr>,
-    asked: Option<Instant>,
+    requested: Option<Instant>,
 }
 
 impl Interfaces {
-    pub(super) fn new(mode: Mode, programs: Vec<(TcAttachType, u32)>) -> io::Result<Interfaces> {
+    pub(super) fn new(mode: TcMode, programs: Vec<(TcAttachType, u32)>) -> io::Result<Interfaces> {
         let netns = std::fs::metadata("/proc/self/ns/net")?.ino();
         Ok(Interfaces { mode, netns: netns as u32, programs, state: RwLock::default() })
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, InterfaceTable> {
+        self.state.read().ignore_poison()
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, State> {
-        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, InterfaceTable> {
+        self.state.write().ignore_poison()
     }
 
     pub(super) fn insert(&self, link: Link, error: Option<String>) {
-        let interface = Interface { since: Instant::now(), error, addresses: Vec::new(), asked: None, link };
+        let interface = Interface { since: Instant::now(), error, addresses: Vec::new(), requested: None, link };
         self.write().interfaces.insert(interface.link.index, interface);
     }
 
@@ -96,25 +97,25 @@ impl Interfaces {
         self.read().interfaces.get(&index).map(|interface| interface.link.name.clone())
     }
 
-    /// How long an interface has been watched.
+    /// How long the programs have been attached to an interface.
     pub fn watched_for(&self, index: u32) -> Option<Duration> {
         self.read().interfaces.get(&index).filter(|i| i.error.is_none()).map(|interface| interface.since.elapsed())
     }
 
-    /// The addresses that the pod behind an interface has, as its own kernel says. They come after the interface and tell
-    /// nobody, so when `looked_for` is not among them the kernel is asked again, at most every [`ADDRESSES_AGE`].
+    /// The addresses of the pod behind an interface, from the kernel. They are set after the interface appeared, without a notification. If
+    /// `looked_for` is not among them, this requests them again, at most every [`ADDRESSES_AGE`].
     pub fn addresses(&self, index: u32, looked_for: IpAddr) -> Vec<IpAddr> {
         {
             let state = self.read();
             let Some(interface) = state.interfaces.get(&index) else { return Vec::new() };
-            let fresh = interface.asked.is_some_and(|asked| asked.elapsed() < ADDRESSES_AGE);
+            let fresh = interface.requested.is_some_and(|requested| requested.elapsed() < ADDRESSES_AGE);
             if fresh || interface.addresses.contains(&looked_for) {
                 return interface.addresses.clone();
             }
         }
         let mut state = self.write();
         let Some(interface) = state.interfaces.get_mut(&index) else { return Vec::new() };
-        interface.asked = Some(Instant::now());
+        interface.requested = Some(Instant::now());
         if let Some(netns) = interface.link.peer_netns {
             match route::addresses(netns, interface.link.peer) {
                 Ok(addresses) => interface.addresses = addresses,
@@ -124,7 +125,7 @@ impl Interfaces {
         interface.addresses.clone()
     }
 
-    /// The interface behind which `address` is, when there is exactly one.
+    /// The interface with `address` behind it, if there is exactly one.
     pub fn behind(&self, address: IpAddr) -> Option<u32> {
         let mut found = None;
         for index in self.indexes() {
@@ -135,7 +136,7 @@ impl Interfaces {
         found
     }
 
-    /// Looks which interfaces have another program in front of ours.
+    /// Finds interfaces on which another program runs before ours.
     pub fn look_for_others(&self) {
         let links: Vec<Link> =
             self.read().interfaces.values().filter(|i| i.error.is_none()).map(|i| i.link.clone()).collect();
@@ -152,7 +153,7 @@ impl Interfaces {
         self.write().others = others;
     }
 
-    /// For the status: how many interfaces are watched, and what limits the view.
+    /// The number of watched interfaces and what limits the view, for the status.
     pub fn describe(&self) -> String {
         let state = self.read();
         let failed: Vec<&Interface> = state.interfaces.values().filter(|i| i.error.is_some()).collect();
@@ -170,7 +171,7 @@ impl Interfaces {
         if !state.others.is_empty() {
             text += "; another program runs first and hides what it does not let pass: ";
             let named: Vec<String> =
-                state.others.iter().take(NAMED).map(|(place, names)| format!("{names} on {place}")).collect();
+                state.others.iter().take(NAMED).map(|(interface, names)| format!("{names} on {interface}")).collect();
             text += &named.join("; ");
             if state.others.len() > NAMED {
                 text += &format!("; and {} more", state.others.len() - NAMED);
@@ -179,7 +180,7 @@ impl Interfaces {
         text
     }
 
-    pub fn mode(&self) -> Mode {
+    pub fn mode(&self) -> TcMode {
         self.mode
     }
 }

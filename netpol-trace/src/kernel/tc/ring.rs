@@ -1,4 +1,4 @@
-//! The reading end of the connections' ring.
+//! Reads records from the connections' ring.
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -7,9 +7,9 @@ use netpol_trace_common::tc::{DnsEvent, FlowEvent, event};
 
 /// One record of the tc programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Told {
+pub enum TcEvent {
     Flow(FlowEvent),
-    /// A DNS answer to a pod: at most [`netpol_trace_common::tc::DNS_BYTES`] octets of the message.
+    /// A DNS answer to a pod: at most [`netpol_trace_common::tc::DNS_BYTES`] bytes of the message.
     Dns(FlowEvent, Box<[u8]>),
 }
 
@@ -20,12 +20,12 @@ impl FlowRing {
         FlowRing(ring)
     }
 
-    /// The next record, when there is one.
-    pub fn pop(&mut self) -> Option<Told> {
+    /// The next record, if there is one.
+    pub fn pop(&mut self) -> Option<TcEvent> {
         loop {
             let item = self.0.next()?;
-            if let Some(told) = parse(&item) {
-                return Some(told);
+            if let Some(event) = parse(&item) {
+                return Some(event);
             }
         }
     }
@@ -37,7 +37,7 @@ impl AsRawFd for FlowRing {
     }
 }
 
-fn parse(bytes: &[u8]) -> Option<Told> {
+fn parse(bytes: &[u8]) -> Option<TcEvent> {
     const LENGTH: usize = std::mem::offset_of!(DnsEvent, length);
     const PAYLOAD: usize = std::mem::offset_of!(DnsEvent, payload);
     if bytes.len() < size_of::<FlowEvent>() {
@@ -46,9 +46,9 @@ fn parse(bytes: &[u8]) -> Option<Told> {
     // SAFETY: plain words, valid for every bit pattern; the length was checked, and an unaligned read needs no alignment.
     let head = unsafe { bytes.as_ptr().cast::<FlowEvent>().read_unaligned() };
     if head.event != event::DNS {
-        return Some(Told::Flow(head));
+        return Some(TcEvent::Flow(head));
     }
     let length = u32::from_ne_bytes(bytes.get(LENGTH..LENGTH + 4)?.try_into().ok()?) as usize;
-    // What lies behind `length` was never written.
-    Some(Told::Dns(head, bytes.get(PAYLOAD..PAYLOAD.checked_add(length)?)?.into()))
+    // Bytes after `length` were never written.
+    Some(TcEvent::Dns(head, bytes.get(PAYLOAD..PAYLOAD.checked_add(length)?)?.into()))
 }

@@ -7,7 +7,7 @@ use crate::cluster::Index;
 use crate::cluster::index::{AddressOwner, PodView};
 use crate::model::packet::Packet;
 use crate::model::{Action, Address};
-use crate::pipeline::connections::{End, Flows, Kernel, Tuple};
+use crate::pipeline::connections::{AddressPort, ConnectionTuple, Flows, KernelFlows};
 use crate::pipeline::enrich;
 use crate::record::Drop;
 
@@ -22,7 +22,7 @@ pub struct Origin {
     pub netns: Option<u32>,
 }
 
-impl<K: Kernel> Flows<K> {
+impl<K: KernelFlows> Flows<K> {
     /// Adds what is certain: the address that the client used and its names, a spoofed source, a reject.
     pub fn annotate(&mut self, drop: &mut Drop, packet: &Packet, origin: Origin, index: &Index, now: Instant) {
         if packet.conntrack.is_none() {
@@ -32,8 +32,8 @@ impl<K: Kernel> Flows<K> {
             drop.action = Action::Reject;
         }
         drop.spoofed = self.is_spoofed(packet, origin, index);
-        let asked = drop.destination.original.as_ref().map_or(drop.destination.ip, |original| original.ip);
-        drop.destination.names = self.names_of(drop.source.ip, asked, now);
+        let addressed = drop.destination.original.as_ref().map_or(drop.destination.ip, |original| original.ip);
+        drop.destination.names = self.names_of(drop.source.ip, addressed, now);
     }
 
     /// Returns the DNS names under which the pod at `pod` knows `address`.
@@ -44,7 +44,7 @@ impl<K: Kernel> Flows<K> {
     /// Adds the original destination after a translation that conntrack does not know: the client's own interface saw it. It is certainly this
     /// connection if the client's port has one destination only, and that is a service with this backend.
     fn add_original(&self, drop: &mut Drop, packet: &Packet, index: &Index) {
-        let Some((client, server)) = ends(packet) else { return };
+        let Some((client, server)) = endpoints(packet) else { return };
         let protocol = packet.headers.protocol;
         let mut sent = self.table.of_client(client, protocol).filter(|(_, open)| open.from_pod);
         let (Some(((tuple, _), _)), None) = (sent.next(), sent.next()) else { return };
@@ -53,13 +53,13 @@ impl<K: Kernel> Flows<K> {
         }
         let (ip, port) = tuple.server;
         let now = index.now();
-        let asked = enrich::with_service(index, enrich::end(&now, ip, Some(port)), protocol, ip, Some(port));
+        let addressed = enrich::with_service(index, enrich::identify(&now, ip, Some(port)), protocol, ip, Some(port));
         drop.destination.original = Some(Address { ip, port: Some(port) });
-        drop.destination.service = asked.service;
+        drop.destination.service = addressed.service;
     }
 
     fn was_rejected(&self, packet: &Packet) -> bool {
-        Tuple::all_of(packet).any(|tuple| {
+        ConnectionTuple::all_of(packet).any(|tuple| {
             let refused = self.refused.time(&tuple);
             refused.is_some_and(|time| packet.time.abs_diff(time) < REJECTED_WITHIN.as_nanos() as u64)
         })
@@ -89,8 +89,8 @@ impl<K: Kernel> Flows<K> {
             return Some(origin.iif);
         }
         // Behind a bridge the packet's device is the bridge; the first packet of the connection was seen at the port.
-        let (client, server) = ends(packet)?;
-        let tuple = Tuple { client, protocol: packet.headers.protocol, server };
+        let (client, server) = endpoints(packet)?;
+        let tuple = ConnectionTuple { client, protocol: packet.headers.protocol, server };
         let mut sent = self.table.of(tuple).filter(|(_, open)| open.from_pod);
         match (sent.next(), sent.next()) {
             (Some(((_, interface), _)), None) => Some(*interface),
@@ -99,7 +99,7 @@ impl<K: Kernel> Flows<K> {
     }
 }
 
-fn ends(packet: &Packet) -> Option<(End, End)> {
+fn endpoints(packet: &Packet) -> Option<(AddressPort, AddressPort)> {
     let headers = &packet.headers;
     let (source, destination) = headers.source_port.zip(headers.destination_port)?;
     Some(((headers.source, source), (headers.destination, destination)))
@@ -118,12 +118,12 @@ fn pod_behind<'a>(addresses: &[IpAddr], index: &'a Index) -> Option<PodView<'a>>
     found
 }
 
-/// Returns true if `backend` is an endpoint of the service at `asked`.
-fn is_backend(index: &Index, protocol: u8, asked: End, backend: End) -> bool {
+/// Returns true if `backend` is an endpoint of the service at `addressed`.
+fn is_backend(index: &Index, protocol: u8, addressed: AddressPort, backend: AddressPort) -> bool {
     let crate::policy::Transport::Named(named) = crate::policy::Transport::from_number(protocol) else {
         return false;
     };
-    let Some((service, _)) = index.service_at(asked.0, named, asked.1) else { return false };
+    let Some((service, _)) = index.service_at(addressed.0, named, addressed.1) else { return false };
     let Some(namespace) = index.namespace(&service.namespace) else { return false };
     namespace.slices().filter(|slice| slice.service.as_deref() == Some(&*service.name)).any(|slice| {
         slice.ports.iter().any(|port| port.protocol == named && port.port.is_none_or(|port| port == backend.1))

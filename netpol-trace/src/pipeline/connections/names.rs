@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::packet::dns;
-use crate::packet::dns::Answer;
+use crate::packet::dns::DnsAnswer;
 
-/// Names outlive their TTL by this: programs go on using an address, and retry connections that they opened in time.
+/// Names are kept for this long after their TTL: programs go on using an address, and retry connections that they opened in time.
 const SLACK: Duration = Duration::from_secs(60);
-/// Longest TTL that is honoured.
+/// Limit of TTLs.
 const MAX_TTL: u32 = 24 * 3600;
 /// Addresses kept for one pod, and pods.
 const MAX_ADDRESSES: usize = 512;
@@ -17,34 +17,34 @@ const MAX_PODS: usize = 1024;
 /// Names of one address.
 const MAX_NAMES: usize = 4;
 /// Bytes of all names kept for one pod: 128 for each address. The DNS server chooses how long names are.
-const MAX_OCTETS: usize = 128 * MAX_ADDRESSES;
+const MAX_BYTES: usize = 128 * MAX_ADDRESSES;
 
 /// Names of addresses, by the interface of the pod that received the answer.
 #[derive(Debug, Default)]
-pub struct Names {
-    pods: HashMap<u32, Pod>,
+pub struct DnsNames {
+    pods: HashMap<u32, PodNames>,
     /// By the pods' own addresses, to which the answers were delivered.
     interfaces: HashMap<IpAddr, u32>,
 }
 
 /// The names that one pod received.
 #[derive(Debug, Default)]
-struct Pod {
-    addresses: HashMap<IpAddr, Known>,
-    /// Of all names in it.
-    octets: usize,
+struct PodNames {
+    addresses: HashMap<IpAddr, AddressNames>,
+    /// Size of all names.
+    bytes: usize,
 }
 
 #[derive(Debug)]
-struct Known {
+struct AddressNames {
     names: Vec<String>,
     until: Instant,
 }
 
-impl Names {
+impl DnsNames {
     /// Takes a DNS answer that the pod with address `pod` behind `interface` received.
-    pub fn told(&mut self, interface: u32, pod: IpAddr, message: &[u8], now: Instant) {
-        let Some(Answer { names, addresses }) = dns::parse(message) else { return };
+    pub fn add_answer(&mut self, interface: u32, pod: IpAddr, message: &[u8], now: Instant) {
+        let Some(DnsAnswer { names, addresses }) = dns::parse(message) else { return };
         if self.pods.len() >= MAX_PODS && !self.pods.contains_key(&interface) {
             return;
         }
@@ -73,32 +73,32 @@ impl Names {
     }
 }
 
-impl Pod {
+impl PodNames {
     /// The newest answer's names come first.
     fn add(&mut self, address: IpAddr, names: &[String], until: Instant, now: Instant) {
-        let mut entry = Known { names: names.to_vec(), until };
+        let mut entry = AddressNames { names: names.to_vec(), until };
         if let Some(former) = self.remove(address).filter(|former| former.until > now) {
             entry.until = entry.until.max(former.until);
             entry.names.extend(former.names.into_iter().filter(|name| !names.contains(name)));
         }
         entry.names.truncate(MAX_NAMES);
-        self.make_room(entry.octets(), now);
-        self.octets += entry.octets();
+        self.make_room(entry.bytes(), now);
+        self.bytes += entry.bytes();
         self.addresses.insert(address, entry);
     }
 
-    fn remove(&mut self, address: IpAddr) -> Option<Known> {
+    fn remove(&mut self, address: IpAddr) -> Option<AddressNames> {
         let known = self.addresses.remove(&address)?;
-        self.octets -= known.octets();
+        self.bytes -= known.bytes();
         Some(known)
     }
 
     /// Makes room for another address and its names: removes expired addresses, then those that expire first.
-    fn make_room(&mut self, octets: usize, now: Instant) {
-        let full = |pod: &Pod| pod.addresses.len() >= MAX_ADDRESSES || pod.octets + octets > MAX_OCTETS;
+    fn make_room(&mut self, bytes: usize, now: Instant) {
+        let full = |pod: &PodNames| pod.addresses.len() >= MAX_ADDRESSES || pod.bytes + bytes > MAX_BYTES;
         if full(self) {
             self.addresses.retain(|_, known| known.until > now);
-            self.octets = self.addresses.values().map(Known::octets).sum();
+            self.bytes = self.addresses.values().map(AddressNames::bytes).sum();
         }
         while full(self)
             && let Some(first) = self.addresses.iter().min_by_key(|(_, known)| known.until).map(|(ip, _)| *ip)
@@ -108,8 +108,8 @@ impl Pod {
     }
 }
 
-impl Known {
-    fn octets(&self) -> usize {
+impl AddressNames {
+    fn bytes(&self) -> usize {
         self.names.iter().map(String::len).sum()
     }
 }
@@ -130,22 +130,22 @@ mod tests {
 
     #[test]
     fn names_live_as_long_as_their_ttl_and_a_little() {
-        let (mut names, now) = (Names::default(), Instant::now());
-        names.told(7, POD, &answer([10, 9, 0, 1], 30), now);
+        let (mut names, now) = (DnsNames::default(), Instant::now());
+        names.add_answer(7, POD, &answer([10, 9, 0, 1], 30), now);
         let ip = IpAddr::from([10, 9, 0, 1]);
         assert_eq!(names.of(POD, ip, now + Duration::from_secs(89)), ["db.lab"]);
         assert!(names.of(POD, ip, now + Duration::from_secs(91)).is_empty());
-        assert!(names.of(IpAddr::from([10, 0, 0, 2]), ip, now).is_empty(), "another pod was told nothing");
+        assert!(names.of(IpAddr::from([10, 0, 0, 2]), ip, now).is_empty(), "another pod received no answer");
         names.retain(|interface| interface != 7);
         assert!(names.of(POD, ip, now).is_empty());
     }
 
     #[test]
     fn memory_is_bounded() {
-        let (mut names, now) = (Names::default(), Instant::now());
+        let (mut names, now) = (DnsNames::default(), Instant::now());
         for i in 0..10_000u16 {
             let [a, b] = i.to_be_bytes();
-            names.told(7, POD, &answer([10, 9, a, b], 30), now + Duration::from_millis(u64::from(i)));
+            names.add_answer(7, POD, &answer([10, 9, a, b], 30), now + Duration::from_millis(u64::from(i)));
         }
         assert_eq!(names.pods[&7].addresses.len(), MAX_ADDRESSES);
         // The newest are kept.
@@ -155,8 +155,8 @@ mod tests {
 
     /// An attacker's DNS server answers with names of maximal length, all different.
     #[test]
-    fn memory_is_bounded_in_octets_too() {
-        let (mut names, now) = (Names::default(), Instant::now());
+    fn memory_is_bounded_in_bytes_too() {
+        let (mut names, now) = (DnsNames::default(), Instant::now());
         for i in 0..2_000u16 {
             let [a, b] = i.to_be_bytes();
             let mut message = b"\0\x01\x81\x80\0\x01\0\x01\0\0\0\0".to_vec();
@@ -166,13 +166,13 @@ mod tests {
             }
             message.extend(b"\0\0\x01\0\x01\xc0\x0c\0\x01\0\x01\0\0\0\x1e\0\x04\x0a\x09");
             message.extend([a, b]);
-            names.told(7, POD, &message, now + Duration::from_millis(u64::from(i)));
+            names.add_answer(7, POD, &message, now + Duration::from_millis(u64::from(i)));
             let pod = &names.pods[&7];
-            assert!(pod.octets <= MAX_OCTETS);
-            assert_eq!(pod.octets, pod.addresses.values().map(Known::octets).sum::<usize>());
+            assert!(pod.bytes <= MAX_BYTES);
+            assert_eq!(pod.bytes, pod.addresses.values().map(AddressNames::bytes).sum::<usize>());
         }
         let [a, b] = 1_999u16.to_be_bytes();
         assert_eq!(names.of(POD, IpAddr::from([10, 9, a, b]), now).len(), 1, "the newest is kept");
-        assert!(names.pods[&7].addresses.len() > 50, "a longest name takes 758 octets");
+        assert!(names.pods[&7].addresses.len() > 50, "a longest name takes 758 bytes");
     }
 }

@@ -7,81 +7,81 @@ use std::time::Instant;
 use netpol_trace_common::tc::{FROM_POD, FlowEvent, FlowKey};
 
 use crate::kernel::tc::MAX_FLOWS;
-use crate::pipeline::connections::{End, GRACE, Tuple};
+use crate::pipeline::connections::{AddressPort, ConnectionTuple, GRACE};
 
 /// A connection at one interface.
-pub type Place = (Tuple, u32);
+pub type Sighting = (ConnectionTuple, u32);
 
 /// Connections of one client port that a search looks at.
 const SIBLINGS: usize = 16;
 
 #[derive(Debug, Default)]
-pub struct Table {
+pub struct ConnectionTable {
     /// Sorted, so that the connections of one client are neighbours.
-    open: BTreeMap<Place, Open>,
-    due: BTreeSet<(Instant, Place)>,
+    open: BTreeMap<Sighting, OpenConnection>,
+    due: BTreeSet<(Instant, Sighting)>,
     known: HashSet<FlowKey>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Open {
+pub struct OpenConnection {
     pub key: FlowKey,
     pub from_pod: bool,
     /// CLOCK_MONOTONIC, ns.
     pub opened: u64,
     pub length: u32,
     /// The connection was reported as unanswered, or a drop explained it.
-    pub settled: bool,
+    pub decided: bool,
     /// Packets and replies at the last look.
     pub counted: Option<(u32, u32)>,
     due: Instant,
 }
 
-impl Table {
+impl ConnectionTable {
     /// Adds a connection. Returns false if there is no room: the kernel side should remove it.
     pub fn open(&mut self, flow: &FlowEvent, now: Instant) -> bool {
         let from_pod = flow.direction == FROM_POD;
-        let place = (Tuple::of(&flow.key, from_pod), flow.key.ifindex);
-        self.remove(&place);
+        let sighting = (ConnectionTuple::of(&flow.key, from_pod), flow.key.ifindex);
+        self.remove(&sighting);
         if self.open.len() >= MAX_FLOWS as usize {
             return false;
         }
         let due = now + GRACE;
-        let open = Open {
+        let open = OpenConnection {
             key: flow.key,
             from_pod,
             opened: flow.time,
             length: flow.length,
-            settled: false,
+            decided: false,
             counted: None,
             due,
         };
-        self.open.insert(place, open);
-        self.due.insert((due, place));
+        self.open.insert(sighting, open);
+        self.due.insert((due, sighting));
         self.known.insert(flow.key);
         true
     }
 
     /// Removes and returns the next connection that is due.
-    pub fn next_due(&mut self, now: Instant) -> Option<(Place, Open)> {
-        let (due, place) = *self.due.first()?;
+    pub fn next_due(&mut self, now: Instant) -> Option<(Sighting, OpenConnection)> {
+        let (due, sighting) = *self.due.first()?;
         if due > now {
             return None;
         }
-        let open = self.remove(&place)?;
-        Some((place, open))
+        let open = self.remove(&sighting)?;
+        Some((sighting, open))
     }
 
     /// Puts a connection back, due again at `due`.
-    pub fn keep(&mut self, place: Place, open: Open, due: Instant) {
-        self.open.insert(place, Open { due, ..open });
-        self.due.insert((due, place));
+    pub fn keep(&mut self, sighting: Sighting, open: OpenConnection, due: Instant) {
+        self.open.insert(sighting, OpenConnection { due, ..open });
+        self.due.insert((due, sighting));
         self.known.insert(open.key);
     }
 
-    fn remove(&mut self, place: &Place) -> Option<Open> {
-        let open = self.open.remove(place)?;
-        self.due.remove(&(open.due, *place));
+    fn remove(&mut self, sighting: &Sighting) -> Option<OpenConnection> {
+        let open = self.open.remove(sighting)?;
+        self.due.remove(&(open.due, *sighting));
         self.known.remove(&open.key);
         Some(open)
     }
@@ -95,18 +95,19 @@ impl Table {
     }
 
     /// Returns a bounded number of the connections that `client` opened: a scan from one port opens thousands.
-    pub fn of_client(&self, client: End, protocol: u8) -> impl Iterator<Item = (&Place, &Open)> {
+    pub fn of_client(&self, client: AddressPort, protocol: u8) -> impl Iterator<Item = (&Sighting, &OpenConnection)> {
         self.open.range(client_range(client, protocol)).take(SIBLINGS)
     }
 
     /// Returns the entries of this connection at all interfaces that saw it.
-    pub fn of(&self, tuple: Tuple) -> impl Iterator<Item = (&Place, &Open)> {
+    pub fn of(&self, tuple: ConnectionTuple) -> impl Iterator<Item = (&Sighting, &OpenConnection)> {
         self.open.range((tuple, 0)..=(tuple, u32::MAX))
     }
 }
 
-fn client_range(client: End, protocol: u8) -> RangeInclusive<Place> {
+fn client_range(client: AddressPort, protocol: u8) -> RangeInclusive<Sighting> {
     let first = (std::net::Ipv4Addr::UNSPECIFIED.into(), 0);
     let last = (std::net::Ipv6Addr::from(u128::MAX).into(), u16::MAX);
-    (Tuple { client, protocol, server: first }, 0)..=(Tuple { client, protocol, server: last }, u32::MAX)
+    (ConnectionTuple { client, protocol, server: first }, 0)
+        ..=(ConnectionTuple { client, protocol, server: last }, u32::MAX)
 }

@@ -12,7 +12,7 @@ struct Fake {
     interfaces: Vec<u32>,
 }
 
-impl Kernel for Fake {
+impl KernelFlows for Fake {
     fn state(&self, key: &FlowKey) -> Option<FlowState> {
         self.entries.get(key).copied()
     }
@@ -63,11 +63,11 @@ impl Node {
         let state = FlowState { opened: 1, packets: 1, replies: 0, direction: direction.into(), pad: 0 };
         self.flows.kernel.entries.insert(key, state);
         let event = FlowEvent { time: 1, key, event: event::OPENED, direction, icmp: [0; 2], length: 60, pad: 0 };
-        self.flows.take(Told::Flow(event), self.start);
+        self.flows.take(TcEvent::Flow(event), self.start);
         key
     }
 
-    fn silent_at(&mut self, seconds: u64) -> Vec<(u16, u64, bool)> {
+    fn unanswered_at(&mut self, seconds: u64) -> Vec<(u16, u64, bool)> {
         let now = self.at(seconds);
         let found = self.flows.unanswered(now);
         found.iter().map(|f| (f.tuple.server.1, f.count, f.delivered)).collect()
@@ -111,15 +111,15 @@ fn dropped(protocol: u8, from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Packet {
 }
 
 #[test]
-fn silence_is_told_after_the_grace_time() {
+fn unanswered_after_the_grace_time() {
     let mut node = Node::new();
     node.opens(TCP, 40000, 80);
     node.opens(SCTP, 40000, 81);
     let answered = node.opens(TCP, 40001, 82);
     node.flows.kernel.entries.remove(&answered);
-    assert_eq!(node.silent_at(4), []);
-    assert_eq!(node.silent_at(6), [(80, 1, false), (81, 1, false)]);
-    assert_eq!(node.silent_at(7), []);
+    assert_eq!(node.unanswered_at(4), []);
+    assert_eq!(node.unanswered_at(6), [(80, 1, false), (81, 1, false)]);
+    assert_eq!(node.unanswered_at(7), []);
 }
 
 #[test]
@@ -128,19 +128,19 @@ fn a_drop_or_its_answers_drop_explains_it() {
     node.opens(TCP, 40000, 80);
     node.opens(TCP, 40001, 80);
     let now = node.start;
-    node.flows.saw_drop(&dropped(TCP, (CLIENT, 40000), (SERVER, 80)), now);
-    node.flows.saw_drop(&dropped(TCP, (SERVER, 80), (CLIENT, 40001)), now);
-    assert_eq!(node.silent_at(6), []);
+    node.flows.note_drop(&dropped(TCP, (CLIENT, 40000), (SERVER, 80)), now);
+    node.flows.note_drop(&dropped(TCP, (SERVER, 80), (CLIENT, 40001)), now);
+    assert_eq!(node.unanswered_at(6), []);
 }
 
 #[test]
-fn lost_drops_forbid_the_claim() {
+fn nothing_is_reported_while_drops_may_be_missed() {
     let mut node = Node::new();
     node.opens(TCP, 40000, 80);
     let now = node.start;
-    node.flows.lost_drops(now);
-    assert_eq!(node.silent_at(6), []);
-    assert_eq!(node.flows.tally, Tally { unanswered: 0, unanswered_unreported: 1 });
+    node.flows.note_lost_drops(now);
+    assert_eq!(node.unanswered_at(6), []);
+    assert_eq!(node.flows.tally, UnansweredTally { unanswered: 0, unanswered_unreported: 1 });
 }
 
 #[test]
@@ -149,31 +149,31 @@ fn many_tries_are_one_record_and_a_second_with_their_number() {
     for port in 40000..40010 {
         node.opens(TCP, port, 80);
     }
-    assert_eq!(node.silent_at(6), [(80, 1, false)]);
-    assert_eq!(node.silent_at(67), [(80, 9, false)]);
-    assert_eq!(node.silent_at(200), []);
+    assert_eq!(node.unanswered_at(6), [(80, 1, false)]);
+    assert_eq!(node.unanswered_at(67), [(80, 9, false)]);
+    assert_eq!(node.unanswered_at(200), []);
     assert_eq!(node.flows.tally.unanswered, 10);
     assert!(node.flows.kernel.entries.is_empty(), "nothing stays in the kernel");
 }
 
-/// Both pods are on this node: the client's side tells, and knows that the packets arrived.
+/// Both pods are on this node: the client's side reports the connection, and that its packets arrived.
 #[test]
 fn one_connection_at_two_interfaces() {
     let mut node = Node::new();
     node.opens(TCP, 40000, 80);
     node.opened(key(TCP, 2, (SERVER, 8080), (CLIENT, 40000)), TO_POD);
-    assert_eq!(node.silent_at(6), [(80, 1, true)]);
+    assert_eq!(node.unanswered_at(6), [(80, 1, true)]);
 }
 
 #[test]
-fn udp_is_told_only_when_it_is_certain_who_asked() {
+fn udp_is_reported_only_if_its_opener_is_certain() {
     let mut node = Node::new();
     node.opens(UDP, 40000, 53);
     // A late answer looks like an opening.
     node.opens(UDP, 53, 40001);
     let answered = node.opens(UDP, 40002, 54);
     node.flows.kernel.entries.get_mut(&answered).unwrap().replies = 1;
-    assert_eq!(node.silent_at(6), [(53, 1, false)]);
+    assert_eq!(node.unanswered_at(6), [(53, 1, false)]);
     assert!(node.flows.kernel.entries.is_empty(), "flows of one question are forgotten");
 }
 
@@ -184,9 +184,9 @@ fn udp_in_use_is_kept() {
     for (seconds, packets) in [(6, 100), (17, 200), (28, 300)] {
         let state = node.flows.kernel.entries.get_mut(&busy).unwrap();
         (state.packets, state.replies) = (packets, packets);
-        assert_eq!(node.silent_at(seconds), []);
+        assert_eq!(node.unanswered_at(seconds), []);
     }
-    assert_eq!(node.silent_at(39), []);
+    assert_eq!(node.unanswered_at(39), []);
     assert!(node.flows.kernel.entries.is_empty(), "idle by now");
 }
 
@@ -201,9 +201,9 @@ fn memory_is_bounded() {
     let now = node.start;
     for i in 0..40_000u32 {
         let [_, a, b, c] = i.to_be_bytes();
-        node.flows.saw_drop(&dropped(TCP, (CLIENT, 1), ([11, a, b, c], 80)), now);
+        node.flows.note_drop(&dropped(TCP, (CLIENT, 1), ([11, a, b, c], 80)), now);
     }
     // A flood of drops was more than is kept: nothing is claimed.
-    assert_eq!(node.silent_at(6), []);
+    assert_eq!(node.unanswered_at(6), []);
     assert!(node.flows.tally.unanswered_unreported > 0);
 }

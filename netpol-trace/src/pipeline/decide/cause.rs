@@ -1,16 +1,16 @@
 //! Joins the kernel's evidence with the verdict: why the packet was dropped, and on whose side. Pure.
 
 use super::context::DropContext;
-use crate::inventory::Blame;
-use crate::model::{Candidate, Cause, Direction, EndpointKind, Hook, Mechanism, Site, VerdictResult};
-use crate::pipeline::enrich::{Flow, OwnedBy};
+use crate::inventory::RuleOwnership;
+use crate::model::{Cause, Direction, DropSite, EndpointKind, Hook, Mechanism, PolicyRelevance, VerdictResult};
+use crate::pipeline::enrich::{Flow, Identity};
 
 /// Decides the cause without a verdict. Returns `None` where a policy may have made the drop, so that a verdict is needed.
 pub(super) fn without_verdict(flow: &Flow<'_>, context: &DropContext<'_>) -> Option<Cause> {
-    match context.site.candidate {
-        Candidate::Outage => return Some(Cause::EnforcerUnavailable),
-        Candidate::No | Candidate::Noise => return Some(Cause::NotPolicy),
-        Candidate::Policy | Candidate::Maybe => {}
+    match context.site.relevance {
+        PolicyRelevance::EnforcerDown => return Some(Cause::EnforcerUnavailable),
+        PolicyRelevance::Irrelevant | PolicyRelevance::Noise => return Some(Cause::NotPolicy),
+        PolicyRelevance::Likely | PolicyRelevance::Possible => {}
     }
     if conntrack_invalid(flow, context) {
         return Some(Cause::ConntrackInvalid);
@@ -19,20 +19,20 @@ pub(super) fn without_verdict(flow: &Flow<'_>, context: &DropContext<'_>) -> Opt
     if flow.source.ip.is_loopback() != flow.destination.ip.is_loopback() {
         return Some(Cause::HostFirewall);
     }
-    if matches!(flow.destination.owner, OwnedBy::Service) && !flow.dst_nat && behind_dst_nat(context.site) {
+    if matches!(flow.destination.identity, Identity::Service) && !flow.dst_nat && behind_dst_nat(context.site) {
         // With endpoints it is a rule of kube-proxy's: source ranges, or a traffic policy without local endpoints.
         let none = if context.service_has_endpoints { Cause::NotPolicy } else { Cause::ServiceWithoutEndpoints };
         return Some(none);
     }
     let no_pod = |kind| matches!(kind, EndpointKind::Node | EndpointKind::External | EndpointKind::Service);
-    if no_pod(flow.source.owner.kind()) && no_pod(flow.destination.owner.kind()) {
+    if no_pod(flow.source.identity.kind()) && no_pod(flow.destination.identity.kind()) {
         return Some(Cause::HostFirewall);
     }
     pod_local(flow, context.site).then_some(Cause::PodLocal)
 }
 
 /// Returns true if a service's address is translated before this drop site. tc, XDP and PREROUTING come before translation.
-fn behind_dst_nat(site: Site) -> bool {
+fn behind_dst_nat(site: DropSite) -> bool {
     let behind = matches!(site.hook, Some(Hook::Input | Hook::Forward | Hook::Output | Hook::Postrouting));
     behind && site.mechanism != Mechanism::Cgroup
 }
@@ -52,7 +52,7 @@ fn conntrack_invalid(flow: &Flow<'_>, context: &DropContext<'_>) -> bool {
 
 /// Returns true if the packet was dropped inside a pod's own network namespace: the node forwards a pod's packets, so only there do
 /// they pass INPUT and OUTPUT.
-fn pod_local(flow: &Flow<'_>, site: Site) -> bool {
+fn pod_local(flow: &Flow<'_>, site: DropSite) -> bool {
     // A cgroup program is attached from outside the pod, although it runs for the pod's sockets.
     if site.mechanism == Mechanism::Cgroup {
         return false;
@@ -74,21 +74,21 @@ pub(super) fn with_verdict(
     policy_changing: impl FnOnce() -> bool,
 ) -> (Cause, bool) {
     let site = context.site;
-    let certain = site.candidate == Candidate::Policy;
+    let certain = site.relevance == PolicyRelevance::Likely;
     // Open vSwitch flows are the CNI's, and no netfilter chain takes part in them.
     let ovs = site.mechanism == Mechanism::Ovs;
     let cni =
         || context.inventory.zip(context.device).and_then(|(inventory, device)| inventory.cni_on(device)).is_some();
-    let blame = match context.inventory {
-        Some(inventory) if certain && !ovs => inventory.blame(site.mechanism, site.hook, context.family),
-        _ if site.mechanism == Mechanism::Tc && cni() => Blame::Policy,
-        _ => Blame::Nobody,
+    let ownership = match context.inventory {
+        Some(inventory) if certain && !ovs => inventory.ownership(site.mechanism, site.hook, context.family),
+        _ if site.mechanism == Mechanism::Tc && cni() => RuleOwnership::Enforcer,
+        _ => RuleOwnership::Unknown,
     };
-    let cause = match (result, blame) {
+    let cause = match (result, ownership) {
         // A rule that belongs to no enforcer made the drop.
-        (_, Blame::Other) => Cause::HostFirewall,
+        (_, RuleOwnership::Other) => Cause::HostFirewall,
         // Policies do not apply between a pod and its node: without an enforcer's chain it was the node's own firewall.
-        (VerdictResult::Allowed, Blame::Nobody)
+        (VerdictResult::Allowed, RuleOwnership::Unknown)
             if context.own_node && certain && site.mechanism != Mechanism::Nfqueue && !ovs =>
         {
             Cause::HostFirewall
@@ -98,8 +98,8 @@ pub(super) fn with_verdict(
         _ if site.mechanism == Mechanism::Cgroup && site.hook == Some(Hook::Input) => Cause::NotPolicy,
         (VerdictResult::Allowed, _) if certain && policy_changing() => return (Cause::Policy, true),
         (VerdictResult::Allowed, _) if certain => Cause::Disagrees,
-        (VerdictResult::Allowed, Blame::Policy) => Cause::Disagrees,
-        (VerdictResult::Undetermined, Blame::Policy) => Cause::Policy,
+        (VerdictResult::Allowed, RuleOwnership::Enforcer) => Cause::Disagrees,
+        (VerdictResult::Undetermined, RuleOwnership::Enforcer) => Cause::Policy,
         // Anybody may attach a tc, XDP or cgroup program, and the policies do not explain the drop.
         (VerdictResult::Allowed | VerdictResult::Undetermined, _) => Cause::Unknown,
     };

@@ -2,17 +2,17 @@
 
 use crate::cluster::Index;
 use crate::inventory::Inventory;
-use crate::inventory::ruleset::{Backend, Ends};
+use crate::inventory::ruleset::{RuleEngine, Terminals};
 use crate::model::packet::{Headers, Packet};
-use crate::model::{Answers, Facts, Family, Hook, Mechanism, Site};
-use crate::pipeline::enrich::{Flow, Named, OwnedBy};
+use crate::model::{DropFacts, DropSite, Family, Hook, Mechanism, RejectVisibility};
+use crate::pipeline::enrich::{Flow, FlowEndpoint, Identity};
 
 /// Everything that a decision depends on besides the flow and the verdict.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::pipeline) struct DropContext<'a> {
-    pub site: Site,
+    pub site: DropSite,
     pub headers: &'a Headers,
-    /// Conntrack was told to leave the packet alone.
+    /// A rule exempted the packet from conntrack.
     pub untracked: bool,
     /// Conntrack is active in the packet's network namespace.
     pub conntrack_active: bool,
@@ -27,9 +27,9 @@ pub(in crate::pipeline) struct DropContext<'a> {
     pub family: Family,
     /// The packet's device.
     pub device: Option<&'a str>,
-    /// See [`crate::model::Facts`].
+    /// See [`crate::model::DropFacts`].
     pub rejected: bool,
-    pub answers: Answers,
+    pub visible_rejects: RejectVisibility,
 }
 
 /// What the agent knows of its node at the time of a drop.
@@ -44,7 +44,7 @@ impl<'a> DropContext<'a> {
     pub fn new(
         flow: &Flow<'_>,
         packet: &'a Packet,
-        facts: &'a Facts,
+        facts: &'a DropFacts,
         node: NodeContext<'a>,
         index: &Index,
     ) -> DropContext<'a> {
@@ -60,22 +60,22 @@ impl<'a> DropContext<'a> {
             family: packet.family(),
             device: facts.device.as_deref(),
             rejected: facts.rejected,
-            answers: facts.answers,
+            visible_rejects: facts.visible_rejects,
         }
     }
 }
 
 /// Refines mechanism and hook by the inventory, where the kernel leaves them open.
-fn refine(site: Site, family: Family, inventory: Option<&Inventory>) -> Site {
+fn refine(site: DropSite, family: Family, inventory: Option<&Inventory>) -> DropSite {
     let Some(inventory) = inventory.filter(|inventory| inventory.ruleset.complete) else { return site };
-    let ends = |backend, hook| inventory.ruleset.at(backend, hook, family).ends(|_| false);
+    let terminals = |backend, hook| inventory.ruleset.at(backend, hook, family).terminals(|_| false);
     let can_drop = |backend| {
-        let ends: Ends = ends(backend, site.hook);
-        ends.drop || ends.reject
+        let terminals: Terminals = terminals(backend, site.hook);
+        terminals.drop || terminals.reject
     };
     let mechanism = match site.mechanism {
         Mechanism::Netfilter | Mechanism::IptablesLegacy => {
-            match (can_drop(Backend::Nft), can_drop(Backend::Legacy), site.mechanism) {
+            match (can_drop(RuleEngine::Nft), can_drop(RuleEngine::Legacy), site.mechanism) {
                 (_, true, Mechanism::IptablesLegacy) | (false, true, _) => Mechanism::IptablesLegacy,
                 (true, false, Mechanism::Netfilter) => Mechanism::Nftables,
                 // Another user of the hooks: ebtables, a BPF netfilter link, the kernel itself.
@@ -86,8 +86,8 @@ fn refine(site: Site, family: Family, inventory: Option<&Inventory>) -> Site {
     };
     // Before routing, a device's ingress hook and PREROUTING look alike; often only one of them has rules.
     let hook = site.hook.or_else(|| {
-        let backends = [Backend::Nft, Backend::Legacy];
-        let has = |hook| backends.iter().any(|backend| ends(*backend, Some(hook)).any());
+        let backends = [RuleEngine::Nft, RuleEngine::Legacy];
+        let has = |hook| backends.iter().any(|backend| terminals(*backend, Some(hook)).any());
         match (mechanism, has(Hook::Ingress), has(Hook::Prerouting)) {
             (Mechanism::Nftables | Mechanism::IptablesLegacy | Mechanism::Nfqueue, true, false) => Some(Hook::Ingress),
             (Mechanism::Nftables | Mechanism::IptablesLegacy | Mechanism::Nfqueue, false, true) => {
@@ -96,13 +96,13 @@ fn refine(site: Site, family: Family, inventory: Option<&Inventory>) -> Site {
             _ => None,
         }
     });
-    Site { mechanism, hook, ..site }
+    DropSite { mechanism, hook, ..site }
 }
 
 /// Returns true if `flow` is between a pod and the node that it runs on.
 fn own_node(flow: &Flow<'_>) -> bool {
-    let pair = |pod: &Named<'_>, node: &Named<'_>| match (pod.pod(), &node.owner) {
-        (Some(pod), OwnedBy::Node(node)) => !pod.pod.host_network && pod.pod.node.as_deref() == Some(&**node),
+    let pair = |pod: &FlowEndpoint<'_>, node: &FlowEndpoint<'_>| match (pod.pod(), &node.identity) {
+        (Some(pod), Identity::Node(node)) => !pod.pod.host_network && pod.pod.node.as_deref() == Some(&**node),
         _ => false,
     };
     pair(&flow.source, &flow.destination) || pair(&flow.destination, &flow.source)

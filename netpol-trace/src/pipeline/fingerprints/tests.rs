@@ -5,11 +5,11 @@ use netpol_trace_common::DropEvent;
 
 use super::*;
 use crate::model::Mechanism;
-use crate::model::packet::Sameness;
-use crate::model::{Answers, Candidate, Site};
+use crate::model::packet::Granularity;
+use crate::model::{DropSite, PolicyRelevance, RejectVisibility};
 use crate::packet;
 use crate::packet::tests::syn;
-use crate::pipeline::connections::Tuple;
+use crate::pipeline::connections::ConnectionTuple;
 use crate::record::{FieldChange, RuleText};
 
 const MICROSECOND: u64 = 1_000;
@@ -20,27 +20,27 @@ fn agent(kernel: &str) -> Fingerprints {
     Fingerprints { kernel: kernel.to_owned(), cluster: "c".to_owned(), seen: Default::default() }
 }
 
-fn facts() -> Facts {
-    Facts {
+fn facts() -> DropFacts {
+    DropFacts {
         reason: Some(Arc::from("NETFILTER_DROP")),
         location: None,
-        site: Site { mechanism: Mechanism::Nftables, candidate: Candidate::Policy, hook: None },
+        site: DropSite { mechanism: Mechanism::Nftables, relevance: PolicyRelevance::Likely, hook: None },
         device: Some(Arc::from("veth0")),
         netns: Some(4_026_531_840),
         rejected: false,
-        answers: Answers::default(),
+        visible_rejects: RejectVisibility::default(),
     }
 }
 
-fn told(agent: &mut Fingerprints, event: DropEvent, repeats: Repeats) -> String {
+fn fingerprint(agent: &mut Fingerprints, event: DropEvent, packet_count: PacketCount) -> String {
     let facts = facts();
     let origin = Origin { iif: event.iif, netns: facts.netns };
-    agent.drop(&packet::decode(&event).unwrap(), &facts, origin, &repeats).to_string()
+    agent.drop(&packet::decode(&event).unwrap(), &facts, origin, &packet_count).to_string()
 }
 
 /// A SYN that the agent's program saw at `time`.
 fn one(agent: &mut Fingerprints, time: u64) -> String {
-    told(agent, DropEvent { time, ..syn() }, Repeats::ONE)
+    fingerprint(agent, DropEvent { time, ..syn() }, PacketCount::ONE)
 }
 
 const T: u64 = 5_000 * SECOND_NS + 300 * MILLISECOND;
@@ -56,8 +56,8 @@ fn a_packet_that_two_agents_saw_is_one() {
         head[22..24].copy_from_slice(&81_u16.to_be_bytes());
         DropEvent { head, ..event }
     };
-    assert_ne!(first, told(&mut new, other_port(DropEvent { time: T, ..syn() }), Repeats::ONE));
-    assert_ne!(first, told(&mut new, DropEvent { time: T, iif: 9, ..syn() }, Repeats::ONE));
+    assert_ne!(first, fingerprint(&mut new, other_port(DropEvent { time: T, ..syn() }), PacketCount::ONE));
+    assert_ne!(first, fingerprint(&mut new, DropEvent { time: T, iif: 9, ..syn() }, PacketCount::ONE));
 }
 
 /// Also one that only the other agent recorded: it starts anew with every agent.
@@ -70,7 +70,7 @@ fn a_retransmission_is_another_packet() {
 }
 
 #[test]
-fn equal_packets_of_one_agent_are_told_apart_and_are_the_others() {
+fn equal_packets_of_one_agent_are_numbered_as_the_others() {
     let (mut old, mut new) = (agent("k"), agent("k"));
     let of = |agent: &mut Fingerprints, late: u64| -> Vec<String> {
         (0..4).map(|n| one(agent, T + n * MILLISECOND + late)).collect()
@@ -83,9 +83,9 @@ fn equal_packets_of_one_agent_are_told_apart_and_are_the_others() {
 #[test]
 fn counts_are_equal_when_they_count_the_same() {
     let count = |agent: &mut Fingerprints, count: u64, first: u64, last: u64| {
-        let same = Sameness::Flow;
-        let repeats = Repeats { first: false, count, bytes: 40 * count, segments: count, last, same };
-        told(agent, DropEvent { time: first, ..syn() }, repeats)
+        let granularity = Granularity::Flow;
+        let packet_count = PacketCount { first: false, count, bytes: 40 * count, segments: count, last, granularity };
+        fingerprint(agent, DropEvent { time: first, ..syn() }, packet_count)
     };
     let (mut old, mut new) = (agent("k"), agent("k"));
     let (first, last) = (T, T + 4 * SECOND_NS);
@@ -110,8 +110,8 @@ fn what_is_remembered_is_bounded() {
 
 #[test]
 fn a_connection_that_two_nodes_saw_is_one() {
-    let finding = |from_pod: bool, port: u16| Finding {
-        tuple: Tuple {
+    let finding = |from_pod: bool, port: u16| UnansweredConnection {
+        tuple: ConnectionTuple {
             client: ("10.0.0.1".parse().unwrap(), port),
             protocol: 6,
             server: ("10.0.0.2".parse().unwrap(), 80),

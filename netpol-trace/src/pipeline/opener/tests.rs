@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::packet::Tuple as PacketTuple;
+use crate::model::packet::ConntrackTuple as PacketTuple;
 
 const CLIENT: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 244, 1, 2));
 const SERVER: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 244, 1, 3));
@@ -71,7 +71,7 @@ fn tcp_flags_decide_without_conntrack() {
 #[test]
 fn the_tc_hook_knows_more_than_a_segment_in_the_middle() {
     let packet = from_server(TCP, Some(ACK));
-    let opened = Tuple { client: (CLIENT, 40000), protocol: TCP, server: (SERVER, 80) };
+    let opened = ConnectionTuple { client: (CLIENT, 40000), protocol: TCP, server: (SERVER, 80) };
     assert_eq!(opener(&packet, |tuple| *tuple == opened), Opener::Destination);
     assert_eq!(opener(&packet, |tuple| *tuple == opened.flipped()), Opener::Source);
 }
@@ -124,7 +124,7 @@ fn an_icmp_error_is_of_the_connection_that_it_quotes() {
     assert_eq!(without_tc(&error), Opener::Unknown);
     error.headers.quoted = Some(quoted(TCP, 40000, 80));
     assert_eq!(without_tc(&error), Opener::Unknown, "the quotation has no flags");
-    let opened = Tuple { client: (CLIENT, 40000), protocol: TCP, server: (SERVER, 80) };
+    let opened = ConnectionTuple { client: (CLIENT, 40000), protocol: TCP, server: (SERVER, 80) };
     assert_eq!(opener(&error, |tuple| *tuple == opened), Opener::Source);
 }
 

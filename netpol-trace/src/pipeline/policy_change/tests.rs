@@ -4,7 +4,7 @@ use super::change;
 use crate::cluster::{Change, Index, Kind, Scope, manifests};
 use crate::record::Body;
 
-fn objects(yaml: &str) -> Vec<crate::model::cluster::Object> {
+fn objects(yaml: &str) -> Vec<crate::cluster::Object> {
     let loaded = manifests::load_bytes("test.yaml", yaml.as_bytes());
     assert_eq!(loaded.error().map(ToString::to_string), None);
     loaded.objects.into_iter().map(|located| located.object).collect()
@@ -22,8 +22,8 @@ fn pods() -> String {
 
 const POLICY: &str = "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: x, generation: 1}, spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: api}}}], ports: [{port: 80}]}, {from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]}}";
 
-/// The records of what `changes` tell, one after the other, on an index that has the pods and no policy.
-fn told(changes: &[(&str, &str)]) -> Vec<serde_json::Value> {
+/// Returns the records of `changes`, one after the other, on an index that has the pods and no policy.
+fn records_of(changes: &[(&str, &str)]) -> Vec<serde_json::Value> {
     let mut index = Index::default();
     let at = |s: i64| Timestamp::from_second(1_000 + s).unwrap();
     index.apply(
@@ -38,24 +38,24 @@ fn told(changes: &[(&str, &str)]) -> Vec<serde_json::Value> {
         at(0),
     );
     assert_eq!(index.take_events(), (Vec::new(), 0), "the first lists are no changes");
-    let mut told = Vec::new();
+    let mut records = Vec::new();
     for (i, (kind, yaml)) in changes.iter().enumerate() {
         let scope = Scope::from(if *kind == "policies" { Kind::Policy } else { Kind::Namespace });
         index.apply(vec![Change::Replace(scope, objects(yaml))], at(1 + i as i64));
         let (events, lost) = index.take_events();
         assert_eq!(lost, 0);
-        told.extend(
+        records.extend(
             events.iter().map(|event| serde_json::to_value(Body::PolicyChange(Box::new(change(event)))).unwrap()),
         );
     }
-    told
+    records
 }
 
 #[test]
 fn a_change_says_what_it_removed_added_and_isolates() {
     let edited = POLICY.replace("generation: 1", "generation: 2").replace("port: 80", "port: 8080");
     let elsewhere = edited.replace("generation: 2", "generation: 3").replace("app: web", "app: db");
-    let told = told(&[
+    let records = records_of(&[
         ("policies", POLICY),
         ("policies", POLICY),
         ("policies", &edited),
@@ -69,7 +69,7 @@ fn a_change_says_what_it_removed_added_and_isolates() {
     let web = serde_json::json!([{"direction": "ingress", "pods": 3, "workloads": ["StatefulSet/web"]}]);
     let db = serde_json::json!([{"direction": "ingress", "pods": 2, "workloads": ["StatefulSet/db"]}]);
     assert_eq!(
-        told,
+        records,
         [
             serde_json::json!({"kind": "policy_change", "change": "created", "namespace": "x", "policy": "p", "generation": 1,
                 "rules_added": both, "newly_isolates": web}),
@@ -87,18 +87,18 @@ fn a_change_says_what_it_removed_added_and_isolates() {
                     {"rule": "ingress[1]", "allows": "from 10.0.0.0/8 except 10.1.0.0/16: all ports"}],
                 "no_longer_isolates": db}),
         ],
-        "the same list again tells nothing"
+        "the same list again is no change"
     );
 }
 
 #[test]
-fn a_namespaces_labels_are_told_when_they_change() {
-    let told = told(&[(
+fn a_namespaces_labels_are_reported_when_they_change() {
+    let records = records_of(&[(
         "namespaces",
         "{apiVersion: v1, kind: Namespace, metadata: {name: x, labels: {team: b, tier: front}}}",
     )]);
     assert_eq!(
-        told,
+        records,
         [serde_json::json!({"kind": "policy_change", "change": "namespace_labels", "namespace": "x", "fields": [
             {"field": "metadata.labels[env]", "before": "prod"},
             {"field": "metadata.labels[team]", "before": "a", "after": "b"},
@@ -134,9 +134,9 @@ fn the_record_of_a_huge_policy_fits_a_line() {
     let mut line = Vec::new();
     crate::record::format::line(crate::record::format::Format::Native, &record, &mut line).unwrap();
     assert!(line.len() <= crate::record::format::MAX_LINE, "{}", line.len());
-    let told: serde_json::Value = serde_json::from_slice(&line).unwrap();
-    assert_eq!(told["truncated"], true);
-    assert!(told["rules_added"].as_array().is_some_and(|rules| rules.len() >= 8));
+    let records: serde_json::Value = serde_json::from_slice(&line).unwrap();
+    assert_eq!(records["truncated"], true);
+    assert!(records["rules_added"].as_array().is_some_and(|rules| rules.len() >= 8));
 }
 
 /// A LIST after a lost watch has another policy of the same name; agents whose watch went on have seen it go and come. The same two
@@ -150,8 +150,8 @@ fn a_policy_that_was_made_anew_between_two_lists_is_two_changes() {
     // Also where nothing but the uid differs.
     for app in ["web", "db"] {
         let (old, new) = (of("old", "web"), of("new", app));
-        let listed = told(&[("policies", &old), ("policies", &new)]);
-        let watched = told(&[("policies", &old), ("policies", ""), ("policies", &new)]);
+        let listed = records_of(&[("policies", &old), ("policies", &new)]);
+        let watched = records_of(&[("policies", &old), ("policies", ""), ("policies", &new)]);
         let key = |change: &serde_json::Value| {
             ["change", "uid", "generation_before", "generation"].map(|key| change.get(key).cloned())
         };

@@ -1,4 +1,4 @@
-//! Who matches what, for all checks: policies with their places over one index.
+//! What every check reads: the policies with their source lines, over one index of the input.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -6,27 +6,26 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::cluster::Index;
+use crate::cluster::Object;
 use crate::cluster::index::{NamespaceEntry, PodView};
-use crate::cluster::manifests::{Loaded, Located, identity};
-use crate::cluster::yaml::scalar_text;
+use crate::cluster::manifests::{Loaded, Located};
 use crate::model::Str;
-use crate::model::cluster::{Direction, Labels, Object, Operator, Peer, Pod, Policy, Requirement, Selector};
-use crate::policy::lint::{Finding, Severity, catalogue};
+use crate::model::cluster::{Direction, Labels, Peer, Policy, PortMatch, Rule, Selector, Service};
+use crate::policy::matching::NAME_LABEL;
 
-/// The label that every namespace has.
-pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+pub const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
-pub struct Context<'a> {
+pub struct LintContext<'a> {
     pub loaded: &'a Loaded,
     pub index: Index,
     pub policies: Vec<PolicyContext<'a>>,
-    /// Places in `policies`, by namespace.
+    /// Positions in `policies`, by namespace.
     by_namespace: HashMap<Str, Vec<usize>>,
     /// Pods here have addresses of both families.
     pub dual_stack: bool,
 }
 
-/// A policy and its place.
+/// A policy and the lines of its fields.
 pub struct PolicyContext<'a> {
     pub located: &'a Located,
     pub policy: &'a Policy,
@@ -40,8 +39,8 @@ pub struct Peers<'c> {
     pub pods: Vec<PodView<'c>>,
 }
 
-impl<'a> Context<'a> {
-    pub fn new(loaded: &'a Loaded) -> Context<'a> {
+impl<'a> LintContext<'a> {
+    pub fn new(loaded: &'a Loaded) -> LintContext<'a> {
         let index = Index::from_objects(loaded.objects.iter().map(|located| located.object.clone()));
         let policies = loaded.objects.iter().filter_map(|located| match &located.object {
             Object::Policy(policy) => Some(PolicyContext { located, policy }),
@@ -53,7 +52,12 @@ impl<'a> Context<'a> {
             by_namespace.entry(at.policy.namespace.clone()).or_default().push(i);
         }
         let dual_stack = dual_stack(&index);
-        Context { loaded, policies, by_namespace, dual_stack, index }
+        LintContext { loaded, policies, by_namespace, dual_stack, index }
+    }
+
+    /// Every rule of every policy, in the directions that the policy isolates.
+    pub fn rules(&self) -> impl Iterator<Item = RuleContext<'_>> {
+        self.policies.iter().flat_map(|policy| DIRECTIONS.into_iter().flat_map(|direction| policy.rules(direction)))
     }
 
     /// The policies of a namespace.
@@ -78,9 +82,20 @@ impl<'a> Context<'a> {
         pods
     }
 
+    /// The service whose cluster IP lies in `cidr`, where that is small enough to be meant as an address.
+    pub fn service_in(&self, cidr: &IpNet) -> Option<&Service> {
+        if !is_address(cidr) {
+            return None;
+        }
+        let services = self.index.namespaces().flat_map(|(_, entry)| entry.services());
+        // The first address of a service is its cluster IP; the others may be real.
+        let inside = services.filter(|service| service.ips.first().is_some_and(|ip| cidr.contains(ip)));
+        inside.map(|service| &**service).min_by_key(|service| (&service.namespace, &service.name))
+    }
+
     /// A rendered chart: workloads, and no object names a namespace (`helm install -n` does).
     pub fn is_chart(&self) -> bool {
-        let mut objects = self.loaded.objects.iter().filter(|located| !identity(&located.object).1.is_empty());
+        let mut objects = self.loaded.objects.iter().filter(|located| !located.object.identity().1.is_empty());
         let template = |object: &Object| matches!(object, Object::Pod(pod) if pod.template);
         self.loaded.objects.iter().any(|located| template(&located.object)) && objects.all(|l| l.namespace_defaulted)
     }
@@ -92,13 +107,11 @@ impl<'a> Context<'a> {
 
     /// The namespaces of the input that `selector` matches for certain.
     pub fn matching_namespaces(&self, selector: &Selector) -> Vec<(&Str, &NamespaceEntry)> {
-        let mut found: Vec<_> = self
-            .index
-            .namespaces()
-            .filter(|(name, entry)| namespace_matches(selector, name, entry) == Some(true))
-            .collect();
-        found.sort_by_key(|(name, _)| (*name).clone());
-        found
+        let namespaces = self.index.namespaces();
+        let mut matching: Vec<_> =
+            namespaces.filter(|(name, entry)| namespace_matches(selector, name, entry) == Some(true)).collect();
+        matching.sort_by_key(|(name, _)| (*name).clone());
+        matching
     }
 
     /// The pods behind a selector peer; `None` for an ipBlock.
@@ -137,17 +150,50 @@ impl PolicyContext<'_> {
         format!("NetworkPolicy {}/{}", self.policy.namespace, self.policy.name)
     }
 
-    /// A finding at a field of this policy.
-    pub fn finding(&self, id: &'static str, field: &str, message: String, fix: String) -> Finding {
-        let severity = catalogue::entry(id).map_or(Severity::Warning, |entry| entry.severity);
-        Finding { id, severity, place: self.located.at(field), object: self.name(), message, fix }
+    /// Every rule of a direction that the policy isolates.
+    pub fn rules(&self, direction: Direction) -> impl Iterator<Item = RuleContext<'_>> {
+        let rules = if self.policy.isolates(direction) { self.policy.rules(direction) } else { &[] };
+        rules.iter().enumerate().map(move |(index, rule)| RuleContext { policy: self, direction, index, rule })
+    }
+}
+
+/// One rule of a policy.
+#[derive(Clone, Copy)]
+pub struct RuleContext<'c> {
+    pub policy: &'c PolicyContext<'c>,
+    pub direction: Direction,
+    pub rule: &'c Rule,
+    index: usize,
+}
+
+impl<'c> RuleContext<'c> {
+    pub fn peers(&self) -> impl Iterator<Item = (usize, &'c Peer)> + use<'c> {
+        self.rule.peers.iter().flatten().enumerate()
     }
 
-    /// Every rule of a direction that the policy isolates, with its path.
-    pub fn rules(&self, direction: Direction) -> impl Iterator<Item = (String, &crate::model::cluster::Rule)> {
-        let rules = if self.policy.isolates(direction) { self.policy.rules(direction) } else { &[] };
-        rules.iter().enumerate().map(move |(i, rule)| (format!("spec.{direction}[{i}]"), rule))
+    pub fn ports(&self) -> impl Iterator<Item = (usize, &'c PortMatch)> + use<'c> {
+        self.rule.ports.iter().flatten().enumerate()
     }
+
+    /// `spec.ingress[0].from`
+    pub fn peers_path(&self) -> String {
+        format!("spec.{}[{}].{}", self.direction, self.index, self.direction.peers_field())
+    }
+
+    /// `spec.ingress[0].from[1]`
+    pub fn peer_path(&self, peer: usize) -> String {
+        format!("{}[{peer}]", self.peers_path())
+    }
+
+    /// `spec.ingress[0].ports[1]`
+    pub fn port_path(&self, port: usize) -> String {
+        format!("spec.{}[{}].ports[{port}]", self.direction, self.index)
+    }
+}
+
+/// Returns true for a block of at most eight addresses: somebody wrote an address.
+pub fn is_address(cidr: &IpNet) -> bool {
+    cidr.max_prefix_len() - cidr.prefix_len() <= 3
 }
 
 fn dual_stack(index: &Index) -> bool {
@@ -172,101 +218,4 @@ pub fn namespace_matches(selector: &Selector, name: &Str, entry: &NamespaceEntry
 /// Whether `wide` certainly matches all that `narrow` matches.
 pub fn covers(wide: &Selector, narrow: &Selector) -> bool {
     wide.requirements.iter().all(|requirement| narrow.requirements.contains(requirement))
-}
-
-/// `staging/db, staging/api and 3 more`.
-pub fn names(pods: &[PodView<'_>]) -> String {
-    let mut shown: Vec<String> = pods.iter().map(|view| format!("{}/{}", view.pod.namespace, view.pod.name)).collect();
-    shown.dedup();
-    list(&shown, 3)
-}
-
-/// The first `most` of a list, and how many more there are.
-pub fn list<T: AsRef<str>>(items: &[T], most: usize) -> String {
-    let shown: Vec<&str> = items.iter().take(most).map(AsRef::as_ref).collect();
-    match items.len().saturating_sub(most) {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
-    }
-}
-
-/// What a selector misses by: the pod that comes nearest, and its label that differs.
-pub fn nearest(selector: &Selector, pods: &[PodView<'_>]) -> Option<String> {
-    let missing = |pod: &Pod| selector.requirements.iter().filter(|r| !r.matches(&pod.labels)).count();
-    let view = pods.iter().min_by_key(|view| {
-        let first = selector.requirements.iter().find(|r| !r.matches(&view.pod.labels));
-        let distance = first.and_then(|r| closest(r, &view.pod.labels)).map_or(1_000, |(distance, _)| distance);
-        (missing(view.pod), distance, view.pod.name.clone())
-    })?;
-    let first = selector.requirements.iter().find(|r| !r.matches(&view.pod.labels))?;
-    let label = match closest(first, &view.pod.labels) {
-        Some((_, label)) => label,
-        None if view.pod.labels.is_empty() => "no labels".to_owned(),
-        None => {
-            let labels: Vec<String> = view.pod.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-            list(&labels, 4)
-        }
-    };
-    Some(format!("{}/{} has {label}", view.pod.namespace, view.pod.name))
-}
-
-/// The label that a requirement nearly means: its key with another value, or a key that is spelt alike.
-pub fn closest(requirement: &Requirement, labels: &Labels) -> Option<(usize, String)> {
-    let wanted = match &requirement.operator {
-        Operator::In(values) => values.first(),
-        _ => None,
-    };
-    let score = |key: &Str, value: &Str| {
-        let keys = strsim::levenshtein(&requirement.key, key);
-        let values = wanted.map_or(0, |wanted| strsim::levenshtein(wanted, value));
-        let alike = keys == 0 || keys <= 2 || (values == 0 && wanted.is_some());
-        alike.then_some(keys * 2 + values)
-    };
-    let scored = labels.iter().filter_map(|(key, value)| Some((score(key, value)?, format!("{key}={value}"))));
-    scored.min_by_key(|(score, _)| *score)
-}
-
-/// A selector as YAML, on lines of `indent` spaces, without its field name.
-pub fn selector_yaml(selector: &Selector, indent: usize) -> String {
-    if selector.is_everything() {
-        return " {}".to_owned();
-    }
-    let (mut labels, mut expressions) = (Vec::new(), Vec::new());
-    for Requirement { key, operator } in &selector.requirements {
-        let key = scalar_text(key);
-        let list = |values: &[Str]| values.iter().map(|v| scalar_text(v)).collect::<Vec<_>>().join(", ");
-        match operator {
-            Operator::In(values) if values.len() == 1 => labels.push(format!("{key}: {}", list(values))),
-            Operator::In(values) => {
-                expressions.push(format!("{{key: {key}, operator: In, values: [{}]}}", list(values)))
-            }
-            Operator::NotIn(values) => {
-                expressions.push(format!("{{key: {key}, operator: NotIn, values: [{}]}}", list(values)));
-            }
-            Operator::Exists => expressions.push(format!("{{key: {key}, operator: Exists}}")),
-            Operator::DoesNotExist => expressions.push(format!("{{key: {key}, operator: DoesNotExist}}")),
-        }
-    }
-    let pad = " ".repeat(indent);
-    let mut yaml = String::new();
-    if !labels.is_empty() {
-        yaml.push_str(&format!("\n{pad}matchLabels: {{{}}}", labels.join(", ")));
-    }
-    if !expressions.is_empty() {
-        yaml.push_str(&format!("\n{pad}matchExpressions: [{}]", expressions.join(", ")));
-    }
-    yaml
-}
-
-/// A peer as one item of a list, its dash at `indent`.
-pub fn peer_yaml(namespaces: Option<&Selector>, pods: Option<&Selector>, indent: usize) -> String {
-    let pad = " ".repeat(indent);
-    let mut lines = Vec::new();
-    for (field, selector) in [("namespaceSelector", namespaces), ("podSelector", pods)] {
-        if let Some(selector) = selector {
-            let dash = if lines.is_empty() { "- " } else { "  " };
-            lines.push(format!("{pad}{dash}{field}:{}", selector_yaml(selector, indent + 4)));
-        }
-    }
-    lines.join("\n")
 }

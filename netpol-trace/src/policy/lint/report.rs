@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use crate::cluster::manifests::Loaded;
-use crate::policy::lint::{Finding, Severity};
+use crate::policy::lint::{LintFinding, Severity};
 use crate::text::escape;
 
 /// What was linted, and what came out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Summary {
+struct LintSummary {
     error: usize,
     warning: usize,
     info: usize,
@@ -27,11 +27,11 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-impl Summary {
-    fn of(findings: &[Finding], loaded: &Loaded) -> Summary {
+impl LintSummary {
+    fn of(findings: &[LintFinding], loaded: &Loaded) -> LintSummary {
         let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
-        let pod = |object: &crate::model::cluster::Object| matches!(object, crate::model::cluster::Object::Pod(_));
-        Summary {
+        let pod = |object: &crate::cluster::Object| matches!(object, crate::cluster::Object::Pod(_));
+        LintSummary {
             error: count(Severity::Error),
             warning: count(Severity::Warning),
             info: count(Severity::Info),
@@ -44,12 +44,12 @@ impl Summary {
 }
 
 /// For people: findings of at least `least`, then one line of sums.
-pub fn text(findings: &[Finding], loaded: &Loaded, least: Severity) -> String {
+pub fn text(findings: &[LintFinding], loaded: &Loaded, least: Severity) -> String {
     let mut out = String::new();
     for finding in findings.iter().filter(|finding| finding.severity >= least) {
         one(finding, &mut out);
     }
-    let summary = Summary::of(findings, loaded);
+    let summary = LintSummary::of(findings, loaded);
     let looked = format!(
         "{}, {}, {}",
         plural(summary.policies, "policy", "policies"),
@@ -84,7 +84,7 @@ fn plural(count: u64, one: &str, many: &str) -> String {
     if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
 }
 
-fn one(finding: &Finding, out: &mut String) {
+fn one(finding: &LintFinding, out: &mut String) {
     let place = crate::policy::lint::Location { field: String::new(), document: None, ..finding.place.clone() };
     let _ = writeln!(out, "{place}: {}[{}]: {}", finding.severity, finding.id, escape(&finding.message));
     let object = escape(&finding.object);
@@ -108,17 +108,17 @@ fn one(finding: &Finding, out: &mut String) {
 }
 
 /// One JSON document: `findings` of at least `least`, and a `summary` of all.
-pub fn json(findings: &[Finding], loaded: &Loaded, least: Severity) -> serde_json::Result<String> {
+pub fn json(findings: &[LintFinding], loaded: &Loaded, least: Severity) -> serde_json::Result<String> {
     #[derive(Serialize)]
-    struct Report<'a> {
-        findings: Vec<&'a Finding>,
-        summary: Summary,
+    struct JsonReport<'a> {
+        findings: Vec<&'a LintFinding>,
+        summary: LintSummary,
         skipped: &'a std::collections::BTreeMap<String, u64>,
     }
     let shown = findings.iter().filter(|finding| finding.severity >= least).collect();
-    serde_json::to_string_pretty(&Report {
+    serde_json::to_string_pretty(&JsonReport {
         findings: shown,
-        summary: Summary::of(findings, loaded),
+        summary: LintSummary::of(findings, loaded),
         skipped: &loaded.skipped,
     })
 }

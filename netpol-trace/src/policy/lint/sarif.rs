@@ -2,20 +2,20 @@
 
 use serde_json::{Value, json};
 
-use crate::policy::lint::catalogue::ENTRIES;
-use crate::policy::lint::{Finding, Severity};
+use crate::policy::lint::catalogue::LINTS;
+use crate::policy::lint::{LintFinding, Severity};
 
 /// One SARIF log of findings of at least `least`.
-pub fn sarif(findings: &[Finding], least: Severity) -> serde_json::Result<String> {
-    let rules: Vec<Value> = ENTRIES
+pub fn sarif(findings: &[LintFinding], least: Severity) -> serde_json::Result<String> {
+    let rules: Vec<Value> = LINTS
         .iter()
-        .map(|entry| {
+        .map(|lint| {
             json!({
-                "id": entry.id,
-                "shortDescription": {"text": entry.title},
-                "fullDescription": {"text": entry.what},
-                "help": {"text": entry.fix},
-                "defaultConfiguration": {"level": level(entry.severity)},
+                "id": lint.id,
+                "shortDescription": {"text": lint.title},
+                "fullDescription": {"text": lint.what},
+                "help": {"text": lint.fix},
+                "defaultConfiguration": {"level": level(lint.severity)},
             })
         })
         .collect();
@@ -43,7 +43,7 @@ fn level(severity: Severity) -> &'static str {
     }
 }
 
-fn result(finding: &Finding) -> Value {
+fn result(finding: &LintFinding) -> Value {
     let mut physical = json!({"artifactLocation": {"uri": uri(&finding.place.file.to_string_lossy())}});
     if let Some(line) = finding.place.line {
         physical["region"] = json!({"startLine": line});
@@ -59,7 +59,7 @@ fn result(finding: &Finding) -> Value {
         "message": {"text": format!("{}\n\nFix: {}", finding.message, finding.fix)},
         "locations": [location],
     });
-    if let Some(index) = ENTRIES.iter().position(|entry| entry.id == finding.id) {
+    if let Some(index) = LINTS.iter().position(|lint| lint.id == finding.id) {
         result["ruleIndex"] = json!(index);
     }
     result

@@ -1,10 +1,10 @@
-//! Which labels name a workload, and names made of them.
+//! Labels that select a workload, and object names made of them.
 
 use crate::model::Str;
 use crate::model::cluster::{Labels, Operator, Pod, Requirement, Selector};
+use crate::policy::matching::NAME_LABEL;
 
-/// Labels that a controller gives each pod or each version anew: a selector with one of them matches nothing after the next
-/// rollout.
+/// Labels that differ by pod or version: a selector with one of them matches nothing after the next rollout.
 const UNSTABLE: [&str; 14] = [
     "pod-template-hash",
     "controller-revision-hash",
@@ -22,9 +22,14 @@ const UNSTABLE: [&str; 14] = [
     "version",
 ];
 
+/// Whether a label with this key stays the same from one pod of the workload to the next, and from one release to the next.
+pub fn is_stable(key: &str) -> bool {
+    !UNSTABLE.contains(&key)
+}
+
 /// The labels that stay the same from one pod of the workload to the next, and from one release to the next.
 pub fn stable(labels: &Labels) -> impl Iterator<Item = (&Str, &Str)> {
-    labels.iter().filter(|(key, _)| !UNSTABLE.contains(&&***key))
+    labels.iter().filter(|(key, _)| is_stable(key))
 }
 
 /// A selector for the pod's workload; with no stable label, the empty one.
@@ -33,14 +38,14 @@ pub fn selector(pod: &Pod) -> Selector {
 }
 
 pub fn namespace_selector(name: &Str) -> Selector {
-    Selector { requirements: [is(&"kubernetes.io/metadata.name".into(), name)].into() }
+    Selector { requirements: [is(&NAME_LABEL.into(), name)].into() }
 }
 
 fn is(key: &Str, value: &Str) -> Requirement {
     Requirement { key: key.clone(), operator: Operator::In([value.clone()].into()) }
 }
 
-/// A name that the API takes (RFC 1123 label): lower-case letters, digits and dashes, at most 63.
+/// A name that the API accepts (RFC 1123 label): lower-case letters, digits and dashes, at most 63.
 pub fn object_name(text: &str) -> String {
     const MAX: usize = 63;
     let mut name = String::new();

@@ -4,6 +4,7 @@ use saphyr::{Scalar, Yaml, YamlEmitter};
 use serde_json::{Map, Value, json as object};
 
 use crate::model::cluster::{Labels, Operator, Peer, Policy, PortMatch, PortSpec, Rule, Selector};
+use crate::policy::type_name;
 
 /// The object with the API's field names.
 pub fn json(policy: &Policy) -> Value {
@@ -18,10 +19,7 @@ pub fn json(policy: &Policy) -> Value {
     let mut spec = Map::new();
     spec.insert("podSelector".into(), selector(&policy.subject));
     if let Some(types) = &policy.declared_types {
-        let names = types.iter().map(|t| match t {
-            crate::model::cluster::Direction::Ingress => Value::from("Ingress"),
-            crate::model::cluster::Direction::Egress => Value::from("Egress"),
-        });
+        let names = types.iter().map(|direction| Value::from(type_name(*direction)));
         spec.insert("policyTypes".into(), names.collect());
     }
     for (field, rules, peers) in [("ingress", &policy.ingress, "from"), ("egress", &policy.egress, "to")] {
@@ -151,6 +149,6 @@ fn tree(value: &Value) -> Yaml<'_> {
     }
 }
 
-/// The order in which people write a policy's fields, where it isn't the alphabet's.
+/// The order in which people write a policy's fields, where it is not alphabetical.
 const ORDER: [&str; 11] =
     ["name", "namespace", "podSelector", "policyTypes", "ingress", "egress", "from", "to", "ports", "protocol", "port"];

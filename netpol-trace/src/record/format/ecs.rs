@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::model::{Action, Cause, ChangeKind, Phase};
+use crate::model::{Action, Cause, ChangeKind, RunPhase};
 use crate::record::format::message::message;
-use crate::record::format::view::{View, view};
+use crate::record::format::view::{FlowView, view};
 use crate::record::json::{compact, embedded};
 use crate::record::{Body, Endpoint, Record};
 
@@ -41,11 +41,11 @@ pub fn event(record: &Record) -> Value {
     event
 }
 
-type What =
+type EcsKind =
     (&'static str, &'static str, &'static [&'static str], &'static [&'static str], &'static str, Option<&'static str>);
 
 /// Dataset, kind, category, type, action, outcome.
-fn what(body: &Body) -> What {
+fn what(body: &Body) -> EcsKind {
     match body {
         Body::Drop(drop) => {
             let denied: &[&str] = match drop.cause {
@@ -70,16 +70,16 @@ fn what(body: &Body) -> What {
         Body::Loss(_) => ("netpol_trace.loss", "event", &["host"], &["error"], "records-lost", None),
         Body::Status(status) => {
             let action = match status.phase {
-                Phase::Started => "started",
-                Phase::Running => "running",
-                Phase::Stopped => "stopped",
+                RunPhase::Started => "started",
+                RunPhase::Running => "running",
+                RunPhase::Stopped => "stopped",
             };
             ("netpol_trace.status", "state", &["host"], &["info"], action, None)
         }
     }
 }
 
-fn network(event: &mut Value, view: &View<'_>, record: &Record) {
+fn network(event: &mut Value, view: &FlowView<'_>, record: &Record) {
     event["source"] = end(view.source);
     event["destination"] = end(view.destination);
     event["network"] = json!({
@@ -105,7 +105,7 @@ fn network(event: &mut Value, view: &View<'_>, record: &Record) {
 }
 
 fn end(end: &Endpoint) -> Value {
-    // What NAT made of the address is in `nat`, as for a load balancer.
+    // EcsKind NAT made of the address is in `nat`, as for a load balancer.
     let (near, nat) = match &end.original {
         Some(original) => ((original.ip, original.port), Some((end.ip, end.port))),
         None => ((end.ip, end.port), None),

@@ -1,15 +1,15 @@
-//! A record in one line of words, for formats that have a message.
+//! Describes a record in one line, for formats that have a message.
 
-use crate::model::{Action, Cause, ChangeKind, LossStage, Phase, Side, VerdictResult};
+use crate::model::{Action, Cause, ChangeKind, LossStage, RunPhase, Side, VerdictResult};
 use crate::record::{Body, Drop, Endpoint, PolicyChange, Record, Unanswered};
 
-/// Octets of a message.
+/// Longest message in bytes.
 const MAX: usize = 1000;
 
 pub fn message(record: &Record) -> String {
     let mut text = match &record.body {
         Body::Drop(drop) => of_drop(drop),
-        Body::Unanswered(silent) => of_unanswered(silent),
+        Body::Unanswered(unanswered) => of_unanswered(unanswered),
         Body::PolicyChange(change) => of_change(change),
         Body::Loss(loss) => {
             let count = loss.count.map_or_else(|| "an unknown number of".into(), |count| count.to_string());
@@ -18,9 +18,9 @@ pub fn message(record: &Record) -> String {
         }
         Body::Status(status) => {
             let phase = match status.phase {
-                Phase::Started => "started",
-                Phase::Running => "running",
-                Phase::Stopped => "stopped",
+                RunPhase::Started => "started",
+                RunPhase::Running => "running",
+                RunPhase::Stopped => "stopped",
             };
             let agent = &status.totals.agent;
             format!("{phase}: {} packets read, {} written, {} lost", agent.read, agent.written, agent.lost)
@@ -45,9 +45,9 @@ fn of_drop(drop: &Drop) -> String {
     }
 }
 
-fn of_unanswered(silent: &Unanswered) -> String {
-    let flow = flow(&silent.source, &silent.destination, &silent.network.transport);
-    format!("{flow} unanswered for {} s", silent.waited_seconds)
+fn of_unanswered(unanswered: &Unanswered) -> String {
+    let flow = flow(&unanswered.source, &unanswered.destination, &unanswered.network.transport);
+    format!("{flow} unanswered for {} s", unanswered.waited_seconds)
 }
 
 fn of_change(change: &PolicyChange) -> String {
@@ -82,7 +82,7 @@ fn end(end: &Endpoint) -> String {
     }
 }
 
-/// By whom: `ingress denied by staging/db-np and 2 more`.
+/// `ingress denied by staging/db-np and 2 more`
 fn denied(sides: [&Side; 2]) -> Option<String> {
     let (direction, side) =
         ["egress", "ingress"].into_iter().zip(sides).find(|(_, side)| side.result == VerdictResult::Denied)?;

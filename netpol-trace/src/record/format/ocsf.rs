@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::model::packet::transport_number;
 use crate::model::{Action, Cause, EndpointKind, Family};
 use crate::record::format::message::message;
-use crate::record::format::view::{View, view};
+use crate::record::format::view::{FlowView, view};
 use crate::record::json::{compact, embedded};
 use crate::record::{Body, Endpoint, Record};
 
@@ -56,11 +56,11 @@ pub fn event(record: &Record) -> Value {
         event["disposition"] = json!(if rejected { "Rejected" } else { "Blocked" });
         event["status_detail"] = json!(drop.cause.as_str());
     }
-    if let Body::Unanswered(silent) = &record.body {
-        event["count"] = json!(silent.count);
+    if let Body::Unanswered(unanswered) = &record.body {
+        event["count"] = json!(unanswered.count);
         event["status_id"] = json!(2);
         event["status"] = json!("Failure");
-        event["status_detail"] = json!(silent.basis);
+        event["status_detail"] = json!(unanswered.basis);
     }
     let mut event = compact(event);
     event["unmapped"] = embedded(record);
@@ -77,7 +77,7 @@ fn activity_name(body: &Body) -> &'static str {
     }
 }
 
-fn network(event: &mut Value, view: &View<'_>, time: i64) {
+fn network(event: &mut Value, view: &FlowView<'_>, time: i64) {
     event["src_endpoint"] = end(view.source);
     event["dst_endpoint"] = end(view.destination);
     event["start_time"] = json!(time);
@@ -104,8 +104,8 @@ fn network(event: &mut Value, view: &View<'_>, time: i64) {
     }
 }
 
-/// Between pods it is lateral; at the cluster's edge it has a direction.
-fn direction(view: &View<'_>) -> (u64, &'static str) {
+/// Traffic between pods is lateral. At the cluster's edge it is inbound or outbound.
+fn direction(view: &FlowView<'_>) -> (u64, &'static str) {
     let outside = |end: &Endpoint| end.kind == EndpointKind::External;
     match (outside(view.source), outside(view.destination)) {
         (true, false) => (1, "Inbound"),
@@ -115,8 +115,8 @@ fn direction(view: &View<'_>) -> (u64, &'static str) {
     }
 }
 
-/// The flags octet, as TCP has it.
-fn flags(view: &View<'_>) -> Option<u64> {
+/// Returns the flags byte of the TCP header.
+fn flags(view: &FlowView<'_>) -> Option<u64> {
     let bit = |flag: &str| match flag {
         "fin" => 1,
         "syn" => 2,

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::record::format::message::message;
-use crate::record::format::view::{View, view};
+use crate::record::format::view::{FlowView, view};
 use crate::record::json::{compact, embedded};
 use crate::record::{Body, Record};
 
@@ -22,7 +22,7 @@ pub struct Log {
 /// The instrumentation scope.
 pub const SCOPE: &str = "netpol-trace";
 
-/// Who speaks, the same for all records of a run.
+/// Returns the resource attributes, the same for all records of a run.
 pub fn resource(record: &Record) -> Map<String, Value> {
     object(json!({
         "service.name": "netpol-trace", "service.version": env!("CARGO_PKG_VERSION"), "service.instance.id": record.run,
@@ -64,7 +64,7 @@ const INFO: (u8, &str) = (9, "INFO");
 const WARN: (u8, &str) = (13, "WARN");
 const ERROR: (u8, &str) = (17, "ERROR");
 
-fn network(view: &View<'_>) -> Value {
+fn network(view: &FlowView<'_>) -> Value {
     let (pod, policy) = (view.subject(), view.policy());
     json!({
         "source.address": view.source.ip, "source.port": view.source.port,

@@ -1,4 +1,4 @@
-//! What drops and unanswered connections have in common, for formats that don't tell them apart.
+//! EcsKind drops and unanswered connections have in common, for formats that don't tell them apart.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::model::{Direction, Hint, PodRef, PolicyRef, Side, Verdict, VerdictResult};
 use crate::record::{Body, Endpoint, Network};
 
-pub struct View<'a> {
+pub struct FlowView<'a> {
     pub source: &'a Endpoint,
     pub destination: &'a Endpoint,
     pub network: &'a Network,
@@ -22,10 +22,10 @@ pub struct View<'a> {
     pub why: Cow<'a, str>,
 }
 
-/// The two ends and what was said between them; `None` for records of the agent itself.
-pub fn view(body: &Body) -> Option<View<'_>> {
+/// Returns the flow of a record; `None` for records about the agent or a policy.
+pub fn view(body: &Body) -> Option<FlowView<'_>> {
     match body {
-        Body::Drop(drop) => Some(View {
+        Body::Drop(drop) => Some(FlowView {
             source: &drop.source,
             destination: &drop.destination,
             network: &drop.network,
@@ -38,24 +38,24 @@ pub fn view(body: &Body) -> Option<View<'_>> {
             last_time: drop.last_time,
             why: drop.cause.as_str().into(),
         }),
-        Body::Unanswered(silent) => Some(View {
-            source: &silent.source,
-            destination: &silent.destination,
-            network: &silent.network,
-            direction: Some(silent.direction),
-            verdict: silent.verdict.as_deref(),
-            hint: silent.hint.as_deref(),
-            device: silent.device.as_deref(),
-            packets: silent.packets,
+        Body::Unanswered(unanswered) => Some(FlowView {
+            source: &unanswered.source,
+            destination: &unanswered.destination,
+            network: &unanswered.network,
+            direction: Some(unanswered.direction),
+            verdict: unanswered.verdict.as_deref(),
+            hint: unanswered.hint.as_deref(),
+            device: unanswered.device.as_deref(),
+            packets: unanswered.packets,
             bytes: None,
             last_time: None,
-            why: silent.basis.as_ref().into(),
+            why: unanswered.basis.as_ref().into(),
         }),
         Body::PolicyChange(_) | Body::Loss(_) | Body::Status(_) => None,
     }
 }
 
-impl<'a> View<'a> {
+impl<'a> FlowView<'a> {
     fn side(&self) -> Option<&'a Side> {
         let verdict = self.verdict?;
         let of = |direction| match direction {
@@ -68,7 +68,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The policy that a format with room for one names: the nearest rule's, else the first that isolates.
+    /// Returns the policy for formats that have one: that of the nearest rule, else the first that isolates.
     pub fn policy(&self) -> Option<&'a PolicyRef> {
         let side = self.side().filter(|side| side.result == VerdictResult::Denied)?;
         let nearest = side.nearest.as_ref().and_then(|nearest| nearest.policy.split_once('/'));
@@ -76,12 +76,12 @@ impl<'a> View<'a> {
         side.isolated_by.iter().find(named).or(side.isolated_by.first())
     }
 
-    /// The rule of [`View::policy`] that came closest.
+    /// Returns the nearest rule of [`FlowView::policy`].
     pub fn rule(&self) -> Option<&'a str> {
         self.side()?.nearest.as_ref()?.rule.as_deref()
     }
 
-    /// The pod that a format with room for one names: the one whose policy denied, else the destination, else the source.
+    /// Returns the pod for formats that have one: the pod whose policy denied, else the destination, else the source.
     pub fn subject(&self) -> Option<&'a PodRef> {
         let (source, destination) = (self.source.pod.as_deref(), self.destination.pod.as_deref());
         match self.direction {
@@ -91,7 +91,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The hint, else the cause.
+    /// Returns the hint's message, else the cause.
     pub fn reason(&self) -> &str {
         self.hint.map_or(&self.why, |hint| &hint.message)
     }

@@ -9,7 +9,7 @@ fn files(folder: &Path, names: &[&str]) {
 fn found(folder: &Path, arguments: &[&str]) -> Result<Vec<String>, String> {
     let arguments: Vec<PathBuf> = arguments.iter().map(|argument| folder.join(argument)).collect();
     let inputs = inputs(&arguments).map_err(|error| error.to_string())?;
-    let name = |input: &Input| input.name.strip_prefix(&format!("{}/", folder.display())).unwrap().to_owned();
+    let name = |input: &LogInput| input.name.strip_prefix(&format!("{}/", folder.display())).unwrap().to_owned();
     Ok(inputs.iter().map(name).collect())
 }
 
@@ -34,11 +34,14 @@ fn patterns_match_files_in_order_and_each_file_is_read_once() {
 #[test]
 fn what_can_not_be_read_is_named_with_the_reason() {
     let error = inputs(&[PathBuf::from("staging/db-0")]).unwrap_err().to_string();
-    assert_eq!(error, "staging/db-0 can't be read: no such file (a pod's drops: netpol-trace tail --pod staging/db-0)");
+    assert_eq!(
+        error,
+        "staging/db-0 cannot be read: no such file (a pod's drops: netpol-trace tail --pod staging/db-0)"
+    );
     for name in ["db-0", "pod/db-0"] {
         let error = inputs(&[PathBuf::from(name)]).unwrap_err().to_string();
         assert!(error.ends_with(" (a pod's drops: netpol-trace tail --pod db-0 -n NAMESPACE)"), "{error}");
     }
     let error = inputs(&[PathBuf::from("/nonexistent/x.jsonl")]).unwrap_err().to_string();
-    assert_eq!(error, "/nonexistent/x.jsonl can't be read: no such file");
+    assert_eq!(error, "/nonexistent/x.jsonl cannot be read: no such file");
 }

@@ -16,7 +16,7 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
     ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
 }
 
-/// One byte a read: a pipe may give as little.
+/// Returns one byte for each read, as a pipe may.
 struct Slow(Cursor<Vec<u8>>);
 
 impl Read for Slow {
@@ -26,11 +26,11 @@ impl Read for Slow {
     }
 }
 
-/// What comes out of `bytes`, and why not more.
+/// Returns the text of `bytes`, and why reading ended early.
 fn unpacked(bytes: Vec<u8>) -> (Vec<u8>, Option<Unreadable>) {
     let mut out = Vec::new();
-    let read = |mut reader: Reader| reader.read_to_end(&mut out).map(drop).map_err(Unreadable::from_read);
-    let why = Reader::new(Slow(Cursor::new(bytes))).and_then(read).err();
+    let read = |mut reader: LogReader| reader.read_to_end(&mut out).map(drop).map_err(Unreadable::from_read);
+    let why = LogReader::new(Slow(Cursor::new(bytes))).and_then(read).err();
     (out, why)
 }
 
@@ -80,7 +80,7 @@ fn what_an_archive_has_until_it_is_cut_off_or_damaged_is_read() {
 }
 
 #[test]
-fn what_is_no_log_is_named() {
+fn other_formats_are_named() {
     let mut tar = vec![b'a'; 512];
     tar[257..262].copy_from_slice(b"ustar");
     for (bytes, expected) in [
@@ -90,7 +90,7 @@ fn what_is_no_log_is_named() {
         (b"\xff\xfe{\0".to_vec(), "not a log of netpol-trace: text in UTF-16"),
     ] {
         // A file gives more than a byte at once.
-        let why = Reader::new(Cursor::new(bytes)).unwrap_err().to_string();
+        let why = LogReader::new(Cursor::new(bytes)).unwrap_err().to_string();
         assert!(why.starts_with(expected), "{why}");
     }
 }
@@ -105,7 +105,7 @@ fn an_archive_that_is_small_and_holds_much_is_streamed() {
     }
     for packed in [encoder.finish().unwrap(), zstd(&vec![b'0'; 64 << 20])] {
         assert!(packed.len() < 1 << 20);
-        let mut reader = Reader::new(Cursor::new(packed)).unwrap();
+        let mut reader = LogReader::new(Cursor::new(packed)).unwrap();
         let (mut buffer, mut total) = (vec![0; BUFFER], 0);
         loop {
             match reader.read(&mut buffer).unwrap() {
@@ -129,7 +129,7 @@ fn an_archive_that_is_small_and_holds_much_is_streamed() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn any_bytes_behind_a_beginning_are_answered(start in 0..3_usize, bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn any_bytes_after_a_magic_are_handled(start in 0..3_usize, bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let start: &[u8] = [&b"\x1f\x8b\x08\0"[..], b"\x28\xb5\x2f\xfd", b""][start];
         unpacked([start, &bytes].concat());
     }

@@ -1,5 +1,5 @@
-//! The certificate authorities that an `otlp:https://` output trusts: those of `ca-file=`, else the system's, else Mozilla's list, which
-//! the program brings along for images and nodes without any.
+//! Certificate authorities that an `otlp:https://` output trusts: those of `ca-file=`, else the system's, else Mozilla's list, which is part
+//! of the program for images and nodes without any.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,17 +9,17 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-/// More bytes than a bundle of authorities has: Mozilla's whole list is 220 KiB.
+/// The most bytes that are read of a bundle; Mozilla's whole list has 220 KiB.
 const MAX_BYTES: u64 = 4 << 20;
-/// Variables by which OpenSSL, and we, find the system's authorities.
+/// Environment variables that name the system's authorities, as for OpenSSL.
 const VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
-/// Why there are no authorities.
+/// Why the authorities can't be used. Each message says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     #[error("ca-file={path}: {error}")]
     Unreadable { path: String, error: io::Error },
-    #[error("ca-file={0}: no certificate in it; it takes PEM: -----BEGIN CERTIFICATE-----")]
+    #[error("ca-file={0}: no certificate in it; expected PEM: -----BEGIN CERTIFICATE-----")]
     NoCertificate(String),
     #[error("ca-file={path}: certificate {number} in it is broken: {error}")]
     Broken { path: String, number: usize, error: String },
@@ -31,7 +31,7 @@ pub enum TrustError {
     Tls(rustls::Error),
 }
 
-/// With a `ca-file=` only what is in it.
+/// With `ca-file=` only the authorities in that file.
 pub fn authorities(ca: Option<&Path>) -> Result<RootCertStore, TrustError> {
     match ca {
         Some(path) => of_file(path),
@@ -53,11 +53,11 @@ fn of_file(path: &Path) -> Result<RootCertStore, TrustError> {
     if store.is_empty() { Err(TrustError::NoCertificate(name())) } else { Ok(store) }
 }
 
-/// A variable that names authorities is a demand: where it names none, Mozilla's list does not stand in.
+/// If a variable is set but leads to no authorities, that is an error: Mozilla's list does not replace them.
 fn of_system() -> Result<RootCertStore, TrustError> {
     let found = rustls_native_certs::load_native_certs();
     let mut store = RootCertStore::empty();
-    // Systems carry authorities that rustls can't use (old versions, odd encodings); the others count.
+    // Systems have authorities that rustls can't use (old versions, unusual encodings): they are skipped.
     store.add_parsable_certificates(found.certs);
     if !store.is_empty() {
         return Ok(store);
@@ -69,7 +69,7 @@ fn of_system() -> Result<RootCertStore, TrustError> {
         let error = if errors.is_empty() { "nothing found".to_owned() } else { errors.join("; ") };
         return Err(TrustError::Variable { variable, value, error });
     }
-    tracing::debug!("no certificate authorities on this system: Mozilla's list stands in");
+    tracing::debug!("no certificate authorities on this system: using Mozilla's list");
     store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     Ok(store)
 }
@@ -93,7 +93,7 @@ mod tests {
     fn a_ca_file_has_certificates() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ca.pem");
-        // What is between certificates (a bundle's comments) does no harm.
+        // Text between certificates, such as a bundle's comments, is ignored.
         std::fs::write(&path, format!("# one\n{AUTHORITY}\n# again\n{AUTHORITY}")).unwrap();
         assert_eq!(of_file(&path).unwrap().len(), 2);
     }
@@ -109,7 +109,7 @@ mod tests {
         assert!(wrong(&broken).starts_with("ca-file=PATH: certificate 2 in it is broken: "), "{}", wrong(&broken));
     }
 
-    /// The list that stands in where a system has none.
+    /// The list for systems without authorities.
     #[test]
     fn authorities_are_brought_along() {
         assert!(webpki_roots::TLS_SERVER_ROOTS.len() > 100);

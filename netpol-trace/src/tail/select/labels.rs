@@ -1,18 +1,18 @@
-//! Label selectors as `kubectl get -l` takes them.
+//! Label selectors in the form of `kubectl get -l`.
 
 use crate::model::cluster::{Operator, Requirement, Selector};
 use crate::text::escape;
 
-/// Reads `app=web,tier!=cache,env in (a,b),!canary`.
+/// Parses `app=web,tier!=cache,env in (a,b),!canary`.
 pub fn selector(text: &str) -> Result<Selector, String> {
     let requirements = split(text)?.into_iter().map(requirement).collect::<Result<Box<[_]>, _>>()?;
     if requirements.is_empty() {
-        return Err("an empty selector: leave -l away to see all pods".to_owned());
+        return Err("-l is empty: leave it out to see all pods".to_owned());
     }
     Ok(Selector { requirements })
 }
 
-/// At the commas that are not inside parentheses.
+/// Splits at the commas that are not inside parentheses.
 fn split(text: &str) -> Result<Vec<&str>, String> {
     let (mut parts, mut depth, mut from) = (Vec::new(), 0_u32, 0);
     for (at, c) in text.char_indices() {
@@ -56,21 +56,21 @@ fn requirement(text: &str) -> Result<Requirement, String> {
     match before.trim().rsplit_once(char::is_whitespace) {
         Some((key, "in")) => made(key, Operator::In(values)),
         Some((key, "notin")) => made(key, Operator::NotIn(values)),
-        _ => wrong(text, "want KEY in (…) or KEY notin (…)"),
+        _ => wrong(text, "expected KEY in (…) or KEY notin (…)"),
     }
 }
 
-/// A key or a value: what Kubernetes allows there needs no escape in JSON.
+/// Checks a key or a value. What Kubernetes allows there needs no escape in JSON, so the prefilter can search for it.
 fn word<'t>(whole: &str, text: &'t str) -> Result<&'t str, String> {
     let text = text.trim();
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_./".contains(&b);
     if !text.bytes().all(allowed) {
-        return wrong(whole, &format!("{} is no label", escape(text)));
+        return wrong(whole, &format!("{} is not a label", escape(text)));
     }
     Ok(text)
 }
 
-/// Whether the selector selects what has the labels that `label` finds.
+/// Returns true if the selector selects an object with the labels that `label` returns.
 pub fn matches<'l>(selector: &Selector, label: impl Fn(&str) -> Option<&'l str>) -> bool {
     selector.requirements.iter().all(|requirement| {
         let found = label(&requirement.key);
@@ -83,7 +83,7 @@ pub fn matches<'l>(selector: &Selector, label: impl Fn(&str) -> Option<&'l str>)
     })
 }
 
-/// A value that every pod with these labels has.
+/// Returns a value that every selected pod has.
 pub(super) fn certain_value(selector: &Selector) -> Option<String> {
     selector.requirements.iter().find_map(|requirement| match &requirement.operator {
         Operator::In(values) if values.len() == 1 => Some(values[0].to_string()),

@@ -1,26 +1,26 @@
 use super::*;
-use crate::record::read::{self, looks_like_a_record};
+use crate::record::read;
 
 const LINE: &str = r#"{"schema":"netpol-trace/v1","id":"a/1","run":"a","seq":1,"time":"2026-11-21T04:30:11.5Z","kind":"drop","count":1,"cause":"policy","source":{"kind":"pod","ip":"10.0.0.1","port":1000,"pod":{"namespace":"qa","name":"web-0","labels":{"app":"web"}}},"destination":{"kind":"pod","ip":"10.0.0.2","port":80,"pod":{"namespace":"prod","name":"db-0","labels":{"app":"db","tier":"data"}}}}"#;
 const LOSS: &str = r#"{"schema":"netpol-trace/v1","id":"a/2","run":"a","seq":2,"time":"2026-11-21T04:30:11.5Z","kind":"loss","stage":"kernel_ring","reason":"ring_full","count":3}"#;
 
-/// Both answers, which may differ in one way only: the prefilter lets through what the parser then refuses.
-fn wants(wanted: &Wanted, line: &str) -> bool {
-    let wants = wanted.wants(&read::read(line.as_bytes()).unwrap());
-    let may = Prefilter::new(wanted).may_match(line.as_bytes());
-    assert!(may || !wants, "the prefilter keeps back what is wanted: {wanted:?} {line}");
-    wants
+/// Returns what the selection says. The prefilter may pass a line that the selection does not select, never the other way round.
+fn selects(selection: &Selection, line: &str) -> bool {
+    let selects = selection.selects(&read::read(line.as_bytes()).unwrap());
+    let may = Prefilter::new(selection).may_match(line.as_bytes());
+    assert!(may || !selects, "the prefilter stops a selected line: {selection:?} {line}");
+    selects
 }
 
-fn with(change: impl FnOnce(&mut Wanted)) -> bool {
-    let mut wanted = Wanted::default();
-    change(&mut wanted);
-    assert!(wants(&wanted, LOSS) || wanted.since.is_some(), "losses always show: {wanted:?}");
-    wants(&wanted, LINE)
+fn with(change: impl FnOnce(&mut Selection)) -> bool {
+    let mut selection = Selection::default();
+    change(&mut selection);
+    assert!(selects(&selection, LOSS) || selection.since.is_some(), "losses always show: {selection:?}");
+    selects(&selection, LINE)
 }
 
 #[test]
-fn a_pod_is_wanted_as_either_end() {
+fn a_pod_is_selected_as_source_and_as_destination() {
     assert!(with(|_| {}));
     assert!(with(|w| w.pods = vec![("qa".into(), "web-0".into())]));
     assert!(with(|w| w.pods = vec![("prod".into(), "db-0".into())]));
@@ -53,24 +53,15 @@ fn namespaces_labels_and_causes() {
 
 #[test]
 fn time_is_looked_at_before_the_rest() {
-    let at = |text: &str| Wanted { since: Some(text.parse().unwrap()), ..Wanted::default() };
-    assert!(wants(&at("2026-11-21T04:30:11Z"), LINE));
-    assert!(!wants(&at("2026-11-21T04:30:11.9Z"), LINE));
+    let at = |text: &str| Selection { since: Some(text.parse().unwrap()), ..Selection::default() };
+    assert!(selects(&at("2026-11-21T04:30:11Z"), LINE));
+    assert!(!selects(&at("2026-11-21T04:30:11.9Z"), LINE));
     let later = at("2026-11-21T04:30:12Z");
-    assert!(!wants(&later, LINE));
+    assert!(!selects(&later, LINE));
     assert!(!Prefilter::new(&later).may_match(LINE.as_bytes()));
-    // A folded drop whose last packet is newer.
-    let folded = LINE.replace("\"count\":1", "\"last_time\":\"2026-11-21T04:31:00Z\",\"count\":9");
-    assert!(wants(&later, &folded));
-}
-
-#[test]
-fn what_is_no_record_is_told_from_one() {
-    assert!(looks_like_a_record(LINE.as_bytes()));
-    for line in ["", "2026-11-21T04:30:11Z INFO started", "{\"level\":\"info\"}", "null", "{\"x\":\"netpol-trace/v1\"}"]
-    {
-        assert!(!looks_like_a_record(line.as_bytes()), "{line}");
-    }
+    // A drop of several packets, the last of which is newer.
+    let several = LINE.replace("\"count\":1", "\"last_time\":\"2026-11-21T04:31:00Z\",\"count\":9");
+    assert!(selects(&later, &several));
 }
 
 #[test]
@@ -86,7 +77,7 @@ fn mistakes_are_named_with_what_to_type() {
         ("pod/web-0", "-n NAMESPACE"),
         ("pod", "name is missing"),
         ("qa/deploy/web", "-n qa -l"),
-        ("qa/web-*", "patterns"),
+        ("qa/web-*", "not a pattern"),
         ("a/b/c/d", "NAMESPACE/NAME"),
     ] {
         let error = pod(text, None).unwrap_err();
@@ -99,21 +90,22 @@ fn mistakes_are_named_with_what_to_type() {
 }
 
 #[test]
-fn what_was_found_is_said_in_the_right_number() {
-    let found = |drops, packets, unanswered| Found { drops, packets, unanswered };
-    let wanted = Wanted { pods: vec![("staging".into(), "db-0".into())], ..Wanted::default() };
-    let say = |wanted: &Wanted, found: Found| wanted.describe(Some(&found));
-    assert_eq!(say(&wanted, found(0, 0, 0)), "no drops to or from staging/db-0");
-    assert_eq!(say(&wanted, found(1, 1, 0)), "1 drop to or from staging/db-0");
+fn counts_have_their_singular_and_plural() {
+    let counts = |drops, packets, unanswered| DropCounts { drops, packets, unanswered };
+    let selection = Selection { pods: vec![("staging".into(), "db-0".into())], ..Selection::default() };
+    let describe = |selection: &Selection, counts: DropCounts| selection.describe(Some(&counts));
+    assert_eq!(describe(&selection, counts(0, 0, 0)), "no drops to or from staging/db-0");
+    assert_eq!(describe(&selection, counts(1, 1, 0)), "1 drop to or from staging/db-0");
     assert_eq!(
-        say(&wanted, found(2, 1500, 1)),
+        describe(&selection, counts(2, 1500, 1)),
         "2 drops (1,500 packets) and 1 connection without an answer to or from staging/db-0"
     );
-    let labels = Wanted { labels: Some(selector("app=db").unwrap()), namespace: Some("x".into()), ..Wanted::default() };
-    assert_eq!(say(&labels, found(0, 0, 0)), "no drops to or from pods with app=db in namespace x");
-    let cause = Wanted { causes: vec!["policy".into(), "disagrees".into()], ..Wanted::default() };
-    assert_eq!(say(&cause, found(0, 0, 0)), "no drops with cause policy or disagrees");
-    let unanswered = Wanted { causes: vec!["unanswered".into()], ..Wanted::default() };
-    assert_eq!(say(&unanswered, found(0, 0, 2)), "2 connections without an answer");
-    assert_eq!(Wanted::default().describe(None), "drops");
+    let labels =
+        Selection { labels: Some(selector("app=db").unwrap()), namespace: Some("x".into()), ..Selection::default() };
+    assert_eq!(describe(&labels, counts(0, 0, 0)), "no drops to or from pods with app=db in namespace x");
+    let cause = Selection { causes: vec!["policy".into(), "disagrees".into()], ..Selection::default() };
+    assert_eq!(describe(&cause, counts(0, 0, 0)), "no drops with cause policy or disagrees");
+    let unanswered = Selection { causes: vec!["unanswered".into()], ..Selection::default() };
+    assert_eq!(describe(&unanswered, counts(0, 0, 2)), "2 connections without an answer");
+    assert_eq!(Selection::default().describe(None), "drops");
 }

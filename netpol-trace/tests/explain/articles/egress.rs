@@ -45,19 +45,19 @@ spec:
         &with(&np),
         "staging/api -> 8.8.8.8 53/UDP",
         expect![[r#"
-        DENIED  staging/api -> 8.8.8.8 53/UDP: egress by staging/allow-dns, staging/test-np (nearest: staging/allow-dns egress[0].to[0] pods in namespaces kubernetes.io/metadata.name=kube-system | 8.8.8.8 (outside of the cluster))
-        hint (ip-block): staging/allow-dns egress[0].to[0] selects pods, and 8.8.8.8 is none: add to egress[0].to the item {ipBlock: {cidr: 8.8.8.8/32}}
+            DENIED  staging/api -> 8.8.8.8 53/UDP: egress by staging/allow-dns, staging/test-np (nearest: staging/allow-dns egress[0].to[0] pods in namespaces kubernetes.io/metadata.name=kube-system | 8.8.8.8 (outside of the cluster))
+            hint (ip-block): staging/allow-dns egress[0].to[0] selects pods, and 8.8.8.8 is not a pod: add to egress[0].to the item {ipBlock: {cidr: 8.8.8.8/32}}
 
-        egress of staging/api: denied, no rule matches
-          staging/allow-dns egress[0]: does not match
-            to[0] pods in namespaces kubernetes.io/metadata.name=kube-system | 8.8.8.8 (outside of the cluster)
-            ports[0] 53/UDP: matches
-            ports[1] 53/TCP | packet 53/UDP
-          staging/test-np isolates it and has no egress rules
+            egress of staging/api: denied, no rule matches
+              staging/allow-dns egress[0]: does not match
+                to[0] pods in namespaces kubernetes.io/metadata.name=kube-system | 8.8.8.8 (outside of the cluster)
+                ports[0] 53/UDP: matches
+                ports[1] 53/TCP | packet 53/UDP
+              staging/test-np isolates it and has no egress rules
 
-        ingress of 8.8.8.8: allowed, policies isolate pods only
-        exit 1
-    "#]],
+            ingress of 8.8.8.8: allowed, policies isolate pods only
+            exit 1
+        "#]],
     );
 }
 
@@ -159,48 +159,48 @@ spec:
         &with(np),
         "staging/api -> 172.20.1.1 443/TCP",
         expect![[r#"
-        DENIED  staging/api -> 172.20.1.1 443/TCP: egress by staging/internet-only (nearest: egress[0].to[0].ipBlock 0.0.0.0/0 except 172.16.0.0/12,10.0.0.0/8,192.168.0.0/16 | 172.20.1.1)
-        hint (ip-block): staging/internet-only egress[0].to[0] allows 0.0.0.0/0 except 172.16.0.0/12, and 172.20.1.1 lies in that exception: add a rule or item for {ipBlock: {cidr: 172.20.1.1/32}}
+            DENIED  staging/api -> 172.20.1.1 443/TCP: egress by staging/internet-only (nearest: egress[0].to[0].ipBlock 0.0.0.0/0 except 172.16.0.0/12,10.0.0.0/8,192.168.0.0/16 | 172.20.1.1)
+            hint (ip-block): staging/internet-only egress[0].to[0] allows 0.0.0.0/0 except 172.16.0.0/12, and 172.20.1.1 lies in that exception: add to egress[0].to the item {ipBlock: {cidr: 172.20.1.1/32}}
 
-        egress of staging/api: denied, no rule matches
-          staging/internet-only egress[0]: does not match
-            to[0].ipBlock 0.0.0.0/0 except 172.16.0.0/12,10.0.0.0/8,192.168.0.0/16 | 172.20.1.1
-            ports: any
+            egress of staging/api: denied, no rule matches
+              staging/internet-only egress[0]: does not match
+                to[0].ipBlock 0.0.0.0/0 except 172.16.0.0/12,10.0.0.0/8,192.168.0.0/16 | 172.20.1.1
+                ports: any
 
-        ingress of 172.20.1.1: allowed, policies isolate pods only
-        exit 1
-    "#]],
+            ingress of 172.20.1.1: allowed, policies isolate pods only
+            exit 1
+        "#]],
     );
     check(
         &with(np),
         "staging/api -> qa-test/api 80/TCP",
         expect![[r#"
-        DENIED  staging/api -> qa-test/api 80/TCP: egress by staging/internet-only (nearest: egress[0].to[0].ipBlock 0.0.0.0/0 except 10.0.0.0/8,172.16.0.0/12,192.168.0.0/16 | 10.7.1.2)
-        hint (ip-block): staging/internet-only egress[0].to[0] allows 0.0.0.0/0 except 10.0.0.0/8, and 10.7.1.2 lies in that exception: add a rule or item for {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: qa-test}}, podSelector: {matchLabels: {app: api}}}
+            DENIED  staging/api -> qa-test/api 80/TCP: egress by staging/internet-only (nearest: egress[0].to[0].ipBlock 0.0.0.0/0 except 10.0.0.0/8,172.16.0.0/12,192.168.0.0/16 | 10.7.1.2)
+            hint (ip-block): staging/internet-only egress[0].to[0] allows 0.0.0.0/0 except 10.0.0.0/8, and 10.7.1.2 lies in that exception: add to egress[0].to the item {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: qa-test}}, podSelector: {matchLabels: {app: api}}}
 
-        egress of staging/api: denied, no rule matches
-          staging/internet-only egress[0]: does not match
-            to[0].ipBlock 0.0.0.0/0 except 10.0.0.0/8,172.16.0.0/12,192.168.0.0/16 | 10.7.1.2
-            ports: any
+            egress of staging/api: denied, no rule matches
+              staging/internet-only egress[0]: does not match
+                to[0].ipBlock 0.0.0.0/0 except 10.0.0.0/8,172.16.0.0/12,192.168.0.0/16 | 10.7.1.2
+                ports: any
 
-        ingress of qa-test/api: allowed, no policy isolates it for ingress
-        exit 1
-    "#]],
+            ingress of qa-test/api: allowed, no policy isolates it for ingress
+            exit 1
+        "#]],
     );
     check(
         &with(np),
         "staging/api -> 2001:db8::1 443/TCP",
         expect![[r#"
-        DENIED  staging/api -> 2001:db8::1 443/TCP: egress by staging/internet-only (nearest: egress[0].to[0].ipBlock 0.0.0.0/0 except 10.0.0.0/8,172.16.0.0/12,192.168.0.0/16 | 2001:db8::1)
-        hint (family): staging/internet-only egress[0].to[0] allows 0.0.0.0/0, which is IPv4 only, and this is 2001:db8::1: add ::/0.
+            DENIED  staging/api -> 2001:db8::1 443/TCP: egress by staging/internet-only (nearest: egress[0].to[0].ipBlock 0.0.0.0/0 except 10.0.0.0/8,172.16.0.0/12,192.168.0.0/16 | 2001:db8::1)
+            hint (family): staging/internet-only egress[0].to[0] allows 0.0.0.0/0, which is IPv4 only, and the peer is 2001:db8::1: add an ipBlock with cidr ::/0.
 
-        egress of staging/api: denied, no rule matches
-          staging/internet-only egress[0]: does not match
-            to[0].ipBlock 0.0.0.0/0 except 10.0.0.0/8,172.16.0.0/12,192.168.0.0/16 | 2001:db8::1
-            ports: any
+            egress of staging/api: denied, no rule matches
+              staging/internet-only egress[0]: does not match
+                to[0].ipBlock 0.0.0.0/0 except 10.0.0.0/8,172.16.0.0/12,192.168.0.0/16 | 2001:db8::1
+                ports: any
 
-        ingress of 2001:db8::1: allowed, policies isolate pods only
-        exit 1
-    "#]],
+            ingress of 2001:db8::1: allowed, policies isolate pods only
+            exit 1
+        "#]],
     );
 }

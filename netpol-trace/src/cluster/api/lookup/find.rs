@@ -1,8 +1,8 @@
-//! Asks the server whose an address is, within a budget, and puts the answer into the cluster's state.
+//! Looks up the pod of an address within a budget of requests, and adds it to the cluster's state.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -13,47 +13,56 @@ use kube::core::{ObjectList, Request};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::Receiver;
 
-use super::super::super::change::{Change, Key, Kind};
+use super::super::super::change::{Change, Key};
+use super::super::super::decode::wire::WireObject;
 use super::super::super::index::AddressOwner;
+use super::super::super::kinds::pod::wire::LookedUpPodWire;
+use super::super::super::kinds::{Kind, Object, pod};
 use super::super::super::source::{Cluster, SourceStatus};
-use super::super::connect::{Connection, Current};
+use super::super::connect::{ApiConnection, Current};
 use super::super::error::{ApiError, ApiErrorKind};
-use super::super::items::{self, Item};
 use super::super::watch::Collection;
-use super::{LookupQueues, LookupResult, Lookups, MAX_CONFIRMS, MOMENT, SWEEP};
-use crate::cluster::budget::Budget;
+use super::{CONFIRMATION_INTERVAL, LookupQueues, LookupResult, Lookups, MAX_CONFIRMS, SWEEP};
+use crate::cluster::budget::RequestBudget;
+use crate::lock::IgnorePoison;
 use crate::model::Str;
-use crate::model::cluster::{Object, Pod};
+use crate::model::cluster::Pod;
 
-/// Lists by a node or an address: for the latter the server looks at every pod.
+/// Rate and burst of lists by node or address. For an address the server compares every pod.
 const LISTS: (Duration, u32) = (Duration::from_secs(1), 10);
-/// GETs of one pod by its name, which cost the server little.
+/// Rate and burst of GETs of one pod by its name, which cost the server little.
 const GETS: (Duration, u32) = (Duration::from_millis(200), 20);
-/// A drop waits three seconds for its names: what takes longer comes too late for it.
+/// A drop waits three seconds for its endpoints' identities: a later result is too late for it.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Before nobody is said to have an address it is asked once more: pods can send before the API knows their address.
-const ONCE_MORE: Duration = Duration::from_millis(700);
+/// Pause before the second look-up of an address without owner: a pod can send before the API has its address.
+const RETRY_AFTER: Duration = Duration::from_millis(700);
 const AT_ONCE: usize = 8;
-/// Nodes are listed again on a miss, but not more often than this.
-const NODES_AGAIN: Duration = Duration::from_secs(60);
+/// Shortest interval between lists of the nodes after look-ups without result.
+const NODES_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Answers until dropped.
-pub async fn run(connection: Connection, cluster: Cluster, lookups: Lookups, asked: LookupQueues, nodes: Arc<Notify>) {
+/// Serves the queues until dropped.
+pub async fn run(
+    connection: ApiConnection,
+    cluster: Cluster,
+    lookups: Lookups,
+    queues: LookupQueues,
+    nodes: Arc<Notify>,
+) {
     let finder = Arc::new(Finder {
         connection,
         cluster,
         lookups,
-        lists: Budget::new(LISTS.0, LISTS.1),
-        gets: Budget::new(GETS.0, GETS.1),
-        nodes_again: Budget::new(NODES_AGAIN, 1),
+        lists: RequestBudget::new(LISTS.0, LISTS.1),
+        gets: RequestBudget::new(GETS.0, GETS.1),
+        nodes_again: RequestBudget::new(NODES_INTERVAL, 1),
         nodes,
-        pods: Collection { verbs: &["get", "list", "watch"], ..Collection::of("", "v1", "pods") },
+        pods: Collection::of(&pod::INFO),
         ranges_hold: AtomicBool::new(true),
         found_by: LookupCounts::default(),
         forbidden: Mutex::default(),
     });
     finder.lookups.begin();
-    let LookupQueues { finds, confirms } = asked;
+    let LookupQueues { finds, confirms } = queues;
     let find = |ip| {
         let finder = finder.clone();
         async move { finder.find(ip).await }
@@ -66,7 +75,7 @@ pub async fn run(connection: Connection, cluster: Cluster, lookups: Lookups, ask
     let confirms = addresses(confirms).for_each_concurrent(MAX_CONFIRMS, confirm);
     let sweeps = async {
         loop {
-            finder.tell();
+            finder.publish_status();
             tokio::time::sleep(SWEEP).await;
             finder.forget(finder.lookups.sweep());
         }
@@ -79,36 +88,38 @@ fn addresses(queue: Receiver<IpAddr>) -> impl futures::Stream<Item = IpAddr> {
 }
 
 struct Finder {
-    connection: Connection,
+    connection: ApiConnection,
     cluster: Cluster,
     lookups: Lookups,
-    lists: Budget,
-    gets: Budget,
-    nodes_again: Budget,
-    /// Has the nodes listed again.
+    lists: RequestBudget,
+    gets: RequestBudget,
+    nodes_again: RequestBudget,
+    /// Notified, the nodes are listed again.
     nodes: Arc<Notify>,
     pods: Collection,
-    /// Pods have addresses of their nodes' pod CIDRs, as far as was seen.
+    /// The pods found so far have addresses of their nodes' pod CIDRs.
     ranges_hold: AtomicBool,
     found_by: LookupCounts,
-    /// The right that is missing, since the last pod that was found.
+    /// The missing right, until a look-up succeeds.
     forbidden: Mutex<Option<String>>,
 }
 
-/// A pod that has the address, and a time before which it was not asked.
-type Found = Option<(Pod, Timestamp)>;
+/// A pod that has the address, and the time just before the request.
+type ConfirmedPod = Option<(Pod, Timestamp)>;
 
 impl Finder {
-    /// Whether the pod that had `ip` still has it; else who does.
+    /// Confirms the known owner of `ip`, or looks up the new one.
     async fn confirm(&self, ip: IpAddr) {
-        let Some(LookupResult::Pod { namespace, name, uid, at, .. }) = self.lookups.known(ip) else {
+        let Some(LookupResult::Pod { namespace, name, uid, at, .. }) = self.lookups.result(ip) else {
             return self.find(ip).await;
         };
-        // What arrives until then is answered with it.
-        let wait = Timestamp::now().duration_until(at + MOMENT).clamp(SignedDuration::ZERO, MOMENT);
+        // Confirms all packets that arrive until then.
+        let wait = Timestamp::now()
+            .duration_until(at + CONFIRMATION_INTERVAL)
+            .clamp(SignedDuration::ZERO, CONFIRMATION_INTERVAL);
         tokio::time::sleep(wait.unsigned_abs()).await;
         if !self.gets.take(PATIENCE).await {
-            return self.lookups.leave(ip);
+            return self.lookups.give_up(ip);
         }
         match self.get(&namespace, &name, ip).await {
             Ok(Some((pod, at))) if pod.uid == Some(uid) => self.found(ip, pod, at),
@@ -123,74 +134,74 @@ impl Finder {
                 if self.nodes_again.take(Duration::ZERO).await {
                     self.nodes.notify_one();
                 }
-                tokio::time::sleep(ONCE_MORE).await;
+                tokio::time::sleep(RETRY_AFTER).await;
             }
-            match self.look(ip).await {
+            match self.look_up(ip).await {
                 Ok(LookupOutcome::Pod(pod, at)) => return self.found(ip, *pod, at),
-                Ok(LookupOutcome::Later) => return self.lookups.leave(ip),
-                Ok(LookupOutcome::Nobody) => {}
+                Ok(LookupOutcome::NotNow) => return self.lookups.give_up(ip),
+                Ok(LookupOutcome::NoOwner) => {}
                 Err(error) => return self.failed(ip, &error),
             }
         }
-        self.forget(self.lookups.answer(ip, Some(LookupResult::Nobody { at: Timestamp::now() })));
+        self.forget(self.lookups.keep(ip, Some(LookupResult::NoOwner { at: Timestamp::now() })));
     }
 
-    /// Where the address may be found, the cheapest place first.
-    async fn look(&self, ip: IpAddr) -> Result<LookupOutcome, ApiError> {
-        // Whatever a watch has: nodes and local pods need no answer of ours.
+    /// Looks in the endpoint slices, then in the lists, the cheapest first.
+    async fn look_up(&self, ip: IpAddr) -> Result<LookupOutcome, ApiError> {
+        // Nodes and local pods are watched.
         if self.is_watched(ip) {
-            return Ok(LookupOutcome::Later);
+            return Ok(LookupOutcome::NotNow);
         }
         if let Some((namespace, name)) = self.in_slices(ip) {
             if !self.gets.take(PATIENCE).await {
-                return Ok(LookupOutcome::Later);
+                return Ok(LookupOutcome::NotNow);
             }
             if let Some((pod, at)) = self.get(&namespace, &name, ip).await? {
                 self.found_by.slice.fetch_add(1, Ordering::Relaxed);
                 return Ok(LookupOutcome::Pod(Box::new(pod), at));
             }
         }
-        for way in self.ways(ip) {
+        for list in self.lists_for(ip) {
             if !self.lists.take(PATIENCE).await {
-                return Ok(LookupOutcome::Later);
+                return Ok(LookupOutcome::NotNow);
             }
-            let mut claims = self.list(way.fields(ip)).await?.into_iter().filter(|pod| has(pod, ip));
+            let mut claims = self.list(list.fields(ip)).await?.into_iter().filter(|pod| has(pod, ip));
             let Some(one) = claims.next() else { continue };
-            // Two pods claim it: naming either could be wrong.
+            // Two pods have the address: naming either could be wrong.
             if claims.next().is_some() {
-                return Ok(LookupOutcome::Nobody);
+                return Ok(LookupOutcome::NoOwner);
             }
-            // The list came out of a cache, which may be behind.
+            // The list is from the server's cache, which may be old.
             if !self.gets.take(PATIENCE).await {
-                return Ok(LookupOutcome::Later);
+                return Ok(LookupOutcome::NotNow);
             }
             let now = self.get(&one.namespace, &one.name, ip).await?.filter(|(pod, _)| pod.uid == one.uid);
-            let Some((pod, at)) = now else { return Ok(LookupOutcome::Nobody) };
-            self.learn(&way, ip, &pod);
+            let Some((pod, at)) = now else { return Ok(LookupOutcome::NoOwner) };
+            self.learn(&list, ip, &pod);
             return Ok(LookupOutcome::Pod(Box::new(pod), at));
         }
-        Ok(LookupOutcome::Nobody)
+        Ok(LookupOutcome::NoOwner)
     }
 
-    /// By its node first where the nodes' pod CIDRs tell it: the server has an index of pods by node, and looks at every
-    /// pod for an address. A second address of a pod is in no field selector, so its node is the only way to it.
-    fn ways(&self, ip: IpAddr) -> Vec<Way> {
-        let node = self.node_of(ip).map(Way::Node);
-        let mut ways: Vec<Way> = node.into_iter().chain([Way::Address]).collect();
+    /// The lists to read, in order: by node first, if a pod CIDR names the node, because the server indexes pods by node but
+    /// compares every pod with an address. No field selector has a pod's second address: only its node's list has it.
+    fn lists_for(&self, ip: IpAddr) -> Vec<PodList> {
+        let node = self.node_of(ip).map(PodList::Node);
+        let mut lists: Vec<PodList> = node.into_iter().chain([PodList::Address]).collect();
         if !self.ranges_hold.load(Ordering::Relaxed) {
-            ways.reverse();
+            lists.reverse();
         }
-        ways
+        lists
     }
 
-    /// Some networks hand out addresses without regard to the nodes' pod CIDRs: then a node's pods are asked for last.
-    fn learn(&self, way: &Way, ip: IpAddr, pod: &Pod) {
-        let counted = match way {
-            Way::Node(_) => {
+    /// Some networks assign addresses independent of the nodes' pod CIDRs: then the node's list comes last.
+    fn learn(&self, list: &PodList, ip: IpAddr, pod: &Pod) {
+        let counted = match list {
+            PodList::Node(_) => {
                 self.ranges_hold.store(true, Ordering::Relaxed);
                 &self.found_by.node
             }
-            Way::Address => {
+            PodList::Address => {
                 if self.node_of(ip).is_some_and(|node| pod.node.as_ref() != Some(&node)) {
                     self.ranges_hold.store(false, Ordering::Relaxed);
                 }
@@ -227,8 +238,8 @@ impl Finder {
         self.connection.current().await.map_err(ApiError::from)
     }
 
-    /// The pod of that name as it is now, if it has the address now. Not out of a cache.
-    async fn get(&self, namespace: &str, name: &str, ip: IpAddr) -> Result<Found, ApiError> {
+    /// Reads the pod from etcd, not from the server's cache. `None` if it does not have the address.
+    async fn get(&self, namespace: &str, name: &str, ip: IpAddr) -> Result<ConfirmedPod, ApiError> {
         let api_error = |error: &kube::Error| ApiError::of(error, self.pods.request("get"));
         let request = Request::new(self.pods.url(Some(namespace))).get(name, &GetParams::default());
         let request = request.map_err(kube::Error::BuildRequest).map_err(|error| api_error(&error))?;
@@ -236,9 +247,9 @@ impl Finder {
         let at = Timestamp::now();
         match current.client.request_text(request).await {
             Ok(text) => {
-                let item: Item<items::Peer> =
+                let object: WireObject<Pod, LookedUpPodWire> =
                     serde_json::from_str(&text).map_err(|error| api_error(&kube::Error::SerdeError(error)))?;
-                Ok(pod_of(item).filter(|pod| has(pod, ip)).map(|pod| (pod, at)))
+                Ok(object.decoded.ok().filter(|pod| has(pod, ip)).map(|pod| (pod, at)))
             }
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
             Err(error) => {
@@ -250,15 +261,16 @@ impl Finder {
     }
 
     async fn list(&self, fields: String) -> Result<Vec<Pod>, ApiError> {
-        // Any version: out of the server's cache, never through to etcd.
+        // Version 0: from the server's cache, without a read of etcd.
         let params =
             ListParams { field_selector: Some(fields), resource_version: Some("0".into()), ..Default::default() };
         let current = self.current().await?;
-        let list: Result<ObjectList<Item<items::Peer>>, ApiError> = self.pods.page(&current.client, &params).await;
+        let list: Result<ObjectList<WireObject<Pod, LookedUpPodWire>>, ApiError> =
+            self.pods.page(&current.client, &params).await;
         if let Err(error) = &list {
             self.renew(&current, error).await;
         }
-        Ok(list?.items.into_iter().filter_map(pod_of).collect())
+        Ok(list?.items.into_iter().filter_map(|listed| listed.decoded.ok()).collect())
     }
 
     async fn renew(&self, current: &Current, error: &ApiError) {
@@ -269,25 +281,25 @@ impl Finder {
 
     fn found(&self, ip: IpAddr, pod: Pod, at: Timestamp) {
         let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
-        // This node's pods come by their watch, in their order.
+        // This node's pods are watched: the watch adds them, in order.
         let (true, Some(uid)) = (pod.node != self.lookups.shared.node, pod.uid.clone()) else {
-            return self.lookups.leave(ip);
+            return self.lookups.give_up(ip);
         };
-        // Into the state first: whoever sees the answer finds the pod.
+        // The pod first: whoever reads the result then finds the pod in the index.
         self.cluster.apply(vec![Change::Upsert(Object::Pod(pod))], Timestamp::now());
-        let answer = LookupResult::Pod { namespace, name, uid, at, used: at };
-        self.forget(self.lookups.answer(ip, Some(answer)));
+        let result = LookupResult::Pod { namespace, name, uid, at, used: at };
+        self.forget(self.lookups.keep(ip, Some(result)));
         *self.forbidden() = None;
-        self.tell();
+        self.publish_status();
     }
 
-    /// How it goes, among the sources.
-    fn tell(&self) {
-        let (asked, unasked) = self.lookups.counts();
+    /// Sets the status of the source `lookups`.
+    fn publish_status(&self) {
+        let (requested, refused) = self.lookups.counts();
         let LookupCounts { slice, node, address } = &self.found_by;
         let [slice, node, address] = [slice, node, address].map(|count| count.load(Ordering::Relaxed));
         let detail = format!(
-            "{asked} addresses were looked up or confirmed, {unasked} more were too many at once; pods found by \
+            "{requested} addresses were looked up or confirmed, {refused} requests found the queue full; pods found by \
              EndpointSlice: {slice}, by node: {node}, by address: {address}"
         );
         let error = self.forbidden().clone();
@@ -303,29 +315,29 @@ impl Finder {
     fn failed(&self, ip: IpAddr, error: &ApiError) {
         let message = error.to_string();
         let line = format!("looking up {ip}: {}", crate::text::escape(&message));
-        // Rights that only lookups use nobody else misses; the rest the watches say louder, once.
+        // Only look-ups use these rights. The watches report every other failure.
         if error.kind == ApiErrorKind::Forbidden && self.forbidden().replace(message).is_none() {
             tracing::warn!("{line}");
         } else {
             tracing::debug!("{line}");
         }
-        self.tell();
-        self.lookups.leave(ip);
+        self.publish_status();
+        self.lookups.give_up(ip);
     }
 
     fn forbidden(&self) -> MutexGuard<'_, Option<String>> {
-        self.forbidden.lock().unwrap_or_else(PoisonError::into_inner)
+        self.forbidden.lock().ignore_poison()
     }
 
-    /// Takes pods elsewhere out of the state: nobody vouches for them any more.
-    fn forget(&self, answers: Vec<LookupResult>) {
+    /// Removes the pods of other nodes whose results are gone.
+    fn forget(&self, results: Vec<LookupResult>) {
         let mut changes = Vec::new();
-        for answer in answers {
-            let LookupResult::Pod { namespace, name, uid, .. } = answer else { continue };
+        for result in results {
+            let LookupResult::Pod { namespace, name, uid, .. } = result else { continue };
             let other_address = self
                 .lookups
                 .lock()
-                .answers
+                .results
                 .values()
                 .any(|a| matches!(a, LookupResult::Pod { uid: u, .. } if *u == uid));
             let index = self.cluster.read();
@@ -342,23 +354,23 @@ impl Finder {
     }
 }
 
-/// A list in which an address may be found.
-enum Way {
+/// A list that may have the pod of an address.
+enum PodList {
     Node(Str),
     Address,
 }
 
-impl Way {
+impl PodList {
     fn fields(&self, ip: IpAddr) -> String {
         match self {
-            Way::Node(node) => format!("spec.nodeName={node}"),
+            PodList::Node(node) => format!("spec.nodeName={node}"),
             // Finished pods keep their address in status.
-            Way::Address => format!("status.podIP={ip},status.phase!=Succeeded,status.phase!=Failed"),
+            PodList::Address => format!("status.podIP={ip},status.phase!=Succeeded,status.phase!=Failed"),
         }
     }
 }
 
-/// How many pods were found in which way.
+/// Pods found, by the way in which they were found.
 #[derive(Debug, Default)]
 struct LookupCounts {
     slice: AtomicU64,
@@ -368,16 +380,9 @@ struct LookupCounts {
 
 enum LookupOutcome {
     Pod(Box<Pod>, Timestamp),
-    Nobody,
-    /// No turn within the time that a drop waits, or a watch's affair.
-    Later,
-}
-
-fn pod_of(item: Item<items::Peer>) -> Option<Pod> {
-    match item.object {
-        Ok(Object::Pod(pod)) => Some(pod),
-        _ => None,
-    }
+    NoOwner,
+    /// The budget is used up, or a watch has the address.
+    NotNow,
 }
 
 /// Whether `pod` is the owner of `ip`.

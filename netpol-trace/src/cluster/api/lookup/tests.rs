@@ -23,72 +23,72 @@ fn time(text: &str) -> Timestamp {
     format!("2026-11-21T12:{text}Z").parse().unwrap()
 }
 
-fn answered(lookups: &Lookups, uid: &str, at: &str) {
-    let answer =
+fn confirm(lookups: &Lookups, uid: &str, at: &str) {
+    let result =
         LookupResult::Pod { namespace: "x".into(), name: "web".into(), uid: uid.into(), at: time(at), used: time(at) };
-    lookups.answer("10.1.2.3".parse().unwrap(), Some(answer));
+    lookups.keep("10.1.2.3".parse().unwrap(), Some(result));
 }
 
 #[test]
-fn a_name_needs_an_answer_to_a_question_after_the_packet() {
-    let (lookups, _asked) = Lookups::new(Some("here".into()));
+fn an_owner_is_confirmed_by_a_request_after_the_packet() {
+    let (lookups, _queues) = Lookups::new(Some("here".into()));
     let ip = "10.1.2.3".parse().unwrap();
     let there = pod("there", "a", "2026-11-21T11:00:00Z");
-    assert!(lookups.vouches(&there, ip, time("00:00")), "where all pods are watched");
+    assert!(lookups.confirms(&there, ip, time("00:00")), "where all pods are watched");
     lookups.begin();
-    assert!(!lookups.vouches(&there, ip, time("00:00")), "nobody asked");
-    assert!(lookups.vouches(&pod("here", "b", "2026-11-21T11:00:00Z"), ip, time("00:00")), "watched");
+    assert!(!lookups.confirms(&there, ip, time("00:00")), "no request was made");
+    assert!(lookups.confirms(&pod("here", "b", "2026-11-21T11:00:00Z"), ip, time("00:00")), "watched");
 
-    answered(&lookups, "a", "00:10");
-    assert!(lookups.vouches(&there, ip, time("00:05")), "asked after the packet");
-    assert!(!lookups.vouches(&there, ip, time("00:10.5")), "asked before the packet");
+    confirm(&lookups, "a", "00:10");
+    assert!(lookups.confirms(&there, ip, time("00:05")), "requested after the packet");
+    assert!(!lookups.confirms(&there, ip, time("00:10.5")), "requested before the packet");
     let another = pod("there", "b", "2026-11-21T11:00:00Z");
-    assert!(!lookups.vouches(&another, ip, time("00:10")), "another pod of that name");
+    assert!(!lookups.confirms(&another, ip, time("00:10")), "another pod of that name");
     let late = pod("there", "a", "2026-11-21T12:00:06Z");
-    assert!(!lookups.vouches(&late, ip, time("00:05")), "began after the packet");
+    assert!(!lookups.confirms(&late, ip, time("00:05")), "began after the packet");
 }
 
 #[test]
-fn asks_are_coalesced_and_bounded() {
-    let (lookups, mut asked) = Lookups::new(Some("here".into()));
+fn requests_are_coalesced_and_bounded() {
+    let (lookups, mut queues) = Lookups::new(Some("here".into()));
     let ip = |last: u8| IpAddr::from([10, 1, 2, last]);
-    lookups.ask(ip(1));
-    assert!(asked.finds.try_recv().is_err(), "nothing is looked up where all is watched");
+    lookups.request(ip(1));
+    assert!(queues.finds.try_recv().is_err(), "nothing is looked up where all is watched");
     lookups.begin();
     for _ in 0..3 {
-        lookups.ask(ip(1));
+        lookups.request(ip(1));
     }
-    assert_eq!((asked.finds.try_recv().ok(), asked.finds.try_recv().ok()), (Some(ip(1)), None));
-    lookups.answer(ip(1), Some(LookupResult::Nobody { at: Timestamp::now() }));
-    lookups.ask(ip(1));
-    assert!(asked.finds.try_recv().is_err(), "nobody has it, for a while");
+    assert_eq!((queues.finds.try_recv().ok(), queues.finds.try_recv().ok()), (Some(ip(1)), None));
+    lookups.keep(ip(1), Some(LookupResult::NoOwner { at: Timestamp::now() }));
+    lookups.request(ip(1));
+    assert!(queues.finds.try_recv().is_err(), "nobody has it, for a while");
 
-    answered(&lookups, "a", "00:10");
-    lookups.ask(ip(3));
-    assert_eq!(asked.confirms.try_recv().ok(), Some(ip(3)), "a known owner is confirmed");
+    confirm(&lookups, "a", "00:10");
+    lookups.request(ip(3));
+    assert_eq!(queues.confirms.try_recv().ok(), Some(ip(3)), "a known owner is confirmed");
 
     for last in 4..=255 {
-        lookups.ask(ip(last));
+        lookups.request(ip(last));
     }
-    assert_eq!(std::iter::from_fn(|| asked.finds.try_recv().ok()).count(), MAX_FINDS);
+    assert_eq!(std::iter::from_fn(|| queues.finds.try_recv().ok()).count(), MAX_FINDS);
     assert_eq!(lookups.counts(), (MAX_FINDS as u64 + 2, 252 - MAX_FINDS as u64));
 }
 
 #[test]
-fn answers_are_bounded_and_the_least_used_go() {
-    let mut answers = HashMap::new();
+fn results_are_bounded_and_the_least_used_go() {
+    let mut results = HashMap::new();
     let now = time("30:00");
-    for i in 0..=u32::try_from(MAX_ANSWERS).unwrap() {
+    for i in 0..=u32::try_from(MAX_RESULTS).unwrap() {
         let used = now - SignedDuration::from_millis(i.into());
         let uid = format!("{i}").into();
-        let answer = LookupResult::Pod { namespace: "x".into(), name: "web".into(), uid, at: used, used };
-        answers.insert(IpAddr::from(i.to_be_bytes()), answer);
+        let result = LookupResult::Pod { namespace: "x".into(), name: "web".into(), uid, at: used, used };
+        results.insert(IpAddr::from(i.to_be_bytes()), result);
     }
-    let gone = sweep(&mut answers, now);
-    assert_eq!(gone.len() + answers.len(), MAX_ANSWERS + 1);
-    assert!(answers.contains_key(&IpAddr::from([0, 0, 0, 0])), "the newest stays");
-    assert!(answers.len() <= MAX_ANSWERS / 2 + 1, "{}", answers.len());
+    let gone = sweep(&mut results, now);
+    assert_eq!(gone.len() + results.len(), MAX_RESULTS + 1);
+    assert!(results.contains_key(&IpAddr::from([0, 0, 0, 0])), "the newest stays");
+    assert!(results.len() <= MAX_RESULTS / 2 + 1, "{}", results.len());
     let later = now + UNUSED + SignedDuration::from_secs(1);
-    sweep(&mut answers, later);
-    assert!(answers.is_empty(), "unused for too long");
+    sweep(&mut results, later);
+    assert!(results.is_empty(), "unused for too long");
 }

@@ -1,10 +1,11 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::super::super::index::AddressOwner;
-use super::super::items;
+use super::super::super::kinds::Kind;
 use super::*;
+use crate::model::cluster::Pod;
 
-fn pod(name: &str, created: Timestamp) -> Item<items::Pod> {
+fn pod(name: &str, created: Timestamp) -> WireObject<Pod> {
     let created = created.round(jiff::Unit::Second).unwrap();
     let json = format!(
         r#"{{"metadata":{{"name":"{name}","namespace":"x","uid":"{name}","creationTimestamp":"{created}"}},
@@ -21,11 +22,11 @@ fn owner(cluster: &Cluster, time: Timestamp) -> String {
     }
 }
 
-/// After the first list a new pod is new: what was dropped before belongs to whoever had the address then.
+/// A pod that comes after the first list owns its address from then on: an earlier drop belongs to the earlier owner.
 #[test]
 fn an_address_of_a_list_in_parts_that_changes_hands() {
     let cluster = Cluster::live();
-    let mut reflector = Reflector::new(cluster.clone(), "pods", Kind::Pod.into(), Lists::Parts);
+    let mut reflector = Reflector::new(cluster.clone(), "pods", Kind::Pod.into(), ListMode::Parts);
     let start = Timestamp::now();
     reflector.begin();
     reflector.listed([pod("first", start - SignedDuration::from_hours(1))]);
@@ -33,9 +34,9 @@ fn an_address_of_a_list_in_parts_that_changes_hands() {
     let before = Timestamp::now();
     assert_eq!((owner(&cluster, start), owner(&cluster, before)), ("first".into(), "first".into()));
     let second = || pod("second", before + SignedDuration::from_secs(5));
-    reflector.changed([WatchUpdate::Delete(pod("first", start)), WatchUpdate::Upsert { item: second(), new: true }]);
+    reflector.changed([WatchUpdate::Delete(pod("first", start)), WatchUpdate::Upsert { object: second(), new: true }]);
     assert_eq!((owner(&cluster, before), owner(&cluster, Timestamp::now())), ("first".into(), "second".into()));
-    // And so does a list after a break.
+    // A list after a broken watch has the same effect.
     reflector.begin();
     reflector.listed([second()]);
     reflector.complete();

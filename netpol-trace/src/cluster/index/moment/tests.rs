@@ -2,14 +2,15 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::super::super::change::{Change, Key, Kind};
+use super::super::super::change::{Change, Key};
+use super::super::super::kinds::{Kind, Object};
 use super::super::super::manifests;
 use super::super::history::MAX_KEPT;
 use super::*;
 use crate::model::Str;
-use crate::model::cluster::{Direction, Labels, Namespace, Object, Pod, Policy};
+use crate::model::cluster::{Direction, Labels, Namespace, Pod, Policy};
 
-/// So many milliseconds into the story.
+/// A time, in milliseconds from the start of the test.
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(1_000_000_000 + millis).unwrap()
 }
@@ -130,7 +131,7 @@ fn a_finished_pod_and_one_that_lost_its_address_had_it_before() {
 }
 
 #[test]
-fn a_policy_is_judged_by_the_version_of_its_time() {
+fn a_packet_is_evaluated_with_the_policy_version_of_its_time() {
     let mut index = listed(vec![Object::Pod(pod("a", "1", 1, Some(0)))]);
     index.apply(vec![Change::Upsert(Object::Policy(policy("p", Some("a"), false, 1)))], at(10_000));
     let server = Policy { changed: Some(at(19_000)), ..policy("p", None, true, 2) };
@@ -177,7 +178,7 @@ fn a_clock_that_was_set_back_ends_what_is_kept() {
     assert_eq!((index.history(), owner(&index, 2_000, 1)), ((0, 0), "b".to_owned()));
 }
 
-/// One change of a random story.
+/// One change of a random sequence.
 #[derive(Debug, Clone)]
 enum Step {
     /// A pod of that number has that address and that app: a label changes, or another pod takes the name.
@@ -200,7 +201,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Applies a step to the full set of objects, and says it as a change.
+/// Applies a step to the full set of objects, and returns it as a change.
 fn make(step: &Step, i: i64, millis: i64, all: &mut BTreeMap<(u8, Str), Object>) -> Option<Change> {
     let object = match step {
         Step::Pod(n, last, app) => {
@@ -210,7 +211,7 @@ fn make(step: &Step, i: i64, millis: i64, all: &mut BTreeMap<(u8, Str), Object>)
                 Some(Object::Pod(pod)) if *pod.ips == [ip(*last)] && !pod.is_over() => Some(pod.clone()),
                 _ => None,
             };
-            // Made just now: the sub-second part makes "when in doubt" never apply.
+            // Made just now: the sub-second part makes it certain whether the pod had begun.
             let new = || Pod { created: Some(at(millis)), ..pod(&name, &format!("u{i}"), *last, None) };
             Object::Pod(Pod { labels, ..known.unwrap_or_else(new) })
         }
@@ -249,7 +250,7 @@ fn make(step: &Step, i: i64, millis: i64, all: &mut BTreeMap<(u8, Str), Object>)
 }
 
 /// All that a verdict reads of an address's owner.
-fn said(owner: AddressOwner<'_>) -> String {
+fn shown(owner: AddressOwner<'_>) -> String {
     let AddressOwner::Pod(view) = owner else {
         return match owner {
             AddressOwner::Ambiguous(count) => format!("{count} pods"),
@@ -298,23 +299,23 @@ proptest! {
                 let addresses = [ip(1), ip(2), ip(3)];
                 let moment = index.at(at(time), &addresses);
                 for address in addresses {
-                    prop_assert_eq!(said(moment.owner_of(address)), said(then.owner_of(address)), "at {}", time);
+                    prop_assert_eq!(shown(moment.owner_of(address)), shown(then.owner_of(address)), "at {}", time);
                 }
             }
         }
     }
 }
 
-/// A count of packets over some time has a name only if that held all the time.
+/// A count of packets over some time names an endpoint only if it had the address all the time.
 #[test]
 fn a_count_over_a_change_of_hands_is_nobodys() {
-    use crate::pipeline::enrich::{Flow, OwnedBy, end};
+    use crate::pipeline::enrich::{Flow, Identity, identify};
     let mut index = listed(vec![Object::Pod(pod("a", "1", 7, Some(-5000)))]);
     index.apply(vec![delete(Kind::Pod, "a")], at(2000));
     index.apply(vec![Change::Upsert(Object::Pod(pod("b", "2", 7, Some(3000))))], at(4000));
     let flow = |moment: &'static Moment<'static>| Flow {
-        source: end(moment, ip(7), None),
-        destination: end(moment, ip(9), None),
+        source: identify(moment, ip(7), None),
+        destination: identify(moment, ip(9), None),
         protocol: 17,
         reply: false,
         opener_known: true,
@@ -327,8 +328,8 @@ fn a_count_over_a_change_of_hands_is_nobodys() {
     let (early, still, late) = (flow(moment(500)), flow(moment(1500)), flow(moment(5000)));
     let mut held = early.clone();
     held.hold_throughout(&still);
-    assert!(matches!(held.source.owner, OwnedBy::Pod(view) if &*view.pod.name == "a"), "{held:?}");
+    assert!(matches!(held.source.identity, Identity::Pod(view) if &*view.pod.name == "a"), "{held:?}");
     held.hold_throughout(&late);
-    assert!(matches!(held.source.owner, OwnedBy::Reused(a, b) if (&*a.name, &*b.name) == ("a", "b")), "{held:?}");
-    assert!(matches!(held.destination.owner, OwnedBy::External | OwnedBy::Unknown), "{held:?}");
+    assert!(matches!(held.source.identity, Identity::Reused(a, b) if (&*a.name, &*b.name) == ("a", "b")), "{held:?}");
+    assert!(matches!(held.destination.identity, Identity::External | Identity::Unknown), "{held:?}");
 }

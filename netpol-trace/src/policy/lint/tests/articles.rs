@@ -33,12 +33,12 @@ spec:
         expect![[r#"
             netpol.yaml:13: warning[and-or]: lets in EVERY pod of namespaces with env=qa, not only app=api: items 0 and 1 of the list are alternatives
                 in:  NetworkPolicy qa-test/db-np, spec.ingress[0].from
-                fix: to mean both together, write one item (one dash):
+                fix: if a pod must match both, write one item (one dash):
                      - namespaceSelector:
                          matchLabels: {env: qa}
                        podSelector:
                          matchLabels: {app: api}
-                     if either is meant, write two rules, so that it shows
+                     if either is enough, write two rules, which shows that it is meant
 
             1 warning (1 policy, 0 pods and workloads, 1 file); without pods or workloads in the input, selectors were not checked
         "#]],
@@ -81,16 +81,16 @@ spec:
         expect![[r#"
             netpol.yaml:5: info[open-pods]: no policy selects Pod frontend, Pod api: open to everybody
                 in:  Namespace qa-test
-                fix: add a default deny to namespace qa-test, and allows for what is needed
+                fix: add a default deny to namespace qa-test, and policies that allow what is needed
 
             netpol.yaml:24: warning[and-or]: lets in EVERY pod of namespaces with env=qa, not only app=api: items 0 and 1 of the list are alternatives (now also qa-test/db, qa-test/frontend)
                 in:  NetworkPolicy qa-test/db-np, spec.ingress[0].from
-                fix: to mean both together, write one item (one dash):
+                fix: if a pod must match both, write one item (one dash):
                      - namespaceSelector:
                          matchLabels: {env: qa}
                        podSelector:
                          matchLabels: {app: api}
-                     if either is meant, write two rules, so that it shows
+                     if either is enough, write two rules, which shows that it is meant
 
             1 warning, 1 info (1 policy, 3 pods and workloads, 1 file)
         "#]],
@@ -122,7 +122,7 @@ spec:
       port: 3306
 ",
         expect![[r#"
-            netpol.yaml:14: warning[wide-namespace]: a pod with app=api gets in from EVERY namespace: whoever may create a pod anywhere can wear that label
+            netpol.yaml:14: warning[wide-namespace]: a pod with app=api gets in from EVERY namespace: whoever may create a pod anywhere can give it that label
                 in:  NetworkPolicy staging/db-np, spec.ingress[0].from[0]
                 fix: name the namespaces that are meant, for example only this one:
                      - namespaceSelector:
@@ -267,9 +267,9 @@ spec:
   - Egress
 ",
         expect![[r#"
-            netpol.yaml:3: warning[no-namespace]: no metadata.namespace: this default deny isolates one namespace, the one that kubectl happens to be set to (here taken as `default`), not the cluster
+            netpol.yaml:3: warning[no-namespace]: no metadata.namespace: this default deny isolates one namespace, kubectl's current one (taken here as `default`), not the cluster
                 in:  NetworkPolicy default/deny-all, metadata
-                fix: write metadata.namespace, one such policy for each namespace; for all at once use a cluster-wide policy API (ClusterNetworkPolicy, GlobalNetworkPolicy, CiliumClusterwideNetworkPolicy)
+                fix: write metadata.namespace, one such policy for each namespace; for all namespaces at once use a cluster-wide policy API (ClusterNetworkPolicy, GlobalNetworkPolicy, CiliumClusterwideNetworkPolicy)
 
             netpol.yaml:5: warning[lockout]: denies every pod of namespace default all ingress and egress, DNS included, and no policy here allows them anything
                 in:  NetworkPolicy default/deny-all, spec
@@ -380,12 +380,12 @@ spec:
         expect![[r#"
             netpol.yaml:14: info[and-or]: lets in EVERY pod of namespaces with project=myproject, not only role=frontend: items 1 and 2 of the list are alternatives
                 in:  NetworkPolicy default/test-network-policy, spec.ingress[0].from
-                fix: to mean both together, write one item (one dash):
+                fix: if a pod must match both, write one item (one dash):
                      - namespaceSelector:
                          matchLabels: {project: myproject}
                        podSelector:
                          matchLabels: {role: frontend}
-                     if either is meant, write two rules, so that it shows
+                     if either is enough, write two rules, which shows that it is meant
 
             netpol.yaml:28: warning[dns-egress]: no name resolves for pods with role=db: egress is isolated, and no rule allows port 53
                 in:  NetworkPolicy default/test-network-policy, spec.egress

@@ -1,4 +1,4 @@
-//! Sets of policies as teams run them: nothing to say.
+//! Sets of policies as teams run them: no warnings.
 
 use crate::policy::lint::tests::*;
 
@@ -10,7 +10,7 @@ fn a_rendered_chart() {
         expect![[r#"
             netpol.yaml:94: info[open-pods]: no policy selects Job shop-migrate: open to everybody
                 in:  Namespace default
-                fix: add a default deny to namespace default, and allows for what is needed
+                fix: add a default deny to namespace default, and policies that allow what is needed
 
             1 info (2 policies, 3 pods and workloads, 1 file)
         "#]],
@@ -26,7 +26,7 @@ fn a_platform_folder() {
         expect![[r#"
             netpol.yaml:9: info[open-pods]: no policy selects Pod coredns-1: open to everybody
                 in:  Namespace kube-system
-                fix: add a default deny to namespace kube-system, and allows for what is needed
+                fix: add a default deny to namespace kube-system, and policies that allow what is needed
 
             1 info (7 policies, 5 pods and workloads, 1 file)
         "#]],

@@ -130,7 +130,7 @@ spec:
         - 192.168.0.0/16
 ",
         expect![[r#"
-            netpol.yaml:12: warning[dns-egress]: no name resolves for pods with app=frontend: the cluster's DNS is inside of the excepted private ranges, and no rule allows it
+            netpol.yaml:12: warning[dns-egress]: no name resolves for pods with app=frontend: the cluster's DNS is in the private ranges that `except` lists, and no rule allows it
                 in:  NetworkPolicy staging/internet-only, spec.egress
                 fix: add to spec.egress:
                      - to:
