@@ -124,7 +124,7 @@ fn bad_values() {
     check(
         "include:\n  causes: [policy, polisy]\n  cidrs:\n  - 10.0.0.1/8\n  - lan\n  - 10.1.2.3\nexclude: none\nlabels: app\n",
         expect![[r#"
-            config.yaml:2: include.causes: unknown cause `polisy`, expected one of `policy`, `disagrees`, `enforcer_unavailable`, `service_without_endpoints`, `unknown`, `host_firewall`, `pod_local`, `conntrack_invalid`, `not_policy`
+            config.yaml:2: include.causes: unknown cause `polisy`, expected one of `policy`, `disagrees`, `enforcer_unavailable`, `service_without_endpoints`, `connection_unknown`, `unknown`, `host_firewall`, `pod_local`, `conntrack_invalid`, `not_policy`
             config.yaml:4: include.cidrs: 10.0.0.1/8 has bits set beyond its prefix: write 10.0.0.0/8 or 10.0.0.1/32
             config.yaml:5: include.cidrs: "lan" is not an address range such as 10.0.0.0/8 or 2001:db8::/32
             config.yaml:7: exclude takes the lists namespaces, causes and cidrs

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_connection_is_known_but_for_replies() {
+    fn the_connection_is_known_in_both_directions() {
         let connection = super::packet(&key(TCP, V4, 2), &COUNT).conntrack.unwrap();
         assert_eq!(
             (connection.original.destination, connection.original.destination_port),
@@ -185,7 +185,10 @@ mod tests {
         assert_eq!((connection.reply.source, connection.reply.source_port), ([10, 0, 0, 2].into(), 80));
         assert!(connection.dst_nat && !connection.is_reply && !connection.related);
         assert!(super::packet(&key(TCP, V4, 1), &COUNT).conntrack.unwrap().related);
-        assert_eq!(super::packet(&key(TCP, V4, 3), &COUNT).conntrack, None, "a reply");
+        let reply = super::packet(&key(TCP, V4, 3), &COUNT).conntrack.unwrap();
+        // The key's packet goes from 10.0.0.1, which in a reply is the server.
+        assert!(reply.is_reply && reply.seen_reply);
+        assert_eq!(reply.reply.source, IpAddr::from([10, 0, 0, 1]));
         let mut untranslated = key(TCP, V4, 2);
         untranslated.words[4] = word_4([40000, 80], [40000, 80]);
         untranslated.words[6] = untranslated.words[5];
