@@ -13,6 +13,7 @@ mod apply;
 mod events;
 mod history;
 mod moment;
+mod pod_network;
 mod services;
 mod strings;
 
@@ -25,9 +26,9 @@ pub use events::{IsolationEffect, PolicyEvent, PolicyEventKind};
 use foldhash::fast::RandomState;
 use history::History;
 pub(in crate::cluster) use history::{Before, Claim};
-use ipnet::IpNet;
 use jiff::Timestamp;
 pub use moment::{Moment, PolicyChanged};
+use pod_network::PodNetwork;
 pub use services::ServiceBackend;
 use strings::Strings;
 
@@ -49,8 +50,9 @@ pub struct Index {
     pub(in crate::cluster) pods_by_ip: HashMap<IpAddr, Vec<PodKey>>,
     pub(in crate::cluster) nodes_by_ip: HashMap<IpAddr, Str>,
     pub(in crate::cluster) services_by_ip: HashMap<IpAddr, Vec<(Str, Str)>>,
-    /// The nodes' pod CIDRs, with the number of nodes that have each.
-    pub(in crate::cluster) pod_networks: HashMap<IpNet, u32>,
+    pub(in crate::cluster) pod_network: PodNetwork,
+    /// The addresses of this node, as the kernel lists them: bridges and tunnels too, which no Node object names.
+    local_addresses: HashSet<IpAddr>,
     /// Objects of kinds that need no structure of their own: by kind, then by namespace and name.
     pub(in crate::cluster) objects: BTreeMap<Kind, BTreeMap<(Option<Str>, Str), Object>>,
     /// The kinds whose first list is complete: a new object of them is a change of the cluster.
@@ -222,24 +224,41 @@ impl Index {
         }
     }
 
+    /// Sets the addresses of the network namespace that the agent runs in. They count as this node's if that is the node's own: if one of
+    /// them is an address of a Node object.
+    pub fn set_local_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let addresses: HashSet<IpAddr> = addresses.into_iter().filter(|ip| !ip.is_loopback()).collect();
+        if addresses != self.local_addresses {
+            self.local_addresses = addresses;
+            self.bump_version();
+        }
+    }
+
+    fn local_node(&self) -> Option<&Arc<Node>> {
+        self.local_addresses.iter().find_map(|ip| self.node_at(*ip))
+    }
+
+    fn node_at(&self, ip: IpAddr) -> Option<&Arc<Node>> {
+        self.nodes_by_ip.get(&ip).and_then(|name| self.nodes.get(name))
+    }
+
     fn owner_without_pod(&self, ip: IpAddr) -> AddressOwner<'_> {
-        if let Some(node) = self.nodes_by_ip.get(&ip).and_then(|name| self.nodes.get(name)) {
+        if let Some(node) =
+            self.node_at(ip).or_else(|| self.local_node().filter(|_| self.local_addresses.contains(&ip)))
+        {
             return AddressOwner::Node(node);
         }
         self.history.claims(ip).next_back().map_or(AddressOwner::None, |claim| AddressOwner::Former(&claim.pod))
     }
 
-    /// Whether `ip` lies in a node's pod CIDR.
+    /// Returns true if `ip` may be a pod's: it is in the pod network or next to it.
     pub fn in_pod_network(&self, ip: IpAddr) -> bool {
-        let lengths = 0..=if ip.is_ipv4() { 32 } else { 128 };
-        // One look-up for each prefix length costs the same for one node and for ten thousand.
-        let mut networks = lengths.filter_map(|length| IpNet::new(ip, length).ok());
-        !self.pod_networks.is_empty() && networks.any(|net| self.pod_networks.contains_key(&net.trunc()))
+        self.pod_network.contains(ip)
     }
 
-    /// Whether any node has a pod CIDR.
+    /// Returns true if the nodes declare the pod network in full.
     pub fn knows_pod_networks(&self) -> bool {
-        !self.pod_networks.is_empty()
+        self.pod_network.is_declared_in_full()
     }
 
     /// The service with the address `ip`, and its port if `port` is one of its ports.

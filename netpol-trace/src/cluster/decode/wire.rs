@@ -64,18 +64,40 @@ struct MetadataWire {
     owner_references: Option<Vec<OwnerReference>>,
 }
 
+/// The metadata of an object whose annotations are used.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct AnnotatedWire {
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(flatten)]
+    rest: MetadataWire,
+}
+
 /// Reads an object's metadata without `managedFields` and annotations, which are most of it.
 pub(in crate::cluster) fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    let meta = MetadataWire::deserialize(deserializer)?;
-    Ok(ObjectMeta {
-        name: meta.name,
-        namespace: meta.namespace,
-        uid: meta.uid,
-        resource_version: meta.resource_version,
-        labels: meta.labels,
-        creation_timestamp: meta.creation_timestamp,
-        deletion_timestamp: meta.deletion_timestamp,
-        owner_references: meta.owner_references,
-        ..ObjectMeta::default()
-    })
+    Ok(MetadataWire::deserialize(deserializer)?.into())
+}
+
+/// Reads an object's metadata with its annotations.
+pub(in crate::cluster) fn metadata_with_annotations<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<ObjectMeta, D::Error> {
+    let AnnotatedWire { annotations, rest } = AnnotatedWire::deserialize(deserializer)?;
+    Ok(ObjectMeta { annotations, ..rest.into() })
+}
+
+impl From<MetadataWire> for ObjectMeta {
+    fn from(meta: MetadataWire) -> ObjectMeta {
+        ObjectMeta {
+            name: meta.name,
+            namespace: meta.namespace,
+            uid: meta.uid,
+            resource_version: meta.resource_version,
+            labels: meta.labels,
+            creation_timestamp: meta.creation_timestamp,
+            deletion_timestamp: meta.deletion_timestamp,
+            owner_references: meta.owner_references,
+            ..ObjectMeta::default()
+        }
+    }
 }

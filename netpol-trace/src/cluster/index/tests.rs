@@ -77,12 +77,14 @@ fn a_changed_pod_gives_up_its_old_address() {
 }
 
 #[test]
-fn the_pod_network_is_the_nodes_pod_cidrs() {
+fn the_pod_network_is_what_nodes_declare_and_pods_have() {
     let mut index = index(PODS);
     assert!(index.in_pod_network(ip("10.1.0.200")) && index.in_pod_network(ip("fd01::ffff")));
-    assert!(!index.in_pod_network(ip("10.1.1.0")) && !index.in_pod_network(ip("fd02::1")));
+    assert!(index.in_pod_network(ip("10.1.1.0")), "next to a pod's prefix");
+    assert!(!index.in_pod_network(ip("10.1.2.0")) && !index.in_pod_network(ip("fd02::1")));
+    assert!(index.knows_pod_networks());
     remove(&mut index, Kind::Node, None, "n1");
-    assert!(!index.in_pod_network(ip("10.1.0.200")) && !index.knows_pod_networks());
+    assert!(index.in_pod_network(ip("10.1.0.200")) && !index.knows_pod_networks());
 }
 
 const POLICIES: &str = r#"

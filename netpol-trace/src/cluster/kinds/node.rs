@@ -1,4 +1,6 @@
-//! Nodes: their addresses, and the pod CIDRs from which the pod network is learned.
+//! Nodes: their addresses, and the pod CIDRs that they declare.
+
+mod annotations;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,7 +26,7 @@ pub(in crate::cluster) const INFO: KindInfo =
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(in crate::cluster) struct NodeWire {
-    #[serde(deserialize_with = "wire::metadata")]
+    #[serde(deserialize_with = "wire::metadata_with_annotations")]
     metadata: ObjectMeta,
     spec: NodeSpecWire,
     status: NodeStatusWire,
@@ -91,6 +93,7 @@ impl Resource for Node {
                 }
             }
         }
+        annotations::add(api.metadata.annotations.as_ref(), &mut ips, &mut pod_cidrs);
         violations.check(Node { name: meta.name, labels: meta.labels, ips: ips.into(), pod_cidrs: pod_cidrs.into() })
     }
 
@@ -112,7 +115,7 @@ impl Resource for Node {
             index.nodes_by_ip.insert(*ip, self.name.clone());
         }
         for cidr in &self.pod_cidrs {
-            *index.pod_networks.entry(cidr.trunc()).or_default() += 1;
+            index.pod_network.declare(*cidr);
         }
         index.nodes.insert(self.name.clone(), Arc::new(self));
     }
@@ -125,12 +128,7 @@ impl Resource for Node {
             }
         }
         for cidr in &node.pod_cidrs {
-            if let Some(count) = index.pod_networks.get_mut(&cidr.trunc()) {
-                *count -= 1;
-                if *count == 0 {
-                    index.pod_networks.remove(&cidr.trunc());
-                }
-            }
+            index.pod_network.withdraw(*cidr);
         }
     }
 }

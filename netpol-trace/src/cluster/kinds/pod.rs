@@ -100,7 +100,9 @@ impl Resource for Pod {
         let Some(entry) = index.namespaces.get_mut(namespace).and_then(|n| n.pods.remove(&key.name)) else { return };
         for ip in &entry.pod.ips {
             if let Some(keys) = index.pods_by_ip.get_mut(ip) {
+                let claims = keys.len();
                 keys.retain(|claim| !(claim.namespace == *namespace && claim.name == key.name));
+                (keys.len()..claims).for_each(|_| index.pod_network.unlearn(*ip));
                 if keys.is_empty() {
                     index.pods_by_ip.remove(ip);
                 }
@@ -193,6 +195,7 @@ fn insert_from(mut pod: Pod, index: &mut Index, from: Timestamp) {
             let key = PodKey { namespace: pod.namespace.clone(), name: pod.name.clone(), from };
             // Nearly always one pod: room for more would be a tenth of the index.
             index.pods_by_ip.entry(*ip).or_insert_with(|| Vec::with_capacity(1)).push(key);
+            index.pod_network.learn(*ip);
         }
     }
     let namespace = index.namespaces.entry(pod.namespace.clone()).or_default();
