@@ -21,6 +21,7 @@ mod watch;
 
 use std::fs;
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
@@ -62,6 +63,8 @@ pub struct Inventory {
     pub ruleset: Ruleset,
     /// The NFQUEUEs that have a listener.
     pub queues: Vec<NfQueue>,
+    /// The addresses of all interfaces.
+    pub addresses: Vec<IpAddr>,
     /// Conntrack has connections of this network namespace, so its hooks are registered here.
     pub conntrack: bool,
     pub devices_known: Readable,
@@ -106,6 +109,7 @@ impl Inventory {
             legacy,
             ruleset: builder.finish(),
             queues: queues(),
+            addresses: netlink::route::own_addresses().unwrap_or_default(),
             conntrack: has_connections(),
             devices_known,
             devices,
@@ -267,6 +271,7 @@ mod tests {
             legacy: Readable::Absent,
             ruleset: builder.finish(),
             queues: vec![],
+            addresses: vec![],
             conntrack: false,
             devices_known: Readable::Yes,
             devices: vec![],

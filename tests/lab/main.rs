@@ -11,6 +11,7 @@ mod files;
 mod fingerprints;
 mod history;
 mod hooks;
+mod identities;
 mod late_modules;
 mod lifecycle;
 mod memory;

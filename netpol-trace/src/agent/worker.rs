@@ -86,6 +86,7 @@ impl Worker<'_> {
             self.pipeline.write_record(Body::Loss(loss), since)?;
         }
         self.declare_losses_of_the_run_before()?;
+        self.pipeline.update_local_addresses();
         let (mut next_tick, mut next_status) = (Instant::now() + TICK, Instant::now() + STATUS);
         let mut next_window = Instant::now() + self.setup.window;
         loop {
@@ -110,6 +111,7 @@ impl Worker<'_> {
             if now >= next_tick {
                 next_tick = now + TICK;
                 self.pipeline.clock = Clock::now();
+                self.pipeline.update_local_addresses();
                 self.declare_losses()?;
                 self.write_source_changes()?;
                 self.publish();

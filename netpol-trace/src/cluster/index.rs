@@ -226,12 +226,16 @@ impl Index {
 
     /// Sets the addresses of the network namespace that the agent runs in. They count as this node's if that is the node's own: if one of
     /// them is an address of a Node object.
-    pub fn set_local_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
-        let addresses: HashSet<IpAddr> = addresses.into_iter().filter(|ip| !ip.is_loopback()).collect();
-        if addresses != self.local_addresses {
-            self.local_addresses = addresses;
-            self.bump_version();
-        }
+    pub fn set_local_addresses(&mut self, addresses: &[IpAddr]) {
+        self.local_addresses = addresses.iter().copied().filter(|ip| !ip.is_loopback()).collect();
+        self.bump_version();
+    }
+
+    /// Returns true if these are the addresses that were set last.
+    pub fn has_local_addresses(&self, addresses: &[IpAddr]) -> bool {
+        let mut others = addresses.iter().filter(|ip| !ip.is_loopback());
+        others.all(|ip| self.local_addresses.contains(ip))
+            && self.local_addresses.iter().all(|ip| addresses.contains(ip))
     }
 
     fn local_node(&self) -> Option<&Arc<Node>> {

@@ -3,6 +3,7 @@
 mod files;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
@@ -105,6 +106,13 @@ impl Cluster {
         let room = MAX_EVENTS.saturating_sub(waiting.0.len());
         waiting.1 += lost + events.len().saturating_sub(room) as u64;
         waiting.0.extend(events.into_iter().take(room));
+    }
+
+    /// Sets the addresses of the network namespace that the agent runs in; see [`Index::set_local_addresses`].
+    pub fn set_local_addresses(&self, addresses: &[IpAddr]) {
+        if !self.read().has_local_addresses(addresses) {
+            self.shared.index.write().ignore_poison().set_local_addresses(addresses);
+        }
     }
 
     /// Sets the status of a source, which its name identifies. A source that has not reported yet has the status

@@ -45,6 +45,7 @@ fn inventory(tables: &[&str]) -> Inventory {
         legacy: Readable::Absent,
         ruleset: builder.finish(),
         queues: vec![],
+        addresses: vec![],
         conntrack: false,
         devices_known: Readable::Yes,
         devices: vec![device("eth0"), device("lo")],

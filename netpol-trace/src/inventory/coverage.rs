@@ -230,6 +230,7 @@ mod tests {
             legacy: Readable::No("Operation not permitted".into()),
             ruleset: builder.finish(),
             queues: vec![NfQueue { number: 100, lost: 0 }],
+            addresses: vec![],
             conntrack: false,
             devices_known: Readable::Yes,
             devices: vec![

@@ -120,6 +120,11 @@ pub fn addresses(netns: i32, peer: Option<u32>) -> io::Result<Vec<IpAddr>> {
     Ok(dump(RTM_GETADDR, &request, RTM_NEWADDR, |body| address(body, peer))?.0)
 }
 
+/// All addresses of this network namespace.
+pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    super::consistent(|| dump(RTM_GETADDR, &[0; IFADDR], RTM_NEWADDR, |body| address(body, None)))
+}
+
 /// Indexes of the interfaces with a clsact qdisc.
 pub fn clsact() -> io::Result<Vec<u32>> {
     Ok(dump(RTM_GETQDISC, &tcmsg(0, 0, 0), RTM_NEWQDISC, clsact_on)?.0)

@@ -94,6 +94,14 @@ impl Pipeline {
         self.inventory.as_ref().map(InventoryWatcher::latest)
     }
 
+    /// Hands the node's own addresses, as the inventory lists them, to the index: kubelet and hostNetwork pods reach pods from bridges and
+    /// tunnels that no Node object names.
+    pub fn update_local_addresses(&self) {
+        if let Some(inventory) = self.inventory() {
+            self.cluster.set_local_addresses(&inventory.addresses);
+        }
+    }
+
     /// Follows the config file.
     pub fn with_config(
         mut self,

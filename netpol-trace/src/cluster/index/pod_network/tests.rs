@@ -192,7 +192,8 @@ fn a_prefix_goes_with_its_last_pod() {
 #[test]
 fn local_addresses_are_this_nodes() {
     let mut index = index(&(node("n1", "", "", "172.18.0.3") + &pod("web", "10.0.40.1", false)));
-    index.set_local_addresses([ip("127.0.0.1"), ip("172.18.0.3"), ip("10.0.40.254"), ip("169.254.20.10")]);
+    index.set_local_addresses(&["127.0.0.1", "172.18.0.3", "10.0.40.254", "169.254.20.10"].map(ip));
+    assert!(index.has_local_addresses(&["10.0.40.254", "172.18.0.3", "169.254.20.10", "::1"].map(ip)));
     check(
         &index,
         &[
@@ -202,7 +203,8 @@ fn local_addresses_are_this_nodes() {
             ("10.0.40.1", Known::Pod),
         ],
     );
-    index.set_local_addresses([ip("10.0.40.254")]);
+    assert!(!index.has_local_addresses(&[ip("10.0.40.254")]));
+    index.set_local_addresses(&[ip("10.0.40.254")]);
     check(&index, &[("10.0.40.254", Known::PerhapsAPod)]);
 }
 
