@@ -23,7 +23,7 @@ fuzz_target!(|bytes: &[u8]| {
     let address = IpAddr::from([10, 0, 0, *pod]);
     NAMES.with_borrow_mut(|names| {
         let now = Instant::now();
-        names.told(u32::from(*pod), address, message, now);
+        names.add_answer(u32::from(*pod), address, message, now);
         for given in &answer.addresses {
             let known = names.of(address, given.ip, now);
             assert!(known.len() <= 4 && (known.is_empty() || known.contains(&answer.names[0])), "{known:?}");

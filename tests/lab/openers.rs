@@ -78,7 +78,7 @@ fn packets() -> Vec<Sent> {
             cause: NOT_A_POLICYS,
             opener: Some(40005),
         },
-        // To a port that is closed to the client: what opens is judged as ever.
+        // To a port that is closed to the client: a packet that opens a connection is decided as before.
         Sent {
             what: "a SYN to a closed port",
             from_server: false,

@@ -74,7 +74,7 @@ fn a_cluster_that_gives_no_answer_is_exit_code_1_and_named() {
     for (port, expected) in [
         (server(forbidden), "pods is forbidden"),
         (server(|_| Some(pods(""))), "no agent in namespace netpol-trace"),
-        (server(|_| None), "the API server gave no answer in 10 s"),
+        (server(|_| None), "the API server did not respond in 10 s"),
         (server(|path| Some(without_records(path))), "no record in its log; are its records written elsewhere?"),
         (closed, "Connection refused"),
     ] {

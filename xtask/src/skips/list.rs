@@ -63,6 +63,7 @@ pub const LIST: &[Allowed] = &[
         on: Fact::LinuxBefore(6, 7),
         because: "netkit came with 6.7",
         tests: &[
+            "lab::openers::netkit",
             "lab::rows::netkit::netkit_beside_the_tc_hook",
             "lab::rows::netkit::netkit_from_a_pod",
             "lab::rows::netkit::netkit_to_a_pod",
@@ -72,6 +73,7 @@ pub const LIST: &[Allowed] = &[
         on: Fact::NoModule { name: "netkit", function: "netkit_xmit" },
         because: "kernels are built with netkit or not",
         tests: &[
+            "lab::openers::netkit",
             "lab::rows::netkit::netkit_beside_the_tc_hook",
             "lab::rows::netkit::netkit_from_a_pod",
             "lab::rows::netkit::netkit_to_a_pod",
