@@ -70,7 +70,7 @@ fn cases(plain: &Collector, tls: &Collector) -> Vec<Case> {
         ),
         case(
             "kernel",
-            "cluster-name: c\nall-drops: true\nring-kib: 64\nmax-records-per-second: 10\nfold-window: 1s\n\
+            "cluster-name: c\nall-drops: true\nring-kib: 64\nmax-records-per-second: 10\naggregation-window: 1s\n\
              history-mib: 1\n",
             &[
                 manifests,

@@ -215,7 +215,7 @@ items:
             let (kind, key) = (object.kind(), object.key());
             let mut index = Index::default();
             index.apply(vec![Change::Upsert(object.clone())], Timestamp::UNIX_EPOCH);
-            assert_eq!(keys(&index, &kind), [key.clone()]);
+            assert_eq!(keys(&index, &kind), std::slice::from_ref(&key));
             let version = index.version();
             index.apply(vec![Change::Upsert(object)], Timestamp::UNIX_EPOCH);
             assert_eq!(index.version(), version, "{key:?}: the same object again is no change");

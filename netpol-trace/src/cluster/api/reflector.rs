@@ -44,7 +44,6 @@ pub(in crate::cluster) struct Reflector {
     connected: bool,
     error: Option<ApiError>,
     /// Objects that could not be decoded, with the reason.
-    /// Objects that could not be decoded, with the reason.
     refused: BTreeMap<(Option<Str>, Str), String>,
     /// Watch events since the last list that could not be read.
     unreadable: u64,
