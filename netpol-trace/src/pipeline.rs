@@ -60,7 +60,7 @@ impl Pipeline {
         let index = cluster.read();
         let time = self.clock.wall(drop.packet.time);
         let moments = Moments::of(&index, &drop.packet, time, self.last_time(&drop));
-        let mut flow = moments.name(&drop.packet, self.opener(&drop.packet));
+        let mut flow = moments.name(&drop.packet, drop.opener);
         let look_up = !std::mem::replace(&mut drop.looked_up, true);
         confirm(self.lookups.as_ref(), &mut flow, &index, time, look_up);
         if may_wait && flow.may_be_named_later() {

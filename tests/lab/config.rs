@@ -64,7 +64,7 @@ fn the_config_file_counts_and_is_read_again() -> Result<()> {
     agent.wait_for("a status with the mistake", |records| {
         records
             .iter()
-            .any(|record| record.text("/config/error").contains(":2: unknown key \"exclud\": is exclude meant?"))
+            .any(|record| record.text("/config/error").contains(":2: unknown key \"exclud\": did you mean exclude?"))
     })?;
     lab.send(5003)?;
     agent.wait_for("a record", |records| records.iter().any(to(5003)))?;
@@ -111,7 +111,7 @@ fn a_bad_config_file_is_refused_at_the_start() -> Result<()> {
     let file = lab.file.display();
     for line in [
         format!("{file}:2: invalid value '100' for '--ring-kib <KIB>': must be a power of two from 64 to 1048576"),
-        format!("{file}:3: unknown key \"lables\": is labels meant?"),
+        format!("{file}:3: unknown key \"lables\": did you mean labels?"),
     ] {
         assert!(run.stderr.contains(&line), "{}", run.stderr);
     }

@@ -42,7 +42,7 @@ struct Sent {
     opener: Option<u16>,
 }
 
-const NOT_A_POLICYS: &[&str] = &["unknown", "disagrees", "unattributed"];
+const NOT_A_POLICYS: &[&str] = &["unknown", "disagrees"];
 
 fn packets() -> Vec<Sent> {
     let server = |port: u16| (SERVER, port).into();

@@ -131,7 +131,7 @@ fn the_first_output_has_to_start_and_options_have_to_be_right() -> Result<()> {
         (&["/nonexistent/log"][..], 1, "/nonexistent: No such file or directory"),
         (&[ca], 1, "ca-file=/nonexistent/ca.pem: No such file or directory"),
         (&["stdout", "otlp:nowhere"], 2, "http:// or https:// and a host"),
-        (&["stdout", "/log,group=adm"], 2, "no group's number"),
+        (&["stdout", "/log,group=adm"], 2, "expected the number of a group"),
         (&["stdout", "stdout"], 2, "named twice"),
     ] {
         let outputs = outputs.iter().flat_map(|output| ["--output", output]);

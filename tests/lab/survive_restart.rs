@@ -312,8 +312,7 @@ fn doctor_removes_what_survived() -> Result<()> {
     assert!(stderr.contains("in use by a running agent: stop that agent"), "{stderr}");
     run_with_drops(agent, &pair)?;
     assert!(matches!(pins.left()?.as_slice(), [(_, true)]), "{:?}", pins.left()?);
-    for expected in ["removed pinned maps and hooks under /sys/fs/bpf/netpol-trace", "Nothing of netpol-trace was left"]
-    {
+    for expected in ["removed pinned maps and hooks under /sys/fs/bpf/netpol-trace", "Found nothing of netpol-trace"] {
         let output = cleanup(&pins)?;
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let stdout = String::from_utf8_lossy(&output.stdout);

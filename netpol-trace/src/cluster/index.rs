@@ -239,17 +239,19 @@ impl Index {
     }
 
     fn local_node(&self) -> Option<&Arc<Node>> {
-        self.local_addresses.iter().find_map(|ip| self.node_at(*ip))
-    }
-
-    fn node_at(&self, ip: IpAddr) -> Option<&Arc<Node>> {
-        self.nodes_by_ip.get(&ip).and_then(|name| self.nodes.get(name))
+        let mut counts: BTreeMap<&Str, usize> = BTreeMap::new();
+        // Nodes can share an address, such as that of a NAT gateway: this node has most of the local ones.
+        for name in self.local_addresses.iter().filter_map(|ip| self.nodes_by_ip.get(ip)) {
+            *counts.entry(name).or_default() += 1;
+        }
+        let (name, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+        self.nodes.get(name)
     }
 
     fn owner_without_pod(&self, ip: IpAddr) -> AddressOwner<'_> {
-        if let Some(node) =
-            self.node_at(ip).or_else(|| self.local_node().filter(|_| self.local_addresses.contains(&ip)))
-        {
+        let local = if self.local_addresses.contains(&ip) { self.local_node() } else { None };
+        let other = || self.nodes_by_ip.get(&ip).and_then(|name| self.nodes.get(name));
+        if let Some(node) = local.or_else(other) {
             return AddressOwner::Node(node);
         }
         self.history.claims(ip).next_back().map_or(AddressOwner::None, |claim| AddressOwner::Former(&claim.pod))

@@ -120,9 +120,14 @@ pub fn addresses(netns: i32, peer: Option<u32>) -> io::Result<Vec<IpAddr>> {
     Ok(dump(RTM_GETADDR, &request, RTM_NEWADDR, |body| address(body, peer))?.0)
 }
 
-/// All addresses of this network namespace.
+/// The interface on which kube-proxy's IPVS mode puts the addresses of all services.
+const IPVS: &str = "kube-ipvs0";
+
+/// The addresses of this network namespace, except those of services.
 pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
-    super::consistent(|| dump(RTM_GETADDR, &[0; IFADDR], RTM_NEWADDR, |body| address(body, None)))
+    let ipvs = links()?.into_iter().find(|link| link.name == IPVS).map(|link| link.index);
+    let own = |body: &[u8]| if ipvs.is_some() && word(body, 4) == ipvs { None } else { address(body, None) };
+    super::consistent(|| dump(RTM_GETADDR, &[0; IFADDR], RTM_NEWADDR, own))
 }
 
 /// Indexes of the interfaces with a clsact qdisc.

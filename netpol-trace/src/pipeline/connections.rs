@@ -66,6 +66,9 @@ impl KernelFlows for TcView {
     }
 }
 
+/// Conntrack's timeout for UDP without answers (`nf_conntrack_udp_timeout`), ns.
+const UDP_TIMEOUT: u64 = 30_000_000_000;
+
 /// An address and a port.
 pub type AddressPort = (IpAddr, u16);
 
@@ -202,7 +205,9 @@ impl<K: KernelFlows> Flows<K> {
     fn open(&mut self, flow: &FlowEvent, now: Instant) {
         let tuple = ConnectionTuple::of(&flow.key, flow.direction == FROM_POD);
         // Only a SYN opens a TCP connection. The first datagram that is seen may be an answer.
-        if tuple.protocol == packet::TCP || self.is_certain(&tuple, flow.key.ifindex) {
+        // The kernel side forgets a quiet UDP flow: the next datagram may be the other side's.
+        let first_of_udp = || self.is_certain(&tuple, flow.key.ifindex) && self.opened.time(&tuple.flipped()).is_none();
+        if tuple.protocol == packet::TCP || first_of_udp() {
             self.opened.insert(tuple, flow.time, now);
         }
         if !self.table.open(flow, now) {
@@ -210,9 +215,10 @@ impl<K: KernelFlows> Flows<K> {
         }
     }
 
-    /// Returns true if the client of this tuple was seen to open the connection.
-    pub fn was_opened(&self, tuple: &ConnectionTuple) -> bool {
-        self.opened.time(tuple).is_some()
+    /// Returns true if the client of this tuple was seen to open the connection; of UDP, within conntrack's timeout before `time`.
+    pub fn was_opened(&self, tuple: &ConnectionTuple, time: u64) -> bool {
+        let opened = self.opened.time(tuple);
+        opened.is_some_and(|opened| tuple.protocol == packet::TCP || time.saturating_sub(opened) < UDP_TIMEOUT)
     }
 
     /// Notes that a packet was dropped: its connection is not unanswered without a reason.

@@ -118,8 +118,9 @@ fn decide_both_ways<'a>(
         _ => VerdictResult::Undetermined,
     };
     let (mut cause, changing) = cause::with_verdict(result, context, changing);
-    if cause == Cause::Policy && !changing && denied != [true, true] {
-        cause = if denied == [false, false] { cause } else { Cause::ConnectionUnknown };
+    let one_way = denied != [true, true] && (denied != [false, false] || results.contains(&VerdictResult::Allowed));
+    if cause == Cause::Policy && !changing && one_way {
+        cause = Cause::ConnectionUnknown;
     }
     let is_reply = cause == Cause::Policy && denied == [true, true] && flow.ports_suggest_reply();
     let [connection, other] = connections;

@@ -17,6 +17,12 @@ use crate::model::packet::{self, ACK, Conntrack, Headers, ICMP, ICMPV6, Packet, 
 /// The lowest port that Linux gives to a client (`net.ipv4.ip_local_port_range`).
 pub(super) const EPHEMERAL: u16 = 32768;
 
+/// The lowest port that needs no privilege.
+const RESERVED: u16 = 1024;
+/// SCTP chunk types (RFC 9260, 3.2).
+const INIT: u8 = 1;
+const INIT_ACK: u8 = 2;
+
 /// Who opened the connection of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opener {
@@ -32,7 +38,7 @@ pub enum Opener {
 
 impl Pipeline {
     pub(super) fn opener(&self, packet: &Packet) -> Opener {
-        opener(packet, |tuple| self.flows.as_ref().is_some_and(|flows| flows.was_opened(tuple)))
+        opener(packet, |tuple| self.flows.as_ref().is_some_and(|flows| flows.was_opened(tuple, packet.time)))
     }
 }
 
@@ -62,6 +68,8 @@ fn opener(packet: &Packet, was_opened: impl Fn(&ConnectionTuple) -> bool) -> Ope
         TCP => by_flags(headers),
         SCTP => by_chunk(headers),
         ICMP | ICMPV6 => by_icmp_type(headers),
+        // A later fragment.
+        UDP if headers.fragment => Opener::Unknown,
         _ => match headers.source_port.zip(headers.destination_port) {
             Some((source, destination)) if looks_like_answer(source, destination) => Opener::Unknown,
             _ => Opener::Source,
@@ -76,18 +84,28 @@ fn opener(packet: &Packet, was_opened: impl Fn(&ConnectionTuple) -> bool) -> Ope
 fn is_evidence(conntrack: &Conntrack, headers: &Headers) -> bool {
     if conntrack.original.protocol != headers.protocol {
         // An ICMP error has the entry of the connection that it is about.
-        return conntrack.related;
+        return conntrack.related && !is_backwards(conntrack);
     }
     if conntrack.seen_reply || conntrack.is_reply {
-        return true;
+        return !is_backwards(conntrack) || headers.opens();
     }
     match headers.protocol {
-        TCP => headers.opens() || headers.fragment,
+        TCP => headers.opens() || headers.fragment || conntrack.dst_nat,
+        SCTP => headers.sctp_chunk.is_none_or(|chunk| chunk == INIT) || conntrack.dst_nat,
         UDP => {
             conntrack.dst_nat || !looks_like_answer(conntrack.original.source_port, conntrack.original.destination_port)
         }
         _ => true,
     }
+}
+
+/// Returns true if an entry looks as if conntrack had picked the connection up from a packet of the server: the entry then names the server
+/// as the opener for the rest of its life. A translated destination shows the client beyond doubt.
+fn is_backwards(conntrack: &Conntrack) -> bool {
+    let original = &conntrack.original;
+    !conntrack.dst_nat
+        && matches!(original.protocol, TCP | UDP)
+        && looks_like_answer(original.source_port, original.destination_port)
 }
 
 fn by_flags(headers: &Headers) -> Opener {
@@ -101,8 +119,9 @@ fn by_flags(headers: &Headers) -> Opener {
 /// INIT opens an association, INIT ACK answers (RFC 9260, 3.3).
 fn by_chunk(headers: &Headers) -> Opener {
     match headers.sctp_chunk {
-        Some(1) => Opener::Source,
-        Some(2) => Opener::Destination,
+        // A count of the kernel has no chunk.
+        Some(INIT) | None => Opener::Source,
+        Some(INIT_ACK) => Opener::Destination,
         _ => Opener::Unknown,
     }
 }
@@ -117,9 +136,10 @@ fn by_icmp_type(headers: &Headers) -> Opener {
     }
 }
 
-/// Returns true if a packet between these ports goes to a client's port from one that is not.
+/// Returns true if a packet between these ports goes to a client's port from one that is not. Clients also use lower ports than the default
+/// range, but hardly any below 1024.
 pub(super) fn looks_like_answer(source: u16, destination: u16) -> bool {
-    source < EPHEMERAL && destination >= EPHEMERAL
+    source < EPHEMERAL && destination >= EPHEMERAL || source < RESERVED && destination >= RESERVED
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::connections::Origin;
+use super::opener::Opener;
 use super::{Pipeline, aggregate::RecordBudget};
 use crate::inventory::Inventory;
 use crate::kernel::KernelDrop;
@@ -22,6 +23,7 @@ const MAX_NETNS: usize = 4096;
 /// A decoded drop.
 pub(super) struct PendingDrop {
     pub packet: Packet,
+    pub opener: Opener,
     pub packet_count: PacketCount,
     pub facts: DropFacts,
     pub origin: Origin,
@@ -72,6 +74,12 @@ impl Pipeline {
         if let Some(flows) = &mut self.flows {
             flows.note_drop(&packet, self.now);
         }
+        if packet_count.packets() > 1 && packet.conntrack.is_none() {
+            // Errors about several connections are counted together.
+            packet.headers.quoted = None;
+        }
+        // Before the source's port goes: the ports are evidence.
+        let opener = self.opener(&packet);
         if packet_count.granularity != Granularity::Flow {
             packet.headers.source_port = None;
         }
@@ -82,7 +90,16 @@ impl Pipeline {
         }
         let origin = Origin { iif, netns: facts.netns };
         let deadline = self.now + NAMING_TIME;
-        Some(PendingDrop { packet, packet_count, facts, origin, deadline, waits_for_news: false, looked_up: false })
+        Some(PendingDrop {
+            packet,
+            opener,
+            packet_count,
+            facts,
+            origin,
+            deadline,
+            waits_for_news: false,
+            looked_up: false,
+        })
     }
 
     pub(super) fn may_wait(&self, drop: &PendingDrop) -> bool {

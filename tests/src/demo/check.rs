@@ -106,7 +106,9 @@ pub fn records(
 
 /// True if a record is about a packet that this attempt sent, not about an answer to it.
 pub fn is_of(record: &Record, attempt: &Attempt) -> bool {
-    record.address("source") == Some(attempt.source) && record.value()["reply"] != true
+    // A SYN-ACK is a reply: its record names the opener of the connection as the source.
+    let sender = if record.value()["reply"] == true { "destination" } else { "source" };
+    record.address(sender) == Some(attempt.source)
 }
 
 fn cause(flow: &Flow) -> Option<&'static str> {

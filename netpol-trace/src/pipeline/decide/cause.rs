@@ -37,14 +37,20 @@ fn behind_dst_nat(site: DropSite) -> bool {
     behind && site.mechanism != Mechanism::Cgroup
 }
 
-/// Returns true if the packet passed conntrack without getting a connection. Only after routing did conntrack certainly see it.
+/// Returns true if the packet passed conntrack without getting a connection. A SYN without one did not pass conntrack: it would have opened one. Only after routing did conntrack certainly see it.
 fn conntrack_invalid(flow: &Flow<'_>, context: &DropContext<'_>) -> bool {
     let behind_conntrack = matches!(context.site.hook, Some(Hook::Forward | Hook::Input | Hook::Postrouting));
     let netfilter = matches!(
         context.site.mechanism,
         Mechanism::Nftables | Mechanism::IptablesLegacy | Mechanism::Netfilter | Mechanism::Nfqueue
     );
-    if flow.tracked || context.untracked || context.headers.fragment || !behind_conntrack || !netfilter {
+    if flow.tracked
+        || context.untracked
+        || context.headers.fragment
+        || context.headers.opens()
+        || !behind_conntrack
+        || !netfilter
+    {
         return false;
     }
     context.conntrack_active

@@ -64,7 +64,7 @@ pub(super) fn add(
     let written = values(&ADDRESSES).into_iter().map(str::to_owned);
     let found = written.chain(json(OVN_NODE_ADDRESS)).chain(json(OVN_HOST_ADDRESSES));
     let mut own: Vec<IpAddr> =
-        found.flat_map(|value| value.split(',').filter_map(address).collect::<Vec<_>>()).collect();
+        found.flat_map(|value| value.split(',').filter_map(address).take(MAX_VALUES).collect::<Vec<_>>()).collect();
     if annotations.keys().any(|key| key.starts_with(FLANNEL)) {
         // The first address of the node's subnet is flannel.1's, the second the bridge's.
         own.extend(pod_cidrs.iter().flat_map(|subnet| host_addresses(subnet, [0, 1])));
