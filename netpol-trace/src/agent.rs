@@ -52,10 +52,10 @@ pub const WINDOW: Duration = Duration::from_secs(10);
 /// A hook that `--hooks` can choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum HookName {
-    /// Freed packets: drops
+    /// Drops
     #[value(name = "kfree_skb")]
     KfreeSkb,
-    /// Connections at the pods' interfaces: DNS names, spoofed sources, unanswered connections
+    /// DNS names, spoofed sources, unanswered connections
     Tc,
 }
 

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// Report which NetworkPolicy dropped a packet, why, and which change would allow it.
+/// Shows which NetworkPolicy dropped a packet, why, and what would allow it.
 #[derive(Debug, Parser)]
 #[command(name = "netpol-trace", version, propagate_version = true)]
 pub struct Cli {

@@ -65,7 +65,8 @@ impl Run {
 }
 
 /// The causes that are written without `--all-drops`.
-pub const WRITTEN: &[&str] = &["policy", "disagrees", "enforcer_unavailable", "service_without_endpoints", "unknown"];
+pub const WRITTEN: &[&str] =
+    &["policy", "disagrees", "enforcer_unavailable", "service_without_endpoints", "connection_unknown", "unknown"];
 
 /// What does not add up in a run that ended cleanly, one line each.
 pub fn imbalances(run: &Run) -> Result<Vec<String>> {

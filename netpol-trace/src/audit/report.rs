@@ -77,7 +77,7 @@ pub(super) fn of(audit: Audit) -> AuditReport {
             run.wrong(format!("{} {are} missing: {}", counted(missing, "record"), ranges.join(", ")));
         }
         if run.checkpoint.is_none() {
-            run.wrong("no status record, so nothing says how many packets there were".into());
+            run.wrong("no status record, so the number of packets is not known".into());
         }
         if run.first > 1 {
             run.gaps.push(format!("records 1 to {} are not in this log", run.first - 1));
@@ -91,7 +91,7 @@ pub(super) fn of(audit: Audit) -> AuditReport {
             // Of two runs of one node, the later one declares the time in between, in which no hook was attached.
             Some(next) if next.gaps.is_empty() => {
                 let what =
-                    format!("no record says that nothing was watched from {} to {}", run.last_time, next.first_time);
+                    format!("no record declares the time without a hook from {} to {}", run.last_time, next.first_time);
                 runs[at + 1].wrong(what);
             }
             None if !run.stopped && run.checkpoint.is_some() => {

@@ -81,7 +81,7 @@ fn a_restart_must_be_declared() {
     let next = LOG.replace("\"a\"", "\"b\"").replace("a/", "b/").replace("T10:", "T11:");
     let report = audit(&format!("{LOG}{next}"));
     assert_eq!(report.answer, Completeness::Incomplete, "{}", report.text());
-    assert!(report.text().contains("nothing was watched from 2026-11-21T10:00:04Z to 2026-11-21T11:00:00Z"));
+    assert!(report.text().contains("the time without a hook from 2026-11-21T10:00:04Z to 2026-11-21T11:00:00Z"));
 
     let declared = next.replacen(
         r#""stage":"kernel_ring","reason":"full","count":2"#,

@@ -19,7 +19,7 @@ use crate::record::format::Format;
 use crate::sink::spec::{self, OutputSpec};
 use crate::storage::Readers;
 
-/// Record drops on this node as JSON lines on stdout. The agent's own log goes to stderr.
+/// Record packets that this node drops, one JSON object a line. The agent's own log goes to stderr.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -35,15 +35,15 @@ Examples:
 Exit codes: 0 stopped by a signal, by --duration or because its reader closed the pipe; 1 drops cannot be recorded; 2 wrong arguments.")]
 pub struct AgentArgs {
     /// File or folder with pods, namespaces, policies, services, endpoint slices and nodes (YAML or JSON, what `kubectl get -A
-    /// -o yaml` writes), instead of the API server; repeatable. Read again when it changes.
+    /// -o yaml` writes), instead of the API server; repeatable. The agent reads it again when it changes.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "context", "peers"])]
     manifests: Vec<PathBuf>,
 
     #[command(flatten)]
     api: ClusterArgs,
 
-    /// Whether to watch the pods of other nodes, or to look each one up when it first appears in a drop. In a large cluster, a watch of all
-    /// pods from every node is too much load for the API server.
+    /// How the agent learns pods of other nodes: watch all, or look each one up when it first appears in a drop. Watching loads the API
+    /// server of a large cluster.
     #[arg(long, value_enum, default_value = "auto", value_name = "HOW")]
     peers: PeerDiscovery,
 
@@ -55,14 +55,14 @@ pub struct AgentArgs {
     #[arg(long, value_name = "NAME")]
     cluster_name: Option<String>,
 
-    /// Record drops with any other cause too: closed ports, no route, conntrack INVALID, host firewalls.
+    /// Also record drops that no policy caused: closed ports, no route, conntrack INVALID, host firewalls.
     #[arg(long)]
     all_drops: bool,
 
     #[arg(long, value_name = "TARGET", help = spec::help())]
     output: Vec<OutputSpec>,
 
-    /// The encoding of records where --output names none: native, ecs (Elastic), ocsf or otel (a line of OTLP's JSON each).
+    /// Encoding of records, unless --output gives one: native, ecs (Elastic), ocsf or otel (OTLP JSON, one line for each record).
     #[arg(long, value_name = "FORMAT", default_value = "native")]
     format: Format,
 
@@ -70,12 +70,12 @@ pub struct AgentArgs {
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
 
-    /// Answer /metrics only to clients that send the token in this file (Authorization: Bearer). The file is read for each request.
+    /// Answer /metrics only for clients that send the token in this file (Authorization: Bearer). The file is read for each request.
     #[arg(long, value_name = "PATH", requires = "listen")]
     metrics_token_file: Option<PathBuf>,
 
-    /// Answer /metrics only to clients that send a token (Authorization: Bearer) that the API server knows, for itself or for the audience
-    /// netpol-trace, and whose owner may get /metrics by RBAC (nonResourceURLs).
+    /// Answer /metrics only for clients whose token (Authorization: Bearer) the API server knows and whose owner may get /metrics by RBAC
+    /// (nonResourceURLs). The token's audience is the API server or netpol-trace.
     #[arg(long, requires = "listen", conflicts_with = "metrics_token_file")]
     metrics_rbac: bool,
 
@@ -83,17 +83,17 @@ pub struct AgentArgs {
     #[arg(long, value_name = "PATH")]
     history_dir: Option<PathBuf>,
 
-    /// Size of the history at most, in MiB.
+    /// Size limit of --history-dir, in MiB.
     #[arg(long, value_name = "MIB", default_value = "64", requires = "history_dir", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     history_mib: u64,
 
-    /// Let this group, by its number, read the records in --history-dir: the folder has mode 0750 then and the files 0640. Without it
-    /// only the agent's user can (0700 and 0600).
+    /// Number of a group that may read the records in --history-dir: the folder has mode 0750 and the files 0640. Without it, only the
+    /// agent's user may read them (0700 and 0600).
     #[arg(long, value_name = "GID", requires = "history_dir", value_parser = spec::group)]
     history_group: Option<u32>,
 
-    /// Answer `netpol-trace tail --service-account` here, such as 127.0.0.1:9478, from the history: only with a token that
-    /// the API server knows, and only with the records that its owner may see. [default: nowhere]
+    /// Serve the history to `netpol-trace tail --service-account` at this address, such as 127.0.0.1:9478. Each client needs a token that the
+    /// API server knows, and gets only the drops its owner may see. [default: nowhere]
     #[arg(long, value_name = "ADDRESS:PORT", requires = "history_dir")]
     tail_listen: Option<SocketAddr>,
 
@@ -109,19 +109,18 @@ pub struct AgentArgs {
     #[arg(long, value_name = "KIB", default_value = "2048", value_parser = ring_kib, hide = true)]
     ring_kib: u32,
 
-    /// How long repeated packets of a flow are counted in the kernel before one record reports them; the first packet of a
-    /// flow has a record at once. 0s: a record for each packet.
+    /// How long the kernel counts repeated packets of a flow before the agent writes one record for them. The first packet has its own record
+    /// at once. 0s: one record for each packet.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = window)]
     aggregation_window: Duration,
 
-    /// Records of drops a second, on average over ten seconds. Above that, drops are aggregated by workloads, with exact counts
+    /// Limit of drop records a second, averaged over ten seconds. Drops above it are aggregated by workload, with exact counts
     /// (aggregated_by). 0: no limit.
     #[arg(long, value_name = "COUNT", default_value = "500")]
     max_records_per_second: u32,
 
-    /// Keep counts, unread records and the kfree_skb hook in the kernel when the agent ends, pinned in the bpf file system at
-    /// /sys/fs/bpf: the next agent of the same version and options goes on where this one ended. Any other agent removes them and
-    /// declares the loss, `doctor --cleanup` removes them too.
+    /// Pin counts, unread records and the kfree_skb hook under /sys/fs/bpf when the agent ends. The next agent of the same version and options
+    /// takes them over. Any other agent removes them and declares the loss; `doctor --cleanup` removes them without declaring it.
     #[arg(long)]
     survive_restart: bool,
 
@@ -129,17 +128,17 @@ pub struct AgentArgs {
     #[arg(long, value_name = "DIR", default_value = pins::FOLDER, hide = true)]
     pin_dir: PathBuf,
 
-    /// What to watch, separated by commas: dropped packets (kfree_skb), connections at the pods' interfaces (tc). [default:
-    /// both; before Linux 6.6 kfree_skb only, since tc filters there outlive a killed agent]
+    /// Hooks to attach, separated by commas: kfree_skb (drops), tc (connections at the pods' interfaces). [default: both; before Linux 6.6
+    /// kfree_skb only, because tc filters there outlive a killed agent]
     #[arg(long, value_name = "HOOK", value_delimiter = ',')]
     hooks: Option<Vec<agent::HookName>>,
 
-    /// YAML file with any of these options by their long names, and with lists of what goes into records, which are re-read when
-    /// the file changes. The command line and the environment count for more. See docs/configuration.md.
+    /// YAML file with any of these options by their long names, and with lists of what goes into records (include, exclude), which the agent
+    /// reads again when the file changes. The command line and the environment take precedence. See docs/configuration.md.
     #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
 
-    /// Folder in which to remember when this run was attached: the next run then names it and declares the time between.
+    /// Folder for the time of this run. The next run names this one and declares the time without an agent.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
 }
@@ -197,8 +196,8 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     };
     if let (Some(address), None) = (args.listen.filter(|address| !address.ip().is_loopback()), &guard) {
         tracing::warn!(
-            "--listen {address}: /metrics answers everybody who reaches this address; --metrics-rbac or --metrics-token-file \
-             restricts it"
+            "--listen {address}: everybody who reaches this address can read /metrics; restrict it with --metrics-rbac or \
+             --metrics-token-file"
         );
     }
     let config = AgentConfig {

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use crate::cluster::api::Access;
 
 #[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "Which cluster")]
 pub(super) struct ClusterArgs {
     /// Kubeconfig file. Default: KUBECONFIG, else ~/.kube/config
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help_heading = "Which cluster")]
     kubeconfig: Option<PathBuf>,
     /// Context of the kubeconfig. Default: its current context
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Which cluster")]
     context: Option<String>,
 }
 

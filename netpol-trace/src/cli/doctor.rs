@@ -15,16 +15,16 @@ use crate::kernel::probe::probe;
 use crate::kernel::{self, programs};
 use crate::text::escape;
 
-/// Check what this kernel and node can show, and report what is missing.
+/// Report what the agent can and cannot show on this node, and what to grant.
 ///
-/// Changes nothing: loads the eBPF programs once to try them, and unloads them. Run it with the agent's privileges; as an ordinary user it
-/// cannot check everything, and says so.
+/// Changes nothing: loads the eBPF programs once and removes them. Run it with the agent's rights; as an ordinary user it lists what it could
+/// not check.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   netpol-trace doctor                       as root, or with the agent's capabilities
   netpol-trace doctor -o json | jq '.[] | select(.status != \"ok\")'
-  kubectl exec -n netpol-trace ds/netpol-trace -- netpol-trace doctor
+  kubectl exec -n netpol-trace ds/netpol-trace -- /netpol-trace doctor
 
 Exit codes: 0 drops can be recorded, 1 they cannot, 2 wrong arguments.")]
 pub struct DoctorArgs {

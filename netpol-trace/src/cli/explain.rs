@@ -16,11 +16,11 @@ use crate::model::{Hint, ServiceRef, Verdict, VerdictResult};
 use crate::policy;
 use crate::policy::{ClientRequest, CniOptions, RuleCheck};
 
-/// Explain whether the policies allow a connection: which policies isolate the pods, which rule allows it, or what each rule misses.
+/// Evaluate the policies for a connection: which isolate the two pods, which rule allows it, and otherwise what each rule misses.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Endpoints: NS/POD, NS/deploy/NAME (also sts, ds, rs, job, cronjob) or an IP address. --to also takes NS/svc/NAME, which stands for the pods
-behind the service and their own ports.
+behind the service, on the ports to which the service forwards.
 
 Exit codes: 0 allowed, 1 denied (for a service: to at least one of its pods), 2 wrong arguments or input with errors, 3 undetermined. With
 --queries: 0, or 2 if the input cannot be used.
@@ -32,10 +32,10 @@ Examples:
 pub struct ExplainArgs {
     #[command(flatten)]
     source: ClusterInput,
-    /// PolicyIdentity opens the connection
+    /// The opener of the connection
     #[arg(long, required_unless_present = "queries", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
-    /// The endpoint to which it is opened
+    /// The destination of the connection
     #[arg(long, required_unless_present = "queries", value_name = "NS/POD|NS/svc/NAME|IP")]
     to: Option<String>,
     /// 5432/TCP, 53/UDP, 80 (TCP), a port's name, or icmp. For a service: the service's port, not needed if there is only one

@@ -80,8 +80,8 @@ pub(super) fn print(answer: &str) -> Result<(), InputError> {
 /// Where the cluster's objects come from.
 #[derive(Debug, clap::Args)]
 pub(super) struct ClusterInput {
-    /// File or folder of YAML or JSON manifests, or - for standard input; repeatable. Of several objects of the same name the last counts.
-    /// Without it, the kubeconfig's current context is read. With --context too, the manifests replace objects of that cluster
+    /// File or folder of YAML or JSON manifests, or - for standard input; repeatable. If several define the same object, the last one is used.
+    /// Without --manifests, the kubeconfig's current context is read. With --context too, the manifests replace objects of that cluster
     #[arg(long, value_name = "PATH")]
     manifests: Vec<PathBuf>,
     #[command(flatten)]

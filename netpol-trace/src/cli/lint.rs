@@ -16,7 +16,7 @@ use crate::policy::lint::{Severity, catalogue};
 /// Find the usual mistakes in NetworkPolicies: what is wrong, where, and what to write instead.
 ///
 /// Reads policies together with namespaces, pods, workloads and services. The more of the cluster is in the input, the more mistakes it finds.
-/// It reports no selector whose pods or namespaces are not in the input.
+/// It does not report a selector as wrong if the pods or namespaces that it is for are not in the input.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -13,9 +13,9 @@ use crate::policy::CniOptions;
 use crate::recorded::connections::RecordedConnection;
 use crate::text::{counted, escape};
 
-/// Evaluate recorded drops with edited policies: which would now pass, which would still be dropped, and why.
+/// Evaluate edited policies for recorded drops: which would pass now, which would still be dropped, and why.
 ///
-/// Records have drops only, so replay does not show whether the edit breaks a connection that passed.
+/// Records hold only drops, so replay cannot tell whether the edit breaks a connection that passes today.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Pods and namespaces that are not in the manifests are taken from the records, with the labels that they had.

@@ -28,7 +28,7 @@ pub fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Write the man pages into a folder, one for each subcommand.
+/// Write one man page for each subcommand into a folder.
 #[derive(Debug, clap::Args)]
 pub struct ManArgs {
     /// The folder; without it, the page of the program goes to standard output

@@ -19,7 +19,7 @@ use crate::text::escape;
 
 /// Write the smallest NetworkPolicy change that allows a connection, or recorded drops: YAML for kubectl apply.
 ///
-/// Adds rules and never changes one. Isolates no pod that is not isolated now. Selects workloads by labels that stay the same over a rollout.
+/// Adds rules and never changes one. Never isolates a pod that is not isolated now. Selects workloads by labels that stay the same over a rollout.
 /// Lists what else each rule allows between the pods in the input.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -39,10 +39,10 @@ pub struct SuggestArgs {
     records: Vec<PathBuf>,
     #[command(flatten)]
     source: ClusterInput,
-    /// The endpoint that opens the connection
+    /// The opener of the connection
     #[arg(long, requires = "to", value_name = "NS/POD|NS/KIND/NAME|IP")]
     from: Option<String>,
-    /// The endpoint to which it is opened
+    /// The destination of the connection
     #[arg(long, requires = "from", value_name = "NS/POD|NS/svc/NAME|IP")]
     to: Option<String>,
     /// 5432/TCP, 53/UDP, 80 (TCP) or a port's name; for a service: the service's port

@@ -57,14 +57,14 @@ pub struct TailArgs {
     /// Only drops from or to pods with these labels, as in kubectl's -l: app=web,tier!=cache
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     selector: Option<String>,
-    /// Only drops with this cause: policy, disagrees, enforcer_unavailable, service_without_endpoints, unknown, …, or unanswered;
-    /// repeatable
+    /// Only drops with this cause: policy, disagrees, enforcer_unavailable, service_without_endpoints,
+    /// connection_unknown, unknown, …, or unanswered; repeatable
     #[arg(long, value_name = "CAUSE")]
     cause: Vec<String>,
     /// Only records from this long ago or later: 30s, 10m, 2h
     #[arg(long, value_name = "TIME", value_parser = ago)]
     since: Option<SignedDuration>,
-    /// Go on with new records, until Ctrl-C
+    /// Wait for new records until Ctrl-C
     #[arg(short, long)]
     follow: bool,
     /// text: a line each, cut to the terminal; wide: everything that is known, not cut; json: the records
@@ -85,7 +85,7 @@ pub struct TailArgs {
     /// nodes of the pods and of their peers
     #[arg(long, help_heading = "Which cluster")]
     all_nodes: bool,
-    /// For users who may not read the agents' logs: see the drops of a namespace as this service account of it; without NAME as
+    /// Without access to the agents' logs: read your namespace's drops as this service account of the namespace. Without NAME:
     /// netpol-trace-reader, which the developer role allows
     #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = READER, help_heading = "Which cluster", conflicts_with = "all_namespaces")]
     service_account: Option<String>,

@@ -26,11 +26,11 @@ pub fn probe() -> Vec<HookProbe> {
     probes.push(HookProbe { hook: "kfree_skb", result, costs: None });
     if let Ok((attached, ..)) = &drops {
         let rejects = attached.rejects();
-        let costs =
-            "whether a rule drops or rejects follows from the rules alone, and is unknown if the rules have both";
+        let costs = "where the kernel does not show a reject, the rules decide, and `action` is `unknown` where a rule that \
+                     drops and a rule that rejects may match";
         let result = match rejects.describe() {
             Ok(what) if rejects.is_complete() => Ok(what.to_owned()),
-            Ok(what) => Err(format!("only in part: {what}")),
+            Ok(what) => Err(format!("partly: {what}")),
             Err(why) => Err(why),
         };
         probes.push(HookProbe { hook: "reject", result, costs: Some(costs) });

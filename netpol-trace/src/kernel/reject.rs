@@ -76,11 +76,9 @@ impl Rejects {
         let RejectVisibility { icmp, icmp6, reset } = self.answers;
         match (icmp, icmp6, reset) {
             (true, true, true) => Ok("each REJECT is distinguished from DROP"),
-            (false, false, false) if self.tracepoint => {
-                Ok("an ICMP error over IPv4 shows a REJECT; without one only the rules distinguish REJECT from DROP")
-            }
+            (false, false, false) if self.tracepoint => Ok("only IPv4 ICMP errors show that a packet was rejected"),
             (false, false, false) => Err(self.refused.clone().unwrap_or_default()),
-            _ => Ok("some hooks distinguish REJECT from DROP; for other packets only the rules do"),
+            _ => Ok("the kernel shows only some rejects (of ICMP, ICMPv6 and TCP resets)"),
         }
     }
 

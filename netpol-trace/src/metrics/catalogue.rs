@@ -13,15 +13,15 @@ macro_rules! catalogue {
 }
 
 catalogue! {
-    BUILD_INFO: Gauge "build_info" ["version"] "Always 1; which program this is.";
+    BUILD_INFO: Gauge "build_info" ["version"] "Always 1; the label has the program's version.";
     START: Gauge "start_time_seconds" [] "Start of this run, in seconds since 1970.";
     DENIED: Counter "denied_packets_total" ["direction", "cause", "namespace"]
         "Packets in drop records, by the side whose policy denied, cause, and that side's namespace.";
     PACKETS: Counter "packets_total" ["cause"] "Dropped packets that the agent has handled, including those without a record.";
-    UNANSWERED: Counter "unanswered_connections_total" [] "Connections without a reply although no drop was seen.";
+    UNANSWERED: Counter "unanswered_connections_total" [] "Connections that got no reply although the agent saw no drop on this node.";
     POLICY_CHANGES: Counter "policy_changes_total" [] "NetworkPolicies created, edited or deleted.";
-    LOST: Counter "lost_records_total" ["stage", "reason"] "Lost packets, connections and records, by where and why.";
-    ERRORS: Counter "errors_total" ["stage", "kind"] "Errors with consequences, by stage and kind.";
+    LOST: Counter "lost_records_total" ["stage", "reason"] "Lost packets and records, by stage and reason.";
+    ERRORS: Counter "errors_total" ["stage", "kind"] "Errors with an effect, by stage and kind.";
     SEEN: Counter "kernel_seen_packets_total" [] "Freed packets that the hook inspected.";
     MATCHED: Counter "kernel_matched_packets_total" [] "Freed packets that may be drops by policy: emitted, aggregated or lost.";
     EMITTED: Counter "kernel_emitted_packets_total" [] "Matched packets sent to the agent.";
@@ -45,13 +45,13 @@ catalogue! {
     SINK_QUEUE_SIZE: Gauge "sink_queue_size_records" ["sink"] "Room of a sink's queue, in records.";
     SINK_FAILING: Gauge "sink_failing" ["sink"] "1 if a sink's last write failed or the sink cannot be opened.";
     OPENED: Counter "connections_opened_total" [] "Connections that the tc hook saw open: reported or lost.";
-    REPORTED: Counter "connections_reported_total" [] "Connections reported to the agent.";
-    CONNECTIONS_LOST: Counter "connections_lost_total" [] "Connections lost before they reached the agent.";
+    REPORTED: Counter "connections_reported_total" [] "Connections that the tc hook reported to the agent.";
+    CONNECTIONS_LOST: Counter "connections_lost_total" [] "Connections that the tc hook could not report.";
     HOOK: Gauge "hook_active" ["hook", "state"] "1 if a hook is attached, 0 if it is off or refused; the state says how it is attached.";
-    CONFIG_OK: Gauge "config_last_reload_successful" [] "1 if the config file as it is now is in force, 0 if it was refused.";
-    CONFIG_AGE: Gauge "config_age_seconds" [] "Time since the settings in force were read from the config file.";
+    CONFIG_OK: Gauge "config_last_reload_successful" [] "1 if the present config file is in effect, 0 if it was refused.";
+    CONFIG_AGE: Gauge "config_age_seconds" [] "Seconds since the settings in effect were read from the config file.";
     CONFIG_PENDING: Gauge "config_pending_options" [] "Options that changed in the config file and take effect at the next start.";
-    SYNCED: Gauge "source_synced" ["source"] "1 if the state in force is the source's current state.";
-    AGE: Gauge "source_age_seconds" ["source"] "Time since the state in force was read from its source.";
-    OBJECTS: Gauge "source_objects" ["source", "kind"] "Objects in force.";
+    SYNCED: Gauge "source_synced" ["source"] "1 if the state in effect is the source's current state.";
+    AGE: Gauge "source_age_seconds" ["source"] "Seconds since the state in effect was read from its source.";
+    OBJECTS: Gauge "source_objects" ["source", "kind"] "Objects in effect.";
 }

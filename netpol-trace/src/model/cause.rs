@@ -3,7 +3,7 @@
 use super::closed_set::closed_set;
 
 closed_set! {
-    /// Why the packet was dropped: decided once, from the kernel's evidence, the verdict of the policies and the node's rulesets.
+    /// The reason for the drop, from the kernel's evidence, the policies and the inventory of the node's rulesets.
     pub enum Cause {
         /// The policies deny the connection, or they changed within 10 seconds of the drop.
         Policy = "policy",

@@ -11,9 +11,10 @@ use super::closed_set::closed_set;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Loss {
     pub stage: LossStage,
+    /// Why they got lost.
     #[schemars(with = "LossReason")]
     pub reason: Text,
-    /// What `count` counts; absent means packets. Everything else is not part of packet accounting.
+    /// What `count` counts; absent means packets. A loss of anything else is not part of packet accounting.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<LossUnit>")]
     pub of: Option<Text>,
@@ -23,15 +24,17 @@ pub struct Loss {
     /// The count is an estimate: see stage `kernel_recursion`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub estimate: bool,
+    /// The time of the last one, or the end of the time without a hook.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub last_time: Option<Timestamp>,
-    /// The sink that lost them, with stage `sink`.
+    /// The name of the sink that lost them, with stage `sink`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sink: Option<String>,
-    /// The first and the last record that the sink lost.
+    /// The id of the first record that the sink lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_id: Option<String>,
+    /// The id of the last record that the sink lost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_id: Option<String>,
 }

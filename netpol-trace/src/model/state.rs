@@ -12,9 +12,9 @@ use super::closed_set::closed_set;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigState {
     pub path: String,
-    /// Seconds since the settings in force were read.
+    /// Seconds since the settings in effect were read.
     pub age_seconds: u64,
-    /// What is wrong with the file as it is now. The settings read before stay in force.
+    /// The error in the present file; the agent keeps the configuration it had.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Options that changed in the file and take effect at the next start.
@@ -82,7 +82,7 @@ impl HookState {
     }
 }
 
-/// What the agent remembers of the cluster's past: it decides about a drop by the state as of the packet's time.
+/// Changes that the index keeps, to evaluate drops as of their time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HistoryState {
     /// Former owners of addresses, and former versions of policies and labels.
@@ -95,15 +95,16 @@ pub struct HistoryState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SourceState {
     pub name: String,
-    /// The state in force is the source's current state.
+    /// The state in effect is the source's current state.
     pub synced: bool,
-    /// Seconds since the state in force was read.
+    /// Seconds since the state in effect was read.
     pub age_seconds: u64,
-    /// Objects in force, by kind.
+    /// Objects in effect, by kind.
     pub objects: BTreeMap<String, u64>,
     /// Objects of kinds that are not used, by kind.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub skipped: BTreeMap<String, u64>,
+    /// The first problem of the source, with its location; absent when synced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// How the source is read, where there is more than one way.
@@ -114,18 +115,22 @@ pub struct SourceState {
 /// Records that the queue in front of one sink holds at most.
 pub const SINK_QUEUE_RECORDS: usize = 16_384;
 
-/// A sink and its own accounting, in packets: `written + held + lost` is what the agent handed to it.
+/// A sink and its counts, in packets: `written + held + lost` is what it received.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SinkState {
     /// `stdout`, a file's path, or an address.
     pub name: String,
     /// `native`, `ecs`, `ocsf` or `otel`.
     pub format: Text,
+    /// Packets in records that the sink wrote.
     pub written: u64,
+    /// Packets that wait for the sink.
     pub held: u64,
+    /// Packets in records that the sink lost.
     pub lost: u64,
     /// Records of every kind that the sink wrote, including its own loss records.
     pub records: u64,
+    /// Records of every kind that the sink lost.
     pub records_lost: u64,
     /// Records in the sink's queue.
     pub queued: u64,

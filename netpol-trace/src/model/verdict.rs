@@ -107,6 +107,7 @@ pub struct PolicyRef {
     pub uid: Option<Str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
+    /// Seconds from the last change of the policy that the agent saw to the drop.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changed_ago_seconds: Option<u64>,
 }
@@ -128,6 +129,7 @@ pub struct Nearest {
     pub misses: Vec<Miss>,
 }
 
+/// One requirement of a rule that the connection does not meet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Miss {
     /// `ingress[0].from[1].podSelector`
@@ -141,7 +143,9 @@ pub struct Miss {
 /// The usual mistake behind the drop and the smallest change that would allow the flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Hint {
+    /// The kind of mistake, for grouping, such as `types-missing`.
     pub code: Text,
+    /// The mistake and the change, for people.
     pub message: String,
 }
 

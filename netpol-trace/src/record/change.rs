@@ -15,8 +15,10 @@ pub struct PolicyChange {
     pub policy: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
+    /// `metadata.generation` before the change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation_before: Option<i64>,
+    /// `metadata.generation` after the change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
     /// By their position in the policy before the change.

@@ -222,6 +222,10 @@ fn other_cause(record: &RecordView<'_>, verdict: Option<&VerdictView<'_>>) -> St
                 None => "no ready pod behind the service".to_owned(),
             }
         }
+        "connection_unknown" => format!(
+            "part of a connection whose opener is unknown; policies deny it in one direction only: {}",
+            kernel()
+        ),
         "host_firewall" => format!("a host firewall, not a policy: {}", kernel()),
         "pod_local" => format!("inside the pod's own network namespace: {}", kernel()),
         "conntrack_invalid" => format!("no connection in conntrack for this packet: {}", kernel()),
@@ -330,4 +334,20 @@ pub fn hint_key(record: &RecordView<'_>) -> u64 {
     }
     (&*record.network.transport, record.destination.as_ref().and_then(|end| end.port)).hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::read;
+
+    #[test]
+    fn a_drop_whose_connection_has_no_known_opener_names_no_policy_as_its_cause() {
+        let line = br#"{"schema":"netpol-trace/v1","id":"a/1","run":"a","seq":1,"time":"2026-11-21T04:30:11Z","kind":"drop","count":1,"cause":"connection_unknown","kernel":{"reason":"NETFILTER_DROP","location":"nft_do_chain"},"verdict":{"result":"undetermined","basis":"opener_unknown","egress":{"result":"allowed"},"ingress":{"result":"undetermined","isolated_by":[{"namespace":"prod","name":"db"}],"why":"it is not known who opened the connection"}}}"#;
+        let record = read::read(line).unwrap();
+        let expected = "part of a connection whose opener is unknown; policies deny it in one direction only: \
+                        NETFILTER_DROP in nft_do_chain";
+        assert_eq!(why(&record), expected);
+        assert_eq!(brief(&record, Brevity::Shortest), expected);
+    }
 }

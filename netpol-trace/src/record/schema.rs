@@ -37,9 +37,11 @@ pub struct Record {
     /// When it happened; of an aggregated drop, of the first packet.
     #[schemars(with = "String")]
     pub time: Timestamp,
+    /// The cluster's name, from `--cluster-name`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub cluster: Option<Str>,
+    /// The name of the agent's node, from `--node-name`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub node: Option<Str>,
@@ -70,12 +72,13 @@ pub struct Drop {
     /// What the packets would be on the wire, where segmentation offload makes that more than `count`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub segments: Option<u64>,
-    /// L3 length of all packets together, in bytes.
+    /// Length in bytes from the network header on, of all packets.
     pub bytes: u64,
     pub cause: Cause,
     /// The side whose policy denied.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub direction: Option<Direction>,
+    /// Whether the enforcer rejected the packet, so that the sender got an ICMP error or a TCP reset.
     pub action: Action,
     pub source: Endpoint,
     pub destination: Endpoint,
@@ -89,6 +92,7 @@ pub struct Drop {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub icmp: Option<Icmp>,
     pub kernel: Kernel,
+    /// What the policies decide about the connection; absent where they were not evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Verdict>")]
     pub verdict: Option<Part<Verdict>>,
@@ -104,7 +108,7 @@ pub struct Drop {
     pub truncated: bool,
 }
 
-/// Why packets of several flows are one record, and what they have in common. All else in the record is the first one's.
+/// Why packets of several flows are one record, and the fields they share. All other fields are the first packet's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AggregatedBy {
     #[schemars(with = "AggregationReason")]
@@ -113,8 +117,8 @@ pub struct AggregatedBy {
     pub same: Vec<Text>,
 }
 
-/// A connection that got no reply, although no drop on this node explains it. Inferred, so it is not part of packet accounting. Several
-/// connections of one client to one port within a minute are one record.
+/// A connection that got no reply although the agent saw no drop on this node. A guess, so not part of packet accounting. Connections of one
+/// client to one port within a minute are one record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Unanswered {
     /// Connections.
@@ -145,11 +149,12 @@ pub struct Unanswered {
     #[schemars(with = "Option<Hint>")]
     pub hint: Option<Part<Hint>>,
     pub enrichment: Enrichment,
+    /// Labels, or all but the first policies, were left out to keep the line under 16 KiB.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
 
-/// The source or the destination of a connection.
+/// The source or the destination.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Endpoint {
     pub kind: EndpointKind,
@@ -163,13 +168,13 @@ pub struct Endpoint {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub node: Option<Str>,
+    /// The service whose address the client used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceRef>,
     /// The address before NAT, where it differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub original: Option<Address>,
-    /// The names for which the client was given this address by DNS, newest first. Untrusted text in the
-    /// form of RFC 1035, so ASCII only.
+    /// DNS names that the client resolved to this address, newest first. Untrusted; ASCII only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<String>,
     /// Why an endpoint is `unknown`, or which pods share its address.
@@ -186,7 +191,7 @@ pub struct Network {
     pub tcp_flags: Vec<Text>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub community_id: Option<String>,
-    /// L3 length of the first packet, in bytes.
+    /// Length in bytes from the network header on, of the first packet.
     pub length: u32,
     /// A later fragment: it has no ports.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -200,7 +205,7 @@ pub struct Icmp {
     pub code: u8,
 }
 
-/// What the kernel reports about the drop.
+/// The kernel's evidence of the drop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Kernel {
     /// The drop reason without `SKB_DROP_REASON_`; absent before Linux 5.17.
@@ -211,6 +216,7 @@ pub struct Kernel {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub location: Option<Str>,
+    /// Where in netfilter or tc the packet was dropped; absent where the call site does not show it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hook: Option<Hook>,
     pub mechanism: Mechanism,

@@ -9,11 +9,12 @@ use crate::model::{
     Cause, ConfigState, ConnectionTotals, HistoryState, HookState, RunPhase, SinkState, SourceState, Text, Totals,
 };
 
-/// The agent's own state and its packet accounting.
+/// The agent's state and packet accounting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     pub phase: RunPhase,
     pub version: Text,
+    /// The id of the run before this one on the node, from `--state-dir`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_run: Option<String>,
     pub totals: Totals,
@@ -29,7 +30,7 @@ pub struct Status {
     pub sources: Vec<SourceState>,
     #[serde(default)]
     pub history: HistoryState,
-    /// Where records go. The first one is the primary sink: `totals.agent` is about it.
+    /// The first is the primary sink, which `totals.agent` is about.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sinks: Vec<SinkState>,
     /// With a config file.

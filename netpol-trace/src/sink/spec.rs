@@ -172,8 +172,8 @@ pub const OPTIONS: &[OutputOption] = &[
 pub fn help() -> String {
     let mut help = String::from(
         "Where records go: stdout, a file (PATH or file:PATH, appended to), otlp:URL (OTLP over HTTP) or events (Kubernetes Events about \
-         pods whose connections a policy denied, aggregated). May be given more than once; packet accounting is about the first one, the \
-         primary sink. Options follow after commas: ",
+         pods whose packets a policy dropped). May be repeated; the first is the primary sink, which packet accounting is about. \
+         Options follow after commas: ",
     );
     for (at, option) in OPTIONS.iter().enumerate() {
         let comma = if at == 0 { "" } else { ", " };
