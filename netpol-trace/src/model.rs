@@ -4,7 +4,7 @@
 
 pub mod aggregation;
 pub mod cause;
-mod closed_set;
+pub(crate) mod closed_set;
 pub mod cluster;
 pub mod direction;
 pub mod drop_site;

@@ -135,7 +135,7 @@ fn left_out(cases: &[Case]) -> Vec<String> {
     }
     demand("no hooks".into(), cases.iter().any(|case| case.options().iter().all(|(name, _)| name != "hooks")));
     demand("two hooks".into(), has("hooks", &|value| value.contains(',')));
-    for format in Format::ALL {
+    for format in Format::ALL.iter().copied() {
         demand(format!("--format={format:?}"), has("format", &|value| value == format.as_str()));
         let option = format!(",format={}", format.as_str());
         demand(format!("file{option}"), has("output", &|value| value.starts_with("file:") && value.contains(&option)));

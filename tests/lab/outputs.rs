@@ -132,7 +132,7 @@ fn the_first_output_has_to_start_and_options_have_to_be_right() -> Result<()> {
         (&[ca], 1, "ca-file=/nonexistent/ca.pem: No such file or directory"),
         (&["stdout", "otlp:nowhere"], 2, "http:// or https:// and a host"),
         (&["stdout", "/log,group=adm"], 2, "expected the number of a group"),
-        (&["stdout", "stdout"], 2, "named twice"),
+        (&["stdout", "stdout"], 2, "given twice"),
     ] {
         let outputs = outputs.iter().flat_map(|output| ["--output", output]);
         let arguments: Vec<&str> = ["--manifests", &manifests].into_iter().chain(outputs).collect();

@@ -33,7 +33,7 @@ macro_rules! closed_set {
     };
 }
 
-pub(super) use closed_set;
+pub(crate) use closed_set;
 
 #[cfg(test)]
 mod tests {

@@ -11,30 +11,19 @@ use std::str::FromStr;
 use super::Record;
 use super::json::write;
 use super::shorten::{ShortenStep, shortened};
+use crate::model::closed_set::closed_set;
 
-/// An encoding of records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// The record as docs/records.md has it.
-    Native,
-    /// Elastic Common Schema.
-    Ecs,
-    /// Open Cybersecurity Schema Framework.
-    Ocsf,
-    /// OpenTelemetry's log data model, as OTLP's JSON.
-    Otel,
-}
-
-impl Format {
-    pub const ALL: [Format; 4] = [Format::Native, Format::Ecs, Format::Ocsf, Format::Otel];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Format::Native => "native",
-            Format::Ecs => "ecs",
-            Format::Ocsf => "ocsf",
-            Format::Otel => "otel",
-        }
+closed_set! {
+    /// An encoding of records.
+    pub enum Format {
+        /// The record as docs/records.md has it.
+        Native = "native",
+        /// Elastic Common Schema.
+        Ecs = "ecs",
+        /// Open Cybersecurity Schema Framework.
+        Ocsf = "ocsf",
+        /// OpenTelemetry's log data model, as OTLP's JSON.
+        Otel = "otel",
     }
 }
 
@@ -42,8 +31,8 @@ impl FromStr for Format {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Format, String> {
-        let names = || Format::ALL.map(Format::as_str).join(", ");
-        let found = Format::ALL.into_iter().find(|format| format.as_str() == text);
+        let names = || Format::ALL.iter().map(|format| format.as_str()).collect::<Vec<_>>().join(", ");
+        let found = Format::ALL.iter().copied().find(|format| format.as_str() == text);
         found.ok_or_else(|| format!("unknown format {text:?}: expected one of {}", names()))
     }
 }

@@ -107,7 +107,7 @@ proptest! {
     fn no_string_breaks_a_line(texts in prop::collection::vec(text(), 1..8), labels in prop_oneof![Just(0_usize), Just(3), Just(64)]) {
         for mut record in examples() {
             poison(&mut record, &texts, labels);
-            for format in Format::ALL {
+            for format in Format::ALL.iter().copied() {
                 let mut out = Vec::new();
                 line(format, &record, &mut out).unwrap();
                 let value = check_line(format, &out);
@@ -132,7 +132,7 @@ fn no_long_string_breaks_a_line() {
     for text in ["x", "\u{202e}", "\"\n"] {
         for mut record in examples() {
             poison(&mut record, &[text.repeat(64 * 1024 / text.len())], 2);
-            for format in Format::ALL {
+            for format in Format::ALL.iter().copied() {
                 let mut out = Vec::new();
                 line(format, &record, &mut out).unwrap();
                 check_line(format, &out);

@@ -82,8 +82,10 @@ fn udp_goes_by_ports() {
     let mut packet = from_server(UDP, None);
     (packet.headers.source_port, packet.headers.destination_port) = (Some(40000), Some(53));
     assert_eq!(without_tc(&packet), Opener::Source);
+    (packet.headers.source_port, packet.headers.destination_port) = (Some(53), Some(5353));
+    assert_eq!(without_tc(&packet), Opener::Unknown, "clients use ports from 1024 on");
     // Both are a client's, or both a server's: nothing suggests an answer.
-    packet.headers.destination_port = Some(50000);
+    (packet.headers.source_port, packet.headers.destination_port) = (Some(40000), Some(50000));
     assert_eq!(without_tc(&packet), Opener::Source);
     (packet.headers.source_port, packet.headers.destination_port) = (Some(500), Some(500));
     assert_eq!(without_tc(&packet), Opener::Source);
@@ -96,8 +98,14 @@ fn conntrack_is_no_evidence_where_it_picked_the_connection_up_from_this_packet()
         let mut packet = from_server(protocol, flags);
         packet.conntrack = Some(conntrack(&packet, (SERVER, 80), (CLIENT, 40000)));
         assert_eq!(without_tc(&packet), Opener::Unknown, "{protocol} {flags:?}");
-        // With packets of both directions it is.
+        // Packets of both directions change nothing: the entry stays as it was made.
         packet.conntrack.as_mut().unwrap().seen_reply = true;
+        assert_eq!(without_tc(&packet), Opener::Unknown, "{protocol} {flags:?}");
+        // An entry that the client's packet made is evidence, and so is a translated destination.
+        packet.conntrack.as_mut().unwrap().dst_nat = true;
+        assert_eq!(without_tc(&packet), Opener::Conntrack, "{protocol} {flags:?}");
+        let of_client = conntrack(&packet, (CLIENT, 40000), (SERVER, 80));
+        packet.conntrack = Some(Conntrack { is_reply: true, ..of_client });
         assert_eq!(without_tc(&packet), Opener::Conntrack, "{protocol} {flags:?}");
     }
     let mut reply = from_server(TCP, Some(SYN | ACK));
