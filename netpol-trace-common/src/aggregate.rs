@@ -237,7 +237,7 @@ pub const FULL_COARSE: u32 = 2;
 /// How far the agent has got with the packets that the programs reported. A pinned map keeps it for the next agent.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Handover {
+pub struct HandoverPage {
     /// Packets of events read from the ring.
     pub emitted: u64,
     /// Packets of counts taken out of the maps.
@@ -250,7 +250,7 @@ pub struct Handover {
     pub left_out: u64,
 }
 
-layout!(Handover, 40);
+layout!(HandoverPage, 40);
 layout!(AggregateKey, 104, words @ 0);
 layout!(AggregateCount, 40, count @ 0, last @ 32);
 layout!(FastSlot, 144, count @ 104);

@@ -8,7 +8,7 @@ use aya_ebpf::maps::{Array, HashMap};
 use netpol_trace_common::PerCpu;
 use netpol_trace_common::aggregate::{
     self, AggregateCount, AggregateKey, AggregateState, BITMAP_WORDS, FAST_SLOTS, FULL_COARSE, FULL_FLOWS, FastSlot,
-    FlowBitmap, Handover, INDEX_WORDS_PER_SLOT, MAX_COARSE, MAX_FLOWS, MAX_WIDE, WORDS, WORDS_V4, shift,
+    FlowBitmap, HandoverPage, INDEX_WORDS_PER_SLOT, MAX_COARSE, MAX_FLOWS, MAX_WIDE, WORDS, WORDS_V4, shift,
 };
 
 use crate::drop::{self, bpf_ktime};
@@ -45,7 +45,7 @@ static AGGREGATE_STATE: Array<AggregateState> = Array::with_max_entries(1, 0);
 
 /// Written by the agent only: it is here to be pinned with the other maps.
 #[map]
-static HANDOVER: Array<Handover> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static HANDOVER: Array<HandoverPage> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Initial value of a map entry. Static, because the stack has 512 bytes.
 static ZERO_COUNT: AggregateCount = AggregateCount { count: 0, bytes: 0, more_segments: 0, first: 0, last: 0 };

@@ -30,7 +30,7 @@ use crate::cluster::Cluster;
 use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::Access;
 use crate::config::Live;
-use crate::http::{self, Guard};
+use crate::http::{self, MetricsGuard};
 use crate::inventory::{self, InventoryWatcher};
 use crate::kernel;
 use crate::kernel::tc::TcView;
@@ -84,7 +84,7 @@ pub struct AgentConfig {
     /// Address of the listener for /metrics and the probes.
     pub listen: Option<SocketAddr>,
     /// Who may read /metrics; `None` means everybody.
-    pub metrics_guard: Option<Guard>,
+    pub metrics_guard: Option<MetricsGuard>,
     pub history: Option<HistoryConfig>,
     /// Address of the `tail` listener, and the access reviews for its callers.
     pub tail: Option<(SocketAddr, Reviewer)>,
@@ -112,7 +112,7 @@ pub async fn run(mut config: AgentConfig, file: Live) -> anyhow::Result<()> {
     let run = start::run_id()?;
     let output = start::open_output(&config, &run)?;
     let metrics = output.metrics().clone();
-    let listeners = Listeners::bind(&mut config, &metrics).await?;
+    let listeners = HttpListeners::bind(&mut config, &metrics).await?;
     let state = config.state_dir.as_deref().map(|dir| StateFile::open(dir, &run)).transpose()?;
     let stop = Arc::new(AtomicBool::new(false));
     let duration = config.duration;
@@ -164,14 +164,14 @@ pub async fn run(mut config: AgentConfig, file: Live) -> anyhow::Result<()> {
 /// A bound listener and what it serves.
 type Served = Option<(TcpListener, axum::Router)>;
 
-struct Listeners {
+struct HttpListeners {
     metrics: Served,
     tail: Served,
 }
 
-impl Listeners {
+impl HttpListeners {
     /// Binds before any hook is attached, so that an address that is in use ends the start early.
-    async fn bind(config: &mut AgentConfig, metrics: &Arc<Metrics>) -> anyhow::Result<Listeners> {
+    async fn bind(config: &mut AgentConfig, metrics: &Arc<Metrics>) -> anyhow::Result<HttpListeners> {
         let of_metrics = match config.listen {
             Some(address) => {
                 let router = http::router(metrics.clone(), config.metrics_guard.take());
@@ -186,7 +186,7 @@ impl Listeners {
             }
             _ => None,
         };
-        Ok(Listeners { metrics: of_metrics, tail })
+        Ok(HttpListeners { metrics: of_metrics, tail })
     }
 }
 

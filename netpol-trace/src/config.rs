@@ -13,7 +13,7 @@ mod tests;
 use std::fmt;
 use std::path::Path;
 
-pub use crate::pipeline::filter::{Pattern, Selection, Settings};
+pub use crate::pipeline::filter::{Pattern, DropCriteria, Settings};
 pub use flags::FileOption;
 pub use live::Live;
 

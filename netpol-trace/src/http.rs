@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::metrics::{Metrics, text};
-pub use guard::{Guard, TOKEN_NEEDED, TokenFile, bearer};
+pub use guard::{MetricsGuard, TOKEN_NEEDED, TokenFile, bearer};
 use idle::IdleConnections;
 pub use write_timeout::Stalled;
 use write_timeout::WriteTimeout;
@@ -46,7 +46,7 @@ pub async fn bind(option: &str, address: SocketAddr) -> anyhow::Result<TcpListen
 }
 
 /// /metrics, behind a guard where there is one, and the probes.
-pub fn router(metrics: Arc<Metrics>, guard: Option<Guard>) -> Router {
+pub fn router(metrics: Arc<Metrics>, guard: Option<MetricsGuard>) -> Router {
     let mut page =
         get(async |State(metrics): State<Arc<Metrics>>| ([(header::CONTENT_TYPE, text::CONTENT_TYPE)], metrics.page()));
     if let Some(guard) = guard {

@@ -22,7 +22,7 @@ mod verdict_cache;
 
 use std::time::Instant;
 
-use aggregate::{AggregateKey, PacketSums};
+use aggregate::{WorkloadKey, PacketSums};
 use build::drop_body;
 use decide::{DropContext, EvalContext, NodeContext, decide};
 use enrich::{Flow, Moments};
@@ -120,7 +120,7 @@ impl Pipeline {
         if let Some(budget) = self.budget.as_mut()
             && !budget.spend(self.now)
         {
-            let key = AggregateKey::of(flow, packet, context.site, facts.netns, decision.cause, decision.direction);
+            let key = WorkloadKey::of(flow, packet, context.site, facts.netns, decision.cause, decision.direction);
             let sums = PacketSums::of(packet, &drop.packet_count, time, last);
             self.accounting.held += packets;
             match budget.add(key, &sums) {

@@ -111,7 +111,7 @@ fn nobody_is_let_in_when_the_server_is_away() -> Result<()> {
     let (agent, address) = start(&kubeconfig)?;
     ensure!(status(address, "/metrics", Some("a"))? == 503 && status(address, "/metrics", Some("a"))? == 503, "let in");
     let run = agent.stop()?;
-    let messages = run.stderr.matches("nobody new is let in to /metrics").count();
+    let messages = run.stderr.matches("/metrics refuses new clients").count();
     ensure!(messages == 1, "{messages} messages: {}", run.stderr);
     Ok(())
 }

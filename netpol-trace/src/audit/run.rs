@@ -29,11 +29,11 @@ pub(super) struct Run {
     /// Missing numbers beyond [`MAX_MISSING`] ranges.
     missing_beyond: u64,
     pub(super) duplicates: u64,
-    pub(super) sums: PacketSums,
+    pub(super) sums: RecordedSums,
     /// The latest status, and the packets in the records before it.
     pub(super) checkpoint: Option<Checkpoint>,
     /// The first status of a log that begins inside a run: the check covers what comes after.
-    baseline: Option<(Totals, PacketSums)>,
+    baseline: Option<(Totals, RecordedSums)>,
     pub(super) stopped: bool,
     /// Declared time in which nobody counted.
     pub(super) gaps: Vec<String>,
@@ -43,7 +43,7 @@ pub(super) struct Run {
 
 /// Packets in records: in drops, declared lost with an exact count, declared lost by estimate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct PacketSums {
+pub(super) struct RecordedSums {
     pub(super) recorded: u64,
     pub(super) declared: u64,
     pub(super) estimated: u64,
@@ -54,7 +54,7 @@ pub(super) struct Checkpoint {
     pub(super) seq: u64,
     pub(super) totals: Totals,
     /// Of the records before it.
-    pub(super) sums: PacketSums,
+    pub(super) sums: RecordedSums,
     pub(super) phase: RunPhase,
 }
 
@@ -73,7 +73,7 @@ impl Run {
             missing: BTreeMap::new(),
             missing_beyond: 0,
             duplicates: 0,
-            sums: PacketSums::default(),
+            sums: RecordedSums::default(),
             checkpoint: None,
             baseline: None,
             stopped: false,
@@ -95,7 +95,7 @@ impl Run {
         self.records += 1;
         self.last_time = self.last_time.max(record.time);
         let (exact, estimated) = declared(record);
-        let add = |sums: &mut PacketSums| {
+        let add = |sums: &mut RecordedSums| {
             sums.recorded = sums.recorded.saturating_add(packets(record));
             sums.declared = sums.declared.saturating_add(exact);
             sums.estimated = sums.estimated.saturating_add(estimated);
@@ -201,7 +201,7 @@ impl Run {
         let (base, before) = match self.baseline {
             Some((base, before)) => (base, before),
             None if self.first > 1 => return,
-            None => (Totals::default(), PacketSums::default()),
+            None => (Totals::default(), RecordedSums::default()),
         };
         // Every packet that the agent had to report is in a record or declared lost. This holds for the log of each sink, because a sink
         // that loses records declares them.

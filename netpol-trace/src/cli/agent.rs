@@ -13,7 +13,7 @@ use crate::agent::{self, AgentConfig};
 use crate::cluster::access_review::Reviewer;
 use crate::cluster::api::{ApiOptions, PeerDiscovery};
 use crate::config::{Live, flags};
-use crate::http::{Guard, TokenFile};
+use crate::http::{MetricsGuard, TokenFile};
 use crate::kernel::pins;
 use crate::record::format::Format;
 use crate::sink::spec::{self, OutputSpec};
@@ -187,10 +187,10 @@ pub fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
     }
     let reviewer = Reviewer::new(access.clone(), args.agents_namespace.clone(), "--tail-listen refuses all readers");
     let guard = match args.metrics_token_file {
-        Some(path) => Some(Guard::TokenFile(TokenFile::in_file(path)?)),
+        Some(path) => Some(MetricsGuard::TokenFile(TokenFile::in_file(path)?)),
         None if args.metrics_rbac => {
             let consequence = "/metrics refuses new clients";
-            Some(Guard::review(Reviewer::new(access.clone(), args.agents_namespace, consequence)))
+            Some(MetricsGuard::review(Reviewer::new(access.clone(), args.agents_namespace, consequence)))
         }
         None => None,
     };

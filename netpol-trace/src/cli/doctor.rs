@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::cluster::ClusterArgs;
 use super::input::TextOrJson;
 use crate::cluster::api::review::review;
-use crate::doctor::facts::HookProbe;
+use crate::doctor::facts::HookCheck;
 use crate::doctor::{self, can_record, diagnose, gather, text};
 use crate::inventory::Inventory;
 use crate::kernel::probe::probe;
@@ -43,7 +43,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     if args.cleanup {
         return cleanup();
     }
-    let hooks = probe().into_iter().map(|probe| HookProbe {
+    let hooks = probe().into_iter().map(|probe| HookCheck {
         name: probe.hook.to_owned(),
         result: probe.result,
         costs: probe.costs.map(str::to_owned),

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{ConfigFile, ConfigProblem, ConfigProblems, FileOption};
 use crate::cluster::yaml::{self, Value, YamlNode};
 use crate::model::Cause;
-use crate::pipeline::filter::{Pattern, Selection};
+use crate::pipeline::filter::{Pattern, DropCriteria};
 
 /// Longest config file in bytes; a ConfigMap holds no more.
 pub const MAX_BYTES: usize = 1 << 20;
@@ -99,8 +99,8 @@ fn file(text: &[u8], problems: &mut Vec<ConfigProblem>) -> ConfigFile {
     file
 }
 
-fn selection(name: &str, line: u32, node: &YamlNode, problems: &mut Vec<ConfigProblem>) -> Selection {
-    let mut selection = Selection::default();
+fn selection(name: &str, line: u32, node: &YamlNode, problems: &mut Vec<ConfigProblem>) -> DropCriteria {
+    let mut selection = DropCriteria::default();
     let entries = match &node.value {
         Value::Null => return selection,
         Value::Mapping(entries) => entries,

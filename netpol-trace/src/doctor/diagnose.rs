@@ -107,7 +107,7 @@ fn btf(facts: &NodeFacts) -> DoctorFinding {
 
 fn hooks(facts: &NodeFacts) -> Vec<DoctorFinding> {
     let check = HOOK;
-    let finding = |hook: &super::facts::HookProbe| match (&hook.result, &hook.costs) {
+    let finding = |hook: &super::facts::HookCheck| match (&hook.result, &hook.costs) {
         (Ok(how), None) => DoctorFinding::ok(
             check,
             format!("{} loads and attaches, {how}", hook.name),
@@ -158,7 +158,7 @@ fn hook_remedy(facts: &NodeFacts) -> &'static str {
 
 /// Whether a system call filter refuses bpf(2): not permitted, although no capability is missing.
 fn bpf_is_filtered(facts: &NodeFacts) -> bool {
-    let refused = |hook: &super::facts::HookProbe| {
+    let refused = |hook: &super::facts::HookCheck| {
         let why = hook.result.as_ref().err();
         why.is_some_and(|why| why.contains("Operation not permitted") || why.contains("os error 1)"))
     };

@@ -11,7 +11,7 @@ pub struct NodeFacts {
     /// `uname -r`.
     pub release: Option<String>,
     pub btf: BtfState,
-    pub hooks: Vec<HookProbe>,
+    pub hooks: Vec<HookCheck>,
     /// The effective capabilities: bit N is capability N.
     pub capabilities: Option<u64>,
     /// In any other user namespace the kernel does not accept capabilities for bpf(2).
@@ -46,7 +46,7 @@ pub enum BtfState {
 
 /// A hook that was loaded, attached and detached again.
 #[derive(Debug, Clone)]
-pub struct HookProbe {
+pub struct HookCheck {
     pub name: String,
     /// How it attached, or why not.
     pub result: Result<String, String>,
@@ -75,7 +75,7 @@ pub enum KallsymsState {
 }
 
 /// Gathers the facts; `hooks` are the results of trying each hook.
-pub fn gather(hooks: Vec<HookProbe>) -> NodeFacts {
+pub fn gather(hooks: Vec<HookCheck>) -> NodeFacts {
     let mut facts = read(Path::new("/"), hooks);
     if facts.lockdown == LockdownMode::Unknown
         && let Some(text) = unmounted_lockdown()
@@ -86,7 +86,7 @@ pub fn gather(hooks: Vec<HookProbe>) -> NodeFacts {
 }
 
 /// Reads the files below `root`.
-fn read(root: &Path, hooks: Vec<HookProbe>) -> NodeFacts {
+fn read(root: &Path, hooks: Vec<HookCheck>) -> NodeFacts {
     let status = text(root, "proc/self/status").unwrap_or_default();
     let capabilities = field(&status, "CapEff:").and_then(|hex| u64::from_str_radix(hex, 16).ok());
     NodeFacts {

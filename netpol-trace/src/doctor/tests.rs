@@ -4,7 +4,7 @@ mod permissions;
 
 use expect_test::{Expect, expect};
 
-use super::facts::{BtfState, HookProbe, KallsymsState, LockdownMode, NodeFacts};
+use super::facts::{BtfState, HookCheck, KallsymsState, LockdownMode, NodeFacts};
 use super::{DoctorFinding, can_record, text};
 use crate::inventory::devices::Device;
 use crate::inventory::ruleset::{RuleEngine, RulesetBuilder, TableFamily, TableKey};
@@ -15,7 +15,7 @@ fn good() -> NodeFacts {
     NodeFacts {
         release: Some("6.8.0-31-generic".into()),
         btf: BtfState::Present(5 << 20),
-        hooks: vec![HookProbe { name: "kfree_skb".into(), result: Ok("as BTF tracepoint".into()), costs: None }],
+        hooks: vec![HookCheck { name: "kfree_skb".into(), result: Ok("as BTF tracepoint".into()), costs: None }],
         capabilities: Some(0x1ff_ffff_ffff),
         initial_user_namespace: Some(true),
         seccomp: Some(0),
@@ -273,7 +273,7 @@ fn a_hook_that_drops_do_not_need() {
     check(
         |facts| {
             let costs = Some("only the rules show a REJECT".into());
-            facts.hooks.push(HookProbe { name: "reject".into(), result: Err("EPERM".into()), costs });
+            facts.hooks.push(HookCheck { name: "reject".into(), result: Err("EPERM".into()), costs });
         },
         expect![[r#"
             Yes: drops can be recorded here, with one limit.

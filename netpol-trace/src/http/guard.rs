@@ -18,22 +18,22 @@ const MAX_TOKEN: u64 = 16 * 1024;
 
 /// How a request for /metrics is authorized.
 #[derive(Debug)]
-pub enum Guard {
+pub enum MetricsGuard {
     TokenFile(TokenFile),
     /// By a TokenReview and a SubjectAccessReview of the API server.
     Review(Box<Reviewer>),
 }
 
-impl Guard {
-    pub fn review(reviewer: Reviewer) -> Guard {
-        Guard::Review(Box::new(reviewer))
+impl MetricsGuard {
+    pub fn review(reviewer: Reviewer) -> MetricsGuard {
+        MetricsGuard::Review(Box::new(reviewer))
     }
 
     async fn admits(&self, token: &str) -> Result<(), (StatusCode, &'static str)> {
         const UNKNOWN: (StatusCode, &str) = (StatusCode::UNAUTHORIZED, "unknown token\n");
         let reviewer = match self {
-            Guard::TokenFile(known) => return if known.is(token) { Ok(()) } else { Err(UNKNOWN) },
-            Guard::Review(reviewer) => reviewer,
+            MetricsGuard::TokenFile(known) => return if known.is(token) { Ok(()) } else { Err(UNKNOWN) },
+            MetricsGuard::Review(reviewer) => reviewer,
         };
         match reviewer.may_get(token, "/metrics").await {
             Ok(true) => Ok(()),
@@ -104,7 +104,7 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("Bearer") && is_token).then_some(token)
 }
 
-pub(super) async fn authorize(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+pub(super) async fn authorize(State(guard): State<Arc<MetricsGuard>>, request: Request, next: Next) -> Response {
     let admitted = match bearer(request.headers()) {
         Some(token) => guard.admits(token).await,
         None => Err((StatusCode::UNAUTHORIZED, TOKEN_NEEDED)),

@@ -46,7 +46,7 @@ impl InventoryWatcher {
     /// Reads the inventory and starts the thread. `linked` returns the names of a device's programs that netlink does not list.
     pub fn start(linked: impl Fn(&str) -> Vec<String> + Send + 'static) -> InventoryWatcher {
         // Subscribes before it reads, so that no change while the rulesets are read goes unnoticed.
-        let listeners = Listeners::open();
+        let listeners = RulesetListeners::open();
         let started = Instant::now();
         let current = RwLock::new(Arc::new(Inventory::read(&linked)));
         let took = started.elapsed();
@@ -81,15 +81,15 @@ impl Drop for InventoryWatcher {
 }
 
 /// The sockets for notifications. One is `None` while nftables is not loaded or without the permission.
-struct Listeners {
+struct RulesetListeners {
     nft: Option<Socket>,
     route: Option<Socket>,
 }
 
-impl Listeners {
-    fn open() -> Listeners {
+impl RulesetListeners {
+    fn open() -> RulesetListeners {
         let log = |error: &io::Error| tracing::debug!(%error, "no notifications of changes: rulesets are polled");
-        Listeners {
+        RulesetListeners {
             // To join the group would load nf_tables.
             nft: nft_loaded()
                 .then(|| netlink::listen(NETLINK_NETFILTER, &[GROUP_NFTABLES]).inspect_err(log).ok())
@@ -110,7 +110,7 @@ impl Listeners {
     }
 }
 
-fn follow(shared: &WatcherState, mut listeners: Listeners, mut took: Duration, linked: impl Fn(&str) -> Vec<String>) {
+fn follow(shared: &WatcherState, mut listeners: RulesetListeners, mut took: Duration, linked: impl Fn(&str) -> Vec<String>) {
     let mut read_at = Instant::now();
     // Time of the first change that has not been read.
     let mut changed: Option<Instant> = None;
@@ -122,7 +122,7 @@ fn follow(shared: &WatcherState, mut listeners: Listeners, mut took: Duration, l
             notified = true;
         }
         if listeners.nft.is_none() && nft_loaded() {
-            listeners = Listeners::open();
+            listeners = RulesetListeners::open();
             notified |= listeners.nft.is_some();
         }
         if notified {

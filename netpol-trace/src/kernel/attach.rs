@@ -214,7 +214,7 @@ fn map_set(ebpf: &mut Ebpf, which: usize, per_cpu: &Arc<Mapping<PerCpu>>, slots:
     })
 }
 
-/// Reasons that only `--all-drops` records.
+/// ReasonNumbers that only `--all-drops` records.
 fn unrecorded(default: &ReasonFilter, layout: &Layout) -> Vec<(u32, String)> {
     let all = filter::bitmaps(&layout.reasons, true);
     let left_out = layout

@@ -17,7 +17,7 @@ pub struct KernelCounters {
     per_cpu: Array<MapData, PerCpuPod>,
     /// The attached program, whose recursion misses the kernel counts.
     program: aya::programs::ProgramFd,
-    /// Reasons that only `--all-drops` records, with their names.
+    /// ReasonNumbers that only `--all-drops` records, with their names.
     unrecorded: Vec<(u32, String)>,
     /// Counts of earlier agents in the same maps.
     baseline: Baseline,

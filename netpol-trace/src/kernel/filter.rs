@@ -3,13 +3,13 @@
 
 use netpol_trace_common::{LOCATIONS, Locations, REASON_OTHER, REASONS, ReasonFilter};
 
-use super::layout::Reasons;
+use super::layout::ReasonNumbers;
 use super::symbols::Symbols;
 use crate::model::drop_taxonomy::{self, HookSource, Observed, is_unspecific};
 use crate::model::{DropSite, Hook, PolicyRelevance};
 
 /// The bitmaps of reasons for the programs.
-pub fn bitmaps(reasons: &Reasons, all_drops: bool) -> ReasonFilter {
+pub fn bitmaps(reasons: &ReasonNumbers, all_drops: bool) -> ReasonFilter {
     let mut filter = ReasonFilter::default();
     let mut set = |bits: fn(&mut ReasonFilter) -> &mut [u64; REASONS / 64], value: u32| {
         if let Some(word) = bits(&mut filter).get_mut(value as usize / 64) {
@@ -38,7 +38,7 @@ pub fn bitmaps(reasons: &Reasons, all_drops: bool) -> ReasonFilter {
 }
 
 /// The functions whose unspecific drops are recorded.
-pub fn location_names(reasons: &Reasons, all_drops: bool) -> Vec<&'static str> {
+pub fn location_names(reasons: &ReasonNumbers, all_drops: bool) -> Vec<&'static str> {
     drop_taxonomy::call_sites(reasons.has("NETFILTER_DROP"), all_drops)
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aya::maps::MapData;
-use netpol_trace_common::aggregate::Handover as HandoverPage;
+use netpol_trace_common::aggregate::HandoverPage;
 
 use super::mapping::Mapping;
 

@@ -12,7 +12,7 @@ pub struct Layout {
     /// Arguments of the `kfree_skb` tracepoint.
     pub arguments: u32,
     pub offsets: Offsets,
-    pub reasons: Reasons,
+    pub reasons: ReasonNumbers,
 }
 
 impl Layout {
@@ -20,7 +20,7 @@ impl Layout {
         Ok(Layout {
             arguments: btf.tracepoint_arguments("kfree_skb")?,
             offsets: offsets(btf)?,
-            reasons: Reasons::from_btf(btf),
+            reasons: ReasonNumbers::from_btf(btf),
         })
     }
 }
@@ -99,14 +99,14 @@ const OVS_REASONS: [&str; 11] = [
 
 /// Drop reasons by value. Their values differ between kernels, their names hardly do.
 #[derive(Debug, Default)]
-pub struct Reasons {
+pub struct ReasonNumbers {
     names: HashMap<u32, String>,
     /// Id of the OVS subsystem (from 6.6), 0 when there is none.
     pub ovs_subsystem: u32,
 }
 
-impl Reasons {
-    fn from_btf(btf: &Btf<'_>) -> Reasons {
+impl ReasonNumbers {
+    fn from_btf(btf: &Btf<'_>) -> ReasonNumbers {
         let mut names = HashMap::new();
         for (name, value) in btf.enumerators("skb_drop_reason").unwrap_or_default() {
             if let Some(name) = name.strip_prefix("SKB_DROP_REASON_").or_else(|| name.strip_prefix("SKB_"))
@@ -123,7 +123,7 @@ impl Reasons {
             .find_map(|(name, value)| name.ends_with("_OPENVSWITCH").then_some(value))
             .unwrap_or(0);
         // OVS' reasons are in its module's BTF, and the module may not be loaded; their values have not changed since 6.6.
-        let mut reasons = Reasons { names, ovs_subsystem };
+        let mut reasons = ReasonNumbers { names, ovs_subsystem };
         if ovs_subsystem != 0 {
             for (number, name) in (1..).zip(OVS_REASONS) {
                 reasons.names.insert(ovs_subsystem << 16 | number, format!("OVS_DROP_{name}"));

@@ -28,20 +28,20 @@ pub struct RecordBudget {
     refilled: Instant,
     /// Uses foldhash: std's hash costs more than all other work on a packet here. Senders choose addresses and ports, but they never see
     /// the seed or anything derived from it, and there are few aggregates, so nobody can make the map slow.
-    aggregates: HashMap<AggregateKey, Aggregate, RandomState>,
+    aggregates: HashMap<WorkloadKey, Aggregate, RandomState>,
 }
 
 /// What the packets of an aggregate have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct AggregateKey {
+pub struct WorkloadKey {
     /// `None` where there are too many kinds of drops at once.
-    ends: Option<Scope>,
+    ends: Option<WorkloadScope>,
     cause: Cause,
     direction: Option<Direction>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Scope {
+struct WorkloadScope {
     source: Party,
     destination: Party,
     port: Option<u16>,
@@ -88,7 +88,7 @@ impl RecordBudget {
 
     /// Adds packets to the aggregate of their key, or of a coarser key when there is no room. Returns the key if these packets are the
     /// first: the caller makes their record and calls [`RecordBudget::begin`].
-    pub fn add(&mut self, mut key: AggregateKey, packets: &PacketSums) -> Option<AggregateKey> {
+    pub fn add(&mut self, mut key: WorkloadKey, packets: &PacketSums) -> Option<WorkloadKey> {
         for most in [MAX_AGGREGATES, 2 * MAX_AGGREGATES] {
             if let Some(aggregate) = self.aggregates.get_mut(&key) {
                 aggregate.add(packets);
@@ -105,7 +105,7 @@ impl RecordBudget {
     }
 
     /// Begins an aggregate with the record of its first packets.
-    pub fn begin(&mut self, key: AggregateKey, mut drop: Box<Drop>, packets: &PacketSums) {
+    pub fn begin(&mut self, key: WorkloadKey, mut drop: Box<Drop>, packets: &PacketSums) {
         let mut same = vec!["cause".into(), "direction".into()];
         match &key.ends {
             Some(ends) => {
@@ -171,7 +171,7 @@ impl PacketSums {
     }
 }
 
-impl AggregateKey {
+impl WorkloadKey {
     pub fn of(
         flow: &Flow<'_>,
         packet: &Packet,
@@ -179,8 +179,8 @@ impl AggregateKey {
         netns: Option<u32>,
         cause: Cause,
         direction: Option<Direction>,
-    ) -> AggregateKey {
-        let ends = Scope {
+    ) -> WorkloadKey {
+        let ends = WorkloadScope {
             source: party(&flow.source),
             destination: party(&flow.destination),
             port: flow.destination.port,
@@ -190,13 +190,13 @@ impl AggregateKey {
             mechanism: site.mechanism,
             hook: site.hook,
         };
-        AggregateKey { ends: Some(ends), cause, direction }
+        WorkloadKey { ends: Some(ends), cause, direction }
     }
 
     /// Returns a coarser key: without the port; from there, by cause and direction only.
-    fn coarser(self) -> AggregateKey {
+    fn coarser(self) -> WorkloadKey {
         let ends = self.ends.filter(|ends| !ends.all_ports);
-        AggregateKey { ends: ends.map(|ends| Scope { port: None, all_ports: true, ..ends }), ..self }
+        WorkloadKey { ends: ends.map(|ends| WorkloadScope { port: None, all_ports: true, ..ends }), ..self }
     }
 }
 
@@ -262,7 +262,7 @@ mod tests {
                 let packet = crate::packet::decode(&event).unwrap();
                 let moment = index.now();
                 let flow = crate::pipeline::enrich::name(&packet, crate::pipeline::opener::Opener::Source, &moment);
-                let key = AggregateKey::of(&flow, &packet, site, Some(1), Cause::Policy, None);
+                let key = WorkloadKey::of(&flow, &packet, site, Some(1), Cause::Policy, None);
                 let Some(key) = budget.add(key, &packets) else { continue };
                 begun += 1;
                 let decision = RenderedDecision {

@@ -34,7 +34,7 @@ impl Pattern {
 
 /// Criteria for drops; `None` where a list is absent.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Selection {
+pub struct DropCriteria {
     /// Namespaces of either endpoint's pod or of the service that the client addressed.
     pub namespaces: Option<Vec<Pattern>>,
     pub causes: Option<Vec<Cause>>,
@@ -83,7 +83,7 @@ impl<'a> EndpointPair<'a> {
     }
 }
 
-impl Selection {
+impl DropCriteria {
     /// Returns true if every list that is present matches. A record without a cause matches any list of causes.
     pub fn fits_all(&self, cause: Option<Cause>, ends: &EndpointPair<'_>) -> bool {
         self.namespace(ends).unwrap_or(true) && self.cause(cause).unwrap_or(true) && self.cidr(ends).unwrap_or(true)
@@ -114,9 +114,9 @@ impl Selection {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Settings {
     /// A drop must match every list given here; an absent list matches all.
-    pub include: Selection,
+    pub include: DropCriteria,
     /// A drop that matches any list given here gets no record.
-    pub exclude: Selection,
+    pub exclude: DropCriteria,
     /// The pod labels that go into records; `None` for all.
     pub labels: Option<Vec<Pattern>>,
     /// The DNS names that go into records; `None` for all.
