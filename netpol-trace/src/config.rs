@@ -13,7 +13,7 @@ mod tests;
 use std::fmt;
 use std::path::Path;
 
-pub use crate::pipeline::filter::{Pattern, DropCriteria, Settings};
+pub use crate::pipeline::filter::{DropCriteria, Pattern, Settings};
 pub use flags::FileOption;
 pub use live::Live;
 

@@ -22,7 +22,7 @@ mod verdict_cache;
 
 use std::time::Instant;
 
-use aggregate::{WorkloadKey, PacketSums};
+use aggregate::{PacketSums, WorkloadKey};
 use build::drop_body;
 use decide::{DropContext, EvalContext, NodeContext, decide};
 use enrich::{Flow, Moments};

@@ -163,7 +163,11 @@ fn without_the_right_they_are_declared_lost() -> Result<()> {
     send(&pair)?;
     agent.wait_for("all drops", |records| ports().all(|port| packets(&pair, records, port) == 5))?;
     let run = agent.stop()?;
-    ensure!(run.stderr.contains("the API server refused an Event for this pod") && run.stderr.contains("forbidden"), "{}", run.stderr);
+    ensure!(
+        run.stderr.contains("the API server refused an Event for this pod") && run.stderr.contains("forbidden"),
+        "{}",
+        run.stderr
+    );
     let stopped = run.stopped()?;
     let sink = stopped.list("/sinks").get(1).context("the second sink")?;
     ensure!(sink["name"] == "events" && sink["lost"].as_u64() > Some(0), "{stopped}");

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{ConfigFile, ConfigProblem, ConfigProblems, FileOption};
 use crate::cluster::yaml::{self, Value, YamlNode};
 use crate::model::Cause;
-use crate::pipeline::filter::{Pattern, DropCriteria};
+use crate::pipeline::filter::{DropCriteria, Pattern};
 
 /// Longest config file in bytes; a ConfigMap holds no more.
 pub const MAX_BYTES: usize = 1 << 20;

@@ -110,7 +110,12 @@ impl RulesetListeners {
     }
 }
 
-fn follow(shared: &WatcherState, mut listeners: RulesetListeners, mut took: Duration, linked: impl Fn(&str) -> Vec<String>) {
+fn follow(
+    shared: &WatcherState,
+    mut listeners: RulesetListeners,
+    mut took: Duration,
+    linked: impl Fn(&str) -> Vec<String>,
+) {
     let mut read_at = Instant::now();
     // Time of the first change that has not been read.
     let mut changed: Option<Instant> = None;

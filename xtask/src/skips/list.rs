@@ -80,6 +80,11 @@ pub const LIST: &[Allowed] = &[
         ],
     },
     Allowed {
+        on: Fact::NoModule { name: "act_gact", function: "tcf_gact_act" },
+        because: "kernels are built with tc's actions drop and pass or not",
+        tests: &["lab::tc_traffic::a_cnis_clsact_filter_keeps_its_verdicts"],
+    },
+    Allowed {
         on: Fact::LinuxBefore(6, 6),
         because: "TCX, and Open vSwitch's drop reasons, came with 6.6",
         tests: &[
