@@ -109,7 +109,7 @@ impl Inventory {
             legacy,
             ruleset: builder.finish(),
             queues: queues(),
-            addresses: netlink::route::own_addresses().unwrap_or_default(),
+            addresses: own_addresses(),
             conntrack: has_connections(),
             devices_known,
             devices,
@@ -226,6 +226,13 @@ fn nft_loaded() -> bool {
 /// Returns the inode number of the network namespace, the `kernel.netns` of records.
 fn own_netns() -> Option<u32> {
     u32::try_from(fs::metadata("/proc/thread-self/ns/net").ok()?.ino()).ok()
+}
+
+/// Returns the addresses of all interfaces; none if they cannot be read, which is logged.
+fn own_addresses() -> Vec<IpAddr> {
+    netlink::route::own_addresses()
+        .inspect_err(|error| tracing::warn!(%error, "cannot list this node's addresses: probes from its bridges may be named unknown"))
+        .unwrap_or_default()
 }
 
 /// Returns true if conntrack has connections of this network namespace.

@@ -169,7 +169,11 @@ fn check(packet: &Sent, record: &Record) -> Result<()> {
     ensure!(reply == (packet.from_server && packet.opener.is_some()), "{what}: reply {reply}: {record}");
     if record.cause() == "policy" {
         ensure!(record.text("/direction") == "ingress", "{what}: direction {}: {record}", record.text("/direction"));
-        ensure!(!record.text("/hint/code").is_empty(), "{what}: no hint: {record}");
+        ensure!(
+            record.text("/hint/code") == "port" && record.text("/hint/message").contains("443"),
+            "{what}: {record}"
+        );
+        ensure!(record.text("/verdict/ingress/nearest/policy") == "lab/deny-server", "{what}: {record}");
     } else {
         ensure!(record.text("/hint/code").is_empty() && record.text("/direction").is_empty(), "{what}: {record}");
     }

@@ -97,7 +97,8 @@ impl Pipeline {
     /// Hands the node's own addresses, as the inventory lists them, to the index: kubelet and hostNetwork pods reach pods from bridges and
     /// tunnels that no Node object names.
     pub fn update_local_addresses(&self) {
-        if let Some(inventory) = self.inventory() {
+        // An empty list could not be read: the addresses read before still hold.
+        if let Some(inventory) = self.inventory().filter(|inventory| !inventory.addresses.is_empty()) {
             self.cluster.set_local_addresses(&inventory.addresses);
         }
     }

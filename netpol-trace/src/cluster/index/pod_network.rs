@@ -75,7 +75,8 @@ fn learned_prefix(ip: IpAddr) -> IpNet {
     IpNet::new(ip, length).map_or(ip.into(), |net| net.trunc())
 }
 
-/// The prefix of `ip`, and for IPv4 the one before it and the one after it: CNIs hand out neighbouring blocks.
+/// The prefix of `ip`, and for IPv4 the one before it and the one after it: many CNIs hand out neighbouring blocks. Calico does
+/// not: the first pod in a new block far from all known ones is external until the index has it.
 fn neighbours(ip: IpAddr) -> [IpNet; 3] {
     let other = |step: i32| match ip {
         IpAddr::V4(v4) => Ipv4Addr::from(v4.to_bits().saturating_add_signed(step * (1 << (32 - LEARNED_IPV4)))).into(),
